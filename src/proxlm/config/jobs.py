@@ -1,0 +1,176 @@
+"""The jobs: each is a tree of sections, and knows what cannot be right between two fields.
+
+A job's `problems()` returns (key, message) pairs; the bounds of a single field stand beside it in schema.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from proxlm.config.schema import (
+    DataConfig,
+    ModelConfig,
+    NewModelConfig,
+    OptimiserConfig,
+    OptimisersConfig,
+    PPOConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    SupervisedConfig,
+    TextConfig,
+)
+from proxlm.config.setting import setting
+
+Problems = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class PPOJob:
+    """Improve a language model with PPO on a reward."""
+
+    model: ModelConfig = setting(factory=ModelConfig)
+    data: DataConfig = setting(factory=DataConfig)
+    rollout: RolloutConfig = setting(factory=RolloutConfig)
+    reward: RewardConfig = setting(factory=RewardConfig)
+    ppo: PPOConfig = setting(factory=PPOConfig)
+    optim: OptimisersConfig = setting(factory=OptimisersConfig)
+    run: RunConfig = setting(factory=RunConfig)
+
+    def problems(self) -> Problems:
+        found = _needed(("model.policy", self.model.policy), ("data.prompts", self.data.prompts))
+        found += _reward_problems(self.reward)
+        if self.rollout.temperature == 0:
+            found.append(("rollout.temperature", "PPO needs samples: must be more than 0"))
+        if self.ppo.minibatches > self.ppo.batch_size * self.ppo.samples_per_prompt:
+            found.append(("ppo.minibatches", "more minibatches than responses in a step"))
+        for who in ("policy", "critic"):
+            found += _optimiser_problems(f"optim.{who}", getattr(self.optim, who))
+        return found
+
+
+def _optim(lr: float, **more: Any) -> OptimiserConfig:
+    return OptimiserConfig(
+        lr=lr, schedule="cosine", warmup=20, final=0.1, beta2=0.95, eps=1e-8, weight_decay=0.1, **more
+    )
+
+
+@dataclass(frozen=True)
+class PretrainJob:
+    """Train a new language model, tokenizer included, on text files."""
+
+    new: NewModelConfig = setting(factory=NewModelConfig)
+    model: ModelConfig = setting(factory=ModelConfig, help="policy: go on from this model instead of a new one")
+    text: TextConfig = setting(factory=TextConfig)
+    train: SupervisedConfig = setting(factory=SupervisedConfig)
+    optim: OptimiserConfig = setting(factory=lambda: _optim(2e-3))
+    run: RunConfig = setting(factory=RunConfig)
+
+    def problems(self) -> Problems:
+        found = _needed(("text.train", self.text.train)) + _optimiser_problems("optim", self.optim)
+        if self.new.hidden % self.new.heads:
+            found.append(("new.hidden", f"must be a multiple of new.heads = {self.new.heads}"))
+        elif self.new.hidden // self.new.heads % 2:
+            found.append(("new.hidden", "new.hidden / new.heads must be even (rotary positions)"))
+        if not self.model.policy and self.train.block > self.new.context:
+            found.append(("train.block", f"longer than new.context = {self.new.context}"))
+        return found
+
+
+@dataclass(frozen=True)
+class SFTJob:
+    """Fine-tune a language model on prompts with responses, or on conversations."""
+
+    model: ModelConfig = setting(factory=ModelConfig)
+    text: TextConfig = setting(factory=TextConfig)
+    train: SupervisedConfig = setting(factory=SupervisedConfig)
+    optim: OptimiserConfig = setting(factory=lambda: _optim(1e-4))
+    run: RunConfig = setting(factory=RunConfig)
+
+    def problems(self) -> Problems:
+        found = _needed(("model.policy", self.model.policy), ("text.train", self.text.train))
+        return found + _optimiser_problems("optim", self.optim)
+
+
+@dataclass(frozen=True)
+class GenerateJob:
+    """Write text with a model: one prompt, a file of them, or a conversation."""
+
+    model: ModelConfig = setting(factory=ModelConfig)
+    data: DataConfig = setting(factory=DataConfig)
+    rollout: RolloutConfig = setting(factory=RolloutConfig)
+    prompt: str = setting("", "one prompt; empty and no data.prompts: ask for prompts in a loop")
+    output: str = setting("", "with data.prompts: JSONL file to write; empty: print")
+    seed: int = setting(0, "seed of the sampling", ge=0, lt=2**32)
+
+    def problems(self) -> Problems:
+        return _needed(("model.policy", self.model.policy))
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """Measure models on held-out prompts, side by side."""
+
+    model: ModelConfig = setting(factory=ModelConfig, help="policy: the reference, evaluated first")
+    models: list[str] = setting(factory=list, help="more models to evaluate: folders or hub names")
+    data: DataConfig = setting(factory=DataConfig)
+    rollout: RolloutConfig = setting(factory=RolloutConfig)
+    reward: RewardConfig = setting(factory=RewardConfig)
+    output: str = setting("", "JSON file for the results; empty: only print")
+    samples: int = setting(3, "completions of each model to show", ge=0)
+    micro_batch_tokens: int = setting(4096, "most tokens in one forward pass", ge=1)
+    seed: int = setting(0, "seed of the sampling", ge=0, lt=2**32)
+
+    def problems(self) -> Problems:
+        found = _needed(("model.policy", self.model.policy))
+        if not (self.data.eval_prompts or self.data.prompts):
+            found.append(("data.eval_prompts", "needed: a file of prompts to evaluate on"))
+        return found + _reward_problems(self.reward)
+
+
+@dataclass(frozen=True)
+class ReportJob:
+    """Write a run's report: one HTML file that needs no network."""
+
+    folder: str = setting("", "the run's folder (also: proxlm report FOLDER)")
+    output: str = setting("", "where to write it; empty: report.html in the run's folder")
+
+    positional: ClassVar[str] = "folder"
+
+    def problems(self) -> Problems:
+        return _needed(("folder", self.folder))
+
+
+@dataclass(frozen=True)
+class DemoJob:
+    """From the standard library's source to a model that PPO teaches to write code that parses."""
+
+    folder: str = setting("runs/demo", "where the two runs are written")
+    seed: int = setting(0, "seed of everything random", ge=0, lt=2**32)
+    minutes: float = setting(1.25, "minutes of pretraining", gt=0)
+    ppo_steps: int = setting(60, "PPO steps", ge=1)
+    eval_count: int = setting(512, "held-out prefixes", ge=2)
+
+    def problems(self) -> Problems:
+        return _needed(("folder", self.folder))
+
+
+def _needed(*pairs: tuple[str, Any]) -> Problems:
+    return [(key, "needed, but not given") for key, value in pairs if not value]
+
+
+def _reward_problems(reward: RewardConfig) -> Problems:
+    if reward.use and reward.terms:
+        return [("reward.use", "give use or terms, not both")]
+    return [(f"reward.terms.{name}.use", "needed, but not given") for name, t in reward.terms.items() if not t.use]
+
+
+def _optimiser_problems(key: str, optim: OptimiserConfig) -> Problems:
+    if optim.schedule == "staged" and not optim.stages:
+        return [(f"{key}.stages", 'needed with schedule = "staged"')]
+    if optim.schedule == "exponential" and optim.final == 0:
+        return [(f"{key}.final", 'must be more than 0 with schedule = "exponential"')]
+    return [
+        (f"{key}.stages", f'"{step}" is not a step number') for step in optim.stages if not step.isdecimal()
+    ]

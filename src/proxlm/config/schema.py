@@ -1,0 +1,230 @@
+"""The sections of settings that jobs are made of.
+
+The defaults of PPO follow Schulman et al. 2017 and Ziegler et al. 2019 where they give one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from proxlm.config.setting import setting
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021) through PEFT; the base stays frozen and serves as the reference."""
+
+    rank: int = setting(0, "rank of the adapters; 0 trains all weights", ge=0)
+    alpha: float = setting(16.0, "scale: the update is multiplied by alpha / rank", gt=0)
+    dropout: float = setting(0.0, "dropout on the adapters' input (supervised jobs only)", ge=0, lt=1)
+    targets: list[str] = setting(
+        factory=list, help="names of the linear layers to adapt; empty: every linear layer but the output head"
+    )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model, which critic, in which precision, on which device."""
+
+    policy: str = setting("", "the language model: a folder in Hugging Face format, or a name on the hub")
+    critic: Literal["shared", "separate"] = setting(
+        "separate", "value head on the policy's trunk (shared), or on a copy of it (separate)"
+    )
+    precision: Literal["float32", "bfloat16"] = setting(
+        "float32", "precision of the computation; weights, optimiser, losses and log-probs stay in float32"
+    )
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...")
+    trust_remote_code: bool = setting(False, "allow the model's own Python code from the hub to run")
+    lora: LoraConfig = setting(factory=LoraConfig)
+
+
+@dataclass(frozen=True)
+class NewModelConfig:
+    """A new model, built from a transformers configuration with random weights."""
+
+    type: str = setting("llama", "transformers model type: llama, qwen3, gpt2, ...")
+    vocabulary: int = setting(4096, "size of the byte-level BPE tokenizer trained on the text", ge=260)
+    hidden: int = setting(256, "width of the residual stream", ge=8)
+    layers: int = setting(4, "number of blocks", ge=1)
+    heads: int = setting(4, "number of attention heads", ge=1)
+    intermediate: int = setting(0, "width inside the MLP; 0: 8/3 of hidden, to a multiple of 32", ge=0)
+    context: int = setting(512, "longest sequence in tokens", ge=8)
+    tie_embeddings: bool = setting(True, "use the input embedding as the output head")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Prompts for rollouts."""
+
+    prompts: str = setting("", "file of prompts: .jsonl, .csv or .txt (one a line), each may end in .gz")
+    prompt_field: str = setting("prompt", "field that holds the prompt (text, or a list of chat messages)")
+    eval_prompts: str = setting("", "file of held-out prompts; empty: eval_count are set aside from prompts")
+    eval_count: int = setting(64, "how many held-out prompts to evaluate on", ge=0)
+    chat: bool = setting(False, "put each prompt through the tokenizer's chat template as a user's message")
+    chat_template: str = setting("", "file with a Jinja chat template, for a tokenizer without one")
+    system: str = setting("", "system message put before each prompt (with chat)")
+    max_prompt_tokens: int = setting(
+        0, "longest prompt; 0: what the model's context leaves for the response", ge=0
+    )
+    on_long_prompt: Literal["fail", "skip"] = setting(
+        "fail", "a prompt over max_prompt_tokens: stop with an error, or leave it out and say how many"
+    )
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How responses are sampled."""
+
+    max_new_tokens: int = setting(64, "longest response in tokens", ge=1)
+    temperature: float = setting(1.0, "divides the logits; 0: greedy (not for training)", ge=0)
+    top_k: int = setting(0, "keep the k likeliest tokens; 0: all", ge=0)
+    top_p: float = setting(1.0, "keep the smallest set of tokens with this much probability", gt=0, le=1)
+    min_p: float = setting(0.0, "drop tokens below this share of the likeliest one's probability", ge=0, lt=1)
+    stop: list[str] = setting(factory=list, help="texts that end a response, besides the end-of-text token")
+    batch_size: int = setting(64, "sequences generated at once; does not change what is sampled", ge=1)
+
+
+@dataclass(frozen=True)
+class RewardTerm:
+    """One named part of the reward."""
+
+    use: str = setting("", "a built-in reward's name, or path/to/file.py:function")
+    weight: float = setting(1.0, "factor in the sum")
+    args: dict[str, Any] = setting(factory=dict, help="keyword arguments of the reward")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """What a response is worth: one reward, or a weighted sum of named terms."""
+
+    use: str = setting("", "a built-in reward's name, or path/to/file.py:function")
+    args: dict[str, Any] = setting(factory=dict, help="keyword arguments of the reward")
+    weights: dict[str, float] = setting(
+        factory=dict, help="weights of the components, where the function returns a dict of them; default 1"
+    )
+    terms: dict[str, RewardTerm] = setting(
+        factory=dict, help="named terms, instead of use: [reward.terms.NAME] with use, weight, args"
+    )
+    timeout: float = setting(120.0, "seconds one call of the reward may take", gt=0)
+    on_error: Literal["fail", "score"] = setting(
+        "fail", "a reward that raises, hangs or returns no number: stop, or give error_score and count it"
+    )
+    error_score: float = setting(0.0, "score of a response whose reward failed (with on_error = score)")
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Proximal Policy Optimisation with Generalised Advantage Estimation."""
+
+    steps: int = setting(100, "PPO steps: rollout, score, update", ge=1)
+    batch_size: int = setting(64, "prompts per step", ge=1)
+    samples_per_prompt: int = setting(1, "responses per prompt", ge=1)
+    epochs: int = setting(4, "passes over each step's responses", ge=1)
+    minibatches: int = setting(1, "optimiser steps per pass", ge=1)
+    micro_batch_tokens: int = setting(
+        4096, "most tokens (padding included) in one forward pass; changes memory, not the result", ge=1
+    )
+    gamma: float = setting(1.0, "discount factor", ge=0, le=1)
+    lam: float = setting(0.95, "GAE's λ: 0 one-step, 1 Monte Carlo (Schulman et al. 2015)", ge=0, le=1)
+    clip_low: float = setting(0.2, "ε below 1 in the clipped ratio", ge=0, lt=1)
+    clip_high: float = setting(0.2, "ε above 1 in the clipped ratio", ge=0)
+    clip_value: float = setting(0.2, "how far a value may move before its loss is clipped; 0: no clip", ge=0)
+    value_coef: float = setting(0.1, "factor of the value loss", ge=0)
+    entropy_coef: float = setting(0.0, "factor of the entropy bonus", ge=0)
+    whiten_advantages: bool = setting(True, "shift and scale a step's advantages to mean 0, variance 1")
+    aggregation: Literal["token", "sequence", "fixed"] = setting(
+        "token", "loss: mean over tokens, mean over sequences of token means, or sum / (sequences × limit)"
+    )
+    truncation: Literal["terminal", "bootstrap"] = setting(
+        "terminal", "after a response cut at the length limit: no future reward, or the critic's estimate"
+    )
+    missing_eos: Literal["ignore", "subtract", "replace"] = setting(
+        "ignore", "a response cut at the length limit: leave its score, subtract, or replace it"
+    )
+    missing_eos_penalty: float = setting(1.0, "what missing_eos subtracts, or the score it sets", ge=-1e6)
+    kl_coef: float = setting(0.05, "β: reward lost per nat of KL to the reference (first value if adaptive)", ge=0)
+    kl_estimator: Literal["k1", "k2", "k3"] = setting("k1", "per-token KL estimate in the reward")
+    kl_controller: Literal["fixed", "adaptive"] = setting("fixed", "constant β, or steered to kl_target")
+    kl_target: float = setting(6.0, "KL per response that the adaptive controller aims at, in nats", gt=0)
+    kl_horizon: float = setting(10000.0, "responses over which the adaptive controller acts", gt=0)
+    max_log_ratio: float = setting(20.0, "log-ratios are clamped to ± this before exp", gt=0)
+    target_kl: float = setting(0.0, "end a step's passes once approxKL exceeds this; 0: never", ge=0)
+
+
+Schedule = Literal["constant", "linear", "cosine", "exponential", "inverse-time", "staged"]
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = setting(1e-5, "highest learning rate", gt=0)
+    schedule: Schedule = setting("constant", "how the learning rate falls after warm-up")
+    warmup: int = setting(0, "steps of linear rise from 0", ge=0)
+    final: float = setting(0.0, "share of lr at the end (linear, cosine, exponential)", ge=0, le=1)
+    half_life: float = setting(100.0, "steps after which inverse-time has halved lr", gt=0)
+    stages: dict[str, float] = setting(
+        factory=dict, help='staged: factor of lr from a step on, e.g. {"100" = 0.5, "200" = 0.1}'
+    )
+    beta1: float = setting(0.9, "AdamW's β1", ge=0, lt=1)
+    beta2: float = setting(0.999, "AdamW's β2", ge=0, lt=1)
+    eps: float = setting(1e-5, "AdamW's ε", gt=0)
+    weight_decay: float = setting(0.0, "decoupled weight decay of matrices", ge=0)
+    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0: never", ge=0)
+
+
+def _critic_defaults() -> OptimiserConfig:
+    return OptimiserConfig(lr=1e-4)
+
+
+@dataclass(frozen=True)
+class OptimisersConfig:
+    """The policy and the critic learn at their own rates."""
+
+    policy: OptimiserConfig = setting(factory=OptimiserConfig)
+    critic: OptimiserConfig = setting(factory=_critic_defaults)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run's folder, seed and logging."""
+
+    folder: str = setting("", "where the run is written; empty: runs/JOB-DATE-TIME")
+    seed: int = setting(0, "seed of everything random", ge=0, lt=2**32)
+    resume: bool = setting(False, "go on from the folder's newest complete checkpoint")
+    save_every: int = setting(50, "steps between checkpoints; 0: only at the end", ge=0)
+    keep: int = setting(2, "how many of the newest checkpoints to keep", ge=1)
+    log_samples: int = setting(4, "responses per step written to samples.jsonl", ge=0)
+    tensorboard: bool = setting(True, "write TensorBoard events")
+    wandb: str = setting("", "Weights & Biases project to log to (needs proxlm[wandb])")
+    threads: int = setting(0, "CPU threads; 0: one per core", ge=0)
+    report: bool = setting(True, "write report.html at the end")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Text for supervised training."""
+
+    train: list[str] = setting(factory=list, help="files or folders of text (pretrain), or one JSONL file (sft)")
+    validation: list[str] = setting(factory=list, help="held-out files; empty: validation_share is set aside")
+    validation_share: float = setting(0.05, "share of the records set aside for validation", gt=0, lt=1)
+    extensions: list[str] = setting(factory=lambda: [".txt", ".md"], help="which files of a folder to read")
+    prompt_field: str = setting("prompt", "sft: field with the prompt (text)")
+    response_field: str = setting("response", "sft: field with the response (text)")
+    messages_field: str = setting("messages", "sft: field with chat messages, used where prompt is absent")
+    chat: bool = setting(False, "sft: put prompt and response through the chat template")
+    chat_template: str = setting("", "file with a Jinja chat template, for a tokenizer without one")
+
+
+@dataclass(frozen=True)
+class SupervisedConfig:
+    """The loop that pretraining and supervised fine-tuning share."""
+
+    steps: int = setting(1000, "most optimiser steps", ge=1)
+    minutes: float = setting(0.0, "stop after this many minutes of training; 0: no limit", ge=0)
+    batch_tokens: int = setting(8192, "tokens per optimiser step", ge=1)
+    micro_batch_tokens: int = setting(8192, "most tokens in one forward pass", ge=1)
+    block: int = setting(256, "pretrain: length of the packed sequences", ge=2)
+    validate_every: int = setting(100, "steps between validations", ge=1)
+    patience: int = setting(5, "stop after this many validations without a better loss; 0: never", ge=0)

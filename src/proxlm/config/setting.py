@@ -1,0 +1,51 @@
+"""A dataclass field with the text and the bounds that the command line shows and checks."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a number may be, and what a text may not be; None: no bound."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+    def problem(self, value: float) -> str | None:
+        """What is wrong with `value`, or None. NaN fails every bound."""
+        checks = [
+            (self.ge, value >= self.ge if self.ge is not None else True, "at least"),
+            (self.gt, value > self.gt if self.gt is not None else True, "more than"),
+            (self.le, value <= self.le if self.le is not None else True, "at most"),
+            (self.lt, value < self.lt if self.lt is not None else True, "less than"),
+        ]
+        failed = [f"{word} {bound:g}" for bound, ok, word in checks if not ok and bound is not None]
+        if failed:
+            return "must be " + " and ".join(failed)
+        if value != value or value in (float("inf"), float("-inf")):
+            return "must be a finite number"
+        return None
+
+
+def setting(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    factory: Any = MISSING,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+) -> Any:
+    """A field of a config dataclass: its default, its one-line meaning, and its bounds.
+
+    `factory` makes the default where it is a list, a dict or another config dataclass.
+    """
+    metadata = {"help": help, "bounds": Bounds(ge, gt, le, lt)}
+    if factory is not MISSING:
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)

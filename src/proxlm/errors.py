@@ -1,0 +1,28 @@
+"""Errors a user can mend. The command line prints one as a single line and exits with status 2."""
+
+
+class UserError(Exception):
+    """Something outside the program is wrong: a file, a setting, a model, a reward function.
+
+    The message is one line that names what was wrong, where, and what to do.
+    """
+
+
+class ConfigError(UserError):
+    """A setting is unknown, has the wrong type, or an impossible value."""
+
+
+class DataError(UserError):
+    """A data file is missing, empty, malformed, or lacks a field."""
+
+
+class ModelError(UserError):
+    """A model or tokenizer cannot be loaded or used."""
+
+
+class RewardError(UserError):
+    """A reward function raised, hung, or returned something that is not a reward."""
+
+
+class RunError(UserError):
+    """A run folder cannot be created, written, or resumed."""

@@ -1,0 +1,203 @@
+"""The dataflow: Prompt → Rollout → Experience. A batch of sequences is ragged, never padded.
+
+B sequences; N tokens, prompts and responses together; R response tokens. A ragged tensor is flat, with offsets
+[B + 1]: row b is `flat[offsets[b] : offsets[b + 1]]`. Everything per response token is a flat [R] tensor
+aligned with the response's own tokens: element t belongs to generated token t.
+
+Worked example, two sequences, "a b → x y z" and "c → u":
+
+    tokens          [a b x y z c u]   [N] = 7
+    offsets         [0 5 7]           [B + 1] = 3
+    prompt_lengths  [2 1]             [B] = 2
+    response_tokens [x y z u]         [R] = 4
+    response_offsets [0 3 4]          [B + 1] = 3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Finish = Literal["eos", "stop", "length"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt. `id` is its row in the data, the same in every run; it seeds the sampling."""
+
+    id: int
+    input_ids: tuple[int, ...]
+    text: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a reward function sees of one response.
+
+    `text` is the response without special tokens and without the stop text; `tokens` are all its token ids.
+    `fields` holds whatever else the prompt's record held, an answer for instance.
+    """
+
+    prompt: str
+    text: str
+    tokens: tuple[int, ...] = ()
+    finish: Finish = "eos"
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+def ragged_index(offsets: Tensor, rows: Tensor) -> Tensor:
+    """Flat indices of the given rows' elements, row after row. offsets [B+1], rows [b] → [sum of lengths]."""
+    lengths = (offsets[1:] - offsets[:-1])[rows]
+    starts = torch.repeat_interleave(offsets[:-1][rows], lengths)
+    ends = torch.cumsum(lengths, 0)
+    within = torch.arange(int(lengths.sum()), device=offsets.device)
+    return starts + within - torch.repeat_interleave(ends - lengths, lengths)
+
+
+def offsets_of(lengths: Tensor) -> Tensor:
+    """Lengths [B] → offsets [B+1]."""
+    return torch.cat([lengths.new_zeros(1), torch.cumsum(lengths, 0)])
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """B token sequences, each a prompt of at least one token and a response of at least one.
+
+    tokens [N] int64, offsets [B+1] int64, prompt_lengths [B] int64.
+    """
+
+    tokens: Tensor
+    offsets: Tensor
+    prompt_lengths: Tensor
+
+    @staticmethod
+    def from_lists(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Sequences:
+        """Join prompts and responses, row by row."""
+        rows = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
+        return Sequences(
+            torch.tensor([t for row in rows for t in row], dtype=torch.int64),
+            offsets_of(torch.tensor([len(row) for row in rows], dtype=torch.int64)),
+            torch.tensor([len(p) for p in prompts], dtype=torch.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.prompt_lengths)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens in each sequence, prompt and response, [B]."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    @property
+    def response_lengths(self) -> Tensor:
+        """[B]."""
+        return self.lengths - self.prompt_lengths
+
+    @property
+    def response_offsets(self) -> Tensor:
+        """Offsets of the rows in every flat [R] tensor, [B+1]."""
+        return offsets_of(self.response_lengths)
+
+    @property
+    def response_index(self) -> Tensor:
+        """Where each response token stands in `tokens`, [R]."""
+        row_of_token = torch.repeat_interleave(torch.arange(len(self), device=self.offsets.device), self.lengths)
+        within = torch.arange(len(self.tokens), device=self.offsets.device) - self.offsets[:-1][row_of_token]
+        return (within >= self.prompt_lengths[row_of_token]).nonzero().squeeze(-1)
+
+    @property
+    def response_tokens(self) -> Tensor:
+        """[R] int64."""
+        return self.tokens[self.response_index]
+
+    def select(self, rows: Tensor) -> Sequences:
+        """The given rows, in that order. rows [b] int64."""
+        lengths = self.lengths[rows]
+        return Sequences(
+            self.tokens[ragged_index(self.offsets, rows)], offsets_of(lengths), self.prompt_lengths[rows]
+        )
+
+    def to(self, device: torch.device) -> Sequences:
+        """A copy on `device`."""
+        return Sequences(self.tokens.to(device), self.offsets.to(device), self.prompt_lengths.to(device))
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """B sampled responses with the log-probs they were sampled with.
+
+    action_mask [R] bool: True where the policy chose the token; logprobs [R] float32: natural log of the
+    behaviour policy's probability (temperature and filters applied). A completion is never re-tokenised.
+    """
+
+    prompts: list[Prompt]
+    sequences: Sequences
+    action_mask: Tensor
+    logprobs: Tensor
+    finish: list[Finish]
+    texts: list[str]
+    policy_version: int
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def completions(self) -> list[Completion]:
+        """The responses as a reward function sees them."""
+        offsets = self.sequences.response_offsets.tolist()
+        tokens = self.sequences.response_tokens.tolist()
+        return [
+            Completion(p.text, text, tuple(tokens[offsets[b] : offsets[b + 1]]), finish, p.fields)
+            for b, (p, text, finish) in enumerate(zip(self.prompts, self.texts, self.finish, strict=True))
+        ]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the responses are worth.
+
+    total [B] float32: the weighted sum for the whole response; per_token [R] float32 or None: rewards given to
+    single tokens, besides total; components: each named part before weighting, [B] floats; failed: how many
+    responses got error_score because the reward failed.
+    """
+
+    total: Tensor
+    per_token: Tensor | None = None
+    components: dict[str, list[float]] = field(default_factory=dict)
+    failed: int = 0
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A rollout with all that the update needs; every tensor [R] float32, aligned with the response tokens.
+
+    old_logprobs: the policy's before the update; ref_logprobs: the reference's; values: V of the state before
+    the token; rewards: KL penalty and score; advantages: whitened if asked; returns: raw advantage + value.
+    """
+
+    sequences: Sequences
+    action_mask: Tensor
+    old_logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    rewards: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def select(self, rows: Tensor) -> Experience:
+        """The given rows, in that order. rows [b] int64."""
+        i = ragged_index(self.sequences.response_offsets, rows)
+        return Experience(
+            self.sequences.select(rows),
+            self.action_mask[i],
+            self.old_logprobs[i],
+            self.ref_logprobs[i],
+            self.values[i],
+            self.rewards[i],
+            self.advantages[i],
+            self.returns[i],
+        )
