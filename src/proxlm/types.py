@@ -106,7 +106,9 @@ class Sequences:
     @property
     def response_index(self) -> Tensor:
         """Where each response token stands in `tokens`, [R]."""
-        row_of_token = torch.repeat_interleave(torch.arange(len(self), device=self.offsets.device), self.lengths)
+        row_of_token = torch.repeat_interleave(
+            torch.arange(len(self), device=self.offsets.device), self.lengths
+        )
         within = torch.arange(len(self.tokens), device=self.offsets.device) - self.offsets[:-1][row_of_token]
         return (within >= self.prompt_lengths[row_of_token]).nonzero().squeeze(-1)
 

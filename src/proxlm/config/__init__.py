@@ -1,7 +1,8 @@
 """One typed tree of settings per job. Nothing here imports torch."""
 
+from proxlm.config.help import describe
 from proxlm.config.jobs import DemoJob, EvaluateJob, GenerateJob, PPOJob, PretrainJob, ReportJob, SFTJob
-from proxlm.config.parse import JOBS, describe, load_config, to_toml
+from proxlm.config.parse import JOBS, load_config, to_toml
 from proxlm.config.schema import (
     DataConfig,
     LoraConfig,

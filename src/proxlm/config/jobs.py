@@ -61,7 +61,9 @@ class PretrainJob:
     """Train a new language model, tokenizer included, on text files."""
 
     new: NewModelConfig = setting(factory=NewModelConfig)
-    model: ModelConfig = setting(factory=ModelConfig, help="policy: go on from this model instead of a new one")
+    model: ModelConfig = setting(
+        factory=ModelConfig, help="policy: go on from this model instead of a new one"
+    )
     text: TextConfig = setting(factory=TextConfig)
     train: SupervisedConfig = setting(factory=SupervisedConfig)
     optim: OptimiserConfig = setting(factory=lambda: _optim(2e-3))
@@ -163,7 +165,9 @@ def _needed(*pairs: tuple[str, Any]) -> Problems:
 def _reward_problems(reward: RewardConfig) -> Problems:
     if reward.use and reward.terms:
         return [("reward.use", "give use or terms, not both")]
-    return [(f"reward.terms.{name}.use", "needed, but not given") for name, t in reward.terms.items() if not t.use]
+    return [
+        (f"reward.terms.{name}.use", "needed, but not given") for name, t in reward.terms.items() if not t.use
+    ]
 
 
 def _optimiser_problems(key: str, optim: OptimiserConfig) -> Problems:

@@ -19,7 +19,8 @@ class LoraConfig:
     alpha: float = setting(16.0, "scale: the update is multiplied by alpha / rank", gt=0)
     dropout: float = setting(0.0, "dropout on the adapters' input (supervised jobs only)", ge=0, lt=1)
     targets: list[str] = setting(
-        factory=list, help="names of the linear layers to adapt; empty: every linear layer but the output head"
+        factory=list,
+        help="names of the linear layers to adapt; empty: every linear layer but the output head",
     )
 
 
@@ -143,7 +144,9 @@ class PPOConfig:
         "ignore", "a response cut at the length limit: leave its score, subtract, or replace it"
     )
     missing_eos_penalty: float = setting(1.0, "what missing_eos subtracts, or the score it sets", ge=-1e6)
-    kl_coef: float = setting(0.05, "β: reward lost per nat of KL to the reference (first value if adaptive)", ge=0)
+    kl_coef: float = setting(
+        0.05, "β: reward lost per nat of KL to the reference (first value if adaptive)", ge=0
+    )
     kl_estimator: Literal["k1", "k2", "k3"] = setting("k1", "per-token KL estimate in the reward")
     kl_controller: Literal["fixed", "adaptive"] = setting("fixed", "constant β, or steered to kl_target")
     kl_target: float = setting(6.0, "KL per response that the adaptive controller aims at, in nats", gt=0)
@@ -206,7 +209,9 @@ class RunConfig:
 class TextConfig:
     """Text for supervised training."""
 
-    train: list[str] = setting(factory=list, help="files or folders of text (pretrain), or one JSONL file (sft)")
+    train: list[str] = setting(
+        factory=list, help="files or folders of text (pretrain), or one JSONL file (sft)"
+    )
     validation: list[str] = setting(factory=list, help="held-out files; empty: validation_share is set aside")
     validation_share: float = setting(0.05, "share of the records set aside for validation", gt=0, lt=1)
     extensions: list[str] = setting(factory=lambda: [".txt", ".md"], help="which files of a folder to read")

@@ -23,7 +23,7 @@ class Bounds:
             (self.le, value <= self.le if self.le is not None else True, "at most"),
             (self.lt, value < self.lt if self.lt is not None else True, "less than"),
         ]
-        failed = [f"{word} {bound:g}" for bound, ok, word in checks if not ok and bound is not None]
+        failed = [f"{word} {bound:.10g}" for bound, ok, word in checks if not ok and bound is not None]
         if failed:
             return "must be " + " and ".join(failed)
         if value != value or value in (float("inf"), float("-inf")):

@@ -1,0 +1,67 @@
+"""`proxlm evaluate`: models side by side on held-out prompts."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from proxlm.apps.session import prompt_limit, set_up
+from proxlm.config import EvaluateJob, LoraConfig
+from proxlm.data.prompts import load_prompts
+from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
+from proxlm.models.forward import token_outputs
+from proxlm.models.load import load_language_model
+from proxlm.rewards import Reward, build_reward
+from proxlm.runlog.folder import write_json_atomic
+
+
+def main(config: EvaluateJob) -> None:
+    """Evaluate, print the table and a few samples, and write the JSON file if one is asked for."""
+    evaluations, count = run_evaluate(config)
+    print(as_table(evaluations, count))
+    for i in range(min(config.samples, count)):
+        print(f"\nprompt  {evaluations[0].samples[i]['prompt']}")
+        for e in evaluations:
+            print(f"{e.name}: {e.samples[i]['response'].strip()}")
+    if config.output:
+        write_json_atomic(Path(config.output), as_json(evaluations, count, config.seed))
+        print(f"\nwritten to {config.output}")
+
+
+def run_evaluate(config: EvaluateJob) -> tuple[list[Evaluation], int]:
+    """model.policy, which is also the reference, and then each of `models`; and the number of prompts.
+
+    Every model answers the same prompts with the same random numbers. Models must share a tokenizer.
+    """
+    reward: Reward | None = None
+    if config.reward.use or config.reward.terms:
+        reward = build_reward(config.reward)
+    set_up()
+    limit = prompt_limit(config.model, config.data, config.rollout)
+    # A finished model holds its adapters already; new ones would be of no use.
+    plain = replace(config.model, lora=LoraConfig())
+    reference = load_language_model(plain)
+    data = config.data
+    if not data.prompts:
+        data = replace(data, prompts=data.eval_prompts)
+    loaded = load_prompts(data, reference.tokenizer, limit, "eval", config.seed)
+    evaluations: list[Evaluation] = []
+    for number, path in enumerate(["", *config.models]):
+        model = load_language_model(replace(plain, policy=path)) if path else reference
+        name = path or config.model.policy
+        print(f"evaluating {name} ({number + 1}/{len(config.models) + 1}) …", file=sys.stderr, flush=True)
+        evaluations.append(
+            evaluate_model(
+                name,
+                model,
+                lambda sequences: token_outputs(reference, sequences).logprobs,
+                loaded.prompts,
+                reward,
+                config.rollout,
+                seed=config.seed,
+                micro_batch_tokens=config.micro_batch_tokens,
+                samples=max(config.samples, 16),
+            )
+        )
+    return evaluations, len(loaded.prompts)

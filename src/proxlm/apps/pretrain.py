@@ -1,0 +1,105 @@
+"""`proxlm pretrain`: a new tokenizer and a new language model from text files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from proxlm.apps.report import write_report
+from proxlm.apps.session import set_up, start_run
+from proxlm.config import OptimiserConfig, PretrainJob, RunConfig, SFTJob, SupervisedConfig
+from proxlm.data.supervised import pretrain_blocks
+from proxlm.data.text import read_texts, split_validation
+from proxlm.data.tokenizer import load_tokenizer, train_tokenizer
+from proxlm.models.language_model import LanguageModel
+from proxlm.models.load import build_language_model, load_language_model
+from proxlm.runlog.folder import truncate_jsonl
+from proxlm.runlog.writer import RunLog
+from proxlm.seeds import derive_seed
+from proxlm.train.examples import Examples
+from proxlm.train.supervised import SupervisedState, SupervisedTrainer
+
+
+@dataclass(frozen=True)
+class SupervisedResult:
+    """A finished run: its folder, whose policy/ holds the best weights, and where training ended."""
+
+    folder: Path
+    state: SupervisedState
+
+
+def main(config: PretrainJob) -> None:
+    """Run the job and print where everything is."""
+    print_result(run_pretrain(config), config.run)
+
+
+def run_pretrain(config: PretrainJob, texts: Sequence[str] | None = None) -> SupervisedResult:
+    """Pretrain as configured; `texts`, a list of documents, takes the place of config.text.train.
+
+    The tokenizer is trained on the training documents, unless model.policy names a model to go on from.
+    Raises UserError.
+    """
+    set_up(config.run.threads)
+    train, validation = _documents(config, texts)
+    tokenizer = _tokenizer(config, train)
+    block = config.train.block
+    blocks = Examples.from_blocks(pretrain_blocks(tokenizer, train, block))
+    held_out = Examples.from_blocks(pretrain_blocks(tokenizer, validation, block))
+    if config.model.policy:
+        model = load_language_model(config.model)
+    else:
+        torch.manual_seed(derive_seed(config.run.seed, "weights"))
+        model = build_language_model(config.new, tokenizer, config.model)
+    return run_supervised("pretrain", config, model, blocks, held_out)
+
+
+def _documents(config: PretrainJob, texts: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    found = list(texts) if texts is not None else read_texts(config.text.train, config.text.extensions)
+    if config.text.validation:
+        return found, read_texts(config.text.validation, config.text.extensions)
+    return split_validation(found, config.text.validation_share, config.run.seed)
+
+
+def _tokenizer(config: PretrainJob, train: Sequence[str]) -> Any:
+    if config.model.policy:
+        return load_tokenizer(config.model.policy, config.model.trust_remote_code)
+    return train_tokenizer(train, config.new.vocabulary, config.new.context)
+
+
+def run_supervised(
+    job: str, config: PretrainJob | SFTJob, model: LanguageModel, train: Examples, validation: Examples
+) -> SupervisedResult:
+    """The part that pretraining and fine-tuning share: folder, loop, report."""
+    millions = sum(p.numel() for p in model.network.parameters()) / 1e6
+    tokens = [int(e.lengths.sum()) for e in (train, validation)]
+    print(
+        f"{millions:.2f}M parameters; {tokens[0]:,} tokens to train on, {tokens[1]:,} to validate on",
+        flush=True,
+    )
+    settings: SupervisedConfig = config.train
+    optim: OptimiserConfig = config.optim
+    folder = start_run(config, job)
+    trainer = SupervisedTrainer(model, train, validation, settings, optim, config.run, folder)
+    if config.run.resume:
+        print(f"resumed from {trainer.resume()}", flush=True)
+        truncate_jsonl(folder / "metrics.jsonl", "step", trainer.state.step)
+    with RunLog(
+        folder, job, settings.steps, config.run, trainer.state.step, headline=("loss", "validation_loss")
+    ) as log:
+        state = trainer.train(log)
+    if config.run.report:
+        write_report(folder)
+    return SupervisedResult(folder, state)
+
+
+def print_result(result: SupervisedResult, run: RunConfig) -> None:
+    """The best loss and where everything is."""
+    state = result.state
+    print(f"\nbest validation loss {state.best_loss:.4f} at step {state.best_step} of {state.step}")
+    print(f"model   {result.folder / 'policy'}")
+    if run.report:
+        print(f"report  {result.folder / 'report.html'}")

@@ -1,0 +1,92 @@
+"""What every job does first: threads, quiet libraries, and data checked before weights are read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from proxlm.config import DataConfig, ModelConfig, PPOJob, PretrainJob, RolloutConfig, SFTJob, to_toml
+from proxlm.data.prompts import LoadedPrompts, load_prompts
+from proxlm.data.tokenizer import load_tokenizer
+from proxlm.errors import DataError, ModelError
+from proxlm.runlog.folder import open_run, write_atomic
+
+
+def set_up(threads: int = 0) -> None:
+    """Use `threads` CPU threads (0: torch's choice, one per core), and keep transformers' bars off the screen."""
+    from transformers.utils import logging
+
+    if threads:
+        torch.set_num_threads(threads)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def prompt_limit(model: ModelConfig, data: DataConfig, rollout: RolloutConfig) -> int:
+    """The longest prompt in tokens: data.max_prompt_tokens, or what the context leaves for the response.
+
+    Reads the model's configuration only. Raises DataError where nothing is left for a prompt.
+    """
+    context = model_context(model)
+    if context is None:
+        return data.max_prompt_tokens or 2**31
+    room = context - rollout.max_new_tokens
+    if room < 1:
+        raise DataError(
+            f"rollout.max_new_tokens = {rollout.max_new_tokens}: the model's context of {context} tokens leaves no"
+            " room for a prompt; lower it"
+        )
+    if data.max_prompt_tokens > room:
+        raise DataError(
+            f"data.max_prompt_tokens = {data.max_prompt_tokens}: with rollout.max_new_tokens ="
+            f" {rollout.max_new_tokens} the model's context of {context} leaves {room}; lower one of them"
+        )
+    return data.max_prompt_tokens or room
+
+
+def model_context(model: ModelConfig) -> int | None:
+    """The model's longest sequence in tokens, or None where its configuration names none."""
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(model.policy, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f'model.policy = "{model.policy}": cannot be loaded: {reason[:300]}') from error
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def load_both(
+    model: ModelConfig, data: DataConfig, rollout: RolloutConfig, seed: int
+) -> tuple[LoadedPrompts, LoadedPrompts]:
+    """Training and held-out prompts, checked against the model's tokenizer and context."""
+    tokenizer = load_tokenizer(model.policy, model.trust_remote_code)
+    limit = prompt_limit(model, data, rollout)
+    train = load_prompts(data, tokenizer, limit, "train", seed)
+    held_out = load_prompts(data, tokenizer, limit, "eval", seed)
+    return train, held_out
+
+
+def describe_prompts(train: LoadedPrompts, held_out: LoadedPrompts) -> str:
+    """One line that says how many prompts there are and how many were left out, and why."""
+    left_out = {
+        "over the length limit": train.skipped + held_out.skipped,
+        "the same as a held-out one": train.repeated,
+        "beyond data.eval_count": held_out.unused,
+    }
+    said = "; ".join(f"{count} left out, {why}" for why, count in left_out.items() if count)
+    return f"{len(train.prompts)} prompts to train on, {len(held_out.prompts)} held out" + (
+        f" ({said})" if said else ""
+    )
+
+
+def start_run(config: PPOJob | PretrainJob | SFTJob, job: str) -> Path:
+    """Make or take the run's folder. Its config.toml names the folder, so that it alone is enough to resume."""
+    folder = open_run(config.run.folder, job, config.run.resume, to_toml(config))
+    if not config.run.folder:
+        resolved = replace(config, run=replace(config.run, folder=str(folder)))
+        write_atomic(folder / "config.toml", to_toml(resolved))
+    return folder

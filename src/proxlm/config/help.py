@@ -1,0 +1,117 @@
+"""The help texts: every setting of a job with its type, default, bounds and meaning."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from typing import Any, get_args
+
+from proxlm.config.arguments import SHORT
+from proxlm.config.jobs import EvaluateJob, GenerateJob
+from proxlm.config.parse import JOBS, job_class
+from proxlm.config.setting import Bounds
+from proxlm.config.tree import is_section, kinds
+from proxlm.config.values import Key, choices, is_table, toml_value
+
+_WIDTH = 100
+_WORDS = {str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "true|false", list[str]: "TEXT, repeatable"}
+
+
+def overview() -> str:
+    """What `proxlm --help` prints: the jobs, one line each."""
+    jobs = [f"  {name:<10}{_doc(kind)}" for name, kind in JOBS.items()]
+    return "\n".join(
+        [
+            "Usage: proxlm JOB [RECIPE.toml] [--section.key VALUE ...]",
+            "",
+            "Language models improved by Proximal Policy Optimisation.",
+            "",
+            "Jobs:",
+            *jobs,
+            "",
+            "proxlm JOB --help    every setting of a job, with its default and meaning",
+            "proxlm --version     the version",
+        ]
+    )
+
+
+def describe(job: str) -> str:
+    """What `proxlm JOB --help` prints: every setting by section. Raises ConfigError for an unknown job."""
+    kind = job_class(job)
+    lines = [f"Usage: proxlm {job} {_bare_argument(kind)} [--section.key VALUE ...]", "", _doc(kind), ""]
+    lines += _paragraph(
+        "A setting is what the command line says, or else the recipe, or else its default below. A recipe "
+        'is a TOML file with the same names: --model.policy X is policy = "X" under [model]. On the command '
+        "line - and _ are the same in a name; a list's option may be repeated; a table takes one key "
+        "(--table.key VALUE) or all of them ('{key = 1}').",
+        "",
+    )
+    for short, key in SHORT.items():
+        if key.split(".")[0] in kinds(kind):
+            lines += ["", f"  --{short}", f"      short for --{key} true"]
+    lines += _section(kind, (), kind(), "")
+    return "\n".join(lines)
+
+
+def _bare_argument(kind: Any) -> str:
+    if hasattr(kind, "positional"):
+        return str(kind.positional).upper()
+    return "[RECIPE.toml | RUN_FOLDER]" if kind in (EvaluateJob, GenerateJob) else "[RECIPE.toml]"
+
+
+def _doc(kind: Any) -> str:
+    return " ".join((kind.__doc__ or "").split())
+
+
+def _paragraph(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def _section(kind: Any, at: Key, default: Any, note: str) -> list[str]:
+    """A section's own settings, then the sections below it. `note` is what its parent says of it."""
+    own: list[str] = []
+    below: list[str] = []
+    for field in dataclasses.fields(kind):
+        of, key, value = kinds(kind)[field.name], (*at, field.name), getattr(default, field.name)
+        text, bounds = field.metadata.get("help", ""), field.metadata.get("bounds", Bounds())
+        if is_section(of):
+            below += _section(of, key, value, text)
+            continue
+        own += _setting(of, key, value, text, bounds)
+        if is_table(of) and is_section(get_args(of)[1]):
+            element: Any = get_args(of)[1]
+            below += _section(element, (*key, "NAME"), element(), "")
+    title = f"{'.'.join(at)}: {_doc(kind)}" if at else ""
+    header = _paragraph(f"{title} ({note})" if note else title, "") if at and own else []
+    return [*([""] if own else []), *header, *own, *below]
+
+
+def _setting(kind: Any, key: Key, default: Any, text: str, bounds: Bounds) -> list[str]:
+    facts = [f"default {toml_value(default)}", *_bounds(bounds)]
+    return [f"  --{'.'.join(key)} {_type_word(kind)}  ({', '.join(facts)})", *_paragraph(text, " " * 6)]
+
+
+def _type_word(kind: Any) -> str:
+    if choices(kind):
+        return "|".join(choices(kind))
+    if is_table(kind):
+        value = get_args(kind)[1]
+        return "{KEY = NUMBER, ...}" if value is float else "{KEY = VALUE, ...}"
+    return _WORDS.get(kind, "VALUE")
+
+
+def _bounds(bounds: Bounds) -> list[str]:
+    words = [
+        ("at least", bounds.ge),
+        ("more than", bounds.gt),
+        ("at most", bounds.le),
+        ("less than", bounds.lt),
+    ]
+    return [f"{word} {bound:.10g}" for word, bound in words if bound is not None]

@@ -1,0 +1,172 @@
+"""Single values: what a declared type accepts, how text becomes one, and how one is written as TOML.
+
+The declared types are str, int, float, bool, Literal of texts, list[str], and Any (whatever TOML can hold but
+dates); tables and sections are taken apart in tree.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Any, Literal, get_args, get_origin
+
+Key = tuple[str, ...]
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_LONGEST_SHOWN = 80
+
+
+def toml_key(name: str) -> str:
+    """A key as TOML writes it, quoted only where it must be."""
+    return name if _BARE_KEY.fullmatch(name) else toml_value(name)
+
+
+def dotted(key: Key) -> str:
+    """("ppo", "lam") → ppo.lam"""
+    return ".".join(toml_key(name) for name in key)
+
+
+def toml_value(value: Any) -> str:
+    """`value` in TOML, on one line. Raises TypeError for what TOML cannot hold."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        # JSON's escapes are TOML's too, but JSON lets DEL stand as it is.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    if isinstance(value, int):
+        return str(int(value))
+    if isinstance(value, float):
+        return repr(float(value))
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        pairs = ", ".join(f"{toml_key(name)} = {toml_value(item)}" for name, item in value.items())
+        return "{" + pairs + "}"
+    raise TypeError(f"no TOML for {type(value).__name__}")
+
+
+def shown(value: Any) -> str:
+    """`value` for an error message: one line, cut where it is long."""
+    try:
+        text = toml_value(value)
+    except TypeError:
+        text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
+
+
+def choices(kind: Any) -> tuple[str, ...]:
+    """The texts a Literal allows; empty for every other type."""
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def is_table(kind: Any) -> bool:
+    """Whether the declared type is dict[str, ...]."""
+    return get_origin(kind) is dict
+
+
+def expected(kind: Any) -> str:
+    """The declared type in the words of an error message."""
+    if choices(kind):
+        return "one of " + ", ".join(f'"{choice}"' for choice in choices(kind))
+    if is_dataclass(kind):
+        return "a table of settings"
+    if is_table(kind):
+        return "a table such as {name = 1}"
+    if kind == list[str]:
+        return "a list of texts"
+    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    return words.get(kind, "text, a number, true, false, a list or a table")
+
+
+def mismatch(kind: Any, value: Any) -> ValueError:
+    """The error for a value that is not of the declared type."""
+    return ValueError(f"expected {expected(kind)}, got {shown(value)}")
+
+
+def convert(kind: Any, value: Any) -> Any:
+    """`value` as a new object of the declared type, a single one.
+
+    Raises ValueError that says what was expected. Nothing is guessed: true is not a number, 1.0 is not a
+    whole number, "1" is not a number; but a whole number is a number, a tuple a list, and a path a text.
+    """
+    if kind is Any:
+        return _anything(value)
+    if choices(kind):
+        if value in choices(kind):
+            return value
+    elif kind is str:
+        return _text(value)
+    elif kind is bool:
+        if isinstance(value, bool):
+            return value
+    elif kind is int or kind is float:
+        wanted = int if kind is int else (int, float)
+        if isinstance(value, wanted) and not isinstance(value, bool):
+            try:
+                return kind(value)
+            except OverflowError:
+                raise mismatch(kind, value) from None
+    elif kind == list[str] and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+        return [_text(item) for item in value]
+    raise mismatch(kind, value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str):
+        raise mismatch(str, value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # bytes on the command line that are not UTF-8 arrive as lone surrogates
+        raise ValueError(f"expected UTF-8 text, got {value!a}") from None
+    return value
+
+
+def _anything(value: Any) -> Any:
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"expected a finite number, got {shown(value)}")
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [_anything(item) for item in value]
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return {_text(name): _anything(item) for name, item in value.items()}
+    raise mismatch(Any, value)
+
+
+def from_text(kind: Any, text: str) -> Any:
+    """What `text` on the command line means for the declared type.
+
+    Text that means nothing there is returned as it is; `convert` then says what was expected.
+    """
+    if kind is int or kind is float:
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if kind is str or choices(kind):
+        return text
+    value = _toml_or_text(text)
+    if kind == list[str]:
+        return value if isinstance(value, list) else [text]
+    if kind is Any:
+        return value if isinstance(value, str | bool | int | float | list | dict) else text
+    return value if isinstance(value, dict) else text
+
+
+def _toml_or_text(text: str) -> Any:
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return table["value"] if set(table) == {"value"} else text

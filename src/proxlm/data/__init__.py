@@ -1,0 +1,1 @@
+"""From files to prompts, texts, token ids and training examples."""

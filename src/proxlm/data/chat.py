@@ -1,0 +1,81 @@
+"""Render conversations with a tokenizer's chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from proxlm.data.records import read_lines
+from proxlm.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+Message = dict[str, Any]
+
+
+def read_template(path: str) -> str | None:
+    """The Jinja template in the file `path`, or None where no file is set."""
+    if not path:
+        return None
+    text = "\n".join(read_lines(Path(path).expanduser()))
+    if not text.strip():
+        raise DataError(f"{path}: the chat template is empty")
+    return text
+
+
+def check_messages(value: Any, where: str) -> list[Message]:
+    """`value` if it is a list of {"role": text, "content": text}, else DataError that begins with `where`."""
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{where}: must be a list of messages, each with role and content")
+    for number, message in enumerate(value, 1):
+        if not isinstance(message, dict):
+            raise DataError(f'{where}: message {number} is not an object with "role" and "content"')
+        for key in ("role", "content"):
+            if not isinstance(message.get(key), str):
+                raise DataError(f'{where}: message {number} needs a text "{key}"')
+    return value
+
+
+def with_system(messages: Sequence[Message], system: str) -> list[Message]:
+    """The messages, with `system` first, unless it is empty or they begin with a system message."""
+    if not system or (messages and messages[0]["role"] == "system"):
+        return list(messages)
+    return [{"role": "system", "content": system}, *messages]
+
+
+def render(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    template: str | None,
+    where: str,
+    *,
+    add_generation_prompt: bool = False,
+) -> str:
+    """The conversation as the model sees it, special tokens spelled out.
+
+    `template` goes before the tokenizer's own. Raises DataError, beginning with `where`, if there is
+    neither, or if the template refuses the messages.
+    """
+    from jinja2 import TemplateError
+
+    if template is None and not tokenizer.chat_template:
+        raise DataError(f"{where}: the tokenizer has no chat template; set chat_template to a file with one")
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                list(messages),
+                chat_template=template,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+            )
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{where}: the chat template refuses these messages: {reason}") from error
+
+
+def encode_rendered(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a rendered conversation; the template has put the special tokens, so none is added."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -1,0 +1,182 @@
+"""Prompts for rollouts: load and check them, set some aside, and deal them out in batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from proxlm.config import DataConfig
+from proxlm.data.chat import check_messages, encode_rendered, read_template, render, with_system
+from proxlm.data.records import Record, missing_field, read_records
+from proxlm.data.tokenizer import encode_prompt
+from proxlm.errors import ConfigError, DataError
+from proxlm.seeds import derive_seed
+from proxlm.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+@dataclass(frozen=True)
+class LoadedPrompts:
+    """The prompts to use, and how many records were left out, by reason.
+
+    skipped: longer than the limit (on_long_prompt = skip); repeated: in training, the same prompt as a
+    held-out one; unused: of the held-out file, beyond eval_count.
+    """
+
+    prompts: list[Prompt]
+    skipped: int = 0
+    repeated: int = 0
+    unused: int = 0
+
+
+def load_prompts(
+    data: DataConfig, tokenizer: Tokenizer, max_prompt_tokens: int, which: Literal["train", "eval"], seed: int
+) -> LoadedPrompts:
+    """The prompts to train on, or those to evaluate on; never one in both.
+
+    eval: eval_count records, drawn by `seed`, of data.eval_prompts or else of data.prompts, whose rest is for
+    training. Prompt.id is the row in its file, from 0; Prompt.text is what the model sees (with chat: the
+    rendered conversation); Prompt.fields is the whole record. Raises DataError naming file and line.
+    """
+    from_own_file = which == "eval" and bool(data.eval_prompts)
+    path = data.eval_prompts if from_own_file else data.prompts
+    if not path:
+        raise ConfigError("data.prompts: needed, but not given")
+    records = read_records(path)
+    field = "text" if _is_text_file(path) else data.prompt_field
+    contents = [_content(path, record, field) for record in records]
+    repeated = unused = 0
+    if from_own_file:
+        rows = _draw(len(records), data.eval_count, seed)
+        unused = len(records) - len(rows)
+    else:
+        count = 0 if data.eval_prompts else data.eval_count
+        train, held_out = _split(path, contents, count, seed)
+        rows = train if which == "train" else held_out
+        repeated = len(records) - len(train) - len(held_out) if which == "train" else 0
+    encode = _Encoder(data, tokenizer, read_template(data.chat_template), path, field)
+    prompts = [encode(row, records[row], contents[row]) for row in rows]
+    kept = [p for p in prompts if len(p.input_ids) <= max_prompt_tokens]
+    if len(kept) < len(prompts) and data.on_long_prompt == "fail":
+        worst = next(p for p in prompts if len(p.input_ids) > max_prompt_tokens)
+        raise DataError(
+            f"{path}:{records[worst.id].line}: the prompt has {len(worst.input_ids)} tokens, the limit is"
+            f" {max_prompt_tokens}; shorten it, or leave such prompts out: data.on_long_prompt = skip"
+        )
+    if prompts and not kept:
+        raise DataError(f"{path}: every prompt has more than {max_prompt_tokens} tokens, so none is left")
+    return LoadedPrompts(kept, len(prompts) - len(kept), repeated, unused)
+
+
+class PromptStream:
+    """Batches of prompts without end: each epoch has every prompt once, in a new order.
+
+    A batch is a pure function of (seed, step), so there is no state to save. Epochs may meet within a batch;
+    the same prompt can then stand in it twice.
+    """
+
+    def __init__(self, prompts: list[Prompt], batch_size: int, seed: int) -> None:
+        if not prompts:
+            raise DataError("there are no prompts to train on")
+        self.prompts, self.batch_size, self.seed = prompts, batch_size, seed
+
+    def batch(self, step: int) -> list[Prompt]:
+        """The prompts of step `step`, from 0: batch_size of them."""
+        first, size = step * self.batch_size, len(self.prompts)
+        positions = range(first, first + self.batch_size)
+        orders = {epoch: self._order(epoch) for epoch in {position // size for position in positions}}
+        return [self.prompts[orders[position // size][position % size]] for position in positions]
+
+    def _order(self, epoch: int) -> list[int]:
+        return _shuffled(len(self.prompts), derive_seed(self.seed, "prompts", epoch))
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """One record → Prompt."""
+
+    data: DataConfig
+    tokenizer: Tokenizer
+    template: str | None
+    path: str
+    field: str
+
+    def __call__(self, row: int, record: Record, content: str | list[Any]) -> Prompt:
+        where = f'{self.path}:{record.line}: field "{self.field}"'
+        if isinstance(content, str) and not self.data.chat:
+            if self.data.system:
+                raise ConfigError(
+                    "data.system: needs data.chat = true, or prompts that are lists of messages"
+                )
+            text = content
+            ids = encode_prompt(self.tokenizer, text)
+        else:
+            messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
+            text = render(
+                self.tokenizer,
+                with_system(messages, self.data.system),
+                self.template,
+                where,
+                add_generation_prompt=True,
+            )
+            ids = encode_rendered(self.tokenizer, text)
+        if not ids:
+            raise DataError(f"{where}: the prompt has no tokens")
+        return Prompt(row, tuple(ids), text, record.fields)
+
+
+def _is_text_file(path: str) -> bool:
+    return Path(path.lower().removesuffix(".gz")).suffix == ".txt"
+
+
+def _content(path: str, record: Record, field: str) -> str | list[Any]:
+    """The record's prompt: a text that is not blank, or messages that end before the model's turn."""
+    where = f'{path}:{record.line}: field "{field}"'
+    if field not in record.fields:
+        raise missing_field(path, record, field, "data.prompt_field")
+    value = record.fields[field]
+    if isinstance(value, str):
+        if not value.strip():
+            raise DataError(f"{where}: the prompt is empty")
+        return value
+    if not isinstance(value, list):
+        raise DataError(f"{where}: a prompt must be a text or a list of messages, not {type(value).__name__}")
+    if check_messages(value, where)[-1]["role"] == "assistant":
+        raise DataError(f"{where}: the last message is the assistant's; a prompt must end before its turn")
+    return value
+
+
+def _draw(size: int, count: int, seed: int) -> list[int]:
+    return sorted(_shuffled(size, derive_seed(seed, "held-out"))[:count])
+
+
+def _split(
+    path: str, contents: Sequence[str | list[Any]], count: int, seed: int
+) -> tuple[list[int], list[int]]:
+    """Rows to train on and held-out rows, both in file order.
+
+    The held-out prompts are all different; rows that repeat one of them are in neither.
+    """
+    rows_by_prompt: dict[str, list[int]] = {}
+    for row, content in enumerate(contents):
+        rows_by_prompt.setdefault(repr(content), []).append(row)
+    groups = list(rows_by_prompt.values())
+    if count >= len(groups):
+        raise DataError(
+            f"{path}: {len(groups)} different prompts, but data.eval_count = {count} to set aside;"
+            " lower data.eval_count, or give more prompts or data.eval_prompts"
+        )
+    chosen = set(_draw(len(groups), count, seed))
+    held_out = sorted(groups[i][0] for i in chosen)
+    return sorted(row for i, rows in enumerate(groups) if i not in chosen for row in rows), held_out
+
+
+def _shuffled(size: int, seed: int) -> list[int]:
+    order = list(range(size))
+    random.Random(seed).shuffle(order)
+    return order

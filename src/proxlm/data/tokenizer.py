@@ -1,0 +1,148 @@
+"""Train, load and apply tokenizers. How text becomes token ids, and back, is decided here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from proxlm.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
+INCOMPLETE = "�"
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer (Sennrich et al. 2016, on bytes as in GPT-2) of at most `vocabulary` tokens.
+
+    Any text comes back as it was, whatever its script. BOS, EOS and PAD have ids 0, 1, 2; encoding puts BOS
+    first and no EOS last. A small text can have fewer pairs to merge than asked for: len(tokenizer) is the
+    size. `context` is the longest sequence of the model that it is made for.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, backend.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=context,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(path: str, trust_remote_code: bool = False) -> Tokenizer:
+    """The tokenizer in a folder or on the hub. Raises ModelError if there is none or it has no EOS."""
+    from transformers import AutoTokenizer
+
+    folder = Path(path)
+    if folder.is_dir() and not any(any(folder.glob(p)) for p in ("*token*", "vocab*", "*.model")):
+        raise ModelError(f'"{path}": the folder holds no tokenizer (tokenizer.json); save one there')
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
+        where = "damaged or not supported" if folder.exists() else "no such folder, and not found on the hub"
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f'"{path}": cannot load the tokenizer ({where}): {reason}') from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f'"{path}": the tokenizer has no EOS token, so no response could end; set eos_token in its'
+            " tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of the start of a text, with what the tokenizer itself puts first (BOS or nothing).
+
+    An EOS that the tokenizer adds at the end is taken off: the model is to go on. A special token spelled out
+    in `text` is that token, as the tokenizer has it.
+    """
+    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+        plain = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if not plain or _trailing(ids, ids[-1]) > _trailing(plain, ids[-1]):
+            ids.pop()
+    return ids
+
+
+def encode_continuation(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text that goes on from another one: nothing is put before, between or after.
+
+    SentencePiece-type tokenizers put a space before every text they encode; here that space is left out, by
+    encoding after a line break whose tokens are then taken off.
+    """
+    plain = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    if _decode_after_text(tokenizer, plain) == text:
+        return plain
+    before = list(tokenizer("\n", add_special_tokens=False, verbose=False)["input_ids"])
+    whole = list(tokenizer("\n" + text, add_special_tokens=False, verbose=False)["input_ids"])
+    rest = whole[len(before) :]
+    exact = whole[: len(before)] == before and _decode_after_text(tokenizer, rest) == text
+    return rest if exact else plain
+
+
+def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of whole documents: what the tokenizer puts first, the text, EOS.
+
+    Unlike in a prompt, a special token spelled out in a document is only text.
+    """
+    if not texts:
+        return []
+    first = encode_prompt(tokenizer, "")
+    bodies = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+    return [[*first, *body, tokenizer.eos_token_id] for body in bodies["input_ids"]]
+
+
+def response_tokens_as_text(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """Each token as a piece of text for display; joined they read like the response. One piece per id.
+
+    Special tokens show their name. A token that ends inside a character shows � for it, and the character
+    stands in the piece of the token that completes it.
+    """
+    pieces = []
+    group: list[int] = []  # tokens since the last whole character
+    shown = 0  # characters of the group's text that its earlier pieces show
+    for token in ids:
+        group.append(token)
+        text = _decode_after_text(tokenizer, group)
+        complete = text.rstrip(INCOMPLETE)
+        piece = complete[shown:] if len(group) == 1 else complete[shown:].lstrip(INCOMPLETE)
+        pieces.append(piece if text == complete else piece + INCOMPLETE)
+        shown = len(complete)
+        if text == complete or len(group) == 4:  # a character of UTF-8 has at most four bytes
+            group, shown = [], 0
+    return pieces
+
+
+def _decode_after_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The ids' text as it reads after other text: alone, some tokenizers strip its first space."""
+    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
+    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    before: str = tokenizer.decode(anchor, **options)
+    return str(tokenizer.decode([*anchor, *ids], **options))[len(before) :]
+
+
+def _trailing(ids: Sequence[int], token: int) -> int:
+    """How many times `token` stands at the end."""
+    return next((n for n, other in enumerate(reversed(ids)) if other != token), len(ids))

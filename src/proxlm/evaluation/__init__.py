@@ -1,0 +1,1 @@
+"""Measuring models: pure metrics, and models × prompts → a table."""

@@ -1,0 +1,134 @@
+"""A model on prompts: reward, KL to the reference, length, variety, perplexity; several models as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proxlm.config import RolloutConfig
+from proxlm.evaluation.metrics import Estimate, distinct_n, mean_with_interval, perplexity, words_of
+from proxlm.models.forward import micro_batches, token_outputs
+from proxlm.models.language_model import LanguageModel
+from proxlm.rl.shaping import segment_sum
+from proxlm.rollout.native import EVALUATION, Progress, generate
+from proxlm.types import Prompt, Rollout, Scores, ragged_index
+
+DESCRIPTIONS = {
+    "reward": "mean reward of a response, with its 95% confidence interval",
+    "kl": "KL from the model to the reference, nats per response (mean log-ratio of the sampled tokens)",
+    "length": "response length in tokens",
+    "ended_share": "share of responses that ended by themselves",
+    "distinct_1": "different words / all words, over all responses",
+    "distinct_2": "different word pairs / all word pairs, over all responses",
+    "perplexity": "perplexity of the responses under the reference, per token",
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model's results; metrics by name, components as "reward/NAME"."""
+
+    name: str
+    model: str
+    metrics: dict[str, Estimate]
+    samples: list[dict[str, Any]]
+    failed: int
+
+
+def evaluate_model(
+    name: str,
+    model: LanguageModel,
+    reference_logprobs: Callable[[Any], Tensor],
+    prompts: Sequence[Prompt],
+    reward: Callable[[Rollout], Scores] | None,
+    config: RolloutConfig,
+    *,
+    seed: int,
+    micro_batch_tokens: int = 4096,
+    samples: int = 16,
+    on_progress: Progress | None = None,
+) -> Evaluation:
+    """One response to each prompt, with the same random numbers for every model evaluated.
+
+    reference_logprobs(sequences) gives the reference's log-probs [R] of the responses, at temperature 1.
+    """
+    rollout = generate(model, prompts, config, seed=seed, step=0, stream=EVALUATION, on_progress=on_progress)
+    scores = reward(rollout) if reward is not None else None
+    own = _score_tokens(lambda s: token_outputs(model, s).logprobs, rollout, model.device, micro_batch_tokens)
+    reference = _score_tokens(reference_logprobs, rollout, model.device, micro_batch_tokens)
+    offsets = rollout.sequences.response_offsets
+    words = [words_of(text) for text in rollout.texts]
+    metrics: dict[str, Estimate] = {}
+    if scores is not None:
+        per_token = 0.0 if scores.per_token is None else segment_sum(scores.per_token, offsets)
+        metrics["reward"] = mean_with_interval((scores.total + per_token).tolist())
+        if len(scores.components) > 1:
+            metrics |= {f"reward/{key}": mean_with_interval(v) for key, v in scores.components.items()}
+    metrics["kl"] = mean_with_interval(segment_sum(own - reference, offsets).tolist())
+    metrics["length"] = mean_with_interval(rollout.sequences.response_lengths.tolist())
+    metrics["ended_share"] = mean_with_interval([float(f != "length") for f in rollout.finish])
+    metrics["distinct_1"] = _plain(distinct_n(words, 1))
+    metrics["distinct_2"] = _plain(distinct_n(words, 2))
+    metrics["perplexity"] = _plain(perplexity(float(reference.sum()), len(reference)))
+    shown = [
+        {
+            "prompt_id": rollout.prompts[b].id,
+            "prompt": rollout.prompts[b].text,
+            "response": rollout.texts[b],
+            "reward": None if scores is None else round(float(scores.total[b]), 5),
+        }
+        for b in range(min(samples, len(rollout)))
+    ]
+    return Evaluation(name, model.source, metrics, shown, 0 if scores is None else scores.failed)
+
+
+def _plain(value: float) -> Estimate:
+    return Estimate(value, value, value)
+
+
+@torch.no_grad()
+def _score_tokens(
+    logprobs: Callable[[Any], Tensor], rollout: Rollout, device: torch.device, micro_batch_tokens: int
+) -> Tensor:
+    """logprobs(sequences) over micro-batches → [R] on the CPU."""
+    result = torch.zeros(len(rollout.logprobs))
+    for rows in micro_batches(rollout.sequences.lengths, micro_batch_tokens):
+        part = rollout.sequences.select(rows).to(device)
+        result[ragged_index(rollout.sequences.response_offsets, rows)] = logprobs(part).cpu()
+    return result
+
+
+def as_json(evaluations: Sequence[Evaluation], prompts: int, seed: int) -> dict[str, Any]:
+    """What evaluation.json holds."""
+    return {
+        "prompts": prompts,
+        "seed": seed,
+        "metrics": DESCRIPTIONS,
+        "models": [asdict(evaluation) for evaluation in evaluations],
+    }
+
+
+def as_table(evaluations: Sequence[Evaluation], prompts: int) -> str:
+    """A plain-text table: a row per metric, a column per model, intervals as mean ± half-width."""
+    names = list(dict.fromkeys(key for e in evaluations for key in e.metrics))
+    rows = [["metric", *(e.name for e in evaluations)]]
+    rows += [[name, *(_cell(e.metrics.get(name)) for e in evaluations)] for name in names]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    rule = "  ".join("─" * width for width in widths)
+    return "\n".join(
+        [lines[0], rule, *lines[1:], f"({prompts} held-out prompts; ± is the 95% interval of the mean)"]
+    )
+
+
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "–"
+    half = (estimate.high - estimate.low) / 2
+    return f"{estimate.mean:.3f} ± {half:.3f}" if half else f"{estimate.mean:.3f}"

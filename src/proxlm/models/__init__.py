@@ -1,0 +1,1 @@
+"""Language models, critics and references, built on transformers."""

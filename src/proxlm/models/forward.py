@@ -1,0 +1,85 @@
+"""The one place that turns a ragged batch into states, and states into per-token numbers.
+
+Layout: rows are padded on the right and no mask is passed. In a causal model no token looks to its right, so
+padding cannot reach a real token, positions count from 0 in every row, and attention keeps its fastest path.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from proxlm.models.language_model import LanguageModel
+from proxlm.rl.logprobs import chunked_logprobs, predicting_states
+from proxlm.types import Sequences
+
+# Logits held at once: 2**24 float32 numbers, 64 MiB.
+LOGIT_BUDGET = 2**24
+
+
+class TokenOutputs(NamedTuple):
+    """logprobs [R], entropy [R] or None, and the states that predicted the tokens [R, H]."""
+
+    logprobs: Tensor
+    entropy: Tensor | None
+    states: Tensor
+
+
+def pad_right(sequences: Sequences) -> tuple[Tensor, Tensor]:
+    """Ragged → padded [B, T] (filled with token 0) and where each token went in the flattened [B · T], [N]."""
+    lengths, device = sequences.lengths, sequences.tokens.device
+    longest = int(lengths.max())
+    row = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
+    within = torch.arange(len(sequences.tokens), device=device) - sequences.offsets[:-1][row]
+    place = row * longest + within
+    padded = torch.zeros(len(lengths) * longest, dtype=torch.int64, device=device)
+    padded[place] = sequences.tokens
+    return padded.view(len(lengths), longest), place
+
+
+def response_states(model: LanguageModel, sequences: Sequences, trunk: Any = None) -> tuple[Tensor, Tensor]:
+    """The states that predict each response token [R, H], and the state after each row's last token [B, H].
+
+    `trunk` replaces the model's own (a separate critic's).
+    """
+    padded, place = pad_right(sequences)
+    with model.autocast():
+        output = (trunk or model.trunk)(input_ids=padded, use_cache=False)
+    hidden = output.last_hidden_state.flatten(0, 1)
+    return hidden[place[predicting_states(sequences.response_index)]], hidden[
+        place[sequences.offsets[1:] - 1]
+    ]
+
+
+def token_outputs(
+    model: LanguageModel, sequences: Sequences, temperature: float = 1.0, entropy: bool = False
+) -> TokenOutputs:
+    """Log-prob (and entropy) of every response token, teacher-forced; float32. Sequences on the model's device."""
+    states, _ = response_states(model, sequences)
+    vocabulary = model.network.get_output_embeddings().weight.shape[0]
+    logprobs, entropies = chunked_logprobs(
+        states,
+        model.logits,
+        sequences.response_tokens,
+        temperature,
+        entropy,
+        chunk=max(1, LOGIT_BUDGET // vocabulary),
+    )
+    return TokenOutputs(logprobs, entropies, states)
+
+
+def micro_batches(lengths: Tensor, budget: int) -> list[Tensor]:
+    """Split rows into groups of like length whose padded size (rows × longest) stays within `budget` tokens.
+
+    A row longer than the budget is a group by itself. lengths [B] → list of row indices, covering each row once.
+    """
+    groups: list[list[int]] = []
+    order = torch.argsort(lengths, stable=True).tolist()
+    for row in order:
+        if groups and (len(groups[-1]) + 1) * int(lengths[row]) <= budget:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return [torch.tensor(group, dtype=torch.int64) for group in groups]

@@ -1,0 +1,107 @@
+"""A causal language model as two parts: a trunk (tokens → states) and a head (states → logits)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proxlm.errors import ModelError
+
+
+@dataclass(eq=False)
+class LanguageModel:
+    """A transformers causal LM, its tokenizer, and its adapters if it has any.
+
+    network: the transformers model (with PEFT's layers inside it, where `adapters` is the PeftModel around it).
+    bfloat16: run forward passes under bf16 autocast; weights, log-probs and losses stay in float32.
+    """
+
+    network: Any
+    tokenizer: Any
+    device: torch.device
+    bfloat16: bool = False
+    adapters: Any = None
+    source: str = ""
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The model without its output head."""
+        return self.network.base_model
+
+    @property
+    def hidden_size(self) -> int:
+        return self.network.get_output_embeddings().weight.shape[1]
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence in tokens, or None where the model sets no limit."""
+        text_config = self.network.config.get_text_config()
+        return getattr(text_config, "max_position_embeddings", None)
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Every token that ends a response: the tokenizer's EOS and those of the generation config."""
+        more = getattr(getattr(self.network, "generation_config", None), "eos_token_id", None)
+        ids = more if isinstance(more, list) else [more]
+        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+
+    def states(self, input_ids: Tensor, **arguments: Any) -> Any:
+        """Run the trunk. Returns transformers' output, with last_hidden_state [b, t, H]."""
+        with self.autocast():
+            return self.trunk(input_ids=input_ids, **arguments)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """States [..., H] → logits [..., V], as the model's own forward computes them."""
+        config = self.network.config.get_text_config()
+        with self.autocast():
+            logits = self.network.get_output_embeddings()(hidden)
+        scale = getattr(config, "logit_scale", None)  # Cohere
+        if scale is not None:
+            logits = logits * scale
+        divisor = getattr(config, "logits_scaling", None)  # Granite
+        if divisor is not None:
+            logits = logits / divisor
+        cap = getattr(config, "final_logit_softcapping", None)  # Gemma
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """bf16 computation if asked, else nothing."""
+        if self.bfloat16 and not torch.is_autocast_enabled(self.device.type):
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """The bare base, bit for bit: the reference of a policy with LoRA."""
+        with self.adapters.disable_adapter() if self.adapters is not None else contextlib.nullcontext():
+            yield
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """Named parameters that learn."""
+        return [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
+
+
+@torch.no_grad()
+def check_head(model: LanguageModel) -> None:
+    """Raise ModelError unless head(trunk(x)) is what the model's own forward gives.
+
+    Some families change the logits in their forward; one that this library does not know must not train wrongly.
+    """
+    size = model.network.get_input_embeddings().weight.shape[0]
+    tokens = torch.arange(4, device=model.device)[None] * 7 % size
+    own = model.network(input_ids=tokens, use_cache=False).logits
+    ours = model.logits(model.states(tokens, use_cache=False).last_hidden_state)
+    worst = float((own.float() - ours.float()).abs().max())
+    if not worst <= (0.1 if model.bfloat16 else 1e-3) * max(1.0, float(own.abs().max())):
+        kind = model.network.config.model_type
+        raise ModelError(
+            f"{model.source}: the logits of model type {kind} differ by {worst:.3g} from its output head's, "
+            "so it changes them in a way proxlm does not know; use another model type"
+        )

@@ -1,0 +1,126 @@
+"""Load a model from a folder or the hub, or build a new one; add LoRA."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from proxlm.config import LoraConfig, ModelConfig, NewModelConfig
+from proxlm.data.tokenizer import load_tokenizer
+from proxlm.errors import ConfigError, ModelError
+from proxlm.models.language_model import LanguageModel, check_head
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto": the first GPU if there is one, else the CPU; otherwise the device of that name."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f'model.device = "{name}": {str(error).splitlines()[0]}') from error
+    return device
+
+
+def load_language_model(config: ModelConfig) -> LanguageModel:
+    """The policy: weights in float32, adapters added if asked, in evaluation mode (no dropout).
+
+    Raises ModelError if the model or its tokenizer cannot be loaded, has no EOS, or only pickled weights.
+    """
+    if looks_like_path(config.policy) and not Path(config.policy).is_dir():
+        raise ModelError(f'model.policy = "{config.policy}": no such folder')
+    tokenizer = load_tokenizer(config.policy, config.trust_remote_code)
+    network = _load_network(config)
+    model = wrap(network, tokenizer, config)
+    return add_lora(model, config.lora) if config.lora.rank else model
+
+
+def wrap(network: Any, tokenizer: Any, config: ModelConfig) -> LanguageModel:
+    """A transformers model and tokenizer → LanguageModel on the configured device, checked."""
+    device = resolve_device(config.device)
+    model = LanguageModel(
+        network.to(device).eval(), tokenizer, device, config.precision == "bfloat16", source=config.policy
+    )
+    check_head(model)
+    return model
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether `name` can only be a path: a hub name has at most one slash and no leading dot or slash."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
+
+
+def _load_network(config: ModelConfig) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            config.policy,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f'model.policy = "{config.policy}": cannot be loaded: {reason[:300]}') from error
+
+
+def add_lora(model: LanguageModel, lora: LoraConfig) -> LanguageModel:
+    """Freeze the base and put rank-r adapters on its linear layers; the output head is left out by default."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError('model.lora needs PEFT: pip install "proxlm[lora]"') from error
+    settings = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets) or "all-linear",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        adapted = peft.get_peft_model(model.network, settings)
+    except ValueError as error:
+        raise ConfigError(
+            f"model.lora.targets = {lora.targets}: {' '.join(str(error).split())[:200]}"
+        ) from error
+    return replace(model, adapters=adapted.eval())
+
+
+def build_language_model(new: NewModelConfig, tokenizer: Any, config: ModelConfig) -> LanguageModel:
+    """A new causal LM with random weights, of any transformers type that uses the usual field names.
+
+    The caller seeds torch first.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    intermediate = new.intermediate or -(-new.hidden * 8 // 3 // 32) * 32
+    try:
+        network_config = AutoConfig.for_model(
+            new.type,
+            vocab_size=len(tokenizer),
+            hidden_size=new.hidden,
+            num_hidden_layers=new.layers,
+            num_attention_heads=new.heads,
+            max_position_embeddings=new.context,
+            tie_word_embeddings=new.tie_embeddings,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        _set_where_present(network_config, num_key_value_heads=new.heads, head_dim=new.hidden // new.heads)
+        _set_where_present(network_config, intermediate_size=intermediate)
+        network = AutoModelForCausalLM.from_config(network_config, dtype=torch.float32)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f'new.type = "{new.type}": {" ".join(str(error).split())[:200]}') from error
+    return wrap(network, tokenizer, replace(config, policy=config.policy or f"new {new.type}"))
+
+
+def _set_where_present(config: Any, **values: Any) -> None:
+    for name, value in values.items():
+        if hasattr(config, name):
+            setattr(config, name, value)

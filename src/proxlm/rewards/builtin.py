@@ -1,0 +1,186 @@
+"""The built-in rewards: each is called once with its arguments, and returns the function that scores.
+
+A scoring function takes the completions [B] and returns B floats, with a RewardError in the place of a
+completion that it cannot score. A wrong argument raises ValueError("ARGUMENT: what is wrong").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+from proxlm.errors import RewardError
+from proxlm.rewards.numeric import last_number, marked_number, to_number
+from proxlm.rewards.python_code import python_parse_report
+from proxlm.rewards.reward_model import RewardModel
+from proxlm.types import Completion
+
+Scorer = Callable[[list[Completion]], list[Any]]
+
+
+def sentiment(of: Literal["response", "text"] = "response") -> Scorer:
+    """VADER's compound score in [-1, 1] (Hutto & Gilbert 2014) of the response, or of prompt and response."""
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    analyser = SentimentIntensityAnalyzer()
+
+    def score(completions: list[Completion]) -> list[float]:
+        texts = [c.text if of == "response" else c.prompt + c.text for c in completions]
+        return [analyser.polarity_scores(text)["compound"] for text in texts]
+
+    return score
+
+
+def regex(pattern: str, full: bool = False) -> Scorer:
+    """1 where the pattern is found in the response (full: where it matches all of it), else 0."""
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f'pattern = "{pattern}": not a regular expression: {error}') from error
+    match = compiled.fullmatch if full else compiled.search
+    return lambda completions: [float(match(c.text) is not None) for c in completions]
+
+
+def exact_match(field: str = "answer", ignore_case: bool = False, strip: bool = True) -> Scorer:
+    """1 where the response is the text in the record's field, else 0; strip: but for white space around."""
+
+    def normal(text: str) -> str:
+        text = text.strip() if strip else text
+        return text.casefold() if ignore_case else text
+
+    def score(completion: Completion) -> float | RewardError:
+        expected = _field(completion, field)
+        if isinstance(expected, RewardError):
+            return expected
+        if isinstance(expected, bool) or not isinstance(expected, str | int | float):
+            return RewardError(f'field "{field}" holds a {type(expected).__name__}, not a text or a number')
+        return float(normal(completion.text) == normal(str(expected)))
+
+    return lambda completions: [score(c) for c in completions]
+
+
+def numeric_answer(field: str = "answer", fallback: bool = False) -> Scorer:
+    """1 where the number after the response's last "####" has the value of the field's, else 0 (GSM8K).
+
+    Cobbe et al. 2021. The field may be a number, a text with "####", or a text that is a number.
+    fallback: the response's last number counts where it has no "####".
+    """
+
+    def score(completion: Completion) -> float | RewardError:
+        expected = _field(completion, field)
+        if isinstance(expected, RewardError):
+            return expected
+        value = to_number(expected)
+        if value is None:
+            return RewardError(f'field "{field}" holds no number: {str(expected)[-40:]!r}')
+        given = marked_number(completion.text)
+        if given is None and fallback and "####" not in completion.text:
+            given = last_number(completion.text)
+        return float(given == value)
+
+    return lambda completions: [score(c) for c in completions]
+
+
+def python_parses(
+    min_tokens: int = 3, min_names: int = 1, max_string: int = 40, single_line: bool = True
+) -> Scorer:
+    """1 where prompt + response parses as Python and the guards of `python_parse_report` hold, else 0."""
+    for name, value in (("min_tokens", min_tokens), ("min_names", min_names), ("max_string", max_string)):
+        if value < 0:
+            raise ValueError(f"{name} = {value}: must be at least 0")
+
+    def score(completion: Completion) -> float:
+        report = python_parse_report(
+            completion.prompt,
+            completion.text,
+            min_tokens=min_tokens,
+            min_names=min_names,
+            max_string=max_string,
+            single_line=single_line,
+        )
+        return float(report.parses and not report.guard)
+
+    return lambda completions: [score(c) for c in completions]
+
+
+def length(
+    target: int,
+    unit: Literal["tokens", "words", "characters"] = "tokens",
+    tolerance: float | None = None,
+) -> Scorer:
+    """max(0, 1 − |length − target| / tolerance): 1 at the target, 0 at `tolerance` (target) from it."""
+    if target < 1:
+        raise ValueError(f"target = {target}: must be at least 1")
+    width = float(target if tolerance is None else tolerance)
+    if not 0 < width < float("inf"):
+        raise ValueError(f"tolerance = {width:g}: must be a finite number more than 0")
+    return lambda completions: [max(0.0, 1 - abs(len(_units(c, unit)) - target) / width) for c in completions]
+
+
+def repetition(n: int = 3, unit: Literal["tokens", "words", "characters"] = "tokens") -> Scorer:
+    """−(share of the response's n-grams that repeat an earlier one), in [-1, 0]; 0 below n units."""
+    if n < 1:
+        raise ValueError(f"n = {n}: must be at least 1")
+
+    def score(completion: Completion) -> float:
+        units = _units(completion, unit)
+        grams = [tuple(units[i : i + n]) for i in range(len(units) - n + 1)]
+        return len(set(grams)) / len(grams) - 1 if grams else 0.0
+
+    return lambda completions: [score(c) for c in completions]
+
+
+def keyword(words: list[str], all: bool = False, ignore_case: bool = True) -> Scorer:
+    """1 where the response holds one of the words (all: every one), else 0; "art" is found in "party"."""
+    if not words or "" in words:
+        raise ValueError(f"words = {words!r}: needs at least one word, and none may be empty")
+    fold = str.casefold if ignore_case else str
+    wanted = [fold(word) for word in words]
+    needed = len(wanted) if all else 1
+    return lambda completions: [
+        float(sum(word in text for word in wanted) >= needed) for text in (fold(c.text) for c in completions)
+    ]
+
+
+def reward_model(
+    path: str,
+    max_length: int = 0,
+    truncate: bool = False,
+    batch_size: int = 16,
+    device: str = "auto",
+    sigmoid: bool = False,
+    label: str | int | None = None,
+) -> Scorer:
+    """What a sequence classifier gives prompt + response; see RewardModel."""
+    return RewardModel(path, max_length, truncate, batch_size, device, sigmoid, label)
+
+
+BUILTINS: dict[str, Callable[..., Scorer]] = {
+    f.__name__: f
+    for f in (
+        sentiment,
+        regex,
+        exact_match,
+        numeric_answer,
+        python_parses,
+        length,
+        repetition,
+        keyword,
+        reward_model,
+    )
+}
+
+
+def _field(completion: Completion, field: str) -> Any:
+    if field in completion.fields:
+        return completion.fields[field]
+    has = ", ".join(completion.fields) or "no other fields than the prompt"
+    return RewardError(f'the record has no field "{field}"; it has {has}')
+
+
+def _units(completion: Completion, unit: str) -> Any:
+    """The response as a sequence of token ids, words between white space, or characters."""
+    if unit == "tokens":
+        return completion.tokens
+    return completion.text.split() if unit == "words" else completion.text

@@ -1,0 +1,129 @@
+"""Call a reward function with a time limit, whether it is sync or async, and say what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import inspect
+import threading
+import time
+import traceback
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from proxlm.errors import RewardError
+
+# What an async function has to react to being cancelled before its thread is given up as well.
+GRACE_SECONDS = 0.5
+LONGEST_MESSAGE = 300
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one call: a value, or the exception it raised, or nothing within the time limit."""
+
+    value: Any = None
+    error: BaseException | None = None
+    timed_out: bool = False
+
+
+@dataclass(frozen=True)
+class _Job:
+    function: Callable[[], Any]
+    timeout: float
+    reply: SimpleQueue[Outcome]
+
+
+class TimedCaller:
+    """Calls functions one at a time in a daemon thread, which cannot keep the process from ending.
+
+    The thread and its event loop live from call to call, so that what an async function keeps open (an HTTP
+    client for instance) stays usable, and a loop that runs in the caller's thread is no hindrance. After a
+    call that hangs the thread is given up and the next call gets a new one.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+
+    def call(self, function: Callable[[], Any], timeout: float) -> Outcome:
+        """Call `function()`, await what it returns if that can be awaited; `timeout` in seconds.
+
+        A function inside C code that holds the interpreter's lock cannot be timed out.
+        """
+        timeout = min(timeout, threading.TIMEOUT_MAX - GRACE_SECONDS)
+        if self._thread is None:
+            self._jobs = SimpleQueue()
+            self._thread = threading.Thread(
+                target=_serve, args=(self._jobs,), name="proxlm-reward", daemon=True
+            )
+            self._thread.start()
+            weakref.finalize(self, self._jobs.put, None)  # ends the thread and closes its loop
+        reply: SimpleQueue[Outcome] = SimpleQueue()
+        self._jobs.put(_Job(function, timeout, reply))
+        try:
+            return reply.get(timeout=timeout + GRACE_SECONDS)
+        except Empty:
+            self._give_up(self._thread)
+            return Outcome(timed_out=True)
+
+    def _give_up(self, thread: threading.Thread) -> None:
+        """Leave a hanging thread behind; end it at its next bytecode, or an endless loop burns a core."""
+        self._jobs.put(None)
+        self._thread = None
+        if thread.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
+            )
+
+
+def _serve(jobs: SimpleQueue[_Job | None]) -> None:
+    with asyncio.Runner() as runner:
+        while (job := jobs.get()) is not None:
+            job.reply.put(_run(job, runner))
+            del job  # or it would hold the last batch until the next
+
+
+def _run(job: _Job, runner: asyncio.Runner) -> Outcome:
+    started = time.monotonic()
+    try:
+        value = job.function()
+        if inspect.isawaitable(value):
+            return runner.run(_wait_for(value, job.timeout - (time.monotonic() - started)))
+    except BaseException as error:  # sys.exit() in a reward function too must reach the caller
+        return Outcome(error=error)
+    return Outcome(value)
+
+
+async def _wait_for(awaitable: Any, timeout: float) -> Outcome:
+    """Not asyncio.wait_for: a TimeoutError of the function's own is not our time limit."""
+    task = asyncio.ensure_future(awaitable)
+    done, _ = await asyncio.wait({task}, timeout=max(timeout, 0))
+    if not done:
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=GRACE_SECONDS / 2)
+        if done and not task.cancelled():
+            task.exception()  # looked at, or asyncio would print it
+        return Outcome(timed_out=True)
+    if task.cancelled():
+        return Outcome(error=asyncio.CancelledError("the function cancelled itself"))
+    error = task.exception()
+    return Outcome(error=error) if error is not None else Outcome(task.result())
+
+
+def describe_error(error: BaseException, file: str = "") -> str:
+    """One line: type, message, and the place, preferring a line of `file`, where the reward is defined."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    message = " ".join(str(error).split())
+    if len(message) > LONGEST_MESSAGE:
+        message = message[: LONGEST_MESSAGE - 3] + "..."
+    if isinstance(error, RewardError):
+        return message
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+    own = [f for f in frames if f.filename == file] or frames
+    where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+    return f"{type(error).__name__}{': ' if message else ''}{message}{where}"

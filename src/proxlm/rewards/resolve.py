@@ -1,0 +1,212 @@
+"""From the settings of a reward to functions ready to be called; everything wrong is found here, at once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from proxlm.config.schema import RewardConfig
+from proxlm.errors import ConfigError, RewardError
+from proxlm.rewards.builtin import BUILTINS
+from proxlm.rewards.call import describe_error
+
+RewardFunction = Callable[..., Any]
+"""(completions: list[Completion], **args) → B floats, B lists of floats, or a dict of such; sync or async."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A reward function with its arguments. name: "" for a reward without terms; title: for messages."""
+
+    name: str
+    title: str
+    function: Callable[..., Any]
+    file: str
+    weight: float
+
+
+def resolve_terms(config: RewardConfig, function: RewardFunction | None) -> list[Term]:
+    """The functions that `config` names, or `function` instead, with their arguments checked.
+
+    Raises ConfigError for what is wrong in the settings, RewardError if a user's file cannot be run.
+    """
+    if config.terms and (config.use or function is not None):
+        raise ConfigError(
+            "reward.terms: give either terms or a single reward (reward.use or a function), not both"
+        )
+    if config.terms and config.weights:
+        raise ConfigError("reward.weights: with terms, the weights are reward.terms.NAME.weight")
+    if function is not None:
+        return [_user_term("", "reward", _title(function), function, config.args, 1.0)]
+    if config.terms:
+        modules: dict[str, dict[str, Any]] = {}
+        return [
+            _term(name, f"reward.terms.{name}", term.use, term.args, term.weight, modules)
+            for name, term in config.terms.items()
+        ]
+    if not config.use:
+        raise ConfigError(
+            "reward.use: needed: a built-in reward, path/to/file.py:function, or reward.terms; "
+            f"built in are {', '.join(BUILTINS)}"
+        )
+    return [_term("", "reward", config.use, config.args, 1.0, {})]
+
+
+def did_you_mean(word: str, options: list[str]) -> str:
+    """The nearest of the options, as the start of a hint; nothing if none is near."""
+    near = get_close_matches(word, options, n=1, cutoff=0.5)
+    return f'; did you mean "{near[0]}"?' if near else ";"
+
+
+def _term(
+    name: str, key: str, use: str, args: Mapping[str, Any], weight: float, modules: dict[str, dict[str, Any]]
+) -> Term:
+    """One term. `modules` holds the user's files that have been run, so that each is run once."""
+    title = f"{name} ({use})" if name else use
+    path, colon, attribute = use.rpartition(":")
+    if colon and path:
+        function = _from_file(f"{key}.use", path, attribute, modules)
+        return _user_term(name, key, title, function, args, weight)
+    if use.endswith(".py"):
+        raise ConfigError(f'{key}.use = "{use}": name the function as well: {use}:FUNCTION')
+    if use not in BUILTINS:
+        raise ConfigError(
+            f'{key}.use = "{use}": no such built-in reward{did_you_mean(use, list(BUILTINS))} '
+            f"built in are {', '.join(BUILTINS)}; one of your own is path/to/file.py:function"
+        )
+    factory = BUILTINS[use]
+    _check_names(f"{key}.args", use, inspect.signature(factory), args)
+    hints = typing.get_type_hints(factory)
+    for argument, value in args.items():
+        if not fits(value, hints[argument]):
+            raise ConfigError(
+                f"{key}.args.{argument} = {value!r}: {use} needs {_hint_name(hints[argument])} here"
+            )
+    try:
+        return Term(name, title, factory(**args), "", weight)
+    except ValueError as error:
+        raise ConfigError(f"{key}.args.{error}") from error
+
+
+def _user_term(
+    name: str, key: str, title: str, function: Any, args: Mapping[str, Any], weight: float
+) -> Term:
+    if not callable(function) or inspect.isclass(function):
+        kind = "a class" if inspect.isclass(function) else f"of type {type(function).__name__}"
+        raise ConfigError(f"{key}.use: {title} is {kind}, not a function")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions written in C have none to check
+        signature = inspect.Signature([inspect.Parameter("_", inspect.Parameter.VAR_POSITIONAL)])
+    rest = _without_completions(f"{key}.use", title, signature)
+    _check_names(f"{key}.args", title, rest, args, taken=next(iter(signature.parameters)))
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    bound = functools.partial(function, **args) if args else function
+    return Term(name, title, bound, code.co_filename if code else "", weight)
+
+
+def _without_completions(key: str, title: str, signature: inspect.Signature) -> inspect.Signature:
+    """What is left for keyword arguments once the completions are given as the first one."""
+    parameters = list(signature.parameters.values())
+    kinds = inspect.Parameter
+    if not parameters or parameters[0].kind in (kinds.KEYWORD_ONLY, kinds.VAR_KEYWORD):
+        raise ConfigError(
+            f"{key}: {title}{signature} must take the list of completions as its first argument"
+        )
+    if parameters[0].kind is kinds.VAR_POSITIONAL:
+        return signature.replace(parameters=parameters)
+    more = [p.name for p in parameters[1:] if p.kind is kinds.POSITIONAL_ONLY and p.default is kinds.empty]
+    if more:
+        raise ConfigError(
+            f'{key}: {title}{signature} needs "{more[0]}" by position; only completions are given so'
+        )
+    return signature.replace(parameters=parameters[1:])
+
+
+def _check_names(
+    key: str, title: str, signature: inspect.Signature, args: Mapping[str, Any], taken: str = ""
+) -> None:
+    """Every given argument exists and is not `taken`, and every needed one is given."""
+    kinds = inspect.Parameter
+    by_name = {
+        p.name: p
+        for p in signature.parameters.values()
+        if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
+    }
+    takes = f"it takes {', '.join(by_name)}" if by_name else "it takes no arguments"
+    takes_any = any(p.kind is kinds.VAR_KEYWORD for p in signature.parameters.values())
+    for name in args:
+        if name not in by_name and (not takes_any or name == taken):
+            raise ConfigError(
+                f"{key}.{name}: {title} has no such argument{did_you_mean(name, list(by_name))} {takes}"
+            )
+    missing = [name for name, p in by_name.items() if p.default is kinds.empty and name not in args]
+    if missing:
+        raise ConfigError(f"{key}.{missing[0]}: needed by {title}, but not given; {takes}")
+
+
+def _from_file(key: str, path: str, attribute: str, modules: dict[str, dict[str, Any]]) -> Any:
+    """The function `attribute` of the Python file `path`; the file is run as a module."""
+    if not Path(path).is_file():
+        raise ConfigError(f'{key}: no file "{path}" (seen from the current folder)')
+    if path not in modules:
+        modules[path] = _run_file(key, path)
+    module = modules[path]
+    if attribute not in module:
+        own = [n for n, v in module.items() if inspect.isfunction(v) and v.__module__ == module["__name__"]]
+        listed = f"it defines {', '.join(own)}" if own else "it defines no functions"
+        raise ConfigError(
+            f'{key}: no function "{attribute}" in {path}{did_you_mean(attribute, own)} {listed}'
+        )
+    return module[attribute]
+
+
+def _run_file(key: str, path: str) -> dict[str, Any]:
+    """Run a user's file and return its names. No bytecode is left beside it."""
+    module = types.ModuleType("proxlm_reward_" + re.sub(r"\W", "_", path))
+    module.__file__ = path
+    sys.modules[module.__name__] = module  # dataclasses and pickle look modules up by name
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # so that the file can import its neighbours, now and when it is called
+    try:
+        exec(compile(Path(path).read_bytes(), path, "exec", dont_inherit=False), module.__dict__)
+    except SyntaxError as error:
+        place = f"{error.filename}:{error.lineno}" if error.filename else path
+        raise RewardError(f"{key}: {place}: {error.msg}") from error
+    except (Exception, SystemExit) as error:
+        raise RewardError(f"{key}: {path} raised {describe_error(error, path)}") from error
+    return module.__dict__
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value from TOML is of the type that a built-in's argument declares."""
+    origin, parameters = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in parameters and not isinstance(value, bool)
+    if origin in (types.UnionType, typing.Union):
+        return any(fits(value, one) for one in parameters)
+    if origin is list:
+        return isinstance(value, list | tuple) and all(fits(one, parameters[0]) for one in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _hint_name(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(typing.get_args(hint))
+    return str(hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint)
+
+
+def _title(function: Any) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)

@@ -1,0 +1,125 @@
+"""Read what a reward function returned: numbers, lists per token, or named components, each value checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from proxlm.rewards.call import describe_error
+from proxlm.types import Completion
+
+LARGEST_FLOAT32 = 3.4028234663852886e38
+
+
+class UnusableResultError(Exception):
+    """The whole result of a call is unusable; the message says why."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One checked list of rewards for B completions.
+
+    values: [B], for per-token rewards the sum over the completion's tokens; per_token: flat [R], or None;
+    problems: row → what was wrong with it. Such a row has the value NaN, and zeros for its tokens.
+    """
+
+    values: list[float]
+    per_token: list[float] | None
+    problems: dict[int, str]
+
+
+def read_result(result: Any, completions: Sequence[Completion]) -> dict[str, Component]:
+    """What a reward function returned → its components by name; a plain list has the name "".
+
+    Raises UnusableResultError if no row can be trusted: the wrong type, the wrong count, no components.
+    """
+    if not isinstance(result, Mapping):
+        return {"": _read_list(result, completions, "")}
+    if not result:
+        raise UnusableResultError("returned a dict without components")
+    bad = [name for name in result if not isinstance(name, str) or not name]
+    if bad:
+        raise UnusableResultError(f"returned a dict with the key {bad[0]!r}; components need names")
+    return {
+        name: _read_list(values, completions, f" in component {name!r}") for name, values in result.items()
+    }
+
+
+def _read_list(values: Any, completions: Sequence[Completion], place: str) -> Component:
+    values = _plain(values)
+    if not isinstance(values, list | tuple):
+        raise UnusableResultError(
+            f"returned {_describe(values)}{place} instead of a list with a number per completion"
+        )
+    if len(values) != len(completions):
+        raise UnusableResultError(
+            f"returned {_count(values, 'score')}{place} for {_count(completions, 'completion')}"
+        )
+    rows = [_plain(value) for value in values]
+    problems: dict[int, str] = {}
+    if any(isinstance(row, list | tuple) for row in rows):
+        lists: list[list[float]] = []
+        for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
+            tokens = len(completion.tokens)
+            lists.append(_read_row(row, tokens, i, place, problems) or [0.0] * tokens)
+        sums = [math.nan if i in problems else math.fsum(row) for i, row in enumerate(lists)]
+        return Component(sums, [number for row in lists for number in row], problems)
+    numbers = [_read_row(row, None, i, place, problems) for i, row in enumerate(rows)]
+    return Component([math.nan if n is None else n for n in numbers], None, problems)
+
+
+def _read_row(row: Any, tokens: int | None, index: int, place: str, problems: dict[int, str]) -> Any:
+    """The row as a number, or as a list of `tokens` numbers, or None and an entry in `problems`.
+
+    A row that is an exception says itself why it failed.
+    """
+    if isinstance(row, BaseException):
+        problems[index] = f"failed{place} for completion {index}: {describe_error(row)}"
+        return None
+    try:
+        return _number(row) if tokens is None else _token_rewards(row, tokens)
+    except UnusableResultError as error:
+        problems[index] = f"returned {error}{place} for completion {index}"
+        return None
+
+
+def _token_rewards(row: Any, tokens: int) -> list[float]:
+    if not isinstance(row, list | tuple):
+        raise UnusableResultError(f"{_describe(row)}, where others have a list of token rewards,")
+    if len(row) != tokens:
+        raise UnusableResultError(f"{_count(row, 'token reward')} instead of {tokens}")
+    return [_number(_plain(value)) for value in row]
+
+
+def _number(value: Any) -> float:
+    if not hasattr(value, "__float__"):
+        raise UnusableResultError(_describe(value))
+    try:
+        number = float(value)
+    except Exception as error:  # whatever a stranger's __float__ raises
+        raise UnusableResultError(f"{_describe(value)} ({error})") from error
+    if not math.isfinite(number):
+        raise UnusableResultError(f"{number}")
+    if abs(number) > LARGEST_FLOAT32:
+        raise UnusableResultError(f"{number} (too large for float32)")
+    return number
+
+
+def _plain(value: Any) -> Any:
+    """Tensors and arrays → lists or numbers."""
+    return value.tolist() if callable(getattr(value, "tolist", None)) else value
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "None"
+    kind = type(value).__name__
+    article = "an" if kind[0].lower() in "aeiou" else "a"
+    shown = f" ({value[:40]!r})" if isinstance(value, str) else ""
+    return f"{article} {kind}{shown}"
+
+
+def _count(values: Sequence[Any], what: str) -> str:
+    return f"{len(values)} {what}{'' if len(values) == 1 else 's'}"

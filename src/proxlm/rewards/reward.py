@@ -1,0 +1,165 @@
+"""A reward: its terms called with a time limit, their results checked, weighted and added up."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from proxlm.config.schema import RewardConfig
+from proxlm.errors import ConfigError, RewardError
+from proxlm.rewards.call import TimedCaller, describe_error
+from proxlm.rewards.resolve import RewardFunction, Term, did_you_mean, resolve_terms
+from proxlm.rewards.result import Component, UnusableResultError, read_result
+from proxlm.rewards.reward_model import RewardModel
+from proxlm.types import Completion, Rollout, Scores
+
+log = logging.getLogger(__name__)
+
+
+def build_reward(config: RewardConfig, function: RewardFunction | None = None) -> Reward:
+    """The reward that `config` describes; `function`, a Python function, takes the place of `config.use`.
+
+    Raises ConfigError for an unknown name, file or argument or an impossible value, and RewardError for a
+    file that cannot be run. Reward models are found but not loaded yet: see Reward.prepare.
+    """
+    return Reward(resolve_terms(config, function), config)
+
+
+class Reward:
+    """Callable: a rollout's responses → what they are worth. Made by `build_reward`."""
+
+    def __init__(self, terms: list[Term], config: RewardConfig) -> None:
+        if config.on_error not in ("fail", "score"):
+            raise ConfigError(f'reward.on_error = "{config.on_error}": must be fail or score')
+        self._terms = terms
+        self._config = config
+        self._caller = TimedCaller()
+        self._components: dict[str, list[str]] = {}  # by term, once it has returned something
+
+    def prepare(self) -> None:
+        """Load the reward models, outside the time limit. Raises ModelError, ConfigError for a label."""
+        for term in self._terms:
+            if isinstance(term.function, RewardModel):
+                term.function.prepare()
+
+    def __call__(self, rollout: Rollout) -> Scores:
+        """Scores on the rollout's device: total [B] float32, per_token [R] float32 or None. See `score`."""
+        scores = self.score(rollout.completions())
+        device = rollout.logprobs.device
+        per_token = None if scores.per_token is None else scores.per_token.to(device)
+        return Scores(scores.total.to(device), per_token, scores.components, scores.failed)
+
+    def score(self, completions: Sequence[Completion]) -> Scores:
+        """The weighted sum of the terms for each of B completions, on the CPU.
+
+        A component of per-token rewards counts in per_token instead of total, and is reported as each
+        response's sum. With on_error = "score", a response whose reward failed in any term gets error_score
+        as total, and no per-token rewards; in `components` its failed parts are error_score.
+
+        Raises RewardError if a term fails (on_error = "fail"), ConfigError if reward.weights names a
+        component that the function does not return.
+        """
+        self.prepare()
+        lengths = torch.tensor([len(c.tokens) for c in completions], dtype=torch.int64)
+        row_of_token = torch.repeat_interleave(torch.arange(len(completions)), lengths)
+        total = torch.zeros(len(completions), dtype=torch.float64)
+        per_token: Tensor | None = None
+        components: dict[str, list[float]] = {}
+        failed: set[int] = set()
+        for term in self._terms:
+            for name, part in self._evaluate(term, completions).items():
+                weight = term.weight * self._config.weights.get(name, 1.0)
+                if part.per_token is None:
+                    total += weight * torch.tensor(part.values, dtype=torch.float64)
+                else:
+                    weighted = weight * torch.tensor(part.per_token, dtype=torch.float64)
+                    per_token = weighted if per_token is None else per_token + weighted
+                failed.update(part.problems)
+                if label := ".".join(filter(None, (term.name, name))):
+                    components[label] = [
+                        self._config.error_score if i in part.problems else v
+                        for i, v in enumerate(part.values)
+                    ]
+        failed.update(self._overflows(total, per_token, row_of_token, failed))
+        lost = torch.tensor([i in failed for i in range(len(completions))], dtype=torch.bool)
+        total[lost] = self._config.error_score
+        if per_token is not None:
+            per_token = per_token.masked_fill(lost[row_of_token], 0.0).float()
+        return Scores(total.float(), per_token, components, len(failed))
+
+    def _evaluate(self, term: Term, completions: Sequence[Completion]) -> dict[str, Component]:
+        """One term's components by name; rows that failed are marked, if the settings let a reward fail."""
+        outcome = self._caller.call(lambda: term.function(list(completions)), self._config.timeout)
+        try:
+            if outcome.timed_out:
+                raise UnusableResultError(f"took longer than {self._config.timeout:g} s (reward.timeout)")
+            if outcome.error is not None:
+                verb = "failed:" if isinstance(outcome.error, RewardError) else "raised"
+                raise UnusableResultError(f"{verb} {describe_error(outcome.error, term.file)}")
+            parts = read_result(outcome.value, completions)
+            self._check_components(term, list(parts))
+        except UnusableResultError as error:
+            problems = dict.fromkeys(range(len(completions)), str(error))
+            self._fail(term.title, problems, len(completions))
+            return {
+                name: Component([math.nan] * len(completions), None, problems)
+                for name in self._components.get(term.name, [""])
+            }
+        self._fail(
+            term.title, {i: text for p in parts.values() for i, text in p.problems.items()}, len(completions)
+        )
+        return parts
+
+    def _check_components(self, term: Term, names: list[str]) -> None:
+        """A missing component would count as 0, and a weight without one for nothing: neither may be."""
+        first = self._components.get(term.name)
+        if first is None:
+            for name in self._config.weights:
+                if name not in names:
+                    raise ConfigError(f"reward.weights.{name}: {term.title} {_returns(names, name)}")
+            self._components[term.name] = names
+        elif set(first) != set(names):
+            raise UnusableResultError(
+                f"returned {_listed(names)}, where its first call returned {_listed(first)}"
+            )
+
+    def _overflows(
+        self, total: Tensor, per_token: Tensor | None, row_of_token: Tensor, failed: set[int]
+    ) -> set[int]:
+        """Rows, none of them failed so far, whose weighted sum float32 cannot hold."""
+        bad = set((~total.float().isfinite()).nonzero().flatten().tolist())
+        if per_token is not None:
+            bad.update(row_of_token[~per_token.float().isfinite()].tolist())
+        bad -= failed
+        self._fail(
+            "sum", {i: f"is too large for float32 for completion {i}" for i in sorted(bad)}, len(total)
+        )
+        return bad
+
+    def _fail(self, title: str, problems: dict[int, str], rows: int) -> None:
+        """Stop with the first of the problems, or say that it happened, as the settings have it."""
+        if not problems:
+            return
+        text = next(iter(problems.values()))
+        # A problem of the whole call stands at every row with the same text.
+        more = len(problems) - 1 if len(set(problems.values())) > 1 else 0
+        line = f"reward {title} {text}{f' (and {more} more)' if more else ''}"
+        if self._config.on_error == "fail":
+            raise RewardError(f'{line}; mend it, or let such responses fail with reward.on_error = "score"')
+        log.warning(
+            "%s; error_score = %g for %d of %d responses", line, self._config.error_score, len(problems), rows
+        )
+
+
+def _returns(names: list[str], wanted: str) -> str:
+    if names == [""]:
+        return "returns a plain list, not a dict of components"
+    return f"returns no such component{did_you_mean(wanted, names)} it returns {', '.join(names)}"
+
+
+def _listed(names: list[str]) -> str:
+    return "a plain list" if names == [""] else f"the components {', '.join(names)}"

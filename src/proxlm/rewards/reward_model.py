@@ -1,0 +1,194 @@
+"""A trained sequence classifier as a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proxlm.errors import ConfigError, ModelError, RewardError
+from proxlm.models.load import looks_like_path
+from proxlm.types import Completion
+
+
+class RewardModel:
+    """Scores prompt + response with a transformers sequence classifier, loaded by `prepare`.
+
+    path: a folder in Hugging Face format, or a name on the hub; safetensors only, and no code from there.
+    max_length: longest text in tokens, special ones included; 0: the model's own limit. A longer text is an
+    error for that completion, or with `truncate` loses its beginning.
+    batch_size: texts in one forward pass; 1 where the model has no padding token. Changes the speed only.
+    device: auto, cpu, cuda, cuda:1, ... In float32 on the CPU, in the model's own precision on a GPU.
+    label: the class whose log-probability is the reward (name or number); needed with two classes or more. A
+    model with one output gives that output. sigmoid: a probability in [0, 1] instead.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        max_length: int = 0,
+        truncate: bool = False,
+        batch_size: int = 16,
+        device: str = "auto",
+        sigmoid: bool = False,
+        label: str | int | None = None,
+    ) -> None:
+        if max_length < 0:
+            raise ValueError(f"max_length = {max_length}: must be at least 0")
+        if batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size}: must be at least 1")
+        self.path, self.max_length, self.truncate, self.batch_size = path, max_length, truncate, batch_size
+        self.sigmoid, self.label = sigmoid, label
+        self.device = _device(device)
+        self._model: Any = None
+        self._tokenizer: Any = None
+        if Path(path).is_dir():
+            self._class_index(_load_config(path))
+        elif not path or looks_like_path(path):
+            raise ValueError(f'path = "{path}": no such folder')
+
+    def prepare(self) -> None:
+        """Load the model and its tokenizer, once. Raises ModelError, or ConfigError for a wrong label."""
+        if self._model is not None:
+            return
+        tokenizer = _load_tokenizer(self.path)
+        model = _load_model(self.path, self.device)
+        try:
+            self._class_index(model.config)
+        except ValueError as error:
+            raise ConfigError(f"reward model {self.path}: {error}") from error
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.max_length = self.max_length or min(limit or 10**9, tokenizer.model_max_length)
+        tokenizer.truncation_side = "left"
+        self._model, self._tokenizer = model, tokenizer
+
+    def __call__(self, completions: list[Completion]) -> list[float | RewardError]:
+        """[B] scores, each the same whatever else is in the batch, up to rounding."""
+        self.prepare()
+        texts = [c.prompt + c.text for c in completions]
+        rows: list[list[int]] = [self._tokenizer(text)["input_ids"] for text in texts]
+        scores: list[float | RewardError] = [RewardError("the text is empty")] * len(rows)
+        fitting = []
+        for i, row in enumerate(rows):
+            if len(row) > self.max_length and self.truncate:
+                rows[i] = self._cut(texts[i])
+            elif len(row) > self.max_length:
+                scores[i] = RewardError(
+                    f"{len(row)} tokens with the prompt are more than max_length = {self.max_length}; "
+                    "truncate = true cuts off the beginning"
+                )
+                continue
+            if row:
+                fitting.append(i)
+        for batch in self._batches(fitting, rows):
+            for i, score in zip(batch, self._score([rows[i] for i in batch]), strict=True):
+                scores[i] = score
+        return scores
+
+    def _cut(self, text: str) -> list[int]:
+        """The end of the text in max_length tokens, with the special tokens where they belong."""
+        ids: list[int] = self._tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"]
+        return ids
+
+    def _batches(self, indices: list[int], rows: list[list[int]]) -> Iterator[list[int]]:
+        """Row numbers, rows of like length together."""
+        ordered = sorted(indices, key=lambda i: len(rows[i]))
+        size = 1 if self._pad_id() is None else self.batch_size
+        for start in range(0, len(ordered), size):
+            yield ordered[start : start + size]
+
+    def _pad_id(self) -> int | None:
+        """The model's own, not the tokenizer's: decoders find a text's last token by it."""
+        return getattr(self._model.config.get_text_config(), "pad_token_id", None)
+
+    @torch.inference_mode()
+    def _score(self, rows: list[list[int]]) -> list[float]:
+        """b rows of token ids, padded on the right → b scores."""
+        longest = max(len(row) for row in rows)
+        pad = self._pad_id() or 0
+        ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        logits = self._model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits
+        scores: list[float] = self._reward(logits.float()).tolist()
+        return scores
+
+    def _reward(self, logits: Tensor) -> Tensor:
+        """Logits [b, classes] → rewards [b]."""
+        index = self._class_index(self._model.config)
+        independent = self._model.config.problem_type == "multi_label_classification"
+        if logits.shape[-1] == 1 or independent:
+            logit = logits[:, index]
+            if logits.shape[-1] == 1 and not self.sigmoid:
+                return logit
+            return torch.sigmoid(logit) if self.sigmoid else torch.nn.functional.logsigmoid(logit)
+        logprob = torch.log_softmax(logits, -1)[:, index]
+        return logprob.exp() if self.sigmoid else logprob
+
+    def _class_index(self, config: Any) -> int:
+        """The output that `label` names; 0 for a model with one. Raises ValueError if there is none."""
+        names = {int(i): str(name) for i, name in config.id2label.items()}
+        if len(names) == 1 and self.label is None:
+            return 0
+        for i, name in names.items():
+            if self.label in (i, name):
+                return i
+        given = "needed by a model with several classes" if self.label is None else "no such class"
+        raise ValueError(f"label = {self.label!r}: {given}; the model has {', '.join(names.values())}")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f'device = "{name}": {str(error).splitlines()[0]}') from error
+    return device
+
+
+def _load_config(path: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f'path = "{path}": {_one_line(error)}') from error
+
+
+def _load_tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"reward model {path}: no tokenizer: {_one_line(error)}") from error
+
+
+def _load_model(path: str, device: torch.device) -> Any:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            dtype=torch.float32 if device.type == "cpu" else "auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"reward model {path}: cannot be loaded: {_one_line(error)}") from error
+    if info["missing_keys"] or info["mismatched_keys"]:
+        names = sorted(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]])
+        raise ModelError(
+            f"reward model {path}: not a trained classifier: it has no weights for {', '.join(names[:3])}"
+        )
+    return model.to(device).eval()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

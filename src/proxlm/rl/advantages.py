@@ -1,0 +1,81 @@
+"""Advantages, returns, whitening, and how good the critic is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    action_mask: Tensor,
+    offsets: Tensor,
+    gamma: float,
+    lam: float,
+    bootstrap: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation over ragged rows (Schulman et al. 2015, equation 16).
+
+    δ_t = r_t + γ V_{t+1} − V_t,   A_t = δ_t + γλ A_{t+1},   return_t = A_t + V_t.
+
+    V after the last token is `bootstrap` (0 where the response ended). A token the policy did not choose is not
+    a step: V and A are carried across it unchanged, and a reward on it belongs to the chosen token before it.
+    Its own advantage is 0 and its own return is its value.
+
+    Args: rewards, values [R]; action_mask [R] bool; offsets [B+1]; 0 ≤ γ, λ ≤ 1; bootstrap [B] or None (zeros).
+    Returns: raw advantages [R] and returns [R], in the dtype of values.
+    """
+    if not rewards.shape == values.shape == action_mask.shape or int(offsets[-1]) != len(values):
+        raise ValueError(
+            f"shapes do not fit: rewards {tuple(rewards.shape)}, values {tuple(values.shape)}, "
+            f"mask {tuple(action_mask.shape)}, offsets end at {int(offsets[-1])}"
+        )
+    lengths = offsets[1:] - offsets[:-1]
+    advantages = torch.zeros_like(values)
+    next_value = values.new_zeros(len(lengths)) if bootstrap is None else bootstrap.to(values.dtype)
+    next_advantage = values.new_zeros(len(lengths))
+    pending_reward = values.new_zeros(len(lengths))
+    for t in range(int(lengths.max()) - 1 if len(lengths) else -1, -1, -1):
+        inside = t < lengths
+        # Rows shorter than t point at element 0; `inside` keeps them from being read or written.
+        i = torch.where(inside, offsets[:-1] + t, 0)
+        acts = inside & action_mask[i]
+        reward = torch.where(inside, rewards[i], 0.0) + pending_reward
+        advantage = reward + gamma * next_value - values[i] + gamma * lam * next_advantage
+        advantages[i[acts]] = advantage[acts]
+        next_advantage = torch.where(acts, advantage, next_advantage)
+        next_value = torch.where(acts, values[i], next_value)
+        pending_reward = torch.where(acts, 0.0, reward)
+    return advantages, advantages + values
+
+
+def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
+    """(x − mean) / sqrt(var + eps) with the masked mean and population variance; 0 where mask is False.
+
+    With shift_mean False the mean is added back (openai/lm-human-preferences, `whiten`).
+
+    Args: values [R]; mask [R] bool. Returns: [R]. Without any masked-in element: zeros.
+    """
+    if values.shape != mask.shape:
+        raise ValueError(f"values {tuple(values.shape)} and mask {tuple(mask.shape)} differ in shape")
+    count = mask.sum().clamp(min=1)
+    mean = torch.where(mask, values, 0.0).sum() / count
+    variance = torch.where(mask, values - mean, 0.0).square().sum() / count
+    whitened = (values - mean) * torch.rsqrt(variance + eps)
+    if not shift_mean:
+        whitened = whitened + mean
+    return torch.where(mask, whitened, 0.0)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 − Var(return − value) / Var(return) over masked elements: 1 perfect, 0 no better than the mean.
+
+    Args: values, returns [R]; mask [R] bool. Returns: a float; NaN where the returns do not vary.
+    """
+    if not values.shape == returns.shape == mask.shape:
+        raise ValueError(f"shapes differ: {tuple(values.shape)}, {tuple(returns.shape)}, {tuple(mask.shape)}")
+    r, v = returns[mask].double(), values[mask].double()
+    if r.numel() < 2 or float(r.var(correction=0)) == 0.0:
+        return float("nan")
+    return 1.0 - float((r - v).var(correction=0) / r.var(correction=0))

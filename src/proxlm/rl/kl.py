@@ -1,0 +1,44 @@
+"""Kullback–Leibler divergence from the reference: per-token estimates and the adaptive coefficient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def kl_estimate(
+    logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1", max_log_ratio: float = 20.0
+) -> Tensor:
+    """An estimate of KL(π ‖ π_ref) per token from tokens sampled by π, in nats.
+
+    k1 = log π − log π_ref;  k2 = k1² / 2;  k3 = exp(−k1) − 1 + k1.
+    E_π[k1] = E_π[k3] = KL and k3 ≥ 0; k2 is biased but its gradient as a loss is the KL's (Schulman 2020,
+    "Approximating KL divergence"). In k3 the log-ratio is clamped to ± max_log_ratio before exp.
+
+    Args: logprobs and ref_logprobs of the same shape; estimator "k1", "k2" or "k3". Returns: that shape.
+    """
+    if logprobs.shape != ref_logprobs.shape:
+        raise ValueError(f"shapes differ: {tuple(logprobs.shape)} and {tuple(ref_logprobs.shape)}")
+    k1 = logprobs - ref_logprobs
+    if estimator == "k1":
+        return k1
+    if estimator == "k2":
+        return 0.5 * k1.square()
+    if estimator == "k3":
+        clamped = k1.clamp(-max_log_ratio, max_log_ratio)
+        return torch.expm1(-clamped) + clamped
+    raise ValueError(f'estimator must be "k1", "k2" or "k3", got "{estimator}"')
+
+
+def adapt_kl_coefficient(
+    coefficient: float, kl: float, target: float, responses: int, horizon: float
+) -> float:
+    """The next β of the adaptive controller (Ziegler et al. 2019, section 2.2).
+
+    β ← β · (1 + clip(kl / target − 1, −0.2, 0.2) · responses / horizon)
+
+    Args: coefficient β; kl: mean KL per response, in nats; target > 0 in nats; responses in this step;
+    horizon in responses.
+    """
+    error = min(max(kl / target - 1.0, -0.2), 0.2)
+    return coefficient * (1.0 + error * responses / horizon)

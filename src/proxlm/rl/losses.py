@@ -1,0 +1,90 @@
+"""The losses of PPO, per token, and how tokens become one number."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PolicyLoss(NamedTuple):
+    """Per-token terms [R] of the clipped objective; `loss` carries the gradient, the rest is detached."""
+
+    loss: Tensor
+    ratio: Tensor
+    clipped: Tensor
+    approx_kl: Tensor
+
+
+def clipped_policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    max_log_ratio: float = 20.0,
+) -> PolicyLoss:
+    """−min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A) with ρ = π_new / π_old (Schulman et al. 2017, equation 7).
+
+    The gradient is 0 exactly where A > 0 and ρ > 1 + ε_high, or A < 0 and ρ < 1 − ε_low. The log-ratio is
+    clamped to ± max_log_ratio before exp, so that the loss is finite for any input. approx_kl = (log ρ)² / 2.
+
+    Args: all [R]; logprobs with gradient. Returns: per-token terms, [R] each; `clipped` is bool.
+    """
+    if not logprobs.shape == old_logprobs.shape == advantages.shape:
+        raise ValueError(
+            f"shapes differ: {tuple(logprobs.shape)}, {tuple(old_logprobs.shape)}, {tuple(advantages.shape)}"
+        )
+    log_ratio = logprobs - old_logprobs
+    ratio = torch.exp(log_ratio.clamp(-max_log_ratio, max_log_ratio))
+    bounded = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    loss = torch.maximum(-advantages * ratio, -advantages * bounded)
+    with torch.no_grad():
+        clipped = (advantages > 0) & (ratio > 1.0 + clip_high) | (advantages < 0) & (ratio < 1.0 - clip_low)
+        approx_kl = 0.5 * log_ratio.square()
+    return PolicyLoss(loss, ratio.detach(), clipped, approx_kl)
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float = 0.2) -> Tensor:
+    """½ max((V − R)², (clip(V, V_old ± c) − R)²) per token (openai/baselines ppo2; Ziegler et al. 2019).
+
+    Where the clipped branch is the larger, the gradient is 0. clip = 0 turns clipping off: ½ (V − R)².
+
+    Args: all [R]; values with gradient. Returns: [R].
+    """
+    if not values.shape == old_values.shape == returns.shape:
+        raise ValueError(
+            f"shapes differ: {tuple(values.shape)}, {tuple(old_values.shape)}, {tuple(returns.shape)}"
+        )
+    plain = (values - returns).square()
+    if clip == 0:
+        return 0.5 * plain
+    near = torch.minimum(torch.maximum(values, old_values - clip), old_values + clip)
+    return 0.5 * torch.maximum(plain, (near - returns).square())
+
+
+def token_weights(action_mask: Tensor, offsets: Tensor, aggregation: str, limit: int) -> Tensor:
+    """Weights w with Σ w_t ℓ_t = the minibatch's loss. Computed over the whole minibatch, before any split.
+
+    "token": 1 / (chosen tokens). "sequence": 1 / (sequences with a chosen token · its chosen tokens), the mean of
+    per-sequence means. "fixed": 1 / (sequences with a chosen token · limit) (Liu et al. 2025, Dr. GRPO).
+    Summing over micro-batches or ranks in any split gives the same loss and gradient.
+
+    Args: action_mask [R] bool; offsets [B+1]; limit: the longest response in tokens. Returns: [R] float32, 0
+    where the token was not chosen.
+    """
+    if int(offsets[-1]) != len(action_mask):
+        raise ValueError(f"offsets end at {int(offsets[-1])}, but there are {len(action_mask)} tokens")
+    mask = action_mask.float()
+    if aggregation == "token":
+        return mask / mask.sum().clamp(min=1)
+    lengths = offsets[1:] - offsets[:-1]
+    row = torch.repeat_interleave(torch.arange(len(lengths), device=mask.device), lengths)
+    chosen = torch.zeros(len(lengths), device=mask.device).index_add(0, row, mask)
+    sequences = (chosen > 0).sum().clamp(min=1)
+    if aggregation == "sequence":
+        return mask / (chosen[row].clamp(min=1) * sequences)
+    if aggregation == "fixed":
+        return mask / (limit * sequences)
+    raise ValueError(f'aggregation must be "token", "sequence" or "fixed", got "{aggregation}"')

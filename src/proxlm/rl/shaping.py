@@ -1,0 +1,71 @@
+"""From scores of responses to rewards of tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
+    """Sum over each row of a ragged tensor. values [R], offsets [B+1] → [B]; an empty row gives 0."""
+    lengths = offsets[1:] - offsets[:-1]
+    row = torch.repeat_interleave(torch.arange(len(lengths), device=values.device), lengths)
+    return torch.zeros(len(lengths), dtype=values.dtype, device=values.device).index_add(0, row, values)
+
+
+def last_action_index(action_mask: Tensor, offsets: Tensor) -> Tensor:
+    """Where each row's last chosen token stands in the flat tensor; −1 for a row without one. → [B] int64."""
+    if offsets.dim() != 1 or int(offsets[-1]) != len(action_mask):
+        raise ValueError(f"offsets end at {int(offsets[-1])}, but there are {len(action_mask)} tokens")
+    lengths = offsets[1:] - offsets[:-1]
+    row = torch.repeat_interleave(torch.arange(len(lengths), device=offsets.device), lengths)
+    position = torch.where(action_mask, torch.arange(len(action_mask), device=offsets.device), -1)
+    empty = torch.full((len(lengths),), -1, dtype=torch.int64, device=offsets.device)
+    return empty.scatter_reduce(0, row, position, "amax")
+
+
+def token_rewards(
+    scores: Tensor,
+    kl: Tensor,
+    kl_coefficient: float,
+    action_mask: Tensor,
+    offsets: Tensor,
+    per_token: Tensor | None = None,
+) -> Tensor:
+    """r_t = −β · kl_t (chosen tokens only) + per-token reward, plus the score on the row's last chosen token.
+
+    So Σ_t r_t = score + Σ per-token − β Σ kl, and the last token of an ended response, EOS, keeps its share
+    (Ziegler et al. 2019, equation 2; Ouyang et al. 2022).
+
+    Args: scores [B]; kl [R]; action_mask [R] bool; offsets [B+1]; per_token [R] or None. Returns: [R].
+    A row without a chosen token gets no score.
+    """
+    if kl.shape != action_mask.shape or scores.shape != offsets[1:].shape:
+        raise ValueError(
+            f"shapes do not fit: kl {tuple(kl.shape)}, mask {tuple(action_mask.shape)}, B {len(scores)}"
+        )
+    rewards = torch.where(action_mask, -kl_coefficient * kl, 0.0)
+    if per_token is not None:
+        rewards = rewards + per_token
+    last = last_action_index(action_mask, offsets)
+    has_action = last >= 0
+    return rewards.index_add(0, last[has_action], scores[has_action].to(rewards.dtype))
+
+
+def apply_missing_eos(scores: Tensor, ended: Tensor, mode: str, penalty: float) -> Tensor:
+    """The score of responses that were cut at the length limit.
+
+    "ignore": unchanged; "subtract": score − penalty (TRL's missing_eos_penalty); "replace": the penalty itself
+    is the score (openai/lm-human-preferences sets −1).
+
+    Args: scores [B]; ended [B] bool: true where the response ended by itself. Returns: [B].
+    """
+    if scores.shape != ended.shape:
+        raise ValueError(f"scores {tuple(scores.shape)} and ended {tuple(ended.shape)} differ in shape")
+    if mode == "ignore":
+        return scores
+    if mode == "subtract":
+        return torch.where(ended, scores, scores - penalty)
+    if mode == "replace":
+        return torch.where(ended, scores, torch.full_like(scores, penalty))
+    raise ValueError(f'mode must be "ignore", "subtract" or "replace", got "{mode}"')

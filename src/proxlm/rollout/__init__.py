@@ -1,0 +1,1 @@
+"""Sampling responses: random numbers, filters, and the native engine."""

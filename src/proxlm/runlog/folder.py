@@ -1,0 +1,202 @@
+"""A run is a folder. Whatever is written to it is there whole or not at all.
+
+config.toml       every setting, as resolved
+metrics.jsonl     one row a step
+samples.jsonl     sampled texts of each step, with per-token numbers
+evaluation.json   before and after, on held-out prompts
+checkpoints/      step-NNNNNNNN folders
+policy/           the final model, in Hugging Face format
+tensorboard/      events
+report.html       all of this in a browser
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from proxlm.errors import RunError
+
+JsonRow = dict[str, Any]
+
+
+def open_run(folder: str, job: str, resume: bool, config_toml: str) -> Path:
+    """Make the run's folder and write its config.toml; returns the folder. On error nothing is left behind.
+
+    An empty `folder` means runs/JOB-DATE-TIME. A folder that holds anything is only taken with `resume`,
+    which needs a complete checkpoint in it; its config.toml is then replaced. Raises RunError.
+    """
+    if resume:
+        path = _folder_to_resume(folder)
+        write_atomic(path / "config.toml", config_toml)
+        return path
+    path = Path(folder) if folder else _free_name(job)
+    made = _make_folders(path)
+    try:
+        if any(path.iterdir()):
+            raise RunError(
+                f"{path}: already holds a run; add --resume to go on, or choose another run.folder"
+            )
+        write_atomic(path / "config.toml", config_toml)
+    except (OSError, RunError) as error:
+        for created in reversed(made):
+            created.rmdir()
+        if isinstance(error, OSError):
+            raise RunError(f"{path}: the run's folder cannot be read: {error.strerror}") from error
+        raise
+    return path
+
+
+def _folder_to_resume(folder: str) -> Path:
+    if not folder:
+        raise RunError("run.folder: needed with --resume: the folder of the run to go on with")
+    path = Path(folder)
+    if not os.path.isdir(path):  # unlike Path.is_dir, never an error
+        raise RunError(f"{path}: nothing to resume: no such folder; leave out --resume to start a new run")
+    if not any(entry.is_dir() for entry in (path / "checkpoints").glob("step-*")):
+        raise RunError(f"{path}: nothing to resume: no complete checkpoint; start again in a new folder")
+    return path
+
+
+def _free_name(job: str) -> Path:
+    """runs/JOB-DATE-TIME, with a number behind it where that is taken."""
+    first = Path("runs") / f"{job}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, count = first, 1
+    while path.exists():
+        count += 1
+        path = first.with_name(f"{first.name}-{count}")
+    return path
+
+
+def _make_folders(path: Path) -> list[Path]:
+    """Make `path` and the folders above it; returns those that were not there, outermost first."""
+    made: list[Path] = []
+    try:
+        missing = [p for p in (path, *path.parents) if not p.exists()]
+        for folder in reversed(missing):
+            folder.mkdir()
+            made.append(folder)
+        if not path.is_dir():
+            raise RunError(f"{path}: a file, where the run's folder should be; choose another run.folder")
+    except (OSError, ValueError) as error:
+        for created in reversed(made):
+            created.rmdir()
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise RunError(
+            f"{path}: the run's folder cannot be made: {reason}; choose another run.folder"
+        ) from error
+    return made
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file beside its place, bring it to the disk, and rename it into place. Raises RunError."""
+    beside = path.with_name(f".writing-{path.name}-{os.getpid()}")
+    try:
+        with open(beside, "wb") as file:
+            file.write(_encoded(text))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink()
+        _cannot_write(path, error)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write `value` as strict JSON, numbers that are not finite as null. Raises RunError."""
+    write_atomic(path, json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_jsonl(path: Path, rows: list[JsonRow]) -> None:
+    """Add rows to a JSONL file, numbers that are not finite as null. Raises RunError."""
+    lines = [json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+    try:
+        with open(path, "ab") as file:
+            file.write(_encoded("".join(lines)))
+    except OSError as error:
+        _cannot_write(path, error)
+
+
+def read_jsonl(path: Path) -> list[JsonRow]:
+    """All rows of a JSONL file. A last line that was torn off in the middle is left out.
+
+    Raises RunError that names the file, and the line where one is malformed.
+    """
+    return [row for _, row in _lines(path)]
+
+
+def truncate_jsonl(path: Path, key: str, last: int) -> None:
+    """Leave out the rows whose `row[key]` is more than `last`, and a torn last line. No file: nothing to do.
+
+    Raises RunError that names the file and the line that is malformed or has no number at `key`.
+    """
+    if not path.exists():
+        return
+    kept: list[str] = []
+    for number, (text, row) in enumerate(_lines(path), start=1):
+        value = row.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise RunError(f"{path}: line {number}: no number at {json.dumps(key)}")
+        if value <= last:
+            kept.append(text)
+    write_atomic(path, "".join(f"{text}\n" for text in kept))
+
+
+def plain(value: Any) -> Any:
+    """`value` as strict JSON can hold it: numbers that are not finite become None."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def _lines(path: Path) -> Iterator[tuple[str, JsonRow]]:
+    """Each line of a JSONL file, as text and as a row."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+    lines = data.split(b"\n")
+    torn = lines.pop()  # empty where the file ends as it should
+    for number, line in enumerate([*lines, torn] if torn else lines, start=1):
+        try:
+            text = line.decode("utf-8")
+            row = _row(text)
+        except (ValueError, RecursionError) as error:
+            if number > len(lines):
+                return
+            raise RunError(f"{path}: line {number}: not a row of JSON: {error}") from error
+        yield text, row
+
+
+def _row(text: str) -> JsonRow:
+    row = json.loads(text, parse_constant=_not_json)
+    if isinstance(row, dict):
+        return row
+    raise ValueError("expected an object, {...}")
+
+
+def _not_json(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")
+
+
+def _encoded(text: str) -> bytes:
+    # A lone surrogate, which JSON input can hold, becomes \udXXX: in JSON that is the same text again.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _cannot_write(path: Path, error: OSError) -> NoReturn:
+    raise RunError(f"{path}: cannot be written: {error.strerror}") from error

@@ -1,0 +1,84 @@
+"""Where a run's numbers go besides its own files: TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import importlib.util
+import tomllib
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from proxlm.errors import RunError
+from proxlm.runlog.folder import write_atomic
+
+
+class TensorBoard:
+    """Events in the run's tensorboard/. Steps after `start_step`, of a run that is resumed, are dropped."""
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder = folder / "tensorboard"
+        try:
+            self._writer = SummaryWriter(str(self.folder), purge_step=start_step + 1 if start_step else None)
+        except OSError as error:
+            raise self._problem(error) from error
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one step's finite numbers. Raises RunError."""
+        try:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+        except OSError as error:
+            raise self._problem(error) from error
+
+    def close(self, failed: bool) -> None:
+        """Bring the events to the disk. Raises RunError, unless the run has failed already."""
+        try:
+            self._writer.close()
+        except OSError as error:
+            if not failed:
+                raise self._problem(error) from error
+
+    def _problem(self, error: OSError) -> RunError:
+        return RunError(f"{self.folder}: cannot be written: {error.strerror or error}")
+
+
+class WeightsAndBiases:
+    """A run of `project` at Weights & Biases; the same one again when the folder's run is resumed."""
+
+    def __init__(self, folder: Path, project: str) -> None:
+        check_wandb(project)
+        import wandb
+
+        settings, id_file = folder / "config.toml", folder / "wandb.id"
+        if not id_file.exists():
+            write_atomic(id_file, uuid.uuid4().hex)
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=folder.name,
+                id=id_file.read_text(encoding="utf-8"),
+                resume="allow",
+                dir=str(folder),
+                config=tomllib.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {},
+            )
+        except Exception as error:  # its own kinds, for no login and no network among others
+            problem = next(iter(str(error).splitlines()), type(error).__name__)
+            advice = "log in, set WANDB_MODE=offline, or leave it empty"
+            raise RunError(f"run.wandb = {project}: {problem}; {advice}") from error
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Send one step's finite numbers."""
+        self._run.log(dict(values), step=step)
+
+    def close(self, failed: bool) -> None:
+        """Say how the run ended."""
+        self._run.finish(exit_code=int(failed))
+
+
+def check_wandb(project: str) -> None:
+    """Raise RunError if the package is not installed."""
+    if importlib.util.find_spec("wandb") is None:
+        advice = "pip install proxlm[wandb], or leave it empty"
+        raise RunError(f"run.wandb = {project}: the package wandb is not installed: {advice}")

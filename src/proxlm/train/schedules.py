@@ -1,0 +1,34 @@
+"""Learning rates as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+
+from proxlm.config import OptimiserConfig
+
+
+def learning_rate(config: OptimiserConfig, step: int, total: int) -> float:
+    """The learning rate of optimiser step `step` (from 0) of `total`.
+
+    Warm-up: lr · (step + 1) / (warmup + 1) for the first `warmup` steps. Then, with x the share of the remaining
+    steps that is done, in [0, 1], and n the steps since warm-up:
+    constant: lr; linear: lr · (1 − (1 − final) x); cosine: lr · (final + (1 − final)(1 + cos πx) / 2);
+    exponential: lr · final^x; inverse-time: lr / (1 + n / half_life); staged: lr · factor of the newest stage
+    whose step is reached (steps counted from 0, warm-up included).
+    """
+    if step < config.warmup:
+        return config.lr * (step + 1) / (config.warmup + 1)
+    n = step - config.warmup
+    x = min(1.0, n / max(1, total - config.warmup - 1))
+    if config.schedule == "constant":
+        return config.lr
+    if config.schedule == "linear":
+        return config.lr * (1 - (1 - config.final) * x)
+    if config.schedule == "cosine":
+        return config.lr * (config.final + (1 - config.final) * (1 + math.cos(math.pi * x)) / 2)
+    if config.schedule == "exponential":
+        return config.lr * config.final**x
+    if config.schedule == "inverse-time":
+        return config.lr / (1 + n / config.half_life)
+    reached = [int(start) for start in config.stages if int(start) <= step]
+    return config.lr * (config.stages[str(max(reached))] if reached else 1.0)

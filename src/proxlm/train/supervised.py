@@ -1,0 +1,177 @@
+"""The loop that pretraining and supervised fine-tuning share: next-token loss, validation, early stopping."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from proxlm.checkpoint import load_checkpoint, newest_checkpoint, publish_folder, save_checkpoint
+from proxlm.config import OptimiserConfig, RunConfig, SupervisedConfig
+from proxlm.models.forward import micro_batches, token_outputs
+from proxlm.models.language_model import LanguageModel
+from proxlm.models.save import save_language_model
+from proxlm.runlog.writer import RunLog
+from proxlm.train.examples import Examples, TokenBatches
+from proxlm.train.observe import peak_memory_gb
+from proxlm.train.optimiser import Optimiser
+
+
+@dataclass
+class SupervisedState:
+    """All that a run carries from step to step, besides weights and optimiser."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_loss: float = math.inf
+    best_step: int = 0
+    without_better: int = 0
+
+
+class SupervisedTrainer:
+    """Trains `model` in place; the weights with the best validation loss are kept in folder/policy."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        train: Examples,
+        validation: Examples,
+        config: SupervisedConfig,
+        optimiser: OptimiserConfig,
+        run: RunConfig,
+        folder: Path,
+    ) -> None:
+        self.model, self.train_set, self.validation_set = model, train, validation
+        self.config, self.run, self.folder = config, run, folder
+        self.optimiser = Optimiser(model.trainable(), optimiser)
+        self.batches = TokenBatches(train, config.batch_tokens, run.seed)
+        self.state = SupervisedState()
+
+    def train(self, log: RunLog) -> SupervisedState:
+        """Run to the last step, the time limit, or the end of patience; returns the final state."""
+        state = self.state
+        while not self._finished():
+            metrics = self.step(log)
+            ended = self._finished()
+            if ended or state.step % self.config.validate_every == 0:
+                metrics["validation_loss"] = self._validate(log)
+            log.metrics(state.step, metrics)
+            if self.run.save_every and (ended or state.step % self.run.save_every == 0):
+                log.phase("checkpoint")
+                self.save()
+        if self._out_of_patience():
+            log.note(
+                f"stopped: no better validation loss than step {state.best_step}'s for {state.without_better} validations"
+            )
+        return state
+
+    def step(self, log: RunLog) -> dict[str, float]:
+        """One optimiser step; returns its metrics."""
+        log.phase("train")
+        began = time.perf_counter()
+        loss, tokens = self._gradient()
+        self.state.seconds += time.perf_counter() - began
+        norm, lr = self.optimiser.step(self.state.step, self.planned_steps())
+        self.state.step += 1
+        seconds = time.perf_counter() - began
+        return {
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": norm,
+            "tokens_per_second": tokens / seconds,
+            "time/step": seconds,
+            "memory_gb": peak_memory_gb(),
+        }
+
+    def planned_steps(self) -> int:
+        """The step limit, or the number that the time limit leaves room for at the pace so far."""
+        limit = self.config.minutes * 60
+        if not limit or self.state.step < 3:
+            return self.config.steps
+        pace = self.state.seconds / (self.state.step + 1)
+        return min(self.config.steps, max(self.state.step + 1, int(limit / pace)))
+
+    def _gradient(self) -> tuple[float, int]:
+        """Accumulate the gradient of the mean loss over the next batch. Returns (loss, tokens read)."""
+        sequences, mask = self.train_set.batch(self.batches.next())
+        total = max(1, int(mask.sum()))
+        loss = 0.0
+        offsets = sequences.response_offsets
+        for rows in micro_batches(sequences.lengths, self.config.micro_batch_tokens):
+            part = sequences.select(rows).to(self.model.device)
+            weights = (
+                torch.cat([mask[offsets[r] : offsets[r + 1]] for r in rows]).to(self.model.device) / total
+            )
+            share = -(weights * token_outputs(self.model, part).logprobs).sum()
+            share.backward()
+            loss += float(share.detach())
+        return loss, len(sequences.tokens)
+
+    def _validate(self, log: RunLog) -> float:
+        """Validation loss; keeps the weights if it is the best so far."""
+        log.phase("validate")
+        loss = mean_loss(self.model, self.validation_set, self.config.micro_batch_tokens)
+        state = self.state
+        if loss < state.best_loss:
+            state.best_loss, state.best_step, state.without_better = loss, state.step, 0
+            publish_folder(
+                self.folder / "policy", lambda f: save_language_model(self.model, f, merge_adapters=True)
+            )
+        else:
+            state.without_better += 1
+        return loss
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self.config.patience <= self.state.without_better
+
+    def _finished(self) -> bool:
+        out_of_time = self.config.minutes > 0 and self.state.seconds >= self.config.minutes * 60
+        return self.state.step >= self.config.steps or out_of_time or self._out_of_patience()
+
+    def save(self) -> Path:
+        """Write a checkpoint of the state after the newest step."""
+        tensors: dict[str, Tensor] = {f"policy.{name}": p for name, p in self.model.trainable()}
+        tensors |= {f"optimiser.{name}": t for name, t in self.optimiser.state_tensors().items()}
+        state = asdict(self.state)
+        state["best_loss"] = None if math.isinf(self.state.best_loss) else self.state.best_loss
+        return save_checkpoint(
+            self.folder,
+            self.state.step,
+            tensors,
+            state,
+            self.run.keep,
+            lambda f: save_language_model(self.model, f),
+        )
+
+    @torch.no_grad()
+    def resume(self) -> Path:
+        """Go on from the newest complete checkpoint of the run's folder."""
+        checkpoint = newest_checkpoint(self.folder)
+        tensors, state = load_checkpoint(checkpoint)
+        for name, p in self.model.trainable():
+            p.copy_(tensors[f"policy.{name}"])
+        prefix = "optimiser."
+        self.optimiser.load_state_tensors(
+            {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+        )
+        state["best_loss"] = math.inf if state["best_loss"] is None else state["best_loss"]
+        self.state = SupervisedState(**state)
+        self.batches.skip(self.state.step)
+        return checkpoint
+
+
+@torch.no_grad()
+def mean_loss(model: LanguageModel, examples: Examples, micro_batch_tokens: int) -> float:
+    """Mean negative log-likelihood per counted token over all examples, in nats."""
+    total, count = 0.0, 0
+    lengths = examples.lengths
+    for rows in micro_batches(lengths, micro_batch_tokens):
+        sequences, mask = examples.batch(rows.tolist())
+        logprobs = token_outputs(model, sequences.to(model.device)).logprobs.cpu()
+        total -= float(logprobs[mask].double().sum())
+        count += int(mask.sum())
+    return total / max(1, count)

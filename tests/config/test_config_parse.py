@@ -1,0 +1,328 @@
+"""Where settings come from, which wins, and the exact text of every error."""
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+
+from proxlm.config import EvaluateJob, GenerateJob, PPOConfig, PPOJob, RewardTerm, load_config
+from proxlm.errors import ConfigError
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+NEEDED = {"model.policy": "base", "data.prompts": "prompts.jsonl"}
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def recipe(text: str | bytes, name: str = "x.toml") -> str:
+    """Write a recipe that holds what PPO needs, besides `text`, and return its path."""
+    data = text if isinstance(text, bytes) else text.encode()
+    Path(name).write_bytes(b'model.policy = "base"\ndata.prompts = "prompts.jsonl"\n' + data)
+    return name
+
+
+def error(job: Any = "ppo", *args: Any, **kwargs: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(job, *args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- what wins ---
+
+
+def test_each_source_wins_over_the_one_before() -> None:
+    assert load_config("ppo", overrides=NEEDED).ppo.lam == 0.95
+    file = recipe("[ppo]\nlam = 0.1\ngamma = 0.5\nsteps = 7\n")
+    assert load_config("ppo", file).ppo.lam == 0.1
+    ppo = load_config("ppo", file, {"ppo.lam": 0.2, "ppo.gamma": 0.6}).ppo
+    assert (ppo.lam, ppo.gamma, ppo.steps) == (0.2, 0.6, 7)
+    ppo = load_config("ppo", file, {"ppo.lam": 0.2, "ppo.gamma": 0.6}, ["--ppo.lam", "0.3"]).ppo
+    assert (ppo.lam, ppo.gamma, ppo.steps) == (0.3, 0.6, 7)
+
+
+def test_what_is_not_given_keeps_the_default_of_the_job_not_of_the_section() -> None:
+    config = load_config("ppo", overrides={**NEEDED, "optim.critic.warmup": 3})
+    assert config == replace(
+        PPOJob(),
+        model=replace(PPOJob().model, policy="base"),
+        data=replace(PPOJob().data, prompts="prompts.jsonl"),
+        optim=replace(PPOJob().optim, critic=replace(PPOJob().optim.critic, warmup=3)),
+    )
+    assert config.optim.critic.lr == 1e-4
+
+
+def test_a_job_is_named_or_given_as_its_class() -> None:
+    assert load_config(PPOJob, overrides=NEEDED) == load_config("ppo", overrides=NEEDED)
+
+
+def test_dotted_keys_set_one_entry_of_a_table_and_a_whole_table_replaces_it() -> None:
+    file = recipe('[reward]\nuse = "length"\nargs = {low = 1, high = 2}\n')
+    assert load_config("ppo", file, {"reward.args.high": 3}).reward.args == {"low": 1, "high": 3}
+    assert load_config("ppo", file, {"reward.args": {"high": 3}}).reward.args == {"high": 3}
+    assert load_config("ppo", file, {"reward.args.a.b": 1}).reward.args == {
+        "low": 1,
+        "high": 2,
+        "a": {"b": 1},
+    }
+
+
+def test_terms_are_merged_field_by_field() -> None:
+    file = recipe(
+        '[reward.terms.long]\nuse = "length"\nargs = {target = 4}\n[reward.terms.nice]\nuse = "sentiment"'
+    )
+    terms = load_config("ppo", file, {"reward.terms.long.weight": 0.1}).reward.terms
+    assert terms == {"long": RewardTerm("length", 0.1, {"target": 4}), "nice": RewardTerm("sentiment")}
+
+
+def test_overrides_take_python_objects_and_copy_them() -> None:
+    words = ["a"]
+    overrides = {
+        **NEEDED,
+        "model.policy": PurePosixPath("some/model"),
+        "rollout": {"stop": ("x", "y"), "temperature": 2},
+        "ppo": PPOConfig(steps=3),
+        "reward.terms": {"t": RewardTerm("keyword", 2, {"words": words})},
+    }
+    config = load_config("ppo", overrides=overrides)
+    words.append("b")
+    assert config.model.policy == "some/model"
+    assert config.rollout.stop == ["x", "y"]
+    assert repr(config.rollout.temperature) == "2.0"
+    assert config.ppo == PPOConfig(steps=3)
+    assert config.reward.terms == {"t": RewardTerm("keyword", 2.0, {"words": ["a"]})}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_recipe() -> None:
+    Path("x.toml").write_bytes(b'\xef\xbb\xbfmodel.policy = "m"\ndata.prompts = "p"\n')
+    assert load_config("ppo", "x.toml").model.policy == "m"
+
+
+# --- a run's folder for evaluate and generate ---
+
+RUN = """
+[model]
+policy = "base"
+critic = "shared"
+[data]
+prompts = "p.jsonl"
+[rollout]
+max_new_tokens = 9
+[reward]
+use = "sentiment"
+[ppo]
+steps = 3
+[optim.policy]
+lr = 1.0
+[run]
+folder = "runs/a"
+"""
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> str:
+    (tmp_path / "runs/a").mkdir(parents=True)
+    (tmp_path / "runs/a/config.toml").write_text(RUN)
+    return "runs/a"
+
+
+def test_evaluate_measures_a_runs_policy_against_its_base(run_folder: str) -> None:
+    config = load_config("evaluate", arguments=[run_folder, "--samples", "5"])
+    assert (config.model.policy, config.models) == ("base", ["runs/a/policy"])
+    assert (config.data.prompts, config.rollout.max_new_tokens) == ("p.jsonl", 9)
+    assert (config.reward.use, config.samples) == ("sentiment", 5)
+    assert config == load_config(EvaluateJob, Path(run_folder), {"samples": 5})
+
+
+def test_generate_uses_a_runs_policy(run_folder: str) -> None:
+    config = load_config(GenerateJob, arguments=[run_folder, "--prompt", "Once"])
+    assert config.model.policy == "runs/a/policy"
+    assert (config.model.critic, config.rollout.max_new_tokens, config.prompt) == ("shared", 9, "Once")
+
+
+def test_a_misspelt_key_in_a_section_that_is_used_is_still_an_error(run_folder: str) -> None:
+    Path("runs/a/config.toml").write_text(RUN.replace("max_new_tokens", "max_new_token"))
+    assert error("generate", run_folder) == (
+        "runs/a/config.toml: rollout.max_new_token: unknown key; did you mean rollout.max_new_tokens?"
+    )
+
+
+@pytest.mark.usefixtures("run_folder")
+def test_folders_that_are_no_recipe() -> None:
+    assert error("evaluate", "runs") == "runs: not a run's folder: it holds no config.toml"
+    assert error("ppo", "runs") == "runs: a folder, where a TOML file is needed"
+    assert error("ppo", "runs/a") == (
+        "runs/a: a folder, where a TOML file is needed; did you mean runs/a/config.toml?"
+    )
+
+
+def test_sections_of_another_job_are_not_ignored_in_a_recipe() -> None:
+    Path("x.toml").write_text(RUN)
+    assert error("generate", "x.toml") == (
+        "x.toml: reward: unknown key; allowed here: model, data, rollout, prompt, output, seed"
+    )
+
+
+# --- errors: files ---
+
+
+def test_files_that_cannot_be_read() -> None:
+    assert error("ppo", "no.toml") == "no.toml: no such file"
+    Path("plain").write_text("")
+    assert error("ppo", "plain/x.toml") == "plain/x.toml: cannot be read: Not a directory"
+    assert error("ppo", recipe(b"\n\xff = 1")) == "x.toml: line 4: not UTF-8 text"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[ppo]\nlam = oops\n", "line 4: not valid TOML: Invalid value"),
+        ("[ppo]\nlam = 1\nlam = 0\n", "line 5: not valid TOML: Cannot overwrite a value"),
+        ("[ppo]\nlam = ", "line 4: not valid TOML: Invalid value"),
+        ("a = " + "[" * 5000, "not valid TOML: nested too deeply"),
+        ("a = " + "9" * 5000, "line 3: not valid TOML: Exceeds the limit (4300 digits)"),
+    ],
+)
+def test_broken_toml_is_named_with_its_line(text: str, message: str) -> None:
+    assert error("ppo", recipe(text)).startswith(f"x.toml: {message}")
+
+
+# --- errors: keys and values ---
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[ppo]\nkl_coeff = 1", "ppo.kl_coeff: unknown key; did you mean ppo.kl_coef?"),
+        ("[ppo]\nkl-coef = 1", "ppo.kl-coef: unknown key; did you mean ppo.kl_coef?"),
+        ("[pppo]\nkl_coef = 1", "pppo: unknown key; did you mean ppo?"),
+        ("kl_coef = 1", "kl_coef: unknown key; did you mean ppo.kl_coef?"),
+        ("kl_coeff = 1", "kl_coeff: unknown key; did you mean ppo.kl_coef?"),
+        ("[ppo]\ntemperature = 1", "ppo.temperature: unknown key; did you mean rollout.temperature?"),
+        ("[optim]\nlr = 1", "optim.lr: unknown key; did you mean optim.policy.lr or optim.critic.lr?"),
+        (
+            "[reward.terms.a]\nwieght = 1",
+            "reward.terms.a.wieght: unknown key; did you mean reward.terms.a.weight?",
+        ),
+        (
+            "[reward.terms.'a.b']\nxyz = 1",
+            'reward.terms."a.b".xyz: unknown key; allowed here: use, weight, args',
+        ),
+        ("[ppo]\nlam = 1.5", "ppo.lam = 1.5: must be at most 1"),
+        ("[ppo]\nlam = nan", "ppo.lam = nan: must be at least 0 and at most 1"),
+        ("[reward]\nerror_score = inf", "reward.error_score = inf: must be a finite number"),
+        ("[ppo]\nsteps = 0", "ppo.steps = 0: must be at least 1"),
+        ("[rollout]\ntop_p = 0", "rollout.top_p = 0.0: must be more than 0"),
+        ("[rollout]\nmin_p = 1", "rollout.min_p = 1.0: must be less than 1"),
+        ('[ppo]\nsteps = "abc"', 'ppo.steps: expected a whole number, got "abc"'),
+        ("[ppo]\nsteps = 10.0", "ppo.steps: expected a whole number, got 10.0"),
+        ("[ppo]\nsteps = true", "ppo.steps: expected a whole number, got true"),
+        ("[ppo]\nlam = true", "ppo.lam: expected a number, got true"),
+        ('[ppo]\nlam = "1"', 'ppo.lam: expected a number, got "1"'),
+        ("[ppo.lam]\nx = 1", "ppo.lam: expected a number, got {x = 1}"),
+        (f"[ppo]\nlam = 1{'0' * 400}", f"ppo.lam: expected a number, got 1{'0' * 78}…"),
+        ("[run]\nresume = 1", "run.resume: expected true or false, got 1"),
+        ("[run]\nfolder = 1", "run.folder: expected text, got 1"),
+        ("[rollout]\nstop = 'a'", 'rollout.stop: expected a list of texts, got "a"'),
+        ("[rollout]\nstop = ['a', 1]", 'rollout.stop: expected a list of texts, got ["a", 1]'),
+        ("model.critic = 'Shared'", 'model.critic: expected one of "shared", "separate", got "Shared"'),
+        ("ppo = 3", "ppo: expected a table of settings, got 3"),
+        ("reward.args = 3", "reward.args: expected a table such as {name = 1}, got 3"),
+        ("reward.terms.a = 3", "reward.terms.a: expected a table of settings, got 3"),
+        ("reward.weights.a = 'x'", 'reward.weights.a: expected a number, got "x"'),
+        ("reward.weights.a = inf", "reward.weights.a = inf: must be a finite number"),
+        ("reward.args.a = [1, nan]", "reward.args.a: expected a finite number, got nan"),
+        (
+            "reward.args.a = 2020-01-01",
+            "reward.args.a: expected text, a number, true, false, a list or a table, "
+            "got datetime.date(2020, 1, 1)",
+        ),
+    ],
+)
+def test_errors_in_a_recipe(text: str, message: str) -> None:
+    assert error("ppo", recipe(text)) == f"x.toml: {message}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"ppo.lam": None}, "ppo.lam: expected a number, got None"),
+        ({"ppo.stepz": 1}, "ppo.stepz: unknown key; did you mean ppo.steps?"),
+        ({"ppo.lam.x": 1}, "ppo.lam.x: unknown key; ppo.lam is a single value"),
+        ({"modle.polcy": "x"}, "modle.polcy: unknown key; did you mean model.policy?"),
+        ({"ppo..lam": 1}, "'ppo..lam': not a key; write section.key"),
+        ({"run.folder": "\udcff"}, "run.folder: expected UTF-8 text, got '\\udcff'"),
+        (
+            {"optim.policy.stages": {100: 0.5}},
+            "optim.policy.stages: expected a table such as {name = 1}, got {100: 0.5}",
+        ),
+    ],
+)
+def test_errors_in_overrides(overrides: dict[str, Any], message: str) -> None:
+    assert error("ppo", overrides={**NEEDED, **overrides}) == f"overrides: {message}"
+
+
+def test_an_unknown_job_names_the_nearest() -> None:
+    assert error("pretrian") == '"pretrian": unknown job; did you mean pretrain?'
+    assert error("zzz") == (
+        '"zzz": unknown job; the jobs are ppo, pretrain, sft, generate, evaluate, report, demo'
+    )
+
+
+# --- errors: between settings ---
+
+
+def test_what_is_needed_and_not_given_says_how_to_give_it() -> None:
+    assert error() == "model.policy: needed, but not given (set it in a recipe, or with --model.policy)"
+    assert error("report") == "folder: needed, but not given (set it in a recipe, or with --folder)"
+    assert error("ppo", overrides={**NEEDED, "reward.terms.a.weight": 1}) == (
+        "reward.terms.a.use: needed, but not given (set it in a recipe, or with --reward.terms.a.use)"
+    )
+
+
+def test_a_clash_names_where_the_setting_came_from() -> None:
+    file = recipe("[ppo]\nminibatches = 9\nbatch_size = 8\n")
+    message = "ppo.minibatches = 9: more minibatches than responses in a step"
+    assert error("ppo", file) == f"x.toml: {message}"
+    assert error("ppo", file, {"ppo.minibatches": 9}) == f"overrides: {message}"
+    assert error("ppo", file, {"ppo.minibatches": 1}, ["--ppo.minibatches=9"]) == f"command line: {message}"
+    assert load_config("ppo", file, {"ppo.minibatches": 1}).ppo.minibatches == 1
+
+
+def test_a_clash_with_a_default_says_so() -> None:
+    overrides = {"text.train": ["a.txt"], "new.heads": 3}
+    assert error("pretrain", overrides=overrides) == (
+        "new.hidden = 256 (the default): must be a multiple of new.heads = 3"
+    )
+
+
+def test_a_clash_inside_tables_finds_the_latest_source_below() -> None:
+    file = recipe('[optim.policy]\nschedule = "staged"\nstages = {ten = 0.5}\n')
+    message = 'optim.policy.stages = {ten = 0.5}: "ten" is not a step number'
+    assert error("ppo", file) == f"x.toml: {message}"
+    assert error("ppo", file, {"optim.policy.stages.5": 1}).startswith(
+        "overrides: optim.policy.stages = {ten = "
+    )
+    assert error("ppo", file, {"optim.policy.stages": {}}) == (
+        'overrides: optim.policy.stages = {}: needed with schedule = "staged"'
+    )
+
+
+def test_a_term_whose_name_has_a_dot_is_found() -> None:
+    file = recipe("[reward.terms.'a.b']\nuse = ''\n")
+    assert error("ppo", file) == 'x.toml: reward.terms.a.b.use = "": needed, but not given'
+
+
+# --- the recipes ---
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_is_valid(path: Path) -> None:
+    """The sections say which job it is for."""
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    load_config("pretrain" if "new" in table else "sft" if "text" in table else "ppo", path)

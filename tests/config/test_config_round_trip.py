@@ -1,0 +1,159 @@
+"""to_toml writes what load_config reads back: the same object, whatever the settings."""
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import pytest
+from hypothesis import HealthCheck, assume, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from proxlm.config import JOBS, DemoJob, PPOJob, ReportJob, RewardConfig, RewardTerm, load_config, to_toml
+from proxlm.config.setting import Bounds
+from proxlm.config.tree import kinds
+from proxlm.errors import ConfigError
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+SOME_TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+ANYTHING = st.recursive(
+    st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+STAGES = st.dictionaries(st.integers(0, 999).map(str), st.floats(0, 9), min_size=1, max_size=3)
+
+# Settings that depend on others: drawn so that a job has no problems.
+DRAWN = {
+    "model.policy": SOME_TEXT,
+    "data.prompts": SOME_TEXT,
+    "text.train": st.lists(SOME_TEXT, min_size=1, max_size=3),
+    "folder": SOME_TEXT,
+    "reward.use": st.just(""),
+    "use": SOME_TEXT,
+    "rollout.temperature": st.floats(0.01, 9),
+    "ppo.minibatches": st.just(1),
+    "new.heads": st.just(2),
+    "new.hidden": st.integers(2, 99).map(lambda n: 4 * n),
+    "train.block": st.integers(2, 8),
+    "stages": STAGES,
+    "final": st.floats(0.1, 1),
+}
+
+
+def values(kind: Any, bounds: Bounds) -> st.SearchStrategy[Any]:
+    """Values of a declared type within its bounds."""
+    if kind is int:
+        return st.integers(int(bounds.ge or 0), int(bounds.lt or 2**70) - 1)
+    if kind is float:
+        lowest = bounds.ge if bounds.ge is not None else bounds.gt
+        highest = bounds.le if bounds.le is not None else bounds.lt
+        return st.floats(
+            lowest,
+            highest,
+            exclude_min=bounds.gt is not None,
+            exclude_max=bounds.lt is not None,
+            allow_nan=False,
+            allow_infinity=False,
+        )
+    if kind == list[str]:
+        return st.lists(TEXT, max_size=3)
+    if get_origin(kind) is dict:
+        element = get_args(kind)[1]
+        return st.dictionaries(TEXT, values(element, bounds), max_size=3)
+    if dataclasses.is_dataclass(kind):
+        return trees(kind, "")
+    simple = {str: TEXT, bool: st.booleans(), Any: ANYTHING}
+    return simple[kind] if kind in simple else st.sampled_from(get_args(kind))
+
+
+def trees(section: Any, at: str) -> st.SearchStrategy[Any]:
+    """Whole sections, every setting drawn."""
+    drawn = {}
+    for field in dataclasses.fields(section):
+        kind, key = kinds(section)[field.name], f"{at}{field.name}"
+        if dataclasses.is_dataclass(kind):
+            drawn[field.name] = trees(kind, f"{key}.")
+        else:
+            special = key if key in DRAWN else field.name
+            short = at.startswith("optim.") or section in (RewardTerm, ReportJob, DemoJob)
+            if special in DRAWN and (special == key or short):
+                drawn[field.name] = DRAWN[special]
+            else:
+                drawn[field.name] = values(kind, field.metadata["bounds"])
+    return st.builds(section, **drawn)
+
+
+@pytest.mark.parametrize("job", JOBS)
+@given(data=st.data())
+@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_job_comes_back_equal(job: str, data: st.DataObject, tmp_path_factory: Any) -> None:
+    config = data.draw(trees(JOBS[job], ""))
+    assume(not config.problems())
+    file = tmp_path_factory.getbasetemp() / "round-trip.toml"
+    file.write_bytes(to_toml(config).encode())
+    assert load_config(job, file) == config
+
+
+def test_the_drawn_settings_have_no_problems() -> None:
+    """So that the test above does not pass by assuming everything away."""
+    for kind in JOBS.values():
+        config = st_example(trees(kind, ""))
+        assert config.problems() == []
+
+
+def st_example(strategy: st.SearchStrategy[Any]) -> Any:
+    found: list[Any] = []
+
+    @given(strategy)
+    @hypothesis_settings(max_examples=1, database=None, deadline=None)
+    def draw(value: Any) -> None:
+        found.append(value)
+
+    draw()
+    return found[0]
+
+
+def test_the_text_is_plain_toml_in_the_order_of_the_settings() -> None:
+    assert to_toml(DemoJob()) == (
+        'folder = "runs/demo"\nseed = 0\nminutes = 1.25\nppo_steps = 60\neval_count = 512\n'
+    )
+    text = to_toml(PPOJob())
+    headers = [line for line in text.splitlines() if line.startswith("[")]
+    assert headers == [
+        "[model]",
+        "[model.lora]",
+        "[data]",
+        "[rollout]",
+        "[reward]",
+        "[ppo]",
+        "[optim.policy]",
+        "[optim.critic]",
+        "[run]",
+    ]
+    table = tomllib.loads(text)
+    assert table["optim"]["critic"]["lr"] == 1e-4
+    assert table["reward"]["terms"] == {}
+
+
+def test_hard_texts_and_numbers(tmp_path: Path) -> None:
+    args = {
+        "quotes \"'\\": "a\nb\r\n\t\"c\" 'd' \\u0041 \x00\x1f\x7f\x85\u2028 中文 🙂",
+        "": [],
+        "a.b": {"c": [1, 1.0, 1e300, 5e-324, -0.0, True, {"d": []}]},
+    }
+    overrides = {"model.policy": "m", "data.prompts": "p", "reward.args": args}
+    config = load_config("ppo", overrides=overrides)
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config), encoding="utf-8")
+    back = load_config("ppo", file)
+    assert back == config
+    assert repr(back.reward.args) == repr(args)  # 1 stays 1, and 1.0 stays 1.0
+
+
+def test_what_toml_cannot_hold_is_named() -> None:
+    config = PPOJob(reward=RewardConfig(use="x", args={"f": None}))
+    with pytest.raises(ConfigError) as caught:
+        to_toml(config)
+    assert str(caught.value) == "reward.args = {'f': None}: cannot be written as TOML"

@@ -1,0 +1,42 @@
+"""Metrics by hand and against tables."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from proxlm.evaluation.metrics import distinct_n, mean_with_interval, perplexity, student_t_975, words_of
+
+
+@pytest.mark.parametrize(
+    ("degrees", "table"),
+    [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (9, 2.26216), (30, 2.04227), (1000, 1.96234)],
+)
+def test_students_t(degrees, table):
+    assert student_t_975(degrees) == pytest.approx(table, rel=3e-3)
+
+
+def test_interval_by_hand():
+    # mean 3, s = √2.5, n = 5, t(4) = 2.776
+    got = mean_with_interval([1, 2, 3, 4, 5])
+    half = 2.77645 * math.sqrt(2.5 / 5)
+    assert (got.low, got.mean, got.high) == pytest.approx((3 - half, 3, 3 + half), rel=1e-3)
+    one = mean_with_interval([2.0])
+    assert (one.low, one.mean, one.high) == (2, 2, 2)
+    with pytest.raises(ValueError, match="no values"):
+        mean_with_interval([])
+
+
+def test_distinct_n():
+    assert distinct_n([["a", "b", "a", "b"]], 1) == 0.5
+    assert distinct_n([["a", "b", "a", "b"]], 2) == pytest.approx(2 / 3)
+    assert distinct_n([["a"], []], 2) == 0.0
+
+
+def test_perplexity_of_a_uniform_choice():
+    assert perplexity(10 * math.log(1 / 7), 10) == pytest.approx(7)
+
+
+def test_words():
+    assert words_of("It's 3 cats, 春眠。ok_1") == ["It", "'", "s", "3", "cats", ",", "春", "眠", "。", "ok_1"]

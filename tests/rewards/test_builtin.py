@@ -1,0 +1,184 @@
+import inspect
+import json
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxlm.errors import RewardError
+from proxlm.rewards import builtin
+from proxlm.rewards.builtin import BUILTINS
+from proxlm.types import Completion
+
+GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k" / "test.jsonl"
+
+
+def texts(*responses: str, prompt: str = "", **fields: Any) -> list[Completion]:
+    return [Completion(prompt, text, fields=fields) for text in responses]
+
+
+def test_the_list_of_built_in_rewards_is_complete_and_typed() -> None:
+    defined = [
+        name
+        for name, f in vars(builtin).items()
+        if inspect.isfunction(f) and f.__module__ == builtin.__name__ and not name.startswith("_")
+    ]
+    assert list(BUILTINS) == defined
+    for factory in BUILTINS.values():
+        assert set(inspect.signature(factory).parameters) == set(typing.get_type_hints(factory)) - {"return"}
+
+
+def test_sentiment_is_vaders_compound() -> None:
+    great, awful, none = builtin.sentiment()(texts("a great day", "an awful day", "a day"))
+    # The lexicon gives great 3.1 and awful -2.0; compound is s / sqrt(s² + 15), to four decimals.
+    assert great == round(3.1 / (3.1**2 + 15) ** 0.5, 4)
+    assert awful == round(-2.0 / (2.0**2 + 15) ** 0.5, 4)
+    assert none == 0
+
+
+def test_sentiment_of_text_reads_the_prompt_too() -> None:
+    completion = texts("a day.", prompt="I love ")
+    assert builtin.sentiment()(completion) == [0]
+    assert builtin.sentiment(of="text")(completion) == [pytest.approx(0.6369, abs=1e-4)]
+
+
+def test_regex() -> None:
+    completions = texts("<a>1</a>", "say <a>1</a>", "<a>1\n</a>", "")
+    assert builtin.regex(r"<a>.*</a>")(completions) == [1, 1, 0, 0]
+    assert builtin.regex(r"<a>.*</a>", full=True)(completions) == [1, 0, 0, 0]
+    assert builtin.regex(r"(?s)<a>.*</a>")(completions) == [1, 1, 1, 0]
+
+
+def test_exact_match() -> None:
+    completions = texts("Paris", " Paris\n", "paris", "Paris is it", answer="Paris")
+    assert builtin.exact_match()(completions) == [1, 1, 0, 0]
+    assert builtin.exact_match(ignore_case=True)(completions) == [1, 1, 1, 0]
+    assert builtin.exact_match(strip=False)(completions) == [1, 0, 0, 0]
+    assert builtin.exact_match(field="n")(texts("42", "43", n=42)) == [1, 0]
+
+
+@pytest.mark.parametrize("factory", [builtin.exact_match, builtin.numeric_answer])
+def test_a_missing_field_is_named_with_the_ones_there_are(factory: Any) -> None:
+    (error,) = factory(field="anwser")(texts("1", answer="1", source="x"))
+    assert isinstance(error, RewardError)
+    assert str(error) == 'the record has no field "anwser"; it has answer, source'
+    (error,) = factory()(texts("1"))
+    assert str(error) == 'the record has no field "answer"; it has no other fields than the prompt'
+
+
+def test_a_field_that_cannot_be_compared_is_an_error() -> None:
+    (error,) = builtin.exact_match()(texts("1", answer=["1"]))
+    assert str(error) == 'field "answer" holds a list, not a text or a number'
+    (error,) = builtin.numeric_answer()(texts("1", answer="a dozen"))
+    assert str(error) == "field \"answer\" holds no number: 'a dozen'"
+
+
+def test_numeric_answer() -> None:
+    answer = "He has 1,000 + 234.5 = <<1000+234.5=1234.5>>1234.5\n#### 1,234.50"
+    completions = texts(
+        "#### 1234.5",
+        "#### $1,234.50.",
+        "so\n####   1234.500 dollars",
+        "#### 1234.6",
+        "1234.5",
+        "",
+        answer=answer,
+    )
+    assert builtin.numeric_answer()(completions) == [1, 1, 1, 0, 0, 0]
+
+
+def test_numeric_answers_fallback_is_only_for_responses_without_a_mark() -> None:
+    completions = texts("so it is 8.", "7 or 8", "8 or 7", "#### x\n8", "#### 7, not 8", answer=8)
+    assert builtin.numeric_answer(fallback=True)(completions) == [1, 1, 0, 0, 0]
+
+
+def test_numeric_answer_takes_every_gsm8k_solution_as_its_own_answer() -> None:
+    if not GSM8K.exists():
+        pytest.skip("shared/data/gsm8k is not beside the checkout")
+    answers = [json.loads(line)["answer"] for line in GSM8K.read_text(encoding="utf-8").splitlines()]
+    score = builtin.numeric_answer()
+    right = [Completion("", a, fields={"answer": a}) for a in answers]
+    assert score(right) == [1.0] * len(answers)
+    wrong = [Completion("", f"{a}1", fields={"answer": a}) for a in answers]
+    assert score(wrong) == [0.0] * len(answers)
+
+
+def test_python_parses_needs_the_parse_and_the_guards() -> None:
+    completions = [
+        Completion("x = foo(", text) for text in ("a, b)", "a, b", "", ")", "a, b)  # c", "a)\ny = 2")
+    ]
+    assert builtin.python_parses()(completions) == [1, 0, 0, 0, 0, 0]
+    assert builtin.python_parses(min_tokens=1, min_names=0)(completions) == [1, 0, 0, 1, 0, 0]
+    assert builtin.python_parses(single_line=False)(completions) == [1, 0, 0, 0, 0, 1]
+
+
+def test_length() -> None:
+    completions = [Completion("", "ab cd ef", tokens=tuple(range(n))) for n in (0, 5, 10, 12, 15, 20, 25)]
+    assert builtin.length(10)(completions) == pytest.approx([0, 0.5, 1, 0.8, 0.5, 0, 0])
+    assert builtin.length(10, tolerance=4)(completions) == pytest.approx([0, 0, 1, 0.5, 0, 0, 0])
+    assert builtin.length(3, unit="words")(completions[:1]) == [1]
+    assert builtin.length(16, unit="characters")(completions[:1]) == [0.5]
+    assert builtin.length(2, unit="characters")(texts("你好")) == [1]
+
+
+def test_repetition() -> None:
+    def of(*tokens: int, n: int = 3) -> float:
+        return builtin.repetition(n)([Completion("", "", tokens)])[0]
+
+    assert of(1, 2, 3, 4, 5) == 0
+    assert of(1, 2) == 0
+    assert of(1, 1, 1, 1, 1, 1) == -3 / 4  # four 3-grams, three of them repeats
+    assert of(1, 2, 3, 1, 2, 3) == -1 / 4
+    assert of(1, 2, 1, 3, n=1) == -1 / 4
+    assert builtin.repetition(2, unit="words")(texts("a b a b")) == [pytest.approx(-1 / 3)]
+    assert builtin.repetition(1, unit="characters")(texts("哈哈哈哈")) == [-3 / 4]
+
+
+@given(st.lists(st.integers(0, 3), max_size=30), st.integers(1, 5))
+def test_repetition_stays_between_minus_1_and_0_and_is_0_without_repeats(tokens: list[int], n: int) -> None:
+    (score,) = builtin.repetition(n)([Completion("", "", tuple(tokens))])
+    assert -1 < score <= 0
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    assert (score == 0) == (len(set(grams)) == len(grams))
+
+
+@given(st.text(), st.integers(1, 50))
+def test_length_stays_between_0_and_1_and_is_1_at_the_target_alone(text: str, target: int) -> None:
+    (score,) = builtin.length(target, unit="characters")(texts(text))
+    assert 0 <= score <= 1
+    assert (score == 1) == (len(text) == target)
+
+
+def test_keyword() -> None:
+    completions = texts("The Cat sat", "a dog", "cat and dog", "bird")
+    assert builtin.keyword(["cat", "dog"])(completions) == [1, 1, 1, 0]
+    assert builtin.keyword(["cat", "dog"], all=True)(completions) == [0, 0, 1, 0]
+    assert builtin.keyword(["cat"], ignore_case=False)(completions) == [0, 0, 1, 0]
+    assert builtin.keyword(["红色", "蓝"])(texts("一只红色的鸟", "红的鸟")) == [1, 0]
+    assert builtin.keyword(["STRASSE"])(texts("eine Straße")) == [1]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: builtin.regex("("), "pattern = "),
+        (lambda: builtin.length(0), "target = 0: must be at least 1"),
+        (lambda: builtin.length(5, tolerance=0), "tolerance = 0: must be"),
+        (lambda: builtin.length(5, tolerance=float("nan")), "tolerance = nan: must be"),
+        (lambda: builtin.repetition(0), "n = 0: must be at least 1"),
+        (lambda: builtin.keyword([]), r"words = \[\]: needs at least one"),
+        (lambda: builtin.keyword(["a", ""]), "none may be empty"),
+        (lambda: builtin.python_parses(min_tokens=-1), "min_tokens = -1: must be"),
+        (lambda: builtin.reward_model("a", batch_size=0), "batch_size = 0: must be"),
+        (lambda: builtin.reward_model("a", max_length=-1), "max_length = -1: must be"),
+        (lambda: builtin.reward_model("a", device="abacus"), 'device = "abacus": '),
+        (lambda: builtin.reward_model("./no/such/folder"), 'path = "./no/such/folder": no such folder'),
+    ],
+)
+def test_impossible_arguments_fail_when_the_reward_is_made(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        make()
+    assert "\n" not in str(raised.value)

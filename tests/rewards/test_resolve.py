@@ -1,0 +1,304 @@
+import functools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxlm.config.schema import RewardConfig, RewardTerm
+from proxlm.errors import ConfigError, RewardError
+from proxlm.rewards import build_reward
+from proxlm.types import Completion
+
+THREE = [Completion("", text) for text in ("a", "bb", "ccc")]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith("proxlm_reward_") or name == "neighbour_for_test":
+            del sys.modules[name]
+
+
+def write(name: str, source: str) -> str:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(source, encoding="utf-8")
+    return name
+
+
+def totals(reward: Any) -> list[float]:
+    return reward.score(THREE).total.tolist()
+
+
+def refused(kind: type[Exception], config: RewardConfig, function: Any = None) -> str:
+    with pytest.raises(kind) as raised:
+        build_reward(config, function)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+SOURCE = """
+from __future__ import annotations
+from dataclasses import dataclass
+
+LIMIT = 3
+
+@dataclass
+class Helper:
+    scale: float = 2.0
+
+def score(completions, scale=Helper().scale):
+    return [scale * len(c.text) for c in completions]
+
+def squares(completions):
+    return [float(len(c.text)) ** 2 for c in completions]
+"""
+
+
+def test_a_function_in_a_file() -> None:
+    use = write("some folder/my.py", SOURCE)
+    assert totals(build_reward(RewardConfig(use=f"{use}:score"))) == [2, 4, 6]
+    assert totals(build_reward(RewardConfig(use=f"{use}:score", args={"scale": 0.5}))) == [0.5, 1, 1.5]
+    absolute = Path(use).resolve()
+    assert totals(build_reward(RewardConfig(use=f"{absolute}:squares"))) == [1, 4, 9]
+    assert [p.name for p in absolute.parent.iterdir()] == ["my.py"]
+
+
+def test_an_edited_file_is_read_anew() -> None:
+    use = write("my.py", "def score(completions): return [1.0] * len(completions)")
+    assert totals(build_reward(RewardConfig(use=f"{use}:score"))) == [1, 1, 1]
+    write("my.py", "def score(completions): return [2.0] * len(completions)")
+    assert totals(build_reward(RewardConfig(use=f"{use}:score"))) == [2, 2, 2]
+
+
+def test_a_file_may_import_its_neighbours_even_late() -> None:
+    write("lib/neighbour_for_test.py", "VALUE = 4.0")
+    use = write(
+        "lib/my.py",
+        "def score(completions):\n    import neighbour_for_test\n"
+        "    return [neighbour_for_test.VALUE] * len(completions)",
+    )
+    assert totals(build_reward(RewardConfig(use=f"{use}:score"))) == [4, 4, 4]
+
+
+def test_two_terms_from_one_file_run_it_once() -> None:
+    use = write(
+        "my.py",
+        "seen = []\ndef a(cs):\n    seen.append(1)\n    return [0.0] * len(cs)\n"
+        "def b(cs): return [float(len(seen))] * len(cs)",
+    )
+    terms = {"a": RewardTerm(use=f"{use}:a"), "b": RewardTerm(use=f"{use}:b")}
+    assert totals(build_reward(RewardConfig(terms=terms))) == [1, 1, 1]
+
+
+def test_a_function_takes_the_place_of_use() -> None:
+    def score(completions: list[Completion], bonus: float = 0.0) -> list[float]:
+        return [len(c.text) + bonus for c in completions]
+
+    assert totals(build_reward(RewardConfig(use="sentiment"), score)) == [1, 2, 3]
+    assert totals(build_reward(RewardConfig(args={"bonus": 1.0}), score)) == [2, 3, 4]
+    assert totals(build_reward(RewardConfig(), functools.partial(score, bonus=2))) == [3, 4, 5]
+    assert totals(build_reward(RewardConfig(), lambda cs: [0.5] * len(cs))) == [0.5] * 3
+
+
+def test_callable_objects_and_bound_methods_are_functions() -> None:
+    class Scale:
+        def __call__(self, completions: list[Completion]) -> list[float]:
+            return [1.0] * len(completions)
+
+        async def later(self, completions: list[Completion], by: float) -> list[float]:
+            return [by] * len(completions)
+
+    assert totals(build_reward(RewardConfig(), Scale())) == [1, 1, 1]
+    assert totals(build_reward(RewardConfig(args={"by": 3.0}), Scale().later)) == [3, 3, 3]
+
+
+def test_built_in_rewards_take_their_arguments() -> None:
+    assert totals(build_reward(RewardConfig(use="regex", args={"pattern": "^.b"}))) == [0, 1, 0]
+    config = RewardConfig(use="length", args={"target": 2, "unit": "characters", "tolerance": 2})
+    assert totals(build_reward(config)) == [0.5, 1, 0.5]
+
+
+def test_nothing_to_use() -> None:
+    message = refused(ConfigError, RewardConfig())
+    assert message.startswith(
+        "reward.use: needed: a built-in reward, path/to/file.py:function, or reward.terms;"
+    )
+    assert message.endswith(
+        "built in are sentiment, regex, exact_match, numeric_answer, python_parses, length, repetition, "
+        "keyword, reward_model"
+    )
+
+
+def test_two_things_to_use() -> None:
+    terms = {"a": RewardTerm(use="sentiment")}
+    assert "not both" in refused(ConfigError, RewardConfig(use="sentiment", terms=terms))
+    assert "not both" in refused(ConfigError, RewardConfig(terms=terms), lambda cs: [0.0] * len(cs))
+    message = refused(ConfigError, RewardConfig(terms=terms, weights={"a": 2.0}))
+    assert message == "reward.weights: with terms, the weights are reward.terms.NAME.weight"
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_and_the_list() -> None:
+    message = refused(ConfigError, RewardConfig(use="sentimnet"))
+    assert message.startswith(
+        'reward.use = "sentimnet": no such built-in reward; did you mean "sentiment"? built'
+    )
+    assert "reward_model; one of your own is path/to/file.py:function" in message
+    assert "did you mean" not in refused(ConfigError, RewardConfig(use="xyz"))
+    message = refused(ConfigError, RewardConfig(terms={"style": RewardTerm(use="regexp")}))
+    assert message.startswith(
+        'reward.terms.style.use = "regexp": no such built-in reward; did you mean "regex"?'
+    )
+
+
+@pytest.mark.parametrize(
+    ("use", "args", "message"),
+    [
+        ("regex", {}, "reward.args.pattern: needed by regex, but not given; it takes pattern, full"),
+        (
+            "regex",
+            {"patern": "a"},
+            'reward.args.patern: regex has no such argument; did you mean "pattern"? it takes pattern, full',
+        ),
+        (
+            "sentiment",
+            {"zzz": 1},
+            "reward.args.zzz: sentiment has no such argument; it takes of",
+        ),
+        ("regex", {"pattern": 3}, "reward.args.pattern = 3: regex needs str here"),
+        ("regex", {"pattern": "a", "full": 1}, "reward.args.full = 1: regex needs bool here"),
+        ("length", {"target": True}, "reward.args.target = True: length needs int here"),
+        ("length", {"target": 2.5}, "reward.args.target = 2.5: length needs int here"),
+        (
+            "length",
+            {"target": 2, "tolerance": "1"},
+            "reward.args.tolerance = '1': length needs float | None here",
+        ),
+        ("length", {"target": 0}, "reward.args.target = 0: must be at least 1"),
+        (
+            "length",
+            {"target": 2, "unit": "bytes"},
+            "reward.args.unit = 'bytes': length needs one of tokens, words, characters here",
+        ),
+        ("keyword", {"words": "cat"}, "reward.args.words = 'cat': keyword needs list[str] here"),
+        ("keyword", {"words": ["cat", 3]}, "reward.args.words = ['cat', 3]: keyword needs list[str] here"),
+        (
+            "regex",
+            {"pattern": "(a"},
+            'reward.args.pattern = "(a": not a regular expression: '
+            "missing ), unterminated subpattern at position 0",
+        ),
+        ("reward_model", {"path": "/no/such"}, 'reward.args.path = "/no/such": no such folder'),
+    ],
+)
+def test_wrong_arguments_of_a_built_in_reward(use: str, args: dict[str, Any], message: str) -> None:
+    assert refused(ConfigError, RewardConfig(use=use, args=args)) == message
+
+
+def test_wrong_arguments_of_a_term_are_found_under_its_key() -> None:
+    terms = {"good": RewardTerm(use="sentiment"), "bad": RewardTerm(use="length", args={"goal": 3})}
+    message = refused(ConfigError, RewardConfig(terms=terms))
+    assert message.startswith(
+        "reward.terms.bad.args.goal: length has no such argument; it takes target, unit"
+    )
+
+
+def test_wrong_arguments_of_a_users_function() -> None:
+    use = write("my.py", "def score(completions, scale, *, power=1): return [0.0] * len(completions)")
+    config = RewardConfig(use=f"{use}:score", args={"scal": 2})
+    assert refused(ConfigError, config) == (
+        'reward.args.scal: my.py:score has no such argument; did you mean "scale"? it takes scale, power'
+    )
+    message = refused(ConfigError, RewardConfig(use=f"{use}:score", args={"power": 2}))
+    assert message == "reward.args.scale: needed by my.py:score, but not given; it takes scale, power"
+    config = RewardConfig(use=f"{use}:score", args={"scale": 2, "completions": 3})
+    assert refused(ConfigError, config).startswith(
+        "reward.args.completions: my.py:score has no such argument;"
+    )
+
+
+def test_a_function_with_keywords_takes_any_argument_but_the_completions() -> None:
+    def score(completions: list[Completion], **more: float) -> list[float]:
+        return [sum(more.values())] * len(completions)
+
+    assert totals(build_reward(RewardConfig(args={"a": 1, "b": 2}), score)) == [3, 3, 3]
+    message = refused(ConfigError, RewardConfig(args={"completions": []}), score)
+    assert message.startswith("reward.args.completions:")
+
+
+def no_argument() -> list[float]:
+    return []
+
+
+def keyword_only(*, completions: list[Completion]) -> list[float]:
+    return [0.0 for _ in completions]
+
+
+def two_by_position(completions: list[Completion], answers: list[str], /) -> list[float]:
+    return [0.0 for _ in zip(completions, answers, strict=True)]
+
+
+@pytest.mark.parametrize("function", [no_argument, keyword_only])
+def test_a_function_that_takes_no_completions(function: Any) -> None:
+    message = refused(ConfigError, RewardConfig(), function)
+    assert message.startswith(f"reward.use: {function.__name__}(")
+    assert message.endswith(" must take the list of completions as its first argument")
+
+
+def test_a_function_that_needs_more_by_position() -> None:
+    assert 'needs "answers" by position' in refused(ConfigError, RewardConfig(), two_by_position)
+
+
+def test_what_is_no_function() -> None:
+    use = write("my.py", SOURCE)
+    message = refused(ConfigError, RewardConfig(use=f"{use}:LIMIT"))
+    assert message == "reward.use: my.py:LIMIT is of type int, not a function"
+    assert "is a class, not a function" in refused(ConfigError, RewardConfig(use=f"{use}:Helper"))
+    assert refused(ConfigError, RewardConfig(), 3) == "reward.use: int is of type int, not a function"
+
+
+def test_a_missing_file_or_function() -> None:
+    message = refused(ConfigError, RewardConfig(use="no/my.py:score"))
+    assert message == 'reward.use: no file "no/my.py" (seen from the current folder)'
+    use = write("my.py", SOURCE)
+    message = refused(ConfigError, RewardConfig(use=f"{use}:scroe"))
+    assert message == (
+        'reward.use: no function "scroe" in my.py; did you mean "score"? it defines score, squares'
+    )
+    assert refused(ConfigError, RewardConfig(use=use)) == (
+        'reward.use = "my.py": name the function as well: my.py:FUNCTION'
+    )
+    assert "it defines no functions" in refused(ConfigError, RewardConfig(use=f"{write('e.py', '')}:f"))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "import math\nimport no_such_module",
+            "ModuleNotFoundError: No module named 'no_such_module' at my.py:2",
+        ),
+        ("x = 1\n\nx / 0\n", "ZeroDivisionError: division by zero at my.py:3"),
+        ("import sys\nsys.exit(2)", "SystemExit: 2 at my.py:2"),
+        ("import json\n\njson.loads('{')", "at my.py:3"),
+        ("x = 1\ndef f(:\n", "my.py:2: invalid syntax"),
+        ("x = '\0'", "null bytes"),
+    ],
+)
+def test_a_file_that_cannot_be_run(source: str, message: str) -> None:
+    use = write("my.py", source)
+    found = refused(RewardError, RewardConfig(use=f"{use}:score"))
+    assert found.startswith("reward.use: my.py")
+    assert message in found
+
+
+def test_an_unknown_error_policy() -> None:
+    config = RewardConfig(use="sentiment", on_error="ignore")  # type: ignore[arg-type]
+    assert refused(ConfigError, config) == 'reward.on_error = "ignore": must be fail or score'

@@ -1,0 +1,198 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from proxlm.config.schema import RewardConfig
+from proxlm.errors import ConfigError, ModelError, RewardError
+from proxlm.rewards import build_reward
+from proxlm.rewards.reward_model import RewardModel
+from proxlm.types import Completion
+
+TEXTS = [
+    "The cat",
+    " sat on the mat and looked",
+    " at the moon.",
+    "春眠不觉晓",
+    " a",
+    "def add(a, b): return a + b",
+]
+SIX = [Completion("One day", text) for text in TEXTS]
+
+
+def save_classifier(folder: Path, tokenizer: Any, type: str = "llama", **config: Any) -> str:
+    """A random sequence classifier with weights large enough to tell texts apart."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    sizes = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    made = AutoConfig.for_model(
+        type,
+        **({"n_layer": 2, "n_embd": 16, "n_head": 2} if type == "gpt2" else sizes),
+        **{
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 64,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        | {"num_labels": 1}
+        | config,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(made)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def direct_logits(path: str, tokenizer: Any, text: str) -> torch.Tensor:
+    """One text through transformers alone, nothing padded."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0]
+
+
+@pytest.mark.parametrize("type", ["llama", "gpt2", "bert"])
+def test_a_score_is_the_models_logit_whatever_the_batch_and_order(
+    type: str, tmp_path: Path, tokenizer: Any
+) -> None:
+    path = save_classifier(tmp_path, tokenizer, type)
+    expected = [direct_logits(path, tokenizer, c.prompt + c.text).item() for c in SIX]
+    assert max(expected) - min(expected) > 0.01
+    for size in (1, 2, 4, 16):
+        scores = RewardModel(path, batch_size=size, device="cpu")(SIX)
+        assert scores == pytest.approx(expected, abs=1e-5)
+    backwards = RewardModel(path, batch_size=4, device="cpu")(SIX[::-1])
+    assert backwards == pytest.approx(expected[::-1], abs=1e-5)
+
+
+def test_without_a_padding_token_texts_go_one_by_one(tmp_path: Path, tokenizer: Any) -> None:
+    path = save_classifier(tmp_path, tokenizer, pad_token_id=None)
+    scores = RewardModel(path, batch_size=4, device="cpu")(SIX)
+    expected = [direct_logits(path, tokenizer, c.prompt + c.text).item() for c in SIX]
+    assert scores == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_models_padding_token_counts_where_the_tokenizers_differs(tmp_path: Path, tokenizer: Any) -> None:
+    path = save_classifier(tmp_path, tokenizer, pad_token_id=tokenizer.eos_token_id)
+    scores = RewardModel(path, batch_size=4, device="cpu")(SIX)
+    expected = [direct_logits(path, tokenizer, c.prompt + c.text).item() for c in SIX]
+    assert scores == pytest.approx(expected, abs=1e-5)
+
+
+def test_sigmoid_makes_a_probability_of_the_logit(tmp_path: Path, tokenizer: Any) -> None:
+    path = save_classifier(tmp_path, tokenizer)
+    logits = RewardModel(path, device="cpu")(SIX)
+    probabilities = RewardModel(path, device="cpu", sigmoid=True)(SIX)
+    assert probabilities == pytest.approx([1 / (1 + math.exp(-x)) for x in logits], abs=1e-6)
+
+
+def test_with_classes_the_score_is_the_labels_log_probability(tmp_path: Path, tokenizer: Any) -> None:
+    names = {0: "bad", 1: "good", 2: "odd"}
+    path = save_classifier(tmp_path, tokenizer, num_labels=3, id2label=names)
+    by_name = {n: RewardModel(path, device="cpu", label=n, sigmoid=True)(SIX[:2]) for n in names.values()}
+    for row in range(2):
+        logits = direct_logits(path, tokenizer, SIX[row].prompt + SIX[row].text)
+        expected = torch.softmax(logits, -1).tolist()
+        assert [by_name[n][row] for n in names.values()] == pytest.approx(expected, abs=1e-6)
+    log_probabilities = RewardModel(path, device="cpu", label=1)(SIX[:2])
+    assert log_probabilities == pytest.approx([math.log(p) for p in by_name["good"]], abs=1e-5)
+
+
+def test_independent_labels_have_their_own_probability(tmp_path: Path, tokenizer: Any) -> None:
+    path = save_classifier(tmp_path, tokenizer, num_labels=2, problem_type="multi_label_classification")
+    text = SIX[0].prompt + SIX[0].text
+    expected = torch.sigmoid(direct_logits(path, tokenizer, text))[1].item()
+    assert RewardModel(path, device="cpu", label=1, sigmoid=True)(SIX[:1]) == pytest.approx(
+        [expected], abs=1e-6
+    )
+    assert RewardModel(path, device="cpu", label=1)(SIX[:1]) == pytest.approx([math.log(expected)], abs=1e-5)
+
+
+@pytest.mark.parametrize("label", [None, "fine", 2])
+def test_a_label_is_needed_and_checked_before_anything_is_loaded(
+    label: Any, tmp_path: Path, tokenizer: Any
+) -> None:
+    path = save_classifier(tmp_path, tokenizer, num_labels=2, id2label={0: "bad", 1: "good"})
+    args = {"path": path} | ({} if label is None else {"label": label})
+    with pytest.raises(ConfigError) as raised:
+        build_reward(RewardConfig(use="reward_model", args=args))
+    what = "needed by a model with several classes" if label is None else "no such class"
+    assert str(raised.value) == f"reward.args.label = {label!r}: {what}; the model has bad, good"
+
+
+def test_a_long_text_is_an_error_or_loses_its_beginning(tmp_path: Path, tokenizer: Any) -> None:
+    path = save_classifier(tmp_path, tokenizer)
+    long = Completion("x" * 40, SIX[1].text)
+    ids = tokenizer(long.prompt + long.text)["input_ids"]
+    assert len(ids) > 20
+    short, error = RewardModel(path, max_length=20, device="cpu")([SIX[0], long])
+    assert isinstance(error, RewardError)
+    assert str(error).startswith(
+        f"{len(ids)} tokens with the prompt are more than max_length = 20; truncate = true"
+    )
+    assert short == pytest.approx(
+        direct_logits(path, tokenizer, SIX[0].prompt + SIX[0].text).item(), abs=1e-5
+    )
+    model = RewardModel(path, max_length=20, truncate=True, device="cpu")
+    model.prepare()
+    assert model._cut(long.prompt + long.text) == [ids[0], *ids[-19:]]
+    assert isinstance(model([long])[0], float)
+
+
+def test_the_longest_text_is_by_default_the_models_own_limit(tmp_path: Path, tokenizer: Any) -> None:
+    path = save_classifier(tmp_path, tokenizer, max_position_embeddings=24)
+    (error,) = RewardModel(path, device="cpu")([Completion("x" * 40, "")])
+    assert "more than max_length = 24;" in str(error)
+
+
+def test_it_is_loaded_once_at_the_first_call_or_by_prepare(tmp_path: Path, tokenizer: Any) -> None:
+    path = save_classifier(tmp_path, tokenizer)
+    config = RewardConfig(
+        use="reward_model", args={"path": path, "device": "cpu", "batch_size": 4}, timeout=60
+    )
+    reward = build_reward(config)
+    (term,) = reward._terms
+    assert isinstance(term.function, RewardModel)
+    assert term.function._model is None
+    reward.prepare()
+    model = term.function._model
+    assert model is not None
+    assert not model.training
+    scores = reward.score(SIX)
+    assert term.function._model is model
+    assert scores.total.tolist() == pytest.approx(RewardModel(path, device="cpu")(SIX), abs=1e-5)
+    assert scores.failed == 0
+
+
+def test_a_language_model_without_a_trained_head_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_labels=1, **sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"not a trained classifier: it has no weights for score\.weight"):
+        build_reward(RewardConfig(use="reward_model", args={"path": str(tmp_path)})).prepare()
+
+
+def test_a_folder_that_cannot_be_loaded(tmp_path: Path, tokenizer: Any) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ConfigError, match=r"^reward\.args\.path = "):
+        build_reward(RewardConfig(use="reward_model", args={"path": str(empty)}))
+
+    path = save_classifier(tmp_path / "model", tokenizer)
+    reward = build_reward(RewardConfig(use="reward_model", args={"path": path}, on_error="score"))
+    weights = tmp_path / "model" / "model.safetensors"
+    torch.save({}, tmp_path / "model" / "pytorch_model.bin")
+    for damage in (lambda: weights.write_bytes(b"nonsense"), weights.unlink):
+        damage()
+        with pytest.raises(ModelError) as raised:
+            reward.score(SIX)
+        assert str(raised.value).startswith(f"reward model {path}: cannot be loaded: ")
+        assert "\n" not in str(raised.value)

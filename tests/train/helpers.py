@@ -1,0 +1,110 @@
+"""A PPO run on a tiny model, small enough for a test."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conftest import tiny_model
+from proxlm.config import (
+    LoraConfig,
+    ModelConfig,
+    OptimiserConfig,
+    OptimisersConfig,
+    PPOConfig,
+    PPOJob,
+    RolloutConfig,
+    RunConfig,
+)
+from proxlm.data.prompts import PromptStream
+from proxlm.models.actor_critic import ActorCritic, make_actor_critic
+from proxlm.models.load import add_lora
+from proxlm.train.ppo import PPOTrainer
+from proxlm.types import Prompt, Rollout, Scores
+
+WORDS = [
+    "The cat",
+    "One day a small dog found a big",
+    "moon",
+    "def add(a, b):",
+    "处处",
+    "a red ball in the park",
+]
+
+
+class SilentLog:
+    """Stands in for RunLog: keeps the metrics, shows nothing."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self.rows.append({"step": step, **values})
+
+    def samples(self, step: int, rows: Any) -> None:
+        pass
+
+    def phase(self, name: str) -> None:
+        pass
+
+    def progress(self, done: int, total: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+def vowels(rollout: Rollout) -> Scores:
+    """Share of the letters that are vowels: easy to raise, and it varies."""
+    scores = [sum(c in "aeiou" for c in text) / max(1, len(text)) for text in rollout.texts]
+    return Scores(torch.tensor(scores), components={"vowels": scores})
+
+
+def job(critic: str = "shared", steps: int = 3, lr: float = 1e-3, seed: int = 0, **ppo: Any) -> PPOJob:
+    settings = {
+        "batch_size": 12,
+        "minibatches": 3,
+        "epochs": 2,
+        "micro_batch_tokens": 200,
+        "steps": steps,
+        **ppo,
+    }
+    return PPOJob(
+        model=ModelConfig(policy="tiny", critic=critic, device="cpu"),  # type: ignore[arg-type]
+        rollout=RolloutConfig(max_new_tokens=12),
+        ppo=PPOConfig(**settings),
+        optim=OptimisersConfig(OptimiserConfig(lr=lr), OptimiserConfig(lr=lr)),
+        run=RunConfig(seed=seed, save_every=0),
+    )
+
+
+def actors(tokenizer: Any, config: PPOJob, lora: int = 0, family: str = "llama") -> ActorCritic:
+    policy = tiny_model(tokenizer, family)
+    if lora:
+        torch.manual_seed(1)
+        policy = add_lora(policy, LoraConfig(rank=lora))
+    return make_actor_critic(policy, config.model.critic)
+
+
+def trainer(
+    tokenizer: Any, config: PPOJob, folder: Path, lora: int = 0, reward: Any = vowels, family: str = "llama"
+) -> PPOTrainer:
+    prompts = [Prompt(i, tuple(tokenizer(text).input_ids), text) for i, text in enumerate(WORDS * 3)]
+    stream = PromptStream(prompts, config.ppo.batch_size, config.run.seed)
+    return PPOTrainer(config, actors(tokenizer, config, lora, family), stream, reward, folder)
+
+
+def parameters(made: PPOTrainer) -> dict[str, torch.Tensor]:
+    """A copy of all that learns."""
+    both = [
+        *made.models.policy_parameters(),
+        *((f"critic.{n}", p) for n, p in made.models.critic_parameters()),
+    ]
+    return {name: p.detach().clone() for name, p in both}
+
+
+def with_ppo(config: PPOJob, **ppo: Any) -> PPOJob:
+    return replace(config, ppo=replace(config.ppo, **ppo))
