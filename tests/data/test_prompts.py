@@ -59,6 +59,7 @@ def test_a_prompt_that_stands_twice_is_never_in_both(write: Write, tokenizer: An
     held = load(tokenizer, "eval", prompts=path, eval_count=4)
     assert (len(train.prompts), train.repeated) == (18, 8)
     assert (len(held.prompts), held.repeated) == (4, 0)
+    assert all(p.id < 10 for p in held.prompts)  # the first row of each
     assert not {p.text for p in train.prompts} & {p.text for p in held.prompts}
     with pytest.raises(DataError, match=r"10 different prompts, but data\.eval_count = 10"):
         load(tokenizer, "train", prompts=path, eval_count=10)
@@ -75,6 +76,15 @@ def test_a_held_out_file_leaves_the_other_whole(write: Write, tokenizer: Any) ->
     assert [p.id for p in every.prompts] == [0, 1, 2, 3]
     with pytest.raises(ConfigError, match=r"data\.prompts: needed"):
         load(tokenizer, "train", eval_prompts=other)
+
+
+def test_prompts_of_a_held_out_file_are_never_trained_on(write: Write, tokenizer: Any) -> None:
+    path, other = write("p.txt", "a\nb\nc\nb\n"), write("e.jsonl", [{"prompt": "x"}, {"prompt": "b"}])
+    train = load(tokenizer, "train", prompts=path, eval_prompts=other, eval_count=1)
+    assert [(p.id, p.text) for p in train.prompts] == [(0, "a"), (2, "c")]
+    assert train.repeated == 2
+    with pytest.raises(DataError, match=r"every prompt also stands in data\.eval_prompts = .*p\.txt"):
+        load(tokenizer, "train", prompts=path, eval_prompts=path)
 
 
 def test_long_prompts_fail_or_are_left_out_and_counted(write: Write, tokenizer: Any) -> None:

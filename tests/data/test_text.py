@@ -45,7 +45,8 @@ def test_folders_are_read_recursively_sorted_by_extension_and_each_file_once(tmp
     every = [".txt", ".md", ".txt.gz", ".jsonl"]
     assert read_texts([str(tmp_path)], every) == ["two", "one", "four", "five", "three"]
     file, folder = str(tmp_path / "b" / "one.txt"), str(tmp_path)
-    assert read_texts([file, folder, file], [".txt"]) == ["one"]
+    (tmp_path / "b" / "link.txt").symlink_to(tmp_path / "b" / "one.txt")
+    assert read_texts([file, folder, f"{folder}/b/../b/one.txt"], [".txt"]) == ["one"]
     assert read_texts([str(tmp_path / "c.py")], [".txt"]) == ["not read"]
 
 

@@ -33,6 +33,7 @@ GOOD = PythonParse(True, "")
         ("x = ", "f('" + "a" * 40 + "')", GOOD),
         ("x = 'a", "b' + c + d", GOOD),
         ("x = 'a", "b" * 41 + "' + c + d", PythonParse(True, "string")),
+        ("x = '" + "a" * 50, "b' + c + d", GOOD),  # so are the prefix's characters
         ("x = 'a", "b'", PythonParse(True, "tokens")),
         ("x = foo", "bar", PythonParse(True, "tokens")),  # one name, begun in the prefix
         ("x = foo", ".b", PythonParse(True, "tokens")),

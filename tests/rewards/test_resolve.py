@@ -1,101 +1,19 @@
 import functools
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from reward_helpers import own_folder, refused, totals, write
 
 from proxlm.config.schema import RewardConfig, RewardTerm
-from proxlm.errors import ConfigError, RewardError
+from proxlm.errors import ConfigError
 from proxlm.rewards import build_reward
 from proxlm.types import Completion
 
-THREE = [Completion("", text) for text in ("a", "bb", "ccc")]
-
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.startswith("proxlm_reward_") or name == "neighbour_for_test":
-            del sys.modules[name]
-
-
-def write(name: str, source: str) -> str:
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(source, encoding="utf-8")
-    return name
-
-
-def totals(reward: Any) -> list[float]:
-    return reward.score(THREE).total.tolist()
-
-
-def refused(kind: type[Exception], config: RewardConfig, function: Any = None) -> str:
-    with pytest.raises(kind) as raised:
-        build_reward(config, function)
-    message = str(raised.value)
-    assert "\n" not in message
-    return message
-
-
-SOURCE = """
-from __future__ import annotations
-from dataclasses import dataclass
-
-LIMIT = 3
-
-@dataclass
-class Helper:
-    scale: float = 2.0
-
-def score(completions, scale=Helper().scale):
-    return [scale * len(c.text) for c in completions]
-
-def squares(completions):
-    return [float(len(c.text)) ** 2 for c in completions]
-"""
-
-
-def test_a_function_in_a_file() -> None:
-    use = write("some folder/my.py", SOURCE)
-    assert totals(build_reward(RewardConfig(use=f"{use}:score"))) == [2, 4, 6]
-    assert totals(build_reward(RewardConfig(use=f"{use}:score", args={"scale": 0.5}))) == [0.5, 1, 1.5]
-    absolute = Path(use).resolve()
-    assert totals(build_reward(RewardConfig(use=f"{absolute}:squares"))) == [1, 4, 9]
-    assert [p.name for p in absolute.parent.iterdir()] == ["my.py"]
-
-
-def test_an_edited_file_is_read_anew() -> None:
-    use = write("my.py", "def score(completions): return [1.0] * len(completions)")
-    assert totals(build_reward(RewardConfig(use=f"{use}:score"))) == [1, 1, 1]
-    write("my.py", "def score(completions): return [2.0] * len(completions)")
-    assert totals(build_reward(RewardConfig(use=f"{use}:score"))) == [2, 2, 2]
-
-
-def test_a_file_may_import_its_neighbours_even_late() -> None:
-    write("lib/neighbour_for_test.py", "VALUE = 4.0")
-    use = write(
-        "lib/my.py",
-        "def score(completions):\n    import neighbour_for_test\n"
-        "    return [neighbour_for_test.VALUE] * len(completions)",
-    )
-    assert totals(build_reward(RewardConfig(use=f"{use}:score"))) == [4, 4, 4]
-
-
-def test_two_terms_from_one_file_run_it_once() -> None:
-    use = write(
-        "my.py",
-        "seen = []\ndef a(cs):\n    seen.append(1)\n    return [0.0] * len(cs)\n"
-        "def b(cs): return [float(len(seen))] * len(cs)",
-    )
-    terms = {"a": RewardTerm(use=f"{use}:a"), "b": RewardTerm(use=f"{use}:b")}
-    assert totals(build_reward(RewardConfig(terms=terms))) == [1, 1, 1]
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_folder(tmp_path, monkeypatch)
 
 
 def test_a_function_takes_the_place_of_use() -> None:
@@ -257,46 +175,11 @@ def test_a_function_that_needs_more_by_position() -> None:
 
 
 def test_what_is_no_function() -> None:
-    use = write("my.py", SOURCE)
+    use = write("my.py", "LIMIT = 3\nclass Helper: ...")
     message = refused(ConfigError, RewardConfig(use=f"{use}:LIMIT"))
     assert message == "reward.use: my.py:LIMIT is of type int, not a function"
     assert "is a class, not a function" in refused(ConfigError, RewardConfig(use=f"{use}:Helper"))
     assert refused(ConfigError, RewardConfig(), 3) == "reward.use: int is of type int, not a function"
-
-
-def test_a_missing_file_or_function() -> None:
-    message = refused(ConfigError, RewardConfig(use="no/my.py:score"))
-    assert message == 'reward.use: no file "no/my.py" (seen from the current folder)'
-    use = write("my.py", SOURCE)
-    message = refused(ConfigError, RewardConfig(use=f"{use}:scroe"))
-    assert message == (
-        'reward.use: no function "scroe" in my.py; did you mean "score"? it defines score, squares'
-    )
-    assert refused(ConfigError, RewardConfig(use=use)) == (
-        'reward.use = "my.py": name the function as well: my.py:FUNCTION'
-    )
-    assert "it defines no functions" in refused(ConfigError, RewardConfig(use=f"{write('e.py', '')}:f"))
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        (
-            "import math\nimport no_such_module",
-            "ModuleNotFoundError: No module named 'no_such_module' at my.py:2",
-        ),
-        ("x = 1\n\nx / 0\n", "ZeroDivisionError: division by zero at my.py:3"),
-        ("import sys\nsys.exit(2)", "SystemExit: 2 at my.py:2"),
-        ("import json\n\njson.loads('{')", "at my.py:3"),
-        ("x = 1\ndef f(:\n", "my.py:2: invalid syntax"),
-        ("x = '\0'", "null bytes"),
-    ],
-)
-def test_a_file_that_cannot_be_run(source: str, message: str) -> None:
-    use = write("my.py", source)
-    found = refused(RewardError, RewardConfig(use=f"{use}:score"))
-    assert found.startswith("reward.use: my.py")
-    assert message in found
 
 
 def test_an_unknown_error_policy() -> None:

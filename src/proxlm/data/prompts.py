@@ -41,35 +41,39 @@ def load_prompts(
 
     eval: eval_count records, drawn by `seed`, of data.eval_prompts or else of data.prompts, whose rest is for
     training. Prompt.id is the row in its file, from 0; Prompt.text is what the model sees (with chat: the
-    rendered conversation); Prompt.fields is the whole record. Raises DataError naming file and line.
+    rendered conversation); Prompt.fields is the whole record. A training record with the same prompt as a
+    held-out one is left out, also where each has its own file. Raises DataError naming file and line.
     """
-    from_own_file = which == "eval" and bool(data.eval_prompts)
-    path = data.eval_prompts if from_own_file else data.prompts
-    if not path:
-        raise ConfigError("data.prompts: needed, but not given")
-    records = read_records(path)
-    field = "text" if _is_text_file(path) else data.prompt_field
-    contents = [_content(path, record, field) for record in records]
-    repeated = unused = 0
-    if from_own_file:
-        rows = _draw(len(records), data.eval_count, seed)
-        unused = len(records) - len(rows)
+    file = _read(data, data.eval_prompts if which == "eval" and data.eval_prompts else data.prompts)
+    rows, repeated = list(range(len(file.records))), 0
+    if not data.eval_prompts:
+        rest, held_out = _split(file, data.eval_count, seed)
+        rows = rest if which == "train" else held_out
+        repeated = len(file.records) - len(rest) - len(held_out) if which == "train" else 0
+    elif which == "eval":
+        rows = _draw(len(rows), data.eval_count, seed)
     else:
-        count = 0 if data.eval_prompts else data.eval_count
-        train, held_out = _split(path, contents, count, seed)
-        rows = train if which == "train" else held_out
-        repeated = len(records) - len(train) - len(held_out) if which == "train" else 0
-    encode = _Encoder(data, tokenizer, read_template(data.chat_template), path, field)
-    prompts = [encode(row, records[row], contents[row]) for row in rows]
+        held_out_keys = set(_read(data, data.eval_prompts).keys)
+        rows = [row for row, key in enumerate(file.keys) if key not in held_out_keys]
+        repeated = len(file.records) - len(rows)
+        if not rows:
+            raise DataError(
+                f"{file.path}: every prompt also stands in data.eval_prompts = {data.eval_prompts}"
+            )
+    encode = _Encoder(data, tokenizer, read_template(data.chat_template), file)
+    prompts = [encode(row) for row in rows]
     kept = [p for p in prompts if len(p.input_ids) <= max_prompt_tokens]
     if len(kept) < len(prompts) and data.on_long_prompt == "fail":
         worst = next(p for p in prompts if len(p.input_ids) > max_prompt_tokens)
         raise DataError(
-            f"{path}:{records[worst.id].line}: the prompt has {len(worst.input_ids)} tokens, the limit is"
+            f"{file.path}:{file.records[worst.id].line}: the prompt has {len(worst.input_ids)} tokens, the limit is"
             f" {max_prompt_tokens}; shorten it, or leave such prompts out: data.on_long_prompt = skip"
         )
     if prompts and not kept:
-        raise DataError(f"{path}: every prompt has more than {max_prompt_tokens} tokens, so none is left")
+        raise DataError(
+            f"{file.path}: every prompt has more than {max_prompt_tokens} tokens, so none is left"
+        )
+    unused = len(file.records) - len(rows) if which == "eval" and data.eval_prompts else 0
     return LoadedPrompts(kept, len(prompts) - len(kept), repeated, unused)
 
 
@@ -97,17 +101,40 @@ class PromptStream:
 
 
 @dataclass(frozen=True)
+class _File:
+    """A file's records with their prompts; equal keys mean equal prompts."""
+
+    path: str
+    field: str
+    records: list[Record]
+    contents: list[str | list[Any]]
+
+    @property
+    def keys(self) -> list[str]:
+        return [repr(content) for content in self.contents]
+
+
+def _read(data: DataConfig, path: str) -> _File:
+    if not path:
+        raise ConfigError("data.prompts: needed, but not given")
+    is_text = Path(path.lower().removesuffix(".gz")).suffix == ".txt"
+    field = "text" if is_text else data.prompt_field
+    records = read_records(path)
+    return _File(path, field, records, [_content(path, record, field) for record in records])
+
+
+@dataclass(frozen=True)
 class _Encoder:
-    """One record → Prompt."""
+    """A row of the file → Prompt."""
 
     data: DataConfig
     tokenizer: Tokenizer
     template: str | None
-    path: str
-    field: str
+    file: _File
 
-    def __call__(self, row: int, record: Record, content: str | list[Any]) -> Prompt:
-        where = f'{self.path}:{record.line}: field "{self.field}"'
+    def __call__(self, row: int) -> Prompt:
+        record, content = self.file.records[row], self.file.contents[row]
+        where = f'{self.file.path}:{record.line}: field "{self.file.field}"'
         if isinstance(content, str) and not self.data.chat:
             if self.data.system:
                 raise ConfigError(
@@ -128,10 +155,6 @@ class _Encoder:
         if not ids:
             raise DataError(f"{where}: the prompt has no tokens")
         return Prompt(row, tuple(ids), text, record.fields)
-
-
-def _is_text_file(path: str) -> bool:
-    return Path(path.lower().removesuffix(".gz")).suffix == ".txt"
 
 
 def _content(path: str, record: Record, field: str) -> str | list[Any]:
@@ -155,20 +178,18 @@ def _draw(size: int, count: int, seed: int) -> list[int]:
     return sorted(_shuffled(size, derive_seed(seed, "held-out"))[:count])
 
 
-def _split(
-    path: str, contents: Sequence[str | list[Any]], count: int, seed: int
-) -> tuple[list[int], list[int]]:
+def _split(file: _File, count: int, seed: int) -> tuple[list[int], list[int]]:
     """Rows to train on and held-out rows, both in file order.
 
     The held-out prompts are all different; rows that repeat one of them are in neither.
     """
     rows_by_prompt: dict[str, list[int]] = {}
-    for row, content in enumerate(contents):
-        rows_by_prompt.setdefault(repr(content), []).append(row)
+    for row, key in enumerate(file.keys):
+        rows_by_prompt.setdefault(key, []).append(row)
     groups = list(rows_by_prompt.values())
     if count >= len(groups):
         raise DataError(
-            f"{path}: {len(groups)} different prompts, but data.eval_count = {count} to set aside;"
+            f"{file.path}: {len(groups)} different prompts, but data.eval_count = {count} to set aside;"
             " lower data.eval_count, or give more prompts or data.eval_prompts"
         )
     chosen = set(_draw(len(groups), count, seed))

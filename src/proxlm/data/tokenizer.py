@@ -130,7 +130,7 @@ def response_tokens_as_text(tokenizer: Tokenizer, ids: Sequence[int]) -> list[st
         piece = complete[shown:] if len(group) == 1 else complete[shown:].lstrip(INCOMPLETE)
         pieces.append(piece if text == complete else piece + INCOMPLETE)
         shown = len(complete)
-        if text == complete or len(group) == 4:  # a character of UTF-8 has at most four bytes
+        if text == complete:
             group, shown = [], 0
     return pieces
 

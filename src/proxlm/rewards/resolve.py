@@ -179,7 +179,7 @@ def _run_file(key: str, path: str) -> dict[str, Any]:
     if folder not in sys.path:
         sys.path.append(folder)  # so that the file can import its neighbours, now and when it is called
     try:
-        exec(compile(Path(path).read_bytes(), path, "exec", dont_inherit=False), module.__dict__)
+        exec(compile(Path(path).read_bytes(), path, "exec", dont_inherit=True), module.__dict__)
     except SyntaxError as error:
         place = f"{error.filename}:{error.lineno}" if error.filename else path
         raise RewardError(f"{key}: {place}: {error.msg}") from error

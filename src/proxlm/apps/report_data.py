@@ -1,0 +1,182 @@
+"""A run's folder as the report reads it: every file checked, every problem named with its place."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from proxlm.errors import RunError
+from proxlm.runlog.folder import read_jsonl
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run's folder holds. samples are empty, evaluation None, where the run has none."""
+
+    name: str
+    job: str
+    config: Row
+    config_text: str
+    metrics: list[Row]
+    samples: list[Row]
+    evaluation: Row | None
+
+
+def read_run(folder: Path) -> RunData:
+    """Read a run's folder. Raises RunError that names the file, and the line or field, that is not right."""
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder")
+    if not (folder / "config.toml").exists():
+        raise RunError(f"{folder}: not a run's folder: it holds no config.toml")
+    config_text = _text(folder / "config.toml")
+    try:
+        config = tomllib.loads(config_text)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{folder / 'config.toml'}: not valid TOML: {error}") from error
+    samples, evaluation = folder / "samples.jsonl", folder / "evaluation.json"
+    return RunData(
+        name=folder.resolve().name,
+        job=_job(config),
+        config=config,
+        config_text=config_text,
+        metrics=_read_metrics(folder / "metrics.jsonl"),
+        samples=_read_samples(samples) if samples.exists() else [],
+        evaluation=_read_evaluation(evaluation) if evaluation.exists() else None,
+    )
+
+
+def _job(config: Row) -> str:
+    """Each job that makes a run has a section of its own."""
+    return (
+        "ppo" if "ppo" in config else "pretrain" if "new" in config else "sft" if "train" in config else "run"
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path}: not UTF-8 text (byte {error.start})") from error
+
+
+def _read_metrics(path: Path) -> list[Row]:
+    rows = read_jsonl(path)
+    if not rows:
+        raise RunError(f"{path}: no rows: the run has not finished a step yet")
+    for line, row in enumerate(rows, start=1):
+        where = f"{path}: line {line}"
+        for name, value in row.items():
+            if value is not None and not _is_number(value):
+                raise RunError(f"{where}: {name}: expected a number, got {_shown(value)}")
+        for name in ("step", "time"):
+            if row.get(name) is None:
+                raise RunError(f"{where}: {name}: missing")
+    return rows
+
+
+def _read_samples(path: Path) -> list[Row]:
+    rows = read_jsonl(path)
+    for line, row in enumerate(rows, start=1):
+        where = f"{path}: line {line}"
+        if not _is_number(row.get("step")):
+            raise RunError(f"{where}: step: expected a number, got {_shown(row.get('step'))}")
+        _check_texts(where, row)
+        _check_numbers(f"{where}: components", row.get("components", {}))
+        _check_tokens(where, row.get("tokens", []), row.get("per_token", {}))
+    return rows
+
+
+def _check_texts(where: str, row: Row) -> None:
+    """What every sampled text has."""
+    for name in ("prompt", "response"):
+        if not isinstance(row.get(name), str):
+            raise RunError(f"{where}: {name}: expected a text, got {_shown(row.get(name))}")
+    if row.get("reward") is not None and not _is_number(row["reward"]):
+        raise RunError(f"{where}: reward: expected a number, got {_shown(row['reward'])}")
+
+
+def _check_numbers(where: str, table: Any) -> None:
+    if not isinstance(table, Mapping):
+        raise RunError(f"{where}: expected an object, got {_shown(table)}")
+    for name, value in table.items():
+        if value is not None and not _is_number(value):
+            raise RunError(f"{where}: {name}: expected a number, got {_shown(value)}")
+
+
+def _check_tokens(where: str, tokens: Any, per_token: Any) -> None:
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise RunError(f"{where}: tokens: expected a list of texts, got {_shown(tokens)}")
+    if not isinstance(per_token, dict):
+        raise RunError(f"{where}: per_token: expected an object, got {_shown(per_token)}")
+    for name, values in per_token.items():
+        if not isinstance(values, list) or len(values) != len(tokens):
+            problem = f"expected {len(tokens)} numbers, one a token, got {_shown(values)}"
+            raise RunError(f"{where}: per_token: {name}: {problem}")
+        for value in values:
+            if value is not None and not _is_number(value):
+                raise RunError(f"{where}: per_token: {name}: expected a number, got {_shown(value)}")
+
+
+def _read_evaluation(path: Path) -> Row:
+    try:
+        value = json.loads(_text(path), parse_constant=_not_json)
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path}: line {error.lineno}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: expected an object, got {_shown(value)}")
+    if not isinstance(value.get("metrics", {}), dict):
+        raise RunError(f"{path}: metrics: expected an object, got {_shown(value['metrics'])}")
+    models = value.get("models")
+    if not isinstance(models, list) or not models:
+        raise RunError(f"{path}: models: expected a list of models, got {_shown(models)}")
+    for i, model in enumerate(models):
+        _check_model(f"{path}: models[{i}]", model)
+    return value
+
+
+def _check_model(where: str, model: Any) -> None:
+    if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+        raise RunError(f"{where}: expected an object with a name, got {_shown(model)}")
+    metrics = model.get("metrics")
+    if not isinstance(metrics, dict):
+        raise RunError(f"{where}: metrics: expected an object, got {_shown(metrics)}")
+    for name, metric in metrics.items():
+        if not isinstance(metric, dict) or "mean" not in metric:
+            raise RunError(f"{where}: metrics: {name}: expected an object with a mean, got {_shown(metric)}")
+        _check_numbers(f"{where}: metrics: {name}", metric)
+    samples = model.get("samples", [])
+    if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
+        raise RunError(f"{where}: samples: expected a list of objects, got {_shown(samples)}")
+    for i, sample in enumerate(samples):
+        _check_texts(f"{where}: samples[{i}]", sample)
+
+
+def finite(values: Sequence[Any]) -> list[float]:
+    """The numbers among `values`, which are numbers and None."""
+    return [value for value in values if value is not None]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _not_json(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")

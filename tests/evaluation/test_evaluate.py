@@ -1,0 +1,77 @@
+"""Evaluation of a small model: the KL of a model to itself, to another, and what the table says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from conftest import tiny_model
+from proxlm.config import RolloutConfig
+from proxlm.evaluation.evaluate import as_json, as_table, evaluate_model
+from proxlm.models.forward import token_outputs
+from proxlm.types import Prompt, Scores
+
+
+def lengths_as_reward(rollout):
+    values = rollout.sequences.response_lengths.float()
+    return Scores(values, components={"a": values.tolist(), "b": [1.0] * len(values)}, failed=1)
+
+
+def evaluate(tokenizer, model, reference, count=12, reward=lengths_as_reward, **settings):
+    prompts = [Prompt(i, tuple(tokenizer(f"The cat {i}").input_ids), f"The cat {i}") for i in range(count)]
+    return evaluate_model(
+        "it",
+        model,
+        lambda s: token_outputs(reference, s).logprobs,
+        prompts,
+        reward,
+        RolloutConfig(max_new_tokens=10),
+        seed=1,
+        **settings,
+    )
+
+
+def test_a_model_against_itself(tokenizer):
+    model = tiny_model(tokenizer)
+    got = evaluate(tokenizer, model, model, samples=5)
+    assert got.metrics["kl"].mean == 0.0
+    assert got.metrics["reward"].mean == got.metrics["length"].mean
+    assert got.metrics["reward"].low < got.metrics["reward"].mean or got.metrics["length"].mean == 10
+    assert got.metrics["reward/b"].mean == 1.0
+    assert got.failed == 1
+    assert len(got.samples) == 5
+
+
+def test_kl_is_the_mean_log_ratio_and_perplexity_the_references(tokenizer):
+    model, reference = tiny_model(tokenizer), tiny_model(tokenizer, seed=1)
+    got = evaluate(tokenizer, model, reference, reward=None, micro_batch_tokens=40)
+    assert got.metrics["kl"].mean > 1.0
+    assert "reward" not in got.metrics
+    # A reference that knows nothing gives every token 1 / V.
+    with torch.no_grad():
+        reference.network.get_output_embeddings().weight.zero_()
+    uniform = evaluate(tokenizer, model, reference)
+    assert uniform.metrics["perplexity"].mean == pytest.approx(len(tokenizer), rel=1e-4)
+
+
+def test_every_model_gets_the_same_random_numbers(tokenizer):
+    model = tiny_model(tokenizer)
+    one, two = evaluate(tokenizer, model, model), evaluate(tokenizer, model, model)
+    assert one.samples == two.samples
+
+
+def test_table_and_json(tokenizer):
+    model = tiny_model(tokenizer)
+    got = evaluate(tokenizer, model, model)
+    table = as_table([got, got], 12)
+    lines = table.splitlines()
+    assert lines[0].split() == ["metric", "it", "it"]
+    assert lines[-1].startswith("(12 held-out prompts")
+    kl = next(line for line in lines if line.startswith("kl"))
+    assert kl.split() == ["kl", "0.000", "0.000"]
+    value = as_json([got], 12, 1)
+    assert value["models"][0]["metrics"]["length"]["mean"] == got.metrics["length"].mean
+    assert set(value["models"][0]["metrics"]) >= {"reward", "kl", "length", "distinct_1", "perplexity"}
+    assert math.isfinite(value["models"][0]["metrics"]["perplexity"]["mean"])

@@ -1,0 +1,78 @@
+"""The house rules: imports point one way, files and functions stay small, importing is light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "proxlm"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+# A module may import from its own layer and those before it.
+LAYERS = [
+    "errors", "seeds", "types", "config", "runlog", "checkpoint", "data", "rl", "models", "rollout", "rewards",
+    "train", "evaluation", "apps", "__main__",
+]  # fmt: skip
+
+
+def layer(module: str) -> int:
+    parts = module.split(".")
+    return LAYERS.index(parts[1]) if len(parts) > 1 else len(LAYERS)
+
+
+def imported(tree: ast.AST) -> list[str]:
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.append(node.module)
+    return [name for name in found if name.split(".")[0] == "proxlm"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_point_one_way(path):
+    own = ".".join(["proxlm", *path.relative_to(SOURCE).with_suffix("").parts]).removesuffix(".__init__")
+    if own == "proxlm":
+        return
+    for name in imported(ast.parse(path.read_text(encoding="utf-8"))):
+        assert name != "proxlm" or own == "proxlm.__main__", f"{own} imports the package itself"
+        assert layer(name) <= layer(own), f"{own} imports {name}, which stands above it"
+
+
+def test_mathematics_imports_torch_alone():
+    for path in (SOURCE / "rl").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {
+            (node.module or "") if isinstance(node, ast.ImportFrom) else node.names[0].name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        }
+        roots = {name.split(".")[0] for name in names if not name.startswith("proxlm.rl")}
+        assert roots <= {"torch", "typing", "collections", "__future__", "math"}, path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_files_and_functions_are_small(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert lines <= 60, f"{path.name}: {node.name} has {lines} lines"
+
+
+def test_every_layer_is_listed():
+    assert {p.name.removesuffix(".py") for p in SOURCE.iterdir() if not p.name.startswith((".", "__pycache__"))} <= {
+        *LAYERS, "__init__", "py.typed"
+    }  # fmt: skip
+
+
+def test_import_is_light():
+    code = "import proxlm, sys; print([m for m in ('torch', 'transformers', 'rich', 'plotly') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
