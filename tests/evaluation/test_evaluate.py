@@ -65,13 +65,13 @@ def test_every_model_gets_the_same_random_numbers(tokenizer):
 def test_table_and_json(tokenizer):
     model = tiny_model(tokenizer)
     got = evaluate(tokenizer, model, model)
-    table = as_table([got, got], 12)
+    table = as_table([got, got])
     lines = table.splitlines()
     assert lines[0].split() == ["metric", "it", "it"]
     assert lines[-1].startswith("(12 held-out prompts")
     kl = next(line for line in lines if line.startswith("kl"))
     assert kl.split() == ["kl", "0.000", "0.000"]
-    value = as_json([got], 12, 1)
+    value = as_json([got], 1)
     assert value["models"][0]["metrics"]["length"]["mean"] == got.metrics["length"].mean
     assert set(value["models"][0]["metrics"]) >= {"reward", "kl", "length", "distinct_1", "perplexity"}
     assert math.isfinite(value["models"][0]["metrics"]["perplexity"]["mean"])

@@ -92,7 +92,12 @@ def ppo_job(config: DemoJob) -> PPOJob:
         rollout=RolloutConfig(max_new_tokens=32, batch_size=256),
         reward=RewardConfig(use="python_parses"),
         ppo=PPOConfig(
-            steps=config.ppo_steps, batch_size=256, epochs=2, minibatches=4, kl_coef=0.01, micro_batch_tokens=8192
+            steps=config.ppo_steps,
+            batch_size=256,
+            epochs=2,
+            minibatches=4,
+            kl_coef=0.01,
+            micro_batch_tokens=8192,
         ),
         optim=OptimisersConfig(
             policy=OptimiserConfig(lr=3e-4, schedule="linear", final=0.1),

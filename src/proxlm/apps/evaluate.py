@@ -18,19 +18,19 @@ from proxlm.runlog.folder import write_json_atomic
 
 def main(config: EvaluateJob) -> None:
     """Evaluate, print the table and a few samples, and write the JSON file if one is asked for."""
-    evaluations, count = run_evaluate(config)
-    print(as_table(evaluations, count))
-    for i in range(min(config.samples, count)):
+    evaluations = run_evaluate(config)
+    print(as_table(evaluations))
+    for i in range(min(config.samples, evaluations[0].prompts)):
         print(f"\nprompt  {evaluations[0].samples[i]['prompt']}")
         for e in evaluations:
             print(f"{e.name}: {e.samples[i]['response'].strip()}")
     if config.output:
-        write_json_atomic(Path(config.output), as_json(evaluations, count, config.seed))
+        write_json_atomic(Path(config.output), as_json(evaluations, config.seed))
         print(f"\nwritten to {config.output}")
 
 
-def run_evaluate(config: EvaluateJob) -> tuple[list[Evaluation], int]:
-    """model.policy, which is also the reference, and then each of `models`; and the number of prompts.
+def run_evaluate(config: EvaluateJob) -> list[Evaluation]:
+    """model.policy, which is also the reference, and then each of `models`.
 
     Every model answers the same prompts with the same random numbers. Models must share a tokenizer.
     """
@@ -64,4 +64,4 @@ def run_evaluate(config: EvaluateJob) -> tuple[list[Evaluation], int]:
                 samples=max(config.samples, 16),
             )
         )
-    return evaluations, len(loaded.prompts)
+    return evaluations

@@ -61,15 +61,13 @@ def run_ppo(config: PPOJob, reward: RewardFunction | None = None) -> PPOResult:
             truncate_jsonl(folder / name, "step", trainer.state.step)
     before = _evaluate("before", trainer, held_out.prompts)
     if before is not None:
-        write_json_atomic(
-            folder / "evaluation.json", as_json([before], len(held_out.prompts), config.run.seed)
-        )
+        write_json_atomic(folder / "evaluation.json", as_json([before], config.run.seed))
     with RunLog(folder, "ppo", config.ppo.steps, config.run, start_step=trainer.state.step) as log:
         trainer.train(log)
     publish_folder(folder / "policy", lambda f: save_language_model(models.policy, f, merge_adapters=True))
     after = _evaluate("after", trainer, held_out.prompts)
     if before is not None and after is not None:
-        both = as_json([before, after], len(held_out.prompts), config.run.seed)
+        both = as_json([before, after], config.run.seed)
         write_json_atomic(folder / "evaluation.json", both)
     if config.run.report:
         write_report(folder)
@@ -111,7 +109,7 @@ def _evaluate(name: str, trainer: PPOTrainer, prompts: list[Prompt]) -> Evaluati
 
 def print_comparison(before: Evaluation, after: Evaluation, shown: int = 3) -> None:
     """The table, and a few responses side by side."""
-    print("\n" + as_table([before, after], len(before.samples)))
+    print("\n" + as_table([before, after]))
     for old, new in list(zip(before.samples, after.samples, strict=True))[:shown]:
         print(f"\nprompt  {old['prompt']}")
         for name, sample in (("before", old), ("after", new)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,37 +43,20 @@ def load_prompts(
     rendered conversation); Prompt.fields is the whole record. A training record with the same prompt as a
     held-out one is left out, also where each has its own file. Raises DataError naming file and line.
     """
-    file = _read(data, data.eval_prompts if which == "eval" and data.eval_prompts else data.prompts)
-    rows, repeated = list(range(len(file.records))), 0
-    if not data.eval_prompts:
-        rest, held_out = _split(file, data.eval_count, seed)
-        rows = rest if which == "train" else held_out
-        repeated = len(file.records) - len(rest) - len(held_out) if which == "train" else 0
-    elif which == "eval":
-        rows = _draw(len(rows), data.eval_count, seed)
-    else:
-        held_out_keys = set(_read(data, data.eval_prompts).keys)
-        rows = [row for row, key in enumerate(file.keys) if key not in held_out_keys]
-        repeated = len(file.records) - len(rows)
-        if not rows:
-            raise DataError(
-                f"{file.path}: every prompt also stands in data.eval_prompts = {data.eval_prompts}"
-            )
+    file, rows, repeated, unused = _choose(data, which, seed)
     encode = _Encoder(data, tokenizer, read_template(data.chat_template), file)
     prompts = [encode(row) for row in rows]
+    too_long = [p for p in prompts if len(p.input_ids) > max_prompt_tokens]
+    if too_long and data.on_long_prompt == "fail":
+        line, length = file.records[too_long[0].id].line, len(too_long[0].input_ids)
+        raise DataError(
+            f"{file.path}:{line}: the prompt has {length} tokens, the limit is {max_prompt_tokens}; shorten it, or"
+            " leave such prompts out: data.on_long_prompt = skip"
+        )
+    if too_long and len(too_long) == len(prompts):
+        raise DataError(f"{file.path}: every prompt has more than {max_prompt_tokens} tokens; none is left")
     kept = [p for p in prompts if len(p.input_ids) <= max_prompt_tokens]
-    if len(kept) < len(prompts) and data.on_long_prompt == "fail":
-        worst = next(p for p in prompts if len(p.input_ids) > max_prompt_tokens)
-        raise DataError(
-            f"{file.path}:{file.records[worst.id].line}: the prompt has {len(worst.input_ids)} tokens, the limit is"
-            f" {max_prompt_tokens}; shorten it, or leave such prompts out: data.on_long_prompt = skip"
-        )
-    if prompts and not kept:
-        raise DataError(
-            f"{file.path}: every prompt has more than {max_prompt_tokens} tokens, so none is left"
-        )
-    unused = len(file.records) - len(rows) if which == "eval" and data.eval_prompts else 0
-    return LoadedPrompts(kept, len(prompts) - len(kept), repeated, unused)
+    return LoadedPrompts(kept, len(too_long), repeated, unused)
 
 
 class PromptStream:
@@ -172,6 +154,27 @@ def _content(path: str, record: Record, field: str) -> str | list[Any]:
     if check_messages(value, where)[-1]["role"] == "assistant":
         raise DataError(f"{where}: the last message is the assistant's; a prompt must end before its turn")
     return value
+
+
+def _choose(
+    data: DataConfig, which: Literal["train", "eval"], seed: int
+) -> tuple[_File, list[int], int, int]:
+    """The file to use, its rows to use, and how many others are repeated and unused (see LoadedPrompts)."""
+    if not data.eval_prompts:
+        file = _read(data, data.prompts)
+        rest, held_out = _split(file, data.eval_count, seed)
+        if which == "eval":
+            return file, held_out, 0, 0
+        return file, rest, len(file.records) - len(rest) - len(held_out), 0
+    other = _read(data, data.eval_prompts)
+    if which == "eval":
+        rows = _draw(len(other.records), data.eval_count, seed)
+        return other, rows, 0, len(other.records) - len(rows)
+    file, held_out_keys = _read(data, data.prompts), set(other.keys)
+    rows = [row for row, key in enumerate(file.keys) if key not in held_out_keys]
+    if not rows:
+        raise DataError(f"{file.path}: every prompt also stands in data.eval_prompts = {other.path}")
+    return file, rows, len(file.records) - len(rows), 0
 
 
 def _draw(size: int, count: int, seed: int) -> list[int]:

@@ -36,6 +36,7 @@ class Evaluation:
     model: str
     metrics: dict[str, Estimate]
     samples: list[dict[str, Any]]
+    prompts: int
     failed: int
 
 
@@ -83,7 +84,8 @@ def evaluate_model(
         }
         for b in range(min(samples, len(rollout)))
     ]
-    return Evaluation(name, model.source, metrics, shown, 0 if scores is None else scores.failed)
+    failed = 0 if scores is None else scores.failed
+    return Evaluation(name, model.source, metrics, shown, len(rollout), failed)
 
 
 def _plain(value: float) -> Estimate:
@@ -102,17 +104,17 @@ def _score_tokens(
     return result
 
 
-def as_json(evaluations: Sequence[Evaluation], prompts: int, seed: int) -> dict[str, Any]:
+def as_json(evaluations: Sequence[Evaluation], seed: int) -> dict[str, Any]:
     """What evaluation.json holds."""
     return {
-        "prompts": prompts,
+        "prompts": evaluations[0].prompts,
         "seed": seed,
         "metrics": DESCRIPTIONS,
         "models": [asdict(evaluation) for evaluation in evaluations],
     }
 
 
-def as_table(evaluations: Sequence[Evaluation], prompts: int) -> str:
+def as_table(evaluations: Sequence[Evaluation]) -> str:
     """A plain-text table: a row per metric, a column per model, intervals as mean ± half-width."""
     names = list(dict.fromkeys(key for e in evaluations for key in e.metrics))
     rows = [["metric", *(e.name for e in evaluations)]]
@@ -122,9 +124,8 @@ def as_table(evaluations: Sequence[Evaluation], prompts: int) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
     rule = "  ".join("─" * width for width in widths)
-    return "\n".join(
-        [lines[0], rule, *lines[1:], f"({prompts} held-out prompts; ± is the 95% interval of the mean)"]
-    )
+    note = f"({evaluations[0].prompts} held-out prompts; ± is the 95% interval of the mean)"
+    return "\n".join([lines[0], rule, *lines[1:], note])
 
 
 def _cell(estimate: Estimate | None) -> str:
