@@ -275,6 +275,16 @@ def test_an_evaluation_of_one_model_without_texts(run: Path) -> None:
     assert "difference" not in found.text
 
 
+def test_a_metric_without_an_interval_shows_none(run: Path) -> None:
+    same = {"mean": 24.0, "low": 24.0, "high": 24.0}
+    value = {"models": [{"name": name, "metrics": {"length": same}} for name in ("before", "after")]}
+    (run / "evaluation.json").write_text(json.dumps(value))
+    found = Page(write_report(run))
+    assert found.texts.count("24.0") == 2
+    assert "24.0 to 24.0" not in found.text
+    assert "svg" not in [tag for tag, _ in found.elements]
+
+
 def test_a_prompt_that_one_model_has_not_answered_is_shown(run: Path) -> None:
     value = json.loads((run / "evaluation.json").read_text())
     del value["models"][1]["samples"][0]

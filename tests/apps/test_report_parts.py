@@ -45,9 +45,14 @@ def test_the_reward_has_a_band_and_its_spread_no_plot() -> None:
 
 
 def test_a_constant_reward_is_drawn_but_a_constant_oddity_is_only_named() -> None:
-    found = curves([row(1, reward=0.0, odd=3.0, kl_coef=0.1), row(2, reward=0.0, odd=3.0, kl_coef=0.2)])
-    assert [plot["names"] for plot in found["plots"]] == [["reward"], ["kl_coef"]]
-    assert found["constant"] == {"odd": 3.0}
+    never = "grad_norm/policy_not_finite"
+    rows = [
+        row(i, **{"reward": 0.0, "odd": 3.0, "kl_coef": i, "grad_norm/policy": 1.0, never: 0.0})
+        for i in (1, 2)
+    ]
+    found = curves(rows)
+    assert [plot["names"] for plot in found["plots"]] == [["reward"], ["kl_coef"], ["grad_norm/policy"]]
+    assert found["constant"] == {"odd": 3.0, never: 0.0}
 
 
 def test_spread_keeps_the_ends() -> None:

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from conftest import tiny_model
 from proxlm.config import RolloutConfig
 from proxlm.evaluation.evaluate import as_json, as_table, evaluate_model
 from proxlm.models.forward import token_outputs
 from proxlm.types import Prompt, Scores
+from small_models import tiny_model
 
 
 def lengths_as_reward(rollout):

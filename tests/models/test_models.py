@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import TEXTS, tiny_model
 from proxlm.config import LoraConfig, ModelConfig, NewModelConfig
 from proxlm.errors import ConfigError, ModelError
 from proxlm.models.actor_critic import ValueHead, make_actor_critic
@@ -23,6 +22,7 @@ from proxlm.models.load import (
 )
 from proxlm.models.save import save_language_model
 from proxlm.types import Sequences
+from small_models import TEXTS, tiny_model
 
 
 @pytest.fixture

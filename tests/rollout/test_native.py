@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conftest import tiny_model
 from proxlm.config import RolloutConfig
 from proxlm.models.forward import token_outputs
 from proxlm.rollout.decoder import CachedDecoder, RecomputeDecoder, make_decoder
 from proxlm.rollout.native import EVALUATION, generate, response_text, stop_position
 from proxlm.types import Prompt
+from small_models import tiny_model
 
 FAMILIES = [
     "llama", "qwen2", "qwen3", "gpt2", "mistral", "gemma2", "gpt_neox", "opt", "bloom", "phi3", "granite", "cohere"

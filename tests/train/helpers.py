@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from conftest import tiny_model
 from proxlm.config import (
     LoraConfig,
     ModelConfig,
@@ -24,6 +23,7 @@ from proxlm.models.actor_critic import ActorCritic, make_actor_critic
 from proxlm.models.load import add_lora
 from proxlm.train.ppo import PPOTrainer
 from proxlm.types import Prompt, Rollout, Scores
+from small_models import tiny_model
 
 WORDS = [
     "The cat",

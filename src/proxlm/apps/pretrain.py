@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ def run_pretrain(config: PretrainJob, texts: Sequence[str] | None = None) -> Sup
     train, validation = _documents(config, texts)
     tokenizer = _tokenizer(config, train)
     block = config.train.block
+    # In another order than the text's own, neighbours in a block are not near-copies of each other.
+    random.Random(derive_seed(config.run.seed, "documents")).shuffle(train)
     blocks = Examples.from_blocks(pretrain_blocks(tokenizer, train, block))
     held_out = Examples.from_blocks(pretrain_blocks(tokenizer, validation, block))
     if config.model.policy:

@@ -44,6 +44,12 @@ PLOTS = (
     Plot("Responses", "Length in tokens", ("response_length",)),
     Plot("Responses", "Share that ended", ("eos_share", "ended_share")),
     Plot("Optimiser", "Learning rate", ("lr", "lr/*")),
+    Plot(
+        "Optimiser",
+        "Minibatches whose gradient was not finite",
+        ("grad_norm/policy_not_finite", "grad_norm/critic_not_finite"),
+        fold=True,
+    ),
     Plot("Optimiser", "Gradient norm", ("grad_norm", "grad_norm/*")),
     Plot("Speed and memory", "Seconds by phase", ("time/*",)),
     Plot("Speed and memory", "Tokens a second", ("tokens_per_second", "tokens_per_second/*")),

@@ -81,9 +81,16 @@ def _metric_row(name: str, evaluation: Row, compared: bool) -> str:
 def _interval(value: Row) -> str:
     if value.get("mean") is None:
         return "–"
-    low, high = value.get("low"), value.get("high")
-    bounds = f"<small>{number(low)} to {number(high)}</small>" if low is not None and high is not None else ""
+    bounds = (
+        f"<small>{number(value['low'])} to {number(value['high'])}</small>" if _has_interval(value) else ""
+    )
     return f"<b>{number(value['mean'])}</b>{bounds}"
+
+
+def _has_interval(value: Row) -> bool:
+    """Metrics of all responses together, without an interval, have a low and a high that are the mean."""
+    low, high = value.get("low"), value.get("high")
+    return low is not None and high is not None and low < high
 
 
 def _signed(value: float) -> str:
@@ -93,10 +100,10 @@ def _signed(value: float) -> str:
 def _whiskers(values: list[Row]) -> str:
     """The intervals on one scale, as a small drawing; nothing where there is none."""
     drawn = [(i, v) for i, v in enumerate(values) if None not in (v.get("mean"), v.get("low"), v.get("high"))]
-    if not drawn:
+    if not any(_has_interval(value) for _, value in drawn):
         return ""
     least, most = min(v["low"] for _, v in drawn), max(v["high"] for _, v in drawn)
-    scale = 100 / ((most - least) or 1)
+    scale = 100 / (most - least)
     height = 10 * len(values)
     marks = "".join(
         f'<g class="c{i % 6}"><line x1="{10 + (v["low"] - least) * scale:.1f}" y1="{10 * i + 5}" '

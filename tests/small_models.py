@@ -1,0 +1,28 @@
+"""Small random models and a little text, for every test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from proxlm.config import ModelConfig, NewModelConfig
+from proxlm.models.language_model import LanguageModel
+from proxlm.models.load import build_language_model
+
+TEXTS = [
+    "The cat sat on the mat and looked at the moon.",
+    "One day a small dog found a big red ball in the park.",
+    "def add(a, b): return a + b",
+    "春眠不觉晓，处处闻啼鸟。",
+]
+
+
+def tiny_model(tokenizer: Any, type: str = "llama", seed: int = 0, **model: Any) -> LanguageModel:
+    """A random model with sharp enough predictions that sampling is not uniform."""
+    torch.manual_seed(seed)
+    new = NewModelConfig(type=type, hidden=32, layers=2, heads=4, context=128)
+    built = build_language_model(new, tokenizer, ModelConfig(device="cpu", **model))
+    with torch.no_grad():
+        built.network.get_output_embeddings().weight.mul_(8.0)
+    return built
