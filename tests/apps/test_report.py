@@ -89,6 +89,12 @@ def test_the_headline_is_the_mean_of_the_first_and_last_five_rows(made: Path, pa
     assert f"{sum(rewards[:5]) / 5:.3f} → {sum(rewards[-5:]) / 5:.3f}" in page.text
 
 
+def test_a_model_in_a_folder_goes_by_its_last_two_names(run: Path) -> None:
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace('"stories260K"', '"/a/long/way/models/stories260K"'))
+    assert "models/stories260K" in Page(write_report(run)).texts
+
+
 def test_every_metric_is_drawn_or_named(made: Path, page: Page) -> None:
     curves = page.data["curves"]
     shown = {name for plot in curves["plots"] for name in (*plot["names"], plot["band"])} | set(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from html import escape
+from pathlib import PurePath
 
 from proxlm.apps.report_data import Row, RunData, finite
 from proxlm.runlog.text import duration, number
@@ -39,7 +40,7 @@ def _model(run: RunData) -> str:
     model, new = run.config.get("model"), run.config.get("new")
     policy = model.get("policy") if isinstance(model, dict) else ""
     if policy:
-        return str(policy)
+        return "/".join(PurePath(str(policy)).parts[-2:])
     if isinstance(new, dict):
         return f"new {new.get('type', 'model')}, {new.get('layers', '?')} × {new.get('hidden', '?')}"
     return "?"

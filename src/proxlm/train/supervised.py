@@ -65,7 +65,7 @@ class SupervisedTrainer:
                 self.save()
         if self._out_of_patience():
             log.note(
-                f"stopped: no better validation loss than step {state.best_step}'s for {state.without_better} validations"
+                f"stopped: the last {state.without_better} validations were no better than step {state.best_step}'s"
             )
         return state
 
