@@ -63,17 +63,17 @@ def main(config: DemoJob) -> None:
 
 
 def pretrain_job(config: DemoJob) -> PretrainJob:
-    """A Llama of 2M parameters, trained for the given minutes in bfloat16."""
+    """A Llama of 0.9M parameters, trained for the given minutes in bfloat16."""
     return PretrainJob(
-        new=NewModelConfig(vocabulary=1024, hidden=192, layers=4, heads=6, context=128),
+        new=NewModelConfig(vocabulary=1024, hidden=128, layers=4, heads=2, context=128),
         model=ModelConfig(precision="bfloat16", device="cpu"),
         text=TextConfig(train=["the standard library"], validation_share=0.05),
         train=SupervisedConfig(
-            steps=5000, minutes=config.minutes, batch_tokens=4096, micro_batch_tokens=4096, block=128,
-            validate_every=100, patience=0,
+            steps=5000, minutes=config.minutes, batch_tokens=2048, micro_batch_tokens=2048, block=64,
+            validate_every=200, patience=0,
         ),
         optim=OptimiserConfig(
-            lr=3e-3, schedule="cosine", warmup=20, final=0.05, beta2=0.95, eps=1e-8, weight_decay=0.1
+            lr=4e-3, schedule="cosine", warmup=20, final=0.05, beta2=0.95, eps=1e-8, weight_decay=0.1
         ),
         run=RunConfig(folder=str(Path(config.folder) / "pretrain"), seed=config.seed, save_every=0),
     )  # fmt: skip

@@ -16,7 +16,7 @@ from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
 from proxlm.rewards import Reward, RewardFunction, build_reward
 from proxlm.rollout.native import EVALUATION, generate
-from proxlm.runlog.folder import truncate_jsonl, write_json_atomic
+from proxlm.runlog.folder import write_json_atomic
 from proxlm.runlog.writer import RunLog
 from proxlm.train.ppo import PPOTrainer
 from proxlm.types import Prompt
@@ -57,8 +57,6 @@ def run_ppo(config: PPOJob, reward: RewardFunction | None = None) -> PPOResult:
     trainer = PPOTrainer(config, models, stream, scorer, folder)
     if config.run.resume:
         print(f"resumed from {trainer.resume()}", flush=True)
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            truncate_jsonl(folder / name, "step", trainer.state.step)
     before = _evaluate("before", trainer, held_out.prompts)
     if before is not None:
         write_json_atomic(folder / "evaluation.json", as_json([before], config.run.seed))

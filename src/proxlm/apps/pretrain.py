@@ -18,7 +18,6 @@ from proxlm.data.text import read_texts, split_validation
 from proxlm.data.tokenizer import load_tokenizer, train_tokenizer
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import build_language_model, load_language_model
-from proxlm.runlog.folder import truncate_jsonl
 from proxlm.runlog.writer import RunLog
 from proxlm.seeds import derive_seed
 from proxlm.train.examples import Examples
@@ -89,9 +88,15 @@ def run_supervised(
     trainer = SupervisedTrainer(model, train, validation, settings, optim, config.run, folder)
     if config.run.resume:
         print(f"resumed from {trainer.resume()}", flush=True)
-        truncate_jsonl(folder / "metrics.jsonl", "step", trainer.state.step)
+    left = max(0.0, settings.minutes * 60 - trainer.state.seconds)
     with RunLog(
-        folder, job, settings.steps, config.run, trainer.state.step, headline=("loss", "validation_loss")
+        folder,
+        job,
+        settings.steps,
+        config.run,
+        trainer.state.step,
+        headline=("loss", "validation_loss"),
+        limit_seconds=left,
     ) as log:
         state = trainer.train(log)
     if config.run.report:

@@ -84,9 +84,13 @@ def describe_prompts(train: LoadedPrompts, held_out: LoadedPrompts) -> str:
 
 
 def start_run(config: PPOJob | PretrainJob | SFTJob, job: str) -> Path:
-    """Make or take the run's folder. Its config.toml names the folder, so that it alone is enough to resume."""
-    folder = open_run(config.run.folder, job, config.run.resume, to_toml(config))
+    """Make or take the run's folder.
+
+    Its config.toml names the folder and does not ask to resume: `proxlm JOB FOLDER/config.toml --resume` goes on.
+    """
+    plain = replace(config, run=replace(config.run, resume=False))
+    folder = open_run(config.run.folder, job, config.run.resume, to_toml(plain))
     if not config.run.folder:
-        resolved = replace(config, run=replace(config.run, folder=str(folder)))
+        resolved = replace(plain, run=replace(plain.run, folder=str(folder)))
         write_atomic(folder / "config.toml", to_toml(resolved))
     return folder
