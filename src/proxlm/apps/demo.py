@@ -83,7 +83,9 @@ def ppo_job(config: DemoJob) -> PPOJob:
     """PPO on the pretrained model; reward 1 for a completion that parses and is no trick, else 0."""
     folder = Path(config.folder)
     return PPOJob(
-        model=ModelConfig(policy=str(folder / "pretrain" / "policy"), critic="shared", device="cpu"),
+        model=ModelConfig(
+            policy=str(folder / "pretrain" / "policy"), critic="shared", precision="bfloat16", device="cpu"
+        ),
         data=DataConfig(
             prompts=str(folder / "prefixes.jsonl"),
             eval_prompts=str(folder / "held-out.jsonl"),
