@@ -162,7 +162,7 @@ Schedule = Literal["constant", "linear", "cosine", "exponential", "inverse-time"
 class OptimiserConfig:
     """AdamW and its learning-rate schedule."""
 
-    lr: float = setting(1e-5, "highest learning rate", gt=0)
+    lr: float = setting(3e-6, "highest learning rate", gt=0)
     schedule: Schedule = setting("constant", "how the learning rate falls after warm-up")
     warmup: int = setting(0, "steps of linear rise from 0", ge=0)
     final: float = setting(0.0, "share of lr at the end (linear, cosine, exponential)", ge=0, le=1)
@@ -178,7 +178,7 @@ class OptimiserConfig:
 
 
 def _critic_defaults() -> OptimiserConfig:
-    return OptimiserConfig(lr=1e-4)
+    return OptimiserConfig(lr=1e-5)
 
 
 @dataclass(frozen=True)

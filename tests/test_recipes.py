@@ -1,0 +1,44 @@
+"""Every recipe that trains here, shortened to two steps, from its file to its report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from proxlm.__main__ import main
+from proxlm.config import load_config
+
+ROOT = Path(__file__).parents[1]
+SHORT = [
+    "--ppo.steps", "2", "--ppo.batch-size", "8", "--ppo.epochs", "1", "--ppo.minibatches", "2", "--data.eval-count",
+    "6", "--rollout.max-new-tokens", "12", "--run.tensorboard", "false", "--model.device", "cpu",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["stories-sentiment", "gsm8k"])
+def test_recipe_runs(name, tmp_path, monkeypatch, stories):
+    monkeypatch.chdir(ROOT)
+    if name == "gsm8k" and not (ROOT.parent / "shared" / "data" / "gsm8k").is_dir():
+        pytest.skip("needs the gsm8k data beside the checkout")
+    assert main(["ppo", f"recipes/{name}.toml", *SHORT, "--run.folder", str(tmp_path / "run")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    assert rows[0]["first_minibatch/ratio_error"] == 0.0
+    assert (tmp_path / "run" / "report.html").exists()
+    if name == "gsm8k":
+        assert {"reward/answer", "reward/format"} <= set(rows[0])
+        prompt = json.loads((tmp_path / "run" / "samples.jsonl").read_text().splitlines()[0])["prompt"]
+        assert prompt.startswith("<s>System: Reason step by step.")
+        assert prompt.endswith("\nAssistant:")
+
+
+def test_held_out_openings_are_held_out():
+    config = load_config("ppo", ROOT / "recipes" / "stories-sentiment.toml")
+    train, held_out = (
+        (ROOT / path).read_text(encoding="utf-8").splitlines()
+        for path in (config.data.prompts, config.data.eval_prompts)
+    )
+    assert (len(set(train)), len(set(held_out))) == (320, 96)
+    assert not set(train) & set(held_out)
