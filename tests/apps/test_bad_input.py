@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from test_jobs import place  # noqa: F401
 
 from proxlm.__main__ import main
-from test_jobs import place  # noqa: F401
 
 BASE = ["ppo", "recipe.toml"]
 
@@ -25,8 +25,8 @@ def fails(capsys, arguments, *wanted):
 
 CASES = {
     "missing file": (["--data.prompts", "nowhere.jsonl"], ["nowhere.jsonl"]),
-    "missing model": (["--model.policy", "./nowhere"], ["model.policy", "./nowhere"]),
-    "unknown key": (["--ppo.kl-koef", "1"], ["ppo.kl_koef", "ppo.kl_coef"]),
+    "missing model": (["--model.policy", "./nowhere"], ["model.policy", "./nowhere", "no such folder"]),
+    "unknown key": (["--ppo.kl-koef", "1"], ["ppo.kl-koef", "ppo.kl_coef"]),
     "impossible value": (["--ppo.lam", "1.5"], ["ppo.lam", "1.5"]),
     "wrong type": (["--ppo.steps", "many"], ["ppo.steps", "many"]),
     "wrong field": (["--data.prompt-field", "promt"], ["prompts.jsonl", "promt", "prompt"]),
@@ -48,7 +48,7 @@ def test_settings_and_files(place, capsys, case):  # noqa: F811
 
 
 DATA = {
-    "empty": ("", ["prompts.jsonl", "empty"]),
+    "empty": ("", ["prompts.jsonl", "holds no records"]),
     "malformed": ('{"prompt": "a"}\n{"prompt": "b"\n', ["prompts.jsonl", "2"]),
     "not an object": ('{"prompt": "a"}\n[1]\n', ["prompts.jsonl", "2"]),
     "empty prompt": ('{"prompt": "a"}\n{"prompt": ""}\n', ["prompts.jsonl", "2"]),

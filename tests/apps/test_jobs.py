@@ -171,8 +171,9 @@ def test_early_stopping_keeps_the_best(place):
     (place / "a.txt").write_text(TEXTS[0] * 30, encoding="utf-8")
     (place / "b.txt").write_text("completely 12345 other % text #" * 30, encoding="utf-8")
     assert main([
-        "pretrain", "--text.train", "a.txt", "--text.validation", "b.txt", "--run.folder", "stop", "--run.threads", "1",
-        "--new.hidden", "32", "--new.layers", "1", "--new.heads", "2", "--new.vocabulary", "260", "--train.block", "16",
+        "pretrain", "--text.train", "a.txt", "--text.validation", "b.txt", "--run.folder", "stop",
+        "--new.hidden", "32", "--new.layers", "1", "--new.heads", "2", "--new.vocabulary", "260",
+        "--train.block", "16", "--run.threads", "1",
         "--train.steps", "200", "--train.validate-every", "5", "--train.patience", "2", "--model.device", "cpu",
         "--train.batch-tokens", "128",
     ]) == 0  # fmt: skip

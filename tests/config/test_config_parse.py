@@ -54,7 +54,7 @@ def test_what_is_not_given_keeps_the_default_of_the_job_not_of_the_section() -> 
         data=replace(PPOJob().data, prompts="prompts.jsonl"),
         optim=replace(PPOJob().optim, critic=replace(PPOJob().optim.critic, warmup=3)),
     )
-    assert config.optim.critic.lr == 1e-4
+    assert config.optim.critic.lr == 1e-5
 
 
 def test_a_job_is_named_or_given_as_its_class() -> None:

@@ -133,7 +133,7 @@ def test_the_text_is_plain_toml_in_the_order_of_the_settings() -> None:
         "[run]",
     ]
     table = tomllib.loads(text)
-    assert table["optim"]["critic"]["lr"] == 1e-4
+    assert table["optim"]["critic"]["lr"] == 1e-5
     assert table["reward"]["terms"] == {}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,8 +30,6 @@ def load_language_model(config: ModelConfig) -> LanguageModel:
 
     Raises ModelError if the model or its tokenizer cannot be loaded, has no EOS, or only pickled weights.
     """
-    if looks_like_path(config.policy) and not Path(config.policy).is_dir():
-        raise ModelError(f'model.policy = "{config.policy}": no such folder')
     tokenizer = load_tokenizer(config.policy, config.trust_remote_code)
     network = _load_network(config)
     model = wrap(network, tokenizer, config)
@@ -47,11 +44,6 @@ def wrap(network: Any, tokenizer: Any, config: ModelConfig) -> LanguageModel:
     )
     check_head(model)
     return model
-
-
-def looks_like_path(name: str) -> bool:
-    """Whether `name` can only be a path: a hub name has at most one slash and no leading dot or slash."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
 
 
 def _load_network(config: ModelConfig) -> Any:
