@@ -51,24 +51,20 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreT
     )
 
 
-def check_model_path(path: str) -> None:
-    """Raise ModelError where `path` can only be a folder, and there is none: no reason to ask the hub.
-
-    A hub name has at most one slash and no leading dot, slash or tilde.
-    """
-    only_a_path = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
-    if only_a_path and not Path(path).is_dir():
-        raise ModelError(
-            f'model.policy = "{path}": no such folder; give a model\'s folder or its name on the hub'
-        )
+def looks_like_path(name: str) -> bool:
+    """Whether `name` can only be a path: a hub name has at most one slash and no leading dot, slash or tilde."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer in a folder or on the hub. Raises ModelError if there is none or it has no EOS."""
     from transformers import AutoTokenizer
 
-    check_model_path(path)
     folder = Path(path)
+    if looks_like_path(path) and not folder.is_dir():
+        raise ModelError(
+            f'model.policy = "{path}": no such folder; give a model\'s folder or its name on the hub'
+        )
     if folder.is_dir() and not any(any(folder.glob(p)) for p in ("*token*", "vocab*", "*.model")):
         raise ModelError(f'"{path}": the folder holds no tokenizer (tokenizer.json); save one there')
     try:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from proxlm.data.tokenizer import looks_like_path
 from proxlm.errors import ConfigError, ModelError, RewardError
-from proxlm.models.load import looks_like_path
 from proxlm.types import Completion
 
 
