@@ -19,6 +19,7 @@ from proxlm.config import (
     PPOJob,
     PretrainJob,
     RewardConfig,
+    RewardTerm,
     RolloutConfig,
     RunConfig,
     SupervisedConfig,
@@ -80,7 +81,7 @@ def pretrain_job(config: DemoJob) -> PretrainJob:
 
 
 def ppo_job(config: DemoJob) -> PPOJob:
-    """PPO on the pretrained model; reward 1 for a completion that parses and is no trick, else 0."""
+    """PPO on the pretrained model: reward 1 for a completion that parses and is no trick, and a little for length."""
     folder = Path(config.folder)
     return PPOJob(
         model=ModelConfig(
@@ -92,7 +93,14 @@ def ppo_job(config: DemoJob) -> PPOJob:
             eval_count=config.eval_count,
         ),
         rollout=RolloutConfig(max_new_tokens=32, batch_size=256),
-        reward=RewardConfig(use="python_parses"),
+        # The second term keeps responses about as long as the statements' own ends: the shortest way to parse
+        # would otherwise win.
+        reward=RewardConfig(
+            terms={
+                "parses": RewardTerm(use="python_parses"),
+                "length": RewardTerm(use="length", weight=0.4, args={"target": 12, "tolerance": 12}),
+            }
+        ),
         ppo=PPOConfig(
             steps=config.ppo_steps,
             batch_size=256,

@@ -151,7 +151,7 @@ class DemoJob:
     folder: str = setting("runs/demo", "where the two runs are written")
     seed: int = setting(0, "seed of everything random", ge=0, lt=2**32)
     minutes: float = setting(1.25, "minutes of pretraining", gt=0)
-    ppo_steps: int = setting(60, "PPO steps", ge=1)
+    ppo_steps: int = setting(75, "PPO steps", ge=1)
     eval_count: int = setting(512, "held-out prefixes", ge=2)
 
     def problems(self) -> Problems:
