@@ -32,9 +32,8 @@ def save_checkpoint(
     state: State,
     keep: int,
     write_policy: Callable[[Path], None],
-    protect: int | None = None,
 ) -> Path:
-    """Write the checkpoint of `step`, then delete all but the newest `keep` (and step `protect`).
+    """Write the checkpoint of `step`, then delete all but the newest `keep`.
 
     `write_policy(folder)` saves the model in Hugging Face format. Raises RunError if the disk is full.
     """
@@ -61,18 +60,14 @@ def save_checkpoint(
             ) from error
         raise
     final = folder / f"step-{step:08d}"
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(beside, final)
-    _sync(folder)
+    _put_in_place(beside, final)
     for old in checkpoints(run)[:-keep]:
-        if old.name != f"step-{protect or -1:08d}":
-            shutil.rmtree(old)
+        shutil.rmtree(old)
     return final
 
 
 def publish_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder (a model for instance) beside its place, then put it there in one rename."""
+    """Write a folder (a model for instance) beside its place, and put it there when it is complete."""
     beside = target.with_name(f".writing-{target.name}")
     shutil.rmtree(beside, ignore_errors=True)
     try:
@@ -83,9 +78,18 @@ def publish_folder(target: Path, write: Callable[[Path], None]) -> None:
         if _is_disk_full(error):
             raise RunError(f"{target}: no space left on the disk") from error
         raise
+    _put_in_place(beside, target)
+
+
+def _put_in_place(beside: Path, target: Path) -> None:
+    """Two renames with nothing between them; what stood there before is deleted last."""
+    aside = target.with_name(f".replaced-{target.name}")
+    shutil.rmtree(aside, ignore_errors=True)
     if target.exists():
-        shutil.rmtree(target)
+        os.replace(target, aside)
     os.replace(beside, target)
+    _sync(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -103,6 +107,19 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], State]:
         return load_file(folder / "state.safetensors"), state
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"{folder}: the checkpoint cannot be read: {error}") from error
+
+
+def check_fit(checkpoint: Path, tensors: Mapping[str, Tensor], learning: Mapping[str, Tensor]) -> None:
+    """Raise RunError unless the checkpoint holds just the tensors that learn, in their shapes."""
+    saved = {name: t.shape for name, t in tensors.items() if not name.startswith("optimiser.")}
+    wanted = {name: t.shape for name, t in learning.items()}
+    for name in sorted(saved.keys() | wanted.keys()):
+        if saved.get(name) != wanted.get(name):
+            shapes = [tuple(s[name]) if name in s else "nothing" for s in (saved, wanted)]
+            raise RunError(
+                f"{checkpoint}: does not fit the settings: {name} is {shapes[0]} there and {shapes[1]} here; resume"
+                " with the model, critic and adapters it was made with"
+            )
 
 
 def newest_checkpoint(run: Path) -> Path:

@@ -98,6 +98,6 @@ def test_missing_eos_by_hand():
     scores, ended = torch.tensor([2.0, 3.0]), torch.tensor([True, False])
     assert apply_missing_eos(scores, ended, "ignore", 1).tolist() == [2, 3]
     assert apply_missing_eos(scores, ended, "subtract", 1).tolist() == [2, 2]
-    assert apply_missing_eos(scores, ended, "replace", -1).tolist() == [2, -1]
+    assert apply_missing_eos(scores, ended, "replace", 1).tolist() == [2, -1]
     with pytest.raises(ValueError, match='got "drop"'):
         apply_missing_eos(scores, ended, "drop", 1)

@@ -74,7 +74,7 @@ def test_the_same_seed_gives_the_same_rollouts_at_any_batch_size(tokenizer, fami
         assert torch.equal(other.sequences.offsets, all_.sequences.offsets)
         assert torch.allclose(other.logprobs, all_.logprobs, atol=1e-5)
         assert other.texts == all_.texts
-    assert len(set(all_.finish)) > 0
+    assert len(set(all_.texts)) > 30
 
 
 def test_order_does_not_matter_and_seed_step_stream_and_repeat_do(tokenizer):

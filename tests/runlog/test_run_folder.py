@@ -28,48 +28,48 @@ def disk_full(*_: Any) -> None:
 
 
 def test_open_run_makes_the_folder_with_its_settings(tmp_path: Path) -> None:
-    path = open_run(str(tmp_path / "a" / "b"), "ppo", False, "seed = 1\n")
+    path = open_run(str(tmp_path / "a" / "b"), "ppo", False, lambda folder: "seed = 1\n")
     assert path == tmp_path / "a" / "b"
     assert everything_in(tmp_path) == ["a", "a/b", "a/b/config.toml"]
     assert (path / "config.toml").read_text() == "seed = 1\n"
 
 
 def test_open_run_takes_a_folder_that_is_there_but_empty(tmp_path: Path) -> None:
-    assert open_run(str(tmp_path), "ppo", False, "x = 1\n") == tmp_path
+    assert open_run(str(tmp_path), "ppo", False, lambda folder: "x = 1\n") == tmp_path
 
 
 def test_open_run_without_a_name_names_job_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    first, second = (open_run("", "sft", False, "") for _ in range(2))
+    first, second = (open_run("", "sft", False, lambda folder: "") for _ in range(2))
     assert re.fullmatch(r"runs/sft-\d{8}-\d{6}", str(first))
     assert first != second
     assert second.is_dir()
 
 
 def test_open_run_leaves_a_run_alone(tmp_path: Path) -> None:
-    run = open_run(str(tmp_path / "run"), "ppo", False, "x = 1\n")
+    run = open_run(str(tmp_path / "run"), "ppo", False, lambda folder: "x = 1\n")
     with pytest.raises(
         RunError, match=r"run: already holds a run; add --resume to go on, or choose another run.folder"
     ):
-        open_run(str(run), "ppo", False, "x = 2\n")
+        open_run(str(run), "ppo", False, lambda folder: "x = 2\n")
     assert (run / "config.toml").read_text() == "x = 1\n"
 
 
-def test_resume_takes_over_new_settings(tmp_path: Path) -> None:
-    run = open_run(str(tmp_path / "run"), "ppo", False, "x = 1\n")
+def test_resume_leaves_the_settings_to_the_caller(tmp_path: Path) -> None:
+    run = open_run(str(tmp_path / "run"), "ppo", False, lambda folder: "x = 1\n")
     (run / "checkpoints" / "step-00000003").mkdir(parents=True)
-    assert open_run(str(run), "ppo", True, "x = 2\n") == run
-    assert (run / "config.toml").read_text() == "x = 2\n"
+    assert open_run(str(run), "ppo", True, lambda folder: "x = 2\n") == run
+    assert (run / "config.toml").read_text() == "x = 1\n"
 
 
 def test_resume_needs_a_folder_and_a_complete_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"^run\.folder: needed with --resume"):
-        open_run("", "ppo", True, "")
+        open_run("", "ppo", True, lambda folder: "")
     with pytest.raises(RunError, match=r"none: nothing to resume: no such folder"):
-        open_run(str(tmp_path / "none"), "ppo", True, "")
+        open_run(str(tmp_path / "none"), "ppo", True, lambda folder: "")
     (tmp_path / "checkpoints" / ".writing-00000003").mkdir(parents=True)
     with pytest.raises(RunError, match=r"nothing to resume: no complete checkpoint"):
-        open_run(str(tmp_path), "ppo", True, "")
+        open_run(str(tmp_path), "ppo", True, lambda folder: "")
     assert not (tmp_path / "config.toml").exists()
 
 
@@ -77,7 +77,7 @@ def test_resume_needs_a_folder_and_a_complete_checkpoint(tmp_path: Path) -> None
 def test_a_place_where_no_folder_can_be_is_one_line(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(RunError, match=r"choose another run\.folder$") as caught:
-        open_run(f"{tmp_path}/{name}", "ppo", False, "")
+        open_run(f"{tmp_path}/{name}", "ppo", False, lambda folder: "")
     assert "\n" not in str(caught.value)
     assert everything_in(tmp_path) == ["file"]
 
@@ -86,13 +86,13 @@ def test_a_place_where_no_folder_can_be_is_one_line(tmp_path: Path, name: str) -
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(RunError, match="Permission denied"):
-        open_run(str(tmp_path / "run"), "ppo", False, "")
+        open_run(str(tmp_path / "run"), "ppo", False, lambda folder: "")
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", disk_full)
     with pytest.raises(RunError, match=r"config\.toml: cannot be written: No space left on device"):
-        open_run(str(tmp_path / "a" / "b"), "ppo", False, "x = 1\n")
+        open_run(str(tmp_path / "a" / "b"), "ppo", False, lambda folder: "x = 1\n")
     assert everything_in(tmp_path) == []
 
 

@@ -6,11 +6,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from proxlm.apps.session import prompt_limit, set_up
+from proxlm.apps.session import progress_line, prompt_limit, set_up
 from proxlm.config import EvaluateJob, LoraConfig
 from proxlm.data.prompts import load_prompts
+from proxlm.errors import DataError, ModelError
 from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
 from proxlm.models.forward import token_outputs
+from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
 from proxlm.rewards import Reward, build_reward
 from proxlm.runlog.folder import write_json_atomic
@@ -37,7 +39,7 @@ def run_evaluate(config: EvaluateJob) -> list[Evaluation]:
     reward: Reward | None = None
     if config.reward.use or config.reward.terms:
         reward = build_reward(config.reward)
-    set_up()
+    set_up(config.seed)
     limit = prompt_limit(config.model, config.data, config.rollout)
     # A finished model holds its adapters already; new ones would be of no use.
     plain = replace(config.model, lora=LoraConfig())
@@ -46,22 +48,39 @@ def run_evaluate(config: EvaluateJob) -> list[Evaluation]:
     if not data.prompts:
         data = replace(data, prompts=data.eval_prompts)
     loaded = load_prompts(data, reference.tokenizer, limit, "eval", config.seed)
+    if not loaded.prompts:
+        raise DataError("data.eval_count = 0: no prompts to evaluate on; set it to 1 or more")
     evaluations: list[Evaluation] = []
     for number, path in enumerate(["", *config.models]):
         model = load_language_model(replace(plain, policy=path)) if path else reference
         name = path or config.model.policy
+        _check_same_tokens(reference, model, limit + config.rollout.max_new_tokens)
         print(f"evaluating {name} ({number + 1}/{len(config.models) + 1}) …", file=sys.stderr, flush=True)
         evaluations.append(
             evaluate_model(
                 name,
                 model,
-                lambda sequences: token_outputs(reference, sequences).logprobs,
+                lambda sequences, t: token_outputs(reference, sequences, t).logprobs,
                 loaded.prompts,
                 reward,
                 config.rollout,
                 seed=config.seed,
                 micro_batch_tokens=config.micro_batch_tokens,
                 samples=max(config.samples, 16),
+                on_progress=progress_line("responses"),
             )
         )
     return evaluations
+
+
+def _check_same_tokens(reference: LanguageModel, model: LanguageModel, longest: int) -> None:
+    """The same ids must mean the same to both models, and fit their contexts."""
+    if model.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
+        raise ModelError(
+            f"{model.source}: another tokenizer than {reference.source}'s: their tokens cannot be compared"
+        )
+    if reference.context and model.context and model.context < min(longest, reference.context):
+        raise ModelError(
+            f"{model.source}: its context of {model.context} tokens is shorter than {longest}; lower"
+            " data.max_prompt_tokens or rollout.max_new_tokens"
+        )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from proxlm.apps.session import prompt_limit, set_up
+from proxlm.apps.session import progress_line, prompt_limit, set_up
 from proxlm.config import GenerateJob, LoraConfig
 from proxlm.data.chat import encode_rendered, read_template, render, with_system
 from proxlm.data.prompts import load_prompts
@@ -25,7 +25,7 @@ Message = dict[str, Any]
 
 def main(config: GenerateJob) -> None:
     """Write text as configured."""
-    set_up()
+    set_up(config.seed)
     # A finished model holds its adapters already; new ones would be of no use.
     config = replace(config, model=replace(config.model, lora=LoraConfig()))
     if config.prompt:
@@ -50,7 +50,12 @@ def _from_file(config: GenerateJob) -> None:
         replace(config.data, eval_count=0, eval_prompts=""), model.tokenizer, limit, "train", config.seed
     )
     rollout = generate(
-        model, loaded.prompts, config.rollout, seed=config.seed, step=0, on_progress=_progress_to_stderr
+        model,
+        loaded.prompts,
+        config.rollout,
+        seed=config.seed,
+        step=0,
+        on_progress=progress_line("responses"),
     )
     rows = [
         {"prompt": p.text, "response": text, "finish": finish}
@@ -63,11 +68,6 @@ def _from_file(config: GenerateJob) -> None:
         print(lines, end="")
     if loaded.skipped:
         print(f"{loaded.skipped} prompts left out: over the length limit", file=sys.stderr)
-
-
-def _progress_to_stderr(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{done}/{total} responses", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def _conversation(config: GenerateJob) -> None:

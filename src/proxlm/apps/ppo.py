@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from proxlm.apps.report import write_report
-from proxlm.apps.session import describe_prompts, load_both, set_up, start_run
+from proxlm.apps.session import announce_resume, describe_prompts, load_both, progress_line, set_up, start_run
 from proxlm.checkpoint import publish_folder
 from proxlm.config import PPOJob, RolloutConfig
 from proxlm.data.prompts import PromptStream
@@ -47,16 +47,21 @@ def run_ppo(config: PPOJob, reward: RewardFunction | None = None) -> PPOResult:
     Everything that can be wrong with the input is found before the run's folder is made. Raises UserError.
     """
     scorer = build_reward(config.reward, reward)
-    set_up(config.run.threads)
+    set_up(config.run.seed, config.run.threads)
     train, held_out = load_both(config.model, config.data, config.rollout, config.run.seed)
     stream = PromptStream(train.prompts, config.ppo.batch_size, config.run.seed)
     print(describe_prompts(train, held_out), flush=True)
+    if config.rollout.top_k or config.rollout.top_p < 1 or config.rollout.min_p:
+        print(
+            "note: top_k, top_p and min_p sample from another policy than the one that learns: a bias",
+            flush=True,
+        )
     models = load_actor_critic(config.model)
     try_reward(models, scorer, stream.batch(0)[:2], config.rollout)
     folder = start_run(config, "ppo")
     trainer = PPOTrainer(config, models, stream, scorer, folder)
     if config.run.resume:
-        print(f"resumed from {trainer.resume()}", flush=True)
+        announce_resume(config, folder, trainer.resume())
     before = _evaluate("before", trainer, held_out.prompts)
     if before is not None:
         write_json_atomic(folder / "evaluation.json", as_json([before], config.run.seed))
@@ -89,16 +94,17 @@ def _evaluate(name: str, trainer: PPOTrainer, prompts: list[Prompt]) -> Evaluati
         return evaluate_model(
             name,
             model,
-            lambda sequences: models.reference_logprobs(sequences, 1.0),
+            models.reference_logprobs,
             prompts,
             trainer.reward,
             config.rollout,
             seed=config.run.seed,
             micro_batch_tokens=config.ppo.micro_batch_tokens,
+            on_progress=progress_line("responses"),
         )
 
     if name == "after":
-        return measure(models.policy)
+        return replace(measure(models.policy), model=str(trainer.folder / "policy"))
     if models.reference is not None:
         return measure(models.reference)
     with models.policy.without_adapters():

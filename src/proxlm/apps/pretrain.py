@@ -11,13 +11,16 @@ from typing import Any
 import torch
 
 from proxlm.apps.report import write_report
-from proxlm.apps.session import set_up, start_run
+from proxlm.apps.session import announce_resume, model_context, set_up, start_run
+from proxlm.checkpoint import newest_checkpoint
 from proxlm.config import OptimiserConfig, PretrainJob, RunConfig, SFTJob, SupervisedConfig
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.data.text import read_texts, split_validation
 from proxlm.data.tokenizer import load_tokenizer, train_tokenizer
+from proxlm.errors import ConfigError, DataError
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import build_language_model, load_language_model
+from proxlm.runlog.folder import open_run
 from proxlm.runlog.writer import RunLog
 from proxlm.seeds import derive_seed
 from proxlm.train.examples import Examples
@@ -43,18 +46,17 @@ def run_pretrain(config: PretrainJob, texts: Sequence[str] | None = None) -> Sup
     The tokenizer is trained on the training documents, unless model.policy names a model to go on from.
     Raises UserError.
     """
-    set_up(config.run.threads)
+    set_up(config.run.seed, config.run.threads)
     train, validation = _documents(config, texts)
     tokenizer = _tokenizer(config, train)
     block = config.train.block
     # In another order than the text's own, neighbours in a block are not near-copies of each other.
     random.Random(derive_seed(config.run.seed, "documents")).shuffle(train)
     blocks = Examples.from_blocks(pretrain_blocks(tokenizer, train, block))
-    held_out = Examples.from_blocks(pretrain_blocks(tokenizer, validation, block))
+    held_out = Examples.from_blocks(_validation_blocks(tokenizer, validation, block))
     if config.model.policy:
         model = load_language_model(config.model)
     else:
-        torch.manual_seed(derive_seed(config.run.seed, "weights"))
         model = build_language_model(config.new, tokenizer, config.model)
     return run_supervised("pretrain", config, model, blocks, held_out)
 
@@ -66,8 +68,24 @@ def _documents(config: PretrainJob, texts: Sequence[str] | None) -> tuple[list[s
     return split_validation(found, config.text.validation_share, config.run.seed)
 
 
+def _validation_blocks(tokenizer: Any, validation: Sequence[str], block: int) -> torch.Tensor:
+    try:
+        return pretrain_blocks(tokenizer, validation, block)
+    except DataError as error:
+        raise DataError(f"the validation part: {error}; or raise text.validation_share") from error
+
+
 def _tokenizer(config: PretrainJob, train: Sequence[str]) -> Any:
+    """That of the model to go on from, or of the run to resume, or a new one."""
+    if config.run.resume:
+        folder = open_run(config.run.folder, "pretrain", resume=True, config_toml=str)
+        return load_tokenizer(str(newest_checkpoint(folder) / "policy"))
     if config.model.policy:
+        context = model_context(config.model)
+        if context is not None and config.train.block > context:
+            raise ConfigError(
+                f"train.block = {config.train.block}: longer than the model's context of {context}"
+            )
         return load_tokenizer(config.model.policy, config.model.trust_remote_code)
     return train_tokenizer(train, config.new.vocabulary, config.new.context)
 
@@ -87,7 +105,7 @@ def run_supervised(
     folder = start_run(config, job)
     trainer = SupervisedTrainer(model, train, validation, settings, optim, config.run, folder)
     if config.run.resume:
-        print(f"resumed from {trainer.resume()}", flush=True)
+        announce_resume(config, folder, trainer.resume())
     left = max(0.0, settings.minutes * 60 - trainer.state.seconds)
     with RunLog(
         folder,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,17 @@ from proxlm.data.prompts import LoadedPrompts, load_prompts
 from proxlm.data.tokenizer import load_tokenizer
 from proxlm.errors import DataError, ModelError
 from proxlm.runlog.folder import open_run, write_atomic
+from proxlm.runlog.loggers import check_wandb
+from proxlm.seeds import derive_seed
+
+TrainingJob = PPOJob | PretrainJob | SFTJob
 
 
-def set_up(threads: int = 0) -> None:
-    """Use `threads` CPU threads (0: torch's choice, one per core), and keep transformers' bars off the screen."""
+def set_up(seed: int, threads: int = 0) -> None:
+    """Seed what draws weights, use `threads` CPU threads (0: one per core), keep transformers' bars away."""
     from transformers.utils import logging
 
+    torch.manual_seed(derive_seed(seed, "weights"))
     if threads:
         torch.set_num_threads(threads)
     logging.disable_progress_bar()
@@ -83,14 +90,34 @@ def describe_prompts(train: LoadedPrompts, held_out: LoadedPrompts) -> str:
     )
 
 
-def start_run(config: PPOJob | PretrainJob | SFTJob, job: str) -> Path:
-    """Make or take the run's folder.
+def start_run(config: TrainingJob, job: str) -> Path:
+    """Make a new run's folder with its config.toml, or find the one to resume. Raises RunError, ConfigError."""
+    if config.run.wandb:
+        check_wandb(config.run.wandb)
+    return open_run(config.run.folder, job, config.run.resume, lambda folder: config_of_run(config, folder))
 
-    Its config.toml names the folder and does not ask to resume: `proxlm JOB FOLDER/config.toml --resume` goes on.
+
+def config_of_run(config: TrainingJob, folder: Path) -> str:
+    """The text of config.toml. It names the folder and does not ask to resume: that is for the command line.
+
+    So `proxlm JOB FOLDER/config.toml --resume` goes on with the run.
     """
-    plain = replace(config, run=replace(config.run, resume=False))
-    folder = open_run(config.run.folder, job, config.run.resume, to_toml(plain))
-    if not config.run.folder:
-        resolved = replace(plain, run=replace(plain.run, folder=str(folder)))
-        write_atomic(folder / "config.toml", to_toml(resolved))
-    return folder
+    run = replace(config.run, resume=False, folder=str(folder))
+    return to_toml(replace(config, run=run))
+
+
+def announce_resume(config: TrainingJob, folder: Path, checkpoint: Path) -> None:
+    """After a resume that fitted: say where from, and let config.toml hold the settings now in force."""
+    write_atomic(folder / "config.toml", config_of_run(config, folder))
+    print(f"resumed from {checkpoint}", flush=True)
+
+
+def progress_line(what: str) -> Callable[[int, int], None]:
+    """Shows "what done/total" on standard error, in place, where that is a terminal."""
+
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            end = "\r\033[K" if done == total else ""
+            print(f"\r{what} {done}/{total}", end=end, file=sys.stderr, flush=True)
+
+    return show

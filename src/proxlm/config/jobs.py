@@ -75,6 +75,8 @@ class PretrainJob:
             found.append(("new.hidden", f"must be a multiple of new.heads = {self.new.heads}"))
         elif self.new.hidden // self.new.heads % 2:
             found.append(("new.hidden", "new.hidden / new.heads must be even (rotary positions)"))
+        if not self.model.policy and self.model.lora.rank:
+            found.append(("model.lora.rank", "adapters need model.policy, a model to go on from"))
         if not self.model.policy and self.train.block > self.new.context:
             found.append(("train.block", f"longer than new.context = {self.new.context}"))
         return found

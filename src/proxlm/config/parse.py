@@ -103,6 +103,10 @@ def _add_file(assembly: Assembly, file: Path) -> None:
     policy = str(file / "policy")
     if assembly.job is EvaluateJob:
         assembly.set(("models",), [policy], source)
+        of_training = of_run.get("run")
+        if isinstance(of_training, dict) and "seed" in of_training:
+            # The seed picks the held-out prompts, which must be those that were not trained on.
+            assembly.set(("seed",), of_training["seed"], source)
     else:
         assembly.set(("model", "policy"), policy, source)
 

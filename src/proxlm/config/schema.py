@@ -17,7 +17,6 @@ class LoraConfig:
 
     rank: int = setting(0, "rank of the adapters; 0 trains all weights", ge=0)
     alpha: float = setting(16.0, "scale: the update is multiplied by alpha / rank", gt=0)
-    dropout: float = setting(0.0, "dropout on the adapters' input (supervised jobs only)", ge=0, lt=1)
     targets: list[str] = setting(
         factory=list,
         help="names of the linear layers to adapt; empty: every linear layer but the output head",
@@ -79,7 +78,7 @@ class RolloutConfig:
 
     max_new_tokens: int = setting(64, "longest response in tokens", ge=1)
     temperature: float = setting(1.0, "divides the logits; 0: greedy (not for training)", ge=0)
-    top_k: int = setting(0, "keep the k likeliest tokens; 0: all", ge=0)
+    top_k: int = setting(0, "keep the k likeliest tokens; 0: all (in PPO: biased, see docs)", ge=0)
     top_p: float = setting(1.0, "keep the smallest set of tokens with this much probability", gt=0, le=1)
     min_p: float = setting(0.0, "drop tokens below this share of the likeliest one's probability", ge=0, lt=1)
     stop: list[str] = setting(factory=list, help="texts that end a response, besides the end-of-text token")
@@ -143,7 +142,7 @@ class PPOConfig:
     missing_eos: Literal["ignore", "subtract", "replace"] = setting(
         "ignore", "a response cut at the length limit: leave its score, subtract, or replace it"
     )
-    missing_eos_penalty: float = setting(1.0, "what missing_eos subtracts, or the score it sets", ge=-1e6)
+    missing_eos_penalty: float = setting(1.0, "what subtract takes off; replace sets minus this", ge=0)
     kl_coef: float = setting(
         0.05, "β: reward lost per nat of KL to the reference (first value if adaptive)", ge=0
     )
@@ -163,12 +162,12 @@ class OptimiserConfig:
     """AdamW and its learning-rate schedule."""
 
     lr: float = setting(3e-6, "highest learning rate", gt=0)
-    schedule: Schedule = setting("constant", "how the learning rate falls after warm-up")
-    warmup: int = setting(0, "steps of linear rise from 0", ge=0)
+    schedule: Schedule = setting("constant", "how the learning rate falls after warm-up, by optimiser step")
+    warmup: int = setting(0, "optimiser steps of linear rise from 0", ge=0)
     final: float = setting(0.0, "share of lr at the end (linear, cosine, exponential)", ge=0, le=1)
-    half_life: float = setting(100.0, "steps after which inverse-time has halved lr", gt=0)
+    half_life: float = setting(100.0, "optimiser steps after which inverse-time has halved lr", gt=0)
     stages: dict[str, float] = setting(
-        factory=dict, help='staged: factor of lr from a step on, e.g. {"100" = 0.5, "200" = 0.1}'
+        factory=dict, help='staged: factor of lr from an optimiser step on, e.g. {"100" = 0.5, "200" = 0.1}'
     )
     beta1: float = setting(0.9, "AdamW's β1", ge=0, lt=1)
     beta2: float = setting(0.999, "AdamW's β2", ge=0, lt=1)

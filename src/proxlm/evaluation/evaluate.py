@@ -13,13 +13,13 @@ from proxlm.config import RolloutConfig
 from proxlm.evaluation.metrics import Estimate, distinct_n, mean_with_interval, perplexity, words_of
 from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
-from proxlm.rl.shaping import segment_sum
+from proxlm.rl.shaping import response_rewards, segment_sum
 from proxlm.rollout.native import EVALUATION, Progress, generate
-from proxlm.types import Prompt, Rollout, Scores, ragged_index
+from proxlm.types import Prompt, Rollout, Scores, Sequences, ragged_index
 
 DESCRIPTIONS = {
     "reward": "mean reward of a response, with its 95% confidence interval",
-    "kl": "KL from the model to the reference, nats per response (mean log-ratio of the sampled tokens)",
+    "kl": "KL from the model to the reference, nats per response (log-ratio of the sampled tokens; greedy: no KL)",
     "length": "response length in tokens",
     "ended_share": "share of responses that ended by themselves",
     "distinct_1": "different words / all words, over all responses",
@@ -43,7 +43,7 @@ class Evaluation:
 def evaluate_model(
     name: str,
     model: LanguageModel,
-    reference_logprobs: Callable[[Any], Tensor],
+    reference_logprobs: Callable[[Sequences, float], Tensor],
     prompts: Sequence[Prompt],
     reward: Callable[[Rollout], Scores] | None,
     config: RolloutConfig,
@@ -55,18 +55,26 @@ def evaluate_model(
 ) -> Evaluation:
     """One response to each prompt, with the same random numbers for every model evaluated.
 
-    reference_logprobs(sequences) gives the reference's log-probs [R] of the responses, at temperature 1.
+    reference_logprobs(sequences, temperature) gives the reference's log-probs [R] of the responses. KL is taken
+    at the sampling temperature (greedy: at 1), perplexity at 1.
     """
     rollout = generate(model, prompts, config, seed=seed, step=0, stream=EVALUATION, on_progress=on_progress)
     scores = reward(rollout) if reward is not None else None
-    own = _score_tokens(lambda s: token_outputs(model, s).logprobs, rollout, model.device, micro_batch_tokens)
-    reference = _score_tokens(reference_logprobs, rollout, model.device, micro_batch_tokens)
+    rewards: list[float] = []
+    t = config.temperature or 1.0
+
+    def score(logprobs: Callable[[Sequences, float], Tensor], temperature: float) -> Tensor:
+        return _score_tokens(lambda s: logprobs(s, temperature), rollout, model.device, micro_batch_tokens)
+
+    own = score(lambda s, temperature: token_outputs(model, s, temperature).logprobs, t)
+    reference = score(reference_logprobs, t)
+    plain = reference if t == 1.0 else score(reference_logprobs, 1.0)
     offsets = rollout.sequences.response_offsets
     words = [words_of(text) for text in rollout.texts]
     metrics: dict[str, Estimate] = {}
     if scores is not None:
-        per_token = 0.0 if scores.per_token is None else segment_sum(scores.per_token, offsets)
-        metrics["reward"] = mean_with_interval((scores.total + per_token).tolist())
+        rewards = response_rewards(scores.total, scores.per_token, offsets).tolist()
+        metrics["reward"] = mean_with_interval(rewards)
         if len(scores.components) > 1:
             metrics |= {f"reward/{key}": mean_with_interval(v) for key, v in scores.components.items()}
     metrics["kl"] = mean_with_interval(segment_sum(own - reference, offsets).tolist())
@@ -74,13 +82,13 @@ def evaluate_model(
     metrics["ended_share"] = mean_with_interval([float(f != "length") for f in rollout.finish])
     metrics["distinct_1"] = _plain(distinct_n(words, 1))
     metrics["distinct_2"] = _plain(distinct_n(words, 2))
-    metrics["perplexity"] = _plain(perplexity(float(reference.sum()), len(reference)))
+    metrics["perplexity"] = _plain(perplexity(float(plain.sum()), len(plain)))
     shown = [
         {
             "prompt_id": rollout.prompts[b].id,
             "prompt": rollout.prompts[b].text,
             "response": rollout.texts[b],
-            "reward": None if scores is None else round(float(scores.total[b]), 5),
+            "reward": None if scores is None else round(rewards[b], 5),
         }
         for b in range(min(samples, len(rollout)))
     ]
@@ -94,7 +102,7 @@ def _plain(value: float) -> Estimate:
 
 @torch.no_grad()
 def _score_tokens(
-    logprobs: Callable[[Any], Tensor], rollout: Rollout, device: torch.device, micro_batch_tokens: int
+    logprobs: Callable[[Sequences], Tensor], rollout: Rollout, device: torch.device, micro_batch_tokens: int
 ) -> Tensor:
     """logprobs(sequences) over micro-batches → [R] on the CPU."""
     result = torch.zeros(len(rollout.logprobs))
@@ -124,7 +132,8 @@ def as_table(evaluations: Sequence[Evaluation]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
     rule = "  ".join("─" * width for width in widths)
-    note = f"({evaluations[0].prompts} held-out prompts; ± is the 95% interval of the mean)"
+    failed = "".join(f"; {e.failed} rewards of {e.name} failed" for e in evaluations if e.failed)
+    note = f"({evaluations[0].prompts} held-out prompts; ± is the 95% interval of the mean{failed})"
     return "\n".join([lines[0], rule, *lines[1:], note])
 
 

@@ -70,7 +70,6 @@ def add_lora(model: LanguageModel, lora: LoraConfig) -> LanguageModel:
     settings = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
         target_modules=list(lora.targets) or "all-linear",
         task_type="CAUSAL_LM",
     )

@@ -52,11 +52,16 @@ def token_rewards(
     return rewards.index_add(0, last[has_action], scores[has_action].to(rewards.dtype))
 
 
+def response_rewards(scores: Tensor, per_token: Tensor | None, offsets: Tensor) -> Tensor:
+    """What each response earned in all: its score and the rewards of its tokens. → [B]."""
+    return scores if per_token is None else scores + segment_sum(per_token, offsets)
+
+
 def apply_missing_eos(scores: Tensor, ended: Tensor, mode: str, penalty: float) -> Tensor:
     """The score of responses that were cut at the length limit.
 
-    "ignore": unchanged; "subtract": score − penalty (TRL's missing_eos_penalty); "replace": the penalty itself
-    is the score (openai/lm-human-preferences sets −1).
+    "ignore": unchanged; "subtract": score − penalty (TRL's missing_eos_penalty); "replace": the score
+    is −penalty (openai/lm-human-preferences sets −1).
 
     Args: scores [B]; ended [B] bool: true where the response ended by itself. Returns: [B].
     """
@@ -67,5 +72,5 @@ def apply_missing_eos(scores: Tensor, ended: Tensor, mode: str, penalty: float) 
     if mode == "subtract":
         return torch.where(ended, scores, scores - penalty)
     if mode == "replace":
-        return torch.where(ended, scores, torch.full_like(scores, penalty))
+        return torch.where(ended, scores, torch.full_like(scores, -penalty))
     raise ValueError(f'mode must be "ignore", "subtract" or "replace", got "{mode}"')

@@ -117,9 +117,13 @@ def stop_position(text: str, stops: Sequence[str]) -> int | None:
 
 
 def _tail(model: LanguageModel, response: _Response, stops: Sequence[str]) -> str:
-    """Enough of the response's end to hold any stop text: a character is at most four tokens."""
+    """Enough of the response's end to hold any stop text, as it reads after what stands before it.
+
+    A character is at most four tokens.
+    """
     count = 4 * max(len(stop) for stop in stops) + 4
-    return model.tokenizer.decode(response.tokens[-count:], clean_up_tokenization_spaces=False)
+    before = [*response.prompt.input_ids, *response.tokens[:-count]][-8:]
+    return response_text(model.tokenizer, before, response.tokens[-count:])
 
 
 def response_text(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -26,16 +26,15 @@ from proxlm.errors import RunError
 JsonRow = dict[str, Any]
 
 
-def open_run(folder: str, job: str, resume: bool, config_toml: str) -> Path:
-    """Make the run's folder and write its config.toml; returns the folder. On error nothing is left behind.
+def open_run(folder: str, job: str, resume: bool, config_toml: Callable[[Path], str]) -> Path:
+    """Make the run's folder with its config.toml, or with `resume` find it; returns it. On error nothing is left.
 
-    An empty `folder` means runs/JOB-DATE-TIME. A folder that holds anything is only taken with `resume`,
-    which needs a complete checkpoint in it; its config.toml is then replaced. Raises RunError.
+    An empty `folder` means runs/JOB-DATE-TIME. A folder that holds anything is only taken with `resume`, which
+    needs a complete checkpoint in it; its config.toml is left alone. config_toml(folder) gives the text. Raises
+    RunError.
     """
     if resume:
-        path = _folder_to_resume(folder)
-        write_atomic(path / "config.toml", config_toml)
-        return path
+        return _folder_to_resume(folder)
     path = Path(folder) if folder else _free_name(job)
     made = _make_folders(path)
     try:
@@ -43,7 +42,7 @@ def open_run(folder: str, job: str, resume: bool, config_toml: str) -> Path:
             raise RunError(
                 f"{path}: already holds a run; add --resume to go on, or choose another run.folder"
             )
-        write_atomic(path / "config.toml", config_toml)
+        write_atomic(path / "config.toml", config_toml(path))
     except (OSError, RunError) as error:
         for created in reversed(made):
             created.rmdir()

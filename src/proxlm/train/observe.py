@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from proxlm.data.tokenizer import response_tokens_as_text
+from proxlm.rl.shaping import response_rewards
 from proxlm.types import Experience, Rollout, Scores
 
 
@@ -17,6 +18,7 @@ def sample_rows(
     rollout: Rollout, experience: Experience, scores: Scores, tokenizer: Any, count: int
 ) -> list[dict[str, Any]]:
     """The first `count` responses as rows of samples.jsonl, with per-token numbers aligned with `tokens`."""
+    rewards = response_rewards(scores.total, scores.per_token, rollout.sequences.response_offsets).tolist()
     offsets = rollout.sequences.response_offsets.tolist()
     tokens = rollout.sequences.response_tokens.tolist()
     per_token: dict[str, Tensor] = {
@@ -35,7 +37,7 @@ def sample_rows(
                 "prompt": rollout.prompts[b].text,
                 "response": rollout.texts[b],
                 "finish": rollout.finish[b],
-                "reward": round(float(scores.total[b]), 5),
+                "reward": round(rewards[b], 5),
                 "components": {name: values[b] for name, values in scores.components.items()},
                 "tokens": response_tokens_as_text(tokenizer, tokens[span]),
                 "per_token": {name: [round(x, 5) for x in t[span].tolist()] for name, t in per_token.items()},

@@ -14,14 +14,13 @@ from proxlm.train.schedules import learning_rate
 class Optimiser:
     """AdamW (Loshchilov and Hutter 2019). Weight decay falls on matrices only, not on biases and norms.
 
-    A step whose gradient is not finite is skipped and counted in `skipped`: one bad batch must not destroy the
-    weights.
+    A step whose gradient is not finite is skipped: one bad batch must not destroy the weights. Its norm is
+    returned as it is, so that the metrics count it.
     """
 
     def __init__(self, parameters: Sequence[tuple[str, nn.Parameter]], config: OptimiserConfig) -> None:
         self.named = list(parameters)
         self.config = config
-        self.skipped = 0
         groups = [
             {"params": [p for _, p in self.named if p.dim() >= 2], "weight_decay": config.weight_decay},
             {"params": [p for _, p in self.named if p.dim() < 2], "weight_decay": 0.0},
@@ -43,8 +42,6 @@ class Optimiser:
         norm = float(nn.utils.clip_grad_norm_([p for _, p in self.named], limit))
         if norm == norm and norm != float("inf"):
             self.adamw.step()
-        else:
-            self.skipped += 1
         self.adamw.zero_grad(set_to_none=True)
         return norm, lr
 
@@ -58,9 +55,9 @@ class Optimiser:
         }
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of `state_tensors`. Raises KeyError for a parameter whose state is not there."""
+        """Inverse of `state_tensors`. A parameter that never had a gradient has no state."""
         keys = {key.split(".", 1)[0] for key in tensors}
         for name, p in self.named:
-            self.adamw.state[p] = {
-                key: tensors[f"{key}.{name}"].to(p.device if key != "step" else "cpu").clone() for key in keys
-            }
+            found = {key: tensors[f"{key}.{name}"] for key in keys if f"{key}.{name}" in tensors}
+            if found:
+                self.adamw.state[p] = {key: value.to(p.device, copy=True) for key, value in found.items()}

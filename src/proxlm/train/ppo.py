@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from proxlm.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from proxlm.checkpoint import check_fit, load_checkpoint, newest_checkpoint, save_checkpoint
 from proxlm.config import PPOJob
 from proxlm.data.prompts import PromptStream
+from proxlm.errors import RunError
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.models.save import save_language_model
 from proxlm.rl.kl import adapt_kl_coefficient
@@ -125,8 +126,7 @@ class PPOTrainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the state after the newest step."""
-        tensors: dict[str, Tensor] = {f"policy.{name}": p for name, p in self.models.policy_parameters()}
-        tensors |= {f"critic.{name}": p for name, p in self.models.critic_parameters()}
+        tensors: dict[str, Tensor] = {**self._learning()}
         for who in ("policy", "critic"):
             moments = getattr(self.optimisers, who).state_tensors()
             tensors |= {f"optimiser.{who}.{name}": t for name, t in moments.items()}
@@ -136,20 +136,29 @@ class PPOTrainer:
             tensors,
             {"kl_coef": self.state.kl_coef, "seed": self.config.run.seed},
             self.config.run.keep,
-            lambda folder: save_language_model(self.models.policy, folder),
+            lambda folder: save_language_model(self.models.policy, folder, merge_adapters=True),
         )
+
+    def _learning(self) -> dict[str, nn.Parameter]:
+        """All that learns, by the names it has in a checkpoint."""
+        policy = {f"policy.{name}": p for name, p in self.models.policy_parameters()}
+        return policy | {f"critic.{name}": p for name, p in self.models.critic_parameters()}
 
     @torch.no_grad()
     def resume(self) -> Path:
-        """Go on from the newest complete checkpoint of the run's folder."""
+        """Go on from the newest complete checkpoint of the run's folder.
+
+        Raises RunError, before anything is changed, where it does not fit the model, the critic or the seed.
+        """
         checkpoint = newest_checkpoint(self.folder)
         tensors, state = load_checkpoint(checkpoint)
-        for who, parameters in (
-            ("policy", self.models.policy_parameters()),
-            ("critic", self.models.critic_parameters()),
-        ):
-            for name, p in parameters:
-                p.copy_(tensors[f"{who}.{name}"])
+        learning = self._learning()
+        check_fit(checkpoint, tensors, learning)
+        if state["seed"] != self.config.run.seed:
+            raise RunError(f"{checkpoint}: made with run.seed = {state['seed']}; resume with the same")
+        for name, p in learning.items():
+            p.copy_(tensors[name])
+        for who in ("policy", "critic"):
             prefix = f"optimiser.{who}."
             moments = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
             getattr(self.optimisers, who).load_state_tensors(moments)

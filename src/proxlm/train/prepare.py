@@ -11,7 +11,7 @@ from proxlm.config import PPOConfig
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.rl.advantages import explained_variance, gae, whiten
 from proxlm.rl.kl import kl_estimate
-from proxlm.rl.shaping import apply_missing_eos, segment_sum, token_rewards
+from proxlm.rl.shaping import apply_missing_eos, response_rewards, segment_sum, token_rewards
 from proxlm.types import Experience, Rollout, Scores, ragged_index
 
 Metrics = dict[str, float]
@@ -96,8 +96,7 @@ def _metrics(
 ) -> Metrics:
     mask, offsets = experience.action_mask, experience.sequences.response_offsets
     k1 = torch.where(mask, experience.old_logprobs - experience.ref_logprobs, 0.0)
-    per_token = 0.0 if scores.per_token is None else segment_sum(scores.per_token, offsets)
-    reward = scores.total + per_token
+    reward = response_rewards(scores.total, scores.per_token, offsets)
     gap = (rollout.logprobs - experience.old_logprobs)[mask].abs()
     lengths = experience.sequences.response_lengths.float()
     return {

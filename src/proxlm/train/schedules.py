@@ -30,5 +30,5 @@ def learning_rate(config: OptimiserConfig, step: int, total: int) -> float:
         return config.lr * config.final**x
     if config.schedule == "inverse-time":
         return config.lr / (1 + n / config.half_life)
-    reached = [int(start) for start in config.stages if int(start) <= step]
-    return config.lr * (config.stages[str(max(reached))] if reached else 1.0)
+    reached = [start for start in config.stages if int(start) <= step]
+    return config.lr * (config.stages[max(reached, key=int)] if reached else 1.0)

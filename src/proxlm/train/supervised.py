@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from proxlm.checkpoint import load_checkpoint, newest_checkpoint, publish_folder, save_checkpoint
+from proxlm.checkpoint import check_fit, load_checkpoint, newest_checkpoint, publish_folder, save_checkpoint
 from proxlm.config import OptimiserConfig, RunConfig, SupervisedConfig
+from proxlm.errors import RunError
 from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
@@ -60,9 +61,11 @@ class SupervisedTrainer:
             if ended or state.step % self.config.validate_every == 0:
                 metrics["validation_loss"] = self._validate(log)
             log.metrics(state.step, metrics)
-            if self.run.save_every and (ended or state.step % self.run.save_every == 0):
+            if ended or (self.run.save_every and state.step % self.run.save_every == 0):
                 log.phase("checkpoint")
                 self.save()
+        if math.isinf(state.best_loss):
+            raise RunError(f"{self.folder}: the validation loss was never a number; lower optim.lr")
         if self._out_of_patience():
             log.note(
                 f"stopped: the last {state.without_better} validations were no better than step {state.best_step}'s"
@@ -74,10 +77,10 @@ class SupervisedTrainer:
         log.phase("train")
         began = time.perf_counter()
         loss, tokens = self._gradient()
-        self.state.seconds += time.perf_counter() - began
         norm, lr = self.optimiser.step(self.state.step, self.planned_steps())
         self.state.step += 1
         seconds = time.perf_counter() - began
+        self.state.seconds += seconds
         return {
             "loss": loss,
             "lr": lr,
@@ -92,7 +95,7 @@ class SupervisedTrainer:
         limit = self.config.minutes * 60
         if not limit or self.state.step < 3:
             return self.config.steps
-        pace = self.state.seconds / (self.state.step + 1)
+        pace = self.state.seconds / self.state.step
         return min(self.config.steps, max(self.state.step + 1, int(limit / pace)))
 
     def _gradient(self) -> tuple[float, int]:
@@ -138,6 +141,7 @@ class SupervisedTrainer:
         tensors |= {f"optimiser.{name}": t for name, t in self.optimiser.state_tensors().items()}
         state = asdict(self.state)
         state["best_loss"] = None if math.isinf(self.state.best_loss) else self.state.best_loss
+        state |= {"seed": self.run.seed, "rows": len(self.train_set)}
         return save_checkpoint(
             self.folder,
             self.state.step,
@@ -152,8 +156,14 @@ class SupervisedTrainer:
         """Go on from the newest complete checkpoint of the run's folder."""
         checkpoint = newest_checkpoint(self.folder)
         tensors, state = load_checkpoint(checkpoint)
-        for name, p in self.model.trainable():
-            p.copy_(tensors[f"policy.{name}"])
+        learning = {f"policy.{name}": p for name, p in self.model.trainable()}
+        check_fit(checkpoint, tensors, learning)
+        for key, value in (("seed", self.run.seed), ("rows", len(self.train_set))):
+            if (found := state.pop(key)) != value:
+                what = "run.seed" if key == "seed" else "the number of training rows"
+                raise RunError(f"{checkpoint}: made with {what} = {found}, not {value}; resume with the same")
+        for name, p in learning.items():
+            p.copy_(tensors[name])
         prefix = "optimiser."
         self.optimiser.load_state_tensors(
             {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}

@@ -34,7 +34,6 @@ class MinibatchStats:
 
     policy_loss: float = 0.0
     value_loss: float = 0.0
-    entropy_bonus: float = 0.0
     ratio_mean: float = 0.0
     ratio_max: float = 0.0
     ratio_error: float = 0.0
@@ -150,7 +149,6 @@ def _micro_batch_gradient(
     if outputs.entropy is not None:
         entropy = (weights * outputs.entropy).sum()
         loss = loss - config.entropy_coef * entropy
-        stats.entropy_bonus += float(entropy.detach())
     if models.shared:
         values = models.value_head(outputs.states)
     else:
