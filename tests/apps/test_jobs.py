@@ -182,3 +182,36 @@ def test_early_stopping_keeps_the_best(place):
     assert len(metrics) < 200
     best = min(range(len(validations)), key=lambda i: validations[i][1])
     assert len(validations) - 1 - best == 2
+
+
+def test_lora_weights_follow_the_seed_alone(place):
+    arguments = ["--model.lora.rank", "2", "--ppo.steps", "1", "--data.eval-count", "0"]
+    for name in ("one", "two"):
+        torch.manual_seed(len(name) + ord(name[0]))  # what came before must not matter
+        assert main(["ppo", "recipe.toml", *arguments, "--run.folder", name]) == 0
+    one, two = (AutoModelForCausalLM.from_pretrained(place / name / "policy") for name in ("one", "two"))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_evaluate_takes_the_runs_own_held_out_prompts(place):
+    assert main(["ppo", "recipe.toml", "--run.seed", "7"]) == 0
+    assert main(["evaluate", "run", "--output", "table.json"]) == 0
+    of_run = json.loads((place / "run" / "evaluation.json").read_text(encoding="utf-8"))
+    again = json.loads((place / "table.json").read_text(encoding="utf-8"))
+    for old, new in zip(of_run["models"], again["models"], strict=True):
+        assert old["samples"] == new["samples"]
+        assert old["metrics"] == pytest.approx(new["metrics"]) or old["metrics"] == new["metrics"]
+
+
+def test_resumed_pretraining_keeps_its_tokenizer(place):
+    (place / "a.txt").write_text("\n".join(TEXTS) * 20, encoding="utf-8")
+    arguments = [
+        "pretrain", "--text.train", "a.txt", "--run.folder", "base", "--new.hidden", "32", "--new.layers", "1",
+        "--new.heads", "2", "--new.vocabulary", "290", "--train.block", "16", "--train.batch-tokens", "128",
+        "--run.threads", "1", "--model.device", "cpu", "--train.validate-every", "5",
+    ]  # fmt: skip
+    assert main([*arguments, "--train.steps", "5"]) == 0
+    before = AutoTokenizer.from_pretrained(place / "base" / "policy").get_vocab()
+    (place / "a.txt").write_text("zq xj vk " * 600, encoding="utf-8")
+    assert main([*arguments, "--train.steps", "10", "--resume"]) == 2  # other rows than before
+    assert AutoTokenizer.from_pretrained(place / "base" / "policy").get_vocab() == before

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxlm.rl.advantages import explained_variance, gae, whiten
+from proxlm.rl.advantages import explained_variance, explained_variance_by_position, gae, whiten
 
 
 def flat(*numbers: float) -> torch.Tensor:
@@ -148,3 +148,13 @@ def test_explained_variance():
     assert explained_variance(flat(2, 2, 2, 0), r, mask) == 0.0
     assert explained_variance(flat(3, 2, 1, 0), r, mask) == pytest.approx(-3.0)
     assert math.isnan(explained_variance(flat(1, 2), flat(4, 4), torch.ones(2).bool()))
+
+
+def test_explained_variance_by_position():
+    # Rows of 4 and 2 tokens in two halves: the critic is right in the first, at the mean in the second.
+    r = flat(1, 2, 5, 7, 3, 9)
+    v = flat(1, 2, 7, 7, 3, 7)
+    got = explained_variance_by_position(v, r, torch.ones(6).bool(), rows(4, 2), parts=2)
+    assert got == pytest.approx([1.0, 0.0])
+    first_only = torch.tensor([True, True, False, False, True, False])
+    assert math.isnan(explained_variance_by_position(v, r, first_only, rows(4, 2), parts=2)[1])

@@ -8,10 +8,12 @@ from helpers import SilentLog, actors, job, parameters, trainer, vowels, with_pp
 from transformers import AutoModelForCausalLM
 
 from proxlm.checkpoint import checkpoints
+from proxlm.errors import RunError
 from proxlm.rl.shaping import segment_sum
 from proxlm.rollout.native import generate
 from proxlm.train.prepare import prepare
 from proxlm.train.update import Optimisers, plan_pass, update
+from proxlm.types import Scores
 
 CRITICS = ["shared", "separate"]
 
@@ -218,3 +220,49 @@ def test_no_policy_movement_without_advantage(tokenizer, tmp_path):
     assert moved
     assert all(name.startswith("critic.") for name in moved)
     assert models.shared is False
+
+
+@pytest.mark.parametrize(
+    ("other", "wanted"),
+    [
+        ({"critic": "separate"}, "critic.trunk"),
+        ({"lora": 4}, "lora_A"),
+        ({"seed": 5}, "run.seed = 0"),
+    ],
+)
+def test_a_resume_that_does_not_fit_is_refused_and_changes_nothing(tokenizer, tmp_path, other, wanted):
+    made = trainer(tokenizer, job(steps=1), tmp_path)
+    run(made)
+    lora = other.pop("lora", 0)
+    second = trainer(tokenizer, job(steps=2, **other), tmp_path, lora)
+    before = parameters(second)
+    with pytest.raises(RunError, match=wanted):
+        second.resume()
+    after = parameters(second)
+    assert all(torch.equal(before[n], after[n]) for n in before)
+
+
+def test_lora_checkpoint_holds_the_adapted_model(tokenizer, tmp_path):
+    made = trainer(tokenizer, job(steps=2, lr=1e-2), tmp_path, lora=4)
+    run(made)
+    loaded = AutoModelForCausalLM.from_pretrained(checkpoints(tmp_path)[-1] / "policy").eval()
+    row = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        adapted = made.models.policy.network(row).logits
+        with made.models.policy.without_adapters():
+            bare = made.models.policy.network(row).logits
+        assert torch.allclose(loaded(row).logits, adapted, atol=1e-4)
+        assert not torch.allclose(loaded(row).logits, bare, atol=1e-2)
+
+
+def test_per_token_rewards_reach_metrics_and_samples(tokenizer, tmp_path):
+    def per_token(rollout):
+        return Scores(torch.zeros(len(rollout)), per_token=torch.ones(len(rollout.logprobs)))
+
+    seen: list[float] = []
+    log = SilentLog()
+    log.samples = lambda step, rows: seen.extend(row["reward"] for row in rows)  # type: ignore[method-assign]
+    metrics = trainer(tokenizer, job(steps=1), tmp_path, reward=per_token).step(log)
+    assert metrics["reward"] == pytest.approx(metrics["response_length"])
+    assert seen
+    assert all(reward >= 1 for reward in seen)

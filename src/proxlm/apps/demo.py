@@ -106,8 +106,11 @@ def ppo_job(config: DemoJob) -> PPOJob:
             batch_size=256,
             epochs=2,
             minibatches=4,
-            kl_coef=0.01,
             micro_batch_tokens=8192,
+            kl_coef=0.05,
+            kl_controller="adaptive",
+            kl_target=5.0,
+            kl_horizon=1024.0,
         ),
         optim=OptimisersConfig(
             policy=OptimiserConfig(lr=3e-4, schedule="linear", final=0.1),

@@ -79,3 +79,21 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     if r.numel() < 2 or float(r.var(correction=0)) == 0.0:
         return float("nan")
     return 1.0 - float((r - v).var(correction=0) / r.var(correction=0))
+
+
+def explained_variance_by_position(
+    values: Tensor, returns: Tensor, mask: Tensor, offsets: Tensor, parts: int = 4
+) -> list[float]:
+    """`explained_variance` of the first, second, … of `parts` equal shares of every row, by position.
+
+    A critic that is right near the end of a response and blind at its beginning shows here.
+
+    Args: values, returns [R]; mask [R] bool; offsets [B+1]. Returns: `parts` floats.
+    """
+    if int(offsets[-1]) != len(mask):
+        raise ValueError(f"offsets end at {int(offsets[-1])}, but there are {len(mask)} tokens")
+    lengths = offsets[1:] - offsets[:-1]
+    row = torch.repeat_interleave(torch.arange(len(lengths), device=mask.device), lengths)
+    within = torch.arange(len(mask), device=mask.device) - offsets[:-1][row]
+    part = within * parts // lengths[row]
+    return [explained_variance(values, returns, mask & (part == k)) for k in range(parts)]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from proxlm.config import PPOConfig
 from proxlm.models.actor_critic import ActorCritic
-from proxlm.rl.advantages import explained_variance, gae, whiten
+from proxlm.rl.advantages import explained_variance, explained_variance_by_position, gae, whiten
 from proxlm.rl.kl import kl_estimate
 from proxlm.rl.shaping import apply_missing_eos, response_rewards, segment_sum, token_rewards
 from proxlm.types import Experience, Rollout, Scores, ragged_index
@@ -98,6 +98,7 @@ def _metrics(
     k1 = torch.where(mask, experience.old_logprobs - experience.ref_logprobs, 0.0)
     reward = response_rewards(scores.total, scores.per_token, offsets)
     gap = (rollout.logprobs - experience.old_logprobs)[mask].abs()
+    by_quarter = explained_variance_by_position(experience.values, experience.returns, mask, offsets)
     lengths = experience.sequences.response_lengths.float()
     return {
         "reward": float(reward.mean()),
@@ -113,6 +114,7 @@ def _metrics(
         "advantage_mean": float(raw[mask].mean()),
         "advantage_std": float(raw[mask].std(correction=0)),
         "explained_variance": explained_variance(experience.values, experience.returns, mask),
+        **{f"explained_variance/quarter_{k + 1}": value for k, value in enumerate(by_quarter)},
         "response_length": float(lengths.mean()),
         "eos_share": sum(finish == "eos" for finish in rollout.finish) / len(rollout),
         "ended_share": sum(finish != "length" for finish in rollout.finish) / len(rollout),

@@ -1,0 +1,99 @@
+"""Checkpoints are there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import torch
+
+from proxlm.checkpoint import (
+    check_fit,
+    checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    publish_folder,
+    save_checkpoint,
+)
+from proxlm.errors import RunError
+
+
+def write(folder):
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+
+
+def save(run, step, keep=2, write_policy=write):
+    return save_checkpoint(
+        run, step, {"w": torch.full((2,), float(step))}, {"kl_coef": 0.5}, keep, write_policy
+    )
+
+
+def test_round_trip_and_keep(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+    tensors, state = load_checkpoint(newest_checkpoint(tmp_path))
+    assert tensors["w"].tolist() == [3, 3]
+    assert state == {"step": 3, "kl_coef": 0.5}
+
+
+def full_disk(folder):
+    folder.mkdir()
+    (folder / "half").write_text("half")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_leaves_the_older_checkpoint_and_nothing_half_written(tmp_path):
+    save(tmp_path, 1)
+    with pytest.raises(RunError, match="no space left on the disk for the checkpoint of step 2"):
+        save(tmp_path, 2, write_policy=full_disk)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    assert load_checkpoint(newest_checkpoint(tmp_path))[1]["step"] == 1
+
+
+def test_what_a_crash_left_is_no_checkpoint_and_is_cleared(tmp_path):
+    save(tmp_path, 1)
+    left = tmp_path / "checkpoints" / ".writing-00000002"
+    left.mkdir()
+    assert newest_checkpoint(tmp_path).name == "step-00000001"
+    save(tmp_path, 3)
+    assert not left.exists()
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    save(tmp_path, 1)
+    (checkpoints(tmp_path)[0] / "policy" / "old").write_text("old")
+    save(tmp_path, 1)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    assert not (checkpoints(tmp_path)[0] / "policy" / "old").exists()
+
+
+def test_published_folder_is_the_old_or_the_new_one(tmp_path):
+    publish_folder(tmp_path / "policy", write)
+    with pytest.raises(RunError, match="no space left"):
+        publish_folder(tmp_path / "policy", full_disk)
+    assert [p.name for p in tmp_path.iterdir()] == ["policy"]
+    assert [p.name for p in (tmp_path / "policy").iterdir()] == ["config.json"]
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(RunError, match="no complete checkpoint"):
+        newest_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["state.json", "state.safetensors"])
+def test_a_damaged_checkpoint_is_named(tmp_path, file):
+    folder = save(tmp_path, 1)
+    (folder / file).write_bytes(b"{torn")
+    with pytest.raises(RunError, match="step-00000001: the checkpoint cannot be read"):
+        load_checkpoint(folder)
+
+
+def test_fit(tmp_path):
+    saved = {"a": torch.zeros(2), "optimiser.x": torch.zeros(9)}
+    check_fit(tmp_path, saved, {"a": torch.ones(2)})
+    with pytest.raises(RunError, match=r"a is \(2,\) there and \(3,\) here"):
+        check_fit(tmp_path, saved, {"a": torch.ones(3)})
+    with pytest.raises(RunError, match=r"b is nothing there and \(1,\) here"):
+        check_fit(tmp_path, saved, {"a": torch.ones(2), "b": torch.ones(1)})
