@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from proxlm.config import RolloutConfig
+from proxlm.config import ModelConfig, RolloutConfig
 from proxlm.models.forward import token_outputs
+from proxlm.models.load import load_language_model, wrap
 from proxlm.rollout.decoder import CachedDecoder, RecomputeDecoder, make_decoder
 from proxlm.rollout.native import EVALUATION, generate, response_text, stop_position
 from proxlm.types import Prompt
@@ -63,6 +65,26 @@ def test_greedy_equals_transformers_generate_token_for_token(tokenizer, family):
             pad_token_id=tokenizer.pad_token_id,
         )[0, len(prompt.input_ids) :]
         assert rollout.sequences.response_tokens[offsets[b] : offsets[b + 1]].tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+def test_sliding_windows_much_shorter_than_the_text(tokenizer, family):
+    """Rows of other lengths leave at other times; each still sees just its own last 6 tokens."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        family, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=6, max_position_embeddings=128,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    network = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        network.get_output_embeddings().weight.mul_(8.0)
+    model = wrap(network, tokenizer, ModelConfig(device="cpu"))
+    rollout = run(model, prompts(tokenizer, 30), max_new_tokens=30, temperature=2.0)
+    assert len(set(rollout.sequences.response_lengths.tolist())) > 2
+    with torch.no_grad():
+        again = token_outputs(model, rollout.sequences, temperature=2.0).logprobs
+    assert torch.allclose(again, rollout.logprobs, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -128,6 +150,18 @@ def test_stop_texts(tokenizer):
     # The tokens that hold the stop text are actions and are kept.
     first = stopped.sequences.response_tokens[: stopped.sequences.response_lengths[0]].tolist()
     assert stop in tokenizer.decode(first)
+
+
+def test_a_stop_text_that_begins_with_the_lost_space(stories):
+    """SentencePiece drops a response's leading space when it is decoded alone; the stop text has it."""
+    model = load_language_model(ModelConfig(policy=str(stories), device="cpu"))
+    prompt = Prompt(0, tuple(model.tokenizer("Once upon a time").input_ids), "Once upon a time")
+    free = run(model, [prompt], temperature=0, max_new_tokens=12).texts[0]
+    assert free.startswith(", there was")
+    later = Prompt(1, tuple(model.tokenizer("Once upon a time,").input_ids), "Once upon a time,")
+    stopped = run(model, [later], temperature=0, max_new_tokens=12, stop=[" there"])
+    assert stopped.finish == ["stop"]
+    assert stopped.texts == [""]
 
 
 def test_stop_position():
@@ -206,9 +240,6 @@ def test_leading_space_of_sentencepiece_survives(stories):
 
 
 def test_greedy_story_begins_as_published(stories):
-    from proxlm.config import ModelConfig
-    from proxlm.models.load import load_language_model
-
     model = load_language_model(ModelConfig(policy=str(stories), device="cpu"))
     rollout = run(model, [Prompt(0, (1,), "")], temperature=0, max_new_tokens=60)
     assert rollout.texts[0].startswith(

@@ -226,7 +226,7 @@ def test_no_policy_movement_without_advantage(tokenizer, tmp_path):
     ("other", "wanted"),
     [
         ({"critic": "separate"}, "critic.trunk"),
-        ({"lora": 4}, "lora_A"),
+        ({"lora": 4}, "embed_tokens"),
         ({"seed": 5}, "run.seed = 0"),
     ],
 )
