@@ -116,9 +116,7 @@ def st_example(strategy: st.SearchStrategy[Any]) -> Any:
 
 
 def test_the_text_is_plain_toml_in_the_order_of_the_settings() -> None:
-    assert to_toml(DemoJob()) == (
-        'folder = "runs/demo"\nseed = 0\nminutes = 1.25\nppo_steps = 75\neval_count = 512\n'
-    )
+    assert to_toml(DemoJob()) == ('folder = ""\nseed = 0\nminutes = 1.25\nppo_steps = 75\neval_count = 512\n')
     text = to_toml(PPOJob())
     headers = [line for line in text.splitlines() if line.startswith("[")]
     assert headers == [

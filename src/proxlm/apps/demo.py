@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from proxlm.apps.ppo import PPOResult, print_comparison, run_ppo
@@ -29,7 +30,7 @@ from proxlm.data.code import completion_prefixes, python_statements
 from proxlm.data.text import split_validation
 from proxlm.errors import RunError
 from proxlm.rewards.python_code import python_parse_report
-from proxlm.runlog.folder import write_atomic
+from proxlm.runlog.folder import free_name, write_atomic
 
 TRAINING_PREFIXES = 6000
 
@@ -47,7 +48,8 @@ HACKS = [
 
 def main(config: DemoJob) -> None:
     """Pretrain on the library's statements, run PPO, print the comparison and the guards at work."""
-    folder = Path(config.folder)
+    folder = Path(config.folder) if config.folder else free_name("demo")
+    config = replace(config, folder=str(folder))
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder}: already holds a demo; choose another --folder or delete it")
     print("1/3  reading the standard library's statements …", flush=True)

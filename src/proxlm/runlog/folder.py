@@ -35,7 +35,7 @@ def open_run(folder: str, job: str, resume: bool, config_toml: Callable[[Path], 
     """
     if resume:
         return _folder_to_resume(folder)
-    path = Path(folder) if folder else _free_name(job)
+    path = Path(folder) if folder else free_name(job)
     made = _make_folders(path)
     try:
         if any(path.iterdir()):
@@ -63,7 +63,7 @@ def _folder_to_resume(folder: str) -> Path:
     return path
 
 
-def _free_name(job: str) -> Path:
+def free_name(job: str) -> Path:
     """runs/JOB-DATE-TIME, with a number behind it where that is taken."""
     first = Path("runs") / f"{job}-{datetime.now():%Y%m%d-%H%M%S}"
     path, count = first, 1
