@@ -17,6 +17,16 @@ TEXTS = [
     "春眠不觉晓，处处闻啼鸟。",
 ]
 
+# Beginnings of unlike lengths, for prompts.
+WORDS = [
+    "The cat",
+    "One day a small dog found a big",
+    "moon",
+    "def add(a, b):",
+    "处处",
+    "a red ball in the park",
+]
+
 
 def tiny_model(tokenizer: Any, type: str = "llama", seed: int = 0, **model: Any) -> LanguageModel:
     """A random model with sharp enough predictions that sampling is not uniform."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def test_lora_run_ends_in_an_ordinary_model(place):
     AutoModelForCausalLM.from_pretrained(place / "lora" / "checkpoints" / "step-00000004" / "policy")
 
 
-def test_evaluate_a_run_and_generate_with_it(place, capsys):
+def test_evaluate_a_run_and_generate_with_it(place, capsys, monkeypatch):
     assert main(["ppo", "recipe.toml"]) == 0
     capsys.readouterr()
     assert main(["evaluate", "run", "--output", "table.json"]) == 0
@@ -115,6 +116,9 @@ def test_evaluate_a_run_and_generate_with_it(place, capsys):
     one = capsys.readouterr().out
     assert main(["generate", "run", "--prompt", "The cat", "--rollout.temperature", "0"]) == 0
     assert capsys.readouterr().out == one
+    monkeypatch.setattr("sys.stdin", io.StringIO("A dog\n"))
+    assert main(["generate", "run"]) == 0  # asks for a prompt; the run's own prompts are not taken over
+    assert len(capsys.readouterr().out.splitlines()) < 10
     assert main(["generate", "run", "--data.prompts", "prompts.jsonl", "--output", "out.jsonl"]) == 0
     written = rows(place / "out.jsonl")
     assert len(written) == 24
@@ -124,8 +128,6 @@ def test_evaluate_a_run_and_generate_with_it(place, capsys):
 
 
 def test_conversation_on_standard_input(place, capsys, monkeypatch):
-    import io
-
     monkeypatch.setattr("sys.stdin", io.StringIO("The cat\nA dog\n\n"))
     assert main(["generate", "--model.policy", "model", "--rollout.max-new-tokens", "4"]) == 0
     assert len(capsys.readouterr().out.rstrip("\n").split("\n")) >= 2

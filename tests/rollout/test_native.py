@@ -14,20 +14,12 @@ from proxlm.models.load import load_language_model, wrap
 from proxlm.rollout.decoder import CachedDecoder, RecomputeDecoder, make_decoder
 from proxlm.rollout.native import EVALUATION, generate, response_text, stop_position
 from proxlm.types import Prompt
-from small_models import tiny_model
+from small_models import WORDS, tiny_model
 
 FAMILIES = [
     "llama", "qwen2", "qwen3", "gpt2", "mistral", "gemma2", "gpt_neox", "opt", "bloom", "phi3", "granite", "cohere"
 ]  # fmt: skip
 RECURRENT = ["mamba"]
-WORDS = [
-    "The cat",
-    "One day a small dog found a big",
-    "moon",
-    "def add(a, b):",
-    "处处",
-    "a red ball in the park",
-]
 
 
 def prompts(tokenizer, count=6):

@@ -23,16 +23,7 @@ from proxlm.models.actor_critic import ActorCritic, make_actor_critic
 from proxlm.models.load import add_lora
 from proxlm.train.ppo import PPOTrainer
 from proxlm.types import Prompt, Rollout, Scores
-from small_models import tiny_model
-
-WORDS = [
-    "The cat",
-    "One day a small dog found a big",
-    "moon",
-    "def add(a, b):",
-    "处处",
-    "a red ball in the park",
-]
+from small_models import WORDS, tiny_model
 
 
 class SilentLog:

@@ -99,7 +99,7 @@ def _add_file(assembly: Assembly, file: Path) -> None:
     of_run, source = _read_toml(settings), str(settings)
     for name in RUN_SECTIONS:
         if name in of_run and name in kinds(assembly.job):
-            assembly.set((name,), of_run[name], source)
+            assembly.set((name,), _without_prompts(assembly.job, of_run[name]), source)
     policy = str(file / "policy")
     if assembly.job is EvaluateJob:
         assembly.set(("models",), [policy], source)
@@ -109,6 +109,13 @@ def _add_file(assembly: Assembly, file: Path) -> None:
             assembly.set(("seed",), of_training["seed"], source)
     else:
         assembly.set(("model", "policy"), policy, source)
+
+
+def _without_prompts(job: type, section: Any) -> Any:
+    """The section as it is, but for generate without the run's prompts: it is to ask for one."""
+    if job is not GenerateJob or not isinstance(section, dict):
+        return section
+    return {key: value for key, value in section.items() if key not in ("prompts", "eval_prompts")}
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

@@ -14,14 +14,14 @@ from proxlm.models.language_model import LanguageModel, check_head
 
 
 def resolve_device(name: str) -> torch.device:
-    """ "auto": the first GPU if there is one, else the CPU; otherwise the device of that name."""
+    """ "auto": the first GPU if there is one, else the CPU; otherwise that device. Raises ValueError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f'model.device = "{name}": {str(error).splitlines()[0]}') from error
+        raise ValueError(f'device = "{name}": {str(error).splitlines()[0]}') from error
     return device
 
 
@@ -38,7 +38,10 @@ def load_language_model(config: ModelConfig) -> LanguageModel:
 
 def wrap(network: Any, tokenizer: Any, config: ModelConfig) -> LanguageModel:
     """A transformers model and tokenizer → LanguageModel on the configured device, checked."""
-    device = resolve_device(config.device)
+    try:
+        device = resolve_device(config.device)
+    except ValueError as error:
+        raise ConfigError(f"model.{error}") from error
     model = LanguageModel(
         network.to(device).eval(), tokenizer, device, config.precision == "bfloat16", source=config.policy
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from proxlm.data.tokenizer import looks_like_path
 from proxlm.errors import ConfigError, ModelError, RewardError
+from proxlm.models.load import resolve_device
 from proxlm.types import Completion
 
 
@@ -42,7 +43,7 @@ class RewardModel:
             raise ValueError(f"batch_size = {batch_size}: must be at least 1")
         self.path, self.max_length, self.truncate, self.batch_size = path, max_length, truncate, batch_size
         self.sigmoid, self.label = sigmoid, label
-        self.device = _device(device)
+        self.device = resolve_device(device)
         self._model: Any = None
         self._tokenizer: Any = None
         if Path(path).is_dir():
@@ -137,17 +138,6 @@ class RewardModel:
                 return i
         given = "needed by a model with several classes" if self.label is None else "no such class"
         raise ValueError(f"label = {self.label!r}: {given}; the model has {', '.join(names.values())}")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f'device = "{name}": {str(error).splitlines()[0]}') from error
-    return device
 
 
 def _load_config(path: str) -> Any:
