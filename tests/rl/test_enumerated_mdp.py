@@ -2,7 +2,8 @@
 
 Vocabulary 3, length 3: 27 trajectories, a tabular policy with one row of logits per prefix. J is the expected
 score less β times the KL to a reference, computed by enumeration and differentiated by autograd. PPO's side goes
-through the library's own functions: token_rewards → gae → clipped_policy_loss, each trajectory weighted by its probability.
+through the library's own functions, token_rewards → gae → clipped_policy_loss, each trajectory weighted by its
+probability.
 """
 
 from __future__ import annotations
