@@ -122,6 +122,11 @@ def check_fit(checkpoint: Path, tensors: Mapping[str, Tensor], learning: Mapping
             )
 
 
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those tensors whose names begin with `prefix`, by the rest of their names."""
+    return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+
+
 def newest_checkpoint(run: Path) -> Path:
     """The newest complete checkpoint. Raises RunError where there is none."""
     found = checkpoints(run)

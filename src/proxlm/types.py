@@ -15,7 +15,7 @@ Worked example, two sequences, "a b → x y z" and "c → u":
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,6 +23,9 @@ import torch
 from torch import Tensor
 
 Finish = Literal["eos", "stop", "length"]
+
+# Called with (done, total) while something long goes on.
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,12 @@ class Sequences:
     def response_offsets(self) -> Tensor:
         """Offsets of the rows in every flat [R] tensor, [B+1]."""
         return offsets_of(self.response_lengths)
+
+    @property
+    def row_and_position(self) -> tuple[Tensor, Tensor]:
+        """The row of each token and its place in that row, from 0; both [N] int64."""
+        row = torch.repeat_interleave(torch.arange(len(self), device=self.offsets.device), self.lengths)
+        return row, torch.arange(len(self.tokens), device=self.offsets.device) - self.offsets[:-1][row]
 
     @property
     def response_index(self) -> Tensor:

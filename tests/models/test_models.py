@@ -116,7 +116,7 @@ def test_lora_merges_into_an_ordinary_model(tokenizer, tmp_path, saved):
         adapted = token_outputs(model, batch()).logprobs
         with model.without_adapters():
             bare = token_outputs(model, batch()).logprobs
-        save_language_model(model, tmp_path / "merged", merge_adapters=True)
+        save_language_model(model, tmp_path / "merged")
         merged = load_language_model(ModelConfig(policy=str(tmp_path / "merged"), device="cpu"))
         assert torch.allclose(token_outputs(merged, batch()).logprobs, adapted, atol=1e-4)
         assert torch.equal(token_outputs(tiny_model(tokenizer), batch()).logprobs, bare)

@@ -28,24 +28,23 @@ def main(config: GenerateJob) -> None:
     set_up(config.seed)
     # A finished model holds its adapters already; new ones would be of no use.
     config = replace(config, model=replace(config.model, lora=LoraConfig()))
-    if config.prompt:
-        model = load_language_model(config.model)
-        print(continue_text(model, config, config.prompt))
-    elif config.data.prompts:
-        _from_file(config)
-    else:
-        _conversation(config)
-
-
-def continue_text(model: LanguageModel, config: GenerateJob, text: str) -> str:
-    """The response to one prompt, put through the chat template if data.chat is set."""
-    history = with_system([{"role": "user", "content": text}], config.data.system)
-    return _respond(model, config, history if config.data.chat else text, turn=0)
-
-
-def _from_file(config: GenerateJob) -> None:
     limit = prompt_limit(config.model, config.data, config.rollout)
     model = load_language_model(config.model)
+    if config.prompt:
+        print(continue_text(model, config, limit, config.prompt))
+    elif config.data.prompts:
+        _from_file(model, config, limit)
+    else:
+        _conversation(model, config, limit)
+
+
+def continue_text(model: LanguageModel, config: GenerateJob, limit: int, text: str) -> str:
+    """The response to one prompt, put through the chat template if data.chat is set."""
+    history = with_system([{"role": "user", "content": text}], config.data.system)
+    return _respond(model, config, limit, history if config.data.chat else text, turn=0)
+
+
+def _from_file(model: LanguageModel, config: GenerateJob, limit: int) -> None:
     loaded = load_prompts(
         replace(config.data, eval_count=0, eval_prompts=""), model.tokenizer, limit, "train", config.seed
     )
@@ -70,9 +69,8 @@ def _from_file(config: GenerateJob) -> None:
         print(f"{loaded.skipped} prompts left out: over the length limit", file=sys.stderr)
 
 
-def _conversation(config: GenerateJob) -> None:
+def _conversation(model: LanguageModel, config: GenerateJob, limit: int) -> None:
     """Ask for prompts until an empty line or the end of the input; with data.chat the history is kept."""
-    model = load_language_model(config.model)
     kind = "your message" if config.data.chat else "a text to continue"
     print(f"Enter {kind}; an empty line ends.", file=sys.stderr)
     history: list[Message] = with_system([], config.data.system)
@@ -85,16 +83,18 @@ def _conversation(config: GenerateJob) -> None:
         if not text.strip():
             return
         if not config.data.chat:
-            print(_respond(model, config, text, turn), flush=True)
+            print(_respond(model, config, limit, text, turn), flush=True)
         else:
             history.append({"role": "user", "content": text})
-            reply = _respond(model, config, history, turn)
+            reply = _respond(model, config, limit, history, turn)
             history.append({"role": "assistant", "content": reply})
             print(reply, flush=True)
         turn += 1
 
 
-def _respond(model: LanguageModel, config: GenerateJob, asked: str | list[Message], turn: int) -> str:
+def _respond(
+    model: LanguageModel, config: GenerateJob, limit: int, asked: str | list[Message], turn: int
+) -> str:
     """One response. `turn` picks the random numbers, so that asking again gives another answer."""
     if isinstance(asked, str):
         ids = encode_prompt(model.tokenizer, asked)
@@ -104,7 +104,6 @@ def _respond(model: LanguageModel, config: GenerateJob, asked: str | list[Messag
             model.tokenizer,
             render(model.tokenizer, asked, template, "the prompt", add_generation_prompt=True),
         )
-    limit = prompt_limit(config.model, config.data, config.rollout)
     if not ids:
         raise DataError("the prompt has no tokens")
     if len(ids) > limit:

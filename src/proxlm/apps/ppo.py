@@ -67,7 +67,7 @@ def run_ppo(config: PPOJob, reward: RewardFunction | None = None) -> PPOResult:
         write_json_atomic(folder / "evaluation.json", as_json([before], config.run.seed))
     with RunLog(folder, "ppo", config.ppo.steps, config.run, start_step=trainer.state.step) as log:
         trainer.train(log)
-    publish_folder(folder / "policy", lambda f: save_language_model(models.policy, f, merge_adapters=True))
+    publish_folder(folder / "policy", lambda f: save_language_model(models.policy, f))
     after = _evaluate("after", trainer, held_out.prompts)
     if before is not None and after is not None:
         both = as_json([before, after], config.run.seed)

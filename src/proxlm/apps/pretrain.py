@@ -20,7 +20,7 @@ from proxlm.data.tokenizer import load_tokenizer, train_tokenizer
 from proxlm.errors import ConfigError, DataError
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import build_language_model, load_language_model
-from proxlm.runlog.folder import open_run
+from proxlm.runlog.folder import folder_to_resume
 from proxlm.runlog.writer import RunLog
 from proxlm.seeds import derive_seed
 from proxlm.train.examples import Examples
@@ -78,8 +78,7 @@ def _validation_blocks(tokenizer: Any, validation: Sequence[str], block: int) ->
 def _tokenizer(config: PretrainJob, train: Sequence[str]) -> Any:
     """That of the model to go on from, or of the run to resume, or a new one."""
     if config.run.resume:
-        folder = open_run(config.run.folder, "pretrain", resume=True, config_toml=str)
-        return load_tokenizer(str(newest_checkpoint(folder) / "policy"))
+        return load_tokenizer(str(newest_checkpoint(folder_to_resume(config.run.folder)) / "policy"))
     if config.model.policy:
         context = model_context(config.model)
         if context is not None and config.train.block > context:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ import torch
 
 from proxlm.config import DataConfig, ModelConfig, PPOJob, PretrainJob, RolloutConfig, SFTJob, to_toml
 from proxlm.data.prompts import LoadedPrompts, load_prompts
-from proxlm.data.tokenizer import load_tokenizer
+from proxlm.data.tokenizer import load_tokenizer, require_folder
 from proxlm.errors import DataError, ModelError
 from proxlm.runlog.folder import open_run, write_atomic
 from proxlm.runlog.loggers import check_wandb
 from proxlm.seeds import derive_seed
+from proxlm.types import Progress
 
 TrainingJob = PPOJob | PretrainJob | SFTJob
 
@@ -58,6 +58,7 @@ def model_context(model: ModelConfig) -> int | None:
     """The model's longest sequence in tokens, or None where its configuration names none."""
     from transformers import AutoConfig
 
+    require_folder(model.policy)
     try:
         config: Any = AutoConfig.from_pretrained(model.policy, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError) as error:
@@ -112,7 +113,7 @@ def announce_resume(config: TrainingJob, folder: Path, checkpoint: Path) -> None
     print(f"resumed from {checkpoint}", flush=True)
 
 
-def progress_line(what: str) -> Callable[[int, int], None]:
+def progress_line(what: str) -> Progress:
     """Shows "what done/total" on standard error, in place, where that is a terminal."""
 
     def show(done: int, total: int) -> None:

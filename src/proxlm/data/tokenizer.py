@@ -56,15 +56,20 @@ def looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
 
 
+def require_folder(path: str) -> None:
+    """Raise ModelError where a model's name can only be a path and there is no such folder."""
+    if looks_like_path(path) and not Path(path).is_dir():
+        raise ModelError(
+            f'model.policy = "{path}": no such folder; give a model\'s folder or its name on the hub'
+        )
+
+
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer in a folder or on the hub. Raises ModelError if there is none or it has no EOS."""
     from transformers import AutoTokenizer
 
     folder = Path(path)
-    if looks_like_path(path) and not folder.is_dir():
-        raise ModelError(
-            f'model.policy = "{path}": no such folder; give a model\'s folder or its name on the hub'
-        )
+    require_folder(path)
     if folder.is_dir() and not any(any(folder.glob(p)) for p in ("*token*", "vocab*", "*.model")):
         raise ModelError(f'"{path}": the folder holds no tokenizer (tokenizer.json); save one there')
     try:

@@ -14,8 +14,8 @@ from proxlm.evaluation.metrics import Estimate, distinct_n, mean_with_interval, 
 from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.rl.shaping import response_rewards, segment_sum
-from proxlm.rollout.native import EVALUATION, Progress, generate
-from proxlm.types import Prompt, Rollout, Scores, Sequences, ragged_index
+from proxlm.rollout.native import EVALUATION, generate
+from proxlm.types import Progress, Prompt, Rollout, Scores, Sequences, ragged_index
 
 DESCRIPTIONS = {
     "reward": "mean reward of a response, with its 95% confidence interval",

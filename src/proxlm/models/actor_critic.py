@@ -53,11 +53,11 @@ class ActorCritic:
 
     def values(self, sequences: Sequences) -> Tensor:
         """V of the state before each response token, [R] float32, from the critic's own pass."""
-        return self.value_head(response_states(self.policy, sequences, self.critic_trunk)[0])
+        return self.value_head(self.critic_states(sequences)[0])
 
-    def final_values(self, sequences: Sequences) -> Tensor:
-        """V of the state after each row's last token, [B] float32."""
-        return self.value_head(response_states(self.policy, sequences, self.critic_trunk)[1])
+    def critic_states(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """The critic's states before each response token [R, H] and after each row's last token [B, H]."""
+        return response_states(self.policy, sequences, self.critic_trunk)
 
     def reference_logprobs(self, sequences: Sequences, temperature: float) -> Tensor:
         """Log-probs of the response tokens under the reference, [R] float32; never with gradient."""

@@ -20,23 +20,22 @@ LOGIT_BUDGET = 2**24
 
 
 class TokenOutputs(NamedTuple):
-    """logprobs [R], entropy [R] or None, and the states that predicted the tokens [R, H]."""
+    """logprobs [R], entropy [R] or None, the states that predicted the tokens [R, H], and those at the end [B, H]."""
 
     logprobs: Tensor
     entropy: Tensor | None
     states: Tensor
+    final_states: Tensor
 
 
 def pad_right(sequences: Sequences) -> tuple[Tensor, Tensor]:
     """Ragged → padded [B, T] (filled with token 0) and where each token went in the flattened [B · T], [N]."""
-    lengths, device = sequences.lengths, sequences.tokens.device
-    longest = int(lengths.max())
-    row = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
-    within = torch.arange(len(sequences.tokens), device=device) - sequences.offsets[:-1][row]
-    place = row * longest + within
-    padded = torch.zeros(len(lengths) * longest, dtype=torch.int64, device=device)
+    longest = int(sequences.lengths.max())
+    row, position = sequences.row_and_position
+    place = row * longest + position
+    padded = torch.zeros(len(sequences) * longest, dtype=torch.int64, device=place.device)
     padded[place] = sequences.tokens
-    return padded.view(len(lengths), longest), place
+    return padded.view(len(sequences), longest), place
 
 
 def response_states(model: LanguageModel, sequences: Sequences, trunk: Any = None) -> tuple[Tensor, Tensor]:
@@ -57,7 +56,7 @@ def token_outputs(
     model: LanguageModel, sequences: Sequences, temperature: float = 1.0, entropy: bool = False
 ) -> TokenOutputs:
     """Log-prob (and entropy) of every response token, teacher-forced; float32. Sequences on the model's device."""
-    states, _ = response_states(model, sequences)
+    states, final_states = response_states(model, sequences)
     vocabulary = model.network.get_output_embeddings().weight.shape[0]
     logprobs, entropies = chunked_logprobs(
         states,
@@ -67,7 +66,7 @@ def token_outputs(
         entropy,
         chunk=max(1, LOGIT_BUDGET // vocabulary),
     )
-    return TokenOutputs(logprobs, entropies, states)
+    return TokenOutputs(logprobs, entropies, states, final_states)
 
 
 def micro_batches(lengths: Tensor, budget: int) -> list[Tensor]:

@@ -8,16 +8,13 @@ from pathlib import Path
 from proxlm.models.language_model import LanguageModel
 
 
-def save_language_model(model: LanguageModel, folder: Path, merge_adapters: bool = False) -> None:
+def save_language_model(model: LanguageModel, folder: Path) -> None:
     """Weights (safetensors), config, generation config and tokenizer: `from_pretrained(folder)` loads them.
 
-    With LoRA: the adapters alone (PEFT's format, which from_pretrained loads over the base where peft is
-    installed), or, with merge_adapters, the base with the adapters added in. The model itself is left as it is.
+    With LoRA: the base with the adapters added in. The model itself is left as it is.
     """
     if model.adapters is None:
         model.network.save_pretrained(folder)
-    elif merge_adapters:
-        copy.deepcopy(model.adapters).merge_and_unload().save_pretrained(folder)
     else:
-        model.adapters.save_pretrained(str(folder))
+        copy.deepcopy(model.adapters).merge_and_unload().save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)

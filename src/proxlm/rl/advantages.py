@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from proxlm.rl.ragged import row_of_element
+
 
 def gae(
     rewards: Tensor,
@@ -92,8 +94,7 @@ def explained_variance_by_position(
     """
     if int(offsets[-1]) != len(mask):
         raise ValueError(f"offsets end at {int(offsets[-1])}, but there are {len(mask)} tokens")
-    lengths = offsets[1:] - offsets[:-1]
-    row = torch.repeat_interleave(torch.arange(len(lengths), device=mask.device), lengths)
+    lengths, row = offsets[1:] - offsets[:-1], row_of_element(offsets)
     within = torch.arange(len(mask), device=mask.device) - offsets[:-1][row]
     part = within * parts // lengths[row]
     return [explained_variance(values, returns, mask & (part == k)) for k in range(parts)]

@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from proxlm.rl.ragged import row_of_element
+from proxlm.rl.shaping import segment_sum
+
 
 class PolicyLoss(NamedTuple):
     """Per-token terms [R] of the clipped objective; `loss` carries the gradient, the rest is detached."""
@@ -79,9 +82,7 @@ def token_weights(action_mask: Tensor, offsets: Tensor, aggregation: str, limit:
     mask = action_mask.float()
     if aggregation == "token":
         return mask / mask.sum().clamp(min=1)
-    lengths = offsets[1:] - offsets[:-1]
-    row = torch.repeat_interleave(torch.arange(len(lengths), device=mask.device), lengths)
-    chosen = torch.zeros(len(lengths), device=mask.device).index_add(0, row, mask)
+    row, chosen = row_of_element(offsets), segment_sum(mask, offsets)
     sequences = (chosen > 0).sum().clamp(min=1)
     if aggregation == "sequence":
         return mask / (chosen[row].clamp(min=1) * sequences)

@@ -5,23 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from proxlm.rl.ragged import row_of_element
+
 
 def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
     """Sum over each row of a ragged tensor. values [R], offsets [B+1] → [B]; an empty row gives 0."""
-    lengths = offsets[1:] - offsets[:-1]
-    row = torch.repeat_interleave(torch.arange(len(lengths), device=values.device), lengths)
-    return torch.zeros(len(lengths), dtype=values.dtype, device=values.device).index_add(0, row, values)
+    sums = torch.zeros(len(offsets) - 1, dtype=values.dtype, device=values.device)
+    return sums.index_add(0, row_of_element(offsets), values)
 
 
 def last_action_index(action_mask: Tensor, offsets: Tensor) -> Tensor:
     """Where each row's last chosen token stands in the flat tensor; −1 for a row without one. → [B] int64."""
     if offsets.dim() != 1 or int(offsets[-1]) != len(action_mask):
         raise ValueError(f"offsets end at {int(offsets[-1])}, but there are {len(action_mask)} tokens")
-    lengths = offsets[1:] - offsets[:-1]
-    row = torch.repeat_interleave(torch.arange(len(lengths), device=offsets.device), lengths)
     position = torch.where(action_mask, torch.arange(len(action_mask), device=offsets.device), -1)
-    empty = torch.full((len(lengths),), -1, dtype=torch.int64, device=offsets.device)
-    return empty.scatter_reduce(0, row, position, "amax")
+    empty = torch.full((len(offsets) - 1,), -1, dtype=torch.int64, device=offsets.device)
+    return empty.scatter_reduce(0, row_of_element(offsets), position, "amax")
 
 
 def token_rewards(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,10 @@ from proxlm.models.language_model import LanguageModel
 from proxlm.rollout.decoder import make_decoder
 from proxlm.rollout.philox import uniforms
 from proxlm.rollout.sampling import sample
-from proxlm.types import Finish, Prompt, Rollout, Sequences
+from proxlm.types import Finish, Progress, Prompt, Rollout, Sequences
 
 # Streams of random numbers, so that evaluation never repeats a training sample.
 TRAINING, EVALUATION = 0, 1
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass

@@ -34,7 +34,7 @@ def open_run(folder: str, job: str, resume: bool, config_toml: Callable[[Path], 
     RunError.
     """
     if resume:
-        return _folder_to_resume(folder)
+        return folder_to_resume(folder)
     path = Path(folder) if folder else free_name(job)
     made = _make_folders(path)
     try:
@@ -52,7 +52,8 @@ def open_run(folder: str, job: str, resume: bool, config_toml: Callable[[Path], 
     return path
 
 
-def _folder_to_resume(folder: str) -> Path:
+def folder_to_resume(folder: str) -> Path:
+    """The run's folder, if it holds a complete checkpoint. Raises RunError."""
     if not folder:
         raise RunError("run.folder: needed with --resume: the folder of the run to go on with")
     path = Path(folder)

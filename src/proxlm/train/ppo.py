@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxlm.checkpoint import check_fit, load_checkpoint, newest_checkpoint, save_checkpoint
+from proxlm.checkpoint import check_fit, load_checkpoint, newest_checkpoint, save_checkpoint, with_prefix
 from proxlm.config import PPOJob
 from proxlm.data.prompts import PromptStream
 from proxlm.errors import RunError
@@ -136,7 +136,7 @@ class PPOTrainer:
             tensors,
             {"kl_coef": self.state.kl_coef, "seed": self.config.run.seed},
             self.config.run.keep,
-            lambda folder: save_language_model(self.models.policy, folder, merge_adapters=True),
+            lambda folder: save_language_model(self.models.policy, folder),
         )
 
     def _learning(self) -> dict[str, nn.Parameter]:
@@ -159,9 +159,7 @@ class PPOTrainer:
         for name, p in learning.items():
             p.copy_(tensors[name])
         for who in ("policy", "critic"):
-            prefix = f"optimiser.{who}."
-            moments = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
-            getattr(self.optimisers, who).load_state_tensors(moments)
+            getattr(self.optimisers, who).load_state_tensors(with_prefix(tensors, f"optimiser.{who}."))
         self.state = PPOState(step=state["step"], kl_coef=state["kl_coef"])
         return checkpoint
 

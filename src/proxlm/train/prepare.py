@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,10 +12,9 @@ from proxlm.models.actor_critic import ActorCritic
 from proxlm.rl.advantages import explained_variance, explained_variance_by_position, gae, whiten
 from proxlm.rl.kl import kl_estimate
 from proxlm.rl.shaping import apply_missing_eos, response_rewards, segment_sum, token_rewards
-from proxlm.types import Experience, Rollout, Scores, ragged_index
+from proxlm.types import Experience, Progress, Rollout, Scores, ragged_index
 
 Metrics = dict[str, float]
-Progress = Callable[[int, int], None]
 
 
 @torch.no_grad()
@@ -81,11 +80,12 @@ def _infer(
         assert outputs.entropy is not None
         result["logprobs"][at] = outputs.logprobs.cpu()
         result["entropy"][at] = outputs.entropy.cpu()
-        values = models.value_head(outputs.states) if models.shared else models.values(part)
-        result["values"][at] = values.cpu()
+        shared = outputs.states, outputs.final_states
+        states, final_states = shared if models.shared else models.critic_states(part)
+        result["values"][at] = models.value_head(states).cpu()
         result["ref_logprobs"][at] = models.reference_logprobs(part, temperature).cpu()
         if config.truncation == "bootstrap":
-            result["final_values"][rows] = models.final_values(part).cpu()
+            result["final_values"][rows] = models.value_head(final_states).cpu()
         if on_progress is not None:
             on_progress(done + 1, len(layout))
     return result

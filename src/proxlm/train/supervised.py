@@ -10,7 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from proxlm.checkpoint import check_fit, load_checkpoint, newest_checkpoint, publish_folder, save_checkpoint
+from proxlm.checkpoint import (
+    check_fit,
+    load_checkpoint,
+    newest_checkpoint,
+    publish_folder,
+    save_checkpoint,
+    with_prefix,
+)
 from proxlm.config import OptimiserConfig, RunConfig, SupervisedConfig
 from proxlm.errors import RunError
 from proxlm.models.forward import micro_batches, token_outputs
@@ -20,6 +27,7 @@ from proxlm.runlog.writer import RunLog
 from proxlm.train.examples import Examples, TokenBatches
 from proxlm.train.observe import peak_memory_gb
 from proxlm.train.optimiser import Optimiser
+from proxlm.types import ragged_index
 
 
 @dataclass
@@ -106,9 +114,7 @@ class SupervisedTrainer:
         offsets = sequences.response_offsets
         for rows in micro_batches(sequences.lengths, self.config.micro_batch_tokens):
             part = sequences.select(rows).to(self.model.device)
-            weights = (
-                torch.cat([mask[offsets[r] : offsets[r + 1]] for r in rows]).to(self.model.device) / total
-            )
+            weights = mask[ragged_index(offsets, rows)].to(self.model.device) / total
             share = -(weights * token_outputs(self.model, part).logprobs).sum()
             share.backward()
             loss += float(share.detach())
@@ -121,9 +127,7 @@ class SupervisedTrainer:
         state = self.state
         if loss < state.best_loss:
             state.best_loss, state.best_step, state.without_better = loss, state.step, 0
-            publish_folder(
-                self.folder / "policy", lambda f: save_language_model(self.model, f, merge_adapters=True)
-            )
+            publish_folder(self.folder / "policy", lambda f: save_language_model(self.model, f))
         else:
             state.without_better += 1
         return loss
@@ -164,10 +168,7 @@ class SupervisedTrainer:
                 raise RunError(f"{checkpoint}: made with {what} = {found}, not {value}; resume with the same")
         for name, p in learning.items():
             p.copy_(tensors[name])
-        prefix = "optimiser."
-        self.optimiser.load_state_tensors(
-            {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
-        )
+        self.optimiser.load_state_tensors(with_prefix(tensors, "optimiser."))
         state["best_loss"] = math.inf if state["best_loss"] is None else state["best_loss"]
         self.state = SupervisedState(**state)
         self.batches.skip(self.state.step)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,9 +14,7 @@ from proxlm.models.forward import micro_batches
 from proxlm.rl.losses import clipped_policy_loss, clipped_value_loss, token_weights
 from proxlm.seeds import derive_seed
 from proxlm.train.optimiser import Optimiser
-from proxlm.types import Experience, ragged_index
-
-Progress = Callable[[int, int], None]
+from proxlm.types import Experience, Progress, offsets_of, ragged_index
 
 
 @dataclass(frozen=True)
@@ -76,16 +73,14 @@ def update(
     stats: list[MinibatchStats] = []
     planned = config.epochs * config.minibatches
     for epoch in range(config.epochs):
-        first_of_pass = len(stats)
         for minibatch in plan_pass(experience.sequences.lengths, config, seed, step, epoch):
             stats.append(_minibatch_gradient(models, experience, minibatch, config, temperature, limit))
-            done = step * planned + epoch * config.minibatches + len(stats) - 1 - first_of_pass
-            total = config.steps * planned
+            done, total = step * planned + len(stats) - 1, config.steps * planned
             for name, optimiser in (("policy", optimisers.policy), ("critic", optimisers.critic)):
                 stats[-1].grad_norm[name], stats[-1].lr[name] = optimiser.step(done, total)
             if on_progress is not None:
                 on_progress(len(stats), planned)
-        seen = [s.approx_kl for s in stats[first_of_pass:]]
+        seen = [s.approx_kl for s in stats[-config.minibatches :]]
         if config.target_kl > 0 and sum(seen) / len(seen) > config.target_kl:
             break
     return stats
@@ -103,12 +98,11 @@ def _minibatch_gradient(
     rows = torch.cat(minibatch)
     offsets = experience.sequences.response_offsets
     places = ragged_index(offsets, rows)
-    chosen = experience.select(rows)
+    mask = experience.action_mask[places]
     weights = torch.zeros(len(experience.action_mask))
-    weights[places] = token_weights(
-        chosen.action_mask, chosen.sequences.response_offsets, config.aggregation, limit
-    )
-    tokens = max(1, int(chosen.action_mask.sum()))
+    lengths = experience.sequences.response_lengths[rows]
+    weights[places] = token_weights(mask, offsets_of(lengths), config.aggregation, limit)
+    tokens = max(1, int(mask.sum()))
     stats = MinibatchStats()
     for micro in minibatch:
         _micro_batch_gradient(
