@@ -25,6 +25,7 @@ APPS = {
     "generate": "proxlm.apps.generate:main",
     "evaluate": "proxlm.apps.evaluate:main",
     "report": "proxlm.apps.report:main",
+    "doctor": "proxlm.apps.doctor:main",
     "demo": "proxlm.apps.demo:main",
 }
 

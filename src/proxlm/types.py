@@ -16,7 +16,7 @@ Worked example, two sequences, "a b → x y z" and "c → u":
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -133,6 +133,15 @@ class Sequences:
             self.tokens[ragged_index(self.offsets, rows)], offsets_of(lengths), self.prompt_lengths[rows]
         )
 
+    @staticmethod
+    def join(parts: Sequence[Sequences]) -> Sequences:
+        """One after another."""
+        return Sequences(
+            torch.cat([part.tokens for part in parts]),
+            offsets_of(torch.cat([part.lengths for part in parts])),
+            torch.cat([part.prompt_lengths for part in parts]),
+        )
+
     def to(self, device: torch.device) -> Sequences:
         """A copy on `device`."""
         return Sequences(self.tokens.to(device), self.offsets.to(device), self.prompt_lengths.to(device))
@@ -157,6 +166,32 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def select(self, rows: Tensor) -> Rollout:
+        """The given rows, in that order. rows [b] int64."""
+        at, chosen = ragged_index(self.sequences.response_offsets, rows), rows.tolist()
+        return Rollout(
+            prompts=[self.prompts[b] for b in chosen],
+            sequences=self.sequences.select(rows),
+            action_mask=self.action_mask[at],
+            logprobs=self.logprobs[at],
+            finish=[self.finish[b] for b in chosen],
+            texts=[self.texts[b] for b in chosen],
+            policy_version=self.policy_version,
+        )
+
+    @staticmethod
+    def join(parts: Sequence[Rollout]) -> Rollout:
+        """One after another; of one policy version."""
+        return Rollout(
+            prompts=[p for part in parts for p in part.prompts],
+            sequences=Sequences.join([part.sequences for part in parts]),
+            action_mask=torch.cat([part.action_mask for part in parts]),
+            logprobs=torch.cat([part.logprobs for part in parts]),
+            finish=[f for part in parts for f in part.finish],
+            texts=[t for part in parts for t in part.texts],
+            policy_version=parts[0].policy_version,
+        )
+
     def completions(self) -> list[Completion]:
         """The responses as a reward function sees them."""
         offsets = self.sequences.response_offsets.tolist()
@@ -173,13 +208,42 @@ class Scores:
 
     total [B] float32: the weighted sum for the whole response; per_token [R] float32 or None: rewards given to
     single tokens, besides total; components: each named part before weighting, [B] floats; failed: how many
-    responses got error_score because the reward failed.
+    responses got error_score because the reward failed; potentials [R] float32 or None: potentials of the states
+    after the tokens, hints that are no part of the reward.
     """
 
     total: Tensor
     per_token: Tensor | None = None
     components: dict[str, list[float]] = field(default_factory=dict)
     failed: int = 0
+    potentials: Tensor | None = None
+
+    def select(self, rows: Tensor, offsets: Tensor) -> Scores:
+        """The given rows, in that order. rows [b] int64; offsets: the responses', [B+1]."""
+        at = ragged_index(offsets, rows)
+        return Scores(
+            self.total[rows],
+            None if self.per_token is None else self.per_token[at],
+            {name: [values[b] for b in rows.tolist()] for name, values in self.components.items()},
+            self.failed,
+            None if self.potentials is None else self.potentials[at],
+        )
+
+    @staticmethod
+    def join(parts: Sequence[Scores]) -> Scores:
+        """One after another; all of one reward, so with the same fields and components."""
+
+        def joined(name: str) -> Tensor | None:
+            tensors = [getattr(part, name) for part in parts]
+            return None if tensors[0] is None else torch.cat(tensors)
+
+        return Scores(
+            torch.cat([part.total for part in parts]),
+            joined("per_token"),
+            {name: [v for part in parts for v in part.components[name]] for name in parts[0].components},
+            sum(part.failed for part in parts),
+            joined("potentials"),
+        )
 
 
 @dataclass(frozen=True)
@@ -187,7 +251,8 @@ class Experience:
     """A rollout with all that the update needs; every tensor [R] float32, aligned with the response tokens.
 
     old_logprobs: the policy's before the update; ref_logprobs: the reference's; values: V of the state before
-    the token; rewards: KL penalty and score; advantages: whitened if asked; returns: raw advantage + value.
+    the token, 0 without a critic; rewards: KL penalty and score; advantages: whitened and clipped if asked;
+    returns: what the critic is to predict; correction: factor of the token's policy loss (rollout correction).
     """
 
     sequences: Sequences
@@ -198,17 +263,10 @@ class Experience:
     rewards: Tensor
     advantages: Tensor
     returns: Tensor
+    correction: Tensor
 
     def select(self, rows: Tensor) -> Experience:
         """The given rows, in that order. rows [b] int64."""
-        i = ragged_index(self.sequences.response_offsets, rows)
-        return Experience(
-            self.sequences.select(rows),
-            self.action_mask[i],
-            self.old_logprobs[i],
-            self.ref_logprobs[i],
-            self.values[i],
-            self.rewards[i],
-            self.advantages[i],
-            self.returns[i],
-        )
+        at = ragged_index(self.sequences.response_offsets, rows)
+        tensors = {f.name: getattr(self, f.name)[at] for f in fields(self) if f.name != "sequences"}
+        return Experience(self.sequences.select(rows), **tensors)

@@ -10,7 +10,17 @@ from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from proxlm.config import JOBS, DemoJob, PPOJob, ReportJob, RewardConfig, RewardTerm, load_config, to_toml
+from proxlm.config import (
+    JOBS,
+    DemoJob,
+    DoctorJob,
+    PPOJob,
+    ReportJob,
+    RewardConfig,
+    RewardTerm,
+    load_config,
+    to_toml,
+)
 from proxlm.config.setting import Bounds
 from proxlm.config.tree import kinds
 from proxlm.errors import ConfigError
@@ -77,7 +87,7 @@ def trees(section: Any, at: str) -> st.SearchStrategy[Any]:
             drawn[field.name] = trees(kind, f"{key}.")
         else:
             special = key if key in DRAWN else field.name
-            short = at.startswith("optim.") or section in (RewardTerm, ReportJob, DemoJob)
+            short = at.startswith("optim.") or section in (RewardTerm, ReportJob, DoctorJob, DemoJob)
             if special in DRAWN and (special == key or short):
                 drawn[field.name] = DRAWN[special]
             else:

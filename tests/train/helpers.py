@@ -17,7 +17,9 @@ from proxlm.config import (
     PPOJob,
     RolloutConfig,
     RunConfig,
+    ShapingConfig,
 )
+from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
 from proxlm.models.actor_critic import ActorCritic, make_actor_critic
 from proxlm.models.load import add_lora
@@ -54,7 +56,15 @@ def vowels(rollout: Rollout) -> Scores:
     return Scores(torch.tensor(scores), components={"vowels": scores})
 
 
-def job(critic: str = "shared", steps: int = 3, lr: float = 1e-3, seed: int = 0, **ppo: Any) -> PPOJob:
+def job(
+    critic: str = "shared",
+    steps: int = 3,
+    lr: float = 1e-3,
+    seed: int = 0,
+    shaping: ShapingConfig | None = None,
+    packed: bool = False,
+    **ppo: Any,
+) -> PPOJob:
     settings = {
         "batch_size": 12,
         "minibatches": 3,
@@ -64,28 +74,36 @@ def job(critic: str = "shared", steps: int = 3, lr: float = 1e-3, seed: int = 0,
         **ppo,
     }
     return PPOJob(
-        model=ModelConfig(policy="tiny", critic=critic, device="cpu"),  # type: ignore[arg-type]
+        model=ModelConfig(policy="tiny", critic=critic, device="cpu", packed=packed),  # type: ignore[arg-type]
         rollout=RolloutConfig(max_new_tokens=12),
         ppo=PPOConfig(**settings),
+        shaping=shaping or ShapingConfig(),
         optim=OptimisersConfig(OptimiserConfig(lr=lr), OptimiserConfig(lr=lr)),
         run=RunConfig(seed=seed, save_every=0),
     )
 
 
 def actors(tokenizer: Any, config: PPOJob, lora: int = 0, family: str = "llama") -> ActorCritic:
-    policy = tiny_model(tokenizer, family)
+    policy = tiny_model(tokenizer, family, packed=config.model.packed)
     if lora:
         torch.manual_seed(1)
         policy = add_lora(policy, LoraConfig(rank=lora))
-    return make_actor_critic(policy, config.model.critic)
+    critic = config.model.critic if advantage_of(config.ppo.advantage).critic else "none"
+    return make_actor_critic(policy, critic)
 
 
 def trainer(
-    tokenizer: Any, config: PPOJob, folder: Path, lora: int = 0, reward: Any = vowels, family: str = "llama"
+    tokenizer: Any,
+    config: PPOJob,
+    folder: Path,
+    lora: int = 0,
+    reward: Any = vowels,
+    family: str = "llama",
+    **more: Any,
 ) -> PPOTrainer:
     prompts = [Prompt(i, tuple(tokenizer(text).input_ids), text) for i, text in enumerate(WORDS * 3)]
     stream = PromptStream(prompts, config.ppo.batch_size, config.run.seed)
-    return PPOTrainer(config, actors(tokenizer, config, lora, family), stream, reward, folder)
+    return PPOTrainer(config, actors(tokenizer, config, lora, family), stream, reward, folder, **more)
 
 
 def parameters(made: PPOTrainer) -> dict[str, torch.Tensor]:

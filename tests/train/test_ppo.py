@@ -8,14 +8,19 @@ from helpers import SilentLog, actors, job, parameters, trainer, vowels, with_pp
 from transformers import AutoModelForCausalLM
 
 from proxlm.checkpoint import checkpoints
+from proxlm.config import ShapingConfig
 from proxlm.errors import RunError
+from proxlm.rl.moments import Moments
+from proxlm.rl.policy_losses import ppo_loss
 from proxlm.rl.shaping import segment_sum
 from proxlm.rollout.native import generate
-from proxlm.train.prepare import prepare
-from proxlm.train.update import Optimisers, plan_pass, update
+from proxlm.train.algorithms import build_algorithm
+from proxlm.train.prepare import StepNumbers, prepare
+from proxlm.train.update import Learner, plan_pass, update
 from proxlm.types import Scores
 
 CRITICS = ["shared", "separate"]
+START = StepNumbers(temperature=1.0, kl_coef=0.05, moments=Moments(), warmup=False)
 
 
 def run(made):
@@ -130,15 +135,13 @@ def experience_of(tokenizer, config, scorer=vowels):
     rollout = generate(models.policy, made.prompts.batch(0), config.rollout, seed=0, step=0)
     layout = [m for mb in plan_pass(rollout.sequences.lengths, config.ppo, 0, 0, 0) for m in mb]
     scores = scorer(rollout)
-    experience, metrics = prepare(
-        models, rollout, scores, config.ppo, temperature=1.0, kl_coef=0.05, layout=layout
-    )
+    experience, metrics = prepare(models, rollout, scores, config, build_algorithm(config.ppo), START, layout)
     return models, rollout, scores, experience, metrics
 
 
 def test_experience_at_the_start(tokenizer):
     """Policy = reference and V = 0: rewards are the scores alone, and with λ = 1 so are the returns."""
-    config = job(lam=1.0, whiten_advantages=False)
+    config = job(lam=1.0, whiten_advantages="never")
     _, rollout, scores, experience, metrics = experience_of(tokenizer, config)
     offsets = rollout.sequences.response_offsets
     assert torch.equal(segment_sum(experience.rewards, offsets), scores.total)
@@ -155,20 +158,21 @@ def test_missing_eos_and_bootstrap_reach_the_experience(tokenizer):
     plain = experience_of(tokenizer, job())
     cut = torch.tensor([finish == "length" for finish in plain[1].finish])
     assert cut.any()
-    penalised = experience_of(tokenizer, job(missing_eos="subtract", missing_eos_penalty=3.0))
+    shaping = ShapingConfig(missing_eos="subtract", missing_eos_penalty=3.0)
+    penalised = experience_of(tokenizer, job(shaping=shaping))
     offsets = plain[1].sequences.response_offsets
     difference = segment_sum(penalised[3].rewards - plain[3].rewards, offsets)
     assert difference.tolist() == pytest.approx([-3.0 if c else 0.0 for c in cut.tolist()])
 
 
 def test_bootstrap_adds_the_final_value(tokenizer):
-    config = job(truncation="bootstrap", lam=1.0, whiten_advantages=False)
-    models, rollout, _, terminal, _ = experience_of(tokenizer, job(lam=1.0, whiten_advantages=False))
+    config = job(truncation="bootstrap", lam=1.0, whiten_advantages="never")
+    models, rollout, _, terminal, _ = experience_of(tokenizer, job(lam=1.0, whiten_advantages="never"))
     with torch.no_grad():
         models.value_head.linear.bias.fill_(2.0)
     layout = [torch.arange(len(rollout))]
     scores = vowels(rollout)
-    booted, _ = prepare(models, rollout, scores, config.ppo, temperature=1.0, kl_coef=0.05, layout=layout)
+    booted, _ = prepare(models, rollout, scores, config, build_algorithm(config.ppo), START, layout)
     extra = torch.repeat_interleave(
         torch.tensor([2.0 if f == "length" else 0.0 for f in rollout.finish]),
         rollout.sequences.response_lengths,
@@ -211,10 +215,10 @@ def test_no_policy_movement_without_advantage(tokenizer, tmp_path):
     made = trainer(tokenizer, job("separate"), tmp_path)
     still = type(experience)(**{**vars(experience), "advantages": torch.zeros_like(experience.advantages)})
     before = parameters(made)
-    update(
-        made.models, Optimisers(made.optimisers.policy, made.optimisers.critic), still, made.config.ppo,
-        temperature=1.0, limit=12, seed=0, step=0,
-    )  # fmt: skip
+    learner = Learner(
+        made.models, made.optimisers, made.config.ppo, ppo_loss, temperature=1.0, limit=12, seed=0, step=0
+    )
+    update(learner, still)
     after = parameters(made)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from proxlm.apps.report import write_report
 from proxlm.apps.session import announce_resume, describe_prompts, load_both, progress_line, set_up, start_run
 from proxlm.checkpoint import publish_folder
 from proxlm.config import PPOJob, RolloutConfig
+from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
+from proxlm.data.supervised import pretrain_blocks
+from proxlm.data.text import read_texts
 from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
 from proxlm.models.actor_critic import ActorCritic, load_actor_critic
 from proxlm.models.language_model import LanguageModel
+from proxlm.models.load import load_language_model
 from proxlm.models.save import save_language_model
 from proxlm.rewards import Reward, RewardFunction, build_reward
 from proxlm.rollout.native import EVALUATION, generate
 from proxlm.runlog.folder import write_json_atomic
 from proxlm.runlog.writer import RunLog
+from proxlm.train.algorithms import build_algorithm
 from proxlm.train.ppo import PPOTrainer
+from proxlm.train.ptx import PtxText
 from proxlm.types import Prompt
 
 
@@ -41,25 +49,31 @@ def main(config: PPOJob) -> None:
         print(f"report  {result.folder / 'report.html'}")
 
 
-def run_ppo(config: PPOJob, reward: RewardFunction | None = None) -> PPOResult:
+def run_ppo(
+    config: PPOJob,
+    reward: RewardFunction | None = None,
+    advantage: Callable[..., Any] | None = None,
+    loss: Callable[..., Any] | None = None,
+) -> PPOResult:
     """Run PPO as configured; `reward`, a plain function of completions, takes the place of config.reward.use.
 
-    Everything that can be wrong with the input is found before the run's folder is made. Raises UserError.
+    `advantage` (AdvantageInputs → Advantages or a tensor) and `loss` (LossInputs → PolicyLoss or a tensor) take
+    the places of config.ppo.advantage and config.ppo.loss. Everything that can be wrong with the input is found
+    before the run's folder is made. Raises UserError.
     """
     scorer = build_reward(config.reward, reward)
+    algorithm = build_algorithm(config.ppo, advantage, loss)
     set_up(config.run.seed, config.run.threads)
     train, held_out = load_both(config.model, config.data, config.rollout, config.run.seed)
     stream = PromptStream(train.prompts, config.ppo.batch_size, config.run.seed)
     print(describe_prompts(train, held_out), flush=True)
-    if config.rollout.top_k or config.rollout.top_p < 1 or config.rollout.min_p:
-        print(
-            "note: top_k, top_p and min_p sample from another policy than the one that learns: a bias",
-            flush=True,
-        )
-    models = load_actor_critic(config.model)
+    for note in notes(config):
+        print(f"note: {note}", flush=True)
+    models = load_actor_critic(config.model, algorithm.critic)
+    ptx = ptx_text(config, models.policy.tokenizer) if config.ptx.coef > 0 else None
     try_reward(models, scorer, stream.batch(0)[:2], config.rollout)
     folder = start_run(config, "ppo")
-    trainer = PPOTrainer(config, models, stream, scorer, folder)
+    trainer = PPOTrainer(config, models, stream, scorer, folder, algorithm, ptx)
     if config.run.resume:
         announce_resume(config, folder, trainer.resume())
     before = _evaluate("before", trainer, held_out.prompts)
@@ -77,6 +91,32 @@ def run_ppo(config: PPOJob, reward: RewardFunction | None = None) -> PPOResult:
     return PPOResult(folder, before, after)
 
 
+def notes(config: PPOJob) -> list[str]:
+    """What is allowed but has a price, in words."""
+    ppo, rollout, found = config.ppo, config.rollout, []
+    if (rollout.top_k or rollout.top_p < 1 or rollout.min_p) and ppo.correction.mode == "none":
+        found.append(
+            "top_k, top_p and min_p sample from another policy than the one that learns: a bias (see ppo.correction)"
+        )
+    if ppo.loss == "pg" and ppo.epochs * ppo.minibatches > 1:
+        found.append(
+            f"ppo.loss = pg is right for the policy that sampled; {ppo.epochs} epochs of {ppo.minibatches}"
+            " minibatches go on with another one, and nothing corrects or bounds it"
+        )
+    if ppo.loss == "trpo" and config.model.critic == "shared" and advantage_of(ppo.advantage).critic:
+        found.append(
+            "with ppo.loss = trpo a shared critic is its value head alone; the trunk is the policy's"
+        )
+    return found
+
+
+def ptx_text(config: PPOJob, tokenizer: Any) -> PtxText:
+    """The text of PPO-ptx, packed into blocks. Raises DataError."""
+    documents = read_texts(config.ptx.text, config.ptx.extensions)
+    blocks = pretrain_blocks(tokenizer, documents, config.ptx.block)
+    return PtxText(blocks, config.ptx, config.ppo.micro_batch_tokens, config.run.seed)
+
+
 def try_reward(models: ActorCritic, scorer: Reward, prompts: list[Prompt], rollout: RolloutConfig) -> None:
     """Score two responses before the run begins: a reward that cannot work fails here, with nothing written."""
     trial = generate(models.policy, prompts, rollout, seed=0, step=0, stream=EVALUATION + 1)
@@ -88,6 +128,9 @@ def _evaluate(name: str, trainer: PPOTrainer, prompts: list[Prompt]) -> Evaluati
     if not prompts:
         return None
     models, config = trainer.models, trainer.config
+    if config.ppo.reference_decay < 1:
+        # The reference has moved (or moved before a resume); KL is told from where the run began.
+        models = replace(models, reference=load_language_model(config.model))
     print(f"evaluating on {len(prompts)} held-out prompts ({name}) …", flush=True)
 
     def measure(model: LanguageModel) -> Evaluation:

@@ -31,28 +31,33 @@ class RunData:
 
 def read_run(folder: Path) -> RunData:
     """Read a run's folder. Raises RunError that names the file, and the line or field, that is not right."""
-    if not folder.is_dir():
-        raise RunError(f"{folder}: no such folder")
-    if not (folder / "config.toml").exists():
-        raise RunError(f"{folder}: not a run's folder: it holds no config.toml")
-    config_text = _text(folder / "config.toml")
-    try:
-        config = tomllib.loads(config_text)
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{folder / 'config.toml'}: not valid TOML: {error}") from error
+    config, config_text = read_settings(folder)
     samples, evaluation = folder / "samples.jsonl", folder / "evaluation.json"
     return RunData(
         name=folder.resolve().name,
-        job=_job(config),
+        job=job_of(config),
         config=config,
         config_text=config_text,
-        metrics=_read_metrics(folder / "metrics.jsonl"),
+        metrics=read_metrics(folder / "metrics.jsonl"),
         samples=_read_samples(samples) if samples.exists() else [],
         evaluation=_read_evaluation(evaluation) if evaluation.exists() else None,
     )
 
 
-def _job(config: Row) -> str:
+def read_settings(folder: Path) -> tuple[Row, str]:
+    """A run's settings as tables and as the text of its config.toml. Raises RunError."""
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder")
+    if not (folder / "config.toml").exists():
+        raise RunError(f"{folder}: not a run's folder: it holds no config.toml")
+    text = _text(folder / "config.toml")
+    try:
+        return tomllib.loads(text), text
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{folder / 'config.toml'}: not valid TOML: {error}") from error
+
+
+def job_of(config: Row) -> str:
     """Each job that makes a run has a section of its own."""
     return (
         "ppo" if "ppo" in config else "pretrain" if "new" in config else "sft" if "train" in config else "run"
@@ -68,7 +73,8 @@ def _text(path: Path) -> str:
         raise RunError(f"{path}: not UTF-8 text (byte {error.start})") from error
 
 
-def _read_metrics(path: Path) -> list[Row]:
+def read_metrics(path: Path) -> list[Row]:
+    """A run's rows, checked; a torn last line is left out. Raises RunError, also where there is no row yet."""
     rows = read_jsonl(path)
     if not rows:
         raise RunError(f"{path}: no rows: the run has not finished a step yet")

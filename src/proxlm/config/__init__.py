@@ -1,8 +1,18 @@
 """One typed tree of settings per job. Nothing here imports torch."""
 
 from proxlm.config.help import describe
-from proxlm.config.jobs import DemoJob, EvaluateJob, GenerateJob, PPOJob, PretrainJob, ReportJob, SFTJob
+from proxlm.config.jobs import (
+    DemoJob,
+    DoctorJob,
+    EvaluateJob,
+    GenerateJob,
+    PPOJob,
+    PretrainJob,
+    ReportJob,
+    SFTJob,
+)
 from proxlm.config.parse import JOBS, load_config, to_toml
+from proxlm.config.ppo import CorrectionConfig, PPOConfig, PtxConfig, ShapingConfig, TrustRegionConfig
 from proxlm.config.schema import (
     DataConfig,
     LoraConfig,
@@ -10,7 +20,6 @@ from proxlm.config.schema import (
     NewModelConfig,
     OptimiserConfig,
     OptimisersConfig,
-    PPOConfig,
     RewardConfig,
     RewardTerm,
     RolloutConfig,
@@ -21,8 +30,10 @@ from proxlm.config.schema import (
 
 __all__ = [
     "JOBS",
+    "CorrectionConfig",
     "DataConfig",
     "DemoJob",
+    "DoctorJob",
     "EvaluateJob",
     "GenerateJob",
     "LoraConfig",
@@ -33,14 +44,17 @@ __all__ = [
     "PPOConfig",
     "PPOJob",
     "PretrainJob",
+    "PtxConfig",
     "ReportJob",
     "RewardConfig",
     "RewardTerm",
     "RolloutConfig",
     "RunConfig",
     "SFTJob",
+    "ShapingConfig",
     "SupervisedConfig",
     "TextConfig",
+    "TrustRegionConfig",
     "describe",
     "load_config",
     "to_toml",

@@ -5,16 +5,18 @@ A job's `problems()` returns (key, message) pairs; the bounds of a single field 
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of, is_user_function
+from proxlm.config.ppo import PPOConfig, PtxConfig, ShapingConfig
 from proxlm.config.schema import (
     DataConfig,
     ModelConfig,
     NewModelConfig,
     OptimiserConfig,
     OptimisersConfig,
-    PPOConfig,
     RewardConfig,
     RolloutConfig,
     RunConfig,
@@ -34,7 +36,9 @@ class PPOJob:
     data: DataConfig = setting(factory=DataConfig)
     rollout: RolloutConfig = setting(factory=RolloutConfig)
     reward: RewardConfig = setting(factory=RewardConfig)
+    shaping: ShapingConfig = setting(factory=ShapingConfig)
     ppo: PPOConfig = setting(factory=PPOConfig)
+    ptx: PtxConfig = setting(factory=PtxConfig)
     optim: OptimisersConfig = setting(factory=OptimisersConfig)
     run: RunConfig = setting(factory=RunConfig)
 
@@ -45,6 +49,7 @@ class PPOJob:
             found.append(("rollout.temperature", "PPO needs samples: must be more than 0"))
         if self.ppo.minibatches > self.ppo.batch_size * self.ppo.samples_per_prompt:
             found.append(("ppo.minibatches", "more minibatches than responses in a step"))
+        found += _algorithm_problems(self.ppo, self.model) + _stability_problems(self)
         for who in ("policy", "critic"):
             found += _optimiser_problems(f"optim.{who}", getattr(self.optim, who))
         return found
@@ -147,6 +152,19 @@ class ReportJob:
 
 
 @dataclass(frozen=True)
+class DoctorJob:
+    """Read a PPO run's metrics, during the run or after it, and say what is wrong and what to try."""
+
+    folder: str = setting("", "the run's folder (also: proxlm doctor FOLDER)")
+    output: str = setting("", "JSON file for the findings; empty: only print")
+
+    positional: ClassVar[str] = "folder"
+
+    def problems(self) -> Problems:
+        return _needed(("folder", self.folder))
+
+
+@dataclass(frozen=True)
 class DemoJob:
     """From the standard library's source to a model that PPO teaches to write code that parses."""
 
@@ -158,6 +176,64 @@ class DemoJob:
 
     def problems(self) -> Problems:
         return []
+
+
+def _algorithm_problems(ppo: PPOConfig, model: ModelConfig) -> Problems:
+    """What the advantage and the loss ask of the other settings."""
+    found: Problems = []
+    for key, name, known in (("advantage", ppo.advantage, ADVANTAGES), ("loss", ppo.loss, LOSSES)):
+        if name not in known and not is_user_function(name):
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            found.append((f"ppo.{key}", f"unknown; {hint} One of your own is path/to/file.py:function"))
+    advantage = advantage_of(ppo.advantage)
+    if advantage.groups and ppo.samples_per_prompt < 2:
+        found.append(("ppo.samples_per_prompt", f"must be 2 or more with ppo.advantage = {ppo.advantage}"))
+    if not advantage.critic:
+        for key, used in (
+            ("ppo.critic_warmup", ppo.critic_warmup > 0),
+            ("ppo.truncation", ppo.truncation == "bootstrap"),
+            ("model.critic_from", bool(model.critic_from)),
+        ):
+            if used:
+                found.append((key, f"ppo.advantage = {ppo.advantage} has no critic"))
+    if model.critic_from and model.critic == "shared":
+        found.append(("model.critic_from", "needs model.critic = separate"))
+    if ppo.critic_lam < 0 and ppo.critic_lam != -1:
+        found.append(("ppo.critic_lam", "must be −1 (the same as lam) or from 0 to 1"))
+    if 0 < ppo.dual_clip <= 1:
+        found.append(("ppo.dual_clip", "must be more than 1, or 0 for off"))
+    if ppo.kl_in == "loss" and ppo.kl_estimator == "k1":
+        found.append(("ppo.kl_estimator", "k1 as a loss has an expected gradient of 0; use k2 or k3"))
+    if ppo.correction.mode == "mask" and ppo.correction.low > ppo.correction.high:
+        found.append(("ppo.correction.low", "must not be more than ppo.correction.high"))
+    return found
+
+
+def _stability_problems(job: PPOJob) -> Problems:
+    """What cannot be combined."""
+    found: Problems = []
+    ppo = job.ppo
+    if ppo.filter_groups and ppo.samples_per_prompt < 2:
+        found.append(("ppo.filter_groups", "needs ppo.samples_per_prompt of 2 or more"))
+    if ppo.reference_decay < 1 and job.model.lora.rank:
+        found.append(("ppo.reference_decay", "with LoRA the reference is the frozen base; it cannot move"))
+    if job.shaping.overlong_buffer > job.rollout.max_new_tokens:
+        found.append(("shaping.overlong_buffer", "must not be more than rollout.max_new_tokens"))
+    if job.ptx.coef > 0 and not job.ptx.text:
+        found.append(("ptx.text", "needed with ptx.coef above 0"))
+    if ppo.loss == "trpo":
+        for key, used in (
+            ("ppo.kl_in", ppo.kl_in == "loss"),
+            ("ppo.entropy_coef", ppo.entropy_coef > 0),
+            ("ptx.coef", job.ptx.coef > 0),
+            ("ppo.target_kl", ppo.target_kl > 0),
+        ):
+            if used:
+                found.append(
+                    (key, "cannot be used with ppo.loss = trpo, whose step is on the surrogate alone")
+                )
+    return found
 
 
 def _needed(*pairs: tuple[str, Any]) -> Problems:

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from proxlm.config import arguments as command_line
-from proxlm.config.jobs import DemoJob, EvaluateJob, GenerateJob, PPOJob, PretrainJob, ReportJob, SFTJob
+from proxlm.config.jobs import (
+    DemoJob,
+    DoctorJob,
+    EvaluateJob,
+    GenerateJob,
+    PPOJob,
+    PretrainJob,
+    ReportJob,
+    SFTJob,
+)
 from proxlm.config.tree import Assembly, is_section, kinds, split_key
 from proxlm.config.values import Key, dotted, shown, toml_key, toml_value
 from proxlm.errors import ConfigError
@@ -22,6 +31,7 @@ JOBS: dict[str, type] = {
     "generate": GenerateJob,
     "evaluate": EvaluateJob,
     "report": ReportJob,
+    "doctor": DoctorJob,
     "demo": DemoJob,
 }
 

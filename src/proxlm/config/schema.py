@@ -1,7 +1,4 @@
-"""The sections of settings that jobs are made of.
-
-The defaults of PPO follow Schulman et al. 2017 and Ziegler et al. 2019 where they give one.
-"""
+"""The sections of settings that jobs are made of; those of the algorithm are in ppo.py."""
 
 from __future__ import annotations
 
@@ -29,7 +26,15 @@ class ModelConfig:
 
     policy: str = setting("", "the language model: a folder in Hugging Face format, or a name on the hub")
     critic: Literal["shared", "separate"] = setting(
-        "separate", "value head on the policy's trunk (shared), or on a copy of it (separate)"
+        "separate",
+        "value head on the policy's trunk (shared), or on a copy of it (separate); advantages that use no values"
+        " have no critic",
+    )
+    critic_from: str = setting(
+        "", "start the critic from this reward model (folder or hub name), trunk and head; empty: V = 0"
+    )
+    packed: bool = setting(
+        False, "put sequences one after another without padding in a forward pass (same numbers, other speed)"
     )
     precision: Literal["float32", "bfloat16"] = setting(
         "float32", "precision of the computation; weights, optimiser, losses and log-probs stay in float32"
@@ -78,6 +83,9 @@ class RolloutConfig:
 
     max_new_tokens: int = setting(64, "longest response in tokens", ge=1)
     temperature: float = setting(1.0, "divides the logits; 0: greedy (not for training)", ge=0)
+    final_temperature: float = setting(
+        0.0, "PPO: the temperature moves linearly to this one over the run; 0: it stays", ge=0
+    )
     top_k: int = setting(0, "keep the k likeliest tokens; 0: all (in PPO: biased, see docs)", ge=0)
     top_p: float = setting(1.0, "keep the smallest set of tokens with this much probability", gt=0, le=1)
     min_p: float = setting(0.0, "drop tokens below this share of the likeliest one's probability", ge=0, lt=1)
@@ -92,6 +100,9 @@ class RewardTerm:
     use: str = setting("", "a built-in reward's name, or path/to/file.py:function")
     weight: float = setting(1.0, "factor in the sum")
     args: dict[str, Any] = setting(factory=dict, help="keyword arguments of the reward")
+    potential: bool = setting(
+        False, "its per-token values are potentials: hints on the way that leave the best policy as it is"
+    )
 
 
 @dataclass(frozen=True)
@@ -111,47 +122,6 @@ class RewardConfig:
         "fail", "a reward that raises, hangs or returns no number: stop, or give error_score and count it"
     )
     error_score: float = setting(0.0, "score of a response whose reward failed (with on_error = score)")
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """Proximal Policy Optimisation with Generalised Advantage Estimation."""
-
-    steps: int = setting(100, "PPO steps: rollout, score, update", ge=1)
-    batch_size: int = setting(64, "prompts per step", ge=1)
-    samples_per_prompt: int = setting(1, "responses per prompt", ge=1)
-    epochs: int = setting(4, "passes over each step's responses", ge=1)
-    minibatches: int = setting(1, "optimiser steps per pass", ge=1)
-    micro_batch_tokens: int = setting(
-        4096, "most tokens (padding included) in one forward pass; changes memory, not the result", ge=1
-    )
-    gamma: float = setting(1.0, "discount factor", ge=0, le=1)
-    lam: float = setting(0.95, "GAE's λ: 0 one-step, 1 Monte Carlo (Schulman et al. 2015)", ge=0, le=1)
-    clip_low: float = setting(0.2, "ε below 1 in the clipped ratio", ge=0, lt=1)
-    clip_high: float = setting(0.2, "ε above 1 in the clipped ratio", ge=0)
-    clip_value: float = setting(0.2, "how far a value may move before its loss is clipped; 0: no clip", ge=0)
-    value_coef: float = setting(0.1, "factor of the value loss", ge=0)
-    entropy_coef: float = setting(0.0, "factor of the entropy bonus", ge=0)
-    whiten_advantages: bool = setting(True, "shift and scale a step's advantages to mean 0, variance 1")
-    aggregation: Literal["token", "sequence", "fixed"] = setting(
-        "token", "loss: mean over tokens, mean over sequences of token means, or sum / (sequences × limit)"
-    )
-    truncation: Literal["terminal", "bootstrap"] = setting(
-        "terminal", "after a response cut at the length limit: no future reward, or the critic's estimate"
-    )
-    missing_eos: Literal["ignore", "subtract", "replace"] = setting(
-        "ignore", "a response cut at the length limit: leave its score, subtract, or replace it"
-    )
-    missing_eos_penalty: float = setting(1.0, "what subtract takes off; replace sets minus this", ge=0)
-    kl_coef: float = setting(
-        0.05, "β: reward lost per nat of KL to the reference (first value if adaptive)", ge=0
-    )
-    kl_estimator: Literal["k1", "k2", "k3"] = setting("k1", "per-token KL estimate in the reward")
-    kl_controller: Literal["fixed", "adaptive"] = setting("fixed", "constant β, or steered to kl_target")
-    kl_target: float = setting(6.0, "KL per response that the adaptive controller aims at, in nats", gt=0)
-    kl_horizon: float = setting(10000.0, "responses over which the adaptive controller acts", gt=0)
-    max_log_ratio: float = setting(20.0, "log-ratios are clamped to ± this before exp", gt=0)
-    target_kl: float = setting(0.0, "end a step's passes once approxKL exceeds this; 0: never", ge=0)
 
 
 Schedule = Literal["constant", "linear", "cosine", "exponential", "inverse-time", "staged"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from proxlm.config import ModelConfig
+from proxlm.errors import ModelError
 from proxlm.models.forward import TokenOutputs, response_states, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
@@ -33,31 +34,43 @@ class ValueHead(nn.Module):
 
 @dataclass(eq=False)
 class ActorCritic:
-    """critic_trunk None: the critic is the value head on the policy's trunk (shared).
+    """value_head None: there is no critic. critic_trunk None: the critic is the value head on the policy's trunk.
 
     reference None: the reference is the policy's base with its adapters off (LoRA).
     """
 
     policy: LanguageModel
-    value_head: ValueHead
+    value_head: ValueHead | None
     critic_trunk: Any
     reference: LanguageModel | None
 
     @property
     def shared(self) -> bool:
-        return self.critic_trunk is None
+        return self.value_head is not None and self.critic_trunk is None
 
     def policy_outputs(self, sequences: Sequences, temperature: float, entropy: bool = False) -> TokenOutputs:
         """Log-probs, entropy and states of the response tokens under the policy."""
         return token_outputs(self.policy, sequences, temperature, entropy)
 
+    def value_of(self, states: Tensor) -> Tensor:
+        """States [..., H] → V [...] float32; 0 without a critic."""
+        return (
+            states.new_zeros(states.shape[:-1]).float()
+            if self.value_head is None
+            else self.value_head(states)
+        )
+
     def values(self, sequences: Sequences) -> Tensor:
         """V of the state before each response token, [R] float32, from the critic's own pass."""
-        return self.value_head(self.critic_states(sequences)[0])
+        return self.value_of(self.critic_states(sequences)[0])
 
     def critic_states(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
-        """The critic's states before each response token [R, H] and after each row's last token [B, H]."""
-        return response_states(self.policy, sequences, self.critic_trunk)
+        """The critic's states before each response token [R, H] and after each row's last token [B, H].
+
+        A shared trunk's are without gradient: whoever learns the policy takes them from `policy_outputs`.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.shared):
+            return response_states(self.policy, sequences, self.critic_trunk)
 
     def reference_logprobs(self, sequences: Sequences, temperature: float) -> Tensor:
         """Log-probs of the response tokens under the reference, [R] float32; never with gradient."""
@@ -67,6 +80,15 @@ class ActorCritic:
             with self.policy.without_adapters():
                 return token_outputs(self.policy, sequences, temperature).logprobs
 
+    @torch.no_grad()
+    def move_reference(self, decay: float) -> None:
+        """reference ← decay · reference + (1 − decay) · policy, weight by weight."""
+        if self.reference is None:
+            raise ValueError("with adapters the reference is the frozen base; it cannot move")
+        moved = dict(self.policy.network.named_parameters())
+        for name, p in self.reference.network.named_parameters():
+            p.lerp_(moved[name].detach(), 1.0 - decay)
+
     def policy_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """What the policy's learning rate moves."""
         return self.policy.trainable()
@@ -74,22 +96,55 @@ class ActorCritic:
     def critic_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """What the critic's learning rate moves: the value head, and a separate critic's trunk."""
         own = [] if self.critic_trunk is None else list(self.critic_trunk.named_parameters(prefix="trunk"))
-        own += list(self.value_head.named_parameters(prefix="head"))
+        own += [] if self.value_head is None else list(self.value_head.named_parameters(prefix="head"))
         return [(name, p) for name, p in own if p.requires_grad]
 
 
-def load_actor_critic(config: ModelConfig) -> ActorCritic:
-    """Load the policy and make its critic and reference as configured. Raises ModelError, ConfigError."""
-    return make_actor_critic(load_language_model(config), config.critic)
+def load_actor_critic(config: ModelConfig, critic: bool = True) -> ActorCritic:
+    """Load the policy and make its reference and, if wanted, its critic. Raises ModelError, ConfigError."""
+    models = make_actor_critic(load_language_model(config), config.critic if critic else "none")
+    return critic_from_reward_model(models, config.critic_from) if config.critic_from else models
 
 
 def make_actor_critic(policy: LanguageModel, critic: str) -> ActorCritic:
-    """A critic ("shared" or "separate") and a frozen reference for a policy at its starting point."""
+    """A critic ("shared", "separate" or "none") and a frozen reference for a policy at its starting point."""
     reference = None
     if policy.adapters is None:
         frozen = copy.deepcopy(policy.network).requires_grad_(False)
-        reference = LanguageModel(
-            frozen, policy.tokenizer, policy.device, policy.bfloat16, source=policy.source
-        )
+        reference = replace(policy, network=frozen)
     trunk = copy.deepcopy(policy.trunk) if critic == "separate" else None
-    return ActorCritic(policy, ValueHead(policy.hidden_size).to(policy.device), trunk, reference)
+    head = None if critic == "none" else ValueHead(policy.hidden_size).to(policy.device)
+    return ActorCritic(policy, head, trunk, reference)
+
+
+def critic_from_reward_model(models: ActorCritic, path: str) -> ActorCritic:
+    """The critic starts as the reward model at `path`: its trunk and its score head (Ziegler et al. 2019).
+
+    So V of the state after a text is at first the reward model's score of it. Raises ModelError where the model
+    cannot be loaded, is of another width or vocabulary, or has more than one output.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    policy = models.policy
+    try:
+        network = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f'model.critic_from = "{path}": cannot be loaded: {reason[:300]}') from error
+    score = getattr(network, "score", None)
+    embeddings = network.get_input_embeddings().weight.shape
+    wanted = policy.network.get_input_embeddings().weight.shape
+    if not isinstance(score, nn.Linear) or score.out_features != 1 or embeddings != wanted:
+        raise ModelError(
+            f'model.critic_from = "{path}": needs one output and embeddings of shape {tuple(wanted)}, the policy\'s;'
+            f" it has {getattr(score, 'out_features', 'no')} outputs and {tuple(embeddings)}"
+        )
+    head = ValueHead(score.in_features)
+    with torch.no_grad():
+        head.linear.weight.copy_(score.weight)
+        if score.bias is not None:
+            head.linear.bias.copy_(score.bias)
+    trunk = network.base_model.to(policy.device).eval()
+    return replace(models, value_head=head.to(policy.device), critic_trunk=trunk)

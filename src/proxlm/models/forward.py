@@ -1,16 +1,20 @@
 """The one place that turns a ragged batch into states, and states into per-token numbers.
 
-Layout: rows are padded on the right and no mask is passed. In a causal model no token looks to its right, so
-padding cannot reach a real token, positions count from 0 in every row, and attention keeps its fastest path.
+Layout "padded": rows are padded on the right and no mask is passed. In a causal model no token looks to its right,
+so padding cannot reach a real token, positions count from 0 in every row, and attention keeps its fastest path.
+Layout "packed": all rows in one, positions starting from 0 in each; transformers keeps attention within a row
+where the positions start anew and there is no cache. `check_packing` tries that for a model before it is used.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from proxlm.errors import ModelError
 from proxlm.models.language_model import LanguageModel
 from proxlm.rl.logprobs import chunked_logprobs, predicting_states
 from proxlm.types import Sequences
@@ -43,13 +47,39 @@ def response_states(model: LanguageModel, sequences: Sequences, trunk: Any = Non
 
     `trunk` replaces the model's own (a separate critic's).
     """
-    padded, place = pad_right(sequences)
+    network = trunk or model.trunk
+    if model.packed:
+        positions = sequences.row_and_position[1]
+        place = torch.arange(len(positions), device=positions.device)
+        inputs = {"input_ids": sequences.tokens[None], "position_ids": positions[None]}
+    else:
+        padded, place = pad_right(sequences)
+        inputs = {"input_ids": padded}
     with model.autocast():
-        output = (trunk or model.trunk)(input_ids=padded, use_cache=False)
+        output = network(**inputs, use_cache=False)
     hidden = output.last_hidden_state.flatten(0, 1)
     return hidden[place[predicting_states(sequences.response_index)]], hidden[
         place[sequences.offsets[1:] - 1]
     ]
+
+
+@torch.no_grad()
+def check_packing(model: LanguageModel) -> None:
+    """Raise ModelError unless packed sequences have the log-probs they have alone."""
+    size = model.network.get_input_embeddings().weight.shape[0]
+    rows = [[(7 * i + 3 * k) % size for k in range(length)] for i, length in enumerate((5, 9, 3))]
+    batch = Sequences.from_lists([row[:1] for row in rows], [row[1:] for row in rows]).to(model.device)
+    try:
+        together = token_outputs(replace(model, packed=True), batch).logprobs
+    except TypeError as error:
+        raise ModelError(f"{model.source}: takes no position_ids; set model.packed = false") from error
+    alone = token_outputs(replace(model, packed=False), batch).logprobs
+    worst = float((together - alone).abs().max())
+    if not worst <= (0.1 if model.bfloat16 else 1e-3):
+        raise ModelError(
+            f"{model.source}: in packed sequences its log-probs differ by {worst:.3g}, so it looks from one sequence"
+            " into another; set model.packed = false"
+        )
 
 
 def token_outputs(

@@ -19,6 +19,7 @@ class LanguageModel:
 
     network: the transformers model (with PEFT's layers inside it, where `adapters` is the PeftModel around it).
     bfloat16: run forward passes under bf16 autocast; weights, log-probs and losses stay in float32.
+    packed: forward passes hold sequences one after another, without padding.
     """
 
     network: Any
@@ -27,6 +28,7 @@ class LanguageModel:
     bfloat16: bool = False
     adapters: Any = None
     source: str = ""
+    packed: bool = False
 
     @property
     def trunk(self) -> nn.Module:

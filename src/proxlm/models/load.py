@@ -10,6 +10,7 @@ import torch
 from proxlm.config import LoraConfig, ModelConfig, NewModelConfig
 from proxlm.data.tokenizer import load_tokenizer
 from proxlm.errors import ConfigError, ModelError
+from proxlm.models.forward import check_packing
 from proxlm.models.language_model import LanguageModel, check_head
 
 
@@ -33,6 +34,8 @@ def load_language_model(config: ModelConfig) -> LanguageModel:
     tokenizer = load_tokenizer(config.policy, config.trust_remote_code)
     network = _load_network(config)
     model = wrap(network, tokenizer, config)
+    if config.packed:
+        check_packing(model)
     return add_lora(model, config.lora) if config.lora.rank else model
 
 
@@ -43,7 +46,12 @@ def wrap(network: Any, tokenizer: Any, config: ModelConfig) -> LanguageModel:
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
     model = LanguageModel(
-        network.to(device).eval(), tokenizer, device, config.precision == "bfloat16", source=config.policy
+        network.to(device).eval(),
+        tokenizer,
+        device,
+        config.precision == "bfloat16",
+        source=config.policy,
+        packed=config.packed,
     )
     check_head(model)
     return model

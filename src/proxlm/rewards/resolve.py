@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
-import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from proxlm.config.schema import RewardConfig
-from proxlm.errors import ConfigError, RewardError
+from proxlm.errors import ConfigError
 from proxlm.rewards.builtin import BUILTINS
-from proxlm.rewards.call import describe_error
+from proxlm.rewards.user_file import did_you_mean, function_from_file
 
 RewardFunction = Callable[..., Any]
 """(completions: list[Completion], **args) → B floats, B lists of floats, or a dict of such; sync or async."""
@@ -32,6 +28,7 @@ class Term:
     function: Callable[..., Any]
     file: str
     weight: float
+    potential: bool = False
 
 
 def resolve_terms(config: RewardConfig, function: RewardFunction | None) -> list[Term]:
@@ -50,7 +47,10 @@ def resolve_terms(config: RewardConfig, function: RewardFunction | None) -> list
     if config.terms:
         modules: dict[str, dict[str, Any]] = {}
         return [
-            _term(name, f"reward.terms.{name}", term.use, term.args, term.weight, modules)
+            replace(
+                _term(name, f"reward.terms.{name}", term.use, term.args, term.weight, modules),
+                potential=term.potential,
+            )
             for name, term in config.terms.items()
         ]
     if not config.use:
@@ -61,12 +61,6 @@ def resolve_terms(config: RewardConfig, function: RewardFunction | None) -> list
     return [_term("", "reward", config.use, config.args, 1.0, {})]
 
 
-def did_you_mean(word: str, options: list[str]) -> str:
-    """The nearest of the options, as the start of a hint; nothing if none is near."""
-    near = get_close_matches(word, options, n=1, cutoff=0.5)
-    return f'; did you mean "{near[0]}"?' if near else ";"
-
-
 def _term(
     name: str, key: str, use: str, args: Mapping[str, Any], weight: float, modules: dict[str, dict[str, Any]]
 ) -> Term:
@@ -74,7 +68,7 @@ def _term(
     title = f"{name} ({use})" if name else use
     path, colon, attribute = use.rpartition(":")
     if colon and path:
-        function = _from_file(f"{key}.use", path, attribute, modules)
+        function = function_from_file(f"{key}.use", path, attribute, modules)
         return _user_term(name, key, title, function, args, weight)
     if use.endswith(".py"):
         raise ConfigError(f'{key}.use = "{use}": name the function as well: {use}:FUNCTION')
@@ -152,40 +146,6 @@ def _check_names(
     missing = [name for name, p in by_name.items() if p.default is kinds.empty and name not in args]
     if missing:
         raise ConfigError(f"{key}.{missing[0]}: needed by {title}, but not given; {takes}")
-
-
-def _from_file(key: str, path: str, attribute: str, modules: dict[str, dict[str, Any]]) -> Any:
-    """The function `attribute` of the Python file `path`; the file is run as a module."""
-    if not Path(path).is_file():
-        raise ConfigError(f'{key}: no file "{path}" (seen from the current folder)')
-    if path not in modules:
-        modules[path] = _run_file(key, path)
-    module = modules[path]
-    if attribute not in module:
-        own = [n for n, v in module.items() if inspect.isfunction(v) and v.__module__ == module["__name__"]]
-        listed = f"it defines {', '.join(own)}" if own else "it defines no functions"
-        raise ConfigError(
-            f'{key}: no function "{attribute}" in {path}{did_you_mean(attribute, own)} {listed}'
-        )
-    return module[attribute]
-
-
-def _run_file(key: str, path: str) -> dict[str, Any]:
-    """Run a user's file and return its names. No bytecode is left beside it."""
-    module = types.ModuleType("proxlm_reward_" + re.sub(r"\W", "_", path))
-    module.__file__ = path
-    sys.modules[module.__name__] = module  # dataclasses and pickle look modules up by name
-    folder = str(Path(path).resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)  # so that the file can import its neighbours, now and when it is called
-    try:
-        exec(compile(Path(path).read_bytes(), path, "exec", dont_inherit=True), module.__dict__)
-    except SyntaxError as error:
-        place = f"{error.filename}:{error.lineno}" if error.filename else path
-        raise RewardError(f"{key}: {place}: {error.msg}") from error
-    except (Exception, SystemExit) as error:
-        raise RewardError(f"{key}: {path} raised {describe_error(error, path)}") from error
-    return module.__dict__
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,9 +13,10 @@ from torch import Tensor
 from proxlm.config.schema import RewardConfig
 from proxlm.errors import ConfigError, RewardError
 from proxlm.rewards.call import TimedCaller, describe_error
-from proxlm.rewards.resolve import RewardFunction, Term, did_you_mean, resolve_terms
+from proxlm.rewards.resolve import RewardFunction, Term, resolve_terms
 from proxlm.rewards.result import Component, UnusableResultError, read_result
 from proxlm.rewards.reward_model import RewardModel
+from proxlm.rewards.user_file import did_you_mean
 from proxlm.types import Completion, Rollout, Scores
 
 log = logging.getLogger(__name__)
@@ -50,15 +52,24 @@ class Reward:
         """Scores on the rollout's device: total [B] float32, per_token [R] float32 or None. See `score`."""
         scores = self.score(rollout.completions())
         device = rollout.logprobs.device
-        per_token = None if scores.per_token is None else scores.per_token.to(device)
-        return Scores(scores.total.to(device), per_token, scores.components, scores.failed)
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device)
+
+        return replace(
+            scores,
+            total=scores.total.to(device),
+            per_token=moved(scores.per_token),
+            potentials=moved(scores.potentials),
+        )
 
     def score(self, completions: Sequence[Completion]) -> Scores:
         """The weighted sum of the terms for each of B completions, on the CPU.
 
-        A component of per-token rewards counts in per_token instead of total, and is reported as each
-        response's sum. With on_error = "score", a response whose reward failed in any term gets error_score
-        as total, and no per-token rewards; in `components` its failed parts are error_score.
+        A component of per-token rewards counts in per_token instead of total (in potentials, where the term is
+        one), and is reported as each response's sum. With on_error = "score", a response whose reward failed in
+        any term gets error_score as total, and no per-token rewards; in `components` its failed parts are
+        error_score.
 
         Raises RewardError if a term fails (on_error = "fail"), ConfigError if reward.weights names a
         component that the function does not return.
@@ -67,29 +78,35 @@ class Reward:
         lengths = torch.tensor([len(c.tokens) for c in completions], dtype=torch.int64)
         row_of_token = torch.repeat_interleave(torch.arange(len(completions)), lengths)
         total = torch.zeros(len(completions), dtype=torch.float64)
-        per_token: Tensor | None = None
+        tokens: dict[str, Tensor] = {}
         components: dict[str, list[float]] = {}
         failed: set[int] = set()
         for term in self._terms:
             for name, part in self._evaluate(term, completions).items():
                 weight = term.weight * self._config.weights.get(name, 1.0)
-                if part.per_token is None:
-                    total += weight * torch.tensor(part.values, dtype=torch.float64)
-                else:
+                if part.per_token is not None:
+                    kind = "potentials" if term.potential else "per_token"
                     weighted = weight * torch.tensor(part.per_token, dtype=torch.float64)
-                    per_token = weighted if per_token is None else per_token + weighted
+                    tokens[kind] = tokens[kind] + weighted if kind in tokens else weighted
+                elif term.potential and not part.problems:
+                    raise ConfigError(
+                        f"reward.terms.{term.name}.potential: {term.title} must return a number for each token"
+                    )
+                else:
+                    total += weight * torch.tensor(part.values, dtype=torch.float64)
                 failed.update(part.problems)
                 if label := ".".join(filter(None, (term.name, name))):
                     components[label] = [
                         self._config.error_score if i in part.problems else v
                         for i, v in enumerate(part.values)
                     ]
-        failed.update(self._overflows(total, per_token, row_of_token, failed))
+        failed.update(self._overflows(total, list(tokens.values()), row_of_token, failed))
         lost = torch.tensor([i in failed for i in range(len(completions))], dtype=torch.bool)
         total[lost] = self._config.error_score
-        if per_token is not None:
-            per_token = per_token.masked_fill(lost[row_of_token], 0.0).float()
-        return Scores(total.float(), per_token, components, len(failed))
+        kept = {kind: t.masked_fill(lost[row_of_token], 0.0).float() for kind, t in tokens.items()}
+        return Scores(
+            total.float(), kept.get("per_token"), components, len(failed), potentials=kept.get("potentials")
+        )
 
     def _evaluate(self, term: Term, completions: Sequence[Completion]) -> dict[str, Component]:
         """One term's components by name; rows that failed are marked, if the settings let a reward fail."""
@@ -128,11 +145,11 @@ class Reward:
             )
 
     def _overflows(
-        self, total: Tensor, per_token: Tensor | None, row_of_token: Tensor, failed: set[int]
+        self, total: Tensor, tokens: list[Tensor], row_of_token: Tensor, failed: set[int]
     ) -> set[int]:
         """Rows, none of them failed so far, whose weighted sum float32 cannot hold."""
         bad = set((~total.float().isfinite()).nonzero().flatten().tolist())
-        if per_token is not None:
+        for per_token in tokens:
             bad.update(row_of_token[~per_token.float().isfinite()].tolist())
         bad -= failed
         self._fail(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from proxlm.rl.ragged import row_of_element
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over all ranks: what makes a statistic one of the whole batch. None: there is one rank."""
 
 
 def gae(
@@ -14,7 +19,7 @@ def gae(
     action_mask: Tensor,
     offsets: Tensor,
     gamma: float,
-    lam: float,
+    lam: float | Tensor,
     bootstrap: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation over ragged rows (Schulman et al. 2015, equation 16).
@@ -25,7 +30,8 @@ def gae(
     a step: V and A are carried across it unchanged, and a reward on it belongs to the chosen token before it.
     Its own advantage is 0 and its own return is its value.
 
-    Args: rewards, values [R]; action_mask [R] bool; offsets [B+1]; 0 ≤ γ, λ ≤ 1; bootstrap [B] or None (zeros).
+    Args: rewards, values [R]; action_mask [R] bool; offsets [B+1]; 0 ≤ γ, λ ≤ 1, λ a number or one
+    for each row [B]; bootstrap [B] or None (zeros).
     Returns: raw advantages [R] and returns [R], in the dtype of values.
     """
     if not rewards.shape == values.shape == action_mask.shape or int(offsets[-1]) != len(values):
@@ -52,18 +58,67 @@ def gae(
     return advantages, advantages + values
 
 
-def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
+def turn_starts(action_mask: Tensor, offsets: Tensor) -> Tensor:
+    """True at the first token of each turn, a run of chosen tokens without others between them. → [R] bool."""
+    row = row_of_element(offsets)
+    continues = torch.zeros_like(action_mask)
+    continues[1:] = action_mask[:-1] & (row[1:] == row[:-1])
+    return action_mask & ~continues
+
+
+def turn_gae(
+    rewards: Tensor,
+    values: Tensor,
+    action_mask: Tensor,
+    offsets: Tensor,
+    gamma: float,
+    lam: float | Tensor,
+    bootstrap: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """GAE whose steps are turns: a turn is one action, taken in the state before its first token.
+
+    The reward of a turn is the sum of its tokens' (and of what follows up to the next turn); discount and λ
+    act between turns. Every token of a turn has the turn's advantage and return. One token a turn: `gae`.
+    A response of one turn: a bandit, A = Σ r − V(prompt). (Zhou et al. 2024, ArCHer, is the two-level view.)
+
+    Args and returns: as `gae`.
+    """
+    starts = turn_starts(action_mask, offsets)
+    advantages, returns = gae(rewards, values, starts, offsets, gamma, lam, bootstrap)
+    if not bool(starts.any()):
+        return advantages, returns
+    # The newest start at or before each token; a chosen token always has one in its own row.
+    newest = torch.cumsum(starts, 0).sub(1).clamp(min=0)
+    first = starts.nonzero().squeeze(-1)[newest]
+    return torch.where(action_mask, advantages[first], 0.0), torch.where(action_mask, returns[first], values)
+
+
+def length_adaptive_lambda(lengths: Tensor, alpha: float) -> Tensor:
+    """λ = max(0, 1 − 1 / (α l)) for a response of l chosen tokens (Yue et al. 2025, VAPO, equation 9).
+
+    Long responses need λ near 1, or the reward at their end never reaches their beginning.
+
+    Args: lengths [B]; α > 0. Returns: [B] float32; 0 for a response without chosen tokens.
+    """
+    return (1.0 - 1.0 / (alpha * lengths.float().clamp(min=1))).clamp(min=0.0)
+
+
+def whiten(
+    values: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8, reduce: Reduce | None = None
+) -> Tensor:
     """(x − mean) / sqrt(var + eps) with the masked mean and population variance; 0 where mask is False.
 
-    With shift_mean False the mean is added back (openai/lm-human-preferences, `whiten`).
+    With shift_mean False the mean is added back (openai/lm-human-preferences, `whiten`). With `reduce`, mean and
+    variance are those of all ranks' values together.
 
     Args: values [R]; mask [R] bool. Returns: [R]. Without any masked-in element: zeros.
     """
     if values.shape != mask.shape:
         raise ValueError(f"values {tuple(values.shape)} and mask {tuple(mask.shape)} differ in shape")
-    count = mask.sum().clamp(min=1)
-    mean = torch.where(mask, values, 0.0).sum() / count
-    variance = torch.where(mask, values - mean, 0.0).square().sum() / count
+    over_ranks: Reduce = reduce or (lambda total: total)
+    count = over_ranks(mask.sum()).clamp(min=1)
+    mean = over_ranks(torch.where(mask, values, 0.0).sum()) / count
+    variance = over_ranks(torch.where(mask, values - mean, 0.0).square().sum()) / count
     whitened = (values - mean) * torch.rsqrt(variance + eps)
     if not shift_mean:
         whitened = whitened + mean

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from proxlm.rl.advantages import Reduce
 from proxlm.rl.ragged import row_of_element
 from proxlm.rl.shaping import segment_sum
 
@@ -27,11 +28,13 @@ def clipped_policy_loss(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     max_log_ratio: float = 20.0,
+    dual_clip: float = 0.0,
 ) -> PolicyLoss:
     """−min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A) with ρ = π_new / π_old (Schulman et al. 2017, equation 7).
 
     The gradient is 0 exactly where A > 0 and ρ > 1 + ε_high, or A < 0 and ρ < 1 − ε_low. The log-ratio is
     clamped to ± max_log_ratio before exp, so that the loss is finite for any input. approx_kl = (log ρ)² / 2.
+    dual_clip c > 1 (0: off): for A < 0 the loss is at most −c A, so a ρ beyond c has no gradient (Ye et al. 2020).
 
     Args: all [R]; logprobs with gradient. Returns: per-token terms, [R] each; `clipped` is bool.
     """
@@ -45,6 +48,10 @@ def clipped_policy_loss(
     loss = torch.maximum(-advantages * ratio, -advantages * bounded)
     with torch.no_grad():
         clipped = (advantages > 0) & (ratio > 1.0 + clip_high) | (advantages < 0) & (ratio < 1.0 - clip_low)
+    if dual_clip > 0:
+        loss = torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
+        clipped = clipped | (advantages < 0) & (ratio.detach() > dual_clip)
+    with torch.no_grad():
         approx_kl = 0.5 * log_ratio.square()
     return PolicyLoss(loss, ratio.detach(), clipped, approx_kl)
 
@@ -67,23 +74,35 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
     return 0.5 * torch.maximum(plain, (near - returns).square())
 
 
-def token_weights(action_mask: Tensor, offsets: Tensor, aggregation: str, limit: int) -> Tensor:
+def entropy_coefficient(coefficient: float, entropy: float, floor: float) -> float:
+    """The factor of the entropy bonus in a step whose policy had this mean entropy, in nats per token.
+
+    floor 0: always the coefficient. Else it acts only while the entropy is below the floor, as a thermostat.
+    """
+    return coefficient if floor == 0 or entropy < floor else 0.0
+
+
+def token_weights(
+    action_mask: Tensor, offsets: Tensor, aggregation: str, limit: int, reduce: Reduce | None = None
+) -> Tensor:
     """Weights w with Σ w_t ℓ_t = the minibatch's loss. Computed over the whole minibatch, before any split.
 
     "token": 1 / (chosen tokens). "sequence": 1 / (sequences with a chosen token · its chosen tokens), the mean of
     per-sequence means. "fixed": 1 / (sequences with a chosen token · limit) (Liu et al. 2025, Dr. GRPO).
-    Summing over micro-batches or ranks in any split gives the same loss and gradient.
+    Summing over micro-batches in any split gives the same loss and gradient; and over ranks, where `reduce` adds
+    up the counts of all ranks.
 
     Args: action_mask [R] bool; offsets [B+1]; limit: the longest response in tokens. Returns: [R] float32, 0
     where the token was not chosen.
     """
     if int(offsets[-1]) != len(action_mask):
         raise ValueError(f"offsets end at {int(offsets[-1])}, but there are {len(action_mask)} tokens")
+    over_ranks: Reduce = reduce or (lambda total: total)
     mask = action_mask.float()
     if aggregation == "token":
-        return mask / mask.sum().clamp(min=1)
+        return mask / over_ranks(mask.sum()).clamp(min=1)
     row, chosen = row_of_element(offsets), segment_sum(mask, offsets)
-    sequences = (chosen > 0).sum().clamp(min=1)
+    sequences = over_ranks((chosen > 0).sum()).clamp(min=1)
     if aggregation == "sequence":
         return mask / (chosen[row].clamp(min=1) * sequences)
     if aggregation == "fixed":

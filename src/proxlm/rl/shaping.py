@@ -73,3 +73,42 @@ def apply_missing_eos(scores: Tensor, ended: Tensor, mode: str, penalty: float) 
     if mode == "replace":
         return torch.where(ended, scores, torch.full_like(scores, -penalty))
     raise ValueError(f'mode must be "ignore", "subtract" or "replace", got "{mode}"')
+
+
+def overlong_penalty(lengths: Tensor, limit: int, buffer: int, penalty: float) -> Tensor:
+    """What a response loses for its length: nothing up to limit − buffer tokens, then linearly up to `penalty`.
+
+    0 for l ≤ limit − buffer; penalty · (l − (limit − buffer)) / buffer up to the limit, and no more beyond it
+    (Yu et al. 2025, DAPO, equation 13: soft overlong punishment). buffer 0: nothing.
+
+    Args: lengths [B] in tokens. Returns: [B] float32, ≥ 0, to be subtracted.
+    """
+    if buffer == 0:
+        return torch.zeros(len(lengths))
+    over = (lengths.float() - (limit - buffer)) / buffer
+    return penalty * over.clamp(0.0, 1.0)
+
+
+def potential_rewards(potentials: Tensor, action_mask: Tensor, offsets: Tensor, gamma: float) -> Tensor:
+    """F_t = γ Φ_t − Φ_{t−1}: a hint on the way that leaves the best policy as it is (Ng et al. 1999).
+
+    Φ_t is the potential of the state after chosen token t; it counts as 0 before the response and after its
+    last chosen token, so with γ = 1 a response's F add up to 0.
+
+    Args: potentials [R]; action_mask [R] bool; offsets [B+1]. Returns: [R], 0 where the policy did not choose.
+    """
+    last = last_action_index(action_mask, offsets)
+    phi = torch.where(action_mask, potentials, 0.0).index_fill(0, last[last >= 0], 0.0)
+    result, places = torch.zeros_like(phi), action_mask.nonzero().squeeze(-1)
+    row = row_of_element(offsets)[places]
+    before = torch.zeros_like(phi[places])
+    before[1:] = torch.where(row[1:] == row[:-1], phi[places][:-1], 0.0)
+    result[places] = gamma * phi[places] - before
+    return result
+
+
+def turn_rewards(rewards: Tensor, turn_ends: Tensor) -> Tensor:
+    """Rewards of turns, in order, on the tokens that end them. rewards [turns]; turn_ends [R] bool → [R]."""
+    if len(rewards) != int(turn_ends.sum()):
+        raise ValueError(f"{len(rewards)} rewards for {int(turn_ends.sum())} turns")
+    return torch.zeros(len(turn_ends), dtype=rewards.dtype).masked_scatter(turn_ends, rewards)

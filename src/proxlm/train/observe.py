@@ -1,17 +1,87 @@
-"""What a step shows of itself: sampled texts with per-token numbers, and memory."""
+"""What a step shows of itself: metrics, sampled texts with per-token numbers, and memory."""
 
 from __future__ import annotations
 
 import resource
 import sys
+import time
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from proxlm.data.tokenizer import response_tokens_as_text
-from proxlm.rl.shaping import response_rewards
+from proxlm.rl.advantages import explained_variance, explained_variance_by_position
+from proxlm.rl.shaping import response_rewards, segment_sum
+from proxlm.runlog.writer import RunLog
 from proxlm.types import Experience, Rollout, Scores
+
+Metrics = dict[str, float]
+
+
+def experience_metrics(
+    experience: Experience,
+    rollout: Rollout,
+    scores: Scores,
+    total: Tensor,
+    raw: Tensor,
+    entropy: Tensor,
+    critic: bool,
+) -> Metrics:
+    """The numbers of a scored rollout before the update. total [B]: shaped scores; raw [R]: raw advantages."""
+    mask, offsets = experience.action_mask, experience.sequences.response_offsets
+    k1 = torch.where(mask, experience.old_logprobs - experience.ref_logprobs, 0.0)
+    reward = response_rewards(scores.total, scores.per_token, offsets)
+    gap = (rollout.logprobs - experience.old_logprobs)[mask].abs()
+    lengths = experience.sequences.response_lengths.float()
+    metrics = {
+        "reward": float(reward.mean()),
+        "reward_std": float(reward.std(correction=0)),
+        **{f"reward/{name}": sum(v) / max(1, len(v)) for name, v in scores.components.items()},
+        "reward_failed": float(scores.failed),
+        "score": float(total.mean()),
+        "kl": float(segment_sum(k1, offsets).mean()),
+        "kl_per_token": float(k1[mask].mean()),
+        "entropy": float(entropy[mask].mean()),
+        "return_mean": float(experience.returns[mask].mean()),
+        "advantage_mean": float(raw[mask].mean()),
+        "advantage_std": float(raw[mask].std(correction=0)),
+        "response_length": float(lengths.mean()),
+        "reward_length_correlation": correlation(reward, lengths),
+        "repetition": mean_repetition(rollout),
+        "eos_share": sum(finish == "eos" for finish in rollout.finish) / len(rollout),
+        "ended_share": sum(finish != "length" for finish in rollout.finish) / len(rollout),
+        "rollout_gap": float(gap.max()),
+        "correction_mean": float(experience.correction[mask].mean()),
+    }
+    if critic:
+        values, returns = experience.values, experience.returns
+        by_quarter = explained_variance_by_position(values, returns, mask, offsets)
+        metrics["value_mean"] = float(values[mask].mean())
+        metrics["explained_variance"] = explained_variance(values, returns, mask)
+        metrics |= {f"explained_variance/quarter_{k + 1}": value for k, value in enumerate(by_quarter)}
+    return metrics
+
+
+def correlation(x: Tensor, y: Tensor) -> float:
+    """Pearson's correlation of two [B] tensors; NaN where one does not vary."""
+    a, b = x.double() - x.double().mean(), y.double() - y.double().mean()
+    scale = float(a.norm() * b.norm())
+    return float(a.dot(b)) / scale if scale > 0 else float("nan")
+
+
+def mean_repetition(rollout: Rollout) -> float:
+    """Mean share of a response's token pairs that it already had; 0 for one of fewer than two tokens."""
+    offsets = rollout.sequences.response_offsets.tolist()
+    tokens = rollout.sequences.response_tokens.tolist()
+    shares = []
+    for b in range(len(rollout)):
+        row = tokens[offsets[b] : offsets[b + 1]]
+        pairs = list(pairwise(row))
+        shares.append(1 - len(set(pairs)) / len(pairs) if pairs else 0.0)
+    return sum(shares) / len(shares)
 
 
 def sample_rows(
@@ -52,3 +122,29 @@ def peak_memory_gb() -> float:
         return torch.cuda.max_memory_allocated() / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+class Clock:
+    """Seconds by phase, told to the live view as they begin; a phase may come more than once."""
+
+    def __init__(self, log: RunLog) -> None:
+        self.log, self.seconds = log, dict[str, float]()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Any:
+        self.log.phase(phase)
+        began = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
+
+    def metrics(self, tokens: int) -> dict[str, float]:
+        """Seconds, response tokens per second for `tokens` of them, and peak memory."""
+        total = sum(self.seconds.values())
+        return {
+            **{f"time/{phase}": s for phase, s in self.seconds.items()},
+            "time/step": total,
+            "tokens_per_second": tokens / total,
+            "tokens_per_second/generate": tokens / self.seconds["generate"],
+            "tokens_per_second/update": tokens / self.seconds["update"],
+            "memory_gb": peak_memory_gb(),
+        }

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from proxlm.checkpoint import check_fit, load_checkpoint, newest_checkpoint, save_checkpoint, with_prefix
 from proxlm.config import PPOJob
@@ -19,21 +16,36 @@ from proxlm.errors import RunError
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.models.save import save_language_model
 from proxlm.rl.kl import adapt_kl_coefficient
-from proxlm.rollout.native import generate
+from proxlm.rl.losses import entropy_coefficient
+from proxlm.rl.moments import Moments, with_values
+from proxlm.rl.shaping import response_rewards
 from proxlm.runlog.writer import RunLog
-from proxlm.train.observe import peak_memory_gb, sample_rows
+from proxlm.train.algorithms import Algorithm, build_algorithm
+from proxlm.train.collect import collect, reference_rewards
+from proxlm.train.observe import Clock, sample_rows
 from proxlm.train.optimiser import Optimiser
-from proxlm.train.prepare import prepare
-from proxlm.train.update import Optimisers, plan_pass, summarise, update
-from proxlm.types import Rollout, Scores
+from proxlm.train.prepare import StepNumbers, prepare
+from proxlm.train.ptx import PtxText
+from proxlm.train.schedules import temperature_at
+from proxlm.train.second_order import trust_region_update
+from proxlm.train.stats import MinibatchStats, summarise
+from proxlm.train.update import Learner, Optimisers, plan_pass, update
+from proxlm.types import Experience, Rollout, Scores
 
 
 @dataclass
 class PPOState:
-    """All that a run carries from one step to the next, besides weights and optimisers."""
+    """All that a run carries from one step to the next, besides weights and optimisers.
+
+    draws: batches of prompts taken (more than steps where prompts are filtered); moments: of the scores that
+    shaping.scale works with; ptx_batches: batches of text used.
+    """
 
     step: int
     kl_coef: float
+    draws: int = 0
+    moments: Moments = Moments()  # noqa: RUF009 (immutable)
+    ptx_batches: int = 0
 
 
 class PPOTrainer:
@@ -46,6 +58,8 @@ class PPOTrainer:
         prompts: PromptStream,
         reward: Callable[[Rollout], Scores],
         folder: Path,
+        algorithm: Algorithm | None = None,
+        ptx: PtxText | None = None,
     ) -> None:
         self.config, self.models, self.prompts, self.reward, self.folder = (
             config,
@@ -54,9 +68,11 @@ class PPOTrainer:
             reward,
             folder,
         )
+        self.algorithm, self.ptx = algorithm or build_algorithm(config.ppo), ptx
+        critic = models.critic_parameters()
         self.optimisers = Optimisers(
             Optimiser(models.policy_parameters(), config.optim.policy),
-            Optimiser(models.critic_parameters(), config.optim.critic),
+            Optimiser(critic, config.optim.critic) if critic else None,
         )
         self.state = PPOState(step=0, kl_coef=config.ppo.kl_coef)
 
@@ -73,76 +89,117 @@ class PPOTrainer:
 
     def step(self, log: RunLog) -> dict[str, float]:
         """One PPO step; returns its metrics."""
-        ppo, rollout_config, seed = self.config.ppo, self.config.rollout, self.config.run.seed
-        step, clock = self.state.step, Clock(log)
-        prompts = [p for p in self.prompts.batch(step) for _ in range(ppo.samples_per_prompt)]
-        with clock("generate"):
-            rollout = generate(
-                self.models.policy,
-                prompts,
-                rollout_config,
-                seed=seed,
-                step=step,
-                version=step,
-                on_progress=log.progress,
-            )
-        with clock("score"):
-            scores = self.reward(rollout)
+        config, state, clock = self.config, self.state, Clock(log)
+        temperature = temperature_at(config.rollout, state.step, config.ppo.steps)
+        self._measure_reference(log)
+        rollout, scores, draws, metrics = collect(
+            self.models.policy,
+            self.prompts,
+            self.reward,
+            config,
+            temperature=temperature,
+            draw=state.draws,
+            version=state.step,
+            clock=clock,
+        )
+        state.draws += draws
+        now = self._numbers(rollout, scores, temperature)
         with clock("prepare"):
-            first_pass = plan_pass(rollout.sequences.lengths, ppo, seed, step, epoch=0)
-            experience, metrics = prepare(
-                self.models,
-                rollout,
-                scores,
-                ppo,
-                temperature=rollout_config.temperature,
-                kl_coef=self.state.kl_coef,
-                layout=[micro for minibatch in first_pass for micro in minibatch],
-                on_progress=log.progress,
+            first_pass = plan_pass(
+                rollout.sequences.lengths, config.ppo, config.run.seed, state.step, epoch=0
+            )
+            layout = [micro for minibatch in first_pass for micro in minibatch]
+            experience, seen = prepare(
+                self.models, rollout, scores, config, self.algorithm, now, layout, on_progress=log.progress
             )
         with clock("update"):
-            stats = update(
-                self.models,
-                self.optimisers,
-                experience,
-                ppo,
-                temperature=rollout_config.temperature,
-                limit=rollout_config.max_new_tokens,
-                seed=seed,
-                step=step,
-                on_progress=log.progress,
-            )
-        metrics |= summarise(stats) | {"kl_coef": self.state.kl_coef} | clock.metrics(rollout)
-        if ppo.kl_controller == "adaptive":
-            self.state.kl_coef = adapt_kl_coefficient(
-                self.state.kl_coef, metrics["kl"], ppo.kl_target, len(rollout), ppo.kl_horizon
-            )
-        self.state.step += 1
-        count = self.config.run.log_samples
-        log.samples(
-            self.state.step, sample_rows(rollout, experience, scores, self.models.policy.tokenizer, count)
-        )
+            stats = self._update(experience, now, seen["entropy"], log)
+        metrics |= seen | summarise(stats) | self._own_metrics(now) | clock.metrics(len(rollout.logprobs))
+        self._advance(metrics["kl"], len(rollout), stats)
+        count = config.run.log_samples
+        log.samples(state.step, sample_rows(rollout, experience, scores, self.models.policy.tokenizer, count))
         return metrics
+
+    def _measure_reference(self, log: RunLog) -> None:
+        """Before the first step: the moments of the reference's rewards, if scores are scaled by them."""
+        if self.config.shaping.scale == "reference" and self.state.moments.n == 0:
+            log.phase("reference")
+            rewards = reference_rewards(self.models.policy, self.prompts, self.reward, self.config)
+            self.state.moments = with_values(Moments(), rewards)
+
+    def _numbers(self, rollout: Rollout, scores: Scores, temperature: float) -> StepNumbers:
+        if self.config.shaping.scale == "running":
+            offsets = rollout.sequences.response_offsets
+            rewards = response_rewards(scores.total, scores.per_token, offsets)
+            self.state.moments = with_values(self.state.moments, rewards)
+        warmup = self.state.step < self.config.ppo.critic_warmup
+        return StepNumbers(temperature, self.state.kl_coef, self.state.moments, warmup)
+
+    def _update(
+        self, experience: Experience, now: StepNumbers, entropy: float, log: RunLog
+    ) -> list[MinibatchStats]:
+        ppo = self.config.ppo
+        learner = Learner(
+            models=self.models,
+            optimisers=self.optimisers,
+            config=ppo,
+            loss=self.algorithm.loss,
+            temperature=now.temperature,
+            limit=self.config.rollout.max_new_tokens,
+            seed=self.config.run.seed,
+            step=self.state.step,
+            kl_coef=now.kl_coef if ppo.kl_in == "loss" else 0.0,
+            entropy_coef=entropy_coefficient(ppo.entropy_coef, entropy, ppo.entropy_floor),
+            policy_learns=not now.warmup,
+            ptx=self.ptx,
+        )
+        if ppo.loss == "trpo" and learner.policy_learns:
+            step = trust_region_update(learner, experience)
+            return [step, *update(replace(learner, policy_learns=False), experience, log.progress)]
+        return update(learner, experience, log.progress)
+
+    def _own_metrics(self, now: StepNumbers) -> dict[str, float]:
+        metrics = {"kl_coef": now.kl_coef, "temperature": now.temperature, "warmup": float(now.warmup)}
+        if self.config.shaping.scale != "none":
+            metrics |= {"scale/mean": now.moments.mean, "scale/std": now.moments.std}
+        return metrics
+
+    def _advance(self, kl: float, responses: int, stats: list[MinibatchStats]) -> None:
+        """The state after a step: β, the reference if it moves, the text used, the counter."""
+        ppo, state = self.config.ppo, self.state
+        if ppo.kl_controller == "adaptive":
+            state.kl_coef = adapt_kl_coefficient(state.kl_coef, kl, ppo.kl_target, responses, ppo.kl_horizon)
+        if ppo.reference_decay < 1 and any(s.policy for s in stats):
+            self.models.move_reference(ppo.reference_decay)
+        state.ptx_batches = self.ptx.used if self.ptx is not None else 0
+        state.step += 1
 
     def save(self) -> Path:
         """Write a checkpoint of the state after the newest step."""
-        tensors: dict[str, Tensor] = {**self._learning()}
-        for who in ("policy", "critic"):
-            moments = getattr(self.optimisers, who).state_tensors()
-            tensors |= {f"optimiser.{who}.{name}": t for name, t in moments.items()}
+        tensors: dict[str, Tensor] = {**self._tensors()}
+        for who, optimiser in self._optimisers():
+            tensors |= {f"optimiser.{who}.{name}": t for name, t in optimiser.state_tensors().items()}
         return save_checkpoint(
             self.folder,
             self.state.step,
             tensors,
-            {"kl_coef": self.state.kl_coef, "seed": self.config.run.seed},
+            {**asdict(self.state), "seed": self.config.run.seed},
             self.config.run.keep,
             lambda folder: save_language_model(self.models.policy, folder),
         )
 
-    def _learning(self) -> dict[str, nn.Parameter]:
-        """All that learns, by the names it has in a checkpoint."""
-        policy = {f"policy.{name}": p for name, p in self.models.policy_parameters()}
-        return policy | {f"critic.{name}": p for name, p in self.models.critic_parameters()}
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that changes, by the names it has in a checkpoint; the reference, too, where it moves."""
+        models = self.models
+        tensors: dict[str, Tensor] = {f"policy.{name}": p for name, p in models.policy_parameters()}
+        tensors |= {f"critic.{name}": p for name, p in models.critic_parameters()}
+        if self.config.ppo.reference_decay < 1 and models.reference is not None:
+            tensors |= {f"reference.{name}": p for name, p in models.reference.network.named_parameters()}
+        return tensors
+
+    def _optimisers(self) -> list[tuple[str, Optimiser]]:
+        both = ("policy", self.optimisers.policy), ("critic", self.optimisers.critic)
+        return [(who, optimiser) for who, optimiser in both if optimiser is not None]
 
     @torch.no_grad()
     def resume(self) -> Path:
@@ -151,40 +208,17 @@ class PPOTrainer:
         Raises RunError, before anything is changed, where it does not fit the model, the critic or the seed.
         """
         checkpoint = newest_checkpoint(self.folder)
-        tensors, state = load_checkpoint(checkpoint)
-        learning = self._learning()
-        check_fit(checkpoint, tensors, learning)
-        if state["seed"] != self.config.run.seed:
-            raise RunError(f"{checkpoint}: made with run.seed = {state['seed']}; resume with the same")
-        for name, p in learning.items():
+        tensors, saved = load_checkpoint(checkpoint)
+        current = self._tensors()
+        check_fit(checkpoint, tensors, current)
+        if saved["seed"] != self.config.run.seed:
+            raise RunError(f"{checkpoint}: made with run.seed = {saved['seed']}; resume with the same")
+        for name, p in current.items():
             p.copy_(tensors[name])
-        for who in ("policy", "critic"):
-            getattr(self.optimisers, who).load_state_tensors(with_prefix(tensors, f"optimiser.{who}."))
-        self.state = PPOState(step=state["step"], kl_coef=state["kl_coef"])
+        for who, optimiser in self._optimisers():
+            optimiser.load_state_tensors(with_prefix(tensors, f"optimiser.{who}."))
+        fields = {name: saved[name] for name in ("step", "kl_coef", "draws", "ptx_batches")}
+        self.state = PPOState(**fields, moments=Moments(*saved["moments"]))
+        if self.ptx is not None:
+            self.ptx.skip(self.state.ptx_batches)
         return checkpoint
-
-
-class Clock:
-    """Seconds by phase, told to the live view as they begin."""
-
-    def __init__(self, log: RunLog) -> None:
-        self.log, self.seconds = log, dict[str, float]()
-
-    @contextmanager
-    def __call__(self, phase: str) -> Any:
-        self.log.phase(phase)
-        began = time.perf_counter()
-        yield
-        self.seconds[phase] = time.perf_counter() - began
-
-    def metrics(self, rollout: Rollout) -> dict[str, float]:
-        """Seconds, response tokens per second, and peak memory."""
-        tokens, total = len(rollout.logprobs), sum(self.seconds.values())
-        return {
-            **{f"time/{phase}": s for phase, s in self.seconds.items()},
-            "time/step": total,
-            "tokens_per_second": tokens / total,
-            "tokens_per_second/generate": tokens / self.seconds["generate"],
-            "tokens_per_second/update": tokens / self.seconds["update"],
-            "memory_gb": peak_memory_gb(),
-        }

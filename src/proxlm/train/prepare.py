@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from proxlm.config import PPOConfig
+from proxlm.config import PPOConfig, PPOJob
 from proxlm.models.actor_critic import ActorCritic
-from proxlm.rl.advantages import explained_variance, explained_variance_by_position, gae, whiten
+from proxlm.rl.advantages import length_adaptive_lambda, whiten
+from proxlm.rl.corrections import rollout_weights
+from proxlm.rl.estimators import AdvantageInputs, group_numbers
 from proxlm.rl.kl import kl_estimate
-from proxlm.rl.shaping import apply_missing_eos, response_rewards, segment_sum, token_rewards
+from proxlm.rl.moments import Moments, clip_advantages
+from proxlm.rl.shaping import segment_sum, token_rewards
+from proxlm.train.algorithms import Algorithm
+from proxlm.train.observe import Metrics, experience_metrics
+from proxlm.train.scores import shape_scores
 from proxlm.types import Experience, Progress, Rollout, Scores, ragged_index
 
-Metrics = dict[str, float]
+
+@dataclass(frozen=True)
+class StepNumbers:
+    """What changes from step to step: temperature, β, the moments of the scores, whether only the critic learns."""
+
+    temperature: float
+    kl_coef: float
+    moments: Moments
+    warmup: bool
 
 
 @torch.no_grad()
@@ -22,42 +37,75 @@ def prepare(
     models: ActorCritic,
     rollout: Rollout,
     scores: Scores,
-    config: PPOConfig,
-    *,
-    temperature: float,
-    kl_coef: float,
+    job: PPOJob,
+    algorithm: Algorithm,
+    now: StepNumbers,
     layout: Sequence[Tensor],
     on_progress: Progress | None = None,
 ) -> tuple[Experience, Metrics]:
-    """Log-probs → KL → shaped reward → GAE → whitening.
+    """Log-probs → KL → shaped reward → advantages → whitening.
 
     `layout` lists the micro-batches (row indices, each row once) of the update's first pass. Running the same
     forward passes here makes the ratio of the first minibatch exactly 1 in float32.
     """
-    inferred = _infer(models, rollout, config, temperature, layout, on_progress)
-    sequences, mask = rollout.sequences, rollout.action_mask
-    offsets = sequences.response_offsets
-    ended = torch.tensor([finish != "length" for finish in rollout.finish])
-    total = apply_missing_eos(scores.total, ended, config.missing_eos, config.missing_eos_penalty)
-    kl = kl_estimate(
-        inferred["logprobs"], inferred["ref_logprobs"], config.kl_estimator, config.max_log_ratio
+    ppo = job.ppo
+    inferred = _infer(models, rollout, ppo, now.temperature, layout, on_progress)
+    mask, offsets = rollout.action_mask, rollout.sequences.response_offsets
+    shaped = shape_scores(
+        rollout, scores, job.shaping, now.moments, job.rollout.max_new_tokens, gamma=ppo.gamma
     )
-    rewards = token_rewards(total, kl, kl_coef, mask, offsets, scores.per_token)
-    bootstrap = None
-    if config.truncation == "bootstrap":
-        bootstrap = torch.where(ended, 0.0, inferred["final_values"])
-    raw, returns = gae(rewards, inferred["values"], mask, offsets, config.gamma, config.lam, bootstrap)
+    kl = kl_estimate(inferred["logprobs"], inferred["ref_logprobs"], ppo.kl_estimator, ppo.max_log_ratio)
+    in_reward = now.kl_coef if ppo.kl_in == "reward" else 0.0
+    rewards = token_rewards(shaped.total, kl, in_reward, mask, offsets, shaped.per_token)
+    if job.shaping.whiten_rewards:
+        rewards = whiten(rewards, mask, shift_mean=False)
+    raw, returns = algorithm.advantage(_advantage_inputs(rollout, rewards, inferred, ppo, now.warmup))
+    advantages = clip_advantages(whiten(raw, mask) if algorithm.whiten else raw, ppo.advantage_clip)
+    c = ppo.correction
     experience = Experience(
-        sequences=sequences,
+        sequences=rollout.sequences,
         action_mask=mask,
         old_logprobs=inferred["logprobs"],
         ref_logprobs=inferred["ref_logprobs"],
         values=inferred["values"],
         rewards=rewards,
-        advantages=whiten(raw, mask) if config.whiten_advantages else raw,
+        advantages=advantages,
         returns=returns,
+        correction=rollout_weights(
+            inferred["logprobs"], rollout.logprobs, mask, offsets, c.mode, c.level, c.cap, c.low, c.high
+        ),
     )
-    return experience, _metrics(experience, rollout, scores, total, raw, inferred["entropy"])
+    has_critic = models.value_head is not None
+    return experience, experience_metrics(
+        experience, rollout, scores, shaped.total, raw, inferred["entropy"], has_critic
+    )
+
+
+def _advantage_inputs(
+    rollout: Rollout, rewards: Tensor, inferred: dict[str, Tensor], ppo: PPOConfig, warmup: bool
+) -> AdvantageInputs:
+    offsets = rollout.sequences.response_offsets
+    lam: float | Tensor = ppo.lam
+    if ppo.lam_length > 0:
+        lam = length_adaptive_lambda(segment_sum(rollout.action_mask.float(), offsets), ppo.lam_length)
+    bootstrap = None
+    if ppo.truncation == "bootstrap":
+        ended = torch.tensor([finish != "length" for finish in rollout.finish])
+        bootstrap = torch.where(ended, 0.0, inferred["final_values"])
+    critic_lam = ppo.critic_lam if ppo.critic_lam >= 0 else None
+    return AdvantageInputs(
+        rewards=rewards,
+        values=inferred["values"],
+        action_mask=rollout.action_mask,
+        offsets=offsets,
+        groups=group_numbers(torch.tensor([p.id for p in rollout.prompts])),
+        bootstrap=bootstrap,
+        gamma=ppo.gamma,
+        lam=lam,
+        critic_lam=1.0 if warmup else critic_lam,
+        turns=ppo.gae_steps == "turn",
+        group_std=ppo.group_std,
+    )
 
 
 def _infer(
@@ -80,43 +128,13 @@ def _infer(
         assert outputs.entropy is not None
         result["logprobs"][at] = outputs.logprobs.cpu()
         result["entropy"][at] = outputs.entropy.cpu()
-        shared = outputs.states, outputs.final_states
-        states, final_states = shared if models.shared else models.critic_states(part)
-        result["values"][at] = models.value_head(states).cpu()
         result["ref_logprobs"][at] = models.reference_logprobs(part, temperature).cpu()
-        if config.truncation == "bootstrap":
-            result["final_values"][rows] = models.value_head(final_states).cpu()
+        if models.value_head is not None:
+            shared = outputs.states, outputs.final_states
+            states, final_states = shared if models.shared else models.critic_states(part)
+            result["values"][at] = models.value_of(states).cpu()
+            if config.truncation == "bootstrap":
+                result["final_values"][rows] = models.value_of(final_states).cpu()
         if on_progress is not None:
             on_progress(done + 1, len(layout))
     return result
-
-
-def _metrics(
-    experience: Experience, rollout: Rollout, scores: Scores, total: Tensor, raw: Tensor, entropy: Tensor
-) -> Metrics:
-    mask, offsets = experience.action_mask, experience.sequences.response_offsets
-    k1 = torch.where(mask, experience.old_logprobs - experience.ref_logprobs, 0.0)
-    reward = response_rewards(scores.total, scores.per_token, offsets)
-    gap = (rollout.logprobs - experience.old_logprobs)[mask].abs()
-    by_quarter = explained_variance_by_position(experience.values, experience.returns, mask, offsets)
-    lengths = experience.sequences.response_lengths.float()
-    return {
-        "reward": float(reward.mean()),
-        "reward_std": float(reward.std(correction=0)),
-        **{f"reward/{name}": sum(v) / max(1, len(v)) for name, v in scores.components.items()},
-        "reward_failed": float(scores.failed),
-        "score": float(total.mean()),
-        "kl": float(segment_sum(k1, offsets).mean()),
-        "kl_per_token": float(k1[mask].mean()),
-        "entropy": float(entropy[mask].mean()),
-        "value_mean": float(experience.values[mask].mean()),
-        "return_mean": float(experience.returns[mask].mean()),
-        "advantage_mean": float(raw[mask].mean()),
-        "advantage_std": float(raw[mask].std(correction=0)),
-        "explained_variance": explained_variance(experience.values, experience.returns, mask),
-        **{f"explained_variance/quarter_{k + 1}": value for k, value in enumerate(by_quarter)},
-        "response_length": float(lengths.mean()),
-        "eos_share": sum(finish == "eos" for finish in rollout.finish) / len(rollout),
-        "ended_share": sum(finish != "length" for finish in rollout.finish) / len(rollout),
-        "rollout_gap": float(gap.max()),
-    }

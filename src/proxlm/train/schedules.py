@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from proxlm.config import OptimiserConfig
+from proxlm.config import OptimiserConfig, RolloutConfig
 
 
 def learning_rate(config: OptimiserConfig, step: int, total: int) -> float:
@@ -32,3 +32,10 @@ def learning_rate(config: OptimiserConfig, step: int, total: int) -> float:
         return config.lr / (1 + n / config.half_life)
     reached = [start for start in config.stages if int(start) <= step]
     return config.lr * (config.stages[max(reached, key=int)] if reached else 1.0)
+
+
+def temperature_at(config: RolloutConfig, step: int, steps: int) -> float:
+    """The sampling temperature of PPO step `step` (from 0) of `steps`: linear to final_temperature, if set."""
+    if config.final_temperature == 0 or steps < 2:
+        return config.temperature
+    return config.temperature + (config.final_temperature - config.temperature) * step / (steps - 1)

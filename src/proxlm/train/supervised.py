@@ -27,7 +27,7 @@ from proxlm.runlog.writer import RunLog
 from proxlm.train.examples import Examples, TokenBatches
 from proxlm.train.observe import peak_memory_gb
 from proxlm.train.optimiser import Optimiser
-from proxlm.types import ragged_index
+from proxlm.train.ptx import supervised_gradient
 
 
 @dataclass
@@ -84,7 +84,9 @@ class SupervisedTrainer:
         """One optimiser step; returns its metrics."""
         log.phase("train")
         began = time.perf_counter()
-        loss, tokens = self._gradient()
+        loss, tokens = supervised_gradient(
+            self.model, self.train_set, self.batches.next(), self.config.micro_batch_tokens
+        )
         norm, lr = self.optimiser.step(self.state.step, self.planned_steps())
         self.state.step += 1
         seconds = time.perf_counter() - began
@@ -105,20 +107,6 @@ class SupervisedTrainer:
             return self.config.steps
         pace = self.state.seconds / self.state.step
         return min(self.config.steps, max(self.state.step + 1, int(limit / pace)))
-
-    def _gradient(self) -> tuple[float, int]:
-        """Accumulate the gradient of the mean loss over the next batch. Returns (loss, tokens read)."""
-        sequences, mask = self.train_set.batch(self.batches.next())
-        total = max(1, int(mask.sum()))
-        loss = 0.0
-        offsets = sequences.response_offsets
-        for rows in micro_batches(sequences.lengths, self.config.micro_batch_tokens):
-            part = sequences.select(rows).to(self.model.device)
-            weights = mask[ragged_index(offsets, rows)].to(self.model.device) / total
-            share = -(weights * token_outputs(self.model, part).logprobs).sum()
-            share.backward()
-            loss += float(share.detach())
-        return loss, len(sequences.tokens)
 
     def _validate(self, log: RunLog) -> float:
         """Validation loss; keeps the weights if it is the best so far."""

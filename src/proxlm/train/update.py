@@ -1,9 +1,8 @@
-"""One PPO update: passes × minibatches × micro-batches over an experience."""
+"""One update: passes × minibatches × micro-batches over an experience."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,9 +10,14 @@ from torch import Tensor
 from proxlm.config import PPOConfig
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.models.forward import micro_batches
-from proxlm.rl.losses import clipped_policy_loss, clipped_value_loss, token_weights
+from proxlm.rl.kl import kl_estimate
+from proxlm.rl.losses import PolicyLoss, clipped_value_loss, token_weights
+from proxlm.rl.policy_losses import LossInputs
 from proxlm.seeds import derive_seed
+from proxlm.train.algorithms import LossFunction
 from proxlm.train.optimiser import Optimiser
+from proxlm.train.ptx import PtxText
+from proxlm.train.stats import MinibatchStats
 from proxlm.types import Experience, Progress, offsets_of, ragged_index
 
 
@@ -22,159 +26,165 @@ class Optimisers:
     """One optimiser for the policy, one for the critic (its trunk, if it has its own, and the value head)."""
 
     policy: Optimiser
-    critic: Optimiser
+    critic: Optimiser | None
 
 
-@dataclass
-class MinibatchStats:
-    """What one optimiser step saw; means are over the minibatch's chosen tokens."""
+@dataclass(frozen=True)
+class Learner:
+    """All that an update needs besides the experience. limit: the longest response in tokens; kl_coef: β of a KL
+    in the loss, else 0; entropy_coef: of this step; policy_learns: False while only the critic does.
+    """
 
-    policy_loss: float = 0.0
-    value_loss: float = 0.0
-    ratio_mean: float = 0.0
-    ratio_max: float = 0.0
-    ratio_error: float = 0.0
-    clip_fraction: float = 0.0
-    approx_kl: float = 0.0
-    grad_norm: dict[str, float] = field(default_factory=dict)
-    lr: dict[str, float] = field(default_factory=dict)
+    models: ActorCritic
+    optimisers: Optimisers
+    config: PPOConfig
+    loss: LossFunction
+    temperature: float
+    limit: int
+    seed: int
+    step: int
+    kl_coef: float = 0.0
+    entropy_coef: float = 0.0
+    policy_learns: bool = True
+    ptx: PtxText | None = None
 
 
 def plan_pass(lengths: Tensor, config: PPOConfig, seed: int, step: int, epoch: int) -> list[list[Tensor]]:
     """The minibatches of one pass, each a list of micro-batches of row indices.
 
-    Rows are shuffled anew for each pass, by a generator seeded with (seed, step, epoch) alone. lengths [B].
+    Rows are shuffled anew for each pass, by a generator seeded with (seed, step, epoch) alone. With fewer rows
+    than minibatches there are as many as rows. lengths [B].
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "pass", step, epoch))
     order = torch.randperm(len(lengths), generator=generator)
-    minibatches = torch.tensor_split(order, config.minibatches)
+    minibatches = torch.tensor_split(order, min(config.minibatches, len(order)))
     return [
         [rows[i] for i in micro_batches(lengths[rows], config.micro_batch_tokens)] for rows in minibatches
     ]
 
 
+def minibatch_weights(learner: Learner, experience: Experience, rows: Tensor) -> Tensor:
+    """Each token's weight in the loss, fixed over the whole minibatch: [R], 0 outside the given rows."""
+    places = ragged_index(experience.sequences.response_offsets, rows)
+    lengths = experience.sequences.response_lengths[rows]
+    weights = torch.zeros(len(experience.action_mask))
+    weights[places] = token_weights(
+        experience.action_mask[places], offsets_of(lengths), learner.config.aggregation, learner.limit
+    )
+    return weights
+
+
 def update(
-    models: ActorCritic,
-    optimisers: Optimisers,
-    experience: Experience,
-    config: PPOConfig,
-    *,
-    temperature: float,
-    limit: int,
-    seed: int,
-    step: int,
-    on_progress: Progress | None = None,
+    learner: Learner, experience: Experience, on_progress: Progress | None = None
 ) -> list[MinibatchStats]:
     """Learn from an experience. Returns the statistics of each optimiser step, in order.
 
-    limit: the longest response in tokens. Splitting a minibatch into micro-batches changes memory, not the
-    gradient: every token's weight is fixed over the whole minibatch first.
+    Splitting a minibatch into micro-batches changes memory, not the gradient.
     """
-    stats: list[MinibatchStats] = []
+    config, stats = learner.config, list[MinibatchStats]()
     planned = config.epochs * config.minibatches
+    if not learner.policy_learns and learner.optimisers.critic is None:
+        return stats
     for epoch in range(config.epochs):
-        for minibatch in plan_pass(experience.sequences.lengths, config, seed, step, epoch):
-            stats.append(_minibatch_gradient(models, experience, minibatch, config, temperature, limit))
-            done, total = step * planned + len(stats) - 1, config.steps * planned
-            for name, optimiser in (("policy", optimisers.policy), ("critic", optimisers.critic)):
+        plan = plan_pass(experience.sequences.lengths, config, learner.seed, learner.step, epoch)
+        for minibatch in plan:
+            stats.append(_minibatch_gradient(learner, experience, minibatch))
+            done, total = learner.step * planned + len(stats) - 1, config.steps * planned
+            for name, optimiser in _moved(learner).items():
                 stats[-1].grad_norm[name], stats[-1].lr[name] = optimiser.step(done, total)
             if on_progress is not None:
                 on_progress(len(stats), planned)
-        seen = [s.approx_kl for s in stats[-config.minibatches :]]
+        seen = [s.approx_kl for s in stats[-len(plan) :]]
         if config.target_kl > 0 and sum(seen) / len(seen) > config.target_kl:
             break
     return stats
 
 
-def _minibatch_gradient(
-    models: ActorCritic,
-    experience: Experience,
-    minibatch: list[Tensor],
-    config: PPOConfig,
-    temperature: float,
-    limit: int,
-) -> MinibatchStats:
+def _moved(learner: Learner) -> dict[str, Optimiser]:
+    """The optimisers that step in this update, by name."""
+    moved = {"policy": learner.optimisers.policy} if learner.policy_learns else {}
+    if learner.optimisers.critic is not None:
+        moved["critic"] = learner.optimisers.critic
+    return moved
+
+
+def _minibatch_gradient(learner: Learner, experience: Experience, minibatch: list[Tensor]) -> MinibatchStats:
     """Accumulate the minibatch's gradient, micro-batch by micro-batch."""
     rows = torch.cat(minibatch)
+    weights = minibatch_weights(learner, experience, rows)
     offsets = experience.sequences.response_offsets
-    places = ragged_index(offsets, rows)
-    mask = experience.action_mask[places]
-    weights = torch.zeros(len(experience.action_mask))
-    lengths = experience.sequences.response_lengths[rows]
-    weights[places] = token_weights(mask, offsets_of(lengths), config.aggregation, limit)
-    tokens = max(1, int(mask.sum()))
-    stats = MinibatchStats()
+    stats = MinibatchStats(tokens=int(experience.action_mask[ragged_index(offsets, rows)].sum()))
+    device, config = learner.models.policy.device, learner.config
     for micro in minibatch:
-        _micro_batch_gradient(
-            models,
-            experience.select(micro),
-            weights[ragged_index(offsets, micro)],
-            config,
-            temperature,
-            stats,
-            tokens,
-        )
+        part, w = experience.select(micro), weights[ragged_index(offsets, micro)].to(device)
+        loss, states = torch.zeros((), device=device), None
+        if learner.policy_learns:
+            loss, states = _policy_loss(learner, part, w, stats)
+        if states is None and learner.policy_learns:
+            # Two passes, two graphs, one after the other: only one is ever held.
+            loss.backward()
+            loss = torch.zeros((), device=device)
+        if learner.models.value_head is not None:
+            (loss + config.value_coef * _value_loss(learner, part, w, stats, states)).backward()
+    if learner.policy_learns and learner.ptx is not None:
+        stats.ptx_loss = learner.ptx.backward(learner.models.policy)
     return stats
 
 
-def _micro_batch_gradient(
-    models: ActorCritic,
-    part: Experience,
-    weights: Tensor,
-    config: PPOConfig,
-    temperature: float,
-    stats: MinibatchStats,
-    tokens: int,
-) -> None:
-    """Backward through one micro-batch and add its share to `stats`."""
-    device = models.policy.device
-    sequences, weights = part.sequences.to(device), weights.to(device)
-    outputs = models.policy_outputs(sequences, temperature, entropy=config.entropy_coef > 0)
-    terms = clipped_policy_loss(
-        outputs.logprobs,
-        part.old_logprobs.to(device),
-        part.advantages.to(device),
-        config.clip_low,
-        config.clip_high,
-        config.max_log_ratio,
+def loss_terms(learner: Learner, part: Experience, logprobs: Tensor) -> PolicyLoss:
+    """The chosen policy loss on a micro-batch; logprobs [R] with gradient, on the model's device."""
+    device, config = logprobs.device, learner.config
+    return learner.loss(
+        LossInputs(
+            logprobs=logprobs,
+            old_logprobs=part.old_logprobs.to(device),
+            advantages=part.advantages.to(device),
+            action_mask=part.action_mask.to(device),
+            offsets=part.sequences.response_offsets.to(device),
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            dual_clip=config.dual_clip,
+            divergence_limit=config.divergence_limit,
+            max_log_ratio=config.max_log_ratio,
+        )
     )
-    policy_loss = (weights * terms.loss).sum()
+
+
+def _policy_loss(
+    learner: Learner, part: Experience, weights: Tensor, stats: MinibatchStats
+) -> tuple[Tensor, Tensor | None]:
+    """The policy's loss on a micro-batch and, for a shared critic, the states [R, H] of the same graph."""
+    models, config, device = learner.models, learner.config, weights.device
+    outputs = models.policy_outputs(
+        part.sequences.to(device), learner.temperature, entropy=learner.entropy_coef > 0
+    )
+    terms = loss_terms(learner, part, outputs.logprobs)
+    policy_loss = (weights * part.correction.to(device) * terms.loss).sum()
     loss = policy_loss
     if outputs.entropy is not None:
-        entropy = (weights * outputs.entropy).sum()
-        loss = loss - config.entropy_coef * entropy
-    if models.shared:
-        values = models.value_head(outputs.states)
-    else:
-        # Two passes, two graphs, one after the other: only one is ever held.
-        loss.backward()
-        values, loss = models.values(sequences), torch.zeros((), device=device)
-    errors = clipped_value_loss(values, part.values.to(device), part.returns.to(device), config.clip_value)
-    value_loss = (weights * errors).sum()
-    (loss + config.value_coef * value_loss).backward()
+        loss = loss - learner.entropy_coef * (weights * outputs.entropy).sum()
+    if learner.kl_coef > 0:
+        kl = kl_estimate(
+            outputs.logprobs, part.ref_logprobs.to(device), config.kl_estimator, config.max_log_ratio
+        )
+        kl_loss = (weights * kl).sum()
+        loss = loss + learner.kl_coef * kl_loss
+        stats.kl_loss += float(kl_loss.detach())
     stats.policy_loss += float(policy_loss.detach())
+    stats.add_terms(terms, part.action_mask.to(device))
+    return loss, outputs.states if models.shared else None
+
+
+def _value_loss(
+    learner: Learner, part: Experience, weights: Tensor, stats: MinibatchStats, states: Tensor | None
+) -> Tensor:
+    """The critic's loss; states [R, H]: the shared trunk's, with their graph, or None for the critic's own."""
+    models, config, device = learner.models, learner.config, weights.device
+    if states is None:
+        states = models.critic_states(part.sequences.to(device))[0]
+    errors = clipped_value_loss(
+        models.value_of(states), part.values.to(device), part.returns.to(device), config.clip_value
+    )
+    value_loss = (weights * errors).sum()
     stats.value_loss += float(value_loss.detach())
-    mask = part.action_mask.to(device)
-    if bool(mask.any()):
-        ratio = terms.ratio[mask]
-        stats.ratio_mean += float(ratio.sum()) / tokens
-        stats.clip_fraction += float(terms.clipped[mask].sum()) / tokens
-        stats.approx_kl += float(terms.approx_kl[mask].sum()) / tokens
-        stats.ratio_max = max(stats.ratio_max, float(ratio.max()))
-        stats.ratio_error = max(stats.ratio_error, float((ratio - 1).abs().max()))
-
-
-def summarise(stats: list[MinibatchStats]) -> dict[str, float]:
-    """The step's metrics: means over its optimiser steps, maxima of maxima, the last learning rates."""
-    names = ("policy_loss", "value_loss", "ratio_mean", "clip_fraction", "approx_kl")
-    metrics = {name: sum(getattr(s, name) for s in stats) / len(stats) for name in names}
-    metrics["ratio_max"] = max(s.ratio_max for s in stats)
-    metrics["optimiser_steps"] = float(len(stats))
-    metrics["first_minibatch/ratio_error"] = stats[0].ratio_error
-    metrics["first_minibatch/clip_fraction"] = stats[0].clip_fraction
-    for who in stats[0].grad_norm:
-        norms = [s.grad_norm[who] for s in stats]
-        metrics[f"grad_norm/{who}"] = sum(norms) / len(norms)
-        metrics[f"grad_norm/{who}_not_finite"] = float(sum(not math.isfinite(n) for n in norms))
-        metrics[f"lr/{who}"] = stats[-1].lr[who]
-    return metrics
+    return value_loss

@@ -1,0 +1,82 @@
+"""Looking back over metric rows: medians of the newest steps, and what the run began with.
+
+A row is what metrics.jsonl holds for a step. A number may be missing, None or NaN: such rows are passed over. Rows in
+which only the critic learns (warmup = 1) say nothing of the policy's learning, and are passed over by all but
+`newest_of_all`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from statistics import median
+from typing import Any
+
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
+
+
+def number(row: Row, name: str) -> float | None:
+    """The row's finite number of that name, or None."""
+    value = row.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def learning(row: Row) -> bool:
+    """Whether the policy learns in this step."""
+    return number(row, "warmup") != 1.0
+
+
+def step_of(rows: Rows) -> int:
+    """The newest row's step."""
+    step = number(rows[-1], "step") if rows else None
+    return len(rows) if step is None else int(step)
+
+
+def newest(rows: Rows, name: str, count: int) -> list[float]:
+    """The numbers of the newest `count` rows; empty unless the policy learns in all of them."""
+    last = rows[-count:]
+    if len(last) < count or not learning(last[0]):
+        return []
+    return [value for row in last if (value := number(row, name)) is not None]
+
+
+def newest_of_all(rows: Rows, name: str, count: int) -> list[float]:
+    """The numbers of the newest `count` rows, or of all where there are fewer, critic warm-up included."""
+    return [value for row in rows[-count:] if (value := number(row, name)) is not None]
+
+
+def first(rows: Rows, name: str, count: int) -> list[float]:
+    """The numbers of the first `count` rows in which the policy learns."""
+    return [
+        value for row in islice(filter(learning, rows), count) if (value := number(row, name)) is not None
+    ]
+
+
+def middle(values: Sequence[float], needed: int) -> float | None:
+    """The median, or None for fewer than `needed` values."""
+    return median(values) if values and len(values) >= needed else None
+
+
+def newest_middle(rows: Rows, name: str, count: int) -> float | None:
+    """The median of the newest `count` rows; None unless most of them have the number."""
+    return middle(newest(rows, name, count), count // 2 + 1)
+
+
+def first_middle(rows: Rows, name: str, count: int) -> float | None:
+    """The median of the first `count` rows in which the policy learns; None unless most have the number."""
+    return middle(first(rows, name, count), count // 2 + 1)
+
+
+def at_least(rows: Rows, count: int) -> bool:
+    """Whether the policy has learnt for `count` steps."""
+    return sum(1 for _ in islice(filter(learning, rows), count)) >= count
+
+
+def span(rows: Rows, count: int) -> str:
+    """The newest `count` rows in words: "steps 8–12"."""
+    last = rows[-count:]
+    return f"steps {step_of(last[:1])}–{step_of(rows)}" if len(last) > 1 else f"step {step_of(rows)}"

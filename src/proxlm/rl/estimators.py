@@ -1,0 +1,134 @@
+"""Advantage estimators: shaped rewards in, advantages and the critic's targets out.
+
+One is chosen by `ppo.advantage`; one of your own is any function of this signature. Whitening, if the estimator
+is to be followed by it, is done afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from proxlm.rl.advantages import gae, turn_gae
+from proxlm.rl.ragged import row_of_element
+from proxlm.rl.shaping import segment_sum
+
+
+class AdvantageInputs(NamedTuple):
+    """What an estimator may use.
+
+    rewards [R]: shaped, KL penalty and score included; values [R]: V before each token, zeros without a critic;
+    action_mask [R] bool; offsets [B+1]; groups [B] int64: rows that answer the same prompt have the same number,
+    0 to G − 1; bootstrap [B] or None: V after the last token; gamma; lam: one number, or one per row [B];
+    critic_lam: λ of the critic's targets, None for lam; turns: GAE steps are turns, not tokens; group_std: GRPO
+    divides by it.
+    """
+
+    rewards: Tensor
+    values: Tensor
+    action_mask: Tensor
+    offsets: Tensor
+    groups: Tensor
+    bootstrap: Tensor | None = None
+    gamma: float = 1.0
+    lam: float | Tensor = 0.95
+    critic_lam: float | None = None
+    turns: bool = False
+    group_std: bool = True
+
+
+class Advantages(NamedTuple):
+    """advantages [R], 0 where the policy did not choose; returns [R]: what the critic is to predict."""
+
+    advantages: Tensor
+    returns: Tensor
+
+
+def gae_advantages(inputs: AdvantageInputs) -> Advantages:
+    """GAE with its own λ for the critic's targets (Schulman et al. 2015; Yuan et al. 2025, VC-PPO, section 3.2).
+
+    Advantages by λ, returns = V + A by critic_lam: with critic_lam = 1 the critic learns from unbiased returns
+    while the policy has less variance. A2C is this with λ = 1 and the loss "pg".
+    """
+    estimate = turn_gae if inputs.turns else gae
+    given = inputs.rewards, inputs.values, inputs.action_mask, inputs.offsets, inputs.gamma
+    advantages, returns = estimate(*given, inputs.lam, inputs.bootstrap)
+    if inputs.critic_lam is not None:
+        returns = estimate(*given, inputs.critic_lam, inputs.bootstrap)[1]
+    return Advantages(advantages, returns)
+
+
+def reinforce_advantages(inputs: AdvantageInputs) -> Advantages:
+    """A_t = Σ_{s ≥ t} γ^{s−t} r_s: the return, no baseline (Williams 1992).
+
+    With whitening over the batch and the clipped loss this is REINFORCE++ (Hu 2025, equation 7).
+    """
+    nothing = torch.zeros_like(inputs.values)
+    returns = gae(inputs.rewards, nothing, inputs.action_mask, inputs.offsets, inputs.gamma, 1.0)[0]
+    return Advantages(returns, returns)
+
+
+def rloo_advantages(inputs: AdvantageInputs) -> Advantages:
+    """A = R − mean R of the prompt's other responses, for every chosen token (Ahmadian et al. 2024, RLOO).
+
+    R is the response's whole shaped reward. The baseline is independent of the response, so the gradient is
+    unbiased. Raises ValueError where a prompt has a single response.
+    """
+    totals, count, total, _ = _group_moments(inputs)
+    others = (total[inputs.groups] - totals) / (count[inputs.groups] - 1)
+    return _every_token(totals - others, totals, inputs)
+
+
+def grpo_advantages(inputs: AdvantageInputs, eps: float = 1e-6) -> Advantages:
+    """A = (R − mean) / (std + eps) over the prompt's responses, for every chosen token (Shao et al. 2024, GRPO).
+
+    std with Bessel's correction. Without group_std: A = R − mean (Liu et al. 2025, Dr. GRPO), which is
+    (n − 1) / n of RLOO's. Dividing by std weighs prompts by how little their rewards vary: a bias, unlike RLOO.
+    Raises ValueError where a prompt has a single response.
+    """
+    totals, count, total, squares = _group_moments(inputs)
+    advantages = totals - (total / count)[inputs.groups]
+    if inputs.group_std:
+        advantages = advantages / ((squares / (count - 1)).sqrt() + eps)[inputs.groups]
+    return _every_token(advantages, totals, inputs)
+
+
+def _group_moments(inputs: AdvantageInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Each row's whole reward [B]; each group's count, sum, and sum of squared deviations [G]."""
+    totals = segment_sum(inputs.rewards, inputs.offsets)
+    groups = int(inputs.groups.max()) + 1 if len(inputs.groups) else 0
+    zeros = totals.new_zeros(groups)
+    count = zeros.index_add(0, inputs.groups, torch.ones_like(totals))
+    if bool((count == 1).any()):
+        raise ValueError(
+            "a prompt with a single response has no baseline; set ppo.samples_per_prompt to 2 or more"
+        )
+    total = zeros.index_add(0, inputs.groups, totals)
+    deviation = totals - (total / count)[inputs.groups]
+    return totals, count, total, zeros.index_add(0, inputs.groups, deviation.square())
+
+
+def _every_token(per_row: Tensor, totals: Tensor, inputs: AdvantageInputs) -> Advantages:
+    """The row's number at each of its chosen tokens, 0 elsewhere."""
+    row = row_of_element(inputs.offsets)
+    return Advantages(
+        torch.where(inputs.action_mask, per_row[row], 0.0), torch.where(inputs.action_mask, totals[row], 0.0)
+    )
+
+
+def group_numbers(prompt_ids: Tensor) -> Tensor:
+    """Prompt ids [B] → group numbers 0 to G − 1 [B], the same for the same id."""
+    return torch.unique(prompt_ids, return_inverse=True)[1]
+
+
+def varied_groups(rewards: Tensor, groups: Tensor) -> Tensor:
+    """True for the rows of groups whose rewards are not all equal (Yu et al. 2025, DAPO: dynamic sampling).
+
+    A group of equal rewards has no advantage anywhere, so it only dilutes the batch. rewards, groups [B] → [B] bool.
+    """
+    size = int(groups.max()) + 1 if len(groups) else 0
+    low = rewards.new_full((size,), torch.inf).scatter_reduce(0, groups, rewards, "amin")
+    high = rewards.new_full((size,), -torch.inf).scatter_reduce(0, groups, rewards, "amax")
+    return (high > low)[groups]

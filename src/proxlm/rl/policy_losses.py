@@ -1,0 +1,121 @@
+"""Policy losses, per token. One is chosen by `ppo.loss`; one of your own is any function of this signature.
+
+How tokens become one number is `losses.token_weights`, the same for all of them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from proxlm.rl.losses import PolicyLoss, clipped_policy_loss
+from proxlm.rl.ragged import row_of_element
+from proxlm.rl.shaping import segment_sum
+
+
+class LossInputs(NamedTuple):
+    """What a policy loss may use: a micro-batch of whole responses, every tensor [R].
+
+    logprobs: of the policy that learns, with gradient; old_logprobs: its own before this step's update;
+    advantages; action_mask bool; offsets [B+1]; and the numbers of the settings ppo.clip_low, clip_high,
+    dual_clip (0: off), divergence_limit, max_log_ratio.
+    """
+
+    logprobs: Tensor
+    old_logprobs: Tensor
+    advantages: Tensor
+    action_mask: Tensor
+    offsets: Tensor
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float = 0.0
+    divergence_limit: float = 0.2
+    max_log_ratio: float = 20.0
+
+
+def log_ratio(inputs: LossInputs) -> Tensor:
+    """log ρ_t = log π_new − log π_old, clamped to ± max_log_ratio so that its exponential is finite. [R]"""
+    return (inputs.logprobs - inputs.old_logprobs).clamp(-inputs.max_log_ratio, inputs.max_log_ratio)
+
+
+def measured(inputs: LossInputs, loss: Tensor, clipped: Tensor | None = None) -> PolicyLoss:
+    """A per-token loss [R] with the ratio and the approximate KL that every run reports."""
+    with torch.no_grad():
+        logs = log_ratio(inputs)
+        none = torch.zeros_like(inputs.action_mask)
+        return PolicyLoss(loss, logs.exp(), none if clipped is None else clipped, 0.5 * logs.square())
+
+
+def ppo_loss(inputs: LossInputs) -> PolicyLoss:
+    """The clipped objective (Schulman et al. 2017, equation 7), with the dual clip if it is set."""
+    return clipped_policy_loss(
+        inputs.logprobs,
+        inputs.old_logprobs,
+        inputs.advantages,
+        inputs.clip_low,
+        inputs.clip_high,
+        inputs.max_log_ratio,
+        inputs.dual_clip,
+    )
+
+
+def pg_loss(inputs: LossInputs) -> PolicyLoss:
+    """−A log π: the plain policy gradient of REINFORCE and A2C (Williams 1992; Mnih et al. 2016).
+
+    Right for the policy that sampled: use one epoch of one minibatch.
+    """
+    return measured(inputs, -inputs.advantages * inputs.logprobs)
+
+
+def surrogate_loss(inputs: LossInputs) -> PolicyLoss:
+    """−ρ A, not clipped: what the trust-region step raises (Schulman et al. 2015, TRPO, equation 14)."""
+    return measured(inputs, -log_ratio(inputs).exp() * inputs.advantages)
+
+
+def gspo_loss(inputs: LossInputs) -> PolicyLoss:
+    """−min(s A, clip(s) A) with one ratio per response, s = exp(mean_t log ρ_t) (Zheng et al. 2025, GSPO, eq. 5–7).
+
+    The mean is over chosen tokens. With ppo.aggregation = "sequence" this is the paper's objective; its clip is
+    far narrower than PPO's (3e-4 and 4e-4 there). A response of one token: PPO.
+    """
+    mask, offsets, limit = inputs.action_mask, inputs.offsets, inputs.max_log_ratio
+    row = row_of_element(offsets)
+    logs = torch.where(mask, inputs.logprobs - inputs.old_logprobs, 0.0)
+    chosen = segment_sum(mask.to(logs.dtype), offsets).clamp(min=1)
+    of_row = (segment_sum(logs, offsets) / chosen).clamp(-limit, limit)
+    terms = clipped_policy_loss(
+        of_row[row],
+        torch.zeros_like(inputs.old_logprobs),
+        inputs.advantages,
+        inputs.clip_low,
+        inputs.clip_high,
+        limit,
+    )
+    return measured(inputs, terms.loss, terms.clipped)
+
+
+def cispo_loss(inputs: LossInputs) -> PolicyLoss:
+    """−sg(clip(ρ, 1 − ε_low, 1 + ε_high)) A log π (MiniMax 2025, M1, equation 4: CISPO).
+
+    The importance weight is clipped, not the gradient: tokens beyond the clip still learn.
+    """
+    ratio = log_ratio(inputs).exp().detach()
+    weight = ratio.clamp(1.0 - inputs.clip_low, 1.0 + inputs.clip_high)
+    return measured(inputs, -weight * inputs.advantages * inputs.logprobs, ratio != weight)
+
+
+def dppo_loss(inputs: LossInputs) -> PolicyLoss:
+    """−ρ A, without gradient where the step goes on away from π_old and |π − π_old| > δ (Qi et al. 2026, DPPO).
+
+    |π(a) − π_old(a)| is the total variation of "this token or another", a bound that rare tokens hardly meet and
+    likely ones do: PPO's ratio does the opposite. δ is ppo.divergence_limit, 0.2 in the paper.
+    """
+    logs = log_ratio(inputs)
+    with torch.no_grad():
+        moved = inputs.logprobs.exp() - inputs.old_logprobs.exp()
+        away = (inputs.advantages > 0) & (moved > 0) | (inputs.advantages < 0) & (moved < 0)
+        cut = away & (moved.abs() > inputs.divergence_limit)
+    loss = -logs.exp() * inputs.advantages
+    return measured(inputs, torch.where(cut, loss.detach(), loss), cut)

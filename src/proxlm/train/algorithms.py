@@ -1,0 +1,100 @@
+"""From the names in the settings to the functions: advantages and policy losses, ours and the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor
+
+from proxlm.config.algorithms import LOSSES, advantage_of, is_user_function
+from proxlm.config.ppo import PPOConfig
+from proxlm.errors import ConfigError
+from proxlm.rewards.user_file import function_from_file
+from proxlm.rl.estimators import AdvantageInputs, Advantages
+from proxlm.rl.losses import PolicyLoss
+from proxlm.rl.policy_losses import LossInputs, measured
+
+AdvantageFunction = Callable[[AdvantageInputs], Advantages]
+LossFunction = Callable[[LossInputs], PolicyLoss]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What `ppo.advantage` and `ppo.loss` stand for. critic: values are used; whiten: advantages are whitened."""
+
+    advantage: AdvantageFunction
+    loss: LossFunction
+    critic: bool
+    whiten: bool
+
+
+def build_algorithm(
+    ppo: PPOConfig, advantage: Callable[..., Any] | None = None, loss: Callable[..., Any] | None = None
+) -> Algorithm:
+    """The functions that the settings name; `advantage` and `loss`, Python functions, take their places.
+
+    An advantage of the user's takes AdvantageInputs and returns Advantages, or a tensor [R]; a loss takes
+    LossInputs and returns PolicyLoss, or a tensor [R]. Raises ConfigError for a file or function that is not
+    there, RewardError for a file that cannot be run.
+    """
+    known = advantage_of("" if advantage is not None else ppo.advantage)
+    whiten = known.whiten if ppo.whiten_advantages == "auto" else ppo.whiten_advantages == "always"
+    return Algorithm(
+        advantage=_checked_advantage(advantage or _function("ppo.advantage", ppo.advantage, known.function)),
+        loss=_checked_loss(loss or _function("ppo.loss", ppo.loss, LOSSES.get(ppo.loss, ppo.loss))),
+        critic=known.critic,
+        whiten=whiten,
+    )
+
+
+def _function(key: str, name: str, place: str) -> Callable[..., Any]:
+    module, _, function = place.rpartition(":")
+    if is_user_function(name):
+        found: Any = function_from_file(key, module, function, {})
+        if not callable(found):
+            raise ConfigError(f'{key} = "{name}": not a function')
+        return found
+    return getattr(import_module(module), function)
+
+
+def _checked_advantage(function: Callable[..., Any]) -> AdvantageFunction:
+    """The function, with a plain tensor taken for advantages, and everything else refused with a clear error."""
+
+    def advantage(inputs: AdvantageInputs) -> Advantages:
+        found = function(inputs)
+        if isinstance(found, Tensor):
+            found = Advantages(found, found + inputs.values)
+        if not isinstance(found, Advantages) or any(t.shape != inputs.values.shape for t in found):
+            raise ConfigError(
+                f"ppo.advantage: {_name(function)} must return Advantages or a tensor of shape"
+                f" {tuple(inputs.values.shape)}, one number for each response token; got {_shown(found)}"
+            )
+        return found
+
+    return advantage
+
+
+def _checked_loss(function: Callable[..., Any]) -> LossFunction:
+    def loss(inputs: LossInputs) -> PolicyLoss:
+        found = function(inputs)
+        if isinstance(found, Tensor) and found.shape == inputs.logprobs.shape:
+            found = measured(inputs, found)
+        if not isinstance(found, PolicyLoss) or found.loss.shape != inputs.logprobs.shape:
+            raise ConfigError(
+                f"ppo.loss: {_name(function)} must return PolicyLoss or a tensor of shape"
+                f" {tuple(inputs.logprobs.shape)}, one number for each response token; got {_shown(found)}"
+            )
+        return found
+
+    return loss
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__qualname__", type(function).__name__))
+
+
+def _shown(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,145 @@
+"""`proxlm doctor`: what it prints and writes, runs that go on, and one-line errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from report_runs import edit, ppo_run, sft_run
+
+from proxlm.__main__ import main
+from proxlm.doctor import RULES
+
+BLOWN_UP = {"approx_kl": 0.9, "ratio_max": 4000.0}
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    return ppo_run(tmp_path / "run", steps=40, with_texts=False)
+
+
+def ill(run: Path, lines: Iterable[int]) -> Path:
+    for line in lines:
+        edit(run / "metrics.jsonl", line, **BLOWN_UP)
+    return run
+
+
+def test_a_healthy_run(run, capsys):
+    assert main(["doctor", str(run)]) == 0
+    wanted = f"{run}: 40 steps read, 1 to 40; none of the doctor's {len(RULES)} rules finds anything wrong\n"
+    assert capsys.readouterr().out == wanted
+
+
+def test_what_is_printed(run, capsys):
+    assert main(["doctor", str(ill(run, range(31, 41)))]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        f"{run}: 40 steps read, 1 to 40; 1 finding",
+        "",
+        "SERIOUS  learning_rate_too_large, since step 32",
+    ]
+    text = " ".join(line.strip() for line in lines[3:])
+    assert (
+        "approx KL of an update is 0.900 (usual: below 0.03), the largest probability ratio is 4,000" in text
+    )
+    assert "in steps 38–40" in text
+    assert "try  lower optim.policy.lr (now 3e-06), three to ten times or   ppo.target_kl = 0.03" in text
+    assert max(len(line) for line in lines[1:]) <= 100
+
+
+@pytest.mark.parametrize(
+    ("lines", "when"),
+    [
+        (range(11, 21), "steps 12 to 21, then gone"),
+        ((11, 13), "step 13, then gone"),
+        ((39, 40), "step 40"),
+    ],
+)
+def test_when_it_was_seen(run, capsys, lines, when):
+    main(["doctor", str(ill(run, lines))])
+    assert f"learning_rate_too_large, {when}\n" in capsys.readouterr().out
+
+
+def test_json(run, tmp_path, capsys):
+    ill(run, range(11, 21))
+    edit(run / "metrics.jsonl", 40, reward_failed=7.0)
+    file = tmp_path / "findings.json"
+    assert main(["doctor", str(run), "--output", str(file)]) == 0
+    assert capsys.readouterr().out.endswith(f"\nwritten to {file}\n")
+    written = json.loads(file.read_text(encoding="utf-8"))
+    assert (written["folder"], written["steps"], written["last_step"]) == (str(run), 40, 40)
+    keys = ("rule", "severity", "first_step", "last_step", "at_the_end")
+    assert [tuple(f[k] for k in keys) for f in written["findings"]] == [
+        ("learning_rate_too_large", "serious", 12, 21, False),
+        ("reward_failed", "warning", 40, 40, True),
+    ]
+    assert all(isinstance(f["seen"], str) and f["try"] for f in written["findings"])
+
+
+def test_a_run_that_goes_on_and_is_read_with_a_torn_last_line(run, capsys):
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 41, "time": 99.0, "rew')
+    assert main(["doctor", str(run)]) == 0
+    assert "40 steps read, 1 to 40" in capsys.readouterr().out
+
+
+def test_one_step_and_no_others(tmp_path, capsys):
+    assert main(["doctor", str(ppo_run(tmp_path / "short", steps=1, with_texts=False))]) == 0
+    assert "1 step read, 1 to 1; none" in capsys.readouterr().out
+
+
+def test_only_settings_and_metrics_are_read(run):
+    (run / "samples.jsonl").write_text("torn\nlines\n", encoding="utf-8")
+    (run / "evaluation.json").write_text("{", encoding="utf-8")
+    assert main(["doctor", str(run)]) == 0
+
+
+def test_settings_of_another_version_do_not_matter(run, capsys):
+    text = (run / "config.toml").read_text(encoding="utf-8")
+    (run / "config.toml").write_text(text.replace("[ppo]", "[ppo]\nanswer = 42"), encoding="utf-8")
+    assert main(["doctor", str(run)]) == 0
+
+
+def fails(capsys, arguments, *wanted):
+    assert main(["doctor", *map(str, arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("proxlm: error: ")
+    for text in wanted:
+        assert text in line
+
+
+def test_errors_of_folders(run, tmp_path, capsys):
+    fails(capsys, [], "folder: needed, but not given")
+    fails(capsys, [tmp_path / "none"], str(tmp_path / "none"), "no such folder")
+    fails(capsys, [tmp_path], "not a run's folder: it holds no config.toml")
+    fails(capsys, [run / "metrics.jsonl"], "no such folder")
+    (run / "config.toml").write_text("[ppo\n", encoding="utf-8")
+    fails(capsys, [run], "config.toml", "not valid TOML")
+
+
+def test_a_run_of_another_job(tmp_path, capsys):
+    folder = sft_run(tmp_path / "sft", steps=3)
+    fails(capsys, [folder], str(folder), "another job (sft)", "PPO runs only")
+
+
+def test_errors_of_metrics(run, capsys):
+    metrics = run / "metrics.jsonl"
+    text = metrics.read_text(encoding="utf-8")
+    metrics.write_text(text.replace('"kl": ', '"kl": broken', 1), encoding="utf-8")
+    fails(capsys, [run], "metrics.jsonl: line 1: not a row of JSON")
+    metrics.write_text(text, encoding="utf-8")
+    edit(metrics, 3, reward="high")
+    fails(capsys, [run], 'metrics.jsonl: line 3: reward: expected a number, got "high"')
+    metrics.write_text("", encoding="utf-8")
+    fails(capsys, [run], "metrics.jsonl: no rows: the run has not finished a step yet")
+    metrics.unlink()
+    fails(capsys, [run], "no metrics.jsonl: the run has not finished a step yet")
+
+
+def test_output_that_cannot_be_written(run, tmp_path, capsys):
+    assert main(["doctor", str(run), "--output", str(tmp_path / "none" / "f.json")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
