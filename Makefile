@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check clean
+.PHONY: demo test check mutation clean
 
 demo: $(READY)
 	$(BIN)/proxlm demo
@@ -16,6 +16,10 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Changes operators and constants of the mathematics one at a time and sees whether the tests notice; about 10 minutes.
+mutation: $(READY)
+	$(BIN)/python benchmarks/mutation.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -11,6 +11,8 @@ import torch
 from proxlm.data.tokenizer import train_tokenizer
 from small_models import TEXTS
 
+pytest_plugins = ["checklist_table"]
+
 torch.set_num_threads(1)
 
 SHARED = Path(__file__).parents[1].parent / "shared"

@@ -106,7 +106,10 @@ def test_a_jobs_own_bare_argument() -> None:
     [
         (["--ppo.kl-coeff", "1"], "ppo.kl-coeff: unknown key; did you mean ppo.kl_coef?"),
         (["--lam", "1"], "lam: unknown key; did you mean ppo.lam?"),
-        (["--zzz"], "zzz: unknown key; allowed here: model, data, rollout, reward, ppo, optim, run"),
+        (
+            ["--zzz"],
+            "zzz: unknown key; allowed here: model, data, rollout, reward, shaping, ppo, ptx, optim, run",
+        ),
         (["--ppo.lam.x", "1"], "ppo.lam.x: unknown key; ppo.lam is a single value"),
         (["--ppo.lam", "1.5"], "ppo.lam = 1.5: must be at most 1"),
         (["--ppo.lam", "-1"], "ppo.lam = -1.0: must be at least 0"),

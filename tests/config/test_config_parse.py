@@ -211,7 +211,7 @@ def test_broken_toml_is_named_with_its_line(text: str, message: str) -> None:
         ),
         (
             "[reward.terms.'a.b']\nxyz = 1",
-            'reward.terms."a.b".xyz: unknown key; allowed here: use, weight, args',
+            'reward.terms."a.b".xyz: unknown key; allowed here: use, weight, args, potential',
         ),
         ("[ppo]\nlam = 1.5", "ppo.lam = 1.5: must be at most 1"),
         ("[ppo]\nlam = nan", "ppo.lam = nan: must be at least 0 and at most 1"),

@@ -66,10 +66,10 @@ def experience_metrics(
 
 
 def correlation(x: Tensor, y: Tensor) -> float:
-    """Pearson's correlation of two [B] tensors; NaN where one does not vary."""
+    """Pearson's correlation of two [B] tensors; NaN where one does not vary but for rounding."""
     a, b = x.double() - x.double().mean(), y.double() - y.double().mean()
-    scale = float(a.norm() * b.norm())
-    return float(a.dot(b)) / scale if scale > 0 else float("nan")
+    varies = all(float(d.norm()) > 1e-6 * float(v.double().norm()) for d, v in ((a, x), (b, y)))
+    return float(a.dot(b) / (a.norm() * b.norm())) if varies else float("nan")
 
 
 def mean_repetition(rollout: Rollout) -> float:

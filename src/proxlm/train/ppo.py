@@ -12,6 +12,7 @@ from torch import Tensor
 from proxlm.checkpoint import check_fit, load_checkpoint, newest_checkpoint, save_checkpoint, with_prefix
 from proxlm.config import PPOJob
 from proxlm.data.prompts import PromptStream
+from proxlm.doctor import Doctor, facts_of
 from proxlm.errors import RunError
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.models.save import save_language_model
@@ -19,6 +20,7 @@ from proxlm.rl.kl import adapt_kl_coefficient
 from proxlm.rl.losses import entropy_coefficient
 from proxlm.rl.moments import Moments, with_values
 from proxlm.rl.shaping import response_rewards
+from proxlm.runlog.folder import read_jsonl
 from proxlm.runlog.writer import RunLog
 from proxlm.train.algorithms import Algorithm, build_algorithm
 from proxlm.train.collect import collect, reference_rewards
@@ -79,13 +81,24 @@ class PPOTrainer:
     def train(self, log: RunLog) -> None:
         """Run from the state's step to the last one."""
         ppo, run = self.config.ppo, self.config.run
+        doctor = self._doctor()
         while self.state.step < ppo.steps:
             metrics = self.step(log)
             log.metrics(self.state.step, metrics)
+            for finding in doctor.see({"step": self.state.step, **metrics}):
+                log.note(finding.line())
             last = self.state.step == ppo.steps
             if last or (run.save_every and self.state.step % run.save_every == 0):
                 log.phase("checkpoint")
                 self.save()
+
+    def _doctor(self) -> Doctor:
+        """Reads each step's metrics; after a resume also those of the steps before, which it compares with."""
+        doctor, past = Doctor(facts_of(self.config)), self.folder / "metrics.jsonl"
+        if self.state.step and past.exists():
+            for row in read_jsonl(past):
+                doctor.see(row)
+        return doctor
 
     def step(self, log: RunLog) -> dict[str, float]:
         """One PPO step; returns its metrics."""

@@ -48,7 +48,9 @@ def trust_region_update(learner: Learner, experience: Experience) -> MinibatchSt
         gradient, fisher, measure, settings.delta, settings.iterations, settings.halvings
     )
     _assign(parameters, start + found.step)
-    stats.grad_norm["policy"], stats.lr["policy"] = float(gradient.norm()), 0.0
+    stats.grad_norm["policy"] = float(gradient.norm())
+    # What the ratios above saw was the policy before its one step; this is how far the step went.
+    stats.approx_kl = found.kl
     stats.extra = {
         "trpo/kl": found.kl,
         "trpo/improvement": found.improvement,

@@ -68,5 +68,7 @@ def summarise(stats: list[MinibatchStats]) -> dict[str, float]:
         norms = [s.grad_norm[who] for s in stats if who in s.grad_norm]
         metrics[f"grad_norm/{who}"] = sum(norms) / len(norms)
         metrics[f"grad_norm/{who}_not_finite"] = float(sum(not math.isfinite(n) for n in norms))
-        metrics[f"lr/{who}"] = next(s.lr[who] for s in reversed(stats) if who in s.lr)
+        rates = [s.lr[who] for s in stats if who in s.lr]
+        if rates:  # a trust-region step has none
+            metrics[f"lr/{who}"] = rates[-1]
     return metrics

@@ -1,0 +1,113 @@
+"""PPO, GRPO, RLOO, REINFORCE++ and TRPO on one task: the same generated tokens, learning rates tuned equally.
+
+    python benchmarks/compare_algorithms.py RECIPE OUTPUT_FOLDER [--jobs 2]
+
+Each algorithm runs with each of its three step sizes (a factor of 3 apart) on a seed that is not used again; the
+one with the best held-out reward less β times the KL then runs on seeds 0, 1 and 2. A finished run is not run
+again. Writes compare.json and compare.md into the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+GROUPS = {"ppo.samples_per_prompt": 4, "ppo.batch_size": 16}
+SINGLE = {"ppo.samples_per_prompt": 1, "ppo.batch_size": 64}
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "PPO": {**SINGLE, "ppo.advantage": "gae"},
+    "GRPO": {**GROUPS, "ppo.advantage": "grpo", "ppo.kl_in": "loss", "ppo.kl_estimator": "k3"},
+    "RLOO": {**GROUPS, "ppo.advantage": "rloo"},
+    "REINFORCE++": {**SINGLE, "ppo.advantage": "reinforce++"},
+    "TRPO": {**SINGLE, "ppo.loss": "trpo", "model.critic": "separate", "ppo.trpo.fisher_share": 0.25},
+}
+RATES = dict.fromkeys(ALGORITHMS, ("optim.policy.lr", (0.0003, 0.001, 0.003)))
+RATES["TRPO"] = ("ppo.trpo.delta", (0.001, 0.003, 0.01))
+TUNING_SEED, SEEDS = 100, (0, 1, 2)
+BETA = 0.05
+STEPS = 80
+
+
+def run(recipe: str, folder: Path, settings: dict[str, Any]) -> dict[str, float]:
+    """One run, if it has not been made; returns its held-out numbers after training, and its seconds."""
+    if not (folder / "report.html").exists():
+        arguments = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+        command = [sys.executable, "-m", "proxlm", "ppo", recipe, "--run.folder", str(folder)]
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{folder}: {done.stderr[-2000:]}")
+    models = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["models"]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    after = {name: estimate["mean"] for name, estimate in models[1]["metrics"].items()}
+    after["before"] = models[0]["metrics"]["reward"]["mean"]
+    after["seconds"] = rows[-1]["time"]
+    return after
+
+
+def compare(recipe: str, output: Path, jobs: int) -> dict[str, Any]:
+    """Tune, then run the seeds."""
+    common = {
+        "run.threads": 1,
+        "run.tensorboard": "false",
+        "run.save_every": 0,
+        "ppo.kl_coef": BETA,
+        "ppo.steps": STEPS,
+    }
+
+    def one(name: str, rate: float, seed: int) -> dict[str, float]:
+        settings = {**common, **ALGORITHMS[name], RATES[name][0]: rate, "run.seed": seed}
+        return run(recipe, output / f"{name.lower()}-{rate:g}-{seed}", settings)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        tuning = {
+            name: {rate: pool.submit(one, name, rate, TUNING_SEED) for rate in RATES[name][1]}
+            for name in ALGORITHMS
+        }
+        tuned = {name: {rate: f.result() for rate, f in row.items()} for name, row in tuning.items()}
+        best = {
+            name: max(row, key=lambda rate, r=row: r[rate]["reward"] - BETA * r[rate]["kl"])  # type: ignore[misc]
+            for name, row in tuned.items()
+        }
+        final = {name: [pool.submit(one, name, best[name], seed) for seed in SEEDS] for name in ALGORITHMS}
+        results = {name: [f.result() for f in futures] for name, futures in final.items()}
+    return {"recipe": recipe, "tuning": tuned, "chosen": best, "seeds": results}
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown: a row per algorithm, the numbers of the three seeds side by side."""
+    lines = ["| algorithm | step size | reward | KL | reward − β KL | distinct-2 | seconds |", "| --- |" * 7]
+    lines[1] = "| --- " * 7 + "|"
+    for name, runs in found["seeds"].items():
+        cells = [
+            ", ".join(f"{r['reward']:.3f}" for r in runs),
+            ", ".join(f"{r['kl']:.2f}" for r in runs),
+            ", ".join(f"{r['reward'] - BETA * r['kl']:.3f}" for r in runs),
+            ", ".join(f"{r['distinct_2']:.2f}" for r in runs),
+            ", ".join(f"{r['seconds']:.0f}" for r in runs),
+        ]
+        lines.append(f"| {name} | {found['chosen'][name]:g} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--jobs", type=int, default=2)
+    given = parser.parse_args()
+    given.output.mkdir(parents=True, exist_ok=True)
+    found = compare(given.recipe, given.output, given.jobs)
+    (given.output / "compare.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    (given.output / "compare.md").write_text(table(found), encoding="utf-8")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

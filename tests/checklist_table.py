@@ -1,0 +1,84 @@
+"""The table at the end of a test run: item of the correctness checklist → how many tests show it → result."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+ITEMS = {
+    1: "GAE",
+    2: "returns before whitening",
+    3: "tokens the policy did not choose",
+    4: "terminal and truncated ends",
+    5: "decoupled λ",
+    6: "length-adaptive λ",
+    7: "turn-level GAE",
+    8: "whitening, over ranks",
+    9: "reward whitening",
+    10: "clipped value loss",
+    11: "value head: zero, or from a reward model",
+    12: "critic warm-up",
+    13: "explained variance",
+    14: "clipped policy loss",
+    15: "ratio 1 in the first minibatch",
+    16: "dual clip",
+    17: "log-ratio clamp",
+    18: "aggregation, invariant to splits",
+    19: "GSPO, CISPO, DPPO",
+    20: "rollout correction",
+    21: "decoupled PPO for stale rollouts",
+    22: "entropy bonus and floor, KL early stop",
+    23: "baselines and the trust region",
+    24: "KL in the rewards",
+    25: "KL estimators, as reward and as loss",
+    26: "adaptive KL",
+    27: "scores scaled by the reference's",
+    28: "running scale, clips, EMA reference, ptx",
+    29: "missing EOS, overlong responses",
+    30: "sparse rewards, potentials, turns",
+    31: "EOS and padding",
+    32: "positions, padding, packing, batch, order",
+    33: "temperature",
+    34: "top-k, top-p, min-p",
+    35: "dropout off",
+    36: "AdamW and its defaults",
+    37: "the reference stays",
+    38: "resume",
+    39: "enumerated decision process",
+    40: "golden numbers of peers",
+}
+
+_items: dict[str, list[int]] = {}
+_outcomes: dict[int, list[tuple[str, str]]] = defaultdict(list)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        numbers = [mark.args[0] for mark in item.iter_markers("checklist")]
+        unknown = [n for n in numbers if n not in ITEMS]
+        if unknown:
+            raise pytest.UsageError(f"{item.nodeid}: the checklist has no item {unknown[0]}")
+        if numbers:
+            _items[item.nodeid] = numbers
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or report.outcome != "passed":
+        for number in _items.get(report.nodeid, ()):
+            _outcomes[number].append((report.nodeid, report.outcome))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if not _outcomes:
+        return
+    terminalreporter.section("correctness checklist")
+    for number, title in ITEMS.items():
+        seen = _outcomes.get(number, [])
+        bad = [f"{outcome}: {name}" for name, outcome in seen if outcome != "passed"]
+        files = sorted({name.split("::")[0].removeprefix("tests/") for name, _ in seen})
+        result = "not run" if not seen else bad[0] if bad else "passed"
+        terminalreporter.write_line(
+            f"{number:2} {title:<44} {len(seen):4} tests  {result:<8} {', '.join(files)}"
+        )
