@@ -30,7 +30,7 @@ RATES = dict.fromkeys(ALGORITHMS, ("optim.policy.lr", (0.0003, 0.001, 0.003)))
 RATES["TRPO"] = ("ppo.trpo.delta", (0.001, 0.003, 0.01))
 TUNING_SEED, SEEDS = 100, (0, 1, 2)
 BETA = 0.05
-STEPS = 80
+STEPS = 50
 
 
 def run(recipe: str, folder: Path, settings: dict[str, Any]) -> dict[str, float]:
@@ -57,6 +57,7 @@ def compare(recipe: str, output: Path, jobs: int) -> dict[str, Any]:
         "run.save_every": 0,
         "ppo.kl_coef": BETA,
         "ppo.steps": STEPS,
+        "rollout.max_new_tokens": 24,
     }
 
     def one(name: str, rate: float, seed: int) -> dict[str, float]:

@@ -33,7 +33,8 @@ def clipped_policy_loss(
     """−min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A) with ρ = π_new / π_old (Schulman et al. 2017, equation 7).
 
     The gradient is 0 exactly where A > 0 and ρ > 1 + ε_high, or A < 0 and ρ < 1 − ε_low. The log-ratio is
-    clamped to ± max_log_ratio before exp, so that the loss is finite for any input (and beyond it without gradient). approx_kl = (log ρ)² / 2.
+    clamped to ± max_log_ratio before exp, so that the loss is finite for any input; beyond that there is no
+    gradient either. approx_kl = (log ρ)² / 2.
     dual_clip c > 1 (0: off): for A < 0 the loss is at most −c A, so a ρ beyond c has no gradient (Ye et al. 2020).
 
     Args: all [R]; logprobs with gradient. Returns: per-token terms, [R] each; `clipped` is bool.

@@ -1,0 +1,97 @@
+"""The curves of docs/experiments.md from finished runs.
+
+python benchmarks/curves.py adaptive docs/images/adaptive-kl.svg RUN ...
+python benchmarks/curves.py proxy docs/images/overoptimisation.svg overoptimisation.json
+python benchmarks/curves.py algorithms docs/images/algorithms.svg compare.json COMPARE_FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+from compare_runs import COLOURS, GAP, HEIGHT, LEFT, TOP, WIDTH, Series, panel
+
+
+def smooth(series: Series, width: int = 5) -> Series:
+    """Running mean of both coordinates over `width` points."""
+    return [
+        (sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part))
+        for part in (series[max(0, i - width + 1) : i + 1] for i in range(len(series)))
+    ]
+
+
+def rows_of(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def adaptive(runs: list[Path]) -> str:
+    """KL, reward and β per step, a line per seed."""
+    panels = []
+    for name, title in (("kl", "KL, nats per response"), ("reward", "mean reward"), ("kl_coef", "β")):
+        panels.append((title, {str(run): [(r["step"], r[name]) for r in rows_of(run)] for run in runs}))
+    return svg(panels, [run.name for run in runs])
+
+
+def proxy(file: Path) -> str:
+    """Proxy and gold against √KL, a line per seed, five steps averaged."""
+    seeds = json.loads(file.read_text(encoding="utf-8"))["seeds"]
+    panels = []
+    for name, title in (("proxy", "proxy (learned) against √KL"), ("gold", "gold (VADER) against √KL")):
+        series = {
+            seed: smooth(sorted((math.sqrt(max(0.0, r["kl"])), r[name]) for r in found["rows"]))
+            for seed, found in seeds.items()
+        }
+        panels.append((title, series))
+    return svg(panels, [f"seed {seed}" for seed in seeds])
+
+
+def algorithms(file: Path, folder: Path) -> str:
+    """Reward and KL per step, the mean of the seeds, a line per algorithm."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    panels = []
+    for name, title in (("reward", "mean reward of a step"), ("kl", "KL, nats per response")):
+        series: dict[str, Series] = {}
+        for algorithm, rate in found["chosen"].items():
+            runs = [rows_of(p) for p in sorted(folder.glob(f"{algorithm.lower()}-{rate:g}-[012]"))]
+            means = [
+                (float(rows[0]["step"]), sum(r[name] for r in rows) / len(rows))
+                for rows in zip(*runs, strict=True)
+            ]
+            series[algorithm] = smooth(means)
+        panels.append((title, series))
+    return svg(panels, list(found["chosen"]))
+
+
+def svg(panels: list[tuple[str, dict[str, Series]]], names: list[str]) -> str:
+    """Panels side by side over one legend."""
+    parts: list[str] = []
+    for number, (title, series) in enumerate(panels):
+        parts += panel(title, series, LEFT + number * (WIDTH + GAP))
+    for i, name in enumerate(names):
+        x, y = LEFT + i * 150, TOP + HEIGHT + 32
+        parts.append(f'<rect x="{x}" y="{y}" width="14" height="4" fill="{COLOURS[i]}"/>')
+        parts.append(f'<text x="{x + 20}" y="{y + 6}">{name}</text>')
+    size = (LEFT + len(panels) * (WIDTH + GAP), TOP + HEIGHT + 50)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}" font-family="sans-serif" '
+        f'font-size="12" fill="#222"><rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
+    )
+
+
+def main() -> None:
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
+    kind, target, *files = sys.argv[1], Path(sys.argv[2]), *map(Path, sys.argv[3:])
+    drawn = {
+        "adaptive": lambda: adaptive(files),
+        "proxy": lambda: proxy(files[0]),
+        "algorithms": lambda: algorithms(files[0], files[1]),
+    }[kind]()
+    target.write_text(drawn, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
