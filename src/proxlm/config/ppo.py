@@ -31,7 +31,7 @@ class TrustRegionConfig:
 
     delta: float = setting(0.001, "largest mean KL of a step, in nats per token", gt=0)
     iterations: int = setting(10, "conjugate-gradient iterations", ge=1)
-    damping: float = setting(0.01, "added to the Fisher matrix's diagonal", ge=0)
+    damping: float = setting(0.001, "added to the Fisher matrix's diagonal", ge=0)
     halvings: int = setting(10, "how often the line search may halve the step", ge=0)
     fisher_share: float = setting(
         1.0, "share of the responses that Fisher-vector products are taken on", gt=0, le=1
