@@ -22,7 +22,7 @@ code, pre { font: 0.85em ui-monospace, "DejaVu Sans Mono", monospace; background
 pre { padding: 0.8em; overflow-x: auto } pre code { background: none; font-size: 1em }
 table { border-collapse: collapse; margin: 1em 0 } td, th { border: 1px solid #ccc; padding: 0.25em 0.6em }
 td, th { text-align: left; vertical-align: top }
-math[display="block"] { margin: 0.9em 0 } a { color: #0b5394 }
+math { font-size: 1.1em } math[display="block"] { margin: 0.9em 0 } a { color: #0b5394 }
 """
 # Fenced and inline code first, so that a dollar in code is no formula; then $$…$$, then $…$ or GitHub's $`…`$.
 PIECES = re.compile(

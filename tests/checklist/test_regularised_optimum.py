@@ -94,10 +94,10 @@ def table_of(rollout):
     return Scores(torch.tensor([TABLE[completion.tokens] for completion in rollout.completions()]))
 
 
-def job(steps=100, lr=1e-2, **ppo):
+def job(steps=100, lr=5e-3, **ppo):
     settings = {
         "steps": steps,
-        "batch_size": 256,
+        "batch_size": 512,
         "epochs": 2,
         "minibatches": 2,
         "kl_coef": BETA,
@@ -142,7 +142,7 @@ def test_ppo_reaches_the_regularised_optimum(tmp_path):
     reference = distribution(networks.reference)
     wanted = optimum(reference)
     assert total_variation(reference, wanted) > 0.2
-    made = PPOTrainer(config, networks, PromptStream([PROMPT], 256, 0), table_of, tmp_path)
+    made = PPOTrainer(config, networks, PromptStream([PROMPT], 512, 0), table_of, tmp_path)
     log = SilentLog()
     made.train(log)
     got = total_variation(distribution(networks.policy), wanted)
