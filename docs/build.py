@@ -9,6 +9,7 @@ import html
 import re
 import sys
 from pathlib import Path
+from xml.etree.ElementTree import fromstring
 
 from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
@@ -22,7 +23,8 @@ code, pre { font: 0.85em ui-monospace, "DejaVu Sans Mono", monospace; background
 pre { padding: 0.8em; overflow-x: auto } pre code { background: none; font-size: 1em }
 table { border-collapse: collapse; margin: 1em 0 } td, th { border: 1px solid #ccc; padding: 0.25em 0.6em }
 td, th { text-align: left; vertical-align: top }
-math { font-size: 1.1em } math[display="block"] { margin: 0.9em 0 } a { color: #0b5394 }
+math { font: 1.1em "STIX Two Math", "Latin Modern Math", "Cambria Math", "DejaVu Math TeX Gyre", math }
+ math[display="block"] { margin: 0.9em 0 } a { color: #0b5394 }
 """
 # Fenced and inline code first, so that a dollar in code is no formula; then $$…$$, then $…$ or GitHub's $`…`$.
 PIECES = re.compile(
@@ -32,6 +34,17 @@ PIECES = re.compile(
     r"|(?<![\\$\w])\$(?P<inline>[^\s$](?:[^$]*?[^\s$])?)\$(?![\w$])",
     re.DOTALL | re.MULTILINE,
 )
+# How many arguments an element of MathML has.
+ARGUMENTS = {
+    "mfrac": 2,
+    "msub": 2,
+    "msup": 2,
+    "msubsup": 3,
+    "munder": 2,
+    "mover": 2,
+    "munderover": 3,
+    "mroot": 2,
+}
 
 
 class FormulaError(Exception):
@@ -49,6 +62,11 @@ def mathml(tex: str, place: str, block: bool) -> str:
     unknown = re.search(r"(?:\\|&#x0005C;)[A-Za-z]+", made)
     if unknown:
         raise FormulaError(f"{place}: unknown command {html.unescape(unknown[0])} in the formula ${tex}$")
+    lacking = [
+        e.tag for e in fromstring(made).iter() if len(e) != ARGUMENTS.get(e.tag.split("}")[-1], len(e))
+    ]
+    if lacking or tex.replace("\\{", "").count("{") != tex.replace("\\}", "").count("}"):
+        raise FormulaError(f"{place}: an argument or a brace is missing in the formula ${tex}$")
     return made
 
 

@@ -49,11 +49,8 @@ OUTCOMES = [
     for letters in itertools.product((A, B), repeat=n)
     for end in ([(EOS,)] if n < LIMIT else [()])
 ]
-TABLE = dict(
-    zip(
-        OUTCOMES, torch.randn(len(OUTCOMES), generator=torch.Generator().manual_seed(7)).tolist(), strict=True
-    )
-)
+NUMBERS = 0.6 * torch.randn(len(OUTCOMES), generator=torch.Generator().manual_seed(7))
+TABLE = dict(zip(OUTCOMES, NUMBERS.tolist(), strict=True))
 SCORES = torch.tensor([TABLE[y] for y in OUTCOMES])
 PROMPT = Prompt(0, (A, B), "a b")
 SEQUENCES = Sequences.from_lists([PROMPT.input_ids] * len(OUTCOMES), OUTCOMES)
@@ -97,7 +94,7 @@ def table_of(rollout):
 def job(steps=100, lr=5e-3, **ppo):
     settings = {
         "steps": steps,
-        "batch_size": 512,
+        "batch_size": 384,
         "epochs": 2,
         "minibatches": 2,
         "kl_coef": BETA,
@@ -142,7 +139,7 @@ def test_ppo_reaches_the_regularised_optimum(tmp_path):
     reference = distribution(networks.reference)
     wanted = optimum(reference)
     assert total_variation(reference, wanted) > 0.2
-    made = PPOTrainer(config, networks, PromptStream([PROMPT], 512, 0), table_of, tmp_path)
+    made = PPOTrainer(config, networks, PromptStream([PROMPT], 384, 0), table_of, tmp_path)
     log = SilentLog()
     made.train(log)
     got = total_variation(distribution(networks.policy), wanted)
@@ -152,7 +149,7 @@ def test_ppo_reaches_the_regularised_optimum(tmp_path):
     best = BETA * float((reference * (SCORES.double() / BETA).exp()).sum().log())
     regret = [best - row["reward"] + BETA * row["kl"] for row in log.rows]
     print("regret: first step", regret[0], "last", regret[-1])
-    assert abs(regret[-1]) < 0.02 < 0.2 < regret[0]
+    assert abs(regret[-1]) < 0.02 < 0.1 < regret[0]
 
 
 @pytest.mark.parametrize(("family", "tolerance"), [("gpt2", 1e-12), ("llama", 1e-6)])

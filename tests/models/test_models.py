@@ -34,6 +34,7 @@ def batch():
     return Sequences.from_lists([[3, 4, 5], [6], [7, 8]], [[9], [10, 11, 12], [13, 14]])
 
 
+@pytest.mark.checklist(32)
 def test_padding_by_hand():
     padded, place = pad_right(batch())
     assert padded.tolist() == [[3, 4, 5, 9], [6, 10, 11, 12], [7, 8, 13, 14]]
@@ -43,6 +44,7 @@ def test_padding_by_hand():
     assert short.tokens.tolist() == [7, 8, 13, 14, 6, 10, 11, 12]
 
 
+@pytest.mark.checklist(32)
 def test_logprobs_are_those_of_the_models_own_forward(tokenizer):
     model, sequences = tiny_model(tokenizer), batch()
     with torch.no_grad():
@@ -74,6 +76,7 @@ def test_micro_batches_cover_rows_within_the_budget():
     assert [g.tolist() for g in groups] == [[1, 3, 4], [0], [2], [5]]
 
 
+@pytest.mark.checklist(11)
 def test_value_head_starts_at_zero(tokenizer):
     models = make_actor_critic(tiny_model(tokenizer), "separate")
     assert models.values(batch()).tolist() == [0] * 6

@@ -20,6 +20,8 @@ def rows(*lengths: int) -> torch.Tensor:
     return torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
 
 
+@pytest.mark.checklist(1)
+@pytest.mark.checklist(4)
 def test_three_steps_by_hand_ended():
     # δ2 = 1 − 0.3 = 0.7; δ1 = 0.9·0.3 − 0.2 = 0.07; δ0 = 0.9·0.2 − 0.5 = −0.32; γλ = 0.72
     advantages, returns = gae(flat(0, 0, 1), flat(0.5, 0.2, 0.3), torch.ones(3).bool(), rows(3), 0.9, 0.8)
@@ -27,6 +29,7 @@ def test_three_steps_by_hand_ended():
     assert returns.tolist() == pytest.approx([0.09328 + 0.5, 0.574 + 0.2, 1.0])
 
 
+@pytest.mark.checklist(4)
 def test_three_steps_by_hand_bootstrapped():
     # As above with V(after) = 2: δ2 = 1 + 0.9·2 − 0.3 = 2.5.
     advantages, _ = gae(flat(0, 0, 1), flat(0.5, 0.2, 0.3), torch.ones(3).bool(), rows(3), 0.9, 0.8, flat(2))
@@ -47,6 +50,7 @@ row = st.lists(st.tuples(numbers, numbers), min_size=1, max_size=12)
 unit = st.floats(0, 1)
 
 
+@pytest.mark.checklist(1)
 @given(st.lists(row, min_size=1, max_size=5), unit, unit, st.booleans())
 def test_equals_the_quadratic_sum_for_ragged_rows(batch, gamma, lam, cut):
     rewards = [r for one in batch for r, _ in one]
@@ -70,6 +74,7 @@ def test_equals_the_quadratic_sum_for_ragged_rows(batch, gamma, lam, cut):
     assert returns.tolist() == pytest.approx([a + v for a, v in zip(wanted, values, strict=True)], abs=1e-9)
 
 
+@pytest.mark.checklist(1)
 @given(row)
 def test_lambda_0_is_the_temporal_difference_and_lambda_1_the_monte_carlo_error(one):
     r, v = flat(*(x for x, _ in one)), flat(*(x for _, x in one))
@@ -80,6 +85,7 @@ def test_lambda_0_is_the_temporal_difference_and_lambda_1_the_monte_carlo_error(
     assert torch.allclose(gae(r, v, mask, offsets, 1.0, 1.0)[0], future - v)
 
 
+@pytest.mark.checklist(3)
 @given(
     st.lists(st.tuples(numbers, numbers, st.booleans()), min_size=1, max_size=15).filter(
         lambda tokens: any(acts for *_, acts in tokens)
@@ -108,6 +114,7 @@ def test_unchosen_tokens_are_as_if_deleted(tokens, gamma, lam):
     assert torch.equal(returns[~mask], v[~mask])
 
 
+@pytest.mark.checklist(2)
 def test_returns_come_before_whitening():
     r, v, mask = flat(0, 1, 2), flat(1, 1, 1), torch.ones(3).bool()
     advantages, returns = gae(r, v, mask, rows(3), 1.0, 1.0)
@@ -122,6 +129,7 @@ def test_shapes_are_checked():
         gae(flat(1, 2), flat(1, 2), torch.ones(2).bool(), rows(3), 1.0, 1.0)
 
 
+@pytest.mark.checklist(8)
 @given(st.lists(st.tuples(numbers, st.booleans()), min_size=2, max_size=30))
 def test_whitening_has_masked_mean_0_and_variance_1_and_ignores_the_rest(pairs):
     x, mask = flat(*(v for v, _ in pairs)), torch.tensor([m for _, m in pairs])
@@ -133,6 +141,8 @@ def test_whitening_has_masked_mean_0_and_variance_1_and_ignores_the_rest(pairs):
         assert float(got[mask].var(correction=0)) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.checklist(8)
+@pytest.mark.checklist(9)
 def test_whitening_by_hand():
     # mean 2, population variance 2/3
     got = whiten(flat(1, 2, 3, 99), torch.tensor([True, True, True, False]))
@@ -142,6 +152,7 @@ def test_whitening_by_hand():
     assert whiten(flat(4, 4), torch.zeros(2).bool()).tolist() == [0, 0]
 
 
+@pytest.mark.checklist(13)
 def test_explained_variance():
     r, mask = flat(1, 2, 3, 50), torch.tensor([True, True, True, False])
     assert explained_variance(flat(1, 2, 3, 0), r, mask) == 1.0
@@ -150,6 +161,7 @@ def test_explained_variance():
     assert math.isnan(explained_variance(flat(1, 2), flat(4, 4), torch.ones(2).bool()))
 
 
+@pytest.mark.checklist(13)
 def test_explained_variance_by_position():
     # Rows of 4 and 2 tokens in two halves: the critic is right in the first, at the mean in the second.
     r = flat(1, 2, 5, 7, 3, 9)

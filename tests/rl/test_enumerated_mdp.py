@@ -83,6 +83,7 @@ def ppo_gradient(logits, reference, scores, values, lam):
     return torch.autograd.grad(-(weight * terms.loss).sum(), logits)[0]
 
 
+@pytest.mark.checklist(39)
 @pytest.mark.parametrize("seed", range(5))
 def test_monte_carlo_advantages_are_unbiased_with_any_critic(seed):
     logits, reference, scores, anything = setting(seed)
@@ -90,6 +91,7 @@ def test_monte_carlo_advantages_are_unbiased_with_any_critic(seed):
     assert torch.allclose(got, exact_gradient(logits, reference, scores), atol=1e-12)
 
 
+@pytest.mark.checklist(39)
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("lam", [0.0, 0.5, 0.95])
 def test_gae_is_unbiased_with_the_true_critic(seed, lam):
@@ -99,6 +101,7 @@ def test_gae_is_unbiased_with_the_true_critic(seed, lam):
     assert torch.allclose(got, exact_gradient(logits, reference, scores), atol=1e-12)
 
 
+@pytest.mark.checklist(39)
 def test_gae_is_biased_with_a_wrong_critic():
     """λ < 1 trusts the critic: with a wrong one the gradient is off, as the theory says."""
     logits, reference, scores, wrong = setting(0)
@@ -106,6 +109,7 @@ def test_gae_is_biased_with_a_wrong_critic():
     assert float((got - exact_gradient(logits, reference, scores)).abs().max()) > 1e-2
 
 
+@pytest.mark.checklist(39)
 def test_gradient_ascent_reaches_the_regularised_optimum():
     """π* ∝ π_ref · exp(score / β) over whole trajectories (total variation ≤ 0.02)."""
     logits, reference, scores, _ = setting(1)

@@ -13,6 +13,7 @@ from proxlm.rl.shaping import apply_missing_eos, last_action_index, segment_sum,
 logit_rows = st.lists(st.floats(-3, 3), min_size=5, max_size=5)
 
 
+@pytest.mark.checklist(25)
 @given(logit_rows, logit_rows)
 def test_expectations_over_an_enumerated_distribution(a, b):
     log_p = torch.log_softmax(torch.tensor(a, dtype=torch.float64), 0)
@@ -25,6 +26,7 @@ def test_expectations_over_an_enumerated_distribution(a, b):
     assert torch.allclose(kl_estimate(log_p, log_q, "k2"), 0.5 * (log_p - log_q) ** 2)
 
 
+@pytest.mark.checklist(25)
 @given(logit_rows, logit_rows)
 def test_as_a_loss_k1_has_no_expected_gradient_and_k2_has_the_kls(a, b):
     log_q = torch.log_softmax(torch.tensor(b, dtype=torch.float64), 0)
@@ -42,6 +44,8 @@ def test_as_a_loss_k1_has_no_expected_gradient_and_k2_has_the_kls(a, b):
     assert torch.allclose(gradient("k2"), gradient("exact"), atol=1e-9)
 
 
+@pytest.mark.checklist(24)
+@pytest.mark.checklist(25)
 def test_kl_of_equal_policies_is_zero_and_extremes_are_finite():
     x = torch.tensor([-1.0, -50.0])
     for estimator in ("k1", "k2", "k3"):
@@ -51,6 +55,7 @@ def test_kl_of_equal_policies_is_zero_and_extremes_are_finite():
         kl_estimate(x, x, "k4")
 
 
+@pytest.mark.checklist(26)
 def test_adaptive_coefficient_by_hand():
     # error clipped to 0.2: 1 + 0.2 · 512 / 10000
     assert adapt_kl_coefficient(1.0, kl=12, target=6, responses=512, horizon=10000) == pytest.approx(1.01024)
@@ -74,6 +79,7 @@ def test_last_action_and_sums():
         last_action_index(MASK[:4], OFFSETS)
 
 
+@pytest.mark.checklist(24)
 def test_token_rewards_by_hand():
     kl = torch.tensor([0.1, 0.2, 9.0, 9.0, 0.3, 9.0])
     got = token_rewards(torch.tensor([1.0, -1.0, 5.0]), kl, 0.5, MASK, OFFSETS)
@@ -82,6 +88,7 @@ def test_token_rewards_by_hand():
     assert token_rewards(torch.zeros(3), kl * 0, 0.5, MASK, OFFSETS, extra).tolist() == extra.tolist()
 
 
+@pytest.mark.checklist(24)
 @given(
     st.lists(st.integers(1, 6), min_size=1, max_size=5), st.floats(0, 1), st.randoms(use_true_random=False)
 )
@@ -94,6 +101,7 @@ def test_rewards_of_a_response_sum_to_score_less_kl(lengths, beta, random):
     assert torch.allclose(got, scores - beta * segment_sum(kl, offsets))
 
 
+@pytest.mark.checklist(29)
 def test_missing_eos_by_hand():
     scores, ended = torch.tensor([2.0, 3.0]), torch.tensor([True, False])
     assert apply_missing_eos(scores, ended, "ignore", 1).tolist() == [2, 3]

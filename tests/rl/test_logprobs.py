@@ -12,6 +12,7 @@ from proxlm.rl.logprobs import chunked_logprobs, logprobs_and_entropy, predictin
 from proxlm.types import Sequences
 
 
+@pytest.mark.checklist(22)
 def test_uniform_logits():
     logprobs, entropy = logprobs_and_entropy(torch.zeros(2, 7), torch.tensor([0, 6]))
     assert logprobs.tolist() == pytest.approx([-math.log(7)] * 2)
@@ -19,6 +20,7 @@ def test_uniform_logits():
     assert entropy.tolist() == pytest.approx([math.log(7)] * 2)
 
 
+@pytest.mark.checklist(33)
 def test_two_tokens_by_hand_at_two_temperatures():
     logits = torch.tensor([[math.log(3.0), 0.0]])
     logprobs, entropy = logprobs_and_entropy(logits, torch.tensor([0]))

@@ -22,6 +22,7 @@ def policy_case(ratio: float, advantage: float, **settings: float):
     return float(terms.loss.detach()), float(logprob.grad), bool(terms.clipped)
 
 
+@pytest.mark.checklist(14)
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "gradient"),
     [
@@ -41,12 +42,14 @@ def test_policy_loss_by_hand(ratio, advantage, loss, gradient):
     assert clipped == (gradient == 0.0 and advantage != 0.0)
 
 
+@pytest.mark.checklist(14)
 def test_the_two_clip_bounds_are_separate():
     assert policy_case(1.25, 1.0, clip_low=0.1, clip_high=0.3) == pytest.approx((-1.25, -1.25, False))
     assert policy_case(1.35, 1.0, clip_low=0.1, clip_high=0.3) == pytest.approx((-1.3, 0.0, True))
     assert policy_case(0.85, -1.0, clip_low=0.1, clip_high=0.3) == pytest.approx((0.9, 0.0, True))
 
 
+@pytest.mark.checklist(14)
 @given(st.floats(0.05, 20), st.floats(-3, 3).filter(lambda a: abs(a) > 1e-3), st.floats(0.05, 0.9))
 def test_gradient_is_zero_exactly_where_the_clip_binds(ratio, advantage, eps):
     _, gradient, clipped = policy_case(ratio, advantage, clip_low=eps, clip_high=eps)
@@ -55,6 +58,7 @@ def test_gradient_is_zero_exactly_where_the_clip_binds(ratio, advantage, eps):
         assert (gradient == 0) == bound == clipped
 
 
+@pytest.mark.checklist(17)
 def test_log_ratio_is_clamped():
     for log_ratio, ratio in ((1e4, math.exp(20)), (-1e4, math.exp(-20))):
         logprobs = torch.tensor([log_ratio], dtype=torch.float64, requires_grad=True)
@@ -71,6 +75,7 @@ def test_approx_kl_is_half_the_squared_log_ratio():
     assert terms.approx_kl.tolist() == pytest.approx([0.02, 0.02])
 
 
+@pytest.mark.checklist(10)
 @pytest.mark.parametrize(
     ("value", "old", "target", "loss", "gradient"),
     [
@@ -89,6 +94,7 @@ def test_value_loss_by_hand(value, old, target, loss, gradient):
     assert float(v.grad) == pytest.approx(gradient)
 
 
+@pytest.mark.checklist(10)
 def test_value_loss_without_clip():
     v = torch.tensor([3.0])
     assert float(clipped_value_loss(v, torch.zeros(1), torch.ones(1), clip=0)) == 2.0
@@ -98,6 +104,7 @@ MASK = torch.tensor([True, True, False, True, False, False, True])
 OFFSETS = torch.tensor([0, 3, 4, 6, 7])  # chosen tokens per row: 2, 1, 0, 1
 
 
+@pytest.mark.checklist(18)
 def test_weights_by_hand():
     assert token_weights(MASK, OFFSETS, "token", 5).tolist() == [0.25, 0.25, 0, 0.25, 0, 0, 0.25]
     third = pytest.approx
@@ -109,6 +116,7 @@ def test_weights_by_hand():
     )
 
 
+@pytest.mark.checklist(18)
 def test_weights_of_nothing_are_zero():
     none = torch.zeros(3, dtype=torch.bool)
     for aggregation in ("token", "sequence", "fixed"):

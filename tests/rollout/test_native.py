@@ -31,6 +31,8 @@ def run(model, asked, seed=3, step=0, **settings):
     return generate(model, asked, config, seed=seed, step=step)
 
 
+@pytest.mark.checklist(32)
+@pytest.mark.checklist(33)
 @pytest.mark.parametrize("family", FAMILIES + RECURRENT)
 def test_logprobs_are_the_teacher_forced_ones(tokenizer, family):
     model = tiny_model(tokenizer, family)
@@ -79,6 +81,7 @@ def test_sliding_windows_much_shorter_than_the_text(tokenizer, family):
     assert torch.allclose(again, rollout.logprobs, atol=1e-5, rtol=0)
 
 
+@pytest.mark.checklist(32)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_same_seed_gives_the_same_rollouts_at_any_batch_size(tokenizer, family):
     model, asked = tiny_model(tokenizer, family), prompts(tokenizer, 64)
@@ -91,6 +94,7 @@ def test_the_same_seed_gives_the_same_rollouts_at_any_batch_size(tokenizer, fami
     assert len(set(all_.texts)) > 30
 
 
+@pytest.mark.checklist(32)
 def test_order_does_not_matter_and_seed_step_stream_and_repeat_do(tokenizer):
     model, asked = tiny_model(tokenizer), prompts(tokenizer)
     base = run(model, asked)
@@ -103,6 +107,7 @@ def test_order_does_not_matter_and_seed_step_stream_and_repeat_do(tokenizer):
     assert twice.texts[0] == base.texts[1] != twice.texts[2]
 
 
+@pytest.mark.checklist(31)
 def test_eos_ends_a_response_and_stays_in_it(tokenizer):
     model = tiny_model(tokenizer)
     asked = prompts(tokenizer, 60)
@@ -119,6 +124,7 @@ def test_eos_ends_a_response_and_stays_in_it(tokenizer):
     assert rollout.action_mask.all()
 
 
+@pytest.mark.checklist(31)
 def test_first_token_eos(tokenizer):
     model = tiny_model(tokenizer)
     with torch.no_grad():
@@ -204,6 +210,7 @@ def test_recurrent_models_are_recomputed(tokenizer, family):
     assert isinstance(make_decoder(tiny_model(tokenizer, family)), RecomputeDecoder)
 
 
+@pytest.mark.checklist(34)
 def test_filters_change_the_stored_logprob(tokenizer):
     model, asked = tiny_model(tokenizer), prompts(tokenizer)
     filtered = run(model, asked, top_k=3)

@@ -15,6 +15,7 @@ def kept(top_k=0, top_p=1.0, min_p=0.0, p=P):
     return (filter_logits(p.log(), top_k, top_p, min_p) > -torch.inf).tolist()
 
 
+@pytest.mark.checklist(34)
 def test_filters_by_hand():
     assert kept() == [[True] * 4]
     assert kept(top_k=2) == [[False, True, True, False]]
@@ -33,6 +34,8 @@ def test_filters_act_on_rows_apart():
     assert kept(top_k=1, p=two) == [[False, True, False, False], [False, False, True, False]]
 
 
+@pytest.mark.checklist(33)
+@pytest.mark.checklist(34)
 @pytest.mark.parametrize(
     ("config", "wanted"),
     [

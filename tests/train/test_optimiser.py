@@ -17,6 +17,7 @@ def make(values, **settings):
     return parameter, Optimiser([("w", parameter)], OptimiserConfig(**settings))
 
 
+@pytest.mark.checklist(36)
 def test_first_step_moves_by_the_learning_rate_against_the_sign():
     p, optimiser = make([1.0, 2.0], lr=0.1, eps=1e-12, max_grad_norm=0)
     p.grad = torch.tensor([3.0, -4.0])
@@ -25,6 +26,7 @@ def test_first_step_moves_by_the_learning_rate_against_the_sign():
     assert p.grad is None
 
 
+@pytest.mark.checklist(36)
 def test_gradient_is_clipped_and_the_norm_before_is_returned():
     # With a large ε the step is lr · g / ε: proportional to the gradient.
     p, optimiser = make([0.0, 0.0], lr=1.0, eps=1e6, max_grad_norm=1.0)

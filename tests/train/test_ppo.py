@@ -29,6 +29,7 @@ def run(made):
     return log.rows
 
 
+@pytest.mark.checklist(15)
 @pytest.mark.parametrize("critic", CRITICS)
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
 def test_first_minibatch_has_ratio_exactly_1(tokenizer, tmp_path, critic, family):
@@ -43,6 +44,7 @@ def test_first_minibatch_has_ratio_exactly_1(tokenizer, tmp_path, critic, family
     assert rows[0]["value_mean"] == 0.0 != rows[1]["value_mean"]
 
 
+@pytest.mark.checklist(18)
 @pytest.mark.parametrize("critic", CRITICS)
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "fixed"])
 def test_splitting_into_micro_batches_changes_nothing(tokenizer, tmp_path, critic, aggregation):
@@ -83,6 +85,8 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tokenizer, tm
     assert any(not torch.equal(a[n], c[n]) for n in a)
 
 
+@pytest.mark.checklist(26)
+@pytest.mark.checklist(38)
 @pytest.mark.parametrize("critic", CRITICS)
 @pytest.mark.parametrize("lora", [0, 4])
 def test_resumed_run_equals_the_uninterrupted_one(tokenizer, tmp_path, critic, lora):
@@ -112,6 +116,7 @@ def test_checkpoint_loads_with_transformers(tokenizer, tmp_path):
     assert all(torch.equal(value, trained[name]) for name, value in loaded.state_dict().items())
 
 
+@pytest.mark.checklist(37)
 def test_lora_starts_at_the_reference_and_leaves_the_base_alone(tokenizer, tmp_path):
     made = trainer(tokenizer, job(steps=2), tmp_path, lora=4)
     base = {
@@ -154,6 +159,7 @@ def test_experience_at_the_start(tokenizer):
     )
 
 
+@pytest.mark.checklist(29)
 def test_missing_eos_and_bootstrap_reach_the_experience(tokenizer):
     plain = experience_of(tokenizer, job())
     cut = torch.tensor([finish == "length" for finish in plain[1].finish])
@@ -165,6 +171,7 @@ def test_missing_eos_and_bootstrap_reach_the_experience(tokenizer):
     assert difference.tolist() == pytest.approx([-3.0 if c else 0.0 for c in cut.tolist()])
 
 
+@pytest.mark.checklist(4)
 def test_bootstrap_adds_the_final_value(tokenizer):
     config = job(truncation="bootstrap", lam=1.0, whiten_advantages="never")
     models, rollout, _, terminal, _ = experience_of(tokenizer, job(lam=1.0, whiten_advantages="never"))
@@ -180,6 +187,7 @@ def test_bootstrap_adds_the_final_value(tokenizer):
     assert torch.allclose(booted.returns, terminal.returns + extra, atol=1e-5)
 
 
+@pytest.mark.checklist(22)
 def test_early_stop_on_approx_kl(tokenizer, tmp_path):
     config = job(steps=1, lr=1e-2, epochs=4)
     every = run(trainer(tokenizer, config, tmp_path))[0]["optimiser_steps"]
@@ -187,6 +195,7 @@ def test_early_stop_on_approx_kl(tokenizer, tmp_path):
     assert (every, stopped) == (12, 3)
 
 
+@pytest.mark.checklist(36)
 def test_passes_hold_every_row_once_and_are_shuffled_anew():
     config = job().ppo
     lengths = torch.arange(5, 25)
@@ -201,6 +210,7 @@ def test_passes_hold_every_row_once_and_are_shuffled_anew():
     assert firsts[0] != firsts[1] != firsts[2] != firsts[0]
 
 
+@pytest.mark.checklist(22)
 def test_entropy_bonus_raises_entropy(tokenizer, tmp_path):
     def final(coefficient):
         config = job(steps=6, lr=3e-3, entropy_coef=coefficient, kl_coef=0.0)
@@ -226,6 +236,7 @@ def test_no_policy_movement_without_advantage(tokenizer, tmp_path):
     assert models.shared is False
 
 
+@pytest.mark.checklist(38)
 @pytest.mark.parametrize(
     ("other", "wanted"),
     [
@@ -259,6 +270,7 @@ def test_lora_checkpoint_holds_the_adapted_model(tokenizer, tmp_path):
         assert not torch.allclose(loaded(row).logits, bare, atol=1e-2)
 
 
+@pytest.mark.checklist(30)
 def test_per_token_rewards_reach_metrics_and_samples(tokenizer, tmp_path):
     def per_token(rollout):
         return Scores(torch.zeros(len(rollout)), per_token=torch.ones(len(rollout.logprobs)))

@@ -9,7 +9,7 @@ import torch
 from helpers import SilentLog, actors, job, parameters, trainer, vowels
 from transformers import AutoModelForSequenceClassification
 
-from proxlm.config import PtxConfig, RewardConfig, RewardTerm, RolloutConfig, ShapingConfig
+from proxlm.config import OptimisersConfig, PtxConfig, RewardConfig, RewardTerm, RolloutConfig, ShapingConfig
 from proxlm.errors import ConfigError, ModelError
 from proxlm.models.actor_critic import critic_from_reward_model
 from proxlm.rewards import build_reward
@@ -235,3 +235,40 @@ def test_potentials_are_hints_and_no_reward(tokenizer, tmp_path):
     assert found.potentials.tolist() == [0, 2, 4]
     with pytest.raises(ConfigError, match=r"hint\.potential"):
         scored("whole")
+
+
+@pytest.mark.checklist(9)
+def test_whitened_rewards_keep_their_mean(tokenizer):
+    shaping = ShapingConfig(whiten_rewards=True)
+    plain, whitened = (
+        trainer(tokenizer, job(shaping=s, lam=1.0, whiten_advantages="never", batch_size=24), None)
+        for s in (ShapingConfig(), shaping)
+    )
+    (a,), (b,) = steps(plain, 1), steps(whitened, 1)
+    assert b["reward"] == a["reward"]
+    # At the start V = 0 and λ = γ = 1: returns are sums of what is left, so their mean tells the rewards' scale.
+    assert b["advantage_std"] != pytest.approx(a["advantage_std"], rel=0.1)
+
+
+@pytest.mark.checklist(35)
+def test_dropout_is_off_in_rollout_and_update(tokenizer):
+    """GPT-2's configuration asks for dropout of 0.1: two passes agree, and the first ratio is exactly 1."""
+    made = trainer(tokenizer, job(steps=1), None, family="gpt2")
+    assert made.models.policy.network.config.resid_pdrop > 0
+    (row,) = steps(made, 1)
+    assert row["first_minibatch/ratio_error"] == 0.0
+    tokens = torch.arange(10)[None]
+    with torch.no_grad():
+        one, two = (made.models.policy.network(tokens).logits for _ in range(2))
+    assert torch.equal(one, two)
+    assert not any(m.training for m in made.models.policy.network.modules())
+
+
+@pytest.mark.checklist(36)
+def test_defaults_of_the_optimisers(tokenizer):
+    optim = OptimisersConfig()
+    assert (optim.policy.lr, optim.critic.lr) == (3e-6, 1e-5)
+    assert all((o.eps, o.max_grad_norm) == (1e-5, 1.0) for o in (optim.policy, optim.critic))
+    made = trainer(tokenizer, replace(job("separate"), optim=optim), None)
+    for optimiser, lr in ((made.optimisers.policy, 3e-6), (made.optimisers.critic, 1e-5)):
+        assert {(g["eps"], g["lr"]) for g in optimiser.adamw.param_groups} == {(1e-5, lr)}
