@@ -43,9 +43,9 @@ def log_ratio(inputs: LossInputs) -> Tensor:
 def measured(inputs: LossInputs, loss: Tensor, clipped: Tensor | None = None) -> PolicyLoss:
     """A per-token loss [R] with the ratio and the approximate KL that every run reports."""
     with torch.no_grad():
-        logs = log_ratio(inputs)
         none = torch.zeros_like(inputs.action_mask)
-        return PolicyLoss(loss, logs.exp(), none if clipped is None else clipped, 0.5 * logs.square())
+        approx_kl = 0.5 * (inputs.logprobs - inputs.old_logprobs).square()
+        return PolicyLoss(loss, log_ratio(inputs).exp(), none if clipped is None else clipped, approx_kl)
 
 
 def ppo_loss(inputs: LossInputs) -> PolicyLoss:
@@ -110,7 +110,7 @@ def dppo_loss(inputs: LossInputs) -> PolicyLoss:
     """−ρ A, without gradient where the step goes on away from π_old and |π − π_old| > δ (Qi et al. 2026, DPPO).
 
     |π(a) − π_old(a)| is the total variation of "this token or another", a bound that rare tokens hardly meet and
-    likely ones do: PPO's ratio does the opposite. δ is ppo.divergence_limit, 0.2 in the paper.
+    likely ones do: PPO's ratio does the opposite. δ is ppo.divergence_limit.
     """
     logs = log_ratio(inputs)
     with torch.no_grad():

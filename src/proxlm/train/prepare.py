@@ -72,7 +72,16 @@ def prepare(
         advantages=advantages,
         returns=returns,
         correction=rollout_weights(
-            inferred["logprobs"], rollout.logprobs, mask, offsets, c.mode, c.level, c.cap, c.low, c.high
+            inferred["logprobs"],
+            rollout.logprobs,
+            mask,
+            offsets,
+            c.mode,
+            c.level,
+            c.cap,
+            c.low,
+            c.high,
+            ppo.max_log_ratio,
         ),
     )
     has_critic = models.value_head is not None
