@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from dataclasses import replace
 
@@ -163,20 +164,16 @@ def test_pad_equal_to_eos_changes_nothing_in_a_ppo_step(tokenizer, tmp_path):
     """Weights, sampling and update are the same whatever the tokenizer calls padding."""
     same = copy.deepcopy(tokenizer)
     same.pad_token = same.eos_token
+    start = tiny_model(tokenizer).network.state_dict()
     made = []
     for which in (tokenizer, same):
         one = trainer(which, job(steps=2), tmp_path)
-        # A model's embedding may keep the row of its padding token at 0; the weights are made the same.
-        if made:
-            with torch.no_grad():
-                for name, p in one.models.policy.network.named_parameters():
-                    p.copy_(start[name])
-                for name, p in one.models.reference.network.named_parameters():
-                    p.copy_(start[name])
-        start = {n: p.detach().clone() for n, p in one.models.policy.network.named_parameters()}
-        for module in one.models.policy.network.modules():
-            if isinstance(module, nn.Embedding):
-                module.padding_idx = None
+        for model in (one.models.policy, one.models.reference):
+            # transformers starts the padding token's embedding at 0 and keeps it: here all begin alike.
+            model.network.load_state_dict(start)
+            for module in model.network.modules():
+                if isinstance(module, nn.Embedding):
+                    module.padding_idx = None
         log = SilentLog()
         one.train(log)
         made.append((parameters(one), log.rows))
@@ -230,7 +227,7 @@ def test_values_and_final_states_do_not_depend_on_the_layout(tokenizer, family, 
     for packed in (False, True):
         models = make_actor_critic(tiny_model(tokenizer, family, packed=packed), critic)
         torch.manual_seed(2)
-        nn.init.normal_(models.value_head.linear.weight)
+        nn.init.normal_(models.value_head.linear.weight, std=0.2)
         with torch.no_grad():
             states, final = models.critic_states(sequences)
             alone = [models.critic_states(sequences.select(torch.tensor([b]))) for b in range(6)]
@@ -241,10 +238,10 @@ def test_values_and_final_states_do_not_depend_on_the_layout(tokenizer, family, 
                 models.value_of(torch.cat([f for _, f in alone])),
             )
         )
-    assert float(found[0][0].std()) > 0.1
+    assert float(found[0][0].detach().std()) > 0.1
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
-            assert float((a - b).abs().max()) <= 5e-5
+            assert float((a - b).detach().abs().max()) <= 1e-5
 
 
 @pytest.mark.checklist(32)
@@ -502,9 +499,9 @@ def test_dropout_is_off_in_the_update(tokenizer, tmp_path, critic):
         dropouts = [m for n in networks if n is not None for m in n.modules() if isinstance(m, nn.Dropout)]
         assert dropouts
         assert all(m.p == 0.5 for m in dropouts)
-        modes = []
+        modes: list[bool] = []
         for module in dropouts:
-            module.register_forward_hook(lambda m, a, o: modes.append(m.training))
+            module.register_forward_hook(lambda m, a, o, seen=modes: seen.append(m.training))
         torch.manual_seed(seed)
         log = SilentLog()
         made.train(log)
@@ -544,7 +541,7 @@ def test_defaults_of_the_optimisers():
         rates = [learning_rate(OptimiserConfig(lr=1e-3, schedule=schedule), t, 20) for t in range(20)]
         assert rates[0] == 1e-3
         assert rates[-1] == pytest.approx(0.0, abs=1e-12)
-        assert all(a > b for a, b in zip(rates, rates[1:], strict=False))
+        assert all(a > b for a, b in itertools.pairwise(rates))
 
 
 @pytest.mark.checklist(36)
@@ -635,6 +632,8 @@ def test_four_passes_each_in_its_own_order(tokenizer, tmp_path, monkeypatch):
 # 37: the reference
 
 
+# PEFT says that it takes GPT-2's transposed layers for what they are.
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 @pytest.mark.checklist(37)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)

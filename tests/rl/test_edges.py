@@ -21,7 +21,8 @@ from proxlm.rl.logprobs import chunked_logprobs, logprobs_and_entropy
 from proxlm.rl.losses import clipped_policy_loss, clipped_value_loss
 from proxlm.rl.moments import Moments, clip_advantages, scale_scores, with_values
 from proxlm.rl.policy_losses import LossInputs, cispo_loss, dppo_loss, gspo_loss, log_ratio, pg_loss
-from proxlm.rl.shaping import last_action_index, response_rewards
+from proxlm.rl.shaping import last_action_index, potential_rewards, response_rewards
+from proxlm.rl.trust_region import conjugate_gradient, natural_step, trust_region_step
 
 F, T = False, True
 
@@ -191,3 +192,52 @@ def test_last_action_of_an_empty_row_and_rewards_of_responses():
     offsets = torch.tensor([0, 2, 3])
     assert response_rewards(torch.tensor([1.0, 2]), torch.tensor([1.0, 2, 4]), offsets).tolist() == [4, 6]
     assert response_rewards(torch.tensor([1.0, 2]), None, offsets).tolist() == [1, 2]
+
+
+@pytest.mark.checklist(30)
+def test_potentials_of_rows_of_one_token_and_of_none():
+    """The last token's potential counts as 0, also where it is the first of all; rows do not see each other."""
+    phi, mask = torch.tensor([5.0, 7, 3, 4]), torch.tensor([T, F, T, T])
+    assert potential_rewards(phi, mask, torch.tensor([0, 1, 2, 4]), 1.0).tolist() == [0, 0, 3, -3]
+    assert potential_rewards(phi, mask, torch.tensor([0, 1, 3, 4]), 1.0).tolist() == [0, 0, 0, 0]
+    late = potential_rewards(torch.tensor([5.0, 6, 7]), torch.tensor([F, T, T]), torch.tensor([0, 2, 3]), 0.5)
+    assert late.tolist() == [0, 0, 0]
+
+
+@pytest.mark.checklist(23)
+def test_one_iteration_is_the_steepest_descent():
+    scale, target = torch.tensor([1.0, 3.0]).double(), torch.tensor([1.0, 1.0]).double()
+    found = conjugate_gradient(lambda v: scale * v, target, 1)
+    assert found.tolist() == pytest.approx([0.5, 0.5])  # |b|² / bᵀ M b = 2 / 4
+    assert conjugate_gradient(lambda v: scale * v, torch.zeros(2).double(), 5).tolist() == [0, 0]
+
+
+@pytest.mark.checklist(23)
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_matrix_that_tells_nothing_gives_no_step(factor):
+    assert natural_step(torch.ones(2), lambda v: factor * v, 0.1, 3).tolist() == [0, 0]
+
+
+@pytest.mark.checklist(23)
+def test_limits_of_the_line_search():
+    calls = []
+
+    def fisher(v):
+        calls.append(1)
+        return torch.arange(1.0, 21.0) * v
+
+    refused = trust_region_step(torch.ones(20), fisher, lambda s: (0.0, 0.0), 0.01)
+    assert (len(calls), refused.tries, refused.accepted) == (
+        11,
+        10,
+        F,
+    )  # ten iterations and the step's own length
+    assert (refused.kl, refused.improvement) == (0.0, 0.0)
+    for halvings, expected in ((0, 1), (2, 3)):
+        tries = []
+        trust_region_step(
+            torch.ones(1), lambda v: v, lambda s: tries.append(1) or (-1.0, 0.0), 0.01, halvings=halvings
+        )
+        assert len(tries) == expected
+    assert trust_region_step(torch.ones(1), lambda v: v, lambda s: (0.1, 0.01), 0.01).accepted
+    assert not trust_region_step(torch.ones(1), lambda v: v, lambda s: (0.1, float("nan")), 0.01).accepted

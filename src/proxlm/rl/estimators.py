@@ -98,16 +98,15 @@ def grpo_advantages(inputs: AdvantageInputs, eps: float = 1e-6) -> Advantages:
 def _group_moments(inputs: AdvantageInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Each row's whole reward [B]; each group's count, sum, and sum of squared deviations [G]."""
     totals = segment_sum(inputs.rewards, inputs.offsets)
-    groups = int(inputs.groups.max()) + 1 if len(inputs.groups) else 0
-    zeros = totals.new_zeros(groups)
-    count = zeros.index_add(0, inputs.groups, torch.ones_like(totals))
+    count = torch.bincount(inputs.groups).to(totals.dtype)
     if bool((count == 1).any()):
         raise ValueError(
             "a prompt with a single response has no baseline; set ppo.samples_per_prompt to 2 or more"
         )
-    total = zeros.index_add(0, inputs.groups, totals)
+    total = torch.zeros_like(count).index_add(0, inputs.groups, totals)
     deviation = totals - (total / count)[inputs.groups]
-    return totals, count, total, zeros.index_add(0, inputs.groups, deviation.square())
+    squares = torch.zeros_like(count).index_add(0, inputs.groups, deviation.square())
+    return totals, count, total, squares
 
 
 def _every_token(per_row: Tensor, totals: Tensor, inputs: AdvantageInputs) -> Advantages:
@@ -128,7 +127,7 @@ def varied_groups(rewards: Tensor, groups: Tensor) -> Tensor:
 
     A group of equal rewards has no advantage anywhere, so it only dilutes the batch. rewards, groups [B] → [B] bool.
     """
-    size = int(groups.max()) + 1 if len(groups) else 0
+    size = len(torch.bincount(groups))
     low = rewards.new_full((size,), torch.inf).scatter_reduce(0, groups, rewards, "amin")
     high = rewards.new_full((size,), -torch.inf).scatter_reduce(0, groups, rewards, "amax")
     return (high > low)[groups]

@@ -98,8 +98,8 @@ def potential_rewards(potentials: Tensor, action_mask: Tensor, offsets: Tensor, 
     Args: potentials [R]; action_mask [R] bool; offsets [B+1]. Returns: [R], 0 where the policy did not choose.
     """
     last = last_action_index(action_mask, offsets)
-    phi = torch.where(action_mask, potentials, 0.0).index_fill(0, last[last >= 0], 0.0)
-    result, places = torch.zeros_like(phi), action_mask.nonzero().squeeze(-1)
+    phi = potentials.index_fill(0, last[last >= 0], 0.0)
+    result, places = torch.zeros_like(phi), action_mask.nonzero()[:, 0]
     row = row_of_element(offsets)[places]
     before = torch.zeros_like(phi[places])
     before[1:] = torch.where(row[1:] == row[:-1], phi[places][:-1], 0.0)
