@@ -233,11 +233,15 @@ def test_limits_of_the_line_search():
         F,
     )  # ten iterations and the step's own length
     assert (refused.kl, refused.improvement) == (0.0, 0.0)
-    for halvings, expected in ((0, 1), (2, 3)):
-        tries = []
+    tries = []
+    for halvings in (0, 2):
         trust_region_step(
-            torch.ones(1), lambda v: v, lambda s: tries.append(1) or (-1.0, 0.0), 0.01, halvings=halvings
+            torch.ones(1),
+            lambda v: v,
+            lambda s: tries.append(float(s)) or (-1.0, 0.0),
+            0.02,
+            halvings=halvings,
         )
-        assert len(tries) == expected
+    assert tries == pytest.approx([0.2, 0.2, 0.1, 0.05])
     assert trust_region_step(torch.ones(1), lambda v: v, lambda s: (0.1, 0.01), 0.01).accepted
     assert not trust_region_step(torch.ones(1), lambda v: v, lambda s: (0.1, float("nan")), 0.01).accepted
