@@ -69,12 +69,20 @@ def test_reward_rises(tokenizer, tmp_path, name):
 
 @pytest.mark.checklist(23)
 def test_trust_region_steps_stay_in_the_region_and_learn(tokenizer, tmp_path):
-    config = job("separate", steps=12, lr=3e-3, kl_coef=0.0, loss="trpo", batch_size=48)
+    config = job("separate", steps=16, lr=3e-3, kl_coef=0.0, loss="trpo", batch_size=48)
     trust = replace(config.ppo.trpo, delta=0.1, damping=1e-4)
     rows = run(trainer(tokenizer, replace(config, ppo=replace(config.ppo, trpo=trust)), tmp_path))
     assert all(0 < r["trpo/kl"] <= 0.1 for r in rows if r["trpo/accepted"])
-    assert sum(r["trpo/accepted"] for r in rows) >= 10
+    assert sum(r["trpo/accepted"] for r in rows) >= 14
     assert sum(r["reward"] for r in rows[-4:]) / 4 > sum(r["reward"] for r in rows[:4]) / 4 + 0.1
+
+
+@pytest.mark.checklist(15)
+@pytest.mark.parametrize("minibatches", [1, 3])
+def test_the_trust_region_begins_at_ratio_1_whatever_the_layout(tokenizer, tmp_path, minibatches):
+    """A batch large enough that another split into micro-batches would differ in its last bits."""
+    config = job("separate", steps=3, loss="trpo", batch_size=32, minibatches=minibatches)
+    assert [r["first_minibatch/ratio_error"] for r in run(trainer(tokenizer, config, tmp_path))] == [0.0] * 3
 
 
 @pytest.mark.checklist(23)

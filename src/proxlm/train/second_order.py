@@ -17,7 +17,7 @@ from proxlm.models.language_model import LanguageModel
 from proxlm.rl.losses import PolicyLoss
 from proxlm.rl.trust_region import trust_region_step
 from proxlm.train.stats import MinibatchStats
-from proxlm.train.update import Learner, loss_terms, minibatch_weights
+from proxlm.train.update import Learner, loss_terms, minibatch_weights, plan_pass
 from proxlm.types import Experience, ragged_index
 
 Part = tuple[Experience, Tensor]
@@ -30,9 +30,9 @@ def trust_region_update(learner: Learner, experience: Experience) -> MinibatchSt
     """
     model, settings = learner.models.policy, learner.config.trpo
     parameters = [p for _, p in learner.models.policy_parameters()]
-    parts = _parts(learner, experience, len(experience.sequences))
+    parts = _whole(learner, experience)
     share = max(1, round(settings.fisher_share * len(experience.sequences)))
-    sample = parts if share == len(experience.sequences) else _parts(learner, experience, share)
+    sample = parts if share == len(experience.sequences) else _first(learner, experience, share)
     stats = MinibatchStats(tokens=max(1, int(experience.action_mask.sum())))
     gradient = -_loss_gradient(learner, parts, parameters, stats)
     start = _flat(parameters)
@@ -61,15 +61,27 @@ def trust_region_update(learner: Learner, experience: Experience) -> MinibatchSt
     return stats
 
 
-def _parts(learner: Learner, experience: Experience, count: int) -> list[Part]:
-    """The first `count` rows as micro-batches, each with its tokens' weights (over those rows)."""
-    device = learner.models.policy.device
+def _whole(learner: Learner, experience: Experience) -> list[Part]:
+    """All rows, in the micro-batches that `prepare` ran: the same forward passes, so the ratio is exactly 1."""
+    plan = plan_pass(experience.sequences.lengths, learner.config, learner.seed, learner.step, epoch=0)
+    layout = [micro for minibatch in plan for micro in minibatch]
+    return _parts(learner, experience, torch.cat(layout), layout)
+
+
+def _first(learner: Learner, experience: Experience, count: int) -> list[Part]:
+    """The first `count` rows."""
     rows = torch.arange(count)
+    budget = learner.config.micro_batch_tokens
+    return _parts(learner, experience, rows, micro_batches(experience.sequences.lengths[rows], budget))
+
+
+def _parts(learner: Learner, experience: Experience, rows: Tensor, layout: list[Tensor]) -> list[Part]:
+    """The micro-batches of `layout`, each with its tokens' weights over all of `rows`."""
     weights = minibatch_weights(learner, experience, rows)
     offsets = experience.sequences.response_offsets
     return [
-        (experience.select(micro), weights[ragged_index(offsets, micro)].to(device))
-        for micro in micro_batches(experience.sequences.lengths[rows], learner.config.micro_batch_tokens)
+        (experience.select(micro), weights[ragged_index(offsets, micro)].to(learner.models.policy.device))
+        for micro in layout
     ]
 
 
