@@ -71,17 +71,24 @@ def panel(title: str, series: dict[str, Series], x: int) -> list[str]:
 def draw(runs: list[Path]) -> str:
     """Reward and KL per step, side by side."""
     rows = {str(run): read(run)[0] for run in runs}
+    titles = (("reward", "mean reward of a step"), ("kl", "KL, nats per response"))
+    panels = [
+        (title, {run: [(r["step"], r[name]) for r in steps] for run, steps in rows.items()})
+        for name, title in titles
+    ]
+    return svg(panels, ["/".join(run.parts[-2:]) for run in runs], spacing=250)
+
+
+def svg(panels: list[tuple[str, dict[str, Series]]], names: list[str], spacing: int = 150) -> str:
+    """Panels side by side over one legend, whose entries stand `spacing` apart."""
     parts: list[str] = []
-    for number, (name, title) in enumerate(
-        (("reward", "mean reward of a step"), ("kl", "KL, nats per response"))
-    ):
-        series = {run: [(r["step"], r[name]) for r in steps] for run, steps in rows.items()}
+    for number, (title, series) in enumerate(panels):
         parts += panel(title, series, LEFT + number * (WIDTH + GAP))
-    for i, run in enumerate(runs):
-        x = LEFT + i * 250
-        parts.append(f'<rect x="{x}" y="{TOP + HEIGHT + 32}" width="14" height="4" fill="{COLOURS[i]}"/>')
-        parts.append(f'<text x="{x + 20}" y="{TOP + HEIGHT + 38}">{"/".join(run.parts[-2:])}</text>')
-    size = (LEFT + 2 * WIDTH + GAP + 20, TOP + HEIGHT + 50)
+    for i, name in enumerate(names):
+        x, y = LEFT + i * spacing, TOP + HEIGHT + 32
+        parts.append(f'<rect x="{x}" y="{y}" width="14" height="4" fill="{COLOURS[i]}"/>')
+        parts.append(f'<text x="{x + 20}" y="{y + 6}">{name}</text>')
+    size = (LEFT + len(panels) * (WIDTH + GAP) - GAP + 20, TOP + HEIGHT + 50)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}" font-family="sans-serif" '
         f'font-size="12" fill="#222"><rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'

@@ -12,7 +12,7 @@ import math
 import sys
 from pathlib import Path
 
-from compare_runs import COLOURS, GAP, HEIGHT, LEFT, TOP, WIDTH, Series, panel
+from compare_runs import Series, svg
 
 
 def smooth(series: Series, width: int = 5) -> Series:
@@ -63,22 +63,6 @@ def algorithms(file: Path, folder: Path) -> str:
             series[algorithm] = smooth(means)
         panels.append((title, series))
     return svg(panels, list(found["chosen"]))
-
-
-def svg(panels: list[tuple[str, dict[str, Series]]], names: list[str]) -> str:
-    """Panels side by side over one legend."""
-    parts: list[str] = []
-    for number, (title, series) in enumerate(panels):
-        parts += panel(title, series, LEFT + number * (WIDTH + GAP))
-    for i, name in enumerate(names):
-        x, y = LEFT + i * 150, TOP + HEIGHT + 32
-        parts.append(f'<rect x="{x}" y="{y}" width="14" height="4" fill="{COLOURS[i]}"/>')
-        parts.append(f'<text x="{x + 20}" y="{y + 6}">{name}</text>')
-    size = (LEFT + len(panels) * (WIDTH + GAP), TOP + HEIGHT + 50)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}" font-family="sans-serif" '
-        f'font-size="12" fill="#222"><rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
-    )
 
 
 def main() -> None:

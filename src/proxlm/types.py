@@ -166,6 +166,11 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @property
+    def ended(self) -> Tensor:
+        """True where a response ended by itself, not at the length limit. [B] bool."""
+        return torch.tensor([finish != "length" for finish in self.finish])
+
     def select(self, rows: Tensor) -> Rollout:
         """The given rows, in that order. rows [b] int64."""
         at, chosen = ragged_index(self.sequences.response_offsets, rows), rows.tolist()

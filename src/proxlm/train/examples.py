@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from proxlm.data.supervised import SFTExample
+from proxlm.models.forward import micro_batches, token_outputs
+from proxlm.models.language_model import LanguageModel
 from proxlm.seeds import derive_seed
-from proxlm.types import Sequences
+from proxlm.types import Sequences, ragged_index
 
 
 @dataclass(frozen=True)
@@ -78,3 +80,20 @@ def pack_by_budget(order: Sequence[int], lengths: Sequence[int], budget: int) ->
             groups.append([row])
             used = lengths[row]
     return groups
+
+
+def supervised_gradient(
+    model: LanguageModel, examples: Examples, rows: list[int], micro_batch_tokens: int, factor: float = 1.0
+) -> tuple[float, int]:
+    """Accumulate `factor` times the gradient of the mean loss of the given rows. Returns (loss, tokens read)."""
+    sequences, mask = examples.batch(rows)
+    total = max(1, int(mask.sum()))
+    loss = 0.0
+    offsets = sequences.response_offsets
+    for micro in micro_batches(sequences.lengths, micro_batch_tokens):
+        part = sequences.select(micro).to(model.device)
+        weights = mask[ragged_index(offsets, micro)].to(model.device) / total
+        share = -(weights * token_outputs(model, part).logprobs).sum()
+        torch.mul(share, factor).backward()
+        loss += float(share.detach())
+    return loss, len(sequences.tokens)

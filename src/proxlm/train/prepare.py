@@ -99,8 +99,7 @@ def _advantage_inputs(
         lam = length_adaptive_lambda(segment_sum(rollout.action_mask.float(), offsets), ppo.lam_length)
     bootstrap = None
     if ppo.truncation == "bootstrap":
-        ended = torch.tensor([finish != "length" for finish in rollout.finish])
-        bootstrap = torch.where(ended, 0.0, inferred["final_values"])
+        bootstrap = torch.where(rollout.ended, 0.0, inferred["final_values"])
     critic_lam = ppo.critic_lam if ppo.critic_lam >= 0 else None
     return AdvantageInputs(
         rewards=rewards,

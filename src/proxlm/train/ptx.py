@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from proxlm.config import PtxConfig
-from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
-from proxlm.train.examples import Examples, TokenBatches
-from proxlm.types import ragged_index
+from proxlm.train.examples import Examples, TokenBatches, supervised_gradient
 
 
 class PtxText:
@@ -32,20 +29,3 @@ class PtxText:
         return supervised_gradient(
             model, self.examples, self.batches.next(), self.micro_batch_tokens, self.coef
         )[0]
-
-
-def supervised_gradient(
-    model: LanguageModel, examples: Examples, rows: list[int], micro_batch_tokens: int, factor: float = 1.0
-) -> tuple[float, int]:
-    """Accumulate `factor` times the gradient of the mean loss of the given rows. Returns (loss, tokens read)."""
-    sequences, mask = examples.batch(rows)
-    total = max(1, int(mask.sum()))
-    loss = 0.0
-    offsets = sequences.response_offsets
-    for micro in micro_batches(sequences.lengths, micro_batch_tokens):
-        part = sequences.select(micro).to(model.device)
-        weights = mask[ragged_index(offsets, micro)].to(model.device) / total
-        share = -(weights * token_outputs(model, part).logprobs).sum()
-        torch.mul(share, factor).backward()
-        loss += float(share.detach())
-    return loss, len(sequences.tokens)

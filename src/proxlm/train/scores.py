@@ -34,8 +34,7 @@ def shape_scores(
         sums = torch.zeros_like(total) if per_token is None else segment_sum(per_token, offsets)
         by = moments if config.scale != "none" else Moments()
         total, per_token = scale_scores(total, per_token, sums, by, config.clip)
-    ended = torch.tensor([finish != "length" for finish in rollout.finish])
-    total = apply_missing_eos(total, ended, config.missing_eos, config.missing_eos_penalty)
+    total = apply_missing_eos(total, rollout.ended, config.missing_eos, config.missing_eos_penalty)
     lengths = segment_sum(rollout.action_mask.float(), offsets)
     total = total - overlong_penalty(lengths, limit, config.overlong_buffer, config.overlong_penalty)
     if scores.potentials is not None:

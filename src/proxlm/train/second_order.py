@@ -17,7 +17,7 @@ from proxlm.models.language_model import LanguageModel
 from proxlm.rl.losses import PolicyLoss
 from proxlm.rl.trust_region import trust_region_step
 from proxlm.train.stats import MinibatchStats
-from proxlm.train.update import Learner, loss_terms, minibatch_weights, plan_pass
+from proxlm.train.update import Learner, minibatch_weights, plan_pass, weighted_loss
 from proxlm.types import Experience, ragged_index
 
 Part = tuple[Experience, Tensor]
@@ -34,7 +34,8 @@ def trust_region_update(learner: Learner, experience: Experience) -> MinibatchSt
     share = max(1, round(settings.fisher_share * len(experience.sequences)))
     sample = parts if share == len(experience.sequences) else _first(learner, experience, share)
     stats = MinibatchStats(tokens=max(1, int(experience.action_mask.sum())))
-    gradient = -_loss_gradient(learner, parts, parameters, stats)
+    loss_gradient, before = _loss_gradient(learner, parts, parameters, stats)
+    gradient = -loss_gradient
     start = _flat(parameters)
 
     def fisher(v: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ def trust_region_update(learner: Learner, experience: Experience) -> MinibatchSt
         return product + settings.damping * v
 
     def measure(step: Tensor) -> tuple[float, float]:
-        return _try_step(learner, parts, parameters, start, step)
+        return _try_step(learner, parts, before, parameters, start, step)
 
     found = trust_region_step(
         gradient, fisher, measure, settings.delta, settings.iterations, settings.halvings
@@ -87,21 +88,21 @@ def _parts(learner: Learner, experience: Experience, rows: Tensor, layout: list[
 
 def _loss_gradient(
     learner: Learner, parts: Sequence[Part], parameters: Sequence[nn.Parameter], stats: MinibatchStats
-) -> Tensor:
-    """The gradient [P] of the policy loss at the present parameters."""
-    total = torch.zeros_like(_flat(parameters))
+) -> tuple[Tensor, list[Tensor]]:
+    """The gradient [P] of the policy loss at the present parameters, and each micro-batch's loss there."""
+    total, losses = torch.zeros_like(_flat(parameters)), []
     for part, weights in parts:
         loss, terms = _surrogate(learner, part, weights)
         stats.policy_loss += float(loss.detach())
         stats.add_terms(terms, part.action_mask.to(weights.device))
+        losses.append(loss.detach())
         total += _flat(torch.autograd.grad(loss, list(parameters)))
-    return total
+    return total, losses
 
 
 def _surrogate(learner: Learner, part: Experience, weights: Tensor) -> tuple[Tensor, PolicyLoss]:
     outputs = learner.models.policy_outputs(part.sequences.to(weights.device), learner.temperature)
-    terms = loss_terms(learner, part, outputs.logprobs)
-    return (weights * part.correction.to(weights.device) * terms.loss).sum(), terms
+    return weighted_loss(learner, part, weights, outputs.logprobs)
 
 
 def fisher_product(
@@ -134,18 +135,24 @@ def _logits(model: LanguageModel, part: Experience, temperature: float) -> Tenso
 
 @torch.no_grad()
 def _try_step(
-    learner: Learner, parts: Sequence[Part], parameters: Sequence[nn.Parameter], start: Tensor, step: Tensor
+    learner: Learner,
+    parts: Sequence[Part],
+    before: Sequence[Tensor],
+    parameters: Sequence[nn.Parameter],
+    start: Tensor,
+    step: Tensor,
 ) -> tuple[float, float]:
-    """How much the surrogate rises, and the exact mean KL from the old policy, with `step` taken."""
+    """How much the surrogate rises from `before`, each part's loss at `start`, and the exact mean KL from the old
+    policy, with `step` taken.
+    """
     model, rise, kl = learner.models.policy, 0.0, 0.0
-    for part, weights in parts:
+    for (part, weights), loss_before in zip(parts, before, strict=True):
         _assign(parameters, start)
         old = torch.log_softmax(_logits(model, part, learner.temperature), -1)
-        before, _ = _surrogate(learner, part, weights)
         _assign(parameters, start + step)
         new = torch.log_softmax(_logits(model, part, learner.temperature), -1)
         after, _ = _surrogate(learner, part, weights)
-        rise += float(before - after)
+        rise += float(loss_before - after)
         kl += float((weights * (old.exp() * (old - new)).sum(-1)).sum())
     _assign(parameters, start)
     return rise, kl

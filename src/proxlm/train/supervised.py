@@ -24,10 +24,9 @@ from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
 from proxlm.runlog.writer import RunLog
-from proxlm.train.examples import Examples, TokenBatches
+from proxlm.train.examples import Examples, TokenBatches, supervised_gradient
 from proxlm.train.observe import peak_memory_gb
 from proxlm.train.optimiser import Optimiser
-from proxlm.train.ptx import supervised_gradient
 
 
 @dataclass

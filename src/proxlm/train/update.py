@@ -131,10 +131,12 @@ def _minibatch_gradient(learner: Learner, experience: Experience, minibatch: lis
     return stats
 
 
-def loss_terms(learner: Learner, part: Experience, logprobs: Tensor) -> PolicyLoss:
-    """The chosen policy loss on a micro-batch; logprobs [R] with gradient, on the model's device."""
+def weighted_loss(
+    learner: Learner, part: Experience, weights: Tensor, logprobs: Tensor
+) -> tuple[Tensor, PolicyLoss]:
+    """A micro-batch's share of the chosen policy loss, and its terms; weights, logprobs [R] on the model's device."""
     device, config = logprobs.device, learner.config
-    return learner.loss(
+    terms = learner.loss(
         LossInputs(
             logprobs=logprobs,
             old_logprobs=part.old_logprobs.to(device),
@@ -148,6 +150,7 @@ def loss_terms(learner: Learner, part: Experience, logprobs: Tensor) -> PolicyLo
             max_log_ratio=config.max_log_ratio,
         )
     )
+    return (weights * part.correction.to(device) * terms.loss).sum(), terms
 
 
 def _policy_loss(
@@ -158,8 +161,7 @@ def _policy_loss(
     outputs = models.policy_outputs(
         part.sequences.to(device), learner.temperature, entropy=learner.entropy_coef > 0
     )
-    terms = loss_terms(learner, part, outputs.logprobs)
-    policy_loss = (weights * part.correction.to(device) * terms.loss).sum()
+    policy_loss, terms = weighted_loss(learner, part, weights, outputs.logprobs)
     loss = policy_loss
     if outputs.entropy is not None:
         loss = loss - learner.entropy_coef * (weights * outputs.entropy).sum()
