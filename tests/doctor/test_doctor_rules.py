@@ -120,6 +120,16 @@ def test_the_adaptive_controller_left_behind():
     assert "3.17 times ppo.kl_target = 6" in found[0].seen
 
 
+def test_a_reward_given_back_by_the_adaptive_controller_is_no_fall():
+    """β brings the KL from 12 back to its target of 6, and the reward falls with it."""
+    start = [*run_of(10), *(healthy(step, kl=12.0, reward=0.9) for step in range(11, 31))]
+    rows = [*start, *(healthy(step, kl=6.0, reward=0.5) for step in range(31, 61))]
+    adaptive = replace(FACTS, adaptive=True, kl_target=6.0)
+    assert "reward_falls" in rules_of(rows)
+    assert "reward_falls" not in rules_of(rows, adaptive)
+    assert "reward_falls" in rules_of(rows, replace(adaptive, kl_target=13.0))
+
+
 def test_a_penalty_that_eats_the_reward():
     rows = run_of(30, kl=12.0)  # 0.6, for a reward that rises by 0.12
     found = diagnose(rows, FACTS)
@@ -247,7 +257,7 @@ def test_facts_of_a_job_and_of_its_tables():
 def test_facts_of_settings_of_another_version():
     assert facts_of({}) == Facts()
     assert facts_of({"ppo": {"batch_size": "many", "kl_coef": 1}, "optim": 3}) == Facts(kl_coef=1.0)
-    assert not facts_of({"ppo": {"missing_eos": "subtract"}, "data": {"chat": False}}).may_not_end
+    assert not facts_of({"shaping": {"missing_eos": "subtract"}, "data": {"chat": False}}).may_not_end
 
 
 def test_the_settings_that_are_named_exist():

@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.apps.report import write_report
-from proxlm.apps.session import announce_resume, describe_prompts, load_both, progress_line, set_up, start_run
+from proxlm.apps.session import (
+    announce_resume,
+    describe_prompts,
+    load_both,
+    model_context,
+    progress_line,
+    set_up,
+    start_run,
+)
 from proxlm.checkpoint import publish_folder
 from proxlm.config import PPOJob, RolloutConfig
 from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.data.text import read_texts
+from proxlm.errors import ConfigError
 from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
 from proxlm.models.actor_critic import ActorCritic, load_actor_critic
 from proxlm.models.language_model import LanguageModel
@@ -111,7 +120,10 @@ def notes(config: PPOJob) -> list[str]:
 
 
 def ptx_text(config: PPOJob, tokenizer: Any) -> PtxText:
-    """The text of PPO-ptx, packed into blocks. Raises DataError."""
+    """The text of PPO-ptx, packed into blocks. Raises DataError, and ConfigError for blocks the model cannot read."""
+    context = model_context(config.model)
+    if context is not None and config.ptx.block > context:
+        raise ConfigError(f"ptx.block = {config.ptx.block}: longer than the model's context of {context}")
     documents = read_texts(config.ptx.text, config.ptx.extensions)
     blocks = pretrain_blocks(tokenizer, documents, config.ptx.block)
     return PtxText(blocks, config.ptx, config.ppo.micro_batch_tokens, config.run.seed)

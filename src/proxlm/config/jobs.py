@@ -214,6 +214,10 @@ def _stability_problems(job: PPOJob) -> Problems:
     """What cannot be combined."""
     found: Problems = []
     ppo = job.ppo
+    responses = ppo.batch_size * ppo.samples_per_prompt
+    if ppo.kl_controller == "adaptive" and ppo.kl_horizon <= 0.2 * responses:
+        most = f"must be more than 0.2 · {responses} responses of a step, or β could fall to 0 and below"
+        found.append(("ppo.kl_horizon", most))
     if ppo.filter_groups and ppo.samples_per_prompt < 2:
         found.append(("ppo.filter_groups", "needs ppo.samples_per_prompt of 2 or more"))
     if ppo.reference_decay < 1 and job.model.lora.rank:

@@ -48,8 +48,7 @@ def facts_of(settings: PPOJob | Mapping[str, Any]) -> Facts:
     """
     tables = asdict(settings) if isinstance(settings, PPOJob) else settings
     batch, samples = _get(tables, "ppo.batch_size", 0), _get(tables, "ppo.samples_per_prompt", 1)
-    # The second is where it stood before there was a section for shaping.
-    missing_eos = _get(tables, "shaping.missing_eos", "") or _get(tables, "ppo.missing_eos", "")
+    missing_eos = _get(tables, "shaping.missing_eos", "")
     overlong = _get(tables, "shaping.overlong_buffer", 0)
     return Facts(
         responses=batch * samples,

@@ -129,16 +129,20 @@ def repetition(rows: Rows, _facts: Facts) -> Finding | None:
 
 
 def reward_falls(rows: Rows, facts: Facts) -> Finding | None:
-    """The reward of the newest ten steps is clearly lower than that of an earlier block, or of the first five."""
+    """The reward of the newest ten steps is clearly lower than that of an earlier block, or of the first five.
+
+    Not where an adaptive β brought the KL back from above its target: the reward it had there was never to be kept.
+    """
     after = newest(rows, "reward", 10)
     if len(after) < 10 or not at_least(rows, 20):
         return None
     start = first(rows, "reward", 5)
     blocks = [(*_mean_and_error(start), "the first steps")] if len(start) == 5 else []
+    highest_kl = facts.kl_target if facts.adaptive else float("inf")
     for back in range(1, FALL_BLOCKS + 1):
         earlier = rows[: len(rows) - 10 * back]
         block = newest(earlier, "reward", 10)
-        if len(block) == 10:
+        if len(block) == 10 and fmean(newest(earlier, "kl", 10) or [0.0]) <= highest_kl:
             blocks.append((*_mean_and_error(block), span(earlier, 10)))
     if not blocks:
         return None

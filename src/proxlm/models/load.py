@@ -78,11 +78,15 @@ def add_lora(model: LanguageModel, lora: LoraConfig) -> LanguageModel:
         import peft
     except ImportError as error:
         raise ConfigError('model.lora needs PEFT: pip install "proxlm[lora]"') from error
+    from transformers.pytorch_utils import Conv1D
+
     settings = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         target_modules=list(lora.targets) or "all-linear",
         task_type="CAUSAL_LM",
+        # GPT-2 keeps its weights as [in, out].
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.network.modules()),
     )
     try:
         adapted = peft.get_peft_model(model.network, settings)

@@ -10,7 +10,12 @@ from torch import Tensor
 from proxlm.rl.ragged import row_of_element
 
 Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over all ranks: what makes a statistic one of the whole batch. None: there is one rank."""
+"""Sums a tensor over all ranks: what makes a statistic one of the whole batch."""
+
+
+def one_rank(total: Tensor) -> Tensor:
+    """The Reduce of a run that is not spread over ranks."""
+    return total
 
 
 def gae(
@@ -39,6 +44,8 @@ def gae(
             f"shapes do not fit: rewards {tuple(rewards.shape)}, values {tuple(values.shape)}, "
             f"mask {tuple(action_mask.shape)}, offsets end at {int(offsets[-1])}"
         )
+    rewards = rewards.to(values.dtype)
+    lam = lam.to(values.dtype) if isinstance(lam, Tensor) else lam
     lengths = offsets[1:] - offsets[:-1]
     advantages = torch.zeros_like(values)
     next_value = values.new_zeros(len(lengths)) if bootstrap is None else bootstrap.to(values.dtype)
@@ -104,25 +111,27 @@ def length_adaptive_lambda(lengths: Tensor, alpha: float) -> Tensor:
 
 
 def whiten(
-    values: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8, reduce: Reduce | None = None
+    values: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8, reduce: Reduce = one_rank
 ) -> Tensor:
     """(x − mean) / sqrt(var + eps) with the masked mean and population variance; 0 where mask is False.
 
     With shift_mean False the mean is added back (openai/lm-human-preferences, `whiten`). With `reduce`, mean and
-    variance are those of all ranks' values together.
+    variance are those of all ranks' values together. Computed in float64: in float32 the mean of equal values is
+    off by a rounding, and dividing by so small a deviation would make an advantage of it.
 
     Args: values [R]; mask [R] bool. Returns: [R]. Without any masked-in element: zeros.
     """
     if values.shape != mask.shape:
         raise ValueError(f"values {tuple(values.shape)} and mask {tuple(mask.shape)} differ in shape")
-    over_ranks: Reduce = reduce or (lambda total: total)
-    count = over_ranks(mask.sum()).clamp(min=1)
-    mean = over_ranks(torch.where(mask, values, 0.0).sum()) / count
-    variance = over_ranks(torch.where(mask, values - mean, 0.0).square().sum()) / count
-    whitened = (values - mean) * torch.rsqrt(variance + eps)
+    chosen = torch.where(mask, values, 0.0).double()
+    count = reduce(mask.sum()).clamp(min=1)
+    mean = reduce(chosen.sum()) / count
+    centred = torch.where(mask, chosen - mean, 0.0)
+    variance = reduce(centred.square().sum()) / count
+    whitened = centred * torch.rsqrt(variance + eps)
     if not shift_mean:
-        whitened = whitened + mean
-    return torch.where(mask, whitened, 0.0)
+        whitened = torch.where(mask, whitened + mean, 0.0)
+    return whitened.to(values.dtype)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:

@@ -96,8 +96,10 @@ def grpo_advantages(inputs: AdvantageInputs, eps: float = 1e-6) -> Advantages:
 
 
 def _group_moments(inputs: AdvantageInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Each row's whole reward [B]; each group's count, sum, and sum of squared deviations [G]."""
-    totals = segment_sum(inputs.rewards, inputs.offsets)
+    """Each row's whole reward [B]; each group's count, sum, and sum of squared deviations [G]; all in float64,
+    for in float32 the mean of equal rewards is off by a rounding, which dividing by their deviation would blow up.
+    """
+    totals = segment_sum(inputs.rewards.double(), inputs.offsets)
     count = torch.bincount(inputs.groups).to(totals.dtype)
     if bool((count == 1).any()):
         raise ValueError(
@@ -110,11 +112,9 @@ def _group_moments(inputs: AdvantageInputs) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 def _every_token(per_row: Tensor, totals: Tensor, inputs: AdvantageInputs) -> Advantages:
-    """The row's number at each of its chosen tokens, 0 elsewhere."""
-    row = row_of_element(inputs.offsets)
-    return Advantages(
-        torch.where(inputs.action_mask, per_row[row], 0.0), torch.where(inputs.action_mask, totals[row], 0.0)
-    )
+    """The row's number at each of its chosen tokens, 0 elsewhere; in the dtype of the rewards."""
+    row, dtype = row_of_element(inputs.offsets), inputs.rewards.dtype
+    return Advantages(*(torch.where(inputs.action_mask, n.to(dtype)[row], 0.0) for n in (per_row, totals)))
 
 
 def group_numbers(prompt_ids: Tensor) -> Tensor:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+KL_ERROR_LIMIT = 0.2
+"""The adaptive controller takes no larger relative error into account (Ziegler et al. 2019, section 2.2)."""
+
 
 def kl_estimate(
     logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1", max_log_ratio: float = 20.0
@@ -38,7 +41,9 @@ def adapt_kl_coefficient(
     β ← β · (1 + clip(kl / target − 1, −0.2, 0.2) · responses / horizon)
 
     Args: coefficient β; kl: mean KL per response, in nats; target > 0 in nats; responses in this step;
-    horizon in responses.
+    horizon in responses, more than 0.2 · responses, or β could fall to 0 or below.
     """
-    error = min(max(kl / target - 1.0, -0.2), 0.2)
+    if horizon <= KL_ERROR_LIMIT * responses:
+        raise ValueError(f"horizon must be more than {KL_ERROR_LIMIT} · {responses} responses, got {horizon}")
+    error = min(max(kl / target - 1.0, -KL_ERROR_LIMIT), KL_ERROR_LIMIT)
     return coefficient * (1.0 + error * responses / horizon)

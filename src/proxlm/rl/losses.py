@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from proxlm.rl.advantages import Reduce
+from proxlm.rl.advantages import Reduce, one_rank
 from proxlm.rl.ragged import row_of_element
 from proxlm.rl.shaping import segment_sum
 
@@ -47,13 +47,11 @@ def clipped_policy_loss(
     ratio = torch.exp(log_ratio.clamp(-max_log_ratio, max_log_ratio))
     bounded = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
     loss = torch.maximum(-advantages * ratio, -advantages * bounded)
-    with torch.no_grad():
-        clipped = (advantages > 0) & (ratio > 1.0 + clip_high) | (advantages < 0) & (ratio < 1.0 - clip_low)
+    clipped = (advantages > 0) & (ratio > 1.0 + clip_high) | (advantages < 0) & (ratio < 1.0 - clip_low)
     if dual_clip > 0:
         loss = torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
-        clipped = clipped | (advantages < 0) & (ratio.detach() > dual_clip)
-    with torch.no_grad():
-        approx_kl = 0.5 * log_ratio.square()
+        clipped = clipped | (advantages < 0) & (ratio > dual_clip)
+    approx_kl = 0.5 * log_ratio.detach().square()
     return PolicyLoss(loss, ratio.detach(), clipped, approx_kl)
 
 
@@ -84,7 +82,7 @@ def entropy_coefficient(coefficient: float, entropy: float, floor: float) -> flo
 
 
 def token_weights(
-    action_mask: Tensor, offsets: Tensor, aggregation: str, limit: int, reduce: Reduce | None = None
+    action_mask: Tensor, offsets: Tensor, aggregation: str, limit: int, reduce: Reduce = one_rank
 ) -> Tensor:
     """Weights w with Σ w_t ℓ_t = the minibatch's loss. Computed over the whole minibatch, before any split.
 
@@ -98,12 +96,11 @@ def token_weights(
     """
     if int(offsets[-1]) != len(action_mask):
         raise ValueError(f"offsets end at {int(offsets[-1])}, but there are {len(action_mask)} tokens")
-    over_ranks: Reduce = reduce or (lambda total: total)
     mask = action_mask.float()
     if aggregation == "token":
-        return mask / over_ranks(mask.sum()).clamp(min=1)
+        return mask / reduce(mask.sum()).clamp(min=1)
     row, chosen = row_of_element(offsets), segment_sum(mask, offsets)
-    sequences = over_ranks((chosen > 0).sum()).clamp(min=1)
+    sequences = reduce((chosen > 0).sum()).clamp(min=1)
     if aggregation == "sequence":
         return mask / (chosen[row].clamp(min=1) * sequences)
     if aggregation == "fixed":

@@ -18,9 +18,10 @@ class Moments(NamedTuple):
 
     @property
     def std(self) -> float:
-        """Population standard deviation; 1 before there are two numbers, or where they do not vary."""
+        """Population standard deviation; 1 before there are two numbers, or where they do not vary (by more than
+        the rounding of their mean)."""
         deviation = math.sqrt(self.squares / self.n) if self.n >= 2 else 0.0
-        return deviation if deviation > 0 else 1.0
+        return deviation if deviation > 1e-12 * abs(self.mean) else 1.0
 
 
 def with_values(moments: Moments, values: Tensor) -> Moments:

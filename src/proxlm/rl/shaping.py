@@ -89,16 +89,21 @@ def overlong_penalty(lengths: Tensor, limit: int, buffer: int, penalty: float) -
     return penalty * over.clamp(0.0, 1.0)
 
 
-def potential_rewards(potentials: Tensor, action_mask: Tensor, offsets: Tensor, gamma: float) -> Tensor:
+def potential_rewards(
+    potentials: Tensor, action_mask: Tensor, offsets: Tensor, gamma: float, goes_on: Tensor | None = None
+) -> Tensor:
     """F_t = γ Φ_t − Φ_{t−1}: a hint on the way that leaves the best policy as it is (Ng et al. 1999).
 
     Φ_t is the potential of the state after chosen token t; it counts as 0 before the response and after its
-    last chosen token, so with γ = 1 a response's F add up to 0.
+    last chosen token, so with γ = 1 a response's F add up to 0. Where a response `goes_on` (its return is
+    bootstrapped with the value of the state behind it) that state is no end, and its potential counts.
 
-    Args: potentials [R]; action_mask [R] bool; offsets [B+1]. Returns: [R], 0 where the policy did not choose.
+    Args: potentials [R]; action_mask [R] bool; offsets [B+1]; goes_on [B] bool or None (nowhere).
+    Returns: [R], 0 where the policy did not choose.
     """
     last = last_action_index(action_mask, offsets)
-    phi = potentials.index_fill(0, last[last >= 0], 0.0)
+    ends = last >= 0 if goes_on is None else (last >= 0) & ~goes_on
+    phi = potentials.index_fill(0, last[ends], 0.0)
     result, places = torch.zeros_like(phi), action_mask.nonzero()[:, 0]
     row = row_of_element(offsets)[places]
     before = torch.zeros_like(phi[places])

@@ -11,7 +11,7 @@ from torch import Tensor
 from proxlm.config import PPOJob
 from proxlm.data.prompts import PromptStream
 from proxlm.models.language_model import LanguageModel
-from proxlm.rl.estimators import group_numbers, varied_groups
+from proxlm.rl.estimators import varied_groups
 from proxlm.rl.shaping import response_rewards
 from proxlm.rollout.native import EVALUATION, generate
 from proxlm.train.observe import Clock
@@ -59,12 +59,12 @@ def collect(
             scores = reward(rollout)
         if not ppo.filter_groups:
             return rollout, scores, draws, {}
-        rows = _varied_rows(rollout, scores, ppo.batch_size - found)
+        rows = _varied_rows(rollout, scores, ppo.samples_per_prompt, ppo.batch_size - found)
         seen += ppo.batch_size
         if len(rows):
             offsets = rollout.sequences.response_offsets
             kept.append((rollout.select(rows), scores.select(rows, offsets)))
-            found += len(torch.unique(torch.tensor([rollout.prompts[b].id for b in rows.tolist()])))
+            found += len(rows) // ppo.samples_per_prompt
         if found >= ppo.batch_size:
             break
     metrics = {
@@ -77,14 +77,15 @@ def collect(
     return Rollout.join([r for r, _ in kept]), Scores.join([s for _, s in kept]), draws, metrics
 
 
-def _varied_rows(rollout: Rollout, scores: Scores, wanted: int) -> Tensor:
-    """The rows of the first `wanted` prompts whose responses differ in reward."""
-    groups = group_numbers(torch.tensor([p.id for p in rollout.prompts]))
+def _varied_rows(rollout: Rollout, scores: Scores, samples: int, wanted: int) -> Tensor:
+    """The rows of the first `wanted` prompts drawn whose `samples` responses differ in reward.
+
+    A prompt that stands twice in a batch is two draws, so that a step never has more rows than it asks for.
+    """
+    drawn = torch.arange(len(rollout)) // samples
     rewards = response_rewards(scores.total, scores.per_token, rollout.sequences.response_offsets)
-    varied = varied_groups(rewards, groups)
-    allowed = dict.fromkeys(g for g, v in zip(groups.tolist(), varied.tolist(), strict=True) if v)
-    chosen = set(list(allowed)[:wanted])
-    return torch.tensor([b for b, g in enumerate(groups.tolist()) if g in chosen], dtype=torch.int64)
+    varied = varied_groups(rewards, drawn)
+    return varied.nonzero()[: wanted * samples, 0]
 
 
 def reference_rewards(

@@ -22,11 +22,17 @@ class ShapedScores:
 
 
 def shape_scores(
-    rollout: Rollout, scores: Scores, config: ShapingConfig, moments: Moments, limit: int, gamma: float
+    rollout: Rollout,
+    scores: Scores,
+    config: ShapingConfig,
+    moments: Moments,
+    limit: int,
+    gamma: float,
+    bootstrap: bool,
 ) -> ShapedScores:
     """Scale and clip by `moments`, then the penalties for a missing end and for length, then potentials.
 
-    limit: the longest response in tokens.
+    limit: the longest response in tokens; bootstrap: a response that was cut goes on, for its return does.
     """
     offsets = rollout.sequences.response_offsets
     total, per_token = scores.total, scores.per_token
@@ -38,6 +44,8 @@ def shape_scores(
     lengths = segment_sum(rollout.action_mask.float(), offsets)
     total = total - overlong_penalty(lengths, limit, config.overlong_buffer, config.overlong_penalty)
     if scores.potentials is not None:
-        hints = potential_rewards(scores.potentials, rollout.action_mask, offsets, gamma)
+        hints = potential_rewards(
+            scores.potentials, rollout.action_mask, offsets, gamma, ~rollout.ended if bootstrap else None
+        )
         per_token = hints if per_token is None else per_token + hints
     return ShapedScores(total, per_token)

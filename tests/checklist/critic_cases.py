@@ -1,0 +1,55 @@
+"""Cases and small helpers of the tests beside it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from helpers import SilentLog, actors, trainer, vowels
+
+from proxlm.rl.moments import Moments
+from proxlm.rollout.native import generate
+from proxlm.train.algorithms import build_algorithm
+from proxlm.train.prepare import StepNumbers, prepare
+from proxlm.train.update import plan_pass
+
+CRITICS = ["shared", "separate"]
+START = StepNumbers(temperature=1.0, kl_coef=0.05, moments=Moments(), warmup=False)
+
+
+def run(made):
+    log = SilentLog()
+    made.train(log)
+    return log.rows
+
+
+def with_values(models, seed=3):
+    """A head that is not zero, so that V differs from token to token."""
+    torch.manual_seed(seed)
+    torch.nn.init.normal_(models.value_head.linear.weight, std=0.3)
+    torch.nn.init.constant_(models.value_head.linear.bias, 0.5)
+
+
+def rollout_of(tokenizer, config, models):
+    """Responses of unlike lengths, one of them a single token: an "a" ends them."""
+    prompts = trainer(tokenizer, config, None).prompts.batch(0)  # type: ignore[arg-type]
+    return generate(models.policy, prompts, replace(config.rollout, stop=["a"]), seed=0, step=0)
+
+
+def experience_of(tokenizer, config, warmup=False, head=True):
+    """What the first step would learn from, under a critic whose values vary if `head`."""
+    models = actors(tokenizer, config)
+    if head and models.value_head is not None:
+        with_values(models)
+    rollout = rollout_of(tokenizer, config, models)
+    layout = [m for mb in plan_pass(rollout.sequences.lengths, config.ppo, 0, 0, 0) for m in mb]
+    now, algorithm = replace(START, warmup=warmup), build_algorithm(config.ppo)
+    experience, metrics = prepare(models, rollout, vowels(rollout), config, algorithm, now, layout)
+    return experience, metrics, experience.sequences.response_offsets
+
+
+def future(rewards, offsets):
+    """Σ of the rewards from each token to its row's end."""
+    ends = offsets.tolist()
+    return torch.cat([rewards[a:b].flip(0).cumsum(0).flip(0) for a, b in pairwise(ends)])

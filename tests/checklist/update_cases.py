@@ -1,0 +1,83 @@
+"""Cases and small helpers of the tests beside it."""
+
+from __future__ import annotations
+
+import torch
+from helpers import actors, job, parameters, vowels
+
+from proxlm.data.prompts import PromptStream
+from proxlm.rl.moments import Moments
+from proxlm.rollout.native import generate
+from proxlm.train.ppo import PPOTrainer
+from proxlm.train.prepare import StepNumbers, prepare
+from proxlm.train.update import Learner, plan_pass, update
+from proxlm.types import Prompt
+from small_models import WORDS
+
+CRITICS = ["shared", "separate", "none"]
+AGGREGATIONS = ["token", "sequence", "fixed"]
+START = StepNumbers(temperature=1.0, kl_coef=0.05, moments=Moments(), warmup=False)
+
+
+def settings(critic, aggregation="token", **more):
+    """A job of one PPO step, with a critic or without one."""
+    free = {"advantage": "reinforce++"} if critic == "none" else {}
+    name = "shared" if critic == "none" else critic
+    return job(name, steps=1, aggregation=aggregation, **free | more)
+
+
+def close(found, wanted, tolerance=1e-6, label=""):
+    """‖a − b‖ ≤ tolerance · ‖b‖ for each tensor, those that begin at 0 (the value head, biases) among them."""
+    assert set(found) == set(wanted)
+    for name, b in wanted.items():
+        worst = float((found[name] - b).norm()) / float(b.norm())
+        assert worst <= tolerance, (label, name, worst)
+
+
+def moved(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+LONG = " ".join([WORDS[1]] * 4)
+
+
+def made_with(tokenizer, config, folder, lora=0):
+    """A trainer whose prompts are of very unlike lengths, one of them long: it pads the others."""
+    texts = [*WORDS, LONG, "a", *WORDS[:4]]
+    prompts = [Prompt(i, tuple(tokenizer(text).input_ids), text) for i, text in enumerate(texts)]
+    stream = PromptStream(prompts, config.ppo.batch_size, config.run.seed)
+    return PPOTrainer(config, actors(tokenizer, config, lora), stream, vowels, folder)
+
+
+def learner_of(made, limit=12):
+    return Learner(
+        made.models,
+        made.optimisers,
+        made.config.ppo,
+        made.algorithm.loss,
+        temperature=1.0,
+        limit=limit,
+        seed=0,
+        step=0,
+        kl_coef=0.05 if made.config.ppo.kl_in == "loss" else 0.0,
+        entropy_coef=made.config.ppo.entropy_coef,
+    )
+
+
+def rollout_of(tokenizer, config):
+    models = actors(tokenizer, config)
+    stream = made_with(tokenizer, config, None).prompts
+    rollout = generate(models.policy, stream.batch(0), config.rollout, seed=0, step=0)
+    return rollout, vowels(rollout)
+
+
+def prepared(made, rollout, scores):
+    plan = plan_pass(rollout.sequences.lengths, made.config.ppo, 0, 0, 0)
+    layout = [micro for minibatch in plan for micro in minibatch]
+    return prepare(made.models, rollout, scores, made.config, made.algorithm, START, layout)[0]
+
+
+def learnt_from(tokenizer, config, rollout, scores):
+    made = made_with(tokenizer, config, None)
+    update(learner_of(made), prepared(made, rollout, scores))
+    return parameters(made)
