@@ -39,7 +39,7 @@ def proxy(file: Path) -> str:
     """Proxy and gold against √KL, a line per seed, five steps averaged."""
     seeds = json.loads(file.read_text(encoding="utf-8"))["seeds"]
     panels = []
-    for name, title in (("proxy", "proxy (learned) against √KL"), ("gold", "gold (VADER) against √KL")):
+    for name, title in (("proxy", "proxy (learned) against √KL"), ("gold", "gold (held out) against √KL")):
         series = {
             seed: smooth(sorted((math.sqrt(max(0.0, r["kl"])), r[name]) for r in found["rows"]))
             for seed, found in seeds.items()

@@ -2,16 +2,19 @@
 
     python benchmarks/overoptimisation.py MODEL_FOLDER OUTPUT_FOLDER [--seeds 0 1 2] [--labels 256]
 
-The gold reward is a held-out classifier: the network of the model with a score head, trained on VADER's scores of
-`gold-labels` of the model's continuations. For each seed a proxy of the same kind is trained on gold's scores of only
-`labels` other continuations; then PPO raises the proxy's score with no KL penalty, while gold (and VADER) are only
-watched. Writes gold/, proxy-SEED/, run-SEED/ and overoptimisation.json.
+The gold reward is a held-out classifier, which stands for a reader who wants happy stories that are stories: the
+network of the model with a score head, trained on VADER's scores of `gold-labels` of the model's continuations and on
+as many spoilt copies of them (a few words repeated, words shuffled, words of many stories mixed), whose score is the
+lowest. For each seed a proxy of the same kind is trained on gold's scores of only `labels` other continuations; it
+has never seen a spoilt text, as no labeller of a model's own samples has. Then PPO raises the proxy's score with no
+KL penalty, while gold (and VADER) are only watched. Writes gold/, proxy-SEED/, run-SEED/, overoptimisation.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +41,41 @@ def sampled(model_folder: str, count: int, seed: int) -> tuple[Any, Rollout]:
     return model, generate(model, drawn, config.rollout, seed=seed, step=0, stream=7)
 
 
+def spoilt(texts: list[str], seed: int) -> list[str]:
+    """Each text with its words repeated, shuffled, or replaced by words of other texts, in turn."""
+    draw = random.Random(seed)
+    every_word = [word for text in texts for word in text.split()]
+    result = []
+    for i, text in enumerate(texts):
+        words = text.split() or ["a"]
+        if i % 3 == 0:
+            size = draw.randint(1, 8)
+            first = draw.randrange(max(1, len(words) - size + 1))
+            words = (words[first : first + size] * len(words))[: len(words)]
+        elif i % 3 == 1:
+            draw.shuffle(words)
+        else:
+            words = draw.choices(every_word, k=len(words))
+        result.append(" " + " ".join(words))
+    return result
+
+
 def train_classifier(
-    model_folder: str, folder: Path, labels: int, seed: int, label: RewardConfig, epochs: int
+    model_folder: str, folder: Path, labels: int, seed: int, label: RewardConfig, epochs: int, spoil: bool
 ) -> float:
-    """Fit a one-output classifier to the scores that `label` gives; returns its correlation with them on a quarter
-    more continuations that it has not seen."""
+    """Fit a one-output classifier to the scores that `label` gives, with `spoil` also to spoilt copies of the texts
+    with the lowest score. Returns its correlation with them on a quarter more continuations that it has not seen."""
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(seed)
     model, rollout = sampled(model_folder, labels + labels // 4, seed)
     scores = build_reward(label)(rollout).total
-    rows = [
-        model.tokenizer(p.text + text)["input_ids"]
-        for p, text in zip(rollout.prompts, rollout.texts, strict=True)
-    ]
+    prompts, texts = [p.text for p in rollout.prompts], list(rollout.texts)
+    if spoil:  # in front, among the texts to be learnt
+        prompts, texts = prompts[:labels] + prompts, spoilt(texts[:labels], seed) + texts
+        scores = torch.cat([torch.full((labels,), float(scores.min())), scores])
+        labels *= 2
+    rows = [model.tokenizer(p + text)["input_ids"] for p, text in zip(prompts, texts, strict=True)]
     network = AutoModelForSequenceClassification.from_pretrained(model_folder, num_labels=1)
     network.config.pad_token_id = model.tokenizer.pad_token_id
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3)
@@ -125,7 +149,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--labels", type=int, default=256)
-    parser.add_argument("--gold-labels", type=int, default=3000)
+    parser.add_argument("--gold-labels", type=int, default=12_000)
     parser.add_argument("--steps", type=int, default=200)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -133,13 +157,14 @@ def main() -> None:
     note = given.output / "gold-with-vader.json"
     if not note.exists():
         sentiment = RewardConfig(use="sentiment")
-        known = train_classifier(given.model, gold, given.gold_labels, 1000, sentiment, epochs=4)
+        known = train_classifier(given.model, gold, given.gold_labels, 1000, sentiment, epochs=5, spoil=True)
         note.write_text(json.dumps(known), encoding="utf-8")
     known = json.loads(note.read_text(encoding="utf-8"))
     found: dict[str, Any] = {}
     for seed in given.seeds:
         proxy = given.output / f"proxy-{seed}"
-        agreed = train_classifier(given.model, proxy, given.labels, seed, reward_model(gold), epochs=6)
+        told_by = reward_model(gold)
+        agreed = train_classifier(given.model, proxy, given.labels, seed, told_by, epochs=6, spoil=False)
         print(f"gold with VADER {known:.3f}; seed {seed}: proxy with gold {agreed:.3f}", flush=True)
         rows = optimise(given.model, gold, proxy, given.output / f"run-{seed}", seed, given.steps)
         found[str(seed)] = {"correlation": agreed, "rows": rows}

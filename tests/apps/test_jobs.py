@@ -33,7 +33,8 @@ def place(tokenizer, tmp_path, monkeypatch) -> Path:
         "[rollout]\nmax_new_tokens = 8\n"
         '[reward]\nuse = "reward.py:score"\n'
         "[ppo]\nsteps = 4\nbatch_size = 8\nepochs = 1\n"
-        '[optim.policy]\nlr = 1e-3\n[run]\nfolder = "run"\nsave_every = 2\ntensorboard = false\nthreads = 1\n',
+        '[optim.policy]\nlr = 1e-3\nschedule = "constant"\n[optim.critic]\nschedule = "constant"\n'
+        '[run]\nfolder = "run"\nsave_every = 2\ntensorboard = false\nthreads = 1\n',
         encoding="utf-8",
     )
     return tmp_path

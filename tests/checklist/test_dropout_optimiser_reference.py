@@ -108,6 +108,7 @@ def test_defaults_of_the_optimisers():
     for config in (optim.policy, optim.critic):
         assert config.eps == 1e-5
         assert config.max_grad_norm == 1.0
+        assert config.schedule == "linear"
         assert (config.beta1, config.beta2, config.weight_decay) == (0.9, 0.999, 0.0)
     assert 1e-6 <= optim.policy.lr <= 3e-6
     assert 5e-6 <= optim.critic.lr <= 1e-5
@@ -147,8 +148,8 @@ def test_the_settings_reach_adamw_and_each_network_has_its_own_rate(tokenizer, t
     }
     assert 0.5 * 3e-6 < moved[False] <= 6.6 * 3e-6
     assert 0.5 * 1e-5 < moved[True] <= 6.6 * 1e-5
-    assert log.rows[0]["lr/policy"] == pytest.approx(3e-6)
-    assert log.rows[0]["lr/critic"] == pytest.approx(1e-5)
+    assert log.rows[0]["lr/policy"] == pytest.approx(3e-7)  # of the last of the step's updates
+    assert log.rows[0]["lr/critic"] == pytest.approx(1e-6)
 
 
 @pytest.mark.checklist(36)

@@ -146,16 +146,16 @@ class OptimiserConfig:
     max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0: never", ge=0)
 
 
-def _critic_defaults() -> OptimiserConfig:
-    return OptimiserConfig(lr=1e-5)
+def _falling(lr: float) -> OptimiserConfig:
+    return OptimiserConfig(lr=lr, schedule="linear", final=0.1)
 
 
 @dataclass(frozen=True)
 class OptimisersConfig:
     """The policy and the critic learn at their own rates."""
 
-    policy: OptimiserConfig = setting(factory=OptimiserConfig)
-    critic: OptimiserConfig = setting(factory=_critic_defaults)
+    policy: OptimiserConfig = setting(factory=lambda: _falling(3e-6))
+    critic: OptimiserConfig = setting(factory=lambda: _falling(1e-5))
 
 
 @dataclass(frozen=True)
