@@ -21,11 +21,15 @@ TRAINING, EVALUATION = 0, 1
 
 
 @dataclass
-class _Response:
-    """One response while it grows."""
+class Turn:
+    """One text while the policy writes it: behind `context`, of at most `limit` tokens.
 
-    prompt: Prompt
+    uniform [limit or more] float64: the numbers that pick the tokens; finish "length" where it was cut.
+    """
+
+    context: Sequence[int]
     uniform: Tensor
+    limit: int
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: Finish = "length"
@@ -51,55 +55,50 @@ def generate(
 
     on_progress(done, total) is called as responses finish. Returns CPU tensors, rows in the order of prompts.
     """
-    repeats: dict[int, int] = {}
-    sample_index = []
-    for prompt in prompts:
-        sample_index.append(repeats.get(prompt.id, 0))
-        repeats[prompt.id] = sample_index[-1] + 1
-    ids = torch.tensor([p.id for p in prompts], dtype=torch.int64)
-    numbers = uniforms(seed, stream, step, ids, torch.tensor(sample_index), config.max_new_tokens)
-    responses = [_Response(p, u) for p, u in zip(prompts, numbers, strict=True)]
+    limit = config.max_new_tokens
+    numbers = uniforms(seed, stream, step, *identities(prompts), limit)
+    turns = [Turn(p.input_ids, u, limit) for p, u in zip(prompts, numbers, strict=True)]
     # Prompts of like length share a batch, so that little of it is padding.
-    queue = sorted(responses, key=lambda r: len(r.prompt.input_ids))
+    queue = sorted(turns, key=lambda turn: len(turn.context))
     done = 0
     for first in range(0, len(queue), config.batch_size):
-        for ended in _generate_batch(model, queue[first : first + config.batch_size], config):
-            done += ended
+        for ended in write(model, queue[first : first + config.batch_size], config):
+            done += len(ended)
             if on_progress is not None:
                 on_progress(done, len(queue))
-    return _collect(model, responses, config, version)
+    return _collect(model, prompts, turns, config, version)
 
 
-def _generate_batch(model: LanguageModel, batch: list[_Response], config: RolloutConfig) -> Iterator[int]:
-    """Decode until every row has ended; rows that end leave at once. Yields how many ended at each token."""
+def identities(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    """The id of each prompt and which repeat of it this is, from 0; both [B] int64."""
+    seen: dict[int, int] = {}
+    repeats = []
+    for prompt in prompts:
+        repeats.append(seen.get(prompt.id, 0))
+        seen[prompt.id] = repeats[-1] + 1
+    return torch.tensor([p.id for p in prompts], dtype=torch.int64), torch.tensor(repeats)
+
+
+@torch.no_grad()
+def write(model: LanguageModel, turns: Sequence[Turn], config: RolloutConfig) -> Iterator[list[Turn]]:
+    """Decode until every turn has ended; those that end leave the batch at once. Yields which, token by token."""
     decoder = make_decoder(model)
-    live = list(batch)
-    eos = model.eos_ids
+    live = list(turns)
     with model.autocast():
-        states = decoder.start([r.prompt.input_ids for r in live])
-        numbers = torch.stack([r.uniform for r in live]).to(model.device)
-        for t in range(config.max_new_tokens):
+        states = decoder.start([turn.context for turn in live])
+        numbers = torch.stack([turn.uniform for turn in live]).to(model.device)
+        for t in range(max(turn.limit for turn in live)):
             tokens, logprobs = sample(model.logits(states), numbers[:, t], config)
             going = []
             for i, (token, logprob) in enumerate(zip(tokens.tolist(), logprobs.tolist(), strict=True)):
-                response = live[i]
-                response.tokens.append(token)
-                response.logprobs.append(logprob)
-                if token in eos:
-                    response.finish = "eos"
-                elif (
-                    config.stop
-                    and stop_position(_tail(model, response, config.stop), config.stop) is not None
-                ):
-                    response.finish = "stop"
-                else:
+                turn = live[i]
+                turn.tokens.append(token)
+                turn.logprobs.append(logprob)
+                if not _has_ended(model, turn, config.stop):
                     going.append(i)
-            ended = len(live) - len(going)
-            if t + 1 == config.max_new_tokens:
-                yield len(live)
-                return
-            if ended:
-                yield ended
+            if len(going) < len(live):
+                kept = set(going)
+                yield [turn for i, turn in enumerate(live) if i not in kept]
                 if not going:
                     return
                 rows = torch.tensor(going, device=model.device)
@@ -108,20 +107,31 @@ def _generate_batch(model: LanguageModel, batch: list[_Response], config: Rollou
             states = decoder.step(tokens)
 
 
+def _has_ended(model: LanguageModel, turn: Turn, stops: Sequence[str]) -> bool:
+    """Whether the newest token was the last one; notes why."""
+    if turn.tokens[-1] in model.eos_ids:
+        turn.finish = "eos"
+    elif stops and stop_position(_tail(model, turn, stops), stops) is not None:
+        turn.finish = "stop"
+    else:
+        return len(turn.tokens) >= turn.limit
+    return True
+
+
 def stop_position(text: str, stops: Sequence[str]) -> int | None:
     """Where the earliest stop text begins, or None."""
     found = [position for stop in stops if (position := text.find(stop)) >= 0]
     return min(found, default=None)
 
 
-def _tail(model: LanguageModel, response: _Response, stops: Sequence[str]) -> str:
-    """Enough of the response's end to hold any stop text, as it reads after what stands before it.
+def _tail(model: LanguageModel, turn: Turn, stops: Sequence[str]) -> str:
+    """Enough of the turn's end to hold any stop text, as it reads after what stands before it.
 
     A character is at most four tokens.
     """
     count = 4 * max(len(stop) for stop in stops) + 4
-    before = [*response.prompt.input_ids, *response.tokens[:-count]][-8:]
-    return response_text(model.tokenizer, before, response.tokens[-count:])
+    before = [*turn.context[-8:], *turn.tokens[:-count]][-8:]
+    return response_text(model.tokenizer, before, turn.tokens[-count:])
 
 
 def response_text(
@@ -140,17 +150,17 @@ def response_text(
 
 
 def _collect(
-    model: LanguageModel, responses: list[_Response], config: RolloutConfig, version: int
+    model: LanguageModel, prompts: Sequence[Prompt], turns: list[Turn], config: RolloutConfig, version: int
 ) -> Rollout:
-    sequences = Sequences.from_lists([r.prompt.input_ids for r in responses], [r.tokens for r in responses])
-    texts = [response_text(model.tokenizer, r.prompt.input_ids, r.tokens, config.stop) for r in responses]
-    logprobs = torch.tensor([x for r in responses for x in r.logprobs], dtype=torch.float32)
+    sequences = Sequences.from_lists([p.input_ids for p in prompts], [turn.tokens for turn in turns])
+    texts = [response_text(model.tokenizer, turn.context, turn.tokens, config.stop) for turn in turns]
+    logprobs = torch.tensor([x for turn in turns for x in turn.logprobs], dtype=torch.float32)
     return Rollout(
-        prompts=[r.prompt for r in responses],
+        prompts=list(prompts),
         sequences=sequences,
         action_mask=torch.ones(len(logprobs), dtype=torch.bool),
         logprobs=logprobs,
-        finish=[r.finish for r in responses],
+        finish=[turn.finish for turn in turns],
         texts=texts,
         policy_version=version,
     )
