@@ -22,7 +22,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Finish = Literal["eos", "stop", "length"]
+Finish = Literal["eos", "stop", "length", "done"]
+"""How a response ended: end of text, a stop text, a limit, or an environment that said so."""
 
 # Called with (done, total) while something long goes on.
 Progress = Callable[[int, int], None]
@@ -65,6 +66,11 @@ def ragged_index(offsets: Tensor, rows: Tensor) -> Tensor:
 def offsets_of(lengths: Tensor) -> Tensor:
     """Lengths [B] → offsets [B+1]."""
     return torch.cat([lengths.new_zeros(1), torch.cumsum(lengths, 0)])
+
+
+def _joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """One after another, or None where there are none."""
+    return None if tensors[0] is None else torch.cat([t for t in tensors if t is not None])
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,8 @@ class Rollout:
 
     action_mask [R] bool: True where the policy chose the token; logprobs [R] float32: natural log of the
     behaviour policy's probability (temperature and filters applied). A completion is never re-tokenised.
+    Of conversations with an environment: rewards [R] float32, what it paid, on the last token of each turn; lost: why
+    each conversation that has no row was lost.
     """
 
     prompts: list[Prompt]
@@ -162,6 +170,8 @@ class Rollout:
     finish: list[Finish]
     texts: list[str]
     policy_version: int
+    rewards: Tensor | None = None
+    lost: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -182,6 +192,8 @@ class Rollout:
             finish=[self.finish[b] for b in chosen],
             texts=[self.texts[b] for b in chosen],
             policy_version=self.policy_version,
+            rewards=None if self.rewards is None else self.rewards[at],
+            lost=self.lost,
         )
 
     @staticmethod
@@ -195,6 +207,8 @@ class Rollout:
             finish=[f for part in parts for f in part.finish],
             texts=[t for part in parts for t in part.texts],
             policy_version=parts[0].policy_version,
+            rewards=_joined([part.rewards for part in parts]),
+            lost=[why for part in parts for why in part.lost],
         )
 
     def completions(self) -> list[Completion]:
@@ -238,16 +252,12 @@ class Scores:
     def join(parts: Sequence[Scores]) -> Scores:
         """One after another; all of one reward, so with the same fields and components."""
 
-        def joined(name: str) -> Tensor | None:
-            tensors = [getattr(part, name) for part in parts]
-            return None if tensors[0] is None else torch.cat(tensors)
-
         return Scores(
             torch.cat([part.total for part in parts]),
-            joined("per_token"),
+            _joined([part.per_token for part in parts]),
             {name: [v for part in parts for v in part.components[name]] for name in parts[0].components},
             sum(part.failed for part in parts),
-            joined("potentials"),
+            _joined([part.potentials for part in parts]),
         )
 
 

@@ -6,16 +6,20 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from proxlm.apps.sampling import sampler_of
 from proxlm.apps.session import progress_line, prompt_limit, set_up
 from proxlm.config import EvaluateJob, LoraConfig
-from proxlm.data.prompts import load_prompts
+from proxlm.data.prompts import LoadedPrompts, load_prompts
+from proxlm.environments.resolve import task_prompts
 from proxlm.errors import DataError, ModelError
 from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
 from proxlm.models.forward import token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
 from proxlm.rewards import Reward, build_reward
+from proxlm.rollout.native import Generate, generate
 from proxlm.runlog.folder import write_json_atomic
+from proxlm.train.collect import RewardOfRollout
 
 
 def main(config: EvaluateJob) -> None:
@@ -44,10 +48,11 @@ def run_evaluate(config: EvaluateJob) -> list[Evaluation]:
     # A finished model holds its adapters already; new ones would be of no use.
     plain = replace(config.model, lora=LoraConfig())
     reference = load_language_model(plain)
-    data = config.data
-    if not data.prompts:
-        data = replace(data, prompts=data.eval_prompts)
-    loaded = load_prompts(data, reference.tokenizer, limit, "eval", config.seed)
+    loaded = _held_out(config, reference, limit)
+    sampler: Generate = generate
+    scorer: RewardOfRollout | None = reward
+    if config.environment.use:
+        sampler, scorer = sampler_of(config, reference.tokenizer, reward)
     if not loaded.prompts:
         raise DataError("data.eval_count = 0: no prompts to evaluate on; set it to 1 or more")
     evaluations: list[Evaluation] = []
@@ -62,15 +67,27 @@ def run_evaluate(config: EvaluateJob) -> list[Evaluation]:
                 model,
                 lambda sequences, t: token_outputs(reference, sequences, t).logprobs,
                 loaded.prompts,
-                reward,
+                scorer,
                 config.rollout,
                 seed=config.seed,
                 micro_batch_tokens=config.micro_batch_tokens,
                 samples=max(config.samples, 16),
                 on_progress=progress_line("responses"),
+                generate=sampler,
             )
         )
     return evaluations
+
+
+def _held_out(config: EvaluateJob, reference: LanguageModel, limit: int) -> LoadedPrompts:
+    data = config.data
+    if config.environment.use and not (data.prompts or data.eval_prompts):
+        return task_prompts(config.environment, data.eval_count)[1]
+    if config.environment.use:
+        data = replace(data, chat=False, system="")
+    if not data.prompts:
+        data = replace(data, prompts=data.eval_prompts)
+    return load_prompts(data, reference.tokenizer, limit, "eval", config.seed)
 
 
 def _check_same_tokens(reference: LanguageModel, model: LanguageModel, longest: int) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.apps.report import write_report
+from proxlm.apps.sampling import prompts_of, rewarded, sampler_of
 from proxlm.apps.session import (
     announce_resume,
     describe_prompts,
-    load_both,
     model_context,
     progress_line,
     set_up,
@@ -23,17 +23,18 @@ from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.data.text import read_texts
-from proxlm.errors import ConfigError
+from proxlm.errors import ConfigError, RunError
 from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
 from proxlm.models.actor_critic import ActorCritic, load_actor_critic
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
 from proxlm.models.save import save_language_model
-from proxlm.rewards import Reward, RewardFunction, build_reward
-from proxlm.rollout.native import EVALUATION, generate
+from proxlm.rewards import RewardFunction, build_reward
+from proxlm.rollout.native import EVALUATION, Generate
 from proxlm.runlog.folder import write_json_atomic
 from proxlm.runlog.writer import RunLog
 from proxlm.train.algorithms import build_algorithm
+from proxlm.train.collect import RewardOfRollout
 from proxlm.train.ppo import PPOTrainer
 from proxlm.train.ptx import PtxText
 from proxlm.types import Prompt
@@ -70,19 +71,20 @@ def run_ppo(
     the places of config.ppo.advantage and config.ppo.loss. Everything that can be wrong with the input is found
     before the run's folder is made. Raises UserError.
     """
-    scorer = build_reward(config.reward, reward)
+    plain = build_reward(config.reward, reward) if rewarded(config, reward) else None
     algorithm = build_algorithm(config.ppo, advantage, loss)
     set_up(config.run.seed, config.run.threads)
-    train, held_out = load_both(config.model, config.data, config.rollout, config.run.seed)
+    train, held_out = prompts_of(config)
     stream = PromptStream(train.prompts, config.ppo.batch_size, config.run.seed)
     print(describe_prompts(train, held_out), flush=True)
     for note in notes(config):
         print(f"note: {note}", flush=True)
     models = load_actor_critic(config.model, algorithm.critic)
     ptx = ptx_text(config, models.policy.tokenizer) if config.ptx.coef > 0 else None
-    try_reward(models, scorer, stream.batch(0)[:2], config.rollout)
+    sampler, scorer = sampler_of(config, models.policy.tokenizer, plain)
+    try_reward(models, sampler, scorer, stream.batch(0)[:2], config.rollout)
     folder = start_run(config, "ppo")
-    trainer = PPOTrainer(config, models, stream, scorer, folder, algorithm, ptx)
+    trainer = PPOTrainer(config, models, stream, scorer, folder, algorithm, ptx, sampler)
     if config.run.resume:
         announce_resume(config, folder, trainer.resume())
     before = _evaluate("before", trainer, held_out.prompts)
@@ -129,9 +131,18 @@ def ptx_text(config: PPOJob, tokenizer: Any) -> PtxText:
     return PtxText(blocks, config.ptx, config.ppo.micro_batch_tokens, config.run.seed)
 
 
-def try_reward(models: ActorCritic, scorer: Reward, prompts: list[Prompt], rollout: RolloutConfig) -> None:
-    """Score two responses before the run begins: a reward that cannot work fails here, with nothing written."""
-    trial = generate(models.policy, prompts, rollout, seed=0, step=0, stream=EVALUATION + 1)
+def try_reward(
+    models: ActorCritic,
+    sampler: Generate,
+    scorer: RewardOfRollout,
+    prompts: list[Prompt],
+    rollout: RolloutConfig,
+) -> None:
+    """Score two responses before the run begins: a reward or an environment that cannot work fails here, with
+    nothing written."""
+    trial = sampler(models.policy, prompts, rollout, seed=0, step=0, stream=EVALUATION + 1)
+    if trial.lost:
+        raise RunError(f"environment.use: a conversation was lost: {trial.lost[0]}")
     scorer(trial)
 
 
@@ -156,6 +167,7 @@ def _evaluate(name: str, trainer: PPOTrainer, prompts: list[Prompt]) -> Evaluati
             seed=config.run.seed,
             micro_batch_tokens=config.ppo.micro_batch_tokens,
             on_progress=progress_line("responses"),
+            generate=trainer.generate,
         )
 
     if name == "after":

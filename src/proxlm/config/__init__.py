@@ -15,6 +15,7 @@ from proxlm.config.parse import JOBS, load_config, to_toml
 from proxlm.config.ppo import CorrectionConfig, PPOConfig, PtxConfig, ShapingConfig, TrustRegionConfig
 from proxlm.config.schema import (
     DataConfig,
+    EnvironmentConfig,
     LoraConfig,
     ModelConfig,
     NewModelConfig,
@@ -34,6 +35,7 @@ __all__ = [
     "DataConfig",
     "DemoJob",
     "DoctorJob",
+    "EnvironmentConfig",
     "EvaluateJob",
     "GenerateJob",
     "LoraConfig",

@@ -13,6 +13,7 @@ from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of, is_user_f
 from proxlm.config.ppo import PPOConfig, PtxConfig, ShapingConfig
 from proxlm.config.schema import (
     DataConfig,
+    EnvironmentConfig,
     ModelConfig,
     NewModelConfig,
     OptimiserConfig,
@@ -35,6 +36,7 @@ class PPOJob:
     model: ModelConfig = setting(factory=ModelConfig)
     data: DataConfig = setting(factory=DataConfig)
     rollout: RolloutConfig = setting(factory=RolloutConfig)
+    environment: EnvironmentConfig = setting(factory=EnvironmentConfig)
     reward: RewardConfig = setting(factory=RewardConfig)
     shaping: ShapingConfig = setting(factory=ShapingConfig)
     ppo: PPOConfig = setting(factory=PPOConfig)
@@ -43,7 +45,9 @@ class PPOJob:
     run: RunConfig = setting(factory=RunConfig)
 
     def problems(self) -> Problems:
-        found = _needed(("model.policy", self.model.policy), ("data.prompts", self.data.prompts))
+        found = _needed(("model.policy", self.model.policy))
+        if not self.environment.use:
+            found += _needed(("data.prompts", self.data.prompts))
         found += _reward_problems(self.reward)
         if self.rollout.temperature == 0:
             found.append(("rollout.temperature", "PPO needs samples: must be more than 0"))
@@ -125,6 +129,7 @@ class EvaluateJob:
     models: list[str] = setting(factory=list, help="more models to evaluate: folders or hub names")
     data: DataConfig = setting(factory=DataConfig)
     rollout: RolloutConfig = setting(factory=RolloutConfig)
+    environment: EnvironmentConfig = setting(factory=EnvironmentConfig)
     reward: RewardConfig = setting(factory=RewardConfig)
     output: str = setting("", "JSON file for the results; empty: only print")
     samples: int = setting(3, "completions of each model to show", ge=0)
@@ -133,7 +138,7 @@ class EvaluateJob:
 
     def problems(self) -> Problems:
         found = _needed(("model.policy", self.model.policy))
-        if not (self.data.eval_prompts or self.data.prompts):
+        if not (self.data.eval_prompts or self.data.prompts or self.environment.use):
             found.append(("data.eval_prompts", "needed: a file of prompts to evaluate on"))
         return found + _reward_problems(self.reward)
 

@@ -94,6 +94,19 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True)
+class EnvironmentConfig:
+    """The other side of a conversation; without one, a response is a single text."""
+
+    use: str = setting("", "a built-in environment's name, or path/to/file.py:Class; empty: none")
+    args: dict[str, Any] = setting(factory=dict, help="keyword arguments of the environment")
+    tasks: int = setting(256, "without data.prompts: how many different tasks there are to train on", ge=1)
+    max_turns: int = setting(16, "most replies of the policy in one conversation", ge=1)
+    max_tokens: int = setting(512, "longest conversation in tokens, the environment's words included", ge=1)
+    timeout: float = setting(30.0, "seconds that one call of reset or step may take", gt=0)
+    time_limit: float = setting(0.0, "seconds after which a conversation gets no further turn; 0: none", ge=0)
+
+
+@dataclass(frozen=True)
 class RewardTerm:
     """One named part of the reward."""
 

@@ -14,7 +14,7 @@ from proxlm.evaluation.metrics import Estimate, distinct_n, mean_with_interval, 
 from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.rl.shaping import response_rewards, segment_sum
-from proxlm.rollout.native import EVALUATION, generate
+from proxlm.rollout.native import EVALUATION, Generate, generate
 from proxlm.types import Progress, Prompt, Rollout, Scores, Sequences, ragged_index
 
 DESCRIPTIONS = {
@@ -52,6 +52,7 @@ def evaluate_model(
     micro_batch_tokens: int = 4096,
     samples: int = 16,
     on_progress: Progress | None = None,
+    generate: Generate = generate,
 ) -> Evaluation:
     """One response to each prompt, with the same random numbers for every model evaluated.
 

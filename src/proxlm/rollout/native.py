@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,23 @@ from proxlm.types import Finish, Progress, Prompt, Rollout, Sequences
 
 # Streams of random numbers, so that evaluation never repeats a training sample.
 TRAINING, EVALUATION = 0, 1
+
+
+class Generate(Protocol):
+    """Samples a rollout: `generate` of the native engine, or conversations with an environment."""
+
+    def __call__(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Prompt],
+        config: RolloutConfig,
+        *,
+        seed: int,
+        step: int,
+        stream: int = ...,
+        version: int = ...,
+        on_progress: Progress | None = ...,
+    ) -> Rollout: ...
 
 
 @dataclass

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from proxlm.config import PPOJob
+from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
+from proxlm.errors import RunError
 from proxlm.models.language_model import LanguageModel
-from proxlm.rl.estimators import varied_groups
+from proxlm.rl.advantages import turn_starts
+from proxlm.rl.estimators import group_numbers, varied_groups
 from proxlm.rl.shaping import response_rewards
-from proxlm.rollout.native import EVALUATION, generate
+from proxlm.rollout.native import EVALUATION, Generate, generate
 from proxlm.train.observe import Clock
 from proxlm.types import Prompt, Rollout, Scores
 
@@ -32,6 +35,7 @@ def collect(
     draw: int,
     version: int,
     clock: Clock,
+    generate: Generate = generate,
 ) -> tuple[Rollout, Scores, int, dict[str, float]]:
     """The responses of one step with their scores. Returns (rollout, scores, how often prompts were drawn, metrics).
 
@@ -55,19 +59,20 @@ def collect(
                 version=version,
                 on_progress=clock.log.progress,
             )
+        rollout, told = _of_conversations(rollout, job, clock)
         with clock("score"):
             scores = reward(rollout)
         if not ppo.filter_groups:
-            return rollout, scores, draws, {}
-        rows = _varied_rows(rollout, scores, ppo.samples_per_prompt, ppo.batch_size - found)
+            return rollout, scores, draws, told
+        rows, chosen = _varied_rows(rollout, scores, ppo.samples_per_prompt, ppo.batch_size - found)
         seen += ppo.batch_size
         if len(rows):
             offsets = rollout.sequences.response_offsets
             kept.append((rollout.select(rows), scores.select(rows, offsets)))
-            found += len(rows) // ppo.samples_per_prompt
+            found += chosen
         if found >= ppo.batch_size:
             break
-    metrics = {
+    metrics = told | {
         "filter/draws": float(draws),
         "filter/kept_prompts": float(found),
         "filter/drawn_prompts": float(seen),
@@ -77,19 +82,61 @@ def collect(
     return Rollout.join([r for r, _ in kept]), Scores.join([s for _, s in kept]), draws, metrics
 
 
-def _varied_rows(rollout: Rollout, scores: Scores, samples: int, wanted: int) -> Tensor:
-    """The rows of the first `wanted` prompts drawn whose `samples` responses differ in reward.
+def _of_conversations(rollout: Rollout, job: PPOJob, clock: Clock) -> tuple[Rollout, dict[str, float]]:
+    """With an environment: how many turns there were and how many conversations were lost, and why.
+
+    Where the advantage compares a prompt's responses, one that is left alone by a loss has nothing to be compared
+    with, and is left out, too.
+    """
+    if rollout.rewards is None:
+        return rollout, {}
+    lost, count = len(rollout.lost), len(rollout)
+    if lost:
+        clock.log.note(f"{lost} conversations lost; the first one: {rollout.lost[0]}")
+        if advantage_of(job.ppo.advantage).groups:
+            groups = group_numbers(torch.tensor([p.id for p in rollout.prompts]))
+            rows = (torch.bincount(groups)[groups] > 1).nonzero()[:, 0]
+            if not len(rows):
+                raise RunError(
+                    f"{lost} conversations lost, and no prompt has two left; the first: {rollout.lost[0]}"
+                )
+            rollout = rollout.select(rows)
+    turns = turn_starts(rollout.action_mask, rollout.sequences.response_offsets).sum()
+    return rollout, {
+        "environment/turns": float(turns) / len(rollout),
+        "environment/lost": float(lost),
+        "environment/left_alone": float(count - len(rollout)),
+    }
+
+
+def _varied_rows(rollout: Rollout, scores: Scores, samples: int, wanted: int) -> tuple[Tensor, int]:
+    """The rows of the first `wanted` prompts drawn whose `samples` responses differ in reward, and how many prompts.
 
     A prompt that stands twice in a batch is two draws, so that a step never has more rows than it asks for.
     """
-    drawn = torch.arange(len(rollout)) // samples
+    drawn = _draws_of([p.id for p in rollout.prompts], samples)
     rewards = response_rewards(scores.total, scores.per_token, rollout.sequences.response_offsets)
     varied = varied_groups(rewards, drawn)
-    return varied.nonzero()[: wanted * samples, 0]
+    first = torch.unique(drawn[varied])[:wanted]
+    return (varied & torch.isin(drawn, first)).nonzero()[:, 0], len(first)
+
+
+def _draws_of(ids: list[int], samples: int) -> Tensor:
+    """Which draw each row is of, [B]: rows of one prompt that stand together, at most `samples` of them."""
+    draws: list[int] = []
+    here = 0
+    for i, prompt in enumerate(ids):
+        here = here + 1 if i and prompt == ids[i - 1] and here < samples else 1
+        draws.append(draws[-1] + (here == 1) if draws else 0)
+    return torch.tensor(draws)
 
 
 def reference_rewards(
-    policy: LanguageModel, prompts: PromptStream, reward: RewardOfRollout, job: PPOJob
+    policy: LanguageModel,
+    prompts: PromptStream,
+    reward: RewardOfRollout,
+    job: PPOJob,
+    generate: Generate = generate,
 ) -> Tensor:
     """What `shaping.reference_samples` responses of the policy at its start earn, [n] (Ziegler et al. 2019)."""
     count = job.shaping.reference_samples

@@ -20,6 +20,7 @@ from proxlm.rl.kl import adapt_kl_coefficient
 from proxlm.rl.losses import entropy_coefficient
 from proxlm.rl.moments import Moments, with_values
 from proxlm.rl.shaping import response_rewards
+from proxlm.rollout.native import Generate, generate
 from proxlm.runlog.folder import read_jsonl
 from proxlm.runlog.writer import RunLog
 from proxlm.train.algorithms import Algorithm, build_algorithm
@@ -62,6 +63,7 @@ class PPOTrainer:
         folder: Path,
         algorithm: Algorithm | None = None,
         ptx: PtxText | None = None,
+        generate: Generate = generate,
     ) -> None:
         self.config, self.models, self.prompts, self.reward, self.folder = (
             config,
@@ -70,7 +72,7 @@ class PPOTrainer:
             reward,
             folder,
         )
-        self.algorithm, self.ptx = algorithm or build_algorithm(config.ppo), ptx
+        self.algorithm, self.ptx, self.generate = algorithm or build_algorithm(config.ppo), ptx, generate
         critic = models.critic_parameters()
         self.optimisers = Optimisers(
             Optimiser(models.policy_parameters(), config.optim.policy),
@@ -114,6 +116,7 @@ class PPOTrainer:
             draw=state.draws,
             version=state.step,
             clock=clock,
+            generate=self.generate,
         )
         state.draws += draws
         now = self._numbers(rollout, scores, temperature)
@@ -137,7 +140,9 @@ class PPOTrainer:
         """Before the first step: the moments of the reference's rewards, if scores are scaled by them."""
         if self.config.shaping.scale == "reference" and self.state.moments.n == 0:
             log.phase("reference")
-            rewards = reference_rewards(self.models.policy, self.prompts, self.reward, self.config)
+            rewards = reference_rewards(
+                self.models.policy, self.prompts, self.reward, self.config, self.generate
+            )
             self.state.moments = with_values(Moments(), rewards)
 
     def _numbers(self, rollout: Rollout, scores: Scores, temperature: float) -> StepNumbers:

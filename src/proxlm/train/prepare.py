@@ -51,15 +51,8 @@ def prepare(
     ppo = job.ppo
     inferred = _infer(models, rollout, ppo, now.temperature, layout, on_progress)
     mask, offsets = rollout.action_mask, rollout.sequences.response_offsets
-    shaped = shape_scores(
-        rollout,
-        scores,
-        job.shaping,
-        now.moments,
-        job.rollout.max_new_tokens,
-        gamma=ppo.gamma,
-        bootstrap=ppo.truncation == "bootstrap",
-    )
+    limit, bootstrap = job.rollout.max_new_tokens, ppo.truncation == "bootstrap"
+    shaped = shape_scores(rollout, scores, job.shaping, now.moments, limit, ppo.gamma, bootstrap)
     kl = kl_estimate(inferred["logprobs"], inferred["ref_logprobs"], ppo.kl_estimator, ppo.max_log_ratio)
     in_reward = now.kl_coef if ppo.kl_in == "reward" else 0.0
     rewards = token_rewards(shaped.total, kl, in_reward, mask, offsets, shaped.per_token)

@@ -1,0 +1,42 @@
+"""What a job samples and scores: single responses to prompts, or conversations with an environment."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from proxlm.apps.session import load_both
+from proxlm.config import EvaluateJob, PPOJob
+from proxlm.data.prompts import LoadedPrompts
+from proxlm.environments.resolve import conversations, task_prompts, with_environment
+from proxlm.rewards import Reward, RewardFunction
+from proxlm.rollout.native import Generate, generate
+from proxlm.train.collect import RewardOfRollout
+
+
+def rewarded(config: PPOJob | EvaluateJob, function: RewardFunction | None = None) -> bool:
+    """Whether there is a reward to build, or that must be given; with an environment there need not be one."""
+    return (
+        function is not None or bool(config.reward.use or config.reward.terms) or not config.environment.use
+    )
+
+
+def prompts_of(config: PPOJob) -> tuple[LoadedPrompts, LoadedPrompts]:
+    """Training and held-out prompts; an environment without data.prompts has tasks instead."""
+    data = config.data
+    if config.environment.use and not data.prompts:
+        return task_prompts(config.environment, data.eval_count)
+    if config.environment.use:
+        # The environment is told the bare text; what it makes of it goes through the template.
+        data = replace(data, chat=False, system="")
+    return load_both(config.model, data, config.rollout, config.run.seed)
+
+
+def sampler_of(
+    config: PPOJob | EvaluateJob, tokenizer: Any, reward: Reward | None
+) -> tuple[Generate, RewardOfRollout]:
+    """What samples and what scores: single responses, or conversations with what the environment pays."""
+    if config.environment.use:
+        return conversations(config.environment, config.data, tokenizer), with_environment(reward)
+    assert reward is not None
+    return generate, reward

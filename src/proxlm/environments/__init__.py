@@ -1,0 +1,1 @@
+"""Conversations with an environment: a game, a tool, another speaker."""

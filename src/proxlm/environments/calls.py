@@ -1,0 +1,100 @@
+"""Calls of environments that run beside the rollout, each with a time limit: plain functions and coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Outcome(NamedTuple):
+    """What became of the call `key`: a value, or an error."""
+
+    key: int
+    value: Any
+    error: BaseException | None
+
+
+class Calls:
+    """Runs calls and hands out their outcomes in the order in which they end.
+
+    Each call has a daemon thread, so one that hangs holds up nobody, the end of the program included; coroutines
+    share an event loop of their own. A call that is not done after `timeout` seconds counts as failed; what it says
+    later is not heard.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self._done: queue.SimpleQueue[tuple[int, int, Any, BaseException | None]] = queue.SimpleQueue()
+        self._deadlines: dict[int, tuple[int, float]] = {}
+        self._number = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._guard = threading.Lock()
+
+    def __len__(self) -> int:
+        """How many calls are going on."""
+        return len(self._deadlines)
+
+    def start(self, key: int, function: Callable[..., Any], *arguments: Any) -> None:
+        """Begin function(*arguments); one call at a time for each key."""
+        self._number += 1
+        number = self._number
+        self._deadlines[key] = (number, time.monotonic() + self.timeout)
+
+        def run() -> None:
+            try:
+                value = function(*arguments)
+                if inspect.isawaitable(value):
+                    value = asyncio.run_coroutine_threadsafe(_result(value), self._event_loop()).result()
+                self._done.put((key, number, value, None))
+            except BaseException as error:
+                self._done.put((key, number, None, error))
+
+        threading.Thread(target=run, name=f"environment-{key}", daemon=True).start()
+
+    def ended(self, wait: float) -> list[Outcome]:
+        """The outcomes since the last time; waits up to `wait` seconds for the first one, and no longer than until
+        the next time limit."""
+        found: list[Outcome] = []
+        limit = time.monotonic() + wait
+        while self._deadlines:
+            nearest = min(at for _, at in self._deadlines.values())
+            patience = 0.0 if found else max(0.0, min(limit, nearest) - time.monotonic())
+            try:
+                key, number, value, error = (
+                    self._done.get(timeout=patience) if patience else self._done.get_nowait()
+                )
+            except queue.Empty:
+                break
+            if self._deadlines.get(key, (0, 0.0))[0] == number:  # else it came after its time limit
+                del self._deadlines[key]
+                found.append(Outcome(key, value, error))
+        return found + self._overdue()
+
+    def _overdue(self) -> list[Outcome]:
+        now = time.monotonic()
+        late = [key for key, (_, at) in self._deadlines.items() if at <= now]
+        for key in late:
+            del self._deadlines[key]
+        message = f"no answer within {self.timeout:g} seconds"
+        return [Outcome(key, None, TimeoutError(message)) for key in late]
+
+    def _event_loop(self) -> asyncio.AbstractEventLoop:
+        with self._guard:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="environments", daemon=True).start()
+            return self._loop
+
+    def close(self) -> None:
+        """Stop the event loop; calls that hang are left behind."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+async def _result(value: Any) -> Any:
+    return await value

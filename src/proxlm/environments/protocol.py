@@ -1,0 +1,78 @@
+"""What an environment is: an object with `reset` and `step`, either of which may be a coroutine.
+
+    class Guess:
+        def reset(self, task):
+            self.secret = random.Random(task.seed).randint(1, 8)
+            return "I think of a number from 1 to 8."
+
+        def step(self, reply):
+            right = reply.strip() == str(self.secret)
+            return ("Yes!" if right else "No."), float(right), right
+
+One object is made for each conversation, so it may keep what it likes in itself. All that is random in it must come
+from the seeds of its task, or a run cannot be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from proxlm.data.chat import Message, check_messages
+from proxlm.errors import DataError
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a conversation is about.
+
+    text and fields: the prompt's (empty without data.prompts). seed: of the task, the same whenever its prompt comes
+    again, for what is given (a secret, a map). chance: of this conversation alone, for what happens (dice, an
+    opponent's moves).
+    """
+
+    text: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    chance: int = 0
+
+
+Words = str | list[Message]
+"""What an environment says: a text (of the user), or messages with role and content."""
+
+Answer = tuple[Words, float, bool]
+"""What a step gives: what the environment says, the reward of the reply, and whether the conversation is over."""
+
+
+class Environment(Protocol):
+    """One conversation's other side."""
+
+    def reset(self, task: Task) -> Words | Awaitable[Words]:
+        """Begin; returns what is said before the policy's first reply."""
+
+    def step(self, reply: str) -> Answer | Awaitable[Answer]:
+        """Answer the policy's reply: the text of its turn, without special tokens and stop text."""
+
+
+MakeEnvironment = Callable[[], Environment]
+
+
+def checked_words(value: Any, where: str) -> list[Message]:
+    """What an environment said, as messages; a text is one of the user. Raises DataError."""
+    if isinstance(value, str):
+        return [{"role": "user", "content": value}]
+    return check_messages(value, where)
+
+
+def checked_answer(value: Any) -> tuple[list[Message], float, bool]:
+    """What `step` returned. Raises DataError where it is not (messages, reward, done)."""
+    if not isinstance(value, tuple) or len(value) != 3:
+        raise DataError(f"step must return (messages, reward, done), not {type(value).__name__}")
+    words, reward, done = value
+    if isinstance(reward, bool) or not isinstance(reward, int | float) or reward != reward:
+        raise DataError(f"step must return a number as reward, not {reward!r}")
+    if not isinstance(done, bool):
+        raise DataError(f"step must return True or False as done, not {done!r}")
+    # What is said at the end is never read, so it may be nothing.
+    return ([] if done and not words else checked_words(words, "step")), float(reward), done

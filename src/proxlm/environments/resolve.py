@@ -1,0 +1,79 @@
+"""From the settings of an environment to what a run needs: conversations instead of responses, and their scores."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from proxlm.config import DataConfig, EnvironmentConfig
+from proxlm.data.chat import read_template
+from proxlm.data.prompts import LoadedPrompts
+from proxlm.environments.converse import Conversations
+from proxlm.environments.games import GAMES
+from proxlm.environments.protocol import MakeEnvironment
+from proxlm.environments.words import ChatWords, PlainWords
+from proxlm.errors import ConfigError
+from proxlm.rewards.user_file import did_you_mean, function_from_file
+from proxlm.rl.shaping import segment_sum
+from proxlm.types import Prompt, Rollout, Scores
+
+
+def conversations(settings: EnvironmentConfig, data: DataConfig, tokenizer: Any) -> Conversations:
+    """The sampler of conversations. Raises ConfigError for what is wrong in the settings."""
+    words = ChatWords(tokenizer, read_template(data.chat_template), data.system) if data.chat else None
+    return Conversations(resolve(settings), words or PlainWords(tokenizer), settings)
+
+
+def resolve(settings: EnvironmentConfig) -> MakeEnvironment:
+    """What makes a new environment for each conversation, its arguments checked."""
+    use, key = settings.use, "environment.use"
+    path, colon, name = use.rpartition(":")
+    if colon and path:
+        made = function_from_file(key, path, name, {})
+    elif use in GAMES:
+        made = GAMES[use]
+    else:
+        raise ConfigError(
+            f'{key} = "{use}": no such built-in environment{did_you_mean(use, list(GAMES))} '
+            f"built in are {', '.join(GAMES)}; one of your own is path/to/file.py:Class"
+        )
+    try:
+        inspect.signature(made).bind(**settings.args)
+        sample = made(**settings.args)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"environment.args: {use}: {error}") from error
+    for method in ("reset", "step"):
+        if not callable(getattr(sample, method, None)):
+            raise ConfigError(
+                f"{key}: {use} has no method {method}; an environment has reset(task) and step(reply)"
+            )
+    return functools.partial(made, **settings.args)
+
+
+def task_prompts(settings: EnvironmentConfig, count: int) -> tuple[LoadedPrompts, LoadedPrompts]:
+    """Prompts without words, for environments that need none: tasks to train on, and `count` held-out ones."""
+    first = settings.tasks
+    train = [Prompt(i, (), "") for i in range(first)]
+    return LoadedPrompts(train), LoadedPrompts([Prompt(i, (), "") for i in range(first, first + count)])
+
+
+def with_environment(reward: Callable[[Rollout], Scores] | None) -> Callable[[Rollout], Scores]:
+    """Scores of conversations: what the environment paid, on the turns it paid for, and a reward besides if any."""
+
+    def scores(rollout: Rollout) -> Scores:
+        assert rollout.rewards is not None
+        offsets = rollout.sequences.response_offsets
+        paid = segment_sum(rollout.rewards, offsets).tolist()
+        if reward is None:
+            zeros = torch.zeros(len(rollout))
+            return Scores(zeros, rollout.rewards, components={"environment": paid})
+        more = reward(rollout)
+        per_token = rollout.rewards if more.per_token is None else rollout.rewards + more.per_token
+        return replace(more, per_token=per_token, components={"environment": paid, **more.components})
+
+    return scores
