@@ -15,7 +15,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # A module may import from its own layer and those before it.
 LAYERS = [
     "errors", "seeds", "types", "config", "runlog", "doctor", "checkpoint", "data", "rl", "models", "rollout",
-    "rewards", "train", "evaluation", "apps", "__main__",
+    "rewards", "train", "control", "evaluation", "apps", "__main__",
 ]  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """One typed tree of settings per job. Nothing here imports torch."""
 
+from proxlm.config.control import ControlPPOConfig, EnvironmentConfig, NetworkConfig
 from proxlm.config.help import describe
 from proxlm.config.jobs import (
+    ControlJob,
     DemoJob,
     DoctorJob,
     EvaluateJob,
@@ -30,14 +32,18 @@ from proxlm.config.schema import (
 
 __all__ = [
     "JOBS",
+    "ControlJob",
+    "ControlPPOConfig",
     "CorrectionConfig",
     "DataConfig",
     "DemoJob",
     "DoctorJob",
+    "EnvironmentConfig",
     "EvaluateJob",
     "GenerateJob",
     "LoraConfig",
     "ModelConfig",
+    "NetworkConfig",
     "NewModelConfig",
     "OptimiserConfig",
     "OptimisersConfig",
