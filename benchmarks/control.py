@@ -1,0 +1,127 @@
+"""Runs recipes/control-*.toml for seeds 0-2 and writes the figures of docs/control.md.
+
+    python benchmarks/control.py FOLDER                  runs what FOLDER does not hold yet, then writes the figures
+    python benchmarks/control.py FOLDER --write          writes the figures of the runs in FOLDER
+
+FOLDER/control-ENV-SEED are the runs. With FOLDER/sb3.json, which benchmarks/control_sb3.py writes, Stable-Baselines3
+stands beside. Writes benchmarks/results/control.json, control.md and docs/images/control.svg. Needs proxlm[control].
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from compare_runs import Series, svg
+
+from proxlm.apps.control import run_control
+from proxlm.config import load_config
+
+ROOT = Path(__file__).parents[1]
+SEEDS = (0, 1, 2)
+# What a run must reach: the mean return of its last 100 training episodes.
+GOALS = {"CartPole-v1": 490.0, "Acrobot-v1": -90.0, "Pendulum-v1": -250.0}
+# As their authors give them: CleanRL's ppo.py after 500k steps (docs.cleanrl.dev, PPO, three seeds), and RL Baselines3
+# Zoo's benchmark.md (tuned, likeliest actions; CartPole after 100k, Acrobot after 1M, Pendulum after 100k steps).
+PUBLISHED = {
+    "CartPole-v1": {"CleanRL, 500k steps": "490.0 ± 6.1", "SB3 Zoo, 100k steps": "500.0"},
+    "Acrobot-v1": {"CleanRL, 500k steps": "−86.4 ± 1.3", "SB3 Zoo, 1M steps": "−73.5"},
+    "Pendulum-v1": {},
+}
+
+
+def recipe(env: str) -> Path:
+    return ROOT / "recipes" / f"control-{env.split('-')[0].lower()}.toml"
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def run_all(folder: Path) -> None:
+    """Every environment and seed, one after another."""
+    for env in GOALS:
+        for seed in SEEDS:
+            run = folder / f"control-{env}-{seed}"
+            if not (run / "policy").exists():
+                given = {"run.seed": seed, "run.folder": str(run), "run.tensorboard": False, "run.report": False}
+                run_control(load_config("control", recipe(env), given))
+
+
+def result(run: Path, goal: float) -> dict[str, float | None]:
+    """A run's figures: the last 100 training episodes, and when their mean was first as good as the goal."""
+    rows = rows_of(run)
+    ended = 0.0
+    reached = None
+    for row in rows:
+        ended += row["episodes_ended"]
+        if reached is None and ended >= 100 and row["episode_return"] >= goal:
+            reached = row["env_steps"]
+    last = rows[-1]
+    return {
+        "episode_return": round(last["episode_return"], 2),
+        "env_steps": last["env_steps"],
+        "goal_at": reached,
+        "seconds": last["time"],
+        "steps_per_second": round(last["env_steps"] / last["time"]),
+    }
+
+
+def table(found: dict[str, Any], peer: dict[str, Any]) -> str:
+    """The figures in Markdown."""
+    lines = [
+        "| environment | goal | return, seeds 0, 1, 2 | steps | goal reached at | steps/s | SB3: return | SB3: steps/s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for env, seeds in found.items():
+        runs, other = list(seeds.values()), list(peer.get(env, {}).values())
+        returns = ", ".join(f"{r['episode_return']:.1f}" for r in runs)
+        when = ", ".join(f"{r['goal_at'] / 1000:.0f}k" if r["goal_at"] else "never" for r in runs)
+        cells = [env, f"{GOALS[env]:g}", returns, f"{runs[0]['env_steps']:,.0f}", when]
+        cells.append(f"{mean(r['steps_per_second'] for r in runs):,.0f}")
+        cells.append(", ".join(f"{r['episode_return']:.1f}" for r in other) or "–")
+        cells.append(f"{mean(r['steps_per_second'] for r in other):,.0f}" if other else "–")
+        lines.append("| " + " | ".join(cells).replace("-v1", "").replace(" -", " −") + " |")
+    lines += ["", "Published:", ""]
+    lines += [f"- {env}: {name}: {value}" for env, named in PUBLISHED.items() for name, value in named.items()]
+    return "\n".join(lines)
+
+
+def curves(folder: Path) -> str:
+    """Mean return of the newest 100 episodes by environment steps, a line per seed, a panel per environment."""
+    panels = []
+    for env in GOALS:
+        series: dict[str, Series] = {}
+        for seed in SEEDS:
+            rows = [r for r in rows_of(folder / f"control-{env}-{seed}") if "episode_return" in r]
+            series[str(seed)] = [(r["env_steps"] / 1000, r["episode_return"]) for r in rows[:: -(-len(rows) // 250)]]
+        panels.append((f"{env}: return by thousand steps", series))
+    return svg(panels, [f"seed {seed}" for seed in SEEDS])
+
+
+def write(folder: Path) -> None:
+    found = {
+        env: {str(seed): result(folder / f"control-{env}-{seed}", goal) for seed in SEEDS}
+        for env, goal in GOALS.items()
+    }
+    beside = folder / "sb3.json"
+    peer = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+    about = "2 CPU cores (AMD Zen 4), one thread, torch 2.13.0, Gymnasium 1.4.0"
+    results = ROOT / "benchmarks" / "results"
+    both = {"machine": about, "proxlm": found, "stable_baselines3": peer}
+    (results / "control.json").write_text(json.dumps(both, indent=1) + "\n", encoding="utf-8")
+    text = f"# Control\n\n`python benchmarks/control.py FOLDER`; {about}. Return: mean of the last 100 training episodes.\n"
+    (results / "control.md").write_text(f"{text}\n{table(found, peer)}\n", encoding="utf-8")
+    (ROOT / "docs" / "images" / "control.svg").write_text(curves(folder), encoding="utf-8")
+    print(table(found, peer))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    if "--write" not in sys.argv:
+        run_all(Path(sys.argv[1]))
+    write(Path(sys.argv[1]))
