@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1, 2)
 # What a run must reach: the mean return of its last 100 training episodes.
 GOALS = {"CartPole-v1": 490.0, "Acrobot-v1": -90.0, "Pendulum-v1": -250.0}
-# As their authors give them: CleanRL's ppo.py after 500k steps (docs.cleanrl.dev, PPO, three seeds), and RL Baselines3
-# Zoo's benchmark.md (tuned, likeliest actions; CartPole after 100k, Acrobot after 1M, Pendulum after 100k steps).
+# As their authors give them: CleanRL's ppo.py after 500k steps (docs.cleanrl.dev, PPO), and RL Baselines3 Zoo's
+# benchmark.md (tuned, likeliest actions; CartPole after 100k, Acrobot after 1M steps).
 PUBLISHED = {
     "CartPole-v1": {"CleanRL, 500k steps": "490.0 ± 6.1", "SB3 Zoo, 100k steps": "500.0"},
     "Acrobot-v1": {"CleanRL, 500k steps": "−86.4 ± 1.3", "SB3 Zoo, 1M steps": "−73.5"},
@@ -47,7 +47,12 @@ def run_all(folder: Path) -> None:
         for seed in SEEDS:
             run = folder / f"control-{env}-{seed}"
             if not (run / "policy").exists():
-                given = {"run.seed": seed, "run.folder": str(run), "run.tensorboard": False, "run.report": False}
+                given = {
+                    "run.seed": seed,
+                    "run.folder": str(run),
+                    "run.tensorboard": False,
+                    "run.report": False,
+                }
                 run_control(load_config("control", recipe(env), given))
 
 
@@ -73,8 +78,8 @@ def result(run: Path, goal: float) -> dict[str, float | None]:
 def table(found: dict[str, Any], peer: dict[str, Any]) -> str:
     """The figures in Markdown."""
     lines = [
-        "| environment | goal | return, seeds 0, 1, 2 | steps | goal reached at | steps/s | SB3: return | SB3: steps/s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| environment | goal | return, seeds 0, 1, 2 | steps | goal reached at | steps/s | SB3 | SB3 steps/s |",
+        "|" + " --- |" * 8,
     ]
     for env, seeds in found.items():
         runs, other = list(seeds.values()), list(peer.get(env, {}).values())
@@ -86,7 +91,9 @@ def table(found: dict[str, Any], peer: dict[str, Any]) -> str:
         cells.append(f"{mean(r['steps_per_second'] for r in other):,.0f}" if other else "–")
         lines.append("| " + " | ".join(cells).replace("-v1", "").replace(" -", " −") + " |")
     lines += ["", "Published:", ""]
-    lines += [f"- {env}: {name}: {value}" for env, named in PUBLISHED.items() for name, value in named.items()]
+    lines += [
+        f"- {env}: {name}: {value}" for env, named in PUBLISHED.items() for name, value in named.items()
+    ]
     return "\n".join(lines)
 
 
@@ -97,7 +104,9 @@ def curves(folder: Path) -> str:
         series: dict[str, Series] = {}
         for seed in SEEDS:
             rows = [r for r in rows_of(folder / f"control-{env}-{seed}") if "episode_return" in r]
-            series[str(seed)] = [(r["env_steps"] / 1000, r["episode_return"]) for r in rows[:: -(-len(rows) // 250)]]
+            series[str(seed)] = [
+                (r["env_steps"] / 1000, r["episode_return"]) for r in rows[:: -(-len(rows) // 250)]
+            ]
         panels.append((f"{env}: return by thousand steps", series))
     return svg(panels, [f"seed {seed}" for seed in SEEDS])
 
@@ -113,7 +122,8 @@ def write(folder: Path) -> None:
     results = ROOT / "benchmarks" / "results"
     both = {"machine": about, "proxlm": found, "stable_baselines3": peer}
     (results / "control.json").write_text(json.dumps(both, indent=1) + "\n", encoding="utf-8")
-    text = f"# Control\n\n`python benchmarks/control.py FOLDER`; {about}. Return: mean of the last 100 training episodes.\n"
+    what = "Return: mean of the last 100 training episodes."
+    text = f"# Control\n\n`python benchmarks/control.py FOLDER`; {about}. {what}\n"
     (results / "control.md").write_text(f"{text}\n{table(found, peer)}\n", encoding="utf-8")
     (ROOT / "docs" / "images" / "control.svg").write_text(curves(folder), encoding="utf-8")
     print(table(found, peer))

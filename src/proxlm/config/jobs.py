@@ -198,7 +198,9 @@ class ControlJob:
         if self.env.steps < (rollout := self.env.count * self.ppo.horizon):
             found.append(("env.steps", f"fewer than env.count · ppo.horizon = {rollout}, one PPO step"))
         if self.ppo.minibatches > (self.env.count if self.model.lstm else rollout):
-            found.append(("ppo.minibatches", "more than a PPO step has steps (with model.lstm: environments)"))
+            found.append(
+                ("ppo.minibatches", "more than a PPO step has steps (with model.lstm: environments)")
+            )
         if 0 < self.ppo.dual_clip <= 1:
             found.append(("ppo.dual_clip", "must be more than 1, or 0 for off"))
         if self.gif and not self.gif.endswith(".gif"):

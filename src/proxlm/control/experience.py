@@ -114,12 +114,23 @@ def prepare(
 
 def select(experience: Experience, chosen: Tensor) -> Experience:
     """The given steps [r], or where there is an LSTM the given whole segments [b]."""
-    e = experience
-    states: list[State | None] = [None, None]
-    index, offsets = chosen, e.offsets
-    if e.policy_state is not None or e.critic_state is not None:
+    e, index, offsets = experience, chosen, experience.offsets
+    policy_state, critic_state = e.policy_state, e.critic_state
+    if policy_state is not None and critic_state is not None:
         index = ragged_index(e.offsets, chosen)
         offsets = offsets_of((e.offsets[1:] - e.offsets[:-1])[chosen])
-        states = [None if s is None else (s[0][chosen], s[1][chosen]) for s in (e.policy_state, e.critic_state)]
-    flat = (e.observations, e.actions, e.logprobs, e.values, e.raw, e.advantages, e.returns, e.entropy)
-    return Experience(*(x[index] for x in flat), offsets, *states)
+        policy_state = policy_state[0][chosen], policy_state[1][chosen]
+        critic_state = critic_state[0][chosen], critic_state[1][chosen]
+    return Experience(
+        observations=e.observations[index],
+        actions=e.actions[index],
+        logprobs=e.logprobs[index],
+        values=e.values[index],
+        raw=e.raw[index],
+        advantages=e.advantages[index],
+        returns=e.returns[index],
+        entropy=e.entropy[index],
+        offsets=offsets,
+        policy_state=policy_state,
+        critic_state=critic_state,
+    )

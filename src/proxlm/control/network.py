@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -31,8 +32,7 @@ class Body(nn.Module):
         super().__init__()
         widths = [inputs] + [config.width] * config.layers
         self.layers = nn.ModuleList(
-            orthogonal(nn.Linear(a, b), math.sqrt(2), generator)
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            orthogonal(nn.Linear(a, b), math.sqrt(2), generator) for a, b in pairwise(widths)
         )
         self.lstm = nn.LSTM(config.width, config.lstm) if config.lstm else None
         self.features = config.lstm or config.width
@@ -76,9 +76,7 @@ class Agent(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.continuous, self.units = spaces.continuous, config.lstm
         self.policy_body = Body(spaces.observation, config, generator)
-        self.policy_head = orthogonal(
-            nn.Linear(self.policy_body.features, spaces.action), 0.01, generator
-        )
+        self.policy_head = orthogonal(nn.Linear(self.policy_body.features, spaces.action), 0.01, generator)
         self.critic_body = (
             Body(spaces.observation, config, generator) if config.critic == "separate" else None
         )

@@ -20,7 +20,9 @@ class VectorMoments(NamedTuple):
 
 def no_rows(width: int) -> VectorMoments:
     """The moments before the first row."""
-    return VectorMoments(0.0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
+    return VectorMoments(
+        0.0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
+    )
 
 
 def with_rows(moments: VectorMoments, rows: Tensor) -> VectorMoments:

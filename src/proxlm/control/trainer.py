@@ -96,9 +96,7 @@ class ControlTrainer:
         with _timed("rollout", phase, seconds):
             scale = scale_of(self.observed, config.env.clip) if config.env.normalise_observations else None
             seed = derive_seed(config.run.seed, "actions", self.step_number)
-            rollout = collect(
-                self.agent, self.envs, scale, config.ppo.horizon, self.states["policy"], seed
-            )
+            rollout = collect(self.agent, self.envs, scale, config.ppo.horizon, self.states["policy"], seed)
         with _timed("prepare", phase, seconds):
             rewards = self._rewards(rollout)
             experience, critic_state = prepare(
@@ -116,6 +114,8 @@ class ControlTrainer:
         self.envs.finished = self.envs.finished[-RECENT:]
         metrics = episode_metrics(episodes, self.envs.finished)
         metrics |= step_metrics(rollout, experience) | summarise(stats)
+        for unused in ("kl_loss", "ptx_loss"):
+            del metrics[unused]
         steps = rollout.rewards.numel()
         return metrics | {
             "env_steps": float(self.step_number * steps),
@@ -160,7 +160,7 @@ class ControlTrainer:
     def resume(self) -> Path:
         """Go on from the newest complete checkpoint of the run's folder.
 
-        Raises RunError where it does not fit the network or the seed, or where the environment cannot be played again.
+        Raises RunError where it does not fit the network or the seed, or the environment cannot be played again.
         """
         checkpoint = newest_checkpoint(self.folder)
         tensors, saved = load_checkpoint(checkpoint)
@@ -170,7 +170,9 @@ class ControlTrainer:
             raise RunError(f"{checkpoint}: made with run.seed = {saved['seed']}; resume with the same")
         of_envs = with_prefix(tensors, "environments.")
         if len(of_envs["number"]) != self.config.env.count:
-            raise RunError(f"{checkpoint}: made with env.count = {len(of_envs['number'])}; resume with the same")
+            raise RunError(
+                f"{checkpoint}: made with env.count = {len(of_envs['number'])}; resume with the same"
+            )
         self.envs.restore(of_envs)
         self.envs.finished = [(total, length) for total, length in saved["finished"]]
         for name, p in current.items():
@@ -179,7 +181,9 @@ class ControlTrainer:
             optimiser.load_state_tensors(with_prefix(tensors, f"optimiser.{who}."))
             if self.config.model.lstm:
                 self.states[who] = tensors[f"memory.{who}.h"], tensors[f"memory.{who}.c"]
-        self.observed = VectorMoments(saved["observed"], tensors["observed.mean"], tensors["observed.squares"])
+        self.observed = VectorMoments(
+            saved["observed"], tensors["observed.mean"], tensors["observed.squares"]
+        )
         self.rewarded = ReturnMoments(Moments(*saved["rewarded"]), tensors["rewarded.running"])
         self.step_number, self.started = saved["step"], True
         return checkpoint
