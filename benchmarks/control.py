@@ -19,17 +19,19 @@ from compare_runs import Series, svg
 
 from proxlm.apps.control import run_control
 from proxlm.config import load_config
+from proxlm.control.policy import load_policy, write_gif
+from proxlm.control.spaces import make_environment, spaces_of
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1, 2)
 # What a run must reach: the mean return of its last 100 training episodes.
 GOALS = {"CartPole-v1": 490.0, "Acrobot-v1": -90.0, "Pendulum-v1": -250.0}
 # As their authors give them: CleanRL's ppo.py after 500k steps (docs.cleanrl.dev, PPO), and RL Baselines3 Zoo's
-# benchmark.md (tuned, likeliest actions; CartPole after 100k, Acrobot after 1M steps).
+# benchmark.md (one run, tuned settings, likeliest actions).
 PUBLISHED = {
     "CartPole-v1": {"CleanRL, 500k steps": "490.0 ± 6.1", "SB3 Zoo, 100k steps": "500.0"},
     "Acrobot-v1": {"CleanRL, 500k steps": "−86.4 ± 1.3", "SB3 Zoo, 1M steps": "−73.5"},
-    "Pendulum-v1": {},
+    "Pendulum-v1": {"SB3 Zoo, 100k steps": "−172.2"},
 }
 
 
@@ -111,6 +113,15 @@ def curves(folder: Path) -> str:
     return svg(panels, [f"seed {seed}" for seed in SEEDS])
 
 
+def gif(folder: Path, env: str) -> None:
+    """An episode of seed 0's likeliest actions."""
+    run = folder / f"control-{env}-0"
+    drawn = make_environment(load_config("control", run / "config.toml").env, render=True)
+    agent, scale = load_policy(run / "policy", spaces_of(drawn, env))
+    file = ROOT / "docs" / "images" / f"control-{env.split('-')[0].lower()}.gif"
+    print(f"{file.name}: return {write_gif(file, agent, scale, drawn, env, seed=0):.1f}")
+
+
 def write(folder: Path) -> None:
     found = {
         env: {str(seed): result(folder / f"control-{env}-{seed}", goal) for seed in SEEDS}
@@ -127,6 +138,7 @@ def write(folder: Path) -> None:
     (results / "control.md").write_text(f"{text}\n{table(found, peer)}\n", encoding="utf-8")
     (ROOT / "docs" / "images" / "control.svg").write_text(curves(folder), encoding="utf-8")
     print(table(found, peer))
+    gif(folder, "Acrobot-v1")
 
 
 if __name__ == "__main__":
