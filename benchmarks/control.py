@@ -4,7 +4,8 @@
     python benchmarks/control.py FOLDER --write          writes the figures of the runs in FOLDER
 
 FOLDER/control-ENV-SEED are the runs. With FOLDER/sb3.json, which benchmarks/control_sb3.py writes, Stable-Baselines3
-stands beside. Writes benchmarks/results/control.json, control.md and docs/images/control.svg. Needs proxlm[control].
+stands beside; with FOLDER/speed.json, of benchmarks/control_speed.py, the speeds of both. Writes
+benchmarks/results/control.json, control.md, docs/images/control.svg and control-acrobot.gif. Needs proxlm[control].
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from statistics import mean
+from statistics import median
 from typing import Any
 
 from compare_runs import Series, svg
@@ -77,21 +78,26 @@ def result(run: Path, goal: float) -> dict[str, float | None]:
     }
 
 
-def table(found: dict[str, Any], peer: dict[str, Any]) -> str:
+def table(found: dict[str, Any], peer: dict[str, Any], speed: dict[str, Any]) -> str:
     """The figures in Markdown."""
     lines = [
-        "| environment | goal | return, seeds 0, 1, 2 | steps | goal reached at | steps/s | SB3 | SB3 steps/s |",
+        "| environment | goal | return, seeds 0, 1, 2 | SB3 return | steps | goal met at | steps/s | SB3 steps/s |",
         "|" + " --- |" * 8,
     ]
     for env, seeds in found.items():
-        runs, other = list(seeds.values()), list(peer.get(env, {}).values())
-        returns = ", ".join(f"{r['episode_return']:.1f}" for r in runs)
+        runs, others = list(seeds.values()), list(peer.get(env, {}).values())
         when = ", ".join(f"{r['goal_at'] / 1000:.0f}k" if r["goal_at"] else "never" for r in runs)
-        cells = [env, f"{GOALS[env]:g}", returns, f"{runs[0]['env_steps']:,.0f}", when]
-        cells.append(f"{mean(r['steps_per_second'] for r in runs):,.0f}")
-        cells.append(", ".join(f"{r['episode_return']:.1f}" for r in other) or "–")
-        cells.append(f"{mean(r['steps_per_second'] for r in other):,.0f}" if other else "–")
-        lines.append("| " + " | ".join(cells).replace("-v1", "").replace(" -", " −") + " |")
+        speeds = speed.get(env, {})
+        cells = [
+            env,
+            f"{GOALS[env]:g}",
+            ", ".join(f"{r['episode_return']:.1f}" for r in runs),
+            ", ".join(f"{r['episode_return']:.1f}" for r in others) or "–",
+            f"{runs[0]['env_steps']:,.0f}",
+            when,
+            *(f"{median(speeds[who]):,.0f}" if speeds else "–" for who in ("proxlm", "stable_baselines3")),
+        ]
+        lines.append("| " + " | ".join(cells).replace(" -", " −") + " |")
     lines += ["", "Published:", ""]
     lines += [
         f"- {env}: {name}: {value}" for env, named in PUBLISHED.items() for name, value in named.items()
@@ -127,17 +133,23 @@ def write(folder: Path) -> None:
         env: {str(seed): result(folder / f"control-{env}-{seed}", goal) for seed in SEEDS}
         for env, goal in GOALS.items()
     }
-    beside = folder / "sb3.json"
-    peer = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+    peer, speed = (
+        json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        for file in (folder / "sb3.json", folder / "speed.json")
+    )
     about = "2 CPU cores (AMD Zen 4), one thread, torch 2.13.0, Gymnasium 1.4.0"
     results = ROOT / "benchmarks" / "results"
-    both = {"machine": about, "proxlm": found, "stable_baselines3": peer}
+    both = {"machine": about, "proxlm": found, "stable_baselines3": peer, "steps_per_second": speed}
     (results / "control.json").write_text(json.dumps(both, indent=1) + "\n", encoding="utf-8")
-    what = "Return: mean of the last 100 training episodes."
+    what = (
+        "Return: mean of the last 100 training episodes. Steps/s: median of three runs of 50k steps in turns with"
+        " Stable-Baselines3 2.9.2 on the quiet machine (benchmarks/control_speed.py); during the long runs, whose"
+        " seconds are in control.json, other work shared it."
+    )
     text = f"# Control\n\n`python benchmarks/control.py FOLDER`; {about}. {what}\n"
-    (results / "control.md").write_text(f"{text}\n{table(found, peer)}\n", encoding="utf-8")
+    (results / "control.md").write_text(f"{text}\n{table(found, peer, speed)}\n", encoding="utf-8")
     (ROOT / "docs" / "images" / "control.svg").write_text(curves(folder), encoding="utf-8")
-    print(table(found, peer))
+    print(table(found, peer, speed))
     gif(folder, "Acrobot-v1")
 
 

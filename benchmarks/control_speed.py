@@ -2,8 +2,8 @@
 
     python benchmarks/control_speed.py OUTPUT.json [ROUNDS]
 
-Needs proxlm[control] and stable-baselines3. Both with the settings of recipes/control-*.toml, one thread, 50k steps a run
-(an import and a first step before the clock starts); prints and writes every run's steps per second.
+Needs proxlm[control] and stable-baselines3. Both with the settings of recipes/control-*.toml, one thread, 50k steps a
+run; prints and writes every run's steps per second.
 """
 
 from __future__ import annotations
