@@ -325,4 +325,5 @@ def test_a_term_whose_name_has_a_dot_is_found() -> None:
 def test_every_recipe_is_valid(path: Path) -> None:
     """The sections say which job it is for."""
     table = tomllib.loads(path.read_text(encoding="utf-8"))
-    load_config("pretrain" if "new" in table else "sft" if "text" in table else "ppo", path)
+    sections = {"env": "control", "new": "pretrain", "text": "sft"}
+    load_config(next((job for section, job in sections.items() if section in table), "ppo"), path)

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from toys import Walk, job, trainer, with_env
+from toys import Signs, Walk, job, trainer, with_env
 
 from proxlm.config import ControlJob
 from proxlm.errors import RunError
@@ -25,6 +25,7 @@ CASES = {
         lambda: Walk(True),
         {"normalise_observations": False, "normalise_rewards": False, "entropy_coef": 0.01},
     ),
+    "between episodes": (lambda: Signs(continuous=True), {"horizon": 12}),
     "CartPole": (lambda: gymnasium.make("CartPole-v1"), {}),
     "Acrobot": (lambda: gymnasium.make("Acrobot-v1"), {}),
     "Pendulum": (lambda: gymnasium.make("Pendulum-v1"), {}),

@@ -184,5 +184,8 @@ def test_the_doctor_lets_a_good_policy_be_sure_of_itself():
     rows = [sure(step) for step in range(1, 41)]
     assert [f.rule for f in diagnose(rows, facts)] == []
     assert {f.rule for f in diagnose(rows, Facts())} == {"entropy_collapse", "critic_worse_than_mean"}
+    solved = [sure(step, reward_std=0.0 if step > 12 else 10.0) for step in range(1, 41)]
+    assert [f.rule for f in diagnose(solved, facts)] == []
+    assert "reward_without_variance" in {f.rule for f in diagnose(solved, Facts())}
     bad = [sure(step, reward=20.0 + step % 3, advantage_std=1.0) for step in range(1, 41)]
     assert {f.rule for f in diagnose(bad, facts)} == {"entropy_collapse", "critic_worse_than_mean"}

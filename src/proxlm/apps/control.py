@@ -41,7 +41,8 @@ def run_control(config: ControlJob, make: MakeEnvironment | None = None) -> Cont
 
     What can be wrong with the environment is found before the run's folder is made. Raises UserError.
     """
-    torch.set_num_threads(config.run.threads or 1)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
     trainer = ControlTrainer(config, make or (lambda: make_environment(config.env)), Path())
     problem = gif_problem(lambda: make_environment(config.env, render=True)) if config.gif else None
     if problem:

@@ -39,7 +39,7 @@ class DiagonalGaussian:
     """A independent numbers; outputs [..., A] are means, log_std [A] is the same in every state.
 
     An action outside the environment's bounds is clipped on its way there; its log-prob is that of the number
-    that was drawn, so the gradient stays that of a Gaussian (Chou et al. 2017 discuss the bias of the alternative).
+    that was drawn: clipping is a part of the environment, and the policy a Gaussian as its gradient takes it to be.
     """
 
     outputs: Tensor

@@ -9,7 +9,17 @@ from statistics import median
 
 from proxlm.doctor.facts import RESPONSES_UNKNOWN, Facts
 from proxlm.doctor.finding import Finding, found, now
-from proxlm.doctor.window import Rows, at_least, first, first_middle, newest, newest_middle, number, span
+from proxlm.doctor.window import (
+    Rows,
+    at_least,
+    first,
+    first_middle,
+    has_learnt,
+    newest,
+    newest_middle,
+    number,
+    span,
+)
 from proxlm.runlog.text import number as shown
 
 # KL to the reference. At 1 nat per token the policy finds its own tokens e times likelier than the reference does.
@@ -91,7 +101,7 @@ def entropy_collapse(rows: Rows, facts: Facts) -> Finding | None:
     start, entropy = first_middle(rows, "entropy", 3), newest_middle(rows, "entropy", 5)
     if start is None or entropy is None or not at_least(rows, 8):
         return None
-    if entropy >= ENTROPY_SHARE * start or entropy >= ENTROPY_LOW or (facts.control and _has_learnt(rows)):
+    if entropy >= ENTROPY_SHARE * start or entropy >= ENTROPY_LOW or (facts.control and has_learnt(rows)):
         return None
     return found(
         rows, "entropy_collapse",
@@ -101,10 +111,3 @@ def entropy_collapse(rows: Rows, facts: Facts) -> Finding | None:
         "raise ppo.kl_coef or lower optim.policy.lr",
         serious=entropy < ENTROPY_GONE,
     )  # fmt: skip
-
-
-def _has_learnt(rows: Rows) -> bool:
-    """Whether the reward has risen by more than its first spread: a policy for control may then be sure of itself."""
-    before, after = first_middle(rows, "reward", 5), newest_middle(rows, "reward", 5)
-    spread = first_middle(rows, "reward_std", 5)
-    return None not in (before, after, spread) and (after or 0.0) > (before or 0.0) + (spread or 0.0)
