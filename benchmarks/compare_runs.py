@@ -46,7 +46,8 @@ def cell(estimate: dict[str, float]) -> str:
 def panel(title: str, series: dict[str, Series], x: int) -> list[str]:
     """One plot: axes with five marks, and a line per run."""
     points = [p for line in series.values() for p in line]
-    low, high = min(0.0, min(y for _, y in points)), max(y for _, y in points) * 1.05
+    low, highest = min(0.0, min(y for _, y in points)), max(y for _, y in points)
+    high = highest + 0.05 * abs(highest)
     last = max(s for s, _ in points)
 
     def place(step: float, value: float) -> tuple[float, float]:
@@ -57,7 +58,7 @@ def panel(title: str, series: dict[str, Series], x: int) -> list[str]:
         value = low + (high - low) * i / 4
         y = place(0, value)[1]
         out.append(f'<line x1="{x}" x2="{x + WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8884"/>')
-        out.append(f'<text x="{x - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.2g}</text>')
+        out.append(f'<text x="{x - 6}" y="{y + 4:.1f}" text-anchor="end">{mark(value)}</text>')
         step_x = place(last * i / 4, low)[0]
         out.append(
             f'<text x="{step_x:.1f}" y="{TOP + HEIGHT + 18}" text-anchor="middle">{last * i / 4:.0f}</text>'
@@ -66,6 +67,11 @@ def panel(title: str, series: dict[str, Series], x: int) -> list[str]:
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in (place(*p) for p in line))
         out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
     return out
+
+
+def mark(value: float) -> str:
+    """A number on an axis."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}"
 
 
 def draw(runs: list[Path]) -> str:

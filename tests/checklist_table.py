@@ -48,6 +48,7 @@ ITEMS = {
     38: "resume",
     39: "enumerated decision process",
     40: "golden numbers of peers",
+    41: "control: CartPole, Acrobot, Pendulum",
 }
 
 _items: dict[str, list[int]] = {}

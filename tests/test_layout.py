@@ -15,7 +15,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # A module may import from its own layer and those before it.
 LAYERS = [
     "errors", "seeds", "types", "config", "runlog", "doctor", "checkpoint", "data", "rl", "models", "rollout",
-    "rewards", "environments", "train", "evaluation", "apps", "__main__",
+    "errors", "seeds", "types", "config", "runlog", "doctor", "checkpoint", "data", "rl", "models", "rollout",
+    "rewards", "environments", "train", "control", "evaluation", "apps", "__main__",
 ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ APPS = {
     "sft": "proxlm.apps.sft:main",
     "generate": "proxlm.apps.generate:main",
     "evaluate": "proxlm.apps.evaluate:main",
+    "control": "proxlm.apps.control:main",
     "report": "proxlm.apps.report:main",
     "doctor": "proxlm.apps.doctor:main",
     "demo": "proxlm.apps.demo:main",

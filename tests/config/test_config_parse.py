@@ -270,7 +270,7 @@ def test_errors_in_overrides(overrides: dict[str, Any], message: str) -> None:
 def test_an_unknown_job_names_the_nearest() -> None:
     assert error("pretrian") == '"pretrian": unknown job; did you mean pretrain?'
     assert error("zzz") == (
-        '"zzz": unknown job; the jobs are ppo, pretrain, sft, generate, evaluate, report, doctor, demo'
+        '"zzz": unknown job; the jobs are ppo, pretrain, sft, generate, evaluate, control, report, doctor, demo'
     )
 
 
@@ -325,4 +325,5 @@ def test_a_term_whose_name_has_a_dot_is_found() -> None:
 def test_every_recipe_is_valid(path: Path) -> None:
     """The sections say which job it is for."""
     table = tomllib.loads(path.read_text(encoding="utf-8"))
-    load_config("pretrain" if "new" in table else "sft" if "text" in table else "ppo", path)
+    sections = {"env": "control", "new": "pretrain", "text": "sft"}
+    load_config(next((job for section, job in sections.items() if section in table), "ppo"), path)

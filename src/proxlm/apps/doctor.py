@@ -32,7 +32,7 @@ def examine(folder: Path) -> tuple[list[Row], list[Finding]]:
     """
     settings, _ = read_settings(folder)
     job = job_of(settings)
-    if job != "ppo":
+    if job not in ("ppo", "control"):
         raise RunError(
             f"{folder}: the run of another job ({job}): the doctor knows the metrics of PPO runs only"
         )

@@ -27,6 +27,7 @@ class Plot:
 PLOTS = (
     Plot("Loss", "Loss, nats a token", ("loss", "validation_loss")),
     Plot("Reward", "Reward", ("reward", "score"), band="reward_std"),
+    Plot("Reward", "Return of the newest 100 episodes", ("episode_return",)),
     Plot("Reward", "Components of the reward", ("reward/*",)),
     Plot("Reward", "Responses whose reward failed", ("reward_failed",), fold=True),
     Plot("Distance from the reference", "KL, nats a response", ("kl",)),
@@ -45,6 +46,8 @@ PLOTS = (
     Plot("Critic", "Values and returns", ("value_mean", "return_mean")),
     Plot("Responses", "Length in tokens", ("response_length",)),
     Plot("Responses", "Share that ended", ("eos_share", "ended_share")),
+    Plot("Episodes", "Length in steps, newest 100 episodes", ("episode_length",)),
+    Plot("Episodes", "Episodes that ended", ("episodes_ended",)),
     Plot("Optimiser", "Learning rate", ("lr", "lr/*")),
     Plot(
         "Optimiser",
@@ -55,6 +58,8 @@ PLOTS = (
     Plot("Optimiser", "Gradient norm", ("grad_norm", "grad_norm/*")),
     Plot("Speed and memory", "Seconds by phase", ("time/*",)),
     Plot("Speed and memory", "Tokens a second", ("tokens_per_second", "tokens_per_second/*")),
+    Plot("Speed and memory", "Environment steps a second", ("steps_per_second",)),
+    Plot("Speed and memory", "Environment steps so far", ("env_steps",)),
     Plot("Speed and memory", "Peak memory, GiB", ("memory_gb",)),
 )
 

@@ -59,9 +59,8 @@ def read_settings(folder: Path) -> tuple[Row, str]:
 
 def job_of(config: Row) -> str:
     """Each job that makes a run has a section of its own."""
-    return (
-        "ppo" if "ppo" in config else "pretrain" if "new" in config else "sft" if "train" in config else "run"
-    )
+    sections = {"env": "control", "ppo": "ppo", "new": "pretrain", "train": "sft"}
+    return next((job for section, job in sections.items() if section in config), "run")
 
 
 def _text(path: Path) -> str:

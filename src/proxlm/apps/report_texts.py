@@ -37,7 +37,9 @@ def _steps(run: RunData) -> str:
 
 
 def _model(run: RunData) -> str:
-    model, new = run.config.get("model"), run.config.get("new")
+    model, new, env = (run.config.get(name) for name in ("model", "new", "env"))
+    if run.job == "control" and isinstance(env, dict):
+        return f"policy for {env.get('id') or 'an environment'}"
     policy = model.get("policy") if isinstance(model, dict) else ""
     if policy:
         return "/".join(PurePath(str(policy)).parts[-2:])

@@ -9,7 +9,16 @@ from typing import Any
 
 import torch
 
-from proxlm.config import DataConfig, ModelConfig, PPOJob, PretrainJob, RolloutConfig, SFTJob, to_toml
+from proxlm.config import (
+    ControlJob,
+    DataConfig,
+    ModelConfig,
+    PPOJob,
+    PretrainJob,
+    RolloutConfig,
+    SFTJob,
+    to_toml,
+)
 from proxlm.data.prompts import LoadedPrompts, load_prompts
 from proxlm.data.tokenizer import load_tokenizer, require_folder
 from proxlm.errors import DataError, ModelError
@@ -18,7 +27,7 @@ from proxlm.runlog.loggers import check_wandb
 from proxlm.seeds import derive_seed
 from proxlm.types import Progress
 
-TrainingJob = PPOJob | PretrainJob | SFTJob
+TrainingJob = PPOJob | PretrainJob | SFTJob | ControlJob
 
 
 def set_up(seed: int, threads: int = 0) -> None:

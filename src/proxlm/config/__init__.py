@@ -1,7 +1,9 @@
 """One typed tree of settings per job. Nothing here imports torch."""
 
+from proxlm.config.control import ControlPPOConfig, EnvironmentConfig, NetworkConfig
 from proxlm.config.help import describe
 from proxlm.config.jobs import (
+    ControlJob,
     DemoJob,
     DoctorJob,
     EvaluateJob,
@@ -14,8 +16,8 @@ from proxlm.config.jobs import (
 from proxlm.config.parse import JOBS, load_config, to_toml
 from proxlm.config.ppo import CorrectionConfig, PPOConfig, PtxConfig, ShapingConfig, TrustRegionConfig
 from proxlm.config.schema import (
+    ConversationConfig,
     DataConfig,
-    EnvironmentConfig,
     LoraConfig,
     ModelConfig,
     NewModelConfig,
@@ -31,6 +33,9 @@ from proxlm.config.schema import (
 
 __all__ = [
     "JOBS",
+    "ControlJob",
+    "ControlPPOConfig",
+    "ConversationConfig",
     "CorrectionConfig",
     "DataConfig",
     "DemoJob",
@@ -40,6 +45,7 @@ __all__ = [
     "GenerateJob",
     "LoraConfig",
     "ModelConfig",
+    "NetworkConfig",
     "NewModelConfig",
     "OptimiserConfig",
     "OptimisersConfig",

@@ -55,7 +55,8 @@ def describe(job: str) -> str:
 
 def _bare_argument(kind: Any) -> str:
     if hasattr(kind, "positional"):
-        return str(kind.positional).upper()
+        name = str(kind.positional).upper().replace(".", "_")
+        return f"[{name}] [RECIPE.toml]" if hasattr(kind, "takes_recipe") else name
     return "[RECIPE.toml | RUN_FOLDER]" if kind in (EvaluateJob, GenerateJob) else "[RECIPE.toml]"
 
 

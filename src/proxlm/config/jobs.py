@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of, is_user_function
+from proxlm.config.control import ControlPPOConfig, EnvironmentConfig, NetworkConfig, control_optimisers
 from proxlm.config.ppo import PPOConfig, PtxConfig, ShapingConfig
 from proxlm.config.schema import (
+    ConversationConfig,
     DataConfig,
-    EnvironmentConfig,
     ModelConfig,
     NewModelConfig,
     OptimiserConfig,
@@ -36,7 +37,7 @@ class PPOJob:
     model: ModelConfig = setting(factory=ModelConfig)
     data: DataConfig = setting(factory=DataConfig)
     rollout: RolloutConfig = setting(factory=RolloutConfig)
-    environment: EnvironmentConfig = setting(factory=EnvironmentConfig)
+    environment: ConversationConfig = setting(factory=ConversationConfig)
     reward: RewardConfig = setting(factory=RewardConfig)
     shaping: ShapingConfig = setting(factory=ShapingConfig)
     ppo: PPOConfig = setting(factory=PPOConfig)
@@ -129,7 +130,7 @@ class EvaluateJob:
     models: list[str] = setting(factory=list, help="more models to evaluate: folders or hub names")
     data: DataConfig = setting(factory=DataConfig)
     rollout: RolloutConfig = setting(factory=RolloutConfig)
-    environment: EnvironmentConfig = setting(factory=EnvironmentConfig)
+    environment: ConversationConfig = setting(factory=ConversationConfig)
     reward: RewardConfig = setting(factory=RewardConfig)
     output: str = setting("", "JSON file for the results; empty: only print")
     samples: int = setting(3, "completions of each model to show", ge=0)
@@ -181,6 +182,37 @@ class DemoJob:
 
     def problems(self) -> Problems:
         return []
+
+
+@dataclass(frozen=True)
+class ControlJob:
+    """Teach a small network to act in a Gymnasium environment with PPO."""
+
+    env: EnvironmentConfig = setting(factory=EnvironmentConfig)
+    model: NetworkConfig = setting(factory=NetworkConfig)
+    ppo: ControlPPOConfig = setting(factory=ControlPPOConfig)
+    optim: OptimisersConfig = setting(factory=control_optimisers)
+    run: RunConfig = setting(factory=lambda: RunConfig(threads=1))
+    gif: str = setting("", "GIF file for an episode of the learned policy; empty: none")
+
+    positional: ClassVar[str] = "env.id"
+    takes_recipe: ClassVar[bool] = True
+
+    def problems(self) -> Problems:
+        found = _needed(("env.id", self.env.id))
+        if self.env.steps < (rollout := self.env.count * self.ppo.horizon):
+            found.append(("env.steps", f"fewer than env.count · ppo.horizon = {rollout}, one PPO step"))
+        if self.ppo.minibatches > (self.env.count if self.model.lstm else rollout):
+            found.append(
+                ("ppo.minibatches", "more than a PPO step has steps (with model.lstm: environments)")
+            )
+        if 0 < self.ppo.dual_clip <= 1:
+            found.append(("ppo.dual_clip", "must be more than 1, or 0 for off"))
+        if self.gif and not self.gif.endswith(".gif"):
+            found.append(("gif", "must end with .gif"))
+        for who in ("policy", "critic"):
+            found += _optimiser_problems(f"optim.{who}", getattr(self.optim, who))
+        return found
 
 
 def _algorithm_problems(ppo: PPOConfig, model: ModelConfig) -> Problems:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, overload
 
 from proxlm.config import arguments as command_line
 from proxlm.config.jobs import (
+    ControlJob,
     DemoJob,
     DoctorJob,
     EvaluateJob,
@@ -30,6 +31,7 @@ JOBS: dict[str, type] = {
     "sft": SFTJob,
     "generate": GenerateJob,
     "evaluate": EvaluateJob,
+    "control": ControlJob,
     "report": ReportJob,
     "doctor": DoctorJob,
     "demo": DemoJob,
@@ -69,9 +71,11 @@ def load_config(
     """
     kind = job_class(job) if isinstance(job, str) else job
     bare, given = command_line.read_arguments(kind, arguments)
-    if hasattr(kind, "positional") and bare:
-        given = {(kind.positional,): bare.pop(0), **given}
-    elif bare and file is None:
+    positional = getattr(kind, "positional", "")
+    takes_recipe = getattr(kind, "takes_recipe", not positional)
+    if positional and bare and not (takes_recipe and bare[0].endswith(".toml")):
+        given = {tuple(positional.split(".")): bare.pop(0), **given}
+    if takes_recipe and bare and file is None:
         file = bare.pop(0)
     if bare:
         raise ConfigError(f"{command_line.SOURCE}: {shown(bare[0])}: one argument too many")

@@ -94,7 +94,7 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True)
-class EnvironmentConfig:
+class ConversationConfig:
     """The other side of a conversation; without one, a response is a single text."""
 
     use: str = setting("", "a built-in environment's name, or path/to/file.py:Class; empty: none")

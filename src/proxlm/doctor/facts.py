@@ -21,7 +21,8 @@ class Facts:
     responses: per step; updates: optimiser steps per PPO step; filtered: sampling with top-k, top-p or min-p;
     corrected: the loss is weighted for the policy that sampled; may_not_end: responses of a fixed length are fine,
     as in continuing a text; penalised: score − β · KL is what the run maximises, and can be compared between steps
-    (not where scores are scaled by all scores so far, nor where the KL is in the loss, beside scaled advantages).
+    (not where scores are scaled by all scores so far, nor where the KL is in the loss, beside scaled advantages);
+    control: a run of `proxlm control`, whose policy may be sure of itself.
     """
 
     responses: int = 0
@@ -39,6 +40,7 @@ class Facts:
     precision: str = ""
     may_not_end: bool = False
     penalised: bool = True
+    control: bool = False
 
 
 def facts_of(settings: PPOJob | Mapping[str, Any]) -> Facts:
@@ -74,6 +76,7 @@ def facts_of(settings: PPOJob | Mapping[str, Any]) -> Facts:
             _get(tables, "shaping.scale", "none") != "running"
             and _get(tables, "ppo.kl_in", "reward") == "reward"
         ),
+        control="env" in tables,
     )
 
 

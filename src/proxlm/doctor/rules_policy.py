@@ -9,7 +9,17 @@ from statistics import median
 
 from proxlm.doctor.facts import RESPONSES_UNKNOWN, Facts
 from proxlm.doctor.finding import Finding, found, now
-from proxlm.doctor.window import Rows, at_least, first, first_middle, newest, newest_middle, number, span
+from proxlm.doctor.window import (
+    Rows,
+    at_least,
+    first,
+    first_middle,
+    has_learnt,
+    newest,
+    newest_middle,
+    number,
+    span,
+)
 from proxlm.runlog.text import number as shown
 
 # KL to the reference. At 1 nat per token the policy finds its own tokens e times likelier than the reference does.
@@ -91,7 +101,7 @@ def entropy_collapse(rows: Rows, facts: Facts) -> Finding | None:
     start, entropy = first_middle(rows, "entropy", 3), newest_middle(rows, "entropy", 5)
     if start is None or entropy is None or not at_least(rows, 8):
         return None
-    if entropy >= ENTROPY_SHARE * start or entropy >= ENTROPY_LOW:
+    if entropy >= ENTROPY_SHARE * start or entropy >= ENTROPY_LOW or (facts.control and has_learnt(rows)):
         return None
     return found(
         rows, "entropy_collapse",

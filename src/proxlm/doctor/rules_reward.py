@@ -15,6 +15,7 @@ from proxlm.doctor.window import (
     at_least,
     first,
     first_middle,
+    has_learnt,
     learning,
     newest,
     newest_middle,
@@ -50,9 +51,12 @@ FALL_BLOCKS = 8
 FAILED_SHARE = 0.05
 
 
-def reward_without_variance(rows: Rows, _facts: Facts) -> Finding | None:
-    """Every response gets the same reward, so no response is better than another."""
-    if not is_flat(rows, 5):
+def reward_without_variance(rows: Rows, facts: Facts) -> Finding | None:
+    """Every response gets the same reward, so no response is better than another.
+
+    Not where a policy for control has learnt: environments have a highest return, and it is meant to be reached.
+    """
+    if not is_flat(rows, 5) or (facts.control and has_learnt(rows)):
         return None
     reward, start = fmean(newest(rows, "reward", 5)), first_middle(rows, "reward", 3)
     risen = start is not None and reward > start + REWARD_EQUAL * max(1.0, abs(start))

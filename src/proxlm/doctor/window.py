@@ -76,6 +76,21 @@ def at_least(rows: Rows, count: int) -> bool:
     return sum(1 for _ in islice(filter(learning, rows), count)) >= count
 
 
+def has_learnt(rows: Rows) -> bool:
+    """Whether the reward has risen by more than its first spread. In a run of control there are rows in which no
+    episode ended: the first and the newest five that have a reward count."""
+    begun = list(islice(filter(_rewarded, rows), 5))
+    newest_five = list(islice(filter(_rewarded, reversed(rows)), 5))
+    before, after = (middle([row["reward"] for row in part], 5) for part in (begun, newest_five))
+    if before is None or after is None:
+        return False
+    return after > before + median(row["reward_std"] for row in begun)
+
+
+def _rewarded(row: Row) -> bool:
+    return number(row, "reward") is not None and number(row, "reward_std") is not None
+
+
 def span(rows: Rows, count: int) -> str:
     """The newest `count` rows in words: "steps 8–12"."""
     last = rows[-count:]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proxlm.config import EnvironmentConfig, RolloutConfig
+from proxlm.config import ConversationConfig, RolloutConfig
 from proxlm.environments.calls import Calls
 from proxlm.environments.protocol import Environment, MakeEnvironment, Task, checked_answer, checked_words
 from proxlm.environments.words import Words
@@ -56,7 +56,7 @@ class Conversations:
 
     make: MakeEnvironment
     words: Words
-    settings: EnvironmentConfig
+    settings: ConversationConfig
 
     @torch.no_grad()
     def __call__(

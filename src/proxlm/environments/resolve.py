@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from proxlm.config import DataConfig, EnvironmentConfig
+from proxlm.config import ConversationConfig, DataConfig
 from proxlm.data.chat import read_template
 from proxlm.data.prompts import LoadedPrompts
 from proxlm.environments.converse import Conversations
@@ -23,13 +23,13 @@ from proxlm.rl.shaping import segment_sum
 from proxlm.types import Prompt, Rollout, Scores
 
 
-def conversations(settings: EnvironmentConfig, data: DataConfig, tokenizer: Any) -> Conversations:
+def conversations(settings: ConversationConfig, data: DataConfig, tokenizer: Any) -> Conversations:
     """The sampler of conversations. Raises ConfigError for what is wrong in the settings."""
     words = ChatWords(tokenizer, read_template(data.chat_template), data.system) if data.chat else None
     return Conversations(resolve(settings), words or PlainWords(tokenizer), settings)
 
 
-def resolve(settings: EnvironmentConfig) -> MakeEnvironment:
+def resolve(settings: ConversationConfig) -> MakeEnvironment:
     """What makes a new environment for each conversation, its arguments checked."""
     use, key = settings.use, "environment.use"
     path, colon, name = use.rpartition(":")
@@ -55,7 +55,7 @@ def resolve(settings: EnvironmentConfig) -> MakeEnvironment:
     return functools.partial(made, **settings.args)
 
 
-def task_prompts(settings: EnvironmentConfig, count: int) -> tuple[LoadedPrompts, LoadedPrompts]:
+def task_prompts(settings: ConversationConfig, count: int) -> tuple[LoadedPrompts, LoadedPrompts]:
     """Prompts without words, for environments that need none: tasks to train on, and `count` held-out ones."""
     first = settings.tasks
     train = [Prompt(i, (), "") for i in range(first)]

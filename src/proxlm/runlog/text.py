@@ -23,6 +23,9 @@ LABELS = {
     "lr": "lr",
     "lr/policy": "lr",
     "tokens_per_second": "tok/s",
+    "episode_return": "return (100)",
+    "episode_length": "episode length",
+    "steps_per_second": "steps/s",
     "memory_gb": "GiB",
 }
 IN_A_LINE = ("entropy", "clip_fraction", "lr")

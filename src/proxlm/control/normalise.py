@@ -1,0 +1,82 @@
+"""Observations and rewards brought to a common scale by running moments, which are part of a checkpoint."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from proxlm.rl.moments import Moments, with_values
+
+
+class VectorMoments(NamedTuple):
+    """Count, mean [D] and sum of squared deviations [D] of the rows seen, in float64."""
+
+    n: float
+    mean: Tensor
+    squares: Tensor
+
+
+def no_rows(width: int) -> VectorMoments:
+    """The moments before the first row."""
+    return VectorMoments(
+        0.0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
+    )
+
+
+def with_rows(moments: VectorMoments, rows: Tensor) -> VectorMoments:
+    """The moments with more rows [n, D] taken in (Chan et al. 1979): any split into batches gives the same."""
+    if not len(rows):
+        return moments
+    r, more = rows.double(), float(len(rows))
+    n, mean = moments.n + more, r.mean(0)
+    gap = mean - moments.mean
+    squares = moments.squares + (r - mean).square().sum(0) + gap.square() * (moments.n * more / n)
+    return VectorMoments(n, moments.mean + gap * (more / n), squares)
+
+
+class Scale(NamedTuple):
+    """x → clip((x − shift) · factor, ± limit), all that a rollout needs of the moments; shift, factor [D] float32."""
+
+    shift: Tensor
+    factor: Tensor
+    limit: float
+
+    def __call__(self, observations: Tensor) -> Tensor:
+        """Observations [..., D] → [..., D]."""
+        return ((observations - self.shift) * self.factor).clamp(-self.limit, self.limit)
+
+
+def scale_of(moments: VectorMoments, limit: float, eps: float = 1e-8) -> Scale | None:
+    """To mean 0 and variance 1; None, which leaves everything as it is, before there are two rows."""
+    if moments.n < 2:
+        return None
+    factor = (moments.squares / moments.n + eps).rsqrt()
+    return Scale(moments.mean.float(), factor.float(), limit)
+
+
+class ReturnMoments(NamedTuple):
+    """What rewards are divided by: moments of the discounted sums of rewards, and each environment's sum so far [N].
+
+    The sum G ← γ G + r begins anew with an episode (Engstrom et al. 2020, "reward scaling").
+    """
+
+    moments: Moments
+    running: Tensor
+
+
+def with_rewards(state: ReturnMoments, rewards: Tensor, ended: Tensor, gamma: float) -> ReturnMoments:
+    """Take in a rollout's rewards [T, N]; ended [T, N] bool: the episode's last step."""
+    running, sums = state.running, []
+    for reward, end in zip(rewards.double().unbind(0), ended.unbind(0), strict=True):
+        total = gamma * running + reward
+        sums.append(total)
+        running = torch.where(end, 0.0, total)
+    return ReturnMoments(with_values(state.moments, torch.cat(sums)), running)
+
+
+def scaled_rewards(state: ReturnMoments, rewards: Tensor, limit: float) -> Tensor:
+    """Rewards over the standard deviation of the returns, within ± limit; their mean is not taken off, which would
+    change what is learnt where episodes end early."""
+    return (rewards / state.moments.std).clamp(-limit, limit)

@@ -1,0 +1,119 @@
+"""A learned policy on its own: saved, loaded, and played into a GIF."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from proxlm.config import ControlJob, NetworkConfig
+from proxlm.control.collect import scaled
+from proxlm.control.network import Agent, Rows
+from proxlm.control.normalise import Scale, VectorMoments, scale_of
+from proxlm.control.spaces import Spaces, spaces_of
+from proxlm.errors import ConfigError, RunError
+from proxlm.seeds import derive_seed
+
+MOST_FRAMES = 1000
+
+
+def save_policy(folder: Path, agent: Agent, observed: VectorMoments, config: ControlJob) -> None:
+    """Write policy.safetensors (weights; shift and factor of observations) and policy.json (environment, network)."""
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    tensors = {name: p.detach() for name, p in agent.named_parameters()}
+    scale = scale_of(observed, config.env.clip) if config.env.normalise_observations else None
+    if scale is not None:
+        tensors |= {"scale.shift": scale.shift, "scale.factor": scale.factor}
+    save_file(tensors, folder / "policy.safetensors")
+    about = {"env": config.env.id, "clip": config.env.clip, "model": asdict(config.model)}
+    (folder / "policy.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def load_policy(folder: Path, spaces: Spaces) -> tuple[Agent, Scale | None]:
+    """The agent and the scale of its observations, as `save_policy` wrote them. Raises RunError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        about = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "policy.safetensors")
+        shift, factor = tensors.pop("scale.shift", None), tensors.pop("scale.factor", None)
+        agent = Agent(spaces, NetworkConfig(**about["model"]), seed=0)
+        agent.load_state_dict(tensors)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{folder}: not a policy for this environment: {reason[:300]}") from error
+    return agent, None if shift is None or factor is None else Scale(shift, factor, about["clip"])
+
+
+@torch.no_grad()
+def play(
+    agent: Agent,
+    scale: Scale | None,
+    env: Any,
+    spaces: Spaces,
+    seed: int,
+    most_steps: int = MOST_FRAMES,
+    on_step: Callable[[], None] | None = None,
+) -> float:
+    """One episode of the likeliest actions; returns the sum of its rewards. on_step is called before each step."""
+    observation, _ = env.reset(seed=derive_seed(seed, "play") >> 32)
+    rows = Rows(torch.arange(2), agent.no_memory(1)) if agent.units else None
+    total, offsets = 0.0, torch.arange(2)
+    for _ in range(most_steps):
+        if on_step is not None:
+            on_step()
+        x = scaled(torch.from_numpy(spaces.flat(observation)).unsqueeze(0), scale)
+        choice, state = agent.act(x, rows)
+        rows = None if state is None else Rows(offsets, state)
+        observation, reward, terminated, truncated, _ = env.step(spaces.sent(choice.mode().numpy())[0])
+        total += float(reward)
+        if terminated or truncated:
+            break
+    return total
+
+
+def gif_problem(make: Callable[[], Any]) -> str | None:
+    """Why no GIF can be made, or None: pictures need Pillow and whatever the environment draws with."""
+    try:
+        import PIL.Image  # noqa: F401
+
+        env = make()
+        env.reset(seed=0)
+        frame = env.render()
+        env.close()
+    except ImportError as error:
+        return f"{error}; pip install proxlm[control]"
+    except ConfigError as error:
+        return str(error)
+    except Exception as error:  # an environment draws with whatever it likes
+        return f"{type(error).__name__}: {error}; pip install proxlm[control] if a package is missing"
+    return None if getattr(frame, "ndim", 0) == 3 else "the environment draws no picture (rgb_array)"
+
+
+def write_gif(path: Path, agent: Agent, scale: Scale | None, env: Any, name: str, seed: int) -> float:
+    """Play one episode of an environment that draws, and write it as a GIF; returns the sum of its rewards."""
+    from PIL import Image
+
+    frames: list[Any] = []
+
+    def draw() -> None:
+        picture = Image.fromarray(env.render())
+        picture.thumbnail((300, 300))
+        frames.append(picture.quantize(32))
+
+    total = play(agent, scale, env, spaces_of(env, name), seed, on_step=draw)
+    rate = float(env.metadata.get("render_fps") or 30)
+    # A GIF counts in hundredths of a second, and viewers slow down what is faster than two of them.
+    every = max(1, round(rate / 25))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames[0].save(
+        path, save_all=True, append_images=frames[every::every], duration=round(1000 * every / rate), loop=0
+    )
+    return total

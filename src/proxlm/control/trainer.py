@@ -1,0 +1,225 @@
+"""The loop of `proxlm control`: act → scale → advantages → update, on one page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proxlm.checkpoint import check_fit, load_checkpoint, newest_checkpoint, save_checkpoint, with_prefix
+from proxlm.config import ControlJob
+from proxlm.control.collect import Rollout, collect
+from proxlm.control.environments import Environments, MakeEnvironment
+from proxlm.control.experience import Experience, prepare
+from proxlm.control.network import Agent, State
+from proxlm.control.normalise import (
+    ReturnMoments,
+    VectorMoments,
+    no_rows,
+    scale_of,
+    scaled_rewards,
+    with_rewards,
+    with_rows,
+)
+from proxlm.control.policy import save_policy
+from proxlm.control.spaces import spaces_of
+from proxlm.control.update import Learner, update
+from proxlm.doctor import Doctor, facts_of
+from proxlm.errors import RunError
+from proxlm.rl.advantages import explained_variance
+from proxlm.rl.moments import Moments
+from proxlm.runlog.folder import read_jsonl
+from proxlm.runlog.writer import RunLog
+from proxlm.seeds import derive_seed
+from proxlm.train.optimiser import Optimiser
+from proxlm.train.stats import summarise
+
+# Of so many newest episodes the mean is told, as is the custom.
+RECENT = 100
+
+
+class ControlTrainer:
+    """What one run holds: environments, agent, optimisers, moments, counters."""
+
+    def __init__(self, config: ControlJob, make: MakeEnvironment, folder: Path) -> None:
+        self.config, self.folder, seed = config, folder, config.run.seed
+        first = make()
+        self.spaces = spaces_of(first, config.env.id)
+        first.close()
+        self.envs = Environments(make, config.env.count, self.spaces, seed)
+        self.agent = Agent(self.spaces, config.model, derive_seed(seed, "weights"))
+        self.optimisers = {
+            who: Optimiser(self.agent.parameters_of(who), getattr(config.optim, who))
+            for who in ("policy", "critic")
+        }
+        count = config.env.count
+        self.step_number, self.steps = 0, config.env.steps // (count * config.ppo.horizon)
+        self.observed = no_rows(self.spaces.observation)
+        self.rewarded = ReturnMoments(Moments(), torch.zeros(count, dtype=torch.float64))
+        self.states: dict[str, State | None] = dict.fromkeys(("policy", "critic"))
+        if config.model.lstm:
+            self.states = {who: self.agent.no_memory(count) for who in self.states}
+        self.started = False
+
+    def train(self, log: RunLog) -> None:
+        """Run from the newest step to the last one."""
+        run, doctor = self.config.run, self._doctor()
+        while self.step_number < self.steps:
+            metrics = self.step(log.phase)
+            log.metrics(self.step_number, metrics)
+            for finding in doctor.see({"step": self.step_number, **metrics}):
+                log.note(finding.line())
+            if self.step_number == self.steps or (run.save_every and self.step_number % run.save_every == 0):
+                log.phase("checkpoint")
+                self.save()
+
+    def _doctor(self) -> Doctor:
+        doctor, past = Doctor(facts_of(asdict(self.config))), self.folder / "metrics.jsonl"
+        if self.step_number and past.exists():
+            for row in read_jsonl(past):
+                doctor.see(row)
+        return doctor
+
+    def step(self, phase: Callable[[str], None] = lambda _name: None) -> dict[str, float]:
+        """One PPO step: a rollout and an update. Returns its metrics."""
+        config, seconds = self.config, dict[str, float]()
+        if not self.started:
+            self.envs.start()
+            self.started = True
+        ended_before = len(self.envs.finished)
+        with _timed("rollout", phase, seconds):
+            scale = scale_of(self.observed, config.env.clip) if config.env.normalise_observations else None
+            seed = derive_seed(config.run.seed, "actions", self.step_number)
+            rollout = collect(self.agent, self.envs, scale, config.ppo.horizon, self.states["policy"], seed)
+        with _timed("prepare", phase, seconds):
+            rewards = self._rewards(rollout)
+            experience, critic_state = prepare(
+                self.agent, rollout, rewards, scale, config.ppo, self.states["critic"]
+            )
+        with _timed("update", phase, seconds):
+            seed = derive_seed(config.run.seed, "update")
+            learner = Learner(self.agent, self.optimisers, config.ppo, seed, self.step_number, self.steps)
+            stats = update(learner, experience)
+        self.states = {"policy": rollout.last_state, "critic": critic_state}
+        if config.env.normalise_observations:
+            self.observed = with_rows(self.observed, rollout.observations.flatten(0, 1))
+        self.step_number += 1
+        episodes = self.envs.finished[ended_before:]
+        self.envs.finished = self.envs.finished[-RECENT:]
+        metrics = episode_metrics(episodes, self.envs.finished)
+        metrics |= step_metrics(rollout, experience) | summarise(stats)
+        for unused in ("kl_loss", "ptx_loss"):
+            del metrics[unused]
+        steps = rollout.rewards.numel()
+        return metrics | {
+            "env_steps": float(self.step_number * steps),
+            **{f"time/{name}": s for name, s in seconds.items()},
+            "steps_per_second": steps / sum(seconds.values()),
+        }
+
+    def _rewards(self, rollout: Rollout) -> Tensor:
+        """Rewards [T, N] as they are learnt from."""
+        if not self.config.env.normalise_rewards:
+            return rollout.rewards
+        gamma = self.config.ppo.gamma
+        self.rewarded = with_rewards(self.rewarded, rollout.rewards, rollout.ended, gamma)
+        return scaled_rewards(self.rewarded, rollout.rewards, self.config.env.clip)
+
+    def save(self) -> Path:
+        """Write a checkpoint of the state after the newest step."""
+        tensors: dict[str, Tensor] = {f"agent.{name}": p for name, p in self.agent.named_parameters()}
+        for who, optimiser in self.optimisers.items():
+            tensors |= {f"optimiser.{who}.{name}": t for name, t in optimiser.state_tensors().items()}
+        tensors |= {f"environments.{name}": t for name, t in self.envs.state_tensors().items()}
+        for who, state in self.states.items():
+            if state is not None:
+                tensors |= {f"memory.{who}.h": state[0], f"memory.{who}.c": state[1]}
+        tensors |= {"observed.mean": self.observed.mean, "observed.squares": self.observed.squares}
+        tensors["rewarded.running"] = self.rewarded.running
+        state_json: dict[str, Any] = {
+            "seed": self.config.run.seed,
+            "observed": self.observed.n,
+            "rewarded": list(self.rewarded.moments),
+            "finished": self.envs.finished,
+        }
+        return save_checkpoint(
+            self.folder, self.step_number, tensors, state_json, self.config.run.keep, self.save_policy
+        )
+
+    def save_policy(self, folder: Path) -> None:
+        """Write what acting needs: weights, observation moments, settings."""
+        save_policy(folder, self.agent, self.observed, self.config)
+
+    @torch.no_grad()
+    def resume(self) -> Path:
+        """Go on from the newest complete checkpoint of the run's folder.
+
+        Raises RunError where it does not fit the network or the seed, or the environment cannot be played again.
+        """
+        checkpoint = newest_checkpoint(self.folder)
+        tensors, saved = load_checkpoint(checkpoint)
+        current = {f"agent.{name}": p for name, p in self.agent.named_parameters()}
+        check_fit(checkpoint, {n: t for n, t in tensors.items() if n.startswith("agent.")}, current)
+        if saved["seed"] != self.config.run.seed:
+            raise RunError(f"{checkpoint}: made with run.seed = {saved['seed']}; resume with the same")
+        of_envs = with_prefix(tensors, "environments.")
+        if len(of_envs["number"]) != self.config.env.count:
+            raise RunError(
+                f"{checkpoint}: made with env.count = {len(of_envs['number'])}; resume with the same"
+            )
+        self.envs.restore(of_envs)
+        self.envs.finished = [(total, length) for total, length in saved["finished"]]
+        for name, p in current.items():
+            p.copy_(tensors[name])
+        for who, optimiser in self.optimisers.items():
+            optimiser.load_state_tensors(with_prefix(tensors, f"optimiser.{who}."))
+            if self.config.model.lstm:
+                self.states[who] = tensors[f"memory.{who}.h"], tensors[f"memory.{who}.c"]
+        self.observed = VectorMoments(
+            saved["observed"], tensors["observed.mean"], tensors["observed.squares"]
+        )
+        self.rewarded = ReturnMoments(Moments(*saved["rewarded"]), tensors["rewarded.running"])
+        self.step_number, self.started = saved["step"], True
+        return checkpoint
+
+
+def episode_metrics(ended: list[tuple[float, int]], recent: list[tuple[float, int]]) -> dict[str, float]:
+    """reward: mean undiscounted return of the episodes that ended in this step, reward_std; episode_return and
+    episode_length: means of the newest 100. Nothing where there is no episode yet."""
+    metrics = {"episodes_ended": float(len(ended))}
+    if ended:
+        returns = torch.tensor([total for total, _ in ended], dtype=torch.float64)
+        metrics |= {"reward": float(returns.mean()), "reward_std": float(returns.std(correction=0))}
+    if recent:
+        metrics["episode_return"] = sum(total for total, _ in recent) / len(recent)
+        metrics["episode_length"] = sum(length for _, length in recent) / len(recent)
+    return metrics
+
+
+def step_metrics(rollout: Rollout, experience: Experience) -> dict[str, float]:
+    """The numbers of a rollout before the update, named as those of a language model's."""
+    e, every = experience, torch.ones(len(experience.values), dtype=torch.bool)
+    gap = rollout.logprobs.transpose(0, 1).reshape(-1) - e.logprobs
+    return {
+        "entropy": float(e.entropy.mean()),
+        "return_mean": float(e.returns.mean()),
+        "value_mean": float(e.values.mean()),
+        "advantage_mean": float(e.raw.mean()),
+        "advantage_std": float(e.raw.std(correction=0)),
+        "explained_variance": explained_variance(e.values, e.returns, every),
+        "rollout_gap": float(gap.abs().max()),
+    }
+
+
+@contextmanager
+def _timed(name: str, phase: Callable[[str], None], seconds: dict[str, float]) -> Iterator[None]:
+    phase(name)
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began
