@@ -48,7 +48,10 @@ class ModelConfig:
 class NewModelConfig:
     """A new model, built from a transformers configuration with random weights."""
 
-    type: str = setting("llama", "transformers model type: llama, qwen3, gpt2, ...")
+    type: str = setting(
+        "llama",
+        "transformers model type: llama, qwen3, gpt2, ...; or lstm, proxlm's own",
+    )
     vocabulary: int = setting(4096, "size of the byte-level BPE tokenizer trained on the text", ge=260)
     hidden: int = setting(256, "width of the residual stream", ge=8)
     layers: int = setting(4, "number of blocks", ge=1)
