@@ -32,6 +32,7 @@ def load_language_model(config: ModelConfig) -> LanguageModel:
 
     Raises ModelError if the model or its tokenizer cannot be loaded, has no EOS, or only pickled weights.
     """
+    register_families()  # first: transformers looks at the model's type for the tokenizer, too
     tokenizer = load_tokenizer(config.policy, config.trust_remote_code)
     network = _load_network(config)
     model = wrap(network, tokenizer, config)
@@ -61,7 +62,6 @@ def wrap(network: Any, tokenizer: Any, config: ModelConfig) -> LanguageModel:
 def _load_network(config: ModelConfig) -> Any:
     from transformers import AutoModelForCausalLM
 
-    register_families()
     try:
         return AutoModelForCausalLM.from_pretrained(
             config.policy,
