@@ -225,6 +225,7 @@ def test_old_and_new_logprobs_are_the_same_computation(model):
         assert torch.equal(token_outputs(model, batch).logprobs, with_gradient)
     assert torch.equal(token_outputs(reference, batch).logprobs, with_gradient)
     assert torch.backends.mkldnn.enabled
+    assert torch.backends.cudnn.enabled
 
 
 def test_saved_and_loaded_it_is_the_same(model, tmp_path):
@@ -299,7 +300,7 @@ def test_a_critic_from_a_reward_model(tokenizer, model, tmp_path):
     "settings", [{}, {"packed": True}, {"loss": "trpo"}, {"critic": "separate", "packed": True}], ids=str
 )
 def test_ppo_begins_at_ratio_1_and_the_reward_rises(tokenizer, tmp_path, settings):
-    steps = 4 if settings else 25
+    steps = 2 if settings else 25
     log = SilentLog()
     made = trainer(tokenizer, job(steps=steps, lr=1e-2, kl_coef=0.01, **settings), tmp_path, family="lstm")
     before = parameters(made)

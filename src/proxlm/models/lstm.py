@@ -78,16 +78,18 @@ class LSTMState:
 
 
 @contextlib.contextmanager
-def without_onednn() -> Iterator[None]:
-    """On the CPU, torch's own LSTM: oneDNN's has other last bits with gradient than without, no second derivative
-    and no bfloat16 on older processors. The old and the new log-prob of a token must be the same computation.
+def plain_kernels() -> Iterator[None]:
+    """torch's own LSTM on every device: the old and the new log-prob of a token must be the same computation.
+
+    oneDNN's has other last bits with gradient than without, and fails under bfloat16 autocast; cuDNN's has no
+    gradient in evaluation mode, in which proxlm trains, and rounds to TF32 unless told otherwise.
     """
-    before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    mkldnn, cudnn = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled
+    torch.backends.mkldnn.enabled = torch.backends.cudnn.enabled = False  # type: ignore[assignment]
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = before
+        torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled = mkldnn, cudnn
 
 
 class LSTMPreTrainedModel(PreTrainedModel):
@@ -173,10 +175,7 @@ class LSTMModel(LSTMPreTrainedModel):
 
     def _run(self, embeds: Any, before: tuple[Tensor, Tensor] | None) -> tuple[Any, tuple[Tensor, Tensor]]:
         """The layers over rows that are all there, or over torch's packed rows."""
-        weights = self.lstm.all_weights[0]
-        if weights[0].is_cuda and len({w.untyped_storage().data_ptr() for w in weights}) > 1:
-            self.lstm.flatten_parameters()  # a copied model's weights lie apart, which cuDNN is slow with
-        with without_onednn():
+        with plain_kernels():
             hidden, after = self.lstm(embeds, before)
         return hidden, after
 
