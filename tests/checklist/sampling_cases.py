@@ -11,7 +11,7 @@ from proxlm.rollout.native import generate
 from proxlm.types import Prompt, Sequences
 from small_models import WORDS
 
-FAMILIES = ["llama", "qwen3", "gpt2"]
+FAMILIES = ["llama", "qwen3", "gpt2", "lstm"]
 
 
 def prompts(tokenizer, count=6):

@@ -208,7 +208,7 @@ def test_four_passes_each_in_its_own_order(tokenizer, tmp_path, monkeypatch):
 # PEFT says that it takes GPT-2's transposed layers for what they are.
 @pytest.mark.checklist(37)
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "lstm"])  # no linear layers to adapt
 def test_fresh_lora_is_the_reference_bit_for_bit(tokenizer, family, packed):
     models = make_actor_critic(
         add_lora(tiny_model(tokenizer, family, packed=packed), LoraConfig(rank=4)), "shared"

@@ -108,7 +108,7 @@ def test_positions_count_the_real_tokens_of_a_row(tokenizer, family):
 
 
 @pytest.mark.checklist(32)
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "mistral", "lstm"])
 def test_packing_is_found_sound(tokenizer, family):
     check_packing(tiny_model(tokenizer, family))
     check_packing(tiny_model(tokenizer, family, packed=True))

@@ -7,6 +7,7 @@ import torch
 
 from proxlm.config.schema import RewardConfig
 from proxlm.errors import ConfigError, ModelError, RewardError
+from proxlm.models.families import register_families
 from proxlm.rewards import build_reward
 from proxlm.rewards.reward_model import RewardModel
 from proxlm.types import Completion
@@ -26,6 +27,7 @@ def save_classifier(folder: Path, tokenizer: Any, type: str = "llama", **config:
     """A random sequence classifier with weights large enough to tell texts apart."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
+    register_families()
     sizes = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
     made = AutoConfig.for_model(
         type,
@@ -57,7 +59,7 @@ def direct_logits(path: str, tokenizer: Any, text: str) -> torch.Tensor:
         return model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0]
 
 
-@pytest.mark.parametrize("type", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("type", ["llama", "gpt2", "bert", "proxlm_lstm"])
 def test_a_score_is_the_models_logit_whatever_the_batch_and_order(
     type: str, tmp_path: Path, tokenizer: Any
 ) -> None:

@@ -17,7 +17,8 @@ from proxlm.types import Prompt
 from small_models import WORDS, tiny_model
 
 FAMILIES = [
-    "llama", "qwen2", "qwen3", "gpt2", "mistral", "gemma2", "gpt_neox", "opt", "bloom", "phi3", "granite", "cohere"
+    "llama", "qwen2", "qwen3", "gpt2", "mistral", "gemma2", "gpt_neox", "opt", "bloom", "phi3", "granite", "cohere",
+    "lstm",
 ]  # fmt: skip
 RECURRENT = ["mamba"]
 
@@ -82,7 +83,7 @@ def test_sliding_windows_much_shorter_than_the_text(tokenizer, family):
 
 
 @pytest.mark.checklist(32)
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "lstm"])
 def test_the_same_seed_gives_the_same_rollouts_at_any_batch_size(tokenizer, family):
     model, asked = tiny_model(tokenizer, family), prompts(tokenizer, 64)
     one, seven, all_ = (run(model, asked, batch_size=size) for size in (1, 7, 64))

@@ -75,7 +75,7 @@ def test_the_trust_region_begins_at_ratio_1_whatever_the_layout(tokenizer, tmp_p
 
 
 @pytest.mark.checklist(23)
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "lstm"])
 def test_fisher_product_is_that_of_the_explicit_matrix(tokenizer, family):
     """F v = Σ_t w_t J_tᵀ (diag p − p pᵀ) J_t v, with J_t v by forward differences of the logits."""
     models = actors(tokenizer, job(), family=family)
@@ -111,7 +111,7 @@ def test_fisher_product_is_that_of_the_explicit_matrix(tokenizer, family):
 
 
 @pytest.mark.checklist(32)
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "mistral", "lstm"])
 def test_packed_sequences_have_the_numbers_of_padded_ones(tokenizer, family):
     padded = tiny_model(tokenizer, family)
     check_packing(padded)

@@ -31,7 +31,7 @@ def run(made):
 
 @pytest.mark.checklist(15)
 @pytest.mark.parametrize("critic", CRITICS)
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "lstm"])
 def test_first_minibatch_has_ratio_exactly_1(tokenizer, tmp_path, critic, family):
     rows = run(trainer(tokenizer, job(critic), tmp_path, family=family))
     assert len(rows) == 3

@@ -67,6 +67,9 @@ def model_context(model: ModelConfig) -> int | None:
     """The model's longest sequence in tokens, or None where its configuration names none."""
     from transformers import AutoConfig
 
+    from proxlm.models.families import register_families
+
+    register_families()
     require_folder(model.policy)
     try:
         config: Any = AutoConfig.from_pretrained(model.policy, trust_remote_code=model.trust_remote_code)

@@ -81,13 +81,20 @@ class PretrainJob:
 
     def problems(self) -> Problems:
         found = _needed(("text.train", self.text.train)) + _optimiser_problems("optim", self.optim)
+        if not self.model.policy and not self.new.recurrent:
+            found += self._attention_problems()
+        if not self.model.policy and self.model.lora.rank:
+            found.append(("model.lora.rank", "adapters need model.policy, a model to go on from"))
+        return found
+
+    def _attention_problems(self) -> Problems:
+        """What cannot be in a model with heads and positions."""
+        found: Problems = []
         if self.new.hidden % self.new.heads:
             found.append(("new.hidden", f"must be a multiple of new.heads = {self.new.heads}"))
         elif self.new.hidden // self.new.heads % 2:
             found.append(("new.hidden", "new.hidden / new.heads must be even (rotary positions)"))
-        if not self.model.policy and self.model.lora.rank:
-            found.append(("model.lora.rank", "adapters need model.policy, a model to go on from"))
-        if not self.model.policy and self.train.block > self.new.context:
+        if self.train.block > self.new.context:
             found.append(("train.block", f"longer than new.context = {self.new.context}"))
         return found
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from proxlm.config import ModelConfig
 from proxlm.errors import ModelError
+from proxlm.models.families import register_families
 from proxlm.models.forward import TokenOutputs, response_states, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
@@ -125,6 +126,7 @@ def critic_from_reward_model(models: ActorCritic, path: str) -> ActorCritic:
     """
     from transformers import AutoModelForSequenceClassification
 
+    register_families()
     policy = models.policy
     try:
         network = AutoModelForSequenceClassification.from_pretrained(

@@ -10,6 +10,7 @@ import torch
 from proxlm.config import LoraConfig, ModelConfig, NewModelConfig
 from proxlm.data.tokenizer import load_tokenizer
 from proxlm.errors import ConfigError, ModelError
+from proxlm.models.families import SHORT_NAMES, register_families
 from proxlm.models.forward import check_packing
 from proxlm.models.language_model import LanguageModel, check_head
 
@@ -31,6 +32,7 @@ def load_language_model(config: ModelConfig) -> LanguageModel:
 
     Raises ModelError if the model or its tokenizer cannot be loaded, has no EOS, or only pickled weights.
     """
+    register_families()  # first: transformers looks at the model's type for the tokenizer, too
     tokenizer = load_tokenizer(config.policy, config.trust_remote_code)
     network = _load_network(config)
     model = wrap(network, tokenizer, config)
@@ -80,6 +82,16 @@ def add_lora(model: LanguageModel, lora: LoraConfig) -> LanguageModel:
         raise ConfigError('model.lora needs PEFT: pip install "proxlm[lora]"') from error
     from transformers.pytorch_utils import Conv1D
 
+    head = model.network.get_output_embeddings()
+    if not lora.targets and not any(
+        isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+        for module in model.network.modules()
+    ):
+        kind = model.network.config.model_type
+        raise ConfigError(
+            f"model.lora: model type {kind} has no linear layer but its output head for adapters to sit on;"
+            " set model.lora.rank = 0"
+        )
     settings = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -104,10 +116,11 @@ def build_language_model(new: NewModelConfig, tokenizer: Any, config: ModelConfi
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    register_families()
     intermediate = new.intermediate or -(-new.hidden * 8 // 3 // 32) * 32
     try:
         network_config = AutoConfig.for_model(
-            new.type,
+            SHORT_NAMES.get(new.type, new.type),
             vocab_size=len(tokenizer),
             hidden_size=new.hidden,
             num_hidden_layers=new.layers,

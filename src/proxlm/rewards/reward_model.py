@@ -11,6 +11,7 @@ from torch import Tensor
 
 from proxlm.data.tokenizer import looks_like_path
 from proxlm.errors import ConfigError, ModelError, RewardError
+from proxlm.models.families import register_families
 from proxlm.models.load import resolve_device
 from proxlm.types import Completion
 
@@ -143,6 +144,7 @@ class RewardModel:
 def _load_config(path: str) -> Any:
     from transformers import AutoConfig
 
+    register_families()
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -162,6 +164,7 @@ def _load_model(path: str, device: torch.device) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
 
+    register_families()
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,

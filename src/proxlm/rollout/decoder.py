@@ -1,7 +1,8 @@
 """Step-by-step decoding of a batch whose rows can leave it.
 
-Both decoders give the state after the newest token of each row. `CachedDecoder` keeps keys and values;
-`RecomputeDecoder` runs the whole sequence anew, for model types whose cache cannot drop rows.
+The decoders give the state after the newest token of each row. `CachedDecoder` keeps keys and values;
+`RecurrentDecoder` the state of proxlm's own recurrent family; `RecomputeDecoder` runs the whole sequence anew, for
+model types whose cache cannot drop rows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from proxlm.models.families import SHORT_NAMES
 from proxlm.models.forward import pad_right
 from proxlm.models.language_model import LanguageModel
 from proxlm.types import Sequences, offsets_of
@@ -68,6 +70,34 @@ class CachedDecoder:
         return output.last_hidden_state[:, -1]
 
 
+class RecurrentDecoder:
+    """The state of a recurrence is the cache: each token costs the same, however long the row is.
+
+    Prompts are padded on the right under a mask, which leaves a row's state as its last real token made it.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        self.cache: Any = None
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        lengths = torch.tensor([len(p) for p in prompts])
+        flat = torch.tensor([token for p in prompts for token in p])
+        batch = Sequences(flat, offsets_of(lengths), lengths).to(self.model.device)
+        padded, place = pad_right(batch)
+        mask = torch.arange(padded.shape[1], device=padded.device) < batch.lengths[:, None]
+        output = self.model.states(padded, attention_mask=mask, use_cache=True)
+        self.cache = output.past_key_values
+        return output.last_hidden_state.flatten(0, 1)[place[batch.offsets[1:] - 1]]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        output = self.model.states(tokens[:, None], past_key_values=self.cache, use_cache=True)
+        return output.last_hidden_state[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+
+
 class RecomputeDecoder:
     """No cache: exact for every causal model, at quadratic cost."""
 
@@ -97,7 +127,9 @@ class RecomputeDecoder:
 
 
 def make_decoder(model: LanguageModel) -> Decoder:
-    """A cached decoder where the model keeps plain keys and values, else one that recomputes."""
+    """The decoder for what the model keeps: plain keys and values, a state of ours, or nothing that drops rows."""
+    if model.network.config.model_type in SHORT_NAMES.values():
+        return RecurrentDecoder(model)
     return CachedDecoder(model) if _has_plain_cache(model) else RecomputeDecoder(model)
 
 

@@ -1,0 +1,29 @@
+"""proxlm's own model families, made known to the Auto classes of transformers."""
+
+from __future__ import annotations
+
+# A short name for `new.type` → transformers' model type.
+SHORT_NAMES = {"lstm": "proxlm_lstm"}
+
+
+def register_families() -> None:
+    """Make AutoConfig, AutoModel and the like know proxlm's own families; as often as one likes.
+
+    Called wherever proxlm loads or builds a model, not on import: it imports transformers. Who loads such a model
+    with transformers alone calls it first.
+    """
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+    )
+
+    from proxlm.models import lstm
+
+    AutoConfig.register(lstm.LSTMConfig.model_type, lstm.LSTMConfig, exist_ok=True)
+    AutoModel.register(lstm.LSTMConfig, lstm.LSTMModel, exist_ok=True)
+    AutoModelForCausalLM.register(lstm.LSTMConfig, lstm.LSTMForCausalLM, exist_ok=True)
+    AutoModelForSequenceClassification.register(
+        lstm.LSTMConfig, lstm.LSTMForSequenceClassification, exist_ok=True
+    )

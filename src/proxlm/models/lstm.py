@@ -1,0 +1,252 @@
+"""A recurrent language model: LSTM layers between a token embedding and an output head tied to it.
+
+The cell is that of Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000, as torch.nn.LSTM has it.
+Input and output share one matrix (Press & Wolf 2017). It is an ordinary transformers model; `models/families.py`
+makes the Auto classes know it. Its state [h, c] is the cache, so that a token costs the same wherever it stands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+
+class LSTMConfig(PreTrainedConfig):
+    """The shape of the model. A recurrence has no longest sequence and no attention heads, so neither is kept.
+
+    dropout: on the embedding, between layers and before the head, in training mode; proxlm trains in evaluation mode.
+    """
+
+    model_type = "proxlm_lstm"
+    keys_to_ignore_at_inference = ("past_key_values",)
+
+    def __init__(
+        self,
+        vocab_size: int = 4096,
+        hidden_size: int = 256,
+        num_hidden_layers: int = 2,
+        dropout: float = 0.0,
+        initializer_range: float = 0.1,
+        use_cache: bool = True,
+        tie_word_embeddings: bool = True,
+        **more: Any,
+    ) -> None:
+        self.vocab_size, self.hidden_size, self.num_hidden_layers = vocab_size, hidden_size, num_hidden_layers
+        self.dropout, self.initializer_range, self.use_cache = dropout, initializer_range, use_cache
+        for name in ("max_position_embeddings", "num_attention_heads"):
+            more.pop(name, None)
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **more)
+        # Newer versions of transformers take what they do not know for attributes; older ones set this alone.
+        self.tie_word_embeddings = tie_word_embeddings
+
+
+@dataclass(eq=False)
+class LSTMState:
+    """The state of every layer after the tokens read so far: what a Transformer's cache is to it.
+
+    hidden, cell [layers, b, H]; read: how many columns of input it has seen, masked ones included.
+    """
+
+    hidden: Tensor
+    cell: Tensor
+    read: int = 0
+    is_compileable = False
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002
+        return self.read
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows at `indices` [k], in that order."""
+        self.hidden, self.cell = (s.index_select(1, indices) for s in (self.hidden, self.cell))
+
+    reorder_cache = batch_select_indices
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row `repeats` times."""
+        self.hidden = self.hidden.repeat_interleave(repeats, dim=1)
+        self.cell = self.cell.repeat_interleave(repeats, dim=1)
+
+
+@contextlib.contextmanager
+def plain_kernels() -> Iterator[None]:
+    """torch's own LSTM on every device: the old and the new log-prob of a token must be the same computation.
+
+    oneDNN's has other last bits with gradient than without, and fails under bfloat16 autocast; cuDNN's has no
+    gradient in evaluation mode, in which proxlm trains, and rounds to TF32 unless told otherwise.
+    """
+    mkldnn, cudnn = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled
+    torch.backends.mkldnn.enabled = torch.backends.cudnn.enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled = mkldnn, cudnn
+
+
+class LSTMPreTrainedModel(PreTrainedModel):
+    """Weights: embeddings normal; gates uniform within 1 / √H, torch's own; biases 0, but 1 at the forget gate
+    (Jozefowicz et al. 2015).
+    """
+
+    config_class = LSTMConfig
+    base_model_prefix = "model"
+    # What was read cannot be taken back, so generation that steps back is refused.
+    _is_stateful = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if not isinstance(module, nn.LSTM):
+            super()._init_weights(module)
+            return
+        size = module.hidden_size
+        forget = torch.zeros(4 * size)
+        forget[size : 2 * size] = 1.0
+        for name, p in module.named_parameters():
+            if name.startswith("weight"):
+                init.uniform_(p, -(size**-0.5), size**-0.5)
+            elif name.startswith("bias_ih"):
+                init.copy_(p, forget.to(p))
+            else:
+                init.zeros_(p)
+
+
+class LSTMModel(LSTMPreTrainedModel):
+    """The trunk: tokens → states."""
+
+    def __init__(self, config: LSTMConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        between = config.dropout if config.num_hidden_layers > 1 else 0.0
+        self.lstm = nn.LSTM(
+            config.hidden_size,
+            config.hidden_size,
+            config.num_hidden_layers,
+            batch_first=True,
+            dropout=between,
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: LSTMState | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **_: Any,
+    ) -> BaseModelOutputWithPast:
+        """Tokens [b, t] (or their embeddings [b, t, H]) → last_hidden_state [b, t, H].
+
+        attention_mask [b, … t]: a column with 0 leaves its row's state as it is, and has the output 0, wherever it
+        stands. position_ids: without cache and mask, a row starts anew where they are 0, as in attention (packing).
+        past_key_values: goes on from there, and is moved on in place.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        embeds = self.dropout(inputs_embeds)
+        keep = self.config.use_cache if use_cache is None else use_cache
+        state, columns = past_key_values, embeds.shape[1]
+        mask = None if attention_mask is None else attention_mask[:, -columns:].bool()
+        if mask is not None and bool(mask.all()):
+            mask = None
+        if position_ids is not None and attention_mask is None and state is None and not keep:
+            return BaseModelOutputWithPast(last_hidden_state=self._packed(embeds, position_ids))
+        before = None if state is None else (state.hidden, state.cell)
+        hidden, after = self._masked(embeds, mask, before) if mask is not None else self._run(embeds, before)
+        if state is None:
+            state = LSTMState(*after)
+        else:
+            state.hidden, state.cell = after
+        state.read += columns
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.dropout(hidden), past_key_values=state if keep else None
+        )
+
+    def _run(self, embeds: Any, before: tuple[Tensor, Tensor] | None) -> tuple[Any, tuple[Tensor, Tensor]]:
+        """The layers over rows that are all there, or over torch's packed rows."""
+        with plain_kernels():
+            hidden, after = self.lstm(embeds, before)
+        return hidden, after
+
+    def _masked(
+        self, embeds: Tensor, mask: Tensor, before: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Real tokens are moved to the front of their row, read, and their states moved back. mask [b, t] bool."""
+        lengths = mask.sum(-1)
+        order = torch.argsort(~mask, dim=-1, stable=True)[..., None].expand_as(embeds)
+        # torch reads no empty row: it reads one column of it, which is then forgotten.
+        packed = pack_padded_sequence(
+            embeds.gather(1, order), lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
+        )
+        read, (hidden, cell) = self._run(packed, before)
+        states = pad_packed_sequence(read, batch_first=True, total_length=embeds.shape[1])[0]
+        states = torch.zeros_like(states).scatter(1, order, states) * mask[..., None]
+        some = (lengths > 0)[:, None]
+        old = before or (torch.zeros_like(hidden), torch.zeros_like(cell))
+        return states, (torch.where(some, hidden, old[0]), torch.where(some, cell, old[1]))
+
+    def _packed(self, embeds: Tensor, position_ids: Tensor) -> Tensor:
+        """Rows that start anew where position_ids [b, t] are 0 are read side by side. → [b, t, H]"""
+        starts = position_ids.expand(embeds.shape[:2]) == 0
+        starts = starts.clone()
+        starts[:, 0] = True
+        first = starts.flatten().nonzero().squeeze(-1).tolist()
+        lengths = [b - a for a, b in zip(first, [*first[1:], starts.numel()], strict=True)]
+        rows = pad_sequence(list(embeds.flatten(0, 1).split(lengths)), batch_first=True)
+        hidden = self._run(rows, None)[0]
+        joined = torch.cat([row[:n] for row, n in zip(hidden, lengths, strict=True)])
+        return self.dropout(joined.view(*embeds.shape[:2], -1))
+
+
+class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
+    """Trunk and head. `generate` keeps the state as its cache."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: LSTMConfig) -> None:
+        super().__init__(config)
+        self.model = LSTMModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        """The forward makes its own state: keys and values have no place here."""
+        return False
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: LSTMState | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **more: Any,
+    ) -> CausalLMOutputWithPast:
+        """Tokens [b, t] → logits [b, t, V], or of the last `logits_to_keep` columns; labels as in every causal LM."""
+        position_ids = more.pop("position_ids", None)
+        output = self.model(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache
+        )
+        logits = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **more)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=output.past_key_values)
+
+
+class LSTMForSequenceClassification(GenericForSequenceClassification, LSTMPreTrainedModel):
+    """Trunk and scores of the last token: a reward model, or the start of a critic."""
