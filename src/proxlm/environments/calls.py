@@ -87,13 +87,27 @@ class Calls:
         with self._guard:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="environments", daemon=True).start()
+                self._runner = threading.Thread(
+                    target=self._loop.run_forever, name="environments", daemon=True
+                )
+                self._runner.start()
             return self._loop
 
     def close(self) -> None:
-        """Stop the event loop; calls that hang are left behind."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+        """Cancel coroutines that hang and end their loop; threads that hang are left behind."""
+        if self._loop is None:
+            return
+        self._loop.call_soon_threadsafe(_cancel_and_stop, self._loop)
+        self._runner.join(timeout=1.0)
+        if not self._runner.is_alive():
+            self._loop.close()
+
+
+def _cancel_and_stop(loop: asyncio.AbstractEventLoop) -> None:
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    # Once more around, so that the cancelled ones can end.
+    loop.call_soon(loop.stop)
 
 
 async def _result(value: Any) -> Any:
