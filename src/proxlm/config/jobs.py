@@ -5,13 +5,12 @@ A job's `problems()` returns (key, message) pairs; the bounds of a single field 
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of, is_user_function
 from proxlm.config.control import ControlPPOConfig, EnvironmentConfig, NetworkConfig, control_optimisers
 from proxlm.config.ppo import PPOConfig, PtxConfig, ShapingConfig
+from proxlm.config.problems import Problems, algorithm_problems, needed, optimiser_problems, reward_problems
 from proxlm.config.schema import (
     ConversationConfig,
     DataConfig,
@@ -26,8 +25,6 @@ from proxlm.config.schema import (
     TextConfig,
 )
 from proxlm.config.setting import setting
-
-Problems = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -46,17 +43,17 @@ class PPOJob:
     run: RunConfig = setting(factory=RunConfig)
 
     def problems(self) -> Problems:
-        found = _needed(("model.policy", self.model.policy))
+        found = needed(("model.policy", self.model.policy))
         if not self.environment.use:
-            found += _needed(("data.prompts", self.data.prompts))
-        found += _reward_problems(self.reward)
+            found += needed(("data.prompts", self.data.prompts))
+        found += reward_problems(self.reward)
         if self.rollout.temperature == 0:
             found.append(("rollout.temperature", "PPO needs samples: must be more than 0"))
         if self.ppo.minibatches > self.ppo.batch_size * self.ppo.samples_per_prompt:
             found.append(("ppo.minibatches", "more minibatches than responses in a step"))
-        found += _algorithm_problems(self.ppo, self.model) + _stability_problems(self)
+        found += algorithm_problems(self.ppo, self.model) + _stability_problems(self)
         for who in ("policy", "critic"):
-            found += _optimiser_problems(f"optim.{who}", getattr(self.optim, who))
+            found += optimiser_problems(f"optim.{who}", getattr(self.optim, who))
         return found
 
 
@@ -80,7 +77,7 @@ class PretrainJob:
     run: RunConfig = setting(factory=RunConfig)
 
     def problems(self) -> Problems:
-        found = _needed(("text.train", self.text.train)) + _optimiser_problems("optim", self.optim)
+        found = needed(("text.train", self.text.train)) + optimiser_problems("optim", self.optim)
         if not self.model.policy and not self.new.recurrent:
             found += self._attention_problems()
         if not self.model.policy and self.model.lora.rank:
@@ -110,8 +107,8 @@ class SFTJob:
     run: RunConfig = setting(factory=RunConfig)
 
     def problems(self) -> Problems:
-        found = _needed(("model.policy", self.model.policy), ("text.train", self.text.train))
-        return found + _optimiser_problems("optim", self.optim)
+        found = needed(("model.policy", self.model.policy), ("text.train", self.text.train))
+        return found + optimiser_problems("optim", self.optim)
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ class GenerateJob:
     seed: int = setting(0, "seed of the sampling", ge=0, lt=2**32)
 
     def problems(self) -> Problems:
-        return _needed(("model.policy", self.model.policy))
+        return needed(("model.policy", self.model.policy))
 
 
 @dataclass(frozen=True)
@@ -145,10 +142,10 @@ class EvaluateJob:
     seed: int = setting(0, "seed of the sampling", ge=0, lt=2**32)
 
     def problems(self) -> Problems:
-        found = _needed(("model.policy", self.model.policy))
+        found = needed(("model.policy", self.model.policy))
         if not (self.data.eval_prompts or self.data.prompts or self.environment.use):
             found.append(("data.eval_prompts", "needed: a file of prompts to evaluate on"))
-        return found + _reward_problems(self.reward)
+        return found + reward_problems(self.reward)
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,7 @@ class ReportJob:
     positional: ClassVar[str] = "folder"
 
     def problems(self) -> Problems:
-        return _needed(("folder", self.folder))
+        return needed(("folder", self.folder))
 
 
 @dataclass(frozen=True)
@@ -174,7 +171,7 @@ class DoctorJob:
     positional: ClassVar[str] = "folder"
 
     def problems(self) -> Problems:
-        return _needed(("folder", self.folder))
+        return needed(("folder", self.folder))
 
 
 @dataclass(frozen=True)
@@ -206,7 +203,7 @@ class ControlJob:
     takes_recipe: ClassVar[bool] = True
 
     def problems(self) -> Problems:
-        found = _needed(("env.id", self.env.id))
+        found = needed(("env.id", self.env.id))
         if self.env.steps < (rollout := self.env.count * self.ppo.horizon):
             found.append(("env.steps", f"fewer than env.count · ppo.horizon = {rollout}, one PPO step"))
         if self.ppo.minibatches > (self.env.count if self.model.lstm else rollout):
@@ -218,40 +215,8 @@ class ControlJob:
         if self.gif and not self.gif.endswith(".gif"):
             found.append(("gif", "must end with .gif"))
         for who in ("policy", "critic"):
-            found += _optimiser_problems(f"optim.{who}", getattr(self.optim, who))
+            found += optimiser_problems(f"optim.{who}", getattr(self.optim, who))
         return found
-
-
-def _algorithm_problems(ppo: PPOConfig, model: ModelConfig) -> Problems:
-    """What the advantage and the loss ask of the other settings."""
-    found: Problems = []
-    for key, name, known in (("advantage", ppo.advantage, ADVANTAGES), ("loss", ppo.loss, LOSSES)):
-        if name not in known and not is_user_function(name):
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            found.append((f"ppo.{key}", f"unknown; {hint} One of your own is path/to/file.py:function"))
-    advantage = advantage_of(ppo.advantage)
-    if advantage.groups and ppo.samples_per_prompt < 2:
-        found.append(("ppo.samples_per_prompt", f"must be 2 or more with ppo.advantage = {ppo.advantage}"))
-    if not advantage.critic:
-        for key, used in (
-            ("ppo.critic_warmup", ppo.critic_warmup > 0),
-            ("ppo.truncation", ppo.truncation == "bootstrap"),
-            ("model.critic_from", bool(model.critic_from)),
-        ):
-            if used:
-                found.append((key, f"ppo.advantage = {ppo.advantage} has no critic"))
-    if model.critic_from and model.critic == "shared":
-        found.append(("model.critic_from", "needs model.critic = separate"))
-    if ppo.critic_lam < 0 and ppo.critic_lam != -1:
-        found.append(("ppo.critic_lam", "must be −1 (the same as lam) or from 0 to 1"))
-    if 0 < ppo.dual_clip <= 1:
-        found.append(("ppo.dual_clip", "must be more than 1, or 0 for off"))
-    if ppo.kl_in == "loss" and ppo.kl_estimator == "k1":
-        found.append(("ppo.kl_estimator", "k1 as a loss has an expected gradient of 0; use k2 or k3"))
-    if ppo.correction.mode == "mask" and ppo.correction.low > ppo.correction.high:
-        found.append(("ppo.correction.low", "must not be more than ppo.correction.high"))
-    return found
 
 
 def _stability_problems(job: PPOJob) -> Problems:
@@ -282,25 +247,3 @@ def _stability_problems(job: PPOJob) -> Problems:
                     (key, "cannot be used with ppo.loss = trpo, whose step is on the surrogate alone")
                 )
     return found
-
-
-def _needed(*pairs: tuple[str, Any]) -> Problems:
-    return [(key, "needed, but not given") for key, value in pairs if not value]
-
-
-def _reward_problems(reward: RewardConfig) -> Problems:
-    if reward.use and reward.terms:
-        return [("reward.use", "give use or terms, not both")]
-    return [
-        (f"reward.terms.{name}.use", "needed, but not given") for name, t in reward.terms.items() if not t.use
-    ]
-
-
-def _optimiser_problems(key: str, optim: OptimiserConfig) -> Problems:
-    if optim.schedule == "staged" and not optim.stages:
-        return [(f"{key}.stages", 'needed with schedule = "staged"')]
-    if optim.schedule == "exponential" and optim.final == 0:
-        return [(f"{key}.final", 'must be more than 0 with schedule = "exponential"')]
-    return [
-        (f"{key}.stages", f'"{step}" is not a step number') for step in optim.stages if not step.isdecimal()
-    ]

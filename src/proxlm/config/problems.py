@@ -1,0 +1,66 @@
+"""What cannot be right between the settings of one section or two, as (key, message) pairs."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of, is_user_function
+from proxlm.config.ppo import PPOConfig
+from proxlm.config.schema import ModelConfig, OptimiserConfig, RewardConfig
+
+Problems = list[tuple[str, str]]
+
+
+def algorithm_problems(ppo: PPOConfig, model: ModelConfig) -> Problems:
+    """What the advantage and the loss ask of the other settings."""
+    found: Problems = []
+    for key, name, known in (("advantage", ppo.advantage, ADVANTAGES), ("loss", ppo.loss, LOSSES)):
+        if name not in known and not is_user_function(name):
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            found.append((f"ppo.{key}", f"unknown; {hint} One of your own is path/to/file.py:function"))
+    advantage = advantage_of(ppo.advantage)
+    if advantage.groups and ppo.samples_per_prompt < 2:
+        found.append(("ppo.samples_per_prompt", f"must be 2 or more with ppo.advantage = {ppo.advantage}"))
+    if not advantage.critic:
+        for key, used in (
+            ("ppo.critic_warmup", ppo.critic_warmup > 0),
+            ("ppo.truncation", ppo.truncation == "bootstrap"),
+            ("model.critic_from", bool(model.critic_from)),
+        ):
+            if used:
+                found.append((key, f"ppo.advantage = {ppo.advantage} has no critic"))
+    if model.critic_from and model.critic == "shared":
+        found.append(("model.critic_from", "needs model.critic = separate"))
+    if ppo.critic_lam < 0 and ppo.critic_lam != -1:
+        found.append(("ppo.critic_lam", "must be −1 (the same as lam) or from 0 to 1"))
+    if 0 < ppo.dual_clip <= 1:
+        found.append(("ppo.dual_clip", "must be more than 1, or 0 for off"))
+    if ppo.kl_in == "loss" and ppo.kl_estimator == "k1":
+        found.append(("ppo.kl_estimator", "k1 as a loss has an expected gradient of 0; use k2 or k3"))
+    if ppo.correction.mode == "mask" and ppo.correction.low > ppo.correction.high:
+        found.append(("ppo.correction.low", "must not be more than ppo.correction.high"))
+    return found
+
+
+def needed(*pairs: tuple[str, Any]) -> Problems:
+    return [(key, "needed, but not given") for key, value in pairs if not value]
+
+
+def reward_problems(reward: RewardConfig) -> Problems:
+    if reward.use and reward.terms:
+        return [("reward.use", "give use or terms, not both")]
+    return [
+        (f"reward.terms.{name}.use", "needed, but not given") for name, t in reward.terms.items() if not t.use
+    ]
+
+
+def optimiser_problems(key: str, optim: OptimiserConfig) -> Problems:
+    if optim.schedule == "staged" and not optim.stages:
+        return [(f"{key}.stages", 'needed with schedule = "staged"')]
+    if optim.schedule == "exponential" and optim.final == 0:
+        return [(f"{key}.final", 'must be more than 0 with schedule = "exponential"')]
+    return [
+        (f"{key}.stages", f'"{step}" is not a step number') for step in optim.stages if not step.isdecimal()
+    ]
