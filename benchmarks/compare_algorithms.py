@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from jobs import evaluated, run_job
+
+from proxlm.runlog.folder import read_jsonl
 
 BETA = 0.05
 GROUPS = {"ppo.samples_per_prompt": 4, "ppo.batch_size": 16}
@@ -42,14 +44,8 @@ STEPS, TUNING_STEPS = 40, 25
 
 def run(recipe: str, folder: Path, settings: dict[str, Any]) -> dict[str, float]:
     """One run, if it has not been made; returns its held-out numbers after training, and its seconds."""
-    if not (folder / "report.html").exists():
-        arguments = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-        command = [sys.executable, "-m", "proxlm", "ppo", recipe, "--run.folder", str(folder)]
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{folder}: {done.stderr[-2000:]}")
-    models = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["models"]
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    run_job("ppo", folder, settings, recipe)
+    models, rows = evaluated(folder), read_jsonl(folder / "metrics.jsonl")
     after = {name: estimate["mean"] for name, estimate in models[1]["metrics"].items()}
     after["before"] = models[0]["metrics"]["reward"]["mean"]
     after["seconds"] = rows[-1]["time"]

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from proxlm.runlog.folder import read_jsonl
+
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"]
 WIDTH, HEIGHT, LEFT, TOP, GAP = 360, 220, 52, 34, 70
 Series = list[tuple[float, float]]
@@ -20,8 +22,9 @@ Series = list[tuple[float, float]]
 
 def read(run: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of metrics.jsonl, and evaluation.json."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return rows, json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    return read_jsonl(run / "metrics.jsonl"), json.loads(
+        (run / "evaluation.json").read_text(encoding="utf-8")
+    )
 
 
 def table(runs: list[Path]) -> str:

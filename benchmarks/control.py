@@ -22,6 +22,7 @@ from proxlm.apps.control import run_control
 from proxlm.config import load_config
 from proxlm.control.policy import load_policy, write_gif
 from proxlm.control.spaces import make_environment, spaces_of
+from proxlm.runlog.folder import read_jsonl
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1, 2)
@@ -38,10 +39,6 @@ PUBLISHED = {
 
 def recipe(env: str) -> Path:
     return ROOT / "recipes" / f"control-{env.split('-')[0].lower()}.toml"
-
-
-def rows_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def run_all(folder: Path) -> None:
@@ -61,7 +58,7 @@ def run_all(folder: Path) -> None:
 
 def result(run: Path, goal: float) -> dict[str, float | None]:
     """A run's figures: the last 100 training episodes, and when their mean was first as good as the goal."""
-    rows = rows_of(run)
+    rows = read_jsonl(run / "metrics.jsonl")
     ended = 0.0
     reached = None
     for row in rows:
@@ -111,7 +108,11 @@ def curves(folder: Path) -> str:
     for env in GOALS:
         series: dict[str, Series] = {}
         for seed in SEEDS:
-            rows = [r for r in rows_of(folder / f"control-{env}-{seed}") if "episode_return" in r]
+            rows = [
+                r
+                for r in read_jsonl(folder / f"control-{env}-{seed}" / "metrics.jsonl")
+                if "episode_return" in r
+            ]
             series[str(seed)] = [
                 (r["env_steps"] / 1000, r["episode_return"]) for r in rows[:: -(-len(rows) // 250)]
             ]

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from compare_runs import Series, svg
 
+from proxlm.runlog.folder import read_jsonl
+
 
 def smooth(series: Series, width: int = 5) -> Series:
     """Running mean of both coordinates over `width` points."""
@@ -23,15 +25,16 @@ def smooth(series: Series, width: int = 5) -> Series:
     ]
 
 
-def rows_of(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 def adaptive(runs: list[Path]) -> str:
     """KL, reward and β per step, a line per seed."""
     panels = []
     for name, title in (("kl", "KL, nats per response"), ("reward", "mean reward"), ("kl_coef", "β")):
-        panels.append((title, {str(run): [(r["step"], r[name]) for r in rows_of(run)] for run in runs}))
+        panels.append(
+            (
+                title,
+                {str(run): [(r["step"], r[name]) for r in read_jsonl(run / "metrics.jsonl")] for run in runs},
+            )
+        )
     return svg(panels, [run.name for run in runs])
 
 
@@ -55,7 +58,10 @@ def algorithms(file: Path, folder: Path) -> str:
     for name, title in (("reward", "mean reward of a step"), ("kl", "KL, nats per response")):
         series: dict[str, Series] = {}
         for algorithm, rate in found["chosen"].items():
-            runs = [rows_of(p) for p in sorted(folder.glob(f"{algorithm.lower()}-{rate:g}-[012]"))]
+            runs = [
+                read_jsonl(p / "metrics.jsonl")
+                for p in sorted(folder.glob(f"{algorithm.lower()}-{rate:g}-[012]"))
+            ]
             means = [
                 (float(rows[0]["step"]), sum(r[name] for r in rows) / len(rows))
                 for rows in zip(*runs, strict=True)

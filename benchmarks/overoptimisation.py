@@ -27,6 +27,7 @@ from proxlm.data.prompts import load_prompts
 from proxlm.models.load import load_language_model
 from proxlm.rewards import build_reward
 from proxlm.rollout.native import generate
+from proxlm.runlog.folder import read_jsonl
 from proxlm.types import Rollout
 
 RECIPE = "recipes/stories-sentiment.toml"
@@ -136,7 +137,7 @@ def optimise(
         "run.threads": 1,
     }
     run_ppo(load_config("ppo", RECIPE, settings))
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_jsonl(folder / "metrics.jsonl")
     names = {"step": "step", "kl": "kl", **{n: f"reward/{n}" for n in ("proxy", "gold", "vader")}}
     return [{name: r[key] for name, key in names.items()} for r in rows]
 

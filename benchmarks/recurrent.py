@@ -15,16 +15,16 @@ import argparse
 import json
 import math
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from jobs import evaluated, run_job
 
 from proxlm.config import ModelConfig
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.models.load import load_language_model
+from proxlm.runlog.folder import read_jsonl
 from proxlm.train.examples import Examples
 from proxlm.train.supervised import mean_loss
 
@@ -60,21 +60,6 @@ PPO = {
 COMMON = {"run.threads": 1, "run.tensorboard": "false", "run.save_every": 0, "model.device": "cpu"}
 
 
-def proxlm(job: str, folder: Path, settings: dict[str, Any]) -> Path:
-    """One run through the command line, if its folder is not there whole."""
-    if not (folder / "report.html").exists():
-        arguments = [part for key, value in (COMMON | settings).items() for part in (f"--{key}", str(value))]
-        command = [sys.executable, "-m", "proxlm", job, "--run.folder", str(folder), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{folder}: {done.stderr[-2000:]}")
-    return folder
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 def split(text: str, folder: Path) -> dict[str, str]:
     """The three parts, cut at line ends, as files and as texts."""
     one, two = (text.index("\n", int(share * len(text))) + 1 for share in (0.9, 0.95))
@@ -100,10 +85,10 @@ def pretrained(kind: str, rate: float, seed: int, steps: int, output: Path, test
         "optim.lr": rate,
         "run.seed": seed,
     }
-    folder = proxlm("pretrain", output / f"{kind}-{rate:g}-{seed}", settings)
+    folder = run_job("pretrain", output / f"{kind}-{rate:g}-{seed}", COMMON | settings)
     model = load_language_model(ModelConfig(policy=str(folder / "policy"), device="cpu"))
     blocks = Examples.from_blocks(pretrain_blocks(model.tokenizer, [test], BLOCK))
-    log = rows(folder)
+    log = read_jsonl(folder / "metrics.jsonl")
     return {
         "validation_loss": min(row["validation_loss"] for row in log if "validation_loss" in row),
         "test_perplexity": math.exp(mean_loss(model, blocks, 4096)),
@@ -137,10 +122,10 @@ def tuned(policy: Path, steps: int, output: Path) -> list[dict[str, Any]]:
             "ppo.steps": steps,
             "run.seed": seed,
         }
-        folder = proxlm("ppo", output / f"ppo-{seed}", settings)
-        models = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["models"]
+        folder = run_job("ppo", output / f"ppo-{seed}", COMMON | settings)
+        models = evaluated(folder)
         numbers = {m["name"]: {k: m["metrics"][k] for k in ("reward", "kl", "distinct_2")} for m in models}
-        log = rows(folder)
+        log = read_jsonl(folder / "metrics.jsonl")
         numbers["ratio_error"] = max(row["first_minibatch/ratio_error"] for row in log)
         numbers["rollout_gap"] = max(row["rollout_gap"] for row in log)
         numbers["seconds"] = log[-1]["time"]

@@ -6,22 +6,14 @@ from dataclasses import replace
 from itertools import pairwise
 
 import torch
-from helpers import SilentLog, actors, trainer, vowels
+from helpers import START, actors, trainer, vowels
 
-from proxlm.rl.moments import Moments
 from proxlm.rollout.native import generate
 from proxlm.train.algorithms import build_algorithm
-from proxlm.train.prepare import StepNumbers, prepare
+from proxlm.train.prepare import prepare
 from proxlm.train.update import plan_pass
 
 CRITICS = ["shared", "separate"]
-START = StepNumbers(temperature=1.0, kl_coef=0.05, moments=Moments(), warmup=False)
-
-
-def run(made):
-    log = SilentLog()
-    made.train(log)
-    return log.rows
 
 
 def with_values(models, seed=3):

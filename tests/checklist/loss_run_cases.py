@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from helpers import SilentLog, trainer, vowels
+from helpers import START, trainer, vowels
 
-from proxlm.rl.moments import Moments
 from proxlm.rollout.native import generate
 from proxlm.train.algorithms import build_algorithm
-from proxlm.train.prepare import StepNumbers, prepare
-from proxlm.train.update import Learner, plan_pass
-
-START = StepNumbers(temperature=1.0, kl_coef=0.05, moments=Moments(), warmup=False)
-
-
-def run(made):
-    log = SilentLog()
-    made.train(log)
-    return log.rows
+from proxlm.train.prepare import prepare
+from proxlm.train.update import plan_pass
 
 
 def prepared(tokenizer, config, change=None):
@@ -31,10 +22,3 @@ def prepared(tokenizer, config, change=None):
     algorithm = build_algorithm(config.ppo)
     experience, _ = prepare(made.models, rollout, scores, config, algorithm, START, layout)
     return made, rollout, experience
-
-
-def learner_of(made, **more):
-    ppo = made.config.ppo
-    return Learner(
-        made.models, made.optimisers, ppo, made.algorithm.loss, 1.0, limit=12, seed=0, step=0, **more
-    )

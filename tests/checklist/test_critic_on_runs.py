@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from critic_cases import CRITICS, experience_of, future, run
-from helpers import actors, job, parameters, trainer, vowels
+from critic_cases import CRITICS, experience_of, future
+from helpers import actors, job, parameters, run, trainer, vowels
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from proxlm.config import PPOConfig, ShapingConfig

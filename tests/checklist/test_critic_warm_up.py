@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from critic_cases import CRITICS, experience_of, future, rollout_of, run, with_values
-from helpers import SilentLog, actors, job, parameters, trainer
+from critic_cases import CRITICS, experience_of, future, rollout_of, with_values
+from helpers import SilentLog, actors, job, parameters, run, trainer
 
 from proxlm.config import OptimiserConfig, OptimisersConfig, RolloutConfig
 from proxlm.rl.advantages import explained_variance

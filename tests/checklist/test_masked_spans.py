@@ -11,7 +11,7 @@ from update_cases import (
     AGGREGATIONS,
     CRITICS,
     close,
-    learner_of,
+    learner_as_set,
     learnt_from,
     made_with,
     moved,
@@ -74,7 +74,7 @@ def test_masked_tokens_have_no_part_in_the_update(tokenizer, critic, aggregation
             name: getattr(experience, name) - torch.where(masked, 0.1 * noise, 0.0)
             for name in ("old_logprobs", "ref_logprobs")
         }
-        update(learner_of(made), replace(experience, **changed))
+        update(learner_as_set(made), replace(experience, **changed))
         results.append(parameters(made))
     assert not moved(results[0], results[1])
 
@@ -92,7 +92,7 @@ def test_the_same_changes_on_chosen_tokens_do_change_the_update(tokenizer, criti
         torch.manual_seed(1)
         change = torch.where(rollout.action_mask, noise * torch.randn(len(rollout.logprobs)), 0.0)
         update(
-            learner_of(made),
+            learner_as_set(made),
             replace(
                 experience,
                 advantages=experience.advantages + change,
@@ -114,7 +114,7 @@ def test_a_row_without_a_chosen_token_counts_for_nothing(tokenizer, critic, aggr
     for rows in (torch.arange(12), torch.tensor([b for b in range(12) if b != 4])):
         made = made_with(tokenizer, config, None)
         experience = prepared(made, rollout, scores).select(rows)
-        update(learner_of(made), experience)
+        update(learner_as_set(made), experience)
         results.append(parameters(made))
     close(results[1], results[0])
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import job, parameters, trainer, with_ppo
-from loss_run_cases import learner_of, prepared, run
+from helpers import job, learner_of, parameters, run, trainer, with_ppo
+from loss_run_cases import prepared
 from torch.func import functional_call, jacrev
 
 from proxlm.models.forward import pad_right

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import torch
-from helpers import actors, job, parameters, vowels
+from helpers import START, actors, job, learner_of, parameters, vowels
 
 from proxlm.data.prompts import PromptStream
-from proxlm.rl.moments import Moments
 from proxlm.rollout.native import generate
 from proxlm.train.ppo import PPOTrainer
-from proxlm.train.prepare import StepNumbers, prepare
-from proxlm.train.update import Learner, plan_pass, update
+from proxlm.train.prepare import prepare
+from proxlm.train.update import plan_pass, update
 from proxlm.types import Prompt
 from small_models import WORDS
 
 CRITICS = ["shared", "separate", "none"]
 AGGREGATIONS = ["token", "sequence", "fixed"]
-START = StepNumbers(temperature=1.0, kl_coef=0.05, moments=Moments(), warmup=False)
 
 
 def settings(critic, aggregation="token", **more):
@@ -49,19 +47,11 @@ def made_with(tokenizer, config, folder, lora=0):
     return PPOTrainer(config, actors(tokenizer, config, lora), stream, vowels, folder)
 
 
-def learner_of(made, limit=12):
-    return Learner(
-        made.models,
-        made.optimisers,
-        made.config.ppo,
-        made.algorithm.loss,
-        temperature=1.0,
-        limit=limit,
-        seed=0,
-        step=0,
-        kl_coef=0.05 if made.config.ppo.kl_in == "loss" else 0.0,
-        entropy_coef=made.config.ppo.entropy_coef,
-    )
+def learner_as_set(made, limit=12):
+    """The learner with what the settings say of KL and entropy."""
+    ppo = made.config.ppo
+    kl_coef = 0.05 if ppo.kl_in == "loss" else 0.0
+    return learner_of(made, limit, kl_coef=kl_coef, entropy_coef=ppo.entropy_coef)
 
 
 def rollout_of(tokenizer, config):
@@ -79,5 +69,5 @@ def prepared(made, rollout, scores):
 
 def learnt_from(tokenizer, config, rollout, scores):
     made = made_with(tokenizer, config, None)
-    update(learner_of(made), prepared(made, rollout, scores))
+    update(learner_as_set(made), prepared(made, rollout, scores))
     return parameters(made)

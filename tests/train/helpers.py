@@ -23,7 +23,10 @@ from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
 from proxlm.models.actor_critic import ActorCritic, make_actor_critic
 from proxlm.models.load import add_lora
+from proxlm.rl.moments import Moments
 from proxlm.train.ppo import PPOTrainer
+from proxlm.train.prepare import StepNumbers
+from proxlm.train.update import Learner
 from proxlm.types import Prompt, Rollout, Scores
 from small_models import WORDS, tiny_model
 
@@ -48,6 +51,31 @@ class SilentLog:
 
     def note(self, text: str) -> None:
         pass
+
+
+START = StepNumbers(temperature=1.0, kl_coef=0.05, moments=Moments(), warmup=False)
+
+
+def run(made: PPOTrainer) -> list[dict[str, float]]:
+    """Train to the end; the rows of metrics."""
+    log = SilentLog()
+    made.train(log)  # type: ignore[arg-type]
+    return log.rows
+
+
+def learner_of(made: PPOTrainer, limit: int = 12, **more: Any) -> Learner:
+    """What the first update of a run needs."""
+    return Learner(
+        made.models,
+        made.optimisers,
+        made.config.ppo,
+        made.algorithm.loss,
+        temperature=1.0,
+        limit=limit,
+        seed=0,
+        step=0,
+        **more,
+    )
 
 
 def vowels(rollout: Rollout) -> Scores:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import SilentLog, actors, job, parameters, trainer
+from helpers import actors, job, parameters, run, trainer
 from torch.func import functional_call
 
 from proxlm.config import ShapingConfig
@@ -32,12 +32,6 @@ ALGORITHMS = {
     "turns": {"gae_steps": "turn"},
     "decoupled": {"critic_lam": 1.0, "lam_length": 0.2},
 }
-
-
-def run(made):
-    log = SilentLog()
-    made.train(log)
-    return log.rows
 
 
 @pytest.mark.checklist(15)

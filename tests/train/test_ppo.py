@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import SilentLog, actors, job, parameters, trainer, vowels, with_ppo
+from helpers import START, SilentLog, actors, job, parameters, run, trainer, vowels, with_ppo
 from transformers import AutoModelForCausalLM
 
 from proxlm.checkpoint import checkpoints
 from proxlm.config import ShapingConfig
 from proxlm.errors import RunError
-from proxlm.rl.moments import Moments
 from proxlm.rl.policy_losses import ppo_loss
 from proxlm.rl.shaping import segment_sum
 from proxlm.rollout.native import generate
 from proxlm.train.algorithms import build_algorithm
-from proxlm.train.prepare import StepNumbers, prepare
+from proxlm.train.prepare import prepare
 from proxlm.train.update import Learner, plan_pass, update
 from proxlm.types import Scores
 
 CRITICS = ["shared", "separate"]
-START = StepNumbers(temperature=1.0, kl_coef=0.05, moments=Moments(), warmup=False)
-
-
-def run(made):
-    log = SilentLog()
-    made.train(log)
-    return log.rows
 
 
 @pytest.mark.checklist(15)

@@ -12,7 +12,7 @@ from proxlm.apps.session import announce_resume, start_run
 from proxlm.checkpoint import publish_folder
 from proxlm.config import ControlJob
 from proxlm.control.environments import MakeEnvironment
-from proxlm.control.normalise import scale_of
+from proxlm.control.normalise import scale_for
 from proxlm.control.policy import gif_problem, write_gif
 from proxlm.control.spaces import make_environment
 from proxlm.control.trainer import ControlTrainer
@@ -67,7 +67,7 @@ def run_control(config: ControlJob, make: MakeEnvironment | None = None) -> Cont
 def _draw(config: ControlJob, trainer: ControlTrainer) -> None:
     """The GIF of one episode, and its return."""
     env = make_environment(config.env, render=True)
-    scale = scale_of(trainer.observed, config.env.clip) if config.env.normalise_observations else None
+    scale = scale_for(config.env, trainer.observed)
     total = write_gif(Path(config.gif), trainer.agent, scale, env, config.env.id, config.run.seed)
     env.close()
     print(f"gif     {config.gif} (an episode of the likeliest actions, return {total:.1f})")

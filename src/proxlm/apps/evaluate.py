@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from proxlm.apps.sampling import sampler_of
+from proxlm.apps.sampling import data_of, sampler_of
 from proxlm.apps.session import progress_line, prompt_limit, set_up
 from proxlm.config import EvaluateJob, LoraConfig
 from proxlm.data.prompts import LoadedPrompts, load_prompts
@@ -17,9 +17,7 @@ from proxlm.models.forward import token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
 from proxlm.rewards import Reward, build_reward
-from proxlm.rollout.native import Generate, generate
 from proxlm.runlog.folder import write_json_atomic
-from proxlm.train.collect import RewardOfRollout
 
 
 def main(config: EvaluateJob) -> None:
@@ -49,10 +47,7 @@ def run_evaluate(config: EvaluateJob) -> list[Evaluation]:
     plain = replace(config.model, lora=LoraConfig())
     reference = load_language_model(plain)
     loaded = _held_out(config, reference, limit)
-    sampler: Generate = generate
-    scorer: RewardOfRollout | None = reward
-    if config.environment.use:
-        sampler, scorer = sampler_of(config, reference.tokenizer, reward)
+    sampler, scorer = sampler_of(config, reference.tokenizer, reward)
     if not loaded.prompts:
         raise DataError("data.eval_count = 0: no prompts to evaluate on; set it to 1 or more")
     evaluations: list[Evaluation] = []
@@ -80,11 +75,9 @@ def run_evaluate(config: EvaluateJob) -> list[Evaluation]:
 
 
 def _held_out(config: EvaluateJob, reference: LanguageModel, limit: int) -> LoadedPrompts:
-    data = config.data
+    data = data_of(config)
     if config.environment.use and not (data.prompts or data.eval_prompts):
         return task_prompts(config.environment, data.eval_count)[1]
-    if config.environment.use:
-        data = replace(data, chat=False, system="")
     if not data.prompts:
         data = replace(data, prompts=data.eval_prompts)
     return load_prompts(data, reference.tokenizer, limit, "eval", config.seed)

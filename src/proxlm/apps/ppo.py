@@ -11,8 +11,8 @@ from proxlm.apps.report import write_report
 from proxlm.apps.sampling import prompts_of, rewarded, sampler_of
 from proxlm.apps.session import (
     announce_resume,
+    check_block,
     describe_prompts,
-    model_context,
     progress_line,
     set_up,
     start_run,
@@ -23,7 +23,7 @@ from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.data.text import read_texts
-from proxlm.errors import ConfigError, RunError
+from proxlm.errors import RunError
 from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
 from proxlm.models.actor_critic import ActorCritic, load_actor_critic
 from proxlm.models.language_model import LanguageModel
@@ -82,6 +82,7 @@ def run_ppo(
     models = load_actor_critic(config.model, algorithm.critic)
     ptx = ptx_text(config, models.policy.tokenizer) if config.ptx.coef > 0 else None
     sampler, scorer = sampler_of(config, models.policy.tokenizer, plain)
+    assert scorer is not None  # `rewarded` has asked for one
     try_reward(models, sampler, scorer, stream.batch(0)[:2], config.rollout)
     folder = start_run(config, "ppo")
     trainer = PPOTrainer(config, models, stream, scorer, folder, algorithm, ptx, sampler)
@@ -123,9 +124,7 @@ def notes(config: PPOJob) -> list[str]:
 
 def ptx_text(config: PPOJob, tokenizer: Any) -> PtxText:
     """The text of PPO-ptx, packed into blocks. Raises DataError, and ConfigError for blocks the model cannot read."""
-    context = model_context(config.model)
-    if context is not None and config.ptx.block > context:
-        raise ConfigError(f"ptx.block = {config.ptx.block}: longer than the model's context of {context}")
+    check_block("ptx.block", config.ptx.block, config.model)
     documents = read_texts(config.ptx.text, config.ptx.extensions)
     blocks = pretrain_blocks(tokenizer, documents, config.ptx.block)
     return PtxText(blocks, config.ptx, config.ppo.micro_batch_tokens, config.run.seed)

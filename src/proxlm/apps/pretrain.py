@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from proxlm.apps.report import write_report
-from proxlm.apps.session import announce_resume, model_context, set_up, start_run
+from proxlm.apps.session import announce_resume, check_block, set_up, start_run
 from proxlm.checkpoint import newest_checkpoint
 from proxlm.config import OptimiserConfig, PretrainJob, RunConfig, SFTJob, SupervisedConfig
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.data.text import read_texts, split_validation
 from proxlm.data.tokenizer import load_tokenizer, train_tokenizer
-from proxlm.errors import ConfigError, DataError
+from proxlm.errors import DataError
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import build_language_model, load_language_model
 from proxlm.runlog.folder import folder_to_resume
@@ -80,11 +80,7 @@ def _tokenizer(config: PretrainJob, train: Sequence[str]) -> Any:
     if config.run.resume:
         return load_tokenizer(str(newest_checkpoint(folder_to_resume(config.run.folder)) / "policy"))
     if config.model.policy:
-        context = model_context(config.model)
-        if context is not None and config.train.block > context:
-            raise ConfigError(
-                f"train.block = {config.train.block}: longer than the model's context of {context}"
-            )
+        check_block("train.block", config.train.block, config.model)
         return load_tokenizer(config.model.policy, config.model.trust_remote_code)
     return train_tokenizer(train, config.new.vocabulary, config.new.context)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from proxlm.apps.session import load_both
-from proxlm.config import EvaluateJob, PPOJob
+from proxlm.config import DataConfig, EvaluateJob, PPOJob
 from proxlm.data.prompts import LoadedPrompts
 from proxlm.environments.resolve import conversations, task_prompts, with_environment
 from proxlm.rewards import Reward, RewardFunction
@@ -14,7 +14,7 @@ from proxlm.rollout.native import Generate, generate
 from proxlm.train.collect import RewardOfRollout
 
 
-def rewarded(config: PPOJob | EvaluateJob, function: RewardFunction | None = None) -> bool:
+def rewarded(config: PPOJob, function: RewardFunction | None = None) -> bool:
     """Whether there is a reward to build, or that must be given; with an environment there need not be one."""
     return (
         function is not None or bool(config.reward.use or config.reward.terms) or not config.environment.use
@@ -26,17 +26,18 @@ def prompts_of(config: PPOJob) -> tuple[LoadedPrompts, LoadedPrompts]:
     data = config.data
     if config.environment.use and not data.prompts:
         return task_prompts(config.environment, data.eval_count)
-    if config.environment.use:
-        # The environment is told the bare text; what it makes of it goes through the template.
-        data = replace(data, chat=False, system="")
-    return load_both(config.model, data, config.rollout, config.run.seed)
+    return load_both(config.model, data_of(config), config.rollout, config.run.seed)
+
+
+def data_of(config: PPOJob | EvaluateJob) -> DataConfig:
+    """How prompts are read. An environment is told the bare text; what it makes of it goes through the template."""
+    return replace(config.data, chat=False, system="") if config.environment.use else config.data
 
 
 def sampler_of(
     config: PPOJob | EvaluateJob, tokenizer: Any, reward: Reward | None
-) -> tuple[Generate, RewardOfRollout]:
+) -> tuple[Generate, RewardOfRollout | None]:
     """What samples and what scores: single responses, or conversations with what the environment pays."""
     if config.environment.use:
         return conversations(config.environment, config.data, tokenizer), with_environment(reward)
-    assert reward is not None
     return generate, reward

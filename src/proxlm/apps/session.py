@@ -21,7 +21,7 @@ from proxlm.config import (
 )
 from proxlm.data.prompts import LoadedPrompts, load_prompts
 from proxlm.data.tokenizer import load_tokenizer, require_folder
-from proxlm.errors import DataError, ModelError
+from proxlm.errors import ConfigError, DataError, ModelError
 from proxlm.runlog.folder import open_run, write_atomic
 from proxlm.runlog.loggers import check_wandb
 from proxlm.seeds import derive_seed
@@ -77,6 +77,13 @@ def model_context(model: ModelConfig) -> int | None:
         reason = " ".join(str(error).split())
         raise ModelError(f'model.policy = "{model.policy}": cannot be loaded: {reason[:300]}') from error
     return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def check_block(key: str, block: int, model: ModelConfig) -> None:
+    """Raise ConfigError where packed sequences of `block` tokens, the setting `key`, are longer than the context."""
+    context = model_context(model)
+    if context is not None and block > context:
+        raise ConfigError(f"{key} = {block}: longer than the model's context of {context}")
 
 
 def load_both(

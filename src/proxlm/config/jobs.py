@@ -10,7 +10,15 @@ from typing import Any, ClassVar
 
 from proxlm.config.control import ControlPPOConfig, EnvironmentConfig, NetworkConfig, control_optimisers
 from proxlm.config.ppo import PPOConfig, PtxConfig, ShapingConfig
-from proxlm.config.problems import Problems, algorithm_problems, needed, optimiser_problems, reward_problems
+from proxlm.config.problems import (
+    Problems,
+    algorithm_problems,
+    dual_clip_problems,
+    needed,
+    optimiser_problems,
+    optimisers_problems,
+    reward_problems,
+)
 from proxlm.config.schema import (
     ConversationConfig,
     DataConfig,
@@ -52,9 +60,7 @@ class PPOJob:
         if self.ppo.minibatches > self.ppo.batch_size * self.ppo.samples_per_prompt:
             found.append(("ppo.minibatches", "more minibatches than responses in a step"))
         found += algorithm_problems(self.ppo, self.model) + _stability_problems(self)
-        for who in ("policy", "critic"):
-            found += optimiser_problems(f"optim.{who}", getattr(self.optim, who))
-        return found
+        return found + optimisers_problems(self.optim)
 
 
 def _optim(lr: float, **more: Any) -> OptimiserConfig:
@@ -210,13 +216,10 @@ class ControlJob:
             found.append(
                 ("ppo.minibatches", "more than a PPO step has steps (with model.lstm: environments)")
             )
-        if 0 < self.ppo.dual_clip <= 1:
-            found.append(("ppo.dual_clip", "must be more than 1, or 0 for off"))
+        found += dual_clip_problems(self.ppo.dual_clip)
         if self.gif and not self.gif.endswith(".gif"):
             found.append(("gif", "must end with .gif"))
-        for who in ("policy", "critic"):
-            found += optimiser_problems(f"optim.{who}", getattr(self.optim, who))
-        return found
+        return found + optimisers_problems(self.optim)
 
 
 def _stability_problems(job: PPOJob) -> Problems:

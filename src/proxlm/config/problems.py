@@ -7,7 +7,7 @@ from typing import Any
 
 from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of, is_user_function
 from proxlm.config.ppo import PPOConfig
-from proxlm.config.schema import ModelConfig, OptimiserConfig, RewardConfig
+from proxlm.config.schema import ModelConfig, OptimiserConfig, OptimisersConfig, RewardConfig
 
 Problems = list[tuple[str, str]]
 
@@ -35,8 +35,7 @@ def algorithm_problems(ppo: PPOConfig, model: ModelConfig) -> Problems:
         found.append(("model.critic_from", "needs model.critic = separate"))
     if ppo.critic_lam < 0 and ppo.critic_lam != -1:
         found.append(("ppo.critic_lam", "must be −1 (the same as lam) or from 0 to 1"))
-    if 0 < ppo.dual_clip <= 1:
-        found.append(("ppo.dual_clip", "must be more than 1, or 0 for off"))
+    found += dual_clip_problems(ppo.dual_clip)
     if ppo.kl_in == "loss" and ppo.kl_estimator == "k1":
         found.append(("ppo.kl_estimator", "k1 as a loss has an expected gradient of 0; use k2 or k3"))
     if ppo.correction.mode == "mask" and ppo.correction.low > ppo.correction.high:
@@ -54,6 +53,16 @@ def reward_problems(reward: RewardConfig) -> Problems:
     return [
         (f"reward.terms.{name}.use", "needed, but not given") for name, t in reward.terms.items() if not t.use
     ]
+
+
+def dual_clip_problems(dual_clip: float) -> Problems:
+    return [("ppo.dual_clip", "must be more than 1, or 0 for off")] if 0 < dual_clip <= 1 else []
+
+
+def optimisers_problems(optim: OptimisersConfig) -> Problems:
+    """Of the policy's and of the critic's."""
+    both = ("policy", optim.policy), ("critic", optim.critic)
+    return [problem for who, one in both for problem in optimiser_problems(f"optim.{who}", one)]
 
 
 def optimiser_problems(key: str, optim: OptimiserConfig) -> Problems:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from proxlm.control.distributions import Distribution, noise_for
 from proxlm.control.environments import Environments
-from proxlm.control.network import Agent, Rows, State
+from proxlm.control.network import Agent, State, rows_of
 from proxlm.control.normalise import Scale
 
 
@@ -50,7 +50,7 @@ def collect(
     for t in range(horizon):
         seen[t] = envs.observations
         x = scaled(torch.from_numpy(seen[t]), scale)
-        choice, state = agent.act(x, None if state is None else Rows(offsets, state))
+        choice, state = agent.act(x, rows_of(offsets, state))
         actions.append(choice.pick(noise[t]))
         choices.append(choice)
         after[t], rewards[t], terminated[t], truncated[t] = envs.step(actions[-1].numpy())

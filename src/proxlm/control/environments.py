@@ -10,7 +10,7 @@ after a truncation, and Gymnasium's autoreset modes hide it in an info or spend 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -110,16 +110,13 @@ class Environments:
         """
         for i, number in enumerate(tensors["number"].tolist()):
             self._begin(i, number)
-            for action in self._replayed(tensors[f"actions.{i}"].numpy()):
+            for action in self.spaces.sent(tensors[f"actions.{i}"].numpy(), clip=False):
                 self._act(i, action)
         if not np.array_equal(self.observations, tensors["observations"].numpy(), equal_nan=True):
             raise RunError(
                 "the environment is not the same after the same seed and actions, so the run cannot go on exactly:"
                 " is all its randomness drawn from self.np_random?"
             )
-
-    def _replayed(self, stored: NDArray[Any]) -> Sequence[Any]:
-        return self.spaces.sent(stored, clip=False)
 
     def close(self) -> None:
         """Free what the environments hold."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from proxlm.config import ControlPPOConfig
 from proxlm.control.collect import Rollout, forgotten, scaled
-from proxlm.control.network import Agent, Rows, State
+from proxlm.control.network import Agent, Rows, State, rows_of
 from proxlm.control.normalise import Scale
 from proxlm.rl.advantages import gae, whiten
 from proxlm.types import offsets_of, ragged_index
@@ -44,7 +44,7 @@ class Experience:
 
     def rows(self, state: State | None) -> Rows | None:
         """All segments, for a network with this state."""
-        return None if state is None else Rows(self.offsets, state)
+        return rows_of(self.offsets, state)
 
 
 def by_environment(x: Tensor) -> Tensor:
@@ -90,11 +90,11 @@ def prepare(
     policy_rows, critic_rows = (
         states_of_segments(state, offsets, horizon) for state in (rollout.state, critic_state)
     )
-    choice, _ = agent.act(x, None if policy_rows is None else Rows(offsets, policy_rows))
-    values, after = agent.value(x, None if critic_rows is None else Rows(offsets, critic_rows))
+    choice, _ = agent.act(x, rows_of(offsets, policy_rows))
+    values, after = agent.value(x, rows_of(offsets, critic_rows))
     ends = offsets[1:] - 1
     following = scaled(by_environment(rollout.after)[ends], scale)
-    single = None if after is None else Rows(torch.arange(len(ends) + 1), after)
+    single = rows_of(torch.arange(len(ends) + 1), after)
     terminated = by_environment(rollout.terminated)[ends]
     bootstrap = torch.where(terminated, 0.0, agent.value(following, single)[0])
     mask = torch.ones(len(values), dtype=torch.bool)

@@ -25,6 +25,11 @@ class Rows(NamedTuple):
     state: State
 
 
+def rows_of(offsets: Tensor, state: State | None) -> Rows | None:
+    """The rows for a network with this state; None for one without an LSTM, which needs none."""
+    return None if state is None else Rows(offsets, state)
+
+
 class Body(nn.Module):
     """Observations → features: `layers` of Linear and tanh, then an LSTM if it has units."""
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from proxlm.config import EnvironmentConfig
 from proxlm.rl.moments import Moments, with_values
 
 
@@ -54,6 +55,11 @@ def scale_of(moments: VectorMoments, limit: float, eps: float = 1e-8) -> Scale |
         return None
     factor = (moments.squares / moments.n + eps).rsqrt()
     return Scale(moments.mean.float(), factor.float(), limit)
+
+
+def scale_for(config: EnvironmentConfig, moments: VectorMoments) -> Scale | None:
+    """The scale that the settings ask for, if they do."""
+    return scale_of(moments, config.clip) if config.normalise_observations else None
 
 
 class ReturnMoments(NamedTuple):

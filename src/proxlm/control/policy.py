@@ -12,8 +12,8 @@ import torch
 
 from proxlm.config import ControlJob, NetworkConfig
 from proxlm.control.collect import scaled
-from proxlm.control.network import Agent, Rows
-from proxlm.control.normalise import Scale, VectorMoments, scale_of
+from proxlm.control.network import Agent, rows_of
+from proxlm.control.normalise import Scale, VectorMoments, scale_for
 from proxlm.control.spaces import Spaces, spaces_of
 from proxlm.errors import ConfigError, RunError
 from proxlm.seeds import derive_seed
@@ -27,7 +27,7 @@ def save_policy(folder: Path, agent: Agent, observed: VectorMoments, config: Con
 
     folder.mkdir()
     tensors = {name: p.detach() for name, p in agent.named_parameters()}
-    scale = scale_of(observed, config.env.clip) if config.env.normalise_observations else None
+    scale = scale_for(config.env, observed)
     if scale is not None:
         tensors |= {"scale.shift": scale.shift, "scale.factor": scale.factor}
     save_file(tensors, folder / "policy.safetensors")
@@ -64,14 +64,14 @@ def play(
 ) -> float:
     """One episode of the likeliest actions; returns the sum of its rewards. on_step is called before each step."""
     observation, _ = env.reset(seed=derive_seed(seed, "play") >> 32)
-    rows = Rows(torch.arange(2), agent.no_memory(1)) if agent.units else None
     total, offsets = 0.0, torch.arange(2)
+    rows = rows_of(offsets, agent.no_memory(1) if agent.units else None)
     for _ in range(most_steps):
         if on_step is not None:
             on_step()
         x = scaled(torch.from_numpy(spaces.flat(observation)).unsqueeze(0), scale)
         choice, state = agent.act(x, rows)
-        rows = None if state is None else Rows(offsets, state)
+        rows = rows_of(offsets, state)
         observation, reward, terminated, truncated, _ = env.step(spaces.sent(choice.mode().numpy())[0])
         total += float(reward)
         if terminated or truncated:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,13 @@ from proxlm.checkpoint import check_fit, load_checkpoint, newest_checkpoint, sav
 from proxlm.config import ControlJob
 from proxlm.control.collect import Rollout, collect
 from proxlm.control.environments import Environments, MakeEnvironment
-from proxlm.control.experience import Experience, prepare
+from proxlm.control.experience import Experience, by_environment, prepare
 from proxlm.control.network import Agent, State
 from proxlm.control.normalise import (
     ReturnMoments,
     VectorMoments,
     no_rows,
-    scale_of,
+    scale_for,
     scaled_rewards,
     with_rewards,
     with_rows,
@@ -34,9 +32,9 @@ from proxlm.doctor import Doctor, facts_of
 from proxlm.errors import RunError
 from proxlm.rl.advantages import explained_variance
 from proxlm.rl.moments import Moments
-from proxlm.runlog.folder import read_jsonl
 from proxlm.runlog.writer import RunLog
 from proxlm.seeds import derive_seed
+from proxlm.train.observe import Stopwatch
 from proxlm.train.optimiser import Optimiser
 from proxlm.train.stats import summarise
 
@@ -69,7 +67,8 @@ class ControlTrainer:
 
     def train(self, log: RunLog) -> None:
         """Run from the newest step to the last one."""
-        run, doctor = self.config.run, self._doctor()
+        run = self.config.run
+        doctor = Doctor.of_run(facts_of(asdict(self.config)), self.folder, self.step_number)
         while self.step_number < self.steps:
             metrics = self.step(log.phase)
             log.metrics(self.step_number, metrics)
@@ -79,30 +78,23 @@ class ControlTrainer:
                 log.phase("checkpoint")
                 self.save()
 
-    def _doctor(self) -> Doctor:
-        doctor, past = Doctor(facts_of(asdict(self.config))), self.folder / "metrics.jsonl"
-        if self.step_number and past.exists():
-            for row in read_jsonl(past):
-                doctor.see(row)
-        return doctor
-
     def step(self, phase: Callable[[str], None] = lambda _name: None) -> dict[str, float]:
         """One PPO step: a rollout and an update. Returns its metrics."""
-        config, seconds = self.config, dict[str, float]()
+        config, clock = self.config, Stopwatch(phase)
         if not self.started:
             self.envs.start()
             self.started = True
         ended_before = len(self.envs.finished)
-        with _timed("rollout", phase, seconds):
-            scale = scale_of(self.observed, config.env.clip) if config.env.normalise_observations else None
+        with clock("rollout"):
+            scale = scale_for(config.env, self.observed)
             seed = derive_seed(config.run.seed, "actions", self.step_number)
             rollout = collect(self.agent, self.envs, scale, config.ppo.horizon, self.states["policy"], seed)
-        with _timed("prepare", phase, seconds):
+        with clock("prepare"):
             rewards = self._rewards(rollout)
             experience, critic_state = prepare(
                 self.agent, rollout, rewards, scale, config.ppo, self.states["critic"]
             )
-        with _timed("update", phase, seconds):
+        with clock("update"):
             seed = derive_seed(config.run.seed, "update")
             learner = Learner(self.agent, self.optimisers, config.ppo, seed, self.step_number, self.steps)
             stats = update(learner, experience)
@@ -119,8 +111,8 @@ class ControlTrainer:
         steps = rollout.rewards.numel()
         return metrics | {
             "env_steps": float(self.step_number * steps),
-            **{f"time/{name}": s for name, s in seconds.items()},
-            "steps_per_second": steps / sum(seconds.values()),
+            **{f"time/{name}": s for name, s in clock.seconds.items()},
+            "steps_per_second": steps / sum(clock.seconds.values()),
         }
 
     def _rewards(self, rollout: Rollout) -> Tensor:
@@ -205,7 +197,7 @@ def episode_metrics(ended: list[tuple[float, int]], recent: list[tuple[float, in
 def step_metrics(rollout: Rollout, experience: Experience) -> dict[str, float]:
     """The numbers of a rollout before the update, named as those of a language model's."""
     e, every = experience, torch.ones(len(experience.values), dtype=torch.bool)
-    gap = rollout.logprobs.transpose(0, 1).reshape(-1) - e.logprobs
+    gap = by_environment(rollout.logprobs) - e.logprobs
     return {
         "entropy": float(e.entropy.mean()),
         "return_mean": float(e.returns.mean()),
@@ -215,11 +207,3 @@ def step_metrics(rollout: Rollout, experience: Experience) -> dict[str, float]:
         "explained_variance": explained_variance(e.values, e.returns, every),
         "rollout_gap": float(gap.abs().max()),
     }
-
-
-@contextmanager
-def _timed(name: str, phase: Callable[[str], None], seconds: dict[str, float]) -> Iterator[None]:
-    phase(name)
-    began = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - began

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from proxlm.doctor import rules_policy, rules_reward, rules_run, rules_update
 from proxlm.doctor.facts import Facts
 from proxlm.doctor.finding import Finding
 from proxlm.doctor.window import Row, Rows
+from proxlm.runlog.folder import read_jsonl
 
 Rule = Callable[[Rows, Facts], Finding | None]
 
@@ -51,14 +53,23 @@ class _Episode:
 class Doctor:
     """Reads a run's rows as they come.
 
-    `facts` are the run's settings (`facts_of(config)`). For a run that is resumed, let it `see` the rows that are
-    already there first: several rules compare with the run's first steps.
+    `facts` are the run's settings (`facts_of(config)`). For a run that is resumed there is `of_run`: several rules
+    compare with the run's first steps.
     """
 
     def __init__(self, facts: Facts | None = None) -> None:
         self.facts = facts or Facts()
         self._rows: list[Row] = []
         self._episodes: dict[str, list[_Episode]] = {}
+
+    @classmethod
+    def of_run(cls, facts: Facts, folder: Path, step: int) -> Doctor:
+        """One that has seen the rows in a run's folder, if the run goes on from a step after the first."""
+        doctor, past = cls(facts), folder / "metrics.jsonl"
+        if step and past.exists():
+            for row in read_jsonl(past):
+                doctor.see(row)
+        return doctor
 
     def see(self, row: Mapping[str, Any]) -> list[Finding]:
         """Take in one step's metrics, with "step" among them; returns what is new.

@@ -65,9 +65,7 @@ class Calls:
             nearest = min(at for _, at in self._deadlines.values())
             patience = 0.0 if found else max(0.0, min(limit, nearest) - time.monotonic())
             try:
-                key, number, value, error = (
-                    self._done.get(timeout=patience) if patience else self._done.get_nowait()
-                )
+                key, number, value, error = self._done.get(timeout=patience)
             except queue.Empty:
                 break
             if self._deadlines.get(key, (0, 0.0))[0] == number:  # else it came after its time limit

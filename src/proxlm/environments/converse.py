@@ -128,8 +128,8 @@ class _Drive:
             limit = time.monotonic() + GATHER_SECONDS
             while self.calls and (left := limit - time.monotonic()) > 0:
                 self._hear(left)
-            batch = sorted(self.ready)[: self.config.batch_size]
-            self.ready = [key for key in self.ready if key not in set(batch)]
+            self.ready.sort()
+            batch, self.ready = self.ready[: self.config.batch_size], self.ready[self.config.batch_size :]
             if batch:
                 self._write(batch)
             if on_progress is not None:

@@ -81,14 +81,11 @@ class RecurrentDecoder:
         self.cache: Any = None
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        lengths = torch.tensor([len(p) for p in prompts])
-        flat = torch.tensor([token for p in prompts for token in p])
-        batch = Sequences(flat, offsets_of(lengths), lengths).to(self.model.device)
-        padded, place = pad_right(batch)
-        mask = torch.arange(padded.shape[1], device=padded.device) < batch.lengths[:, None]
+        padded, lengths, last = _padded(prompts, self.model.device)
+        mask = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
         output = self.model.states(padded, attention_mask=mask, use_cache=True)
         self.cache = output.past_key_values
-        return output.last_hidden_state.flatten(0, 1)[place[batch.offsets[1:] - 1]]
+        return output.last_hidden_state.flatten(0, 1)[last]
 
     def step(self, tokens: Tensor) -> Tensor:
         output = self.model.states(tokens[:, None], past_key_values=self.cache, use_cache=True)
@@ -118,12 +115,17 @@ class RecomputeDecoder:
         self.rows = [self.rows[i] for i in rows.tolist()]
 
     def _run(self) -> Tensor:
-        lengths = torch.tensor([len(row) for row in self.rows])
-        flat = torch.tensor([token for row in self.rows for token in row])
-        batch = Sequences(flat, offsets_of(lengths), lengths).to(self.model.device)
-        padded, place = pad_right(batch)
-        hidden = self.model.states(padded, use_cache=False).last_hidden_state.flatten(0, 1)
-        return hidden[place[batch.offsets[1:] - 1]]
+        padded, _, last = _padded(self.rows, self.model.device)
+        return self.model.states(padded, use_cache=False).last_hidden_state.flatten(0, 1)[last]
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows padded on the right [b, t], their lengths [b], and where each one's last token is in [b · t]."""
+    lengths = torch.tensor([len(row) for row in rows])
+    flat = torch.tensor([token for row in rows for token in row])
+    batch = Sequences(flat, offsets_of(lengths), lengths).to(device)
+    padded, place = pad_right(batch)
+    return padded, batch.lengths, place[batch.offsets[1:] - 1]
 
 
 def make_decoder(model: LanguageModel) -> Decoder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -124,18 +125,26 @@ def peak_memory_gb() -> float:
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-class Clock:
-    """Seconds by phase, told to the live view as they begin; a phase may come more than once."""
+class Stopwatch:
+    """Seconds by phase; a phase may come more than once. `tell` hears the name of each as it begins."""
 
-    def __init__(self, log: RunLog) -> None:
-        self.log, self.seconds = log, dict[str, float]()
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell, self.seconds = tell, dict[str, float]()
 
     @contextmanager
     def __call__(self, phase: str) -> Any:
-        self.log.phase(phase)
+        self.tell(phase)
         began = time.perf_counter()
         yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
+
+
+class Clock(Stopwatch):
+    """The stopwatch of a PPO step, told to its log."""
+
+    def __init__(self, log: RunLog) -> None:
+        super().__init__(log.phase)
+        self.log = log
 
     def metrics(self, tokens: int) -> dict[str, float]:
         """Seconds, response tokens per second for `tokens` of them, and peak memory."""

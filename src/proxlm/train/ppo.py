@@ -21,7 +21,6 @@ from proxlm.rl.losses import entropy_coefficient
 from proxlm.rl.moments import Moments, with_values
 from proxlm.rl.shaping import response_rewards
 from proxlm.rollout.native import Generate, generate
-from proxlm.runlog.folder import read_jsonl
 from proxlm.runlog.writer import RunLog
 from proxlm.train.algorithms import Algorithm, build_algorithm
 from proxlm.train.collect import collect, reference_rewards
@@ -83,7 +82,7 @@ class PPOTrainer:
     def train(self, log: RunLog) -> None:
         """Run from the state's step to the last one."""
         ppo, run = self.config.ppo, self.config.run
-        doctor = self._doctor()
+        doctor = Doctor.of_run(facts_of(self.config), self.folder, self.state.step)
         while self.state.step < ppo.steps:
             metrics = self.step(log)
             log.metrics(self.state.step, metrics)
@@ -93,14 +92,6 @@ class PPOTrainer:
             if last or (run.save_every and self.state.step % run.save_every == 0):
                 log.phase("checkpoint")
                 self.save()
-
-    def _doctor(self) -> Doctor:
-        """Reads each step's metrics; after a resume also those of the steps before, which it compares with."""
-        doctor, past = Doctor(facts_of(self.config)), self.folder / "metrics.jsonl"
-        if self.state.step and past.exists():
-            for row in read_jsonl(past):
-                doctor.see(row)
-        return doctor
 
     def step(self, log: RunLog) -> dict[str, float]:
         """One PPO step; returns its metrics."""

@@ -7,8 +7,7 @@ from functools import cache
 
 from proxlm.environments.protocol import Answer, Task
 
-LINES = ("012", "345", "678", "036", "147", "258", "048", "246")
-WINS = [tuple(int(place) for place in line) for line in LINES]
+WINS = [tuple(map(int, line)) for line in ("012", "345", "678", "036", "147", "258", "048", "246")]
 EMPTY, MINE, THEIRS = ".", "x", "o"
 
 
