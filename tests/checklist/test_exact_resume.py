@@ -33,6 +33,9 @@ RESUMED = {
     "warm-up": {"critic_warmup": 3, "critic": "separate"},
     "schedule": {},
     "temperature": {},
+    "t5": {"critic": "separate", "family": "t5"},
+    "bart": {"family": "bart"},
+    "t5, lora": {"family": "t5", "lora": 4},
 }
 
 
@@ -62,7 +65,7 @@ def disturb_generators():
 @pytest.mark.parametrize("name", RESUMED)
 def test_two_and_two_steps_are_four(tokenizer, tmp_path, name):
     more = dict(RESUMED[name])
-    lora = more.pop("lora", 0)
+    lora, family = more.pop("lora", 0), more.pop("family", "llama")
     size = {"batch_size": 8, "minibatches": 2}
     config = job(more.pop("critic", "shared"), steps=4, **size | more)
     if name == "schedule":
@@ -76,7 +79,7 @@ def test_two_and_two_steps_are_four(tokenizer, tmp_path, name):
 
     def fresh(folder):
         seen = Recording(reward)
-        return trainer(tokenizer, config, tmp_path / folder, lora, reward=seen), seen
+        return trainer(tokenizer, config, tmp_path / folder, lora, reward=seen, family=family), seen
 
     whole, seen = fresh("whole")
     whole_log, later_log = SilentLog(), SilentLog()

@@ -47,14 +47,15 @@ def run_evaluate(config: EvaluateJob) -> list[Evaluation]:
     data = config.data
     if not data.prompts:
         data = replace(data, prompts=data.eval_prompts)
-    loaded = load_prompts(data, reference.tokenizer, limit, "eval", config.seed)
+    loaded = load_prompts(data, reference.tokenizer, limit, "eval", config.seed, reference.encoder_decoder)
     if not loaded.prompts:
         raise DataError("data.eval_count = 0: no prompts to evaluate on; set it to 1 or more")
     evaluations: list[Evaluation] = []
     for number, path in enumerate(["", *config.models]):
         model = load_language_model(replace(plain, policy=path)) if path else reference
         name = path or config.model.policy
-        _check_same_tokens(reference, model, limit + config.rollout.max_new_tokens)
+        longest = limit + (0 if reference.encoder_decoder else config.rollout.max_new_tokens)
+        _check_same_tokens(reference, model, longest)
         print(f"evaluating {name} ({number + 1}/{len(config.models) + 1}) …", file=sys.stderr, flush=True)
         evaluations.append(
             evaluate_model(
@@ -78,6 +79,10 @@ def _check_same_tokens(reference: LanguageModel, model: LanguageModel, longest: 
     if model.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
         raise ModelError(
             f"{model.source}: another tokenizer than {reference.source}'s: their tokens cannot be compared"
+        )
+    if model.encoder_decoder != reference.encoder_decoder:
+        raise ModelError(
+            f"{model.source}: it and {reference.source} are not both encoder–decoders: their prompts differ"
         )
     if reference.context and model.context and model.context < min(longest, reference.context):
         raise ModelError(

@@ -11,6 +11,7 @@ from proxlm.apps.report import write_report
 from proxlm.apps.session import (
     announce_resume,
     describe_prompts,
+    is_encoder_decoder,
     load_both,
     model_context,
     progress_line,
@@ -121,6 +122,8 @@ def notes(config: PPOJob) -> list[str]:
 
 def ptx_text(config: PPOJob, tokenizer: Any) -> PtxText:
     """The text of PPO-ptx, packed into blocks. Raises DataError, and ConfigError for blocks the model cannot read."""
+    if is_encoder_decoder(config.model):
+        raise ConfigError("ptx.coef: plain text has no prompt for an encoder; set it to 0")
     context = model_context(config.model)
     if context is not None and config.ptx.block > context:
         raise ConfigError(f"ptx.block = {config.ptx.block}: longer than the model's context of {context}")

@@ -76,12 +76,7 @@ class PretrainJob:
 
     def problems(self) -> Problems:
         found = _needed(("text.train", self.text.train)) + _optimiser_problems("optim", self.optim)
-        if self.new.hidden % self.new.heads:
-            found.append(("new.hidden", f"must be a multiple of new.heads = {self.new.heads}"))
-        elif self.new.hidden // self.new.heads % 2:
-            found.append(("new.hidden", "new.hidden / new.heads must be even (rotary positions)"))
-        if not self.model.policy and self.model.lora.rank:
-            found.append(("model.lora.rank", "adapters need model.policy, a model to go on from"))
+        found += _new_model_problems(self.new, self.model)
         if not self.model.policy and self.train.block > self.new.context:
             found.append(("train.block", f"longer than new.context = {self.new.context}"))
         return found
@@ -89,8 +84,12 @@ class PretrainJob:
 
 @dataclass(frozen=True)
 class SFTJob:
-    """Fine-tune a language model on prompts with responses, or on conversations."""
+    """Fine-tune a language model on prompts with responses, or on conversations; or train a new one on them."""
 
+    new: NewModelConfig = setting(
+        factory=lambda: NewModelConfig(type=""),
+        help='type: train a new model of this type, tokenizer included ("t5", "bart", ...); empty: model.policy',
+    )
     model: ModelConfig = setting(factory=ModelConfig)
     text: TextConfig = setting(factory=TextConfig)
     train: SupervisedConfig = setting(factory=SupervisedConfig)
@@ -98,7 +97,13 @@ class SFTJob:
     run: RunConfig = setting(factory=RunConfig)
 
     def problems(self) -> Problems:
-        found = _needed(("model.policy", self.model.policy), ("text.train", self.text.train))
+        found = _needed(("text.train", self.text.train))
+        if not self.model.policy and not self.new.type:
+            found.append(("model.policy", "needed, but not given; new.type makes a new model instead"))
+        if self.new.type:
+            found += _new_model_problems(self.new, self.model)
+            if self.model.policy:
+                found.append(("new.type", "give model.policy or new.type, not both"))
         return found + _optimiser_problems("optim", self.optim)
 
 
@@ -237,6 +242,17 @@ def _stability_problems(job: PPOJob) -> Problems:
                 found.append(
                     (key, "cannot be used with ppo.loss = trpo, whose step is on the surrogate alone")
                 )
+    return found
+
+
+def _new_model_problems(new: NewModelConfig, model: ModelConfig) -> Problems:
+    found: Problems = []
+    if new.hidden % new.heads:
+        found.append(("new.hidden", f"must be a multiple of new.heads = {new.heads}"))
+    elif new.hidden // new.heads % 2:
+        found.append(("new.hidden", "new.hidden / new.heads must be even (rotary positions)"))
+    if not model.policy and model.lora.rank:
+        found.append(("model.lora.rank", "adapters need model.policy, a model to go on from"))
     return found
 
 

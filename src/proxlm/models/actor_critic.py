@@ -126,6 +126,10 @@ def critic_from_reward_model(models: ActorCritic, path: str) -> ActorCritic:
     from transformers import AutoModelForSequenceClassification
 
     policy = models.policy
+    if policy.encoder_decoder:
+        raise ModelError(
+            f'model.critic_from = "{path}": only for decoder-only policies; set model.critic_from = ""'
+        )
     try:
         network = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False

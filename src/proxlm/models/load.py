@@ -58,10 +58,12 @@ def wrap(network: Any, tokenizer: Any, config: ModelConfig) -> LanguageModel:
 
 
 def _load_network(config: ModelConfig) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        found = AutoConfig.from_pretrained(config.policy, trust_remote_code=config.trust_remote_code)
+        kind = AutoModelForSeq2SeqLM if found.is_encoder_decoder else AutoModelForCausalLM
+        return kind.from_pretrained(
             config.policy,
             dtype=torch.float32,
             use_safetensors=True,
@@ -84,7 +86,7 @@ def add_lora(model: LanguageModel, lora: LoraConfig) -> LanguageModel:
         r=lora.rank,
         lora_alpha=lora.alpha,
         target_modules=list(lora.targets) or "all-linear",
-        task_type="CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if model.encoder_decoder else "CAUSAL_LM",
         # GPT-2 keeps its weights as [in, out].
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.network.modules()),
     )
@@ -98,32 +100,71 @@ def add_lora(model: LanguageModel, lora: LoraConfig) -> LanguageModel:
 
 
 def build_language_model(new: NewModelConfig, tokenizer: Any, config: ModelConfig) -> LanguageModel:
-    """A new causal LM with random weights, of any transformers type that uses the usual field names.
+    """A new model with random weights, of any transformers type that uses the usual field names.
 
-    The caller seeds torch first.
+    A causal LM, or an encoder–decoder with new.layers blocks on each side. The caller seeds torch first.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    intermediate = new.intermediate or -(-new.hidden * 8 // 3 // 32) * 32
+    two_sides = is_encoder_decoder_type(new.type)
+    kind = AutoModelForSeq2SeqLM if two_sides else AutoModelForCausalLM
     try:
-        network_config = AutoConfig.for_model(
-            new.type,
-            vocab_size=len(tokenizer),
-            hidden_size=new.hidden,
-            num_hidden_layers=new.layers,
-            num_attention_heads=new.heads,
-            max_position_embeddings=new.context,
-            tie_word_embeddings=new.tie_embeddings,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        _set_where_present(network_config, num_key_value_heads=new.heads, head_dim=new.hidden // new.heads)
-        _set_where_present(network_config, intermediate_size=intermediate)
-        network = AutoModelForCausalLM.from_config(network_config, dtype=torch.float32)
+        network_config = (_encoder_decoder_config if two_sides else _causal_config)(new, tokenizer)
+        network = kind.from_config(network_config, dtype=torch.float32)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f'new.type = "{new.type}": {" ".join(str(error).split())[:200]}') from error
     return wrap(network, tokenizer, replace(config, policy=config.policy or f"new {new.type}"))
+
+
+def is_encoder_decoder_type(type: str) -> bool:
+    """Whether transformers knows `type` as an encoder–decoder; False for a name it does not know."""
+    from transformers import AutoConfig
+
+    try:
+        return bool(AutoConfig.for_model(type).is_encoder_decoder)
+    except ValueError:
+        return False
+
+
+def _causal_config(new: NewModelConfig, tokenizer: Any) -> Any:
+    config = _sized_config(new, tokenizer, max_position_embeddings=new.context)
+    _set_where_present(config, num_key_value_heads=new.heads, head_dim=new.hidden // new.heads)
+    _set_where_present(config, intermediate_size=_intermediate(new))
+    return config
+
+
+def _encoder_decoder_config(new: NewModelConfig, tokenizer: Any) -> Any:
+    """Both sides alike. A response starts after BOS or, where the tokenizer has none, after padding (as in T5)."""
+    start = tokenizer.pad_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    config = _sized_config(new, tokenizer, decoder_start_token_id=start)
+    # T5 has relative positions and no limit; BART has a limit, which holds for each side.
+    _set_where_present(config, max_position_embeddings=new.context, forced_eos_token_id=None)
+    _set_where_present(config, decoder_layers=new.layers, num_decoder_layers=new.layers)
+    _set_where_present(config, decoder_attention_heads=new.heads, d_kv=new.hidden // new.heads)
+    for name in ("d_ff", "encoder_ffn_dim", "decoder_ffn_dim"):
+        _set_where_present(config, **{name: _intermediate(new)})
+    return config
+
+
+def _sized_config(new: NewModelConfig, tokenizer: Any, **more: Any) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(
+        new.type,
+        vocab_size=len(tokenizer),
+        hidden_size=new.hidden,
+        num_hidden_layers=new.layers,
+        num_attention_heads=new.heads,
+        tie_word_embeddings=new.tie_embeddings,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **more,
+    )
+
+
+def _intermediate(new: NewModelConfig) -> int:
+    return new.intermediate or -(-new.hidden * 8 // 3 // 32) * 32
 
 
 def _set_where_present(config: Any, **values: Any) -> None:

@@ -1,7 +1,8 @@
 """Step-by-step decoding of a batch whose rows can leave it.
 
-Both decoders give the state after the newest token of each row. `CachedDecoder` keeps keys and values;
-`RecomputeDecoder` runs the whole sequence anew, for model types whose cache cannot drop rows.
+Each decoder gives the state after the newest token of each row. `CachedDecoder` keeps keys and values;
+`RecomputeDecoder` runs the whole sequence anew, for model types whose cache cannot drop rows; `TargetDecoder` runs an
+encoder once and then its decoder.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from proxlm.models.forward import pad_right
+from proxlm.models.forward import pad_right, pad_with_mask
 from proxlm.models.language_model import LanguageModel
 from proxlm.types import Sequences, offsets_of
 
@@ -96,8 +97,51 @@ class RecomputeDecoder:
         return hidden[place[batch.offsets[1:] - 1]]
 
 
+class TargetDecoder:
+    """For encoder–decoders. The prompts are encoded once; all rows of the decoder are of one length, so unpadded.
+
+    cached False: the decoder's tokens are run anew at each step, for types that keep no keys and values.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        self.model = model
+        self.trunk: Any = model.trunk
+        self.cached = "past_key_values" in inspect.signature(self.trunk.decoder.forward).parameters
+        config = model.network.config.get_text_config(decoder=True)
+        self.cache: Any = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        lengths = torch.tensor([len(p) for p in prompts])
+        flat = torch.tensor([token for p in prompts for token in p])
+        padded, self.mask = pad_with_mask(Sequences(flat, offsets_of(lengths), lengths).to(self.model.device))
+        with self.model.autocast():
+            self.encoded = self.trunk.encode(padded, self.mask)
+        self.tokens = padded.new_empty(len(prompts), 0)
+        return self.step(padded.new_full((len(prompts),), self.model.start_id))
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.tokens = torch.cat([self.tokens, tokens[:, None]], dim=-1)
+        arguments: dict[str, Any] = {"use_cache": False}
+        if self.cached:
+            arguments = {"past_key_values": self.cache, "use_cache": True}
+        with self.model.autocast():
+            output = self.trunk.decode(
+                tokens[:, None] if self.cached else self.tokens, self.encoded, self.mask, **arguments
+            )
+        return output.last_hidden_state[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        if self.cached:
+            self.cache.batch_select_indices(rows)
+        self.encoded, self.mask, self.tokens = self.encoded[rows], self.mask[rows], self.tokens[rows]
+
+
 def make_decoder(model: LanguageModel) -> Decoder:
     """A cached decoder where the model keeps plain keys and values, else one that recomputes."""
+    if model.encoder_decoder:
+        return TargetDecoder(model)
     return CachedDecoder(model) if _has_plain_cache(model) else RecomputeDecoder(model)
 
 

@@ -1,4 +1,4 @@
-"""The native engine: batched sampling with a key–value cache, for every Hugging Face causal LM."""
+"""The native engine: batched sampling with a key–value cache, for Hugging Face causal LMs and encoder–decoders."""
 
 from __future__ import annotations
 
@@ -120,8 +120,13 @@ def _tail(model: LanguageModel, response: _Response, stops: Sequence[str]) -> st
     A character is at most four tokens.
     """
     count = 4 * max(len(stop) for stop in stops) + 4
-    before = [*response.prompt.input_ids, *response.tokens[:-count]][-8:]
+    before = [*_text_before(model, response), *response.tokens[:-count]][-8:]
     return response_text(model.tokenizer, before, response.tokens[-count:])
+
+
+def _text_before(model: LanguageModel, response: _Response) -> Sequence[int]:
+    """What the response goes on from: its prompt; an encoder–decoder's response is a text by itself."""
+    return () if model.encoder_decoder else response.prompt.input_ids
 
 
 def response_text(
@@ -143,7 +148,7 @@ def _collect(
     model: LanguageModel, responses: list[_Response], config: RolloutConfig, version: int
 ) -> Rollout:
     sequences = Sequences.from_lists([r.prompt.input_ids for r in responses], [r.tokens for r in responses])
-    texts = [response_text(model.tokenizer, r.prompt.input_ids, r.tokens, config.stop) for r in responses]
+    texts = [response_text(model.tokenizer, _text_before(model, r), r.tokens, config.stop) for r in responses]
     logprobs = torch.tensor([x for r in responses for x in r.logprobs], dtype=torch.float32)
     return Rollout(
         prompts=[r.prompt for r in responses],
