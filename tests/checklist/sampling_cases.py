@@ -15,7 +15,10 @@ ENCODER_DECODERS = ["t5", "bart"]
 FAMILIES = ["llama", "qwen3", "gpt2", *ENCODER_DECODERS]
 # Encoder–decoders are never packed.
 LAYOUTS = [
-    (family, packed) for family in FAMILIES for packed in (False, True) if not (packed and family in ENCODER_DECODERS)
+    (family, packed)
+    for family in FAMILIES
+    for packed in (False, True)
+    if not (packed and family in ENCODER_DECODERS)
 ]
 
 

@@ -221,7 +221,9 @@ def test_an_encoder_decoders_response_is_a_text_by_itself(tokenizer):
     model = tiny_model(tokenizer, "t5")
     rollout = run(model, prompts(tokenizer, 30), max_new_tokens=20)
     for text, row in zip(
-        rollout.texts, rollout.sequences.response_tokens.split(rollout.sequences.response_lengths.tolist()), strict=True
+        rollout.texts,
+        rollout.sequences.response_tokens.split(rollout.sequences.response_lengths.tolist()),
+        strict=True,
     ):
         assert text == tokenizer.decode(row, skip_special_tokens=True)
     stop = rollout.texts[0][3:5]

@@ -45,6 +45,10 @@ def wrap(network: Any, tokenizer: Any, config: ModelConfig) -> LanguageModel:
         device = resolve_device(config.device)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
+    if any(name.endswith("relative_attention_bias") for name, _ in network.named_modules()):
+        # T5's position bias learns, and for such a bias torch has one fused kernel without gradients and another one
+        # with them; the plain attention is the same in both, so the ratio of the first minibatch stays exactly 1.
+        network.set_attn_implementation("eager")
     model = LanguageModel(
         network.to(device).eval(),
         tokenizer,
