@@ -113,7 +113,7 @@ def test_positions_count_the_real_tokens_of_a_row(tokenizer, family):
 @pytest.mark.checklist(32)
 @pytest.mark.parametrize("family", ENCODER_DECODERS)
 def test_an_encoder_sees_the_real_tokens_of_its_prompt_alone(tokenizer, family):
-    """Prompts and responses are padded apart; the encoder gets a mask, and the start token stands before a response."""
+    """Prompts and responses are padded apart; the encoder gets a mask; a start token stands before a response."""
     model, sequences, seen = tiny_model(tokenizer, family), mixed(tokenizer), []
     for half in (model.trunk.encoder, model.trunk.decoder):
         half.register_forward_pre_hook(lambda m, a, k: seen.append(k), with_kwargs=True)

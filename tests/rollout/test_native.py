@@ -17,8 +17,8 @@ from proxlm.types import Prompt
 from small_models import WORDS, tiny_model
 
 FAMILIES = [
-    "llama", "qwen2", "qwen3", "gpt2", "mistral", "gemma2", "gpt_neox", "opt", "bloom", "phi3", "granite", "cohere", "t5",
-    "mt5", "bart", "marian", "pegasus", "mbart",
+    "llama", "qwen2", "qwen3", "gpt2", "mistral", "gemma2", "gpt_neox", "opt", "bloom", "phi3", "granite", "cohere",
+    "t5", "mt5", "bart", "marian", "pegasus", "mbart",
 ]  # fmt: skip
 RECURRENT = ["mamba"]
 

@@ -23,7 +23,8 @@ def train_tokenizer(
 
     Any text comes back as it was, whatever its script. BOS, EOS and PAD have ids 0, 1, 2; encoding puts BOS
     first and no EOS last or, for an encoder–decoder, EOS last and no BOS, as in T5. A small text can have fewer
-    pairs to merge than asked for: len(tokenizer) is the size. `context` is the longest sequence of the model that it is made for.
+    pairs to merge than asked for: len(tokenizer) is the size. `context` is the longest sequence of the model that
+    it is made for.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
