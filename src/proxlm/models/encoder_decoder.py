@@ -23,6 +23,9 @@ class EncoderDecoderTrunk(nn.Module):
     stay the model's own modules.
     """
 
+    encoder: Any
+    decoder: Any
+
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.encoder, self.decoder = network.get_encoder(), network.get_decoder()

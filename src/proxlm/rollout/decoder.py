@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from proxlm.models.encoder_decoder import EncoderDecoderTrunk
 from proxlm.models.forward import pad_right, pad_with_mask
 from proxlm.models.language_model import LanguageModel
 from proxlm.types import Sequences, offsets_of
@@ -107,7 +108,7 @@ class TargetDecoder:
         from transformers import DynamicCache, EncoderDecoderCache
 
         self.model = model
-        self.trunk: Any = model.trunk
+        self.trunk = EncoderDecoderTrunk(model.network)
         self.cached = "past_key_values" in inspect.signature(self.trunk.decoder.forward).parameters
         config = model.network.config.get_text_config(decoder=True)
         self.cache: Any = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
