@@ -101,7 +101,7 @@ CHAT = [
 
 def test_an_encoder_decoders_sides_are_texts_of_their_own(write: Write) -> None:
     tokenizer = train_tokenizer(["The cat. Le chat."], 265, 64, encoder_decoder=True)
-    path = write("pairs.jsonl", {"prompt": "The cat", "response": "Le chat"})
+    path = write("pairs.jsonl", [{"prompt": "The cat", "response": "Le chat"}])
     source, target = (tokenizer(text)["input_ids"] for text in ("The cat", "Le chat"))
     longest = max(len(source), len(target) + 1)
     (example,) = sft_examples(TextConfig(), [path], tokenizer, longest, encoder_decoder=True)
@@ -116,12 +116,14 @@ def test_an_encoder_decoders_sides_are_texts_of_their_own(write: Write) -> None:
 def test_a_new_tokenizer_is_trained_on_prompts_responses_and_messages(write: Write) -> None:
     path = write(
         "rows.jsonl",
-        {"prompt": "a", "response": "b"},
-        {"messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]},
+        [
+            {"prompt": "a", "response": "b"},
+            {"messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]},
+        ],
     )
     assert record_texts(TextConfig(), [path]) == [("a", "b"), ("c", "d")]
     with pytest.raises(DataError, match="must be a list of messages"):
-        record_texts(TextConfig(), [write("bad.jsonl", {"other": 1})])
+        record_texts(TextConfig(), [write("bad.jsonl", [{"other": 1}])])
 
 
 def messages(turns: list[tuple[str, str]]) -> list[dict[str, str]]:

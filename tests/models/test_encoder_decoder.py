@@ -31,6 +31,10 @@ from small_models import tiny_model
 FAMILIES = ["t5", "bart"]
 
 
+def model_config():
+    return ModelConfig(device="cpu")
+
+
 def batch():
     return Sequences.from_lists([[3, 4, 5], [6], [7, 8]], [[9], [10, 11, 12], [13, 14]])
 
@@ -167,6 +171,13 @@ def test_t5_without_the_scale_keeps_that(tokenizer, tmp_path):
     new = NewModelConfig(type="t5", hidden=32, layers=2, heads=4, tie_embeddings=False)
     model = build_language_model(new, tokenizer, ModelConfig(device="cpu"))
     assert not model.network.config.scale_decoder_outputs
+    # Its embedding starts small instead, so that its first logits are of the size that a scaled model's are.
+    scaled = build_language_model(
+        NewModelConfig(type="t5", hidden=32, layers=2, heads=4), tokenizer, model_config()
+    )
+    with torch.no_grad():
+        sizes = [model_.logits(response_states(model_, batch())[0]).std() for model_ in (model, scaled)]
+    assert 0.5 < float(sizes[0] / sizes[1]) < 2
     save_language_model(model, tmp_path)
     loaded = load_language_model(ModelConfig(policy=str(tmp_path), device="cpu"))
     with torch.no_grad():

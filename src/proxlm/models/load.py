@@ -115,6 +115,8 @@ def build_language_model(new: NewModelConfig, tokenizer: Any, config: ModelConfi
     try:
         network_config = (_encoder_decoder_config if two_sides else _causal_config)(new, tokenizer)
         network = kind.from_config(network_config, dtype=torch.float32)
+        if two_sides:
+            _shrink_embedding(network)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f'new.type = "{new.type}": {" ".join(str(error).split())[:200]}') from error
     return wrap(network, tokenizer, replace(config, policy=config.policy or f"new {new.type}"))
@@ -148,6 +150,17 @@ def _encoder_decoder_config(new: NewModelConfig, tokenizer: Any) -> Any:
     for name in ("d_ff", "encoder_ffn_dim", "decoder_ffn_dim"):
         _set_where_present(config, **{name: _intermediate(new)})
     return config
+
+
+@torch.no_grad()
+def _shrink_embedding(network: Any) -> None:
+    """T5's embedding starts with numbers of size 1, for a head that divides by the root of the width.
+
+    Without that scale (T5 1.1, mT5) the first logits would be of size √hidden; the embedding takes it over.
+    """
+    config = network.config
+    if hasattr(config, "initializer_factor") and not getattr(config, "scale_decoder_outputs", False):
+        network.get_input_embeddings().weight.mul_(config.hidden_size**-0.5)
 
 
 def _sized_config(new: NewModelConfig, tokenizer: Any, **more: Any) -> Any:
