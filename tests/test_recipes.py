@@ -38,7 +38,7 @@ def test_the_translation_recipes_fit_each_other():
     sft = load_config("sft", ROOT / "recipes" / "translate-sft.toml")
     ppo = load_config("ppo", ROOT / "recipes" / "translate-ppo.toml")
     assert sft.problems() == ppo.problems() == []
-    assert sft.new.type == "t5"
+    assert sft.scratch.type == "t5"
     assert ppo.model.policy == f"{sft.run.folder}/policy"
 
 

@@ -22,10 +22,10 @@ PAIRS = [
 ] * 6
 REWARD = "def score(completions):\n    return [len(set(x.text) & set(x.fields['response'])) for x in completions]\n"
 NEW = [
-    "--new.hidden", "32", "--new.layers", "1", "--new.heads", "2", "--new.vocabulary", "280", "--new.context", "40",
-    "--text.train", "pairs.jsonl", "--train.batch-tokens", "200", "--train.validate-every", "10", "--optim.lr",
-    "1e-2", "--optim.schedule", "constant", "--run.threads", "1", "--model.device", "cpu", "--run.tensorboard",
-    "false",
+    "--scratch.hidden", "32", "--scratch.layers", "1", "--scratch.heads", "2", "--scratch.vocabulary", "280",
+    "--scratch.context", "40", "--text.train", "pairs.jsonl", "--train.batch-tokens", "200",
+    "--train.validate-every", "10", "--optim.lr", "1e-2", "--optim.schedule", "constant", "--run.threads", "1",
+    "--model.device", "cpu", "--run.tensorboard", "false",
 ]  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def rows(path: Path) -> list[dict]:
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
 def test_a_new_model_from_pairs_then_ppo_evaluate_generate(place, capsys, family):
-    sft = ["sft", "--new.type", family, *NEW, "--train.steps", "30"]
+    sft = ["sft", "--scratch.type", family, *NEW, "--train.steps", "30"]
     assert main([*sft, "--run.folder", "base"]) == 0
     metrics = rows(place / "base" / "metrics.jsonl")
     assert metrics[-1]["validation_loss"] < metrics[0]["loss"] - 1
@@ -73,7 +73,7 @@ def test_a_new_model_from_pairs_then_ppo_evaluate_generate(place, capsys, family
 
 
 def test_a_new_model_resumes_exactly_and_keeps_its_tokenizer(place):
-    sft = ["sft", "--new.type", "t5", *NEW]
+    sft = ["sft", "--scratch.type", "t5", *NEW]
     assert main([*sft, "--run.folder", "whole", "--train.steps", "20"]) == 0
     assert main([*sft, "--run.folder", "parts", "--train.steps", "10"]) == 0
     assert main([*sft, "--run.folder", "parts", "--train.steps", "20", "--resume"]) == 0
@@ -88,7 +88,7 @@ def test_a_new_model_resumes_exactly_and_keeps_its_tokenizer(place):
 
 
 def test_a_new_causal_model_from_pairs(place):
-    assert main(["sft", "--new.type", "llama", *NEW, "--train.steps", "10", "--run.folder", "base"]) == 0
+    assert main(["sft", "--scratch.type", "llama", *NEW, "--train.steps", "10", "--run.folder", "base"]) == 0
     tokenizer = AutoTokenizer.from_pretrained(place / "base" / "policy")
     assert tokenizer("The cat").input_ids[0] == tokenizer.bos_token_id
 
@@ -114,18 +114,18 @@ BAD = {
     "prompt over the context": ([*PPO, "--model.policy", "bart", "--data.max-prompt-tokens", "129"], "leaves 128"),
     "pretrain new": (["pretrain", "--text.train", "text.txt", "--new.type", "t5"], "learns from pairs"),
     "pretrain on": (["pretrain", "--text.train", "text.txt", "--model.policy", "bart"], "learns from pairs"),
-    "both": (["sft", "--text.train", "pairs.jsonl", "--model.policy", "t5", "--new.type", "t5"], "not both"),
-    "neither": (["sft", "--text.train", "pairs.jsonl"], "new.type makes a new model"),
+    "both": (["sft", "--text.train", "pairs.jsonl", "--model.policy", "t5", "--scratch.type", "t5"], "not both"),
+    "neither": (["sft", "--text.train", "pairs.jsonl"], "scratch.type makes a new model"),
     "heads": (
-        ["sft", "--text.train", "pairs.jsonl", "--new.type", "t5", "--new.hidden", "30"],
-        "must be a multiple of new.heads",
+        ["sft", "--text.train", "pairs.jsonl", "--scratch.type", "t5", "--scratch.hidden", "30"],
+        "must be a multiple of scratch.heads",
     ),
     "adapters": (
-        ["sft", "--text.train", "pairs.jsonl", "--new.type", "t5", "--model.lora.rank", "2"],
+        ["sft", "--text.train", "pairs.jsonl", "--scratch.type", "t5", "--model.lora.rank", "2"],
         "adapters need model.policy",
     ),
     "long example": (
-        ["sft", "--text.train", "pairs.jsonl", "--new.type", "t5", "--new.context", "8", "--new.vocabulary", "260"],
+        ["sft", "--text.train", "pairs.jsonl", "--scratch.type", "t5", "--scratch.context", "8"],
         "tokens in prompt or response",
     ),
     "two kinds": (

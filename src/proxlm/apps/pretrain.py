@@ -64,7 +64,7 @@ def run_pretrain(config: PretrainJob, texts: Sequence[str] | None = None) -> Sup
 
 def _check_kind(config: PretrainJob) -> None:
     """Raise ConfigError for an encoder–decoder: plain text has no prompt for its encoder."""
-    advice = "is an encoder–decoder, which learns from pairs: proxlm sft, with new.type for a new one"
+    advice = "is an encoder–decoder, which learns from pairs: proxlm sft, with scratch.type for a new one"
     if config.model.policy:
         if is_encoder_decoder(config.model):
             raise ConfigError(f'model.policy = "{config.model.policy}": {advice}')

@@ -37,7 +37,7 @@ def _steps(run: RunData) -> str:
 
 
 def _model(run: RunData) -> str:
-    model, new = run.config.get("model"), run.config.get("new")
+    model, new = run.config.get("model"), run.config.get("new", run.config.get("scratch"))
     policy = model.get("policy") if isinstance(model, dict) else ""
     if policy:
         return "/".join(PurePath(str(policy)).parts[-2:])

@@ -36,8 +36,8 @@ def run_sft(config: SFTJob) -> SupervisedResult:
         validation = examples(config.text.validation)
     else:
         train, validation = split_validation(train, config.text.validation_share, config.run.seed)
-    if config.new.type:
-        model = build_language_model(config.new, tokenizer, config.model)
+    if config.scratch.type:
+        model = build_language_model(config.scratch, tokenizer, config.model, "scratch")
     else:
         model = load_language_model(config.model)
     if config.text.chat_template:
@@ -48,7 +48,7 @@ def run_sft(config: SFTJob) -> SupervisedResult:
 
 def _tokenizer(config: SFTJob) -> Any:
     """The model's; for a new one, that of the run to resume, or one trained on the text that is trained on."""
-    if not config.new.type:
+    if not config.scratch.type:
         return load_tokenizer(config.model.policy, config.model.trust_remote_code)
     if config.run.resume:
         return load_tokenizer(str(newest_checkpoint(folder_to_resume(config.run.folder)) / "policy"))
@@ -56,13 +56,13 @@ def _tokenizer(config: SFTJob) -> Any:
     if not config.text.validation:
         # The split depends on the number of records alone, so it is the one that the examples get.
         records = split_validation(records, config.text.validation_share, config.run.seed)[0]
-    two_sides = is_encoder_decoder_type(config.new.type)
+    two_sides = is_encoder_decoder_type(config.scratch.type)
     texts = [part for record in records for part in record]
-    return train_tokenizer(texts, config.new.vocabulary, config.new.context, two_sides)
+    return train_tokenizer(texts, config.scratch.vocabulary, config.scratch.context, two_sides)
 
 
 def _limit(config: SFTJob) -> tuple[int, bool]:
     """The longest example in tokens, and whether that is for each side of an encoder–decoder."""
-    if config.new.type:
-        return config.new.context, is_encoder_decoder_type(config.new.type)
+    if config.scratch.type:
+        return config.scratch.context, is_encoder_decoder_type(config.scratch.type)
     return model_context(config.model) or 2**31, is_encoder_decoder(config.model)

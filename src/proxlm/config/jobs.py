@@ -76,7 +76,7 @@ class PretrainJob:
 
     def problems(self) -> Problems:
         found = _needed(("text.train", self.text.train)) + _optimiser_problems("optim", self.optim)
-        found += _new_model_problems(self.new, self.model)
+        found += _new_model_problems("new", self.new, self.model)
         if not self.model.policy and self.train.block > self.new.context:
             found.append(("train.block", f"longer than new.context = {self.new.context}"))
         return found
@@ -86,7 +86,7 @@ class PretrainJob:
 class SFTJob:
     """Fine-tune a language model on prompts with responses, or on conversations; or train a new one on them."""
 
-    new: NewModelConfig = setting(
+    scratch: NewModelConfig = setting(
         factory=lambda: NewModelConfig(type=""),
         help='type: train a new model of this type, tokenizer included ("t5", "bart", ...); empty: model.policy',
     )
@@ -98,12 +98,12 @@ class SFTJob:
 
     def problems(self) -> Problems:
         found = _needed(("text.train", self.text.train))
-        if not self.model.policy and not self.new.type:
-            found.append(("model.policy", "needed, but not given; new.type makes a new model instead"))
-        if self.new.type:
-            found += _new_model_problems(self.new, self.model)
+        if not self.model.policy and not self.scratch.type:
+            found.append(("model.policy", "needed, but not given; scratch.type makes a new model instead"))
+        if self.scratch.type:
+            found += _new_model_problems("scratch", self.scratch, self.model)
             if self.model.policy:
-                found.append(("new.type", "give model.policy or new.type, not both"))
+                found.append(("scratch.type", "give model.policy or scratch.type, not both"))
         return found + _optimiser_problems("optim", self.optim)
 
 
@@ -245,12 +245,12 @@ def _stability_problems(job: PPOJob) -> Problems:
     return found
 
 
-def _new_model_problems(new: NewModelConfig, model: ModelConfig) -> Problems:
+def _new_model_problems(key: str, new: NewModelConfig, model: ModelConfig) -> Problems:
     found: Problems = []
     if new.hidden % new.heads:
-        found.append(("new.hidden", f"must be a multiple of new.heads = {new.heads}"))
+        found.append((f"{key}.hidden", f"must be a multiple of {key}.heads = {new.heads}"))
     elif new.hidden // new.heads % 2:
-        found.append(("new.hidden", "new.hidden / new.heads must be even (rotary positions)"))
+        found.append((f"{key}.hidden", f"{key}.hidden / {key}.heads must be even (rotary positions)"))
     if not model.policy and model.lora.rank:
         found.append(("model.lora.rank", "adapters need model.policy, a model to go on from"))
     return found

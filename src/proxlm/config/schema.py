@@ -48,7 +48,9 @@ class ModelConfig:
 class NewModelConfig:
     """A new model, built from a transformers configuration with random weights."""
 
-    type: str = setting("llama", "transformers model type: llama, qwen3, gpt2, ...; in sft also t5, bart")
+    type: str = setting(
+        "llama", "transformers model type: llama, qwen3, gpt2, ...; for pairs (sft) also t5, bart"
+    )
     vocabulary: int = setting(4096, "size of the byte-level BPE tokenizer trained on the text", ge=260)
     hidden: int = setting(256, "width of the residual stream", ge=8)
     layers: int = setting(4, "number of blocks; of an encoder–decoder, on each side", ge=1)

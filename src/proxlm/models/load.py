@@ -103,10 +103,13 @@ def add_lora(model: LanguageModel, lora: LoraConfig) -> LanguageModel:
     return replace(model, adapters=adapted.eval())
 
 
-def build_language_model(new: NewModelConfig, tokenizer: Any, config: ModelConfig) -> LanguageModel:
+def build_language_model(
+    new: NewModelConfig, tokenizer: Any, config: ModelConfig, key: str = "new"
+) -> LanguageModel:
     """A new model with random weights, of any transformers type that uses the usual field names.
 
-    A causal LM, or an encoder–decoder with new.layers blocks on each side. The caller seeds torch first.
+    A causal LM, or an encoder–decoder with new.layers blocks on each side. The caller seeds torch first; `key` is the
+    settings' section, for messages.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -118,7 +121,7 @@ def build_language_model(new: NewModelConfig, tokenizer: Any, config: ModelConfi
         if two_sides:
             _shrink_embedding(network)
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f'new.type = "{new.type}": {" ".join(str(error).split())[:200]}') from error
+        raise ConfigError(f'{key}.type = "{new.type}": {" ".join(str(error).split())[:200]}') from error
     return wrap(network, tokenizer, replace(config, policy=config.policy or f"new {new.type}"))
 
 
