@@ -125,7 +125,10 @@ BAD = {
         "adapters need model.policy",
     ),
     "long example": (
-        ["sft", "--text.train", "pairs.jsonl", "--scratch.type", "t5", "--scratch.context", "8"],
+        [
+            "sft", "--text.train", "pairs.jsonl", "--scratch.type", "t5", "--scratch.context", "8",
+            "--scratch.vocabulary", "260",
+        ],
         "tokens in prompt or response",
     ),
     "two kinds": (
