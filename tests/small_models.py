@@ -34,8 +34,14 @@ def tiny_model(tokenizer: Any, type: str = "llama", seed: int = 0, **model: Any)
     new = NewModelConfig(type=type, hidden=32, layers=2, heads=4, context=128)
     built = build_language_model(new, tokenizer, ModelConfig(device="cpu", **model))
     with torch.no_grad():
-        built.network.get_output_embeddings().weight.mul_(8.0)
         for name, p in built.network.named_parameters():
             if "lstm.weight" in name:  # a recurrence as torch begins it hardly moves
                 p.mul_(2.0)
+        # T5 starts sharp; BART starts so small that what the encoder read would hardly matter.
+        if type == "bart":
+            for module in built.trunk.modules():
+                if isinstance(module, torch.nn.Linear):
+                    module.weight.mul_(10.0)
+        if type != "t5":
+            built.network.get_output_embeddings().weight.mul_(8.0)
     return built

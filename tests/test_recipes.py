@@ -34,6 +34,14 @@ def test_recipe_runs(name, tmp_path, monkeypatch, stories):
         assert prompt.endswith("\nAssistant:")
 
 
+def test_the_translation_recipes_fit_each_other():
+    sft = load_config("sft", ROOT / "recipes" / "translate-sft.toml")
+    ppo = load_config("ppo", ROOT / "recipes" / "translate-ppo.toml")
+    assert sft.problems() == ppo.problems() == []
+    assert sft.scratch.type == "t5"
+    assert ppo.model.policy == f"{sft.run.folder}/policy"
+
+
 def test_held_out_openings_are_held_out():
     config = load_config("ppo", ROOT / "recipes" / "stories-sentiment.toml")
     train, held_out = (

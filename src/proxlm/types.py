@@ -4,6 +4,8 @@ B sequences; N tokens, prompts and responses together; R response tokens. A ragg
 [B + 1]: row b is `flat[offsets[b] : offsets[b + 1]]`. Everything per response token is a flat [R] tensor
 aligned with the response's own tokens: element t belongs to generated token t.
 
+An encoder–decoder's row is the same: its encoder reads the prompt, its decoder writes the response.
+
 Worked example, two sequences, "a b → x y z" and "c → u":
 
     tokens          [a b x y z c u]   [N] = 7

@@ -11,7 +11,15 @@ from proxlm.rollout.native import generate
 from proxlm.types import Prompt, Sequences
 from small_models import WORDS
 
-FAMILIES = ["llama", "qwen3", "gpt2", "lstm"]
+ENCODER_DECODERS = ["t5", "bart"]
+FAMILIES = ["llama", "qwen3", "gpt2", "lstm", *ENCODER_DECODERS]
+# Encoder–decoders are never packed.
+LAYOUTS = [
+    (family, packed)
+    for family in FAMILIES
+    for packed in (False, True)
+    if not (packed and family in ENCODER_DECODERS)
+]
 
 
 def prompts(tokenizer, count=6):
@@ -30,6 +38,11 @@ def own_logits(model, sequences, network=None):
         for b in range(len(sequences)):
             first, last = sequences.offsets[b : b + 2].tolist()
             row, start = sequences.tokens[first:last], int(sequences.prompt_lengths[b])
+            if model.encoder_decoder:
+                written = torch.cat([torch.tensor([model.start_id]), row[start:-1]])
+                own = (network or model.network)(input_ids=row[None, :start], decoder_input_ids=written[None])
+                found.append(own.logits[0])
+                continue
             logits = (network or model.network)(input_ids=row[None]).logits[0]
             found.append(logits[start - 1 : len(row) - 1])
     return torch.cat(found)

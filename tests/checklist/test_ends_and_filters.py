@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import SilentLog, actors, job, parameters, trainer
-from sampling_cases import FAMILIES, own_logits, prompts, rows_of, sampled
+from sampling_cases import ENCODER_DECODERS, FAMILIES, LAYOUTS, own_logits, prompts, rows_of, sampled
 from torch import nn
 
 from proxlm.config import (
@@ -140,9 +140,8 @@ def test_pad_equal_to_eos_changes_nothing_in_a_ppo_step(tokenizer, tmp_path):
 
 
 @pytest.mark.checklist(33)
-@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "packed"), LAYOUTS)
 def test_temperature_is_the_same_in_rollout_old_new_and_reference(tokenizer, family, temperature, packed):
     config = replace(
         job("separate", packed=packed), rollout=RolloutConfig(max_new_tokens=12, temperature=temperature)
@@ -168,23 +167,28 @@ def test_temperature_is_the_same_in_rollout_old_new_and_reference(tokenizer, fam
 
 @pytest.mark.checklist(33)
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
-def test_the_reference_of_lora_has_the_temperature_too(tokenizer, temperature):
+@pytest.mark.parametrize("family", ["llama", *ENCODER_DECODERS])
+def test_the_reference_of_lora_has_the_temperature_too(tokenizer, family, temperature):
     config = job("shared")
-    models = with_noise(actors(tokenizer, config, lora=4))
+    models = with_noise(actors(tokenizer, config, lora=4, family=family))
     rollout = sampled(models.policy, temperature=temperature)
-    base = tiny_model(tokenizer)
+    base = tiny_model(tokenizer, family)
     with torch.no_grad():
         wanted = token_outputs(base, rollout.sequences, temperature).logprobs
     assert torch.equal(models.reference_logprobs(rollout.sequences, temperature), wanted)
 
 
 @pytest.mark.checklist(33)
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+@pytest.mark.parametrize("family", ["llama", *ENCODER_DECODERS])
 @pytest.mark.parametrize(("start", "end"), [(0.7, 0.0), (1.3, 0.0), (0.7, 1.3)])
-def test_a_whole_run_at_a_temperature_begins_each_step_at_ratio_1(tokenizer, tmp_path, start, end):
-    config = job(steps=3)
+def test_a_whole_run_at_a_temperature_begins_each_step_at_ratio_1(
+    tokenizer, tmp_path, start, end, family, critic
+):
+    config = job(critic, steps=3)
     sampling = RolloutConfig(max_new_tokens=12, temperature=start, final_temperature=end)
     log = SilentLog()
-    trainer(tokenizer, replace(config, rollout=sampling), tmp_path).train(log)
+    trainer(tokenizer, replace(config, rollout=sampling), tmp_path, family=family).train(log)
     wanted = [start + (end - start) * i / 2 if end else start for i in range(3)]
     assert [row["temperature"] for row in log.rows] == pytest.approx(wanted)
     for row in log.rows:
@@ -221,8 +225,9 @@ def kept_by_hand(p, top_k, top_p, min_p):
     ],
     ids=str,
 )
-def test_the_stored_logprob_is_the_filtered_one_enumerated(tokenizer, filters):
-    model = tiny_model(tokenizer)
+@pytest.mark.parametrize("family", ["llama", *ENCODER_DECODERS])
+def test_the_stored_logprob_is_the_filtered_one_enumerated(tokenizer, family, filters):
+    model = tiny_model(tokenizer, family)
     temperature = filters.get("temperature", 1.0)
     rollout = sampled(model, count=12, **filters)
     logits = own_logits(model, rollout.sequences).double() / temperature

@@ -34,6 +34,9 @@ RESUMED = {
     "schedule": {},
     "temperature": {},
     "lstm": {"family": "lstm", "critic": "separate", "packed": True},
+    "t5": {"critic": "separate", "family": "t5"},
+    "bart": {"family": "bart"},
+    "t5, lora": {"family": "t5", "lora": 4},
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sampling_cases import FAMILIES, mixed, own_logits, rows_of
+from sampling_cases import ENCODER_DECODERS, FAMILIES, mixed, own_logits, rows_of
 from torch import nn
 
 from proxlm.config import (
@@ -24,14 +24,17 @@ from small_models import tiny_model
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logprobs_do_not_depend_on_padding_packing_batch_size_or_order(tokenizer, family, temperature):
     sequences = mixed(tokenizer)
-    padded, packed = tiny_model(tokenizer, family), tiny_model(tokenizer, family, packed=True)
-    assert packed.packed
+    padded = tiny_model(tokenizer, family)
     assert not padded.packed
+    models = [padded]
+    if family not in ENCODER_DECODERS:
+        models.append(tiny_model(tokenizer, family, packed=True))
+        assert models[1].packed
     own = torch.log_softmax(own_logits(padded, sequences) / temperature, -1)
     wanted = own.gather(-1, sequences.response_tokens[:, None]).squeeze(-1)
     entropy = -(own.exp() * own).sum(-1)
     orders = [[0], [1], [3], [0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [3, 0], [2, 5, 1], [4, 3, 2]]
-    for model in (padded, packed):
+    for model in models:
         for order in orders:
             rows = torch.tensor(order)
             with torch.no_grad():
@@ -46,7 +49,7 @@ def test_logprobs_do_not_depend_on_padding_packing_batch_size_or_order(tokenizer
 @pytest.mark.parametrize("family", FAMILIES)
 def test_values_and_final_states_do_not_depend_on_the_layout(tokenizer, family, critic):
     sequences, found = mixed(tokenizer), []
-    for packed in (False, True):
+    for packed in (False,) if family in ENCODER_DECODERS else (False, True):
         models = make_actor_critic(tiny_model(tokenizer, family, packed=packed), critic)
         torch.manual_seed(2)
         nn.init.normal_(models.value_head.linear.weight, std=0.2)
@@ -91,7 +94,7 @@ def test_what_the_padding_holds_and_how_much_of_it_there_is_does_not_matter(toke
 
 
 @pytest.mark.checklist(32)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ENCODER_DECODERS])
 def test_positions_count_the_real_tokens_of_a_row(tokenizer, family):
     """Of the positions given to a packed model, each row has 0, 1, …; a padded one gets none and counts itself."""
     seen = []
@@ -108,6 +111,41 @@ def test_positions_count_the_real_tokens_of_a_row(tokenizer, family):
 
 
 @pytest.mark.checklist(32)
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_an_encoder_sees_the_real_tokens_of_its_prompt_alone(tokenizer, family):
+    """Prompts and responses are padded apart; the encoder gets a mask; a start token stands before a response."""
+    model, sequences, seen = tiny_model(tokenizer, family), mixed(tokenizer), []
+    for half in (model.trunk.encoder, model.trunk.decoder):
+        half.register_forward_pre_hook(lambda m, a, k: seen.append(k), with_kwargs=True)
+    with torch.no_grad():
+        token_outputs(model, sequences)
+    read, written = seen
+    prompts, responses = sequences.prompt_lengths, sequences.response_lengths
+    assert read["input_ids"].shape == (6, int(prompts.max()))
+    assert written["input_ids"].shape == (6, int(responses.max()) + 1)
+    assert read["attention_mask"].sum(-1).tolist() == prompts.tolist()
+    assert torch.equal(written["encoder_attention_mask"], read["attention_mask"])
+    assert (written["input_ids"][:, 0] == model.start_id).all()
+    for b, n in enumerate(prompts.tolist()):
+        row = sequences.select(torch.tensor([b])).tokens
+        assert read["input_ids"][b, :n].tolist() == row[:n].tolist()
+        assert written["input_ids"][b, 1 : 1 + len(row) - n].tolist() == row[n:].tolist()
+
+
+@pytest.mark.checklist(32)
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_without_the_mask_padding_would_matter(tokenizer, monkeypatch, family):
+    """So the tests above can fail."""
+    model, sequences = tiny_model(tokenizer, family), mixed(tokenizer)
+    with torch.no_grad():
+        right = token_outputs(model, sequences).logprobs
+        blind = forward.pad_with_mask
+        monkeypatch.setattr(forward, "pad_with_mask", lambda s: (blind(s)[0], torch.ones_like(blind(s)[1])))
+        wrong = token_outputs(model, sequences).logprobs
+    assert float((right - wrong).abs().max()) > 0.1
+
+
+@pytest.mark.checklist(32)
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "mistral", "lstm"])
 def test_packing_is_found_sound(tokenizer, family):
     check_packing(tiny_model(tokenizer, family))
@@ -115,9 +153,9 @@ def test_packing_is_found_sound(tokenizer, family):
 
 
 @pytest.mark.checklist(32)
-@pytest.mark.parametrize("family", ["bloom", "mamba"])
+@pytest.mark.parametrize("family", ["bloom", "mamba", *ENCODER_DECODERS])
 def test_packing_is_refused_where_rows_would_see_each_other(tokenizer, tmp_path, family):
-    """Bloom takes no positions; a recurrent model carries its state from row to row."""
+    """Bloom takes no positions; a recurrent model carries its state from row to row; an encoder looks both ways."""
     with pytest.raises(ModelError, match=r"model\.packed = false"):
         check_packing(tiny_model(tokenizer, family))
     save_language_model(tiny_model(tokenizer, family), tmp_path)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxlm.config import TextConfig
-from proxlm.data.supervised import SFTExample, pretrain_blocks, sft_examples
-from proxlm.data.tokenizer import encode_prompt
+from proxlm.data.supervised import SFTExample, pretrain_blocks, record_texts, sft_examples
+from proxlm.data.tokenizer import encode_prompt, train_tokenizer
 from proxlm.errors import DataError
 
 Write = Callable[..., str]
@@ -97,6 +97,33 @@ CHAT = [
     ("user", "And 3?"),
     ("assistant", "It is 5."),
 ]
+
+
+def test_an_encoder_decoders_sides_are_texts_of_their_own(write: Write) -> None:
+    tokenizer = train_tokenizer(["The cat. Le chat."], 265, 64, encoder_decoder=True)
+    path = write("pairs.jsonl", [{"prompt": "The cat", "response": "Le chat"}])
+    source, target = (tokenizer(text)["input_ids"] for text in ("The cat", "Le chat"))
+    longest = max(len(source), len(target) + 1)
+    (example,) = sft_examples(TextConfig(), [path], tokenizer, longest, encoder_decoder=True)
+    assert example == SFTExample(tuple(source), tuple(target), (True,) * len(target))
+    assert source[-1] == target[-1] == tokenizer.eos_token_id
+    with pytest.raises(
+        DataError, match=f"{longest} tokens in prompt or response, the limit is {longest - 1}"
+    ):
+        sft_examples(TextConfig(), [path], tokenizer, longest - 1, encoder_decoder=True)
+
+
+def test_a_new_tokenizer_is_trained_on_prompts_responses_and_messages(write: Write) -> None:
+    path = write(
+        "rows.jsonl",
+        [
+            {"prompt": "a", "response": "b"},
+            {"messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]},
+        ],
+    )
+    assert record_texts(TextConfig(), [path]) == [("a", "b"), ("c", "d")]
+    with pytest.raises(DataError, match="must be a list of messages"):
+        record_texts(TextConfig(), [write("bad.jsonl", [{"other": 1}])])
 
 
 def messages(turns: list[tuple[str, str]]) -> list[dict[str, str]]:

@@ -16,6 +16,8 @@ from proxlm.data.tokenizer import (
     encode_continuation,
     encode_documents,
     encode_prompt,
+    encode_source,
+    encode_target,
     load_tokenizer,
     response_tokens_as_text,
     train_tokenizer,
@@ -41,6 +43,18 @@ def test_special_tokens_are_three_and_bos_comes_first(tokenizer: Any) -> None:
     assert 1 not in ids
     assert tokenizer.padding_side == "left"
     assert tokenizer.model_max_length == 128
+
+
+def test_an_encoders_text_ends_with_eos_and_a_target_always_does(tokenizer: Any) -> None:
+    """T5's tokenizer writes EOS last; one that does not is taken as it is for sources."""
+    made = train_tokenizer(["hello you"] * 5, 270, 64, encoder_decoder=True)
+    plain = made("hello", add_special_tokens=False)["input_ids"]
+    assert encode_source(made, "hello") == encode_target(made, "hello") == [*plain, 1]
+    assert encode_prompt(made, "hello") == plain
+    assert made("hello", "you")["input_ids"].count(1) == 2
+    assert encode_source(tokenizer, "hello")[0] == tokenizer.bos_token_id
+    assert encode_target(tokenizer, "hello") == [*encode_source(tokenizer, "hello"), 1]
+    assert encode_target(made, "") == [1]
 
 
 def test_size_is_what_was_asked_for_and_less_where_the_text_is_too_small(tokenizer: Any) -> None:

@@ -1,5 +1,6 @@
 import inspect
 import json
+import sys
 import typing
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxlm.errors import RewardError
+from proxlm.errors import ConfigError, RewardError
 from proxlm.rewards import builtin
 from proxlm.rewards.builtin import BUILTINS
 from proxlm.types import Completion
@@ -18,6 +19,44 @@ GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k" / "test.j
 
 def texts(*responses: str, prompt: str = "", **fields: Any) -> list[Completion]:
     return [Completion(prompt, text, fields=fields) for text in responses]
+
+
+def test_chrf_is_sacrebleus_and_the_best_reference_counts() -> None:
+    pytest.importorskip("sacrebleu")
+    completions = texts("the cat sat", " The cat sat.\n", "", response="The cat sat.")
+    some, same, none = builtin.chrf()(completions)
+    assert 0.3 < some < 1
+    assert same == 1
+    assert none == 0
+    several = texts("the cat sat", answer=["a dog", "the cat sat"])
+    assert builtin.chrf(field="answer")(several) == [1]
+    assert builtin.chrf(word_order=2)(completions)[0] < some
+    for wrong in (7, [], [""], ["a", 1], ""):
+        (error,) = builtin.chrf()(texts("a", response=wrong))
+        assert isinstance(error, RewardError)
+    assert "no field" in str(builtin.chrf()(texts("a"))[0])
+    with pytest.raises(ValueError, match=r"^word_order = 3"):
+        builtin.chrf(word_order=3)
+
+
+def test_chrf_by_hand() -> None:
+    """chrF of order 6 with β = 2: the mean over the orders that both texts have of F_β of character n-grams."""
+    pytest.importorskip("sacrebleu")
+
+    def f_score(order: int) -> float:
+        a, b = ([text[i : i + order] for i in range(len(text) - order + 1)] for text in ("abcd", "abce"))
+        both = sum(gram in b for gram in a)
+        precision, recall = both / len(a), both / len(b)
+        return 5 * precision * recall / (4 * precision + recall) if both else 0.0
+
+    wanted = sum(f_score(order) for order in range(1, 5)) / 4
+    assert builtin.chrf()(texts("abcd", response="abce")) == [pytest.approx(wanted, abs=1e-6)]
+
+
+def test_chrf_names_the_package_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics.chrf", None)
+    with pytest.raises(ConfigError, match=r"needs sacrebleu: pip install \"proxlm\[metrics\]\""):
+        builtin.chrf()
 
 
 def test_the_list_of_built_in_rewards_is_complete_and_typed() -> None:

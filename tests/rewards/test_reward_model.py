@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from proxlm.config.schema import RewardConfig
+from proxlm.data.tokenizer import train_tokenizer
 from proxlm.errors import ConfigError, ModelError, RewardError
 from proxlm.models.families import register_families
 from proxlm.rewards import build_reward
 from proxlm.rewards.reward_model import RewardModel
 from proxlm.types import Completion
+from small_models import TEXTS as SMALL
 
 TEXTS = [
     "The cat",
@@ -50,13 +52,14 @@ def save_classifier(folder: Path, tokenizer: Any, type: str = "llama", **config:
     return str(folder)
 
 
-def direct_logits(path: str, tokenizer: Any, text: str) -> torch.Tensor:
+def direct_logits(path: str, tokenizer: Any, text: str | tuple[str, str]) -> torch.Tensor:
     """One text through transformers alone, nothing padded."""
     from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
     with torch.no_grad():
-        return model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0]
+        texts = (text,) if isinstance(text, str) else text
+        return model(torch.tensor([tokenizer(*texts)["input_ids"]])).logits[0]
 
 
 @pytest.mark.parametrize("type", ["llama", "gpt2", "bert", "proxlm_lstm"])
@@ -145,6 +148,33 @@ def test_a_long_text_is_an_error_or_loses_its_beginning(tmp_path: Path, tokenize
     model.prepare()
     assert model._cut(long.prompt + long.text) == [ids[0], *ids[-19:]]
     assert isinstance(model([long])[0], float)
+
+
+@pytest.mark.parametrize("type", ["t5", "bart"])
+def test_encoder_decoders_score_too_and_read_a_text_or_a_pair(type: str, tmp_path: Path) -> None:
+    """Their classifiers read the state at the last EOS, which their tokenizers write."""
+    tokenizer = train_tokenizer(SMALL * 20, 320, 64, encoder_decoder=True)
+    sizes = {"d_kv": 8, "d_ff": 32} if type == "t5" else {"decoder_layers": 2, "encoder_ffn_dim": 32}
+    more = {} if type == "t5" else {"decoder_ffn_dim": 32, "decoder_attention_heads": 2}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "decoder_start_token_id": tokenizer.pad_token_id}
+    path = save_classifier(tmp_path, tokenizer, type, **sizes, **more, **ends)
+    expected = [direct_logits(path, tokenizer, c.prompt + c.text).item() for c in SIX]
+    assert max(expected) - min(expected) > 0.01
+    for size in (1, 4, 16):
+        scores = RewardModel(path, batch_size=size, device="cpu")(SIX)
+        assert scores == pytest.approx(expected, abs=1e-5)
+    pairs = [direct_logits(path, tokenizer, (c.prompt, c.text)).item() for c in SIX]
+    scores = RewardModel(path, device="cpu", pair=True)(SIX)
+    assert scores == pytest.approx(pairs, abs=1e-5)
+    assert scores != pytest.approx(expected, abs=1e-3)
+
+
+def test_a_long_pair_loses_the_beginning_of_its_prompt(tmp_path: Path, tokenizer: Any) -> None:
+    path = save_classifier(tmp_path, tokenizer)
+    model = RewardModel(path, max_length=20, truncate=True, device="cpu", pair=True)
+    model.prepare()
+    whole = tokenizer("x" * 40, " sat")["input_ids"]
+    assert model._cut("x" * 40, " sat") == [whole[0], *whole[-19:]]
 
 
 def test_the_longest_text_is_by_default_the_models_own_limit(tmp_path: Path, tokenizer: Any) -> None:

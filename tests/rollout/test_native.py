@@ -1,4 +1,4 @@
-"""The native engine on every kind of causal model we can build small."""
+"""The native engine on every kind of model we can build small."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from proxlm.config import ModelConfig, RolloutConfig
 from proxlm.models.forward import token_outputs
 from proxlm.models.load import load_language_model, wrap
-from proxlm.rollout.decoder import CachedDecoder, RecomputeDecoder, make_decoder
+from proxlm.rollout.decoder import CachedDecoder, RecomputeDecoder, TargetDecoder, make_decoder
 from proxlm.rollout.native import EVALUATION, generate, response_text, stop_position
 from proxlm.types import Prompt
 from small_models import WORDS, tiny_model
 
 FAMILIES = [
     "llama", "qwen2", "qwen3", "gpt2", "mistral", "gemma2", "gpt_neox", "opt", "bloom", "phi3", "granite", "cohere",
-    "lstm",
+    "lstm", "t5", "mt5", "bart", "marian", "pegasus", "mbart",
 ]  # fmt: skip
 RECURRENT = ["mamba"]
 
@@ -58,7 +58,7 @@ def test_greedy_equals_transformers_generate_token_for_token(tokenizer, family):
             max_new_tokens=16,
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
-        )[0, len(prompt.input_ids) :]
+        )[0, 1 if model.encoder_decoder else len(prompt.input_ids) :]
         assert rollout.sequences.response_tokens[offsets[b] : offsets[b + 1]].tolist() == wanted.tolist()
 
 
@@ -83,7 +83,7 @@ def test_sliding_windows_much_shorter_than_the_text(tokenizer, family):
 
 
 @pytest.mark.checklist(32)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "lstm"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "lstm", "t5", "bart"])
 def test_the_same_seed_gives_the_same_rollouts_at_any_batch_size(tokenizer, family):
     model, asked = tiny_model(tokenizer, family), prompts(tokenizer, 64)
     one, seven, all_ = (run(model, asked, batch_size=size) for size in (1, 7, 64))
@@ -180,17 +180,56 @@ def test_repeats_of_a_prompt_and_progress(tokenizer):
     assert [d for d, _ in seen] == sorted(d for d, _ in seen)
 
 
-def test_finished_rows_leave_the_batch(tokenizer, monkeypatch):
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_finished_rows_leave_the_batch(tokenizer, monkeypatch, family):
     """The decoder's compute shrinks as responses end, and grows with nothing else."""
     sizes: list[int] = []
-    step = CachedDecoder.step
-    monkeypatch.setattr(
-        CachedDecoder, "step", lambda self, tokens: (sizes.append(len(tokens)), step(self, tokens))[1]
-    )
-    rollout = run(tiny_model(tokenizer), prompts(tokenizer, 60), max_new_tokens=40, temperature=3.0)
+    model = tiny_model(tokenizer, family)
+    kind = type(make_decoder(model))
+    step = kind.step
+    monkeypatch.setattr(kind, "step", lambda self, tokens: (sizes.append(len(tokens)), step(self, tokens))[1])
+    rollout = run(model, prompts(tokenizer, 60), max_new_tokens=40, temperature=3.0)
     lengths = rollout.sequences.response_lengths
-    assert sizes == [int((lengths > t).sum()) for t in range(1, 40)]
+    # The start token is an encoder–decoder's first step.
+    first = 0 if family == "t5" else 1
+    assert sizes == [int((lengths > t).sum()) for t in range(first, 40)]
     assert sizes[-1] < sizes[0]
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_an_encoder_runs_once_for_a_batch_and_recomputing_agrees_with_the_cache(tokenizer, family):
+    model, encoded = tiny_model(tokenizer, family), []
+    model.trunk.encoder.register_forward_hook(lambda m, a, out: encoded.append(len(out.last_hidden_state)))
+    rows = [[1, 5, 9], [7], [3, 4, 8, 8, 2]]
+    with torch.no_grad():
+        pair = (make_decoder(model), make_decoder(model))
+        assert all(isinstance(decoder, TargetDecoder) and decoder.cached for decoder in pair)
+        pair[1].cached = False
+        assert torch.allclose(pair[0].start(rows), pair[1].start(rows), atol=1e-5)
+        for decoder in pair:
+            decoder.step(torch.tensor([5, 6, 7]))
+            decoder.keep(torch.tensor([0, 2]))
+        got = [decoder.step(torch.tensor([11, 12])) for decoder in pair]
+    assert torch.allclose(*got, atol=1e-5)
+    assert encoded == [3, 3]
+    encoded.clear()
+    run(model, prompts(tokenizer), batch_size=4)
+    assert encoded == [4, 2]
+
+
+def test_an_encoder_decoders_response_is_a_text_by_itself(tokenizer):
+    model = tiny_model(tokenizer, "t5")
+    rollout = run(model, prompts(tokenizer, 30), max_new_tokens=20)
+    for text, row in zip(
+        rollout.texts,
+        rollout.sequences.response_tokens.split(rollout.sequences.response_lengths.tolist()),
+        strict=True,
+    ):
+        assert text == tokenizer.decode(row, skip_special_tokens=True)
+    stop = rollout.texts[0][3:5]
+    stopped = run(model, prompts(tokenizer, 30), max_new_tokens=20, stop=[stop])
+    assert stopped.finish[0] == "stop"
+    assert stopped.texts[0] == rollout.texts[0][: stop_position(rollout.texts[0], [stop])]
 
 
 def test_recomputing_decoder_agrees_with_the_cached_one(tokenizer):

@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from proxlm.apps.sampling import data_of, sampler_of
+from proxlm.apps.sampling import check_conversations, data_of, sampler_of
 from proxlm.apps.session import progress_line, prompt_limit, set_up
 from proxlm.config import EvaluateJob, LoraConfig
 from proxlm.data.prompts import LoadedPrompts, load_prompts
@@ -42,6 +42,7 @@ def run_evaluate(config: EvaluateJob) -> list[Evaluation]:
     if config.reward.use or config.reward.terms:
         reward = build_reward(config.reward)
     set_up(config.seed)
+    check_conversations(config)
     limit = prompt_limit(config.model, config.data, config.rollout)
     # A finished model holds its adapters already; new ones would be of no use.
     plain = replace(config.model, lora=LoraConfig())
@@ -54,7 +55,8 @@ def run_evaluate(config: EvaluateJob) -> list[Evaluation]:
     for number, path in enumerate(["", *config.models]):
         model = load_language_model(replace(plain, policy=path)) if path else reference
         name = path or config.model.policy
-        _check_same_tokens(reference, model, limit + config.rollout.max_new_tokens)
+        longest = limit + (0 if reference.encoder_decoder else config.rollout.max_new_tokens)
+        _check_same_tokens(reference, model, longest)
         print(f"evaluating {name} ({number + 1}/{len(config.models) + 1}) …", file=sys.stderr, flush=True)
         evaluations.append(
             evaluate_model(
@@ -80,7 +82,7 @@ def _held_out(config: EvaluateJob, reference: LanguageModel, limit: int) -> Load
         return task_prompts(config.environment, data.eval_count)[1]
     if not data.prompts:
         data = replace(data, prompts=data.eval_prompts)
-    return load_prompts(data, reference.tokenizer, limit, "eval", config.seed)
+    return load_prompts(data, reference.tokenizer, limit, "eval", config.seed, reference.encoder_decoder)
 
 
 def _check_same_tokens(reference: LanguageModel, model: LanguageModel, longest: int) -> None:
@@ -88,6 +90,10 @@ def _check_same_tokens(reference: LanguageModel, model: LanguageModel, longest: 
     if model.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
         raise ModelError(
             f"{model.source}: another tokenizer than {reference.source}'s: their tokens cannot be compared"
+        )
+    if model.encoder_decoder != reference.encoder_decoder:
+        raise ModelError(
+            f"{model.source}: it and {reference.source} are not both encoder–decoders: their prompts differ"
         )
     if reference.context and model.context and model.context < min(longest, reference.context):
         raise ModelError(

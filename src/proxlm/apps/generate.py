@@ -12,7 +12,7 @@ from proxlm.apps.session import progress_line, prompt_limit, set_up
 from proxlm.config import GenerateJob, LoraConfig
 from proxlm.data.chat import encode_rendered, read_template, render, with_system
 from proxlm.data.prompts import load_prompts
-from proxlm.data.tokenizer import encode_prompt
+from proxlm.data.tokenizer import encode_prompt, encode_source
 from proxlm.errors import DataError
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
@@ -46,7 +46,12 @@ def continue_text(model: LanguageModel, config: GenerateJob, limit: int, text: s
 
 def _from_file(model: LanguageModel, config: GenerateJob, limit: int) -> None:
     loaded = load_prompts(
-        replace(config.data, eval_count=0, eval_prompts=""), model.tokenizer, limit, "train", config.seed
+        replace(config.data, eval_count=0, eval_prompts=""),
+        model.tokenizer,
+        limit,
+        "train",
+        config.seed,
+        model.encoder_decoder,
     )
     rollout = generate(
         model,
@@ -97,7 +102,7 @@ def _respond(
 ) -> str:
     """One response. `turn` picks the random numbers, so that asking again gives another answer."""
     if isinstance(asked, str):
-        ids = encode_prompt(model.tokenizer, asked)
+        ids = (encode_source if model.encoder_decoder else encode_prompt)(model.tokenizer, asked)
     else:
         template = read_template(config.data.chat_template)
         ids = encode_rendered(

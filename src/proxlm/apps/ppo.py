@@ -13,6 +13,7 @@ from proxlm.apps.session import (
     announce_resume,
     check_block,
     describe_prompts,
+    is_encoder_decoder,
     progress_line,
     set_up,
     start_run,
@@ -23,7 +24,7 @@ from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.data.text import read_texts
-from proxlm.errors import RunError
+from proxlm.errors import ConfigError, RunError
 from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
 from proxlm.models.actor_critic import ActorCritic, load_actor_critic
 from proxlm.models.language_model import LanguageModel
@@ -124,6 +125,8 @@ def notes(config: PPOJob) -> list[str]:
 
 def ptx_text(config: PPOJob, tokenizer: Any) -> PtxText:
     """The text of PPO-ptx, packed into blocks. Raises DataError, and ConfigError for blocks the model cannot read."""
+    if is_encoder_decoder(config.model):
+        raise ConfigError("ptx.coef: plain text has no prompt for an encoder; set it to 0")
     check_block("ptx.block", config.ptx.block, config.model)
     documents = read_texts(config.ptx.text, config.ptx.extensions)
     blocks = pretrain_blocks(tokenizer, documents, config.ptx.block)

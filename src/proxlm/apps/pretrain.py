@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from proxlm.apps.report import write_report
-from proxlm.apps.session import announce_resume, check_block, set_up, start_run
+from proxlm.apps.session import announce_resume, check_block, is_encoder_decoder, set_up, start_run
 from proxlm.checkpoint import newest_checkpoint
 from proxlm.config import OptimiserConfig, PretrainJob, RunConfig, SFTJob, SupervisedConfig
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.data.text import read_texts, split_validation
 from proxlm.data.tokenizer import load_tokenizer, train_tokenizer
-from proxlm.errors import DataError
+from proxlm.errors import ConfigError, DataError
+from proxlm.models.families import is_encoder_decoder_type
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import build_language_model, load_language_model
 from proxlm.runlog.folder import folder_to_resume
@@ -47,6 +48,7 @@ def run_pretrain(config: PretrainJob, texts: Sequence[str] | None = None) -> Sup
     Raises UserError.
     """
     set_up(config.run.seed, config.run.threads)
+    _check_kind(config)
     train, validation = _documents(config, texts)
     tokenizer = _tokenizer(config, train)
     block = config.train.block
@@ -59,6 +61,16 @@ def run_pretrain(config: PretrainJob, texts: Sequence[str] | None = None) -> Sup
     else:
         model = build_language_model(config.new, tokenizer, config.model)
     return run_supervised("pretrain", config, model, blocks, held_out)
+
+
+def _check_kind(config: PretrainJob) -> None:
+    """Raise ConfigError for an encoder–decoder: plain text has no prompt for its encoder."""
+    advice = "is an encoder–decoder, which learns from pairs: proxlm sft, with scratch.type for a new one"
+    if config.model.policy:
+        if is_encoder_decoder(config.model):
+            raise ConfigError(f'model.policy = "{config.model.policy}": {advice}')
+    elif is_encoder_decoder_type(config.new.type):
+        raise ConfigError(f'new.type = "{config.new.type}": {advice}')
 
 
 def _documents(config: PretrainJob, texts: Sequence[str] | None) -> tuple[list[str], list[str]]:

@@ -37,7 +37,8 @@ def _steps(run: RunData) -> str:
 
 
 def _model(run: RunData) -> str:
-    model, new, env = (run.config.get(name) for name in ("model", "new", "env"))
+    model, env = (run.config.get(name) for name in ("model", "env"))
+    new = run.config.get("new", run.config.get("scratch"))
     if run.job == "control" and isinstance(env, dict):
         return f"policy for {env.get('id') or 'an environment'}"
     policy = model.get("policy") if isinstance(model, dict) else ""

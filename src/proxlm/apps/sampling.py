@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from proxlm.apps.session import load_both
+from proxlm.apps.session import is_encoder_decoder, load_both
 from proxlm.config import DataConfig, EvaluateJob, PPOJob
 from proxlm.data.prompts import LoadedPrompts
 from proxlm.environments.resolve import conversations, task_prompts, with_environment
+from proxlm.errors import ConfigError
 from proxlm.rewards import Reward, RewardFunction
 from proxlm.rollout.native import Generate, generate
 from proxlm.train.collect import RewardOfRollout
@@ -21,8 +22,21 @@ def rewarded(config: PPOJob, function: RewardFunction | None = None) -> bool:
     )
 
 
+def check_conversations(config: PPOJob | EvaluateJob) -> None:
+    """Raise ConfigError for conversations with an encoder–decoder. Reads the model's configuration only.
+
+    Its encoder reads one text to the end before the decoder begins; what an environment says later has no place.
+    """
+    if config.environment.use and is_encoder_decoder(config.model):
+        raise ConfigError(
+            f'environment.use = "{config.environment.use}": conversations are for decoder-only models, and'
+            f' model.policy = "{config.model.policy}" is an encoder–decoder'
+        )
+
+
 def prompts_of(config: PPOJob) -> tuple[LoadedPrompts, LoadedPrompts]:
     """Training and held-out prompts; an environment without data.prompts has tasks instead."""
+    check_conversations(config)
     data = config.data
     if config.environment.use and not data.prompts:
         return task_prompts(config.environment, data.eval_count)

@@ -44,12 +44,15 @@ def set_up(seed: int, threads: int = 0) -> None:
 def prompt_limit(model: ModelConfig, data: DataConfig, rollout: RolloutConfig) -> int:
     """The longest prompt in tokens: data.max_prompt_tokens, or what the context leaves for the response.
 
+    An encoder–decoder has its whole context for the prompt, and as much for the start token and the response.
     Reads the model's configuration only. Raises DataError where nothing is left for a prompt.
     """
     context = model_context(model)
     if context is None:
         return data.max_prompt_tokens or 2**31
     room = context - rollout.max_new_tokens
+    if is_encoder_decoder(model):
+        room = context if rollout.max_new_tokens < context else 0
     if room < 1:
         raise DataError(
             f"rollout.max_new_tokens = {rollout.max_new_tokens}: the model's context of {context} tokens leaves no"
@@ -64,7 +67,16 @@ def prompt_limit(model: ModelConfig, data: DataConfig, rollout: RolloutConfig) -
 
 
 def model_context(model: ModelConfig) -> int | None:
-    """The model's longest sequence in tokens, or None where its configuration names none."""
+    """The model's longest sequence in tokens, or None where its configuration names none; see LanguageModel."""
+    return getattr(_configuration(model).get_text_config(), "max_position_embeddings", None)
+
+
+def is_encoder_decoder(model: ModelConfig) -> bool:
+    """Whether the model's prompts are for an encoder. Reads its configuration only."""
+    return bool(_configuration(model).is_encoder_decoder)
+
+
+def _configuration(model: ModelConfig) -> Any:
     from transformers import AutoConfig
 
     from proxlm.models.families import register_families
@@ -72,11 +84,10 @@ def model_context(model: ModelConfig) -> int | None:
     register_families()
     require_folder(model.policy)
     try:
-        config: Any = AutoConfig.from_pretrained(model.policy, trust_remote_code=model.trust_remote_code)
+        return AutoConfig.from_pretrained(model.policy, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f'model.policy = "{model.policy}": cannot be loaded: {reason[:300]}') from error
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def check_block(key: str, block: int, model: ModelConfig) -> None:
@@ -92,8 +103,9 @@ def load_both(
     """Training and held-out prompts, checked against the model's tokenizer and context."""
     tokenizer = load_tokenizer(model.policy, model.trust_remote_code)
     limit = prompt_limit(model, data, rollout)
-    train = load_prompts(data, tokenizer, limit, "train", seed)
-    held_out = load_prompts(data, tokenizer, limit, "eval", seed)
+    source = is_encoder_decoder(model)
+    train = load_prompts(data, tokenizer, limit, "train", seed, source)
+    held_out = load_prompts(data, tokenizer, limit, "eval", seed, source)
     return train, held_out
 
 

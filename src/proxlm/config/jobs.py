@@ -15,6 +15,7 @@ from proxlm.config.problems import (
     algorithm_problems,
     dual_clip_problems,
     needed,
+    new_model_problems,
     optimiser_problems,
     optimisers_problems,
     reward_problems,
@@ -84,28 +85,21 @@ class PretrainJob:
 
     def problems(self) -> Problems:
         found = needed(("text.train", self.text.train)) + optimiser_problems("optim", self.optim)
-        if not self.model.policy and not self.new.recurrent:
-            found += self._attention_problems()
-        if not self.model.policy and self.model.lora.rank:
-            found.append(("model.lora.rank", "adapters need model.policy, a model to go on from"))
-        return found
-
-    def _attention_problems(self) -> Problems:
-        """What cannot be in a model with heads and positions."""
-        found: Problems = []
-        if self.new.hidden % self.new.heads:
-            found.append(("new.hidden", f"must be a multiple of new.heads = {self.new.heads}"))
-        elif self.new.hidden // self.new.heads % 2:
-            found.append(("new.hidden", "new.hidden / new.heads must be even (rotary positions)"))
-        if self.train.block > self.new.context:
-            found.append(("train.block", f"longer than new.context = {self.new.context}"))
+        if not self.model.policy:
+            found += new_model_problems("new", self.new, self.model)
+            if not self.new.recurrent and self.train.block > self.new.context:
+                found.append(("train.block", f"longer than new.context = {self.new.context}"))
         return found
 
 
 @dataclass(frozen=True)
 class SFTJob:
-    """Fine-tune a language model on prompts with responses, or on conversations."""
+    """Fine-tune a language model on prompts with responses, or on conversations; or train a new one on them."""
 
+    scratch: NewModelConfig = setting(
+        factory=lambda: NewModelConfig(type=""),
+        help='type: train a new model of this type, tokenizer included ("t5", "bart", ...); empty: model.policy',
+    )
     model: ModelConfig = setting(factory=ModelConfig)
     text: TextConfig = setting(factory=TextConfig)
     train: SupervisedConfig = setting(factory=SupervisedConfig)
@@ -113,7 +107,13 @@ class SFTJob:
     run: RunConfig = setting(factory=RunConfig)
 
     def problems(self) -> Problems:
-        found = needed(("model.policy", self.model.policy), ("text.train", self.text.train))
+        found = needed(("text.train", self.text.train))
+        if self.model.policy and self.scratch.type:
+            found.append(("scratch.type", "give model.policy or scratch.type, not both"))
+        elif self.scratch.type:
+            found += new_model_problems("scratch", self.scratch, self.model)
+        elif not self.model.policy:
+            found.append(("model.policy", "needed, but not given; scratch.type makes a new model instead"))
         return found + optimiser_problems("optim", self.optim)
 
 

@@ -7,7 +7,13 @@ from typing import Any
 
 from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of, is_user_function
 from proxlm.config.ppo import PPOConfig
-from proxlm.config.schema import ModelConfig, OptimiserConfig, OptimisersConfig, RewardConfig
+from proxlm.config.schema import (
+    ModelConfig,
+    NewModelConfig,
+    OptimiserConfig,
+    OptimisersConfig,
+    RewardConfig,
+)
 
 Problems = list[tuple[str, str]]
 
@@ -45,6 +51,19 @@ def algorithm_problems(ppo: PPOConfig, model: ModelConfig) -> Problems:
 
 def needed(*pairs: tuple[str, Any]) -> Problems:
     return [(key, "needed, but not given") for key, value in pairs if not value]
+
+
+def new_model_problems(key: str, new: NewModelConfig, model: ModelConfig) -> Problems:
+    """What cannot be in the new model of section `key`."""
+    found: Problems = []
+    if not new.recurrent:  # heads and positions
+        if new.hidden % new.heads:
+            found.append((f"{key}.hidden", f"must be a multiple of {key}.heads = {new.heads}"))
+        elif new.hidden // new.heads % 2:
+            found.append((f"{key}.hidden", f"{key}.hidden / {key}.heads must be even (rotary positions)"))
+    if model.lora.rank:
+        found.append(("model.lora.rank", "adapters need model.policy, a model to go on from"))
+    return found
 
 
 def reward_problems(reward: RewardConfig) -> Problems:

@@ -50,14 +50,14 @@ class NewModelConfig:
 
     type: str = setting(
         "llama",
-        "transformers model type: llama, qwen3, gpt2, ...; or lstm, proxlm's own",
+        "transformers model type: llama, qwen3, gpt2, ...; or lstm, proxlm's own; for pairs (sft) also t5, bart",
     )
     vocabulary: int = setting(4096, "size of the byte-level BPE tokenizer trained on the text", ge=260)
     hidden: int = setting(256, "width of the residual stream", ge=8)
-    layers: int = setting(4, "number of blocks", ge=1)
+    layers: int = setting(4, "number of blocks; of an encoder–decoder, on each side", ge=1)
     heads: int = setting(4, "number of attention heads (lstm: none)", ge=1)
     intermediate: int = setting(0, "width inside the MLP; 0: 8/3 of hidden, to a multiple of 32", ge=0)
-    context: int = setting(512, "longest sequence in tokens (lstm: no limit)", ge=8)
+    context: int = setting(512, "longest sequence in tokens (lstm, t5: no limit)", ge=8)
     tie_embeddings: bool = setting(True, "use the input embedding as the output head")
 
     @property

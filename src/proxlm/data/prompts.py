@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from proxlm.config import DataConfig
 from proxlm.data.chat import check_messages, encode_rendered, read_template, render, with_system
 from proxlm.data.records import Record, missing_field, read_records
-from proxlm.data.tokenizer import encode_prompt
+from proxlm.data.tokenizer import encode_prompt, encode_source
 from proxlm.errors import ConfigError, DataError
 from proxlm.seeds import derive_seed
 from proxlm.types import Prompt
@@ -34,17 +34,23 @@ class LoadedPrompts:
 
 
 def load_prompts(
-    data: DataConfig, tokenizer: Tokenizer, max_prompt_tokens: int, which: Literal["train", "eval"], seed: int
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    max_prompt_tokens: int,
+    which: Literal["train", "eval"],
+    seed: int,
+    source: bool = False,
 ) -> LoadedPrompts:
     """The prompts to train on, or those to evaluate on; never one in both.
 
     eval: eval_count records, drawn by `seed`, of data.eval_prompts or else of data.prompts, whose rest is for
     training. Prompt.id is the row in its file, from 0; Prompt.text is what the model sees (with chat: the
     rendered conversation); Prompt.fields is the whole record. A training record with the same prompt as a
-    held-out one is left out, also where each has its own file. Raises DataError naming file and line.
+    held-out one is left out, also where each has its own file. source: the prompts are for an encoder, whole texts
+    with what the tokenizer puts at their ends. Raises DataError naming file and line.
     """
     file, rows, repeated, unused = _choose(data, which, seed)
-    encode = _Encoder(data, tokenizer, read_template(data.chat_template), file)
+    encode = _Encoder(data, tokenizer, read_template(data.chat_template), file, source)
     prompts = [encode(row) for row in rows]
     too_long = [p for p in prompts if len(p.input_ids) > max_prompt_tokens]
     if too_long and data.on_long_prompt == "fail":
@@ -113,6 +119,7 @@ class _Encoder:
     tokenizer: Tokenizer
     template: str | None
     file: _File
+    source: bool
 
     def __call__(self, row: int) -> Prompt:
         record, content = self.file.records[row], self.file.contents[row]
@@ -123,7 +130,7 @@ class _Encoder:
                     "data.system: needs data.chat = true, or prompts that are lists of messages"
                 )
             text = content
-            ids = encode_prompt(self.tokenizer, text)
+            ids = (encode_source if self.source else encode_prompt)(self.tokenizer, text)
         else:
             messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
             text = render(

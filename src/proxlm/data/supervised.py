@@ -14,7 +14,13 @@ from torch import Tensor
 from proxlm.config import TextConfig
 from proxlm.data.chat import Message, check_messages, encode_rendered, read_template, render
 from proxlm.data.records import Record, missing_field, read_records
-from proxlm.data.tokenizer import encode_continuation, encode_documents, encode_prompt
+from proxlm.data.tokenizer import (
+    encode_continuation,
+    encode_documents,
+    encode_prompt,
+    encode_source,
+    encode_target,
+)
 from proxlm.errors import DataError
 
 if TYPE_CHECKING:
@@ -58,9 +64,15 @@ def pretrain_blocks(tokenizer: Tokenizer, texts: Sequence[str], block: int) -> T
 
 
 def sft_examples(
-    text: TextConfig, paths: Sequence[str], tokenizer: Tokenizer, max_tokens: int
+    text: TextConfig,
+    paths: Sequence[str],
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    encoder_decoder: bool = False,
 ) -> list[SFTExample]:
     """The files' records as examples of at most `max_tokens` tokens, prompt and response together.
+
+    For an encoder–decoder prompt and response are texts of their own, each of at most `max_tokens`.
 
     A record has text.prompt_field and text.response_field, or a conversation in text.messages_field, whose
     response begins with the assistant's first turn. Messages after its last turn teach nothing and are not
@@ -70,22 +82,44 @@ def sft_examples(
     examples = []
     for path in paths:
         for record in read_records(path):
-            example = _example(text, path, record, tokenizer, template)
+            example = _example(text, path, record, tokenizer, template, encoder_decoder)
             where, length = f"{path}:{record.line}", len(example.prompt_ids) + len(example.response_ids)
+            if encoder_decoder:  # the start token stands before the response
+                length = max(len(example.prompt_ids), len(example.response_ids) + 1)
             if not example.prompt_ids:
                 raise DataError(f"{where}: the prompt has no tokens")
             if length > max_tokens:
-                raise DataError(
-                    f"{where}: {length} tokens with the response, the limit is {max_tokens}; shorten it"
-                )
+                what = "in prompt or response" if encoder_decoder else "with the response"
+                raise DataError(f"{where}: {length} tokens {what}, the limit is {max_tokens}; shorten it")
             examples.append(example)
     if not examples:
         raise DataError("text.train: no file was given")
     return examples
 
 
+def record_texts(text: TextConfig, paths: Sequence[str]) -> list[tuple[str, ...]]:
+    """What a new tokenizer is trained on: for each record its prompt and response, or all its messages."""
+    names = (text.prompt_field, text.response_field)
+    found = []
+    for path in paths:
+        for record in read_records(path):
+            if text.prompt_field in record.fields:
+                parts = tuple(str(record.fields.get(name, "")) for name in names)
+            else:
+                messages = record.fields.get(text.messages_field, [])
+                where = f'{path}:{record.line}: field "{text.messages_field}"'
+                parts = tuple(message["content"] for message in check_messages(messages, where))
+            found.append(parts)
+    return found
+
+
 def _example(
-    text: TextConfig, path: str, record: Record, tokenizer: Tokenizer, template: str | None
+    text: TextConfig,
+    path: str,
+    record: Record,
+    tokenizer: Tokenizer,
+    template: str | None,
+    encoder_decoder: bool,
 ) -> SFTExample:
     where = f"{path}:{record.line}"
     if text.prompt_field not in record.fields:
@@ -102,6 +136,9 @@ def _example(
     if text.chat:
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         return _conversation(messages, tokenizer, template, where)
+    if encoder_decoder:
+        target = encode_target(tokenizer, response)
+        return SFTExample(tuple(encode_source(tokenizer, prompt)), tuple(target), (True,) * len(target))
     ids = encode_continuation(tokenizer, response)
     if not ids or ids[-1] != tokenizer.eos_token_id:
         ids.append(tokenizer.eos_token_id)

@@ -16,12 +16,15 @@ BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 INCOMPLETE = "�"
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], vocabulary: int, context: int, encoder_decoder: bool = False
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer (Sennrich et al. 2016, on bytes as in GPT-2) of at most `vocabulary` tokens.
 
     Any text comes back as it was, whatever its script. BOS, EOS and PAD have ids 0, 1, 2; encoding puts BOS
-    first and no EOS last. A small text can have fewer pairs to merge than asked for: len(tokenizer) is the
-    size. `context` is the longest sequence of the model that it is made for.
+    first and no EOS last or, for an encoder–decoder, EOS last and no BOS, as in T5. A small text can have fewer
+    pairs to merge than asked for: len(tokenizer) is the size. `context` is the longest sequence of the model that
+    it is made for.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
@@ -37,8 +40,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreT
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
+    single, pair = (f"$A {EOS}", f"$A {EOS} $B {EOS}") if encoder_decoder else (f"{BOS} $A", f"{BOS} $A $B")
     backend.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, backend.token_to_id(BOS))]
+        single=single, pair=pair, special_tokens=[(name, backend.token_to_id(name)) for name in (BOS, EOS)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -98,6 +102,17 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
         if not plain or _trailing(ids, ids[-1]) > _trailing(plain, ids[-1]):
             ids.pop()
     return ids
+
+
+def encode_source(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a whole text for an encoder, with what the tokenizer puts first and last (EOS in T5 and BART)."""
+    return list(tokenizer(text, verbose=False)["input_ids"])
+
+
+def encode_target(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a decoder's whole output: as the tokenizer writes a target, and EOS at the end."""
+    ids = list(tokenizer(text_target=text, verbose=False)["input_ids"])
+    return ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
 
 
 def encode_continuation(tokenizer: Tokenizer, text: str) -> list[int]:

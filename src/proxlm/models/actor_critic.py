@@ -128,6 +128,11 @@ def critic_from_reward_model(models: ActorCritic, path: str) -> ActorCritic:
 
     register_families()
     policy = models.policy
+    if policy.encoder_decoder:
+        # Its classifiers read the whole text on both sides and have more than a linear head: not V of a state.
+        raise ModelError(
+            f'model.critic_from = "{path}": only for decoder-only policies; set model.critic_from = ""'
+        )
     try:
         network = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False

@@ -1,4 +1,4 @@
-"""proxlm's own model families, made known to the Auto classes of transformers."""
+"""Model families: proxlm's own, made known to the Auto classes of transformers, and which types have an encoder."""
 
 from __future__ import annotations
 
@@ -27,3 +27,13 @@ def register_families() -> None:
     AutoModelForSequenceClassification.register(
         lstm.LSTMConfig, lstm.LSTMForSequenceClassification, exist_ok=True
     )
+
+
+def is_encoder_decoder_type(type: str) -> bool:
+    """Whether transformers knows `type` as an encoder–decoder; False for a name it does not know."""
+    from transformers import AutoConfig
+
+    try:
+        return bool(AutoConfig.for_model(type).is_encoder_decoder)
+    except ValueError:
+        return False

@@ -4,6 +4,9 @@ Layout "padded": rows are padded on the right and no mask is passed. In a causal
 so padding cannot reach a real token, positions count from 0 in every row, and attention keeps its fastest path.
 Layout "packed": all rows in one, positions starting from 0 in each; transformers keeps attention within a row
 where the positions start anew and there is no cache. `check_packing` tries that for a model before it is used.
+
+An encoder–decoder's prompts and responses are padded each by themselves. An encoder looks both ways, so there the
+mask says what is padding; the decoder is causal and needs none of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor
 
 from proxlm.errors import ModelError
+from proxlm.models.encoder_decoder import source_and_target
 from proxlm.models.language_model import LanguageModel
 from proxlm.rl.logprobs import chunked_logprobs, predicting_states
 from proxlm.types import Sequences
@@ -42,13 +46,26 @@ def pad_right(sequences: Sequences) -> tuple[Tensor, Tensor]:
     return padded.view(len(sequences), longest), place
 
 
+def pad_with_mask(sequences: Sequences) -> tuple[Tensor, Tensor]:
+    """Ragged → padded [B, T] and the mask that is 1 on real tokens, [B, T] int64."""
+    padded, place = pad_right(sequences)
+    mask = torch.zeros_like(padded)
+    mask.view(-1)[place] = 1
+    return padded, mask
+
+
 def response_states(model: LanguageModel, sequences: Sequences, trunk: Any = None) -> tuple[Tensor, Tensor]:
     """The states that predict each response token [R, H], and the state after each row's last token [B, H].
 
     `trunk` replaces the model's own (a separate critic's).
     """
     network = trunk or model.trunk
-    if model.packed:
+    if model.encoder_decoder:
+        source, sequences = source_and_target(sequences, model.start_id)
+        encoder_ids, mask = pad_with_mask(source)
+        padded, place = pad_right(sequences)
+        inputs = {"input_ids": encoder_ids, "attention_mask": mask, "decoder_input_ids": padded}
+    elif model.packed:
         positions = sequences.row_and_position[1]
         place = torch.arange(len(positions), device=positions.device)
         inputs = {"input_ids": sequences.tokens[None], "position_ids": positions[None]}
@@ -66,6 +83,11 @@ def response_states(model: LanguageModel, sequences: Sequences, trunk: Any = Non
 @torch.no_grad()
 def check_packing(model: LanguageModel) -> None:
     """Raise ModelError unless packed sequences have the log-probs they have alone."""
+    if model.encoder_decoder:
+        raise ModelError(
+            f"{model.source}: an encoder looks both ways, so an encoder–decoder's sequences cannot share a row; set"
+            " model.packed = false"
+        )
     size = model.network.get_input_embeddings().weight.shape[0]
     rows = [[(7 * i + 3 * k) % size for k in range(length)] for i, length in enumerate((5, 9, 3))]
     batch = Sequences.from_lists([row[:1] for row in rows], [row[1:] for row in rows]).to(model.device)
@@ -102,7 +124,8 @@ def token_outputs(
 def micro_batches(lengths: Tensor, budget: int) -> list[Tensor]:
     """Split rows into groups of like length whose padded size (rows × longest) stays within `budget` tokens.
 
-    A row longer than the budget is a group by itself. lengths [B] → list of row indices, covering each row once.
+    A row longer than the budget is a group by itself. An encoder–decoder pads prompts and responses apart, which can
+    come to twice that. lengths [B] → list of row indices, covering each row once.
     """
     groups: list[list[int]] = []
     order = torch.argsort(lengths, stable=True).tolist()

@@ -1,4 +1,4 @@
-"""A causal language model as two parts: a trunk (tokens → states) and a head (states → logits)."""
+"""A language model as two parts: a trunk (tokens → states) and a head (states → logits)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from proxlm.errors import ModelError
+from proxlm.models.encoder_decoder import EncoderDecoderTrunk, start_token
 
 
 @dataclass(eq=False)
 class LanguageModel:
-    """A transformers causal LM, its tokenizer, and its adapters if it has any.
+    """A transformers causal LM or encoder–decoder, its tokenizer, and its adapters if it has any.
 
     network: the transformers model (with PEFT's layers inside it, where `adapters` is the PeftModel around it).
     bfloat16: run forward passes under bf16 autocast; weights, log-probs and losses stay in float32.
@@ -33,7 +34,17 @@ class LanguageModel:
     @property
     def trunk(self) -> nn.Module:
         """The model without its output head."""
-        return self.network.base_model
+        return EncoderDecoderTrunk(self.network) if self.encoder_decoder else self.network.base_model
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether an encoder reads the prompt and a decoder writes the response (T5, BART)."""
+        return bool(self.network.config.is_encoder_decoder)
+
+    @property
+    def start_id(self) -> int:
+        """An encoder–decoder's token before every response."""
+        return start_token(self.network, self.source)
 
     @property
     def hidden_size(self) -> int:
@@ -41,7 +52,7 @@ class LanguageModel:
 
     @property
     def context(self) -> int | None:
-        """Longest sequence in tokens, or None where the model sets no limit."""
+        """Longest sequence in tokens, or None where the model sets no limit; of an encoder–decoder, of each side."""
         text_config = self.network.config.get_text_config()
         return getattr(text_config, "max_position_embeddings", None)
 
@@ -60,8 +71,13 @@ class LanguageModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """States [..., H] → logits [..., V], as the model's own forward computes them."""
         config = self.network.config.get_text_config()
+        if getattr(config, "scale_decoder_outputs", False):  # T5
+            hidden = hidden * config.d_model**-0.5
         with self.autocast():
             logits = self.network.get_output_embeddings()(hidden)
+        bias = getattr(self.network, "final_logits_bias", None)  # BART
+        if bias is not None:
+            logits = logits + bias[0]
         scale = getattr(config, "logit_scale", None)  # Cohere
         if scale is not None:
             logits = logits * scale
@@ -98,8 +114,11 @@ def check_head(model: LanguageModel) -> None:
     """
     size = model.network.get_input_embeddings().weight.shape[0]
     tokens = torch.arange(4, device=model.device)[None] * 7 % size
-    own = model.network(input_ids=tokens, use_cache=False).logits
-    ours = model.logits(model.states(tokens, use_cache=False).last_hidden_state)
+    sides = {}
+    if model.encoder_decoder:
+        sides = {"attention_mask": torch.ones_like(tokens), "decoder_input_ids": tokens.flip(-1)}
+    own = model.network(input_ids=tokens, use_cache=False, **sides).logits
+    ours = model.logits(model.states(tokens, use_cache=False, **sides).last_hidden_state)
     worst = float((own.float() - ours.float()).abs().max())
     if not worst <= (0.1 if model.bfloat16 else 1e-3) * max(1.0, float(own.abs().max())):
         kind = model.network.config.model_type

@@ -10,7 +10,7 @@ import torch
 from proxlm.config import LoraConfig, ModelConfig, NewModelConfig
 from proxlm.data.tokenizer import load_tokenizer
 from proxlm.errors import ConfigError, ModelError
-from proxlm.models.families import SHORT_NAMES, register_families
+from proxlm.models.families import SHORT_NAMES, is_encoder_decoder_type, register_families
 from proxlm.models.forward import check_packing
 from proxlm.models.language_model import LanguageModel, check_head
 
@@ -47,6 +47,10 @@ def wrap(network: Any, tokenizer: Any, config: ModelConfig) -> LanguageModel:
         device = resolve_device(config.device)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
+    if any(name.endswith("relative_attention_bias") for name, _ in network.named_modules()):
+        # T5's position bias learns, and for such a bias torch has one fused kernel without gradients and another one
+        # with them; the plain attention is the same in both, so the ratio of the first minibatch stays exactly 1.
+        network.set_attn_implementation("eager")
     model = LanguageModel(
         network.to(device).eval(),
         tokenizer,
@@ -60,10 +64,12 @@ def wrap(network: Any, tokenizer: Any, config: ModelConfig) -> LanguageModel:
 
 
 def _load_network(config: ModelConfig) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        found = AutoConfig.from_pretrained(config.policy, trust_remote_code=config.trust_remote_code)
+        kind = AutoModelForSeq2SeqLM if found.is_encoder_decoder else AutoModelForCausalLM
+        return kind.from_pretrained(
             config.policy,
             dtype=torch.float32,
             use_safetensors=True,
@@ -96,7 +102,7 @@ def add_lora(model: LanguageModel, lora: LoraConfig) -> LanguageModel:
         r=lora.rank,
         lora_alpha=lora.alpha,
         target_modules=list(lora.targets) or "all-linear",
-        task_type="CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if model.encoder_decoder else "CAUSAL_LM",
         # GPT-2 keeps its weights as [in, out].
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.network.modules()),
     )
@@ -109,34 +115,79 @@ def add_lora(model: LanguageModel, lora: LoraConfig) -> LanguageModel:
     return replace(model, adapters=adapted.eval())
 
 
-def build_language_model(new: NewModelConfig, tokenizer: Any, config: ModelConfig) -> LanguageModel:
-    """A new causal LM with random weights, of any transformers type that uses the usual field names.
+def build_language_model(
+    new: NewModelConfig, tokenizer: Any, config: ModelConfig, key: str = "new"
+) -> LanguageModel:
+    """A new model with random weights, of any transformers type that uses the usual field names.
 
-    The caller seeds torch first.
+    A causal LM, or an encoder–decoder with new.layers blocks on each side. The caller seeds torch first; `key` is the
+    settings' section, for messages.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     register_families()
-    intermediate = new.intermediate or -(-new.hidden * 8 // 3 // 32) * 32
+    two_sides = is_encoder_decoder_type(new.type)
+    kind = AutoModelForSeq2SeqLM if two_sides else AutoModelForCausalLM
     try:
-        network_config = AutoConfig.for_model(
-            SHORT_NAMES.get(new.type, new.type),
-            vocab_size=len(tokenizer),
-            hidden_size=new.hidden,
-            num_hidden_layers=new.layers,
-            num_attention_heads=new.heads,
-            max_position_embeddings=new.context,
-            tie_word_embeddings=new.tie_embeddings,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        _set_where_present(network_config, num_key_value_heads=new.heads, head_dim=new.hidden // new.heads)
-        _set_where_present(network_config, intermediate_size=intermediate)
-        network = AutoModelForCausalLM.from_config(network_config, dtype=torch.float32)
+        network_config = (_encoder_decoder_config if two_sides else _causal_config)(new, tokenizer)
+        network = kind.from_config(network_config, dtype=torch.float32)
+        if two_sides:
+            _shrink_embedding(network)
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f'new.type = "{new.type}": {" ".join(str(error).split())[:200]}') from error
+        raise ConfigError(f'{key}.type = "{new.type}": {" ".join(str(error).split())[:200]}') from error
     return wrap(network, tokenizer, replace(config, policy=config.policy or f"new {new.type}"))
+
+
+def _causal_config(new: NewModelConfig, tokenizer: Any) -> Any:
+    config = _sized_config(new, tokenizer, max_position_embeddings=new.context)
+    _set_where_present(config, num_key_value_heads=new.heads, head_dim=new.hidden // new.heads)
+    _set_where_present(config, intermediate_size=_intermediate(new))
+    return config
+
+
+def _encoder_decoder_config(new: NewModelConfig, tokenizer: Any) -> Any:
+    """Both sides alike. A response starts after BOS or, where the tokenizer has none, after padding (as in T5)."""
+    start = tokenizer.pad_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    config = _sized_config(new, tokenizer, decoder_start_token_id=start)
+    # T5 has relative positions and no limit; BART has a limit, which holds for each side.
+    _set_where_present(config, max_position_embeddings=new.context, forced_eos_token_id=None)
+    _set_where_present(config, decoder_layers=new.layers, num_decoder_layers=new.layers)
+    _set_where_present(config, decoder_attention_heads=new.heads, d_kv=new.hidden // new.heads)
+    for name in ("d_ff", "encoder_ffn_dim", "decoder_ffn_dim"):
+        _set_where_present(config, **{name: _intermediate(new)})
+    return config
+
+
+@torch.no_grad()
+def _shrink_embedding(network: Any) -> None:
+    """T5's embedding starts with numbers of size 1, for a head that divides by the root of the width.
+
+    Without that scale (T5 1.1, mT5) the first logits would be of size √hidden; the embedding takes it over.
+    """
+    config = network.config
+    if hasattr(config, "initializer_factor") and not getattr(config, "scale_decoder_outputs", False):
+        network.get_input_embeddings().weight.mul_(config.hidden_size**-0.5)
+
+
+def _sized_config(new: NewModelConfig, tokenizer: Any, **more: Any) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(
+        SHORT_NAMES.get(new.type, new.type),
+        vocab_size=len(tokenizer),
+        hidden_size=new.hidden,
+        num_hidden_layers=new.layers,
+        num_attention_heads=new.heads,
+        tie_word_embeddings=new.tie_embeddings,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **more,
+    )
+
+
+def _intermediate(new: NewModelConfig) -> int:
+    return new.intermediate or -(-new.hidden * 8 // 3 // 32) * 32
 
 
 def _set_where_present(config: Any, **values: Any) -> None:

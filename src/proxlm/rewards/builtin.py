@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal
 
-from proxlm.errors import RewardError
+from proxlm.errors import ConfigError, RewardError
 from proxlm.rewards.numeric import last_number, marked_number, to_number
 from proxlm.rewards.python_code import python_parse_report
 from proxlm.rewards.reward_model import RewardModel
@@ -143,6 +143,31 @@ def keyword(words: list[str], all: bool = False, ignore_case: bool = True) -> Sc
     ]
 
 
+def chrf(field: str = "response", word_order: int = 0) -> Scorer:
+    """chrF of the response against the field's text, in [0, 1] (Popović 2015); word_order 2: chrF++.
+
+    The field is a text, or a list of texts, each a right answer. sacrebleu computes it, per sentence.
+    """
+    if not 0 <= word_order <= 2:
+        raise ValueError(f"word_order = {word_order}: must be 0, 1 or 2")
+    try:
+        from sacrebleu.metrics.chrf import CHRF
+    except ImportError as error:
+        raise ConfigError('reward "chrf" needs sacrebleu: pip install "proxlm[metrics]"') from error
+    metric = CHRF(word_order=word_order)
+
+    def score(completion: Completion) -> float | RewardError:
+        expected = _field(completion, field)
+        if isinstance(expected, RewardError):
+            return expected
+        texts = [expected] if isinstance(expected, str) else expected
+        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t for t in texts):
+            return RewardError(f'field "{field}" holds no text and no list of texts')
+        return float(metric.sentence_score(completion.text.strip(), texts).score) / 100
+
+    return lambda completions: [score(c) for c in completions]
+
+
 def reward_model(
     path: str,
     max_length: int = 0,
@@ -151,9 +176,10 @@ def reward_model(
     device: str = "auto",
     sigmoid: bool = False,
     label: str | int | None = None,
+    pair: bool = False,
 ) -> Scorer:
     """What a sequence classifier gives prompt + response; see RewardModel."""
-    return RewardModel(path, max_length, truncate, batch_size, device, sigmoid, label)
+    return RewardModel(path, max_length, truncate, batch_size, device, sigmoid, label, pair)
 
 
 BUILTINS: dict[str, Callable[..., Scorer]] = {
@@ -167,6 +193,7 @@ BUILTINS: dict[str, Callable[..., Scorer]] = {
         length,
         repetition,
         keyword,
+        chrf,
         reward_model,
     )
 }

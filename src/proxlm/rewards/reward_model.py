@@ -24,6 +24,8 @@ class RewardModel:
     error for that completion, or with `truncate` loses its beginning.
     batch_size: texts in one forward pass; 1 where the model has no padding token. Changes the speed only.
     device: auto, cpu, cuda, cuda:1, ... In float32 on the CPU, in the model's own precision on a GPU.
+    pair: give prompt and response as two texts, with what the tokenizer puts between them, not as one text; for a
+    classifier that was trained on pairs (a translation and its source, for instance).
     label: the class whose log-probability is the reward (name or number); needed with two classes or more. A
     model with one output gives that output. sigmoid: a probability in [0, 1] instead.
     """
@@ -37,13 +39,14 @@ class RewardModel:
         device: str = "auto",
         sigmoid: bool = False,
         label: str | int | None = None,
+        pair: bool = False,
     ) -> None:
         if max_length < 0:
             raise ValueError(f"max_length = {max_length}: must be at least 0")
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size}: must be at least 1")
         self.path, self.max_length, self.truncate, self.batch_size = path, max_length, truncate, batch_size
-        self.sigmoid, self.label = sigmoid, label
+        self.sigmoid, self.label, self.pair = sigmoid, label, pair
         self.device = resolve_device(device)
         self._model: Any = None
         self._tokenizer: Any = None
@@ -70,13 +73,13 @@ class RewardModel:
     def __call__(self, completions: list[Completion]) -> list[float | RewardError]:
         """[B] scores, each the same whatever else is in the batch, up to rounding."""
         self.prepare()
-        texts = [c.prompt + c.text for c in completions]
-        rows: list[list[int]] = [self._tokenizer(text)["input_ids"] for text in texts]
+        texts = [(c.prompt, c.text) if self.pair else (c.prompt + c.text,) for c in completions]
+        rows: list[list[int]] = [self._tokenizer(*text)["input_ids"] for text in texts]
         scores: list[float | RewardError] = [RewardError("the text is empty")] * len(rows)
         fitting = []
         for i, row in enumerate(rows):
             if len(row) > self.max_length and self.truncate:
-                rows[i] = self._cut(texts[i])
+                rows[i] = self._cut(*texts[i])
             elif len(row) > self.max_length:
                 scores[i] = RewardError(
                     f"{len(row)} tokens with the prompt are more than max_length = {self.max_length}; "
@@ -90,9 +93,10 @@ class RewardModel:
                 scores[i] = score
         return scores
 
-    def _cut(self, text: str) -> list[int]:
-        """The end of the text in max_length tokens, with the special tokens where they belong."""
-        ids: list[int] = self._tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"]
+    def _cut(self, *text: str) -> list[int]:
+        """The end of the text (of a pair: the prompt's) in max_length tokens, special tokens where they belong."""
+        how = "only_first" if self.pair else "longest_first"
+        ids: list[int] = self._tokenizer(*text, truncation=how, max_length=self.max_length)["input_ids"]
         return ids
 
     def _batches(self, indices: list[int], rows: list[list[int]]) -> Iterator[list[int]]:

@@ -2,7 +2,7 @@
 
 The decoders give the state after the newest token of each row. `CachedDecoder` keeps keys and values;
 `RecurrentDecoder` the state of proxlm's own recurrent family; `RecomputeDecoder` runs the whole sequence anew, for
-model types whose cache cannot drop rows.
+model types whose cache cannot drop rows; `TargetDecoder` runs an encoder once and then its decoder.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from proxlm.models.encoder_decoder import EncoderDecoderTrunk
 from proxlm.models.families import SHORT_NAMES
-from proxlm.models.forward import pad_right
+from proxlm.models.forward import pad_with_mask
 from proxlm.models.language_model import LanguageModel
 from proxlm.types import Sequences, offsets_of
 
@@ -81,8 +82,7 @@ class RecurrentDecoder:
         self.cache: Any = None
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        padded, lengths, last = _padded(prompts, self.model.device)
-        mask = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+        padded, mask, last = _padded(prompts, self.model.device)
         output = self.model.states(padded, attention_mask=mask, use_cache=True)
         self.cache = output.past_key_values
         return output.last_hidden_state.flatten(0, 1)[last]
@@ -119,17 +119,58 @@ class RecomputeDecoder:
         return self.model.states(padded, use_cache=False).last_hidden_state.flatten(0, 1)[last]
 
 
+class TargetDecoder:
+    """For encoder–decoders. The prompts are encoded once; all rows of the decoder are of one length, so unpadded.
+
+    cached False: the decoder's tokens are run anew at each step, for types that keep no keys and values.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        self.model = model
+        self.trunk = EncoderDecoderTrunk(model.network)
+        self.cached = "past_key_values" in inspect.signature(self.trunk.decoder.forward).parameters
+        config = model.network.config.get_text_config(decoder=True)
+        self.cache: Any = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        padded, self.mask, _ = _padded(prompts, self.model.device)
+        with self.model.autocast():
+            self.encoded = self.trunk.encode(padded, self.mask)
+        self.tokens = padded.new_empty(len(prompts), 0)
+        return self.step(padded.new_full((len(prompts),), self.model.start_id))
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.tokens = torch.cat([self.tokens, tokens[:, None]], dim=-1)
+        arguments: dict[str, Any] = {"use_cache": False}
+        if self.cached:
+            arguments = {"past_key_values": self.cache, "use_cache": True}
+        with self.model.autocast():
+            output = self.trunk.decode(
+                tokens[:, None] if self.cached else self.tokens, self.encoded, self.mask, **arguments
+            )
+        return output.last_hidden_state[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        if self.cached:
+            self.cache.batch_select_indices(rows)
+        self.encoded, self.mask, self.tokens = self.encoded[rows], self.mask[rows], self.tokens[rows]
+
+
 def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows padded on the right [b, t], their lengths [b], and where each one's last token is in [b · t]."""
-    lengths = torch.tensor([len(row) for row in rows])
-    flat = torch.tensor([token for row in rows for token in row])
-    batch = Sequences(flat, offsets_of(lengths), lengths).to(device)
-    padded, place = pad_right(batch)
-    return padded, batch.lengths, place[batch.offsets[1:] - 1]
+    """Rows padded on the right [b, t], the mask of real tokens [b, t], and where each one's last is in [b · t]."""
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    flat = torch.tensor([token for row in rows for token in row], device=device)
+    padded, mask = pad_with_mask(Sequences(flat, offsets_of(lengths), lengths))
+    return padded, mask, torch.arange(len(rows), device=device) * padded.shape[1] + lengths - 1
 
 
 def make_decoder(model: LanguageModel) -> Decoder:
-    """The decoder for what the model keeps: plain keys and values, a state of ours, or nothing that drops rows."""
+    """The decoder for what the model is: two halves, or one that keeps a state of ours, plain keys and values, or
+    nothing that drops rows."""
+    if model.encoder_decoder:
+        return TargetDecoder(model)
     if model.network.config.model_type in SHORT_NAMES.values():
         return RecurrentDecoder(model)
     return CachedDecoder(model) if _has_plain_cache(model) else RecomputeDecoder(model)

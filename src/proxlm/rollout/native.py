@@ -1,4 +1,4 @@
-"""The native engine: batched sampling with a key–value cache, for every Hugging Face causal LM."""
+"""The native engine: batched sampling with a key–value cache, for Hugging Face causal LMs and encoder–decoders."""
 
 from __future__ import annotations
 
@@ -147,8 +147,13 @@ def _tail(model: LanguageModel, turn: Turn, stops: Sequence[str]) -> str:
     A character is at most four tokens.
     """
     count = 4 * max(len(stop) for stop in stops) + 4
-    before = [*turn.context[-8:], *turn.tokens[:-count]][-8:]
+    before = [*_text_before(model, turn)[-8:], *turn.tokens[:-count]][-8:]
     return response_text(model.tokenizer, before, turn.tokens[-count:])
+
+
+def _text_before(model: LanguageModel, turn: Turn) -> Sequence[int]:
+    """What the turn goes on from: its context; an encoder–decoder's response is a text by itself."""
+    return () if model.encoder_decoder else turn.context
 
 
 def response_text(
@@ -170,7 +175,7 @@ def _collect(
     model: LanguageModel, prompts: Sequence[Prompt], turns: list[Turn], config: RolloutConfig, version: int
 ) -> Rollout:
     sequences = Sequences.from_lists([p.input_ids for p in prompts], [turn.tokens for turn in turns])
-    texts = [response_text(model.tokenizer, turn.context, turn.tokens, config.stop) for turn in turns]
+    texts = [response_text(model.tokenizer, _text_before(model, t), t.tokens, config.stop) for t in turns]
     logprobs = torch.tensor([x for turn in turns for x in turn.logprobs], dtype=torch.float32)
     return Rollout(
         prompts=list(prompts),
