@@ -57,7 +57,9 @@ class NewModelConfig:
     layers: int = setting(4, "number of blocks; of an encoder–decoder, on each side", ge=1)
     heads: int = setting(4, "number of attention heads (lstm: none)", ge=1)
     intermediate: int = setting(0, "width inside the MLP; 0: 8/3 of hidden, to a multiple of 32", ge=0)
-    context: int = setting(512, "longest sequence in tokens (lstm, t5: no limit)", ge=8)
+    context: int = setting(
+        512, "longest sequence in tokens (lstm and t5 have none; sft holds its examples to it)", ge=8
+    )
     tie_embeddings: bool = setting(True, "use the input embedding as the output head")
 
     @property
