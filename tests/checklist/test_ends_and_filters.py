@@ -17,7 +17,7 @@ from proxlm.config import (
 )
 from proxlm.models.forward import token_outputs
 from proxlm.rl.moments import Moments
-from proxlm.rollout import native
+from proxlm.rollout import native, writer
 from proxlm.rollout.native import generate
 from proxlm.train.algorithms import build_algorithm
 from proxlm.train.prepare import StepNumbers, prepare
@@ -55,7 +55,7 @@ def force_tokens(monkeypatch, script):
         return tokens, torch.log_softmax(logits.float(), -1).gather(-1, tokens[:, None]).squeeze(-1)
 
     monkeypatch.setattr(native, "uniforms", places)
-    monkeypatch.setattr(native, "sample", forced)
+    monkeypatch.setattr(writer, "sample", forced)
 
 
 def scripts(eos, places, limit):

@@ -12,7 +12,8 @@ from proxlm.config import ModelConfig, RolloutConfig
 from proxlm.models.forward import token_outputs
 from proxlm.models.load import load_language_model, wrap
 from proxlm.rollout.decoder import CachedDecoder, RecomputeDecoder, TargetDecoder, make_decoder
-from proxlm.rollout.native import EVALUATION, generate, response_text, stop_position
+from proxlm.rollout.native import EVALUATION, generate
+from proxlm.rollout.writer import response_text, stop_position
 from proxlm.types import Prompt
 from small_models import WORDS, tiny_model
 
@@ -242,7 +243,7 @@ def test_recomputing_decoder_agrees_with_the_cached_one(tokenizer):
             decoder.keep(torch.tensor([0, 2]))
         got = [decoder.step(torch.tensor([11, 12])) for decoder in pair]
     assert torch.allclose(*got, atol=1e-5)
-    assert isinstance(make_decoder(model), CachedDecoder)
+    assert isinstance(make_decoder(tiny_model(tokenizer, "gpt_neox")), CachedDecoder)
 
 
 @pytest.mark.parametrize("family", RECURRENT)

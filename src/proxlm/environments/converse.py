@@ -1,13 +1,13 @@
 """Rollouts of conversations: the policy's turns in batches, the environments' answers beside them.
 
-All conversations are in flight at once. Whoever has its answer writes its next turn in the next batch; a slow
+All conversations are in flight at once. Whoever has its answer joins those that write, between two tokens; a slow
 environment holds up its own conversation only. Tokens are appended and never made anew from text.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,13 +20,15 @@ from proxlm.environments.protocol import Environment, MakeEnvironment, Task, che
 from proxlm.environments.words import Words
 from proxlm.errors import RunError, UserError
 from proxlm.models.language_model import LanguageModel
-from proxlm.rollout.native import Turn, identities, response_text, write
+from proxlm.rollout.native import identities
 from proxlm.rollout.philox import uniforms
+from proxlm.rollout.writer import Turn, Writer, response_text
 from proxlm.seeds import derive_seed
 from proxlm.types import Finish, Progress, Prompt, Rollout, Sequences
 
-# Quick environments answer within this, so that their next batch has them all, and always the same ones.
-GATHER_SECONDS = 0.02
+# Answers as quick as this are waited for, so that with quick environments no batch depends on the clock. Waits in
+# vain may take this share of a rollout's time, and some seconds at its beginning.
+QUICK_SECONDS, VAIN_SHARE, VAIN_SECONDS = 0.02, 0.02, 0.1
 
 
 @dataclass
@@ -116,28 +118,44 @@ class _Drive:
     ) -> None:
         self.spec, self.model, self.config, self.calls = spec, model, config, calls
         self.all = conversations
+        self.writer = Writer(model, config)
+        self.writes: dict[int, int] = {}  # id of a turn → whose it is
         self.ready: list[int] = []
+        self.fresh: set[int] = set()  # whose call began since the last wait for quick answers
+        self.began, self.vain = time.monotonic(), 0.0
         self.done = 0
 
     def run(self, on_progress: Progress | None) -> None:
         for key, conversation in enumerate(self.all):
-            self.calls.start(key, conversation.environment.reset, conversation.task)
-        while self.ready or self.calls:
-            self._hear(0.0 if self.ready else 1.0)
-            # Those who answer at once are waited for, so that the batch does not depend on the clock.
-            limit = time.monotonic() + GATHER_SECONDS
-            while self.calls and (left := limit - time.monotonic()) > 0:
-                self._hear(left)
-            self.ready.sort()
-            batch, self.ready = self.ready[: self.config.batch_size], self.ready[self.config.batch_size :]
-            if batch:
-                self._write(batch)
+            self._call(key, conversation.environment.reset, conversation.task)
+        while self.writer or self.calls:
+            self._hear(0.0 if self.writer else 1.0)
+            self._hear_quick_ones()
+            self.writer.add([self._turn(key) for key in sorted(self.ready)])
+            self.ready = []
+            if self.writer:
+                for turn in self.writer.step():
+                    self._reply(self.writes.pop(id(turn)), turn)
             if on_progress is not None:
                 on_progress(self.done, len(self.all))
+
+    def _call(self, key: int, function: Callable[..., Any], *arguments: Any) -> None:
+        self.fresh.add(key)
+        self.calls.start(key, function, *arguments)
+
+    def _hear_quick_ones(self) -> None:
+        began = time.monotonic()
+        if self.vain <= VAIN_SECONDS + VAIN_SHARE * (began - self.began):
+            while self.fresh and (left := began + QUICK_SECONDS - time.monotonic()) > 0:
+                self._hear(left)
+            if self.fresh:
+                self.vain += time.monotonic() - began
+        self.fresh.clear()
 
     def _hear(self, wait: float) -> None:
         """Take in the answers that have come."""
         for key, value, error in self.calls.ended(wait):
+            self.fresh.discard(key)
             conversation = self.all[key]
             try:
                 if error is not None:
@@ -189,33 +207,29 @@ class _Drive:
             room = min(room, context - len(conversation.context) - len(conversation.tokens))
         return room
 
-    def _write(self, batch: list[int]) -> None:
-        """One turn of each; the environment hears of it as soon as it has ended."""
-        keys: dict[int, int] = {}
-        turns = []
-        for key in batch:
-            conversation = self.all[key]
-            limit = min(self.config.max_new_tokens, self._room(conversation))
-            first = sum(conversation.chosen)
-            # Numbers belong to choices: words in between do not shift them.
-            numbers = conversation.uniform[first : first + limit]
-            numbers = torch.cat([numbers, numbers.new_zeros(self.config.max_new_tokens - len(numbers))])
-            turn = Turn([*conversation.context, *conversation.tokens], numbers, limit)
-            keys[id(turn)] = key
-            turns.append(turn)
-        for ended in write(self.model, turns, self.config):
-            for turn in ended:
-                self._reply(keys[id(turn)], turn)
+    def _turn(self, key: int) -> Turn:
+        """The conversation's next turn, to be written."""
+        conversation = self.all[key]
+        limit = min(self.config.max_new_tokens, self._room(conversation))
+        first = sum(conversation.chosen)
+        # Numbers belong to choices: words in between do not shift them.
+        numbers = conversation.uniform[first : first + limit]
+        memory = conversation.newest.memory if conversation.newest else None
+        turn = Turn([*conversation.context, *conversation.tokens], numbers, limit, memory, goes_on=True)
+        self.writes[id(turn)] = key
+        return turn
 
     def _reply(self, key: int, turn: Turn) -> None:
+        """A turn has been written: the environment hears of it."""
         conversation = self.all[key]
         _append(conversation, turn.tokens, chosen=True, logprobs=turn.logprobs)
         conversation.turns, conversation.newest = conversation.turns + 1, turn
         reply = response_text(self.model.tokenizer, turn.context, turn.tokens, self.config.stop)
-        self.calls.start(key, conversation.environment.step, reply)
+        self._call(key, conversation.environment.step, reply)
 
     def _end(self, conversation: Conversation, finish: Finish, error: str = "") -> None:
         conversation.finish, conversation.error = finish, error
+        conversation.newest = None  # and what the decoder knew of it
         self.done += 1
 
     def collect(self, version: int) -> Rollout:

@@ -1,8 +1,9 @@
 """Step-by-step decoding of a batch whose rows can leave it.
 
-The decoders give the state after the newest token of each row. `CachedDecoder` keeps keys and values;
-`RecurrentDecoder` the state of proxlm's own recurrent family; `RecomputeDecoder` runs the whole sequence anew, for
-model types whose cache cannot drop rows; `TargetDecoder` runs an encoder once and then its decoder.
+The decoders give the state after the newest token of each row. `SlotDecoder` (slots.py) keeps keys and values of
+the model types it knows, and lets rows join; `CachedDecoder` has transformers keep them; `RecurrentDecoder` the state
+of proxlm's own recurrent family; `RecomputeDecoder` runs the whole sequence anew, for model types whose cache cannot
+drop rows; `TargetDecoder` runs an encoder once and then its decoder.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from proxlm.models.encoder_decoder import EncoderDecoderTrunk
 from proxlm.models.families import SHORT_NAMES
 from proxlm.models.forward import pad_with_mask
 from proxlm.models.language_model import LanguageModel
+from proxlm.rollout.slots import SlotDecoder, fits
 from proxlm.types import Sequences, offsets_of
 
 
 class Decoder(Protocol):
-    """Rows are numbered as given, less those dropped by `keep`."""
+    """Rows are numbered as given, until `keep` says otherwise."""
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Read the prompts; returns the state after each, [b, H]."""
@@ -31,7 +33,7 @@ class Decoder(Protocol):
         """Append one token to each row, [b] int64; returns the state after it, [b, H]."""
 
     def keep(self, rows: Tensor) -> None:
-        """Drop every row but these, [k] int64."""
+        """Row i becomes what row rows[i] was, [k] int64; rows that are not named are dropped."""
 
 
 class CachedDecoder:
@@ -167,10 +169,12 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor
 
 
 def make_decoder(model: LanguageModel) -> Decoder:
-    """The decoder for what the model is: two halves, or one that keeps a state of ours, plain keys and values, or
-    nothing that drops rows."""
+    """The decoder for what the model is: two halves, a type we know, one that keeps a state of ours, plain keys and
+    values, or nothing that drops rows."""
     if model.encoder_decoder:
         return TargetDecoder(model)
+    if fits(model):
+        return SlotDecoder(model)
     if model.network.config.model_type in SHORT_NAMES.values():
         return RecurrentDecoder(model)
     return CachedDecoder(model) if _has_plain_cache(model) else RecomputeDecoder(model)

@@ -1,0 +1,292 @@
+"""Decoding with a key–value cache of our own: rows come and go, and none waits for another.
+
+A row is a slot of one tensor. It begins at position 0, so rows need no padding between them; rows that end leave
+their slots to others; rows that join read only what the cache does not hold. Model types are those of BLOCKS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from proxlm.models.language_model import LanguageModel
+
+
+class Memory(NamedTuple):
+    """The keys and values of a row's first tokens, [L, 2, G, length, D], to go on from later."""
+
+    cache: Tensor
+
+    @property
+    def length(self) -> int:
+        return self.cache.shape[3]
+
+
+class Block(Protocol):
+    """A transformer block around its attention."""
+
+    scale: float
+
+    def heads(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """x [b, t, H] → queries [b, t, Q, D], keys and values [b, t, G, D], turned by their positions."""
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """x [b, t, H] and attention's [b, t, Q · D] → the block's output [b, t, H]."""
+
+
+class LlamaBlock:
+    """Llama, Mistral, Qwen2 and Qwen3, through the modules of transformers (so adapters work)."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer, self.attention = layer, layer.self_attn
+        self.scale = self.attention.scaling
+        self.norms = [getattr(self.attention, name, None) for name in ("q_norm", "k_norm")]
+
+    def heads(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        a, y = self.attention, self.layer.input_layernorm(x)
+        shape = (*x.shape[:2], -1, a.head_dim)
+        q, k, v = (project(y).view(shape) for project in (a.q_proj, a.k_proj, a.v_proj))
+        if self.norms[0] is not None and self.norms[1] is not None:
+            q, k = self.norms[0](q), self.norms[1](k)
+        assert turn is not None
+        return _turned(q, turn), _turned(k, turn), v
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.attention.o_proj(attended)
+        return x + self.layer.mlp(self.layer.post_attention_layernorm(x))
+
+
+class GPT2Block:
+    """GPT-2: positions are in the embeddings, so heads are not turned."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer, self.scale = layer, layer.attn.scaling
+
+    def heads(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
+        attention = self.layer.attn
+        q, k, v = attention.c_attn(self.layer.ln_1(x)).split(attention.split_size, dim=-1)
+        shape = (*x.shape[:2], -1, attention.head_dim)
+        return q.reshape(shape), k.reshape(shape), v.reshape(shape)
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.layer.attn.c_proj(attended)
+        return x + self.layer.mlp(self.layer.ln_2(x))
+
+
+# transformers' model type → the block that decodes it.
+BLOCKS: dict[str, type[LlamaBlock] | type[GPT2Block]] = {
+    "llama": LlamaBlock,
+    "mistral": LlamaBlock,
+    "qwen2": LlamaBlock,
+    "qwen3": LlamaBlock,
+    "gpt2": GPT2Block,
+}
+# Rotary embeddings whose angles depend on the position alone.
+STATIC_ROTATIONS = ("default", "linear", "llama3", "yarn")
+
+
+def fits(model: LanguageModel) -> bool:
+    """Whether the model is of a type that SlotDecoder knows, in the form that it knows."""
+    config = model.network.config
+    if config.model_type not in BLOCKS:
+        return False
+    windows = getattr(config, "layer_types", None) or [
+        "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
+    ]
+    rotation = getattr(config, "rope_parameters", None) or {}
+    return (
+        set(windows) == {"full_attention"}
+        and rotation.get("rope_type", "default") in STATIC_ROTATIONS
+        and not getattr(config, "add_cross_attention", False)
+    )
+
+
+class SlotDecoder:
+    """See the module. Slots are numbered as rows were added; `keep` may put rows into another order."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model, trunk = model, model.trunk
+        self.trunk: Any = trunk
+        kind = BLOCKS[model.network.config.model_type]
+        layers: Any = self.trunk.h if kind is GPT2Block else self.trunk.layers
+        self.blocks: list[Block] = [kind(layer) for layer in layers]
+        self.cache: Tensor | None = None
+        self.lengths = torch.zeros(0, dtype=torch.int64, device=model.device)
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """As `add`, for the first rows."""
+        return self.add(prompts, room=len(prompts[0]))
+
+    def add(
+        self, contexts: Sequence[Sequence[int]], room: int, memories: Sequence[Memory | None] = ()
+    ) -> Tensor:
+        """New rows behind those there are; returns the state after each context, [k, H].
+
+        room: how many tokens a row may become longer by. memories: what of each context is known already (its
+        first tokens, never all of them). Rows with the same context are read once.
+        """
+        first, device = len(self.lengths), self.model.device
+        known = list(memories) or [None] * len(contexts)
+        alike: dict[tuple[int, ...], int] = {}
+        # A row with a memory of its own is like no other.
+        sources = [
+            i if known[i] is not None else alike.setdefault(tuple(context), i)
+            for i, context in enumerate(contexts)
+        ]
+        longest = max(len(context) for context in contexts)
+        self._reserve(first + len(contexts), longest + room)
+        assert self.cache is not None
+        for i, memory in enumerate(known):
+            if memory is not None:
+                self.cache[:, :, first + i, :, : memory.length] = memory.cache
+        states = self._read(contexts, known, sorted(set(sources)), first)
+        source = torch.tensor(sources, device=device)
+        copies = (source != torch.arange(len(sources), device=device)).nonzero()[:, 0]
+        if len(copies):
+            self.cache[:, :, first + copies, :, :longest] = self.cache[
+                :, :, first + source[copies], :, :longest
+            ]
+        self.lengths = torch.cat([self.lengths, torch.tensor([len(c) for c in contexts], device=device)])
+        return states[source]
+
+    def _read(
+        self,
+        contexts: Sequence[Sequence[int]],
+        known: Sequence[Memory | None],
+        rows: list[int],
+        first: int,
+    ) -> Tensor:
+        """Run the unknown part of these contexts, padded on the right; the state after each, [k, H] (0 elsewhere)."""
+        device = self.model.device
+        starts = [0 if (memory := known[i]) is None else memory.length for i in rows]
+        parts = [list(contexts[i][start:]) for i, start in zip(rows, starts, strict=True)]
+        counts = torch.tensor([len(part) for part in parts], device=device)
+        widest = int(counts.max())
+        tokens = torch.tensor([part + [0] * (widest - len(part)) for part in parts], device=device)
+        slots = torch.tensor(rows, device=device)
+        x = self._run(tokens, torch.tensor(starts, device=device), first + slots, counts)
+        states = x.new_zeros(len(contexts), x.shape[-1])
+        states[slots] = x
+        return states
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append one token to each row, [b] int64; returns the state after it, [b, H]."""
+        states = self._run(tokens[:, None], self.lengths, None, None)
+        self.lengths = self.lengths + 1
+        return states
+
+    def keep(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was, [k] int64; those not named are dropped. Rows that stay cost nothing."""
+        assert self.cache is not None
+        places = torch.arange(len(rows), device=rows.device)
+        moved = (rows != places).nonzero()[:, 0]
+        if len(moved):
+            top = int(self.lengths.max())
+            self.cache[:, :, moved, :, :top] = self.cache[:, :, rows[moved], :, :top]
+        self.lengths = self.lengths[rows]
+
+    def remember(self, row: int) -> Memory:
+        """What is known of a row, to go on from after it was dropped."""
+        assert self.cache is not None
+        return Memory(self.cache[:, :, row, :, : int(self.lengths[row])].clone())
+
+    def _run(self, tokens: Tensor, starts: Tensor, slots: Tensor | None, counts: Tensor | None) -> Tensor:
+        """Tokens [b, t] at positions starts [b] + 0 … t − 1 of the slots (all, in their order, if None).
+
+        counts [b]: how many of each row's tokens are real (all if None). Returns the state after the last, [b, H].
+        """
+        rows, width = tokens.shape
+        assert self.cache is not None
+        # Padding may reach beyond the cache; what it leaves in the last cell is overwritten before it is read.
+        positions = (starts[:, None] + torch.arange(width, device=tokens.device)).clamp(
+            max=self.cache.shape[4] - 1
+        )
+        top = int(positions.max()) + 1
+        mask = (torch.arange(top, device=tokens.device) <= positions[..., None])[:, None]
+        with self.model.autocast():
+            x, turn = self._embed(tokens, positions)
+            for layer, block in enumerate(self.blocks):
+                q, k, v = block.heads(x, turn)
+                keys, values = self._store(layer, k, v, positions, slots, top)
+                x = block.after(x, _attend(q, keys, values, mask, block.scale))
+            last = x[:, -1] if counts is None else x[torch.arange(rows, device=x.device), counts - 1]
+            norm = self.trunk.ln_f if hasattr(self.trunk, "ln_f") else self.trunk.norm
+            return norm(last)
+
+    def _embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Embeddings [b, t, H], and cos and sin of the heads' angles, [b, t, 1, D]."""
+        if hasattr(self.trunk, "wpe"):
+            return self.trunk.wte(tokens) + self.trunk.wpe(positions.clamp(max=self._last_position)), None
+        x = self.trunk.embed_tokens(tokens)
+        cos, sin = self.trunk.rotary_emb(x, position_ids=positions)
+        return x, (cos[:, :, None], sin[:, :, None])
+
+    @property
+    def _last_position(self) -> int:
+        # Padding may stand behind the last position that there is an embedding for.
+        return self.trunk.wpe.weight.shape[0] - 1
+
+    def _store(
+        self, layer: int, k: Tensor, v: Tensor, positions: Tensor, slots: Tensor | None, top: int
+    ) -> tuple[Tensor, Tensor]:
+        """Write new keys and values; returns those of the slots up to `top`, [b, G, top, D] each."""
+        assert self.cache is not None
+        keys, values = self.cache[layer]
+        at = torch.arange(len(k), device=k.device) if slots is None else slots
+        keys[at[:, None], :, positions] = k.to(keys.dtype)
+        values[at[:, None], :, positions] = v.to(values.dtype)
+        if slots is None:
+            return keys[: len(k), :, :top], values[: len(k), :, :top]
+        return keys[slots, :, :top], values[slots, :, :top]
+
+    def _reserve(self, slots: int, length: int) -> None:
+        """Room for so many rows of so many tokens; what is there stays."""
+        config = self.model.network.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        old = self.cache
+        if old is not None and old.shape[2] >= slots and old.shape[4] >= length:
+            return
+        have = (0, 0) if old is None else (old.shape[2], old.shape[4])
+        # Whoever outgrows it once is given twice as much.
+        shape = [
+            wanted if has == 0 or wanted <= has else max(wanted, 2 * has)
+            for has, wanted in zip(have, (slots, length), strict=True)
+        ]
+        shape = [max(pair) for pair in zip(shape, have, strict=True)]
+        dtype = torch.bfloat16 if self.model.bfloat16 else next(self.trunk.parameters()).dtype
+        # Zeros, for attention multiplies what it masks by 0, and 0 · NaN would be NaN.
+        cache = torch.zeros(
+            len(self.blocks), 2, shape[0], heads, shape[1], width, dtype=dtype, device=self.model.device
+        )
+        if old is not None:
+            rows, top = len(self.lengths), int(self.lengths.max()) if len(self.lengths) else 0
+            cache[:, :, :rows, :, :top] = old[:, :, :rows, :, :top]
+        self.cache = cache
+
+
+def _turned(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary position embedding (Su et al. 2021) in the layout of transformers: halves, not pairs."""
+    cos, sin = turn
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Queries [b, t, Q, D] over keys and values [b, G, T, D] under mask [b, 1, t, T] → [b, t, Q · D].
+
+    The queries of a group of heads go as one longer row of queries, so that keys are not repeated for them.
+    """
+    rows, width, heads, size = q.shape
+    groups = keys.shape[1]
+    each = heads // groups
+    q = q.view(rows, width, groups, each, size).permute(0, 2, 3, 1, 4).reshape(rows, groups, -1, size)
+    if each > 1 and width > 1:
+        mask = mask.repeat(1, 1, each, 1)
+    attended = F.scaled_dot_product_attention(q.to(keys.dtype), keys, values, attn_mask=mask, scale=scale)
+    attended = attended.view(rows, groups, each, width, size).permute(0, 3, 1, 2, 4)
+    return attended.reshape(rows, width, heads * size)
