@@ -10,7 +10,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import SilentLog, job, parameters, trainer
 
 from proxlm.config import ConversationConfig, DataConfig, RolloutConfig
 from proxlm.environments.converse import Conversations
@@ -230,23 +229,6 @@ def test_other_words_of_another_length_leave_the_advantages(tokenizer):
     assert len(found[0][0]) > 6 * 15
     assert found[0][0] == found[1][0]
     assert float((found[0][1] - found[1][1]).abs().max()) <= 1e-6
-
-
-@pytest.mark.checklist(15)
-def test_ppo_on_conversations_begins_at_ratio_1_and_its_parts_add_up(tokenizer, tmp_path):
-    config = job(steps=2, gae_steps="turn")
-    results = []
-    for folder in ("a", "b"):
-        made = trainer(tokenizer, config, tmp_path / folder, reward=with_environment(None))
-        settings = ConversationConfig(use="x", max_turns=3)
-        made.generate = Conversations(Counts, PlainWords(tokenizer), settings)
-        log = SilentLog()
-        made.train(log)
-        results.append(parameters(made))
-    assert [r["first_minibatch/ratio_error"] for r in log.rows] == [0.0, 0.0]
-    assert [r["environment/turns"] for r in log.rows] == [3.0, 3.0]
-    assert [r["reward"] for r in log.rows] == [12.0, 12.0]
-    assert all(torch.equal(results[0][n], results[1][n]) for n in results[0])
 
 
 @pytest.mark.parametrize(("game", "turns", "best"), [("number-game", 6, 0.85), ("frozen-lake", 12, 1.0)])

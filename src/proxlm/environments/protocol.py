@@ -38,17 +38,17 @@ class Task:
     chance: int = 0
 
 
-Words = str | list[Message]
+Messages = str | list[Message]
 """What an environment says: a text (of the user), or messages with role and content."""
 
-Answer = tuple[Words, float, bool]
+Answer = tuple[Messages, float, bool]
 """What a step gives: what the environment says, the reward of the reply, and whether the conversation is over."""
 
 
 class Environment(Protocol):
     """One conversation's other side."""
 
-    def reset(self, task: Task) -> Words | Awaitable[Words]:
+    def reset(self, task: Task) -> Messages | Awaitable[Messages]:
         """Begin; returns what is said before the policy's first reply."""
 
     def step(self, reply: str) -> Answer | Awaitable[Answer]:

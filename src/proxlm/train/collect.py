@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -46,6 +47,7 @@ def collect(
     ppo = job.ppo
     sampling = replace(job.rollout, temperature=temperature)
     kept: list[tuple[Rollout, Scores]] = []
+    told: Counter[str] = Counter()
     seen = found = 0
     for draws in range(1, (ppo.filter_rounds if ppo.filter_groups else 1) + 1):
         batch = [p for p in prompts.batch(draw + draws - 1) for _ in range(ppo.samples_per_prompt)]
@@ -59,11 +61,12 @@ def collect(
                 version=version,
                 on_progress=clock.log.progress,
             )
-        rollout, told = _of_conversations(rollout, job, clock)
+        rollout, counts = _of_conversations(rollout, job, clock)
+        told.update(counts)
         with clock("score"):
             scores = reward(rollout)
         if not ppo.filter_groups:
-            return rollout, scores, draws, told
+            return rollout, scores, draws, _per_conversation(told)
         rows, chosen = _varied_rows(rollout, scores, ppo.samples_per_prompt, ppo.batch_size - found)
         seen += ppo.batch_size
         if len(rows):
@@ -72,7 +75,7 @@ def collect(
             found += chosen
         if found >= ppo.batch_size:
             break
-    metrics = told | {
+    metrics = _per_conversation(told) | {
         "filter/draws": float(draws),
         "filter/kept_prompts": float(found),
         "filter/drawn_prompts": float(seen),
@@ -82,8 +85,8 @@ def collect(
     return Rollout.join([r for r, _ in kept]), Scores.join([s for _, s in kept]), draws, metrics
 
 
-def _of_conversations(rollout: Rollout, job: PPOJob, clock: Clock) -> tuple[Rollout, dict[str, float]]:
-    """With an environment: how many turns there were and how many conversations were lost, and why.
+def _of_conversations(rollout: Rollout, job: PPOJob, clock: Clock) -> tuple[Rollout, dict[str, int]]:
+    """With an environment: how many conversations and turns there were, and how many were lost, and why.
 
     Where the advantage compares a prompt's responses, one that is left alone by a loss has nothing to be compared
     with, and is left out, too.
@@ -102,10 +105,23 @@ def _of_conversations(rollout: Rollout, job: PPOJob, clock: Clock) -> tuple[Roll
                 )
             rollout = rollout.select(rows)
     turns = turn_starts(rollout.action_mask, rollout.sequences.response_offsets).sum()
+    left_alone = count - len(rollout)
     return rollout, {
-        "environment/turns": float(turns) / len(rollout),
-        "environment/lost": float(lost),
-        "environment/left_alone": float(count - len(rollout)),
+        "conversations": len(rollout),
+        "turns": int(turns),
+        "lost": lost,
+        "left_alone": left_alone,
+    }
+
+
+def _per_conversation(told: Counter[str]) -> dict[str, float]:
+    """The metrics of all draws of a step together; none without an environment."""
+    if not told:
+        return {}
+    return {
+        "environment/turns": told["turns"] / told["conversations"],
+        "environment/lost": float(told["lost"]),
+        "environment/left_alone": float(told["left_alone"]),
     }
 
 
