@@ -129,6 +129,23 @@ def test_accumulated_gradients_are_those_of_the_whole_minibatch(tokenizer, tmp_p
 
 
 @pytest.mark.checklist(18)
+@pytest.mark.parametrize("loss", ["ppo", "pg", "cispo", "dppo"])
+@pytest.mark.parametrize("critic", CRITICS)
+def test_going_backward_in_spans_of_tokens_changes_nothing(tokenizer, tmp_path, monkeypatch, critic, loss):
+    """Spans of 7 tokens, all tokens at once, and the way that keeps the graph of all; entropy and KL in the loss."""
+    config = settings(critic, loss=loss, entropy_coef=0.01, kl_in="loss", kl_estimator="k3", kl_coef=0.05)
+    results = []
+    for budget, tokenwise in ((7 * 320, True), (2**24, True), (2**24, False)):
+        monkeypatch.setattr(forward, "LOGIT_BUDGET", budget)
+        made = made_with(tokenizer, config, tmp_path)
+        assert made.algorithm.tokenwise
+        made.algorithm = replace(made.algorithm, tokenwise=tokenwise)
+        results.append(after_a_step(made))
+    for other in results[1:]:
+        close(other, results[0])
+
+
+@pytest.mark.checklist(18)
 @pytest.mark.checklist(32)
 @pytest.mark.parametrize("critic", CRITICS)
 def test_a_step_does_not_depend_on_more_padding(tokenizer, tmp_path, monkeypatch, critic):

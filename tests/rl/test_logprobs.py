@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from proxlm.rl.logprobs import chunked_logprobs, logprobs_and_entropy, predicting_states
+from proxlm.rl.logprobs import (
+    backward_through_head,
+    chunked_logprobs,
+    logprobs_and_entropy,
+    predicting_states,
+)
 from proxlm.types import Sequences
 
 
@@ -74,6 +79,58 @@ def test_no_logits_outlive_their_chunk():
         chunked_logprobs(hidden, head, tokens, chunk=4)[0].sum()
     assert max(saved, default=0) <= 4 * 1000
     assert sum(saved) < 64 * 1000
+
+
+@pytest.mark.checklist(33)
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_gradients_are_those_of_the_formulas(temperature):
+    """Against finite differences, and against autograd through log_softmax where a token is impossible."""
+    torch.manual_seed(1)
+    logits, tokens = torch.randn(4, 6, dtype=torch.float64, requires_grad=True), torch.tensor([0, 5, 2, 2])
+    assert torch.autograd.gradcheck(
+        lambda z: logprobs_and_entropy(z, tokens, temperature, entropy=True), (logits,)
+    )
+    assert torch.autograd.gradcheck(
+        lambda z: logprobs_and_entropy(z, tokens, temperature, entropy=False)[0], (logits,)
+    )
+    impossible = torch.zeros(4, 6).double()
+    impossible[:, 3] = -torch.inf
+    ours, theirs = (logits.detach().clone().requires_grad_() for _ in range(2))
+    logprobs, entropy = logprobs_and_entropy(ours + impossible, tokens, temperature)
+    (logprobs + 0.3 * entropy).sum().backward()
+    logs = torch.log_softmax((theirs + impossible) / temperature, -1)
+    possible = logs[:, [0, 1, 2, 4, 5]]
+    wanted = logs.gather(1, tokens[:, None])[:, 0] - 0.3 * (possible.exp() * possible).sum(-1)
+    wanted.sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("chunk", [1, 3, 10, 64])
+def test_a_loss_of_each_token_goes_backward_chunk_by_chunk(chunk, entropy):
+    """The same gradients as with all logits at once; each chunk goes through the head once and is gone."""
+    torch.manual_seed(0)
+    head = nn.Linear(8, 11, dtype=torch.float64)
+    hidden, tokens = torch.randn(10, 8, dtype=torch.float64), torch.randint(11, (10,))
+    weights, seen = torch.randn(10, dtype=torch.float64), list[int]()
+
+    def loss(span, logprobs, entropies):
+        assert (entropies is not None) == entropy
+        more = 0.1 * entropies if entropy else 0.0
+        return (weights[span] * (logprobs.exp() + more)).sum()
+
+    def counted(h):
+        seen.append(len(h))
+        return head(h)
+
+    got = backward_through_head(hidden, counted, tokens, 0.7, entropy, chunk, loss)
+    got_head = head.weight.grad.clone()
+    assert seen == [len(part) for part in hidden.split(chunk)]
+    head.zero_grad()
+    whole = hidden.clone().requires_grad_()
+    loss(slice(0, 10), *chunked_logprobs(whole, head, tokens, 0.7, entropy, chunk=1000)).backward()
+    torch.testing.assert_close(got, whole.grad)
+    torch.testing.assert_close(got_head, head.weight.grad)
 
 
 def test_the_shift():

@@ -74,6 +74,7 @@ def learner_of(made: PPOTrainer, limit: int = 12, **more: Any) -> Learner:
         limit=limit,
         seed=0,
         step=0,
+        tokenwise=made.algorithm.tokenwise,
         **more,
     )
 

@@ -26,14 +26,22 @@ ADVANTAGES = {
     "grpo": Advantage("proxlm.rl.estimators:grpo_advantages", groups=True),
 }
 
+
+class Loss(NamedTuple):
+    """function: module:name; tokenwise: a token's loss depends on no other token."""
+
+    function: str
+    tokenwise: bool = False
+
+
 LOSSES = {
-    "ppo": "proxlm.rl.policy_losses:ppo_loss",
-    "pg": "proxlm.rl.policy_losses:pg_loss",
-    "gspo": "proxlm.rl.policy_losses:gspo_loss",
-    "cispo": "proxlm.rl.policy_losses:cispo_loss",
-    "dppo": "proxlm.rl.policy_losses:dppo_loss",
+    "ppo": Loss("proxlm.rl.policy_losses:ppo_loss", tokenwise=True),
+    "pg": Loss("proxlm.rl.policy_losses:pg_loss", tokenwise=True),
+    "gspo": Loss("proxlm.rl.policy_losses:gspo_loss"),
+    "cispo": Loss("proxlm.rl.policy_losses:cispo_loss", tokenwise=True),
+    "dppo": Loss("proxlm.rl.policy_losses:dppo_loss", tokenwise=True),
     # The second-order method: the surrogate ρ A, and a step of its own (train/second_order.py).
-    "trpo": "proxlm.rl.policy_losses:surrogate_loss",
+    "trpo": Loss("proxlm.rl.policy_losses:surrogate_loss"),
 }
 
 
@@ -46,3 +54,8 @@ def is_user_function(name: str) -> bool:
 def advantage_of(name: str) -> Advantage:
     """What is known of an estimator by its setting; a user's function may use all there is."""
     return ADVANTAGES.get(name, Advantage(name, critic=True, whiten=True))
+
+
+def loss_of(name: str) -> Loss:
+    """What is known of a loss by its setting; a user's function may look at all tokens."""
+    return LOSSES.get(name, Loss(name))

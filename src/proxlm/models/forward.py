@@ -109,16 +109,15 @@ def token_outputs(
 ) -> TokenOutputs:
     """Log-prob (and entropy) of every response token, teacher-forced; float32. Sequences on the model's device."""
     states, final_states = response_states(model, sequences)
-    vocabulary = model.network.get_output_embeddings().weight.shape[0]
     logprobs, entropies = chunked_logprobs(
-        states,
-        model.logits,
-        sequences.response_tokens,
-        temperature,
-        entropy,
-        chunk=max(1, LOGIT_BUDGET // vocabulary),
+        states, model.logits, sequences.response_tokens, temperature, entropy, logit_chunk(model)
     )
     return TokenOutputs(logprobs, entropies, states, final_states)
+
+
+def logit_chunk(model: LanguageModel) -> int:
+    """How many tokens' logits are held at once."""
+    return max(1, LOGIT_BUDGET // model.network.get_output_embeddings().weight.shape[0])
 
 
 def micro_batches(lengths: Tensor, budget: int) -> list[Tensor]:

@@ -5,10 +5,12 @@ State index: the token at position i of a sequence is predicted by the state (hi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 
@@ -34,17 +36,87 @@ def logprobs_and_entropy(
         raise ValueError(
             f"logits {tuple(logits.shape)} and tokens {tuple(tokens.shape)} do not fit [R, V] and [R]"
         )
+    logprobs, entropies = _LogProbs.apply(logits, tokens, temperature, entropy)
+    return logprobs, entropies if entropy else None
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
     z = logits if logits.dtype == torch.float64 else logits.float()
-    if temperature != 1.0:
-        z = z / temperature
-    log_normaliser = torch.logsumexp(z, dim=-1)
-    chosen = z.gather(-1, tokens[:, None]).squeeze(-1)
-    if not entropy:
-        return chosen - log_normaliser, None
-    probabilities = torch.exp(z - log_normaliser[:, None])
-    # A token that is impossible (logit −inf) contributes 0 · −inf, which is 0 in the limit.
-    expected = (probabilities * z.masked_fill(z == -torch.inf, 0.0)).sum(-1)
-    return chosen - log_normaliser, log_normaliser - expected
+    return z / temperature if temperature != 1.0 else z
+
+
+class _LogProbs(torch.autograd.Function):
+    """The formulas of `logprobs_and_entropy`, with a backward that goes over the logits a few times only.
+
+    ∂ log π(a) / ∂ z_v = [v = a] − π(v);  ∂ H / ∂ z_v = −π(v) (log π(v) + H). Nothing of the logits' size is kept
+    but the logits. Not for differentiating twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float, entropy: bool) -> Any:
+        z = _scaled(logits, temperature)
+        log_normaliser = torch.logsumexp(z, dim=-1)
+        logprobs = z.gather(-1, tokens[:, None]).squeeze(-1) - log_normaliser
+        entropies = None
+        if entropy:
+            probabilities = (z - log_normaliser[:, None]).exp_()
+            # A token that is impossible (logit −inf) contributes 0 · −inf, which is 0 in the limit.
+            products = probabilities.mul_(z.masked_fill(z == -torch.inf, 0.0))
+            entropies = log_normaliser - products.sum(-1)
+        ctx.save_for_backward(logits, tokens, log_normaliser, entropies)
+        ctx.temperature = temperature
+        return logprobs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, tokens, log_normaliser, entropies = ctx.saved_tensors
+        z = _scaled(logits, ctx.temperature)
+        log_probabilities = z - log_normaliser[:, None]
+        if entropies is None:
+            gradient = log_probabilities.exp_().mul_(-given[0][:, None])
+        else:
+            gradient = log_probabilities.exp()
+            log_probabilities.masked_fill_(gradient == 0, 0.0)
+            factor = (
+                log_probabilities.add_(entropies[:, None]).mul_(given[1][:, None]).add_(given[0][:, None])
+            )
+            gradient.mul_(factor.neg_())
+        gradient.scatter_add_(-1, tokens[:, None], given[0][:, None])
+        if ctx.temperature != 1.0:
+            gradient.div_(ctx.temperature)
+        return gradient.to(logits.dtype), None, None, None
+
+
+def backward_through_head(
+    hidden: Tensor,
+    head: Callable[[Tensor], Tensor],
+    tokens: Tensor,
+    temperature: float,
+    entropy: bool,
+    chunk: int,
+    loss: Callable[[slice, Tensor, Tensor | None], Tensor],
+) -> Tensor:
+    """The gradient of a loss that is a sum over tokens, with respect to hidden; the head's weights get theirs.
+
+    Logits are computed once for each chunk, and are gone before the next one: where the loss of a token needs
+    nothing of other tokens, nothing must be computed anew in the backward pass.
+
+    Args: hidden [R, H]; head, tokens, temperature, entropy and chunk: as `chunked_logprobs`; loss(span, log-probs
+    [r], entropy [r] or None) gives the loss of the tokens of a span, a scalar. Returns: [R, H], no graph.
+    """
+    gradient = torch.empty_like(hidden)
+    for span in spans(len(tokens), chunk):
+        part = hidden.detach()[span].requires_grad_()
+        loss(span, *logprobs_and_entropy(head(part), tokens[span], temperature, entropy)).backward()
+        # A part that the loss does not look at has no gradient.
+        gradient[span] = 0.0 if part.grad is None else part.grad
+    return gradient
+
+
+def spans(count: int, size: int) -> Iterator[slice]:
+    """0 … count in slices of at most `size`."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def chunked_logprobs(
@@ -72,7 +144,8 @@ def chunked_logprobs(
     if len(tokens) <= chunk:
         return one(hidden, tokens)
     pieces = []
-    for h, t in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
+    for span in spans(len(tokens), chunk):
+        h, t = hidden[span], tokens[span]
         if torch.is_grad_enabled():
             pieces.append(checkpoint(one, h, t, use_reentrant=False, preserve_rng_state=False))
         else:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from proxlm.config.algorithms import LOSSES, advantage_of, is_user_function
+from proxlm.config.algorithms import advantage_of, is_user_function, loss_of
 from proxlm.config.ppo import PPOConfig
 from proxlm.errors import ConfigError
 from proxlm.rewards.user_file import function_from_file
@@ -23,12 +23,14 @@ LossFunction = Callable[[LossInputs], PolicyLoss]
 
 @dataclass(frozen=True)
 class Algorithm:
-    """What `ppo.advantage` and `ppo.loss` stand for. critic: values are used; whiten: advantages are whitened."""
+    """What `ppo.advantage` and `ppo.loss` stand for. critic: values are used; whiten: advantages are whitened;
+    tokenwise: the loss of a token needs nothing of other tokens."""
 
     advantage: AdvantageFunction
     loss: LossFunction
     critic: bool
     whiten: bool
+    tokenwise: bool
 
 
 def build_algorithm(
@@ -41,12 +43,14 @@ def build_algorithm(
     there, RewardError for a file that cannot be run.
     """
     known = advantage_of("" if advantage is not None else ppo.advantage)
+    known_loss = loss_of("" if loss is not None else ppo.loss)
     whiten = known.whiten if ppo.whiten_advantages == "auto" else ppo.whiten_advantages == "always"
     return Algorithm(
         advantage=_checked_advantage(advantage or _function("ppo.advantage", ppo.advantage, known.function)),
-        loss=_checked_loss(loss or _function("ppo.loss", ppo.loss, LOSSES.get(ppo.loss, ppo.loss))),
+        loss=_checked_loss(loss or _function("ppo.loss", ppo.loss, known_loss.function)),
         critic=known.critic,
         whiten=whiten,
+        tokenwise=known_loss.tokenwise,
     )
 
 

@@ -161,6 +161,7 @@ class PPOTrainer:
             entropy_coef=entropy_coefficient(ppo.entropy_coef, entropy, ppo.entropy_floor),
             policy_learns=not now.warmup,
             ptx=self.ptx,
+            tokenwise=self.algorithm.tokenwise,
         )
         if ppo.loss == "trpo" and learner.policy_learns:
             step = trust_region_update(learner, experience)

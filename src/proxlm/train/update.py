@@ -9,8 +9,9 @@ from torch import Tensor
 
 from proxlm.config import PPOConfig
 from proxlm.models.actor_critic import ActorCritic
-from proxlm.models.forward import micro_batches
+from proxlm.models.forward import logit_chunk, micro_batches, response_states
 from proxlm.rl.kl import kl_estimate
+from proxlm.rl.logprobs import backward_through_head, chunked_logprobs
 from proxlm.rl.losses import PolicyLoss, clipped_value_loss, token_weights
 from proxlm.rl.policy_losses import LossInputs
 from proxlm.seeds import derive_seed
@@ -32,7 +33,8 @@ class Optimisers:
 @dataclass(frozen=True)
 class Learner:
     """All that an update needs besides the experience. limit: the longest response in tokens; kl_coef: β of a KL
-    in the loss, else 0; entropy_coef: of this step; policy_learns: False while only the critic does.
+    in the loss, else 0; entropy_coef: of this step; policy_learns: False while only the critic does; tokenwise: the
+    loss of a token needs nothing of other tokens, which saves computing logits twice.
     """
 
     models: ActorCritic
@@ -47,6 +49,7 @@ class Learner:
     entropy_coef: float = 0.0
     policy_learns: bool = True
     ptx: PtxText | None = None
+    tokenwise: bool = False
 
 
 def plan_pass(lengths: Tensor, config: PPOConfig, seed: int, step: int, epoch: int) -> list[list[Tensor]]:
@@ -117,31 +120,64 @@ def _minibatch_gradient(learner: Learner, experience: Experience, minibatch: lis
     device, config = learner.models.policy.device, learner.config
     for micro in minibatch:
         part, w = experience.select(micro), weights[ragged_index(offsets, micro)].to(device)
-        loss, states = torch.zeros((), device=device), None
+        roots, states = list[Root](), None
         if learner.policy_learns:
-            loss, states = _policy_loss(learner, part, w, stats)
-        if states is None and learner.policy_learns:
-            # Two passes, two graphs, one after the other: only one is ever held.
-            loss.backward()
-            loss = torch.zeros((), device=device)
+            states, root = _policy_gradient(learner, part, w, stats)
+            roots.append(root)
+            if not learner.models.shared:
+                # Two passes, two graphs, one after the other: only one is ever held.
+                _backward(roots)
+                roots, states = [], None
         if learner.models.value_head is not None:
-            (loss + config.value_coef * _value_loss(learner, part, w, stats, states)).backward()
+            roots.append((config.value_coef * _value_loss(learner, part, w, stats, states), None))
+            _backward(roots)
     if learner.policy_learns and learner.ptx is not None:
         stats.ptx_loss = learner.ptx.backward(learner.models.policy)
     return stats
 
 
+# A tensor to go backward from, with the gradient that is known of it (None for a scalar loss).
+Root = tuple[Tensor, Tensor | None]
+
+
+def _backward(roots: list[Root]) -> None:
+    torch.autograd.backward([tensor for tensor, _ in roots], [gradient for _, gradient in roots])
+
+
+def _policy_gradient(
+    learner: Learner, part: Experience, weights: Tensor, stats: MinibatchStats
+) -> tuple[Tensor, Root]:
+    """The policy's states [R, H] on a micro-batch, with their graph, and where its gradient begins.
+
+    With a tokenwise loss that is at the states: the head's part of the way back has been gone, span by span.
+    """
+    model, sequences = learner.models.policy, part.sequences.to(weights.device)
+    states, _ = response_states(model, sequences)
+    head, tokens, chunk = model.logits, sequences.response_tokens, logit_chunk(model)
+    rest = (learner.temperature, learner.entropy_coef > 0, chunk)
+
+    def loss(span: slice, logprobs: Tensor, entropy: Tensor | None) -> Tensor:
+        return _policy_loss(learner, part, weights, stats, span, logprobs, entropy)
+
+    if learner.tokenwise:
+        return states, (states, backward_through_head(states, head, tokens, *rest, loss))
+    whole = slice(0, len(tokens))
+    return states, (loss(whole, *chunked_logprobs(states, head, tokens, *rest)), None)
+
+
 def weighted_loss(
-    learner: Learner, part: Experience, weights: Tensor, logprobs: Tensor
+    learner: Learner, part: Experience, weights: Tensor, logprobs: Tensor, span: slice | None = None
 ) -> tuple[Tensor, PolicyLoss]:
-    """A micro-batch's share of the chosen policy loss, and its terms; weights, logprobs [R] on the model's device."""
+    """A micro-batch's share of the chosen policy loss, and its terms; weights [R] and logprobs [r], those of the
+    span's tokens (all, if None), on the model's device."""
     device, config = logprobs.device, learner.config
+    at = span or slice(0, len(logprobs))
     terms = learner.loss(
         LossInputs(
             logprobs=logprobs,
-            old_logprobs=part.old_logprobs.to(device),
-            advantages=part.advantages.to(device),
-            action_mask=part.action_mask.to(device),
+            old_logprobs=part.old_logprobs[at].to(device),
+            advantages=part.advantages[at].to(device),
+            action_mask=part.action_mask[at].to(device),
             offsets=part.sequences.response_offsets.to(device),
             clip_low=config.clip_low,
             clip_high=config.clip_high,
@@ -150,31 +186,34 @@ def weighted_loss(
             max_log_ratio=config.max_log_ratio,
         )
     )
-    return (weights * part.correction.to(device) * terms.loss).sum(), terms
+    return (weights[at] * part.correction[at].to(device) * terms.loss).sum(), terms
 
 
 def _policy_loss(
-    learner: Learner, part: Experience, weights: Tensor, stats: MinibatchStats
-) -> tuple[Tensor, Tensor | None]:
-    """The policy's loss on a micro-batch and, for a shared critic, the states [R, H] of the same graph."""
-    models, config, device = learner.models, learner.config, weights.device
-    outputs = models.policy_outputs(
-        part.sequences.to(device), learner.temperature, entropy=learner.entropy_coef > 0
-    )
-    policy_loss, terms = weighted_loss(learner, part, weights, outputs.logprobs)
+    learner: Learner,
+    part: Experience,
+    weights: Tensor,
+    stats: MinibatchStats,
+    span: slice,
+    logprobs: Tensor,
+    entropy: Tensor | None,
+) -> Tensor:
+    """The policy's loss on a span of a micro-batch's tokens: log-probs and entropy [r], part and weights [R]."""
+    config, device = learner.config, weights.device
+    policy_loss, terms = weighted_loss(learner, part, weights, logprobs, span)
     loss = policy_loss
-    if outputs.entropy is not None:
-        loss = loss - learner.entropy_coef * (weights * outputs.entropy).sum()
+    if entropy is not None:
+        loss = loss - learner.entropy_coef * (weights[span] * entropy).sum()
     if learner.kl_coef > 0:
         kl = kl_estimate(
-            outputs.logprobs, part.ref_logprobs.to(device), config.kl_estimator, config.max_log_ratio
+            logprobs, part.ref_logprobs[span].to(device), config.kl_estimator, config.max_log_ratio
         )
-        kl_loss = (weights * kl).sum()
+        kl_loss = (weights[span] * kl).sum()
         loss = loss + learner.kl_coef * kl_loss
         stats.kl_loss += float(kl_loss.detach())
     stats.policy_loss += float(policy_loss.detach())
-    stats.add_terms(terms, part.action_mask.to(device))
-    return loss, outputs.states if models.shared else None
+    stats.add_terms(terms, part.action_mask[span].to(device))
+    return loss
 
 
 def _value_loss(
