@@ -1,0 +1,91 @@
+"""The three games, learnt by a small model: random play to read, then PPO; the share of the best possible return.
+
+    python benchmarks/games.py OUTPUT_FOLDER [--games number-game tic-tac-toe frozen-lake] [--seeds 0 1 2]
+
+Writes OUTPUT_FOLDER/GAME/{play.txt, read/, SEED/} and OUTPUT_FOLDER/games.json. A finished run is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from proxlm import load_config, run_ppo, run_pretrain
+from proxlm.environments.games import GAMES, random_play
+from proxlm.seeds import derive_seed
+
+TEXTS = 12_000
+READ: dict[str, Any] = {
+    "new.hidden": 64,
+    "new.layers": 2,
+    "new.heads": 4,
+    "new.vocabulary": 320,
+    "new.context": 384,
+    "text.validation_share": 0.05,
+    "train.steps": 300,
+    "train.batch_tokens": 2048,
+    "train.block": 128,
+    "optim.lr": 3e-3,
+}
+# Per game: the recipe's settings that differ.
+RECIPES = {name: Path("recipes") / f"{name}.toml" for name in GAMES}
+
+
+def read_random_play(game: str, folder: Path, threads: int) -> Path:
+    """A model that has read random games, so that it knows how one is played and no more."""
+    model = folder / "read" / "policy"
+    if not model.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        turns = int(load_config("ppo", RECIPES[game], {"model.policy": "x"}).environment.max_turns)
+        games = [random_play(game, {}, turns, derive_seed(i, game)) for i in range(TEXTS)]
+        (folder / "play.jsonl").write_text("".join(json.dumps({"text": g}) + "\n" for g in games), "utf-8")
+        given = {"text.train": [str(folder / "play.jsonl")], "run.folder": str(folder / "read")}
+        run_pretrain(load_config("pretrain", None, {**READ, **given, "run.threads": threads}))
+    return model
+
+
+def learn(game: str, model: Path, folder: Path, seed: int, threads: int) -> dict[str, Any]:
+    """One PPO run; what it earned on held-out tasks before and after."""
+    if not (folder / "report.html").exists():
+        given = {
+            "model.policy": str(model),
+            "run.folder": str(folder),
+            "run.seed": seed,
+            "run.threads": threads,
+        }
+        run_ppo(load_config("ppo", RECIPES[game], given))
+    models = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["models"]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    before, after = (m["metrics"]["reward"] for m in models)
+    return {"before": before, "after": after, "seconds": rows[-1]["time"], "steps": len(rows)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--games", nargs="+", default=list(GAMES), choices=list(GAMES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    found: dict[str, Any] = {}
+    for game in given.games:
+        folder = given.output / game
+        model = read_random_play(game, folder, given.threads)
+        turns = load_config("ppo", RECIPES[game], {"model.policy": str(model)}).environment.max_turns
+        best = GAMES[game]().best_return(turns)
+        found[game] = {"best": best, "seeds": {}}
+        for seed in given.seeds:
+            result = learn(game, model, folder / str(seed), seed, given.threads)
+            share = result["after"]["mean"] / best
+            found[game]["seeds"][str(seed)] = {**result, "share": share}
+            before, after = result["before"]["mean"], result["after"]["mean"]
+            print(f"{game} seed {seed}: {before:.3f} → {after:.3f}, {share:.1%} of {best:.3f}", flush=True)
+    (given.output / "games.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

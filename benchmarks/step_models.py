@@ -1,0 +1,108 @@
+"""The models that a PPO step is timed on: random Llamas as folders that any library can read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one PPO step is: shapes of the models and of the batch.
+
+    ragged: prompts of 8 to 128 tokens, and responses that end by EOS after response / 3 tokens on average; else
+    every prompt has `prompt` tokens and every response `response`.
+    """
+
+    hidden: int = 256
+    layers: int = 4
+    vocabulary: int = 4096
+    prompt: int = 16
+    response: int = 64
+    batch: int = 64
+    micro_batch: int = 16
+    epochs: int = 4
+    ragged: bool = False
+    seed: int = 0
+
+    @property
+    def heads(self) -> int:
+        return max(1, self.hidden // 64)
+
+    @property
+    def intermediate(self) -> int:
+        """8/3 of hidden, to a multiple of 64."""
+        return -(-int(self.hidden * 8 / 3 + 0.999) // 64) * 64
+
+    @property
+    def longest(self) -> int:
+        return (128 if self.ragged else self.prompt) + self.response
+
+    def prompts(self, batches: int) -> list[list[int]]:
+        """Random token ids from 2 on; the ids of EOS and padding are 1 and `vocabulary`."""
+        draw = torch.Generator().manual_seed(self.seed)
+        count = self.batch * batches
+        lengths = torch.full((count,), self.prompt)
+        if self.ragged:
+            lengths = torch.randint(8, 129, (count,), generator=draw)
+        return [torch.randint(2, self.vocabulary, (int(n),), generator=draw).tolist() for n in lengths]
+
+    def trained_tokens(self) -> float:
+        """Tokens of a step's sequences, the mean length of ragged ones taken from what they are drawn with."""
+        share = 1 - (1 - 3 / self.response) ** self.response
+        response = self.response / 3 * share if self.ragged else self.response
+        return self.batch * ((68 if self.ragged else self.prompt) + response)
+
+
+EOS = 1
+
+
+def make_models(work: Work, folder: Path) -> None:
+    """policy/ (a causal LM) and reward/ (a classifier of one label), with a tokenizer of as many words as tokens."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import (
+        AutoModelForSequenceClassification,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+    )
+
+    torch.manual_seed(work.seed)
+    words = {("<eos>" if i == EOS else f"t{i}"): i for i in range(work.vocabulary)}
+    words["<pad>"] = work.vocabulary  # outside the model's vocabulary, so it is never sampled
+    raw = Tokenizer(WordLevel(words, unk_token="t0"))
+    raw.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="t0", padding_side="left"
+    )
+    sizes = {
+        "vocab_size": work.vocabulary,
+        "hidden_size": work.hidden,
+        "intermediate_size": work.intermediate,
+        "num_hidden_layers": work.layers,
+        "num_attention_heads": work.heads,
+        "num_key_value_heads": work.heads,
+        "max_position_embeddings": max(256, work.longest),
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+    policy = LlamaForCausalLM(LlamaConfig(**sizes))
+    with torch.no_grad():
+        head, embeddings = policy.lm_head.weight, policy.model.embed_tokens.weight
+        # The first number of every state is nearly constant, so that the logit of EOS can be set. Where nothing is to
+        # end early it is far below all others.
+        embeddings[:, 0] = 1.0
+        head[:, 0] = 0.0
+        wanted = math.log((work.vocabulary - 1) / (work.response / 3 - 1)) if work.ragged else -40.0
+        head[EOS, 0] = wanted / math.sqrt(work.hidden)
+    reward = AutoModelForSequenceClassification.from_config(LlamaConfig(**sizes, num_labels=1))
+    for name, network in (("policy", policy), ("reward", reward)):
+        network.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)

@@ -1,0 +1,132 @@
+"""PPO steps of proxlm on given work, timed: one JSON line. `against_trl.py` calls it.
+
+python benchmarks/step_proxlm.py FOLDER_OF_MODELS '{"hidden": 256, ...}' [--critic shared] [--bf16] [--steps 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from step_measure import PeakMemory
+from step_models import Work
+
+
+class QuietLog:
+    """Stands in for the run's log; knows the phase."""
+
+    def __init__(self, memory: PeakMemory) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.memory = memory
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self.rows.append({"step": step, **values})
+
+    def phase(self, name: str) -> None:
+        self.memory.phase = name
+
+    def samples(self, *given: Any) -> None:
+        pass
+
+    def progress(self, *given: Any) -> None:
+        pass
+
+    def note(self, *given: Any) -> None:
+        pass
+
+
+def job_of(work: Work, folder: Path, given: argparse.Namespace) -> Any:
+    from proxlm import load_config
+
+    settings = {
+        "model.policy": str(folder / "policy"),
+        "model.critic": given.critic,
+        "model.precision": "bfloat16" if given.bf16 else "float32",
+        "model.packed": given.packed,
+        "rollout.max_new_tokens": work.response,
+        "rollout.batch_size": work.batch,
+        "data.prompts": "prompts.txt",
+        "reward.use": "length",
+        "ppo.steps": given.steps,
+        "ppo.batch_size": work.batch,
+        "ppo.epochs": work.epochs,
+        "ppo.minibatches": 1,
+        "ppo.micro_batch_tokens": given.micro_batch_tokens or work.micro_batch * work.longest,
+        "optim.policy.lr": 1e-5,
+        "optim.critic.lr": 1e-5,
+        "run.save_every": 0,
+    }
+    return load_config("ppo", None, settings)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("work", type=json.loads)
+    parser.add_argument("--critic", default="separate")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--packed", action="store_true")
+    parser.add_argument("--micro-batch-tokens", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    work = Work(**given.work)
+
+    import torch
+
+    torch.set_num_threads(given.threads)
+    from transformers import AutoModelForSequenceClassification
+
+    from proxlm.data.prompts import PromptStream
+    from proxlm.models.actor_critic import load_actor_critic
+    from proxlm.models.forward import micro_batches, response_states
+    from proxlm.train.ppo import PPOTrainer
+    from proxlm.types import Prompt, Rollout, Scores
+
+    job = job_of(work, given.folder, given)
+    models = load_actor_critic(job.model)
+    scorer = AutoModelForSequenceClassification.from_pretrained(given.folder / "reward").eval()
+
+    @torch.no_grad()
+    def reward(rollout: Rollout) -> Scores:
+        scores = torch.zeros(len(rollout))
+        for rows in micro_batches(rollout.sequences.lengths, job.ppo.micro_batch_tokens):
+            part = rollout.sequences.select(rows)
+            scores[rows] = (
+                scorer.score(response_states(models.policy, part, scorer.model)[1]).squeeze(-1).float()
+            )
+        return Scores(scores)
+
+    rows = work.prompts(given.steps + 1)
+    prompts = [Prompt(i, tuple(ids), f"prompt {i}") for i, ids in enumerate(rows)]
+    memory = PeakMemory()
+    log: Any = QuietLog(memory)
+    with tempfile.TemporaryDirectory() as folder:
+        stream = PromptStream(prompts, work.batch, work.seed)
+        PPOTrainer(job, models, stream, reward, Path(folder)).train(log)
+    peaks = memory.stop()
+    seconds = {
+        "generate": [row["time/generate"] for row in log.rows],
+        "score": [row["time/score"] + row["time/prepare"] for row in log.rows],
+        "update": [row["time/update"] for row in log.rows],
+        "step": [row["time/step"] for row in log.rows],
+    }
+    result = {
+        "seconds": seconds,
+        "peak_mb": peaks,
+        "baseline_mb": memory.baseline,
+        "response_length": [row["response_length"] for row in log.rows],
+        "optimiser_steps": log.rows[-1]["optimiser_steps"],
+        "ratio_error": [row["first_minibatch/ratio_error"] for row in log.rows],
+        "versions": {"torch": torch.__version__},
+    }
+    json.dump(result, sys.stdout)
+    print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""PPO steps of TRL 1.12.0 on given work, timed: one JSON line. `against_trl.py` calls it with TRL's own Python.
+
+    python benchmarks/step_trl.py FOLDER_OF_MODELS '{"hidden": 256, ...}' [--steps 4]
+
+TRL makes one optimiser step per epoch (its accumulation spans the whole batch, whatever num_mini_batches says), and
+so does what it is compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from step_measure import PeakMemory, resident_mb
+from step_models import EOS, Work
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "WANDB_DISABLED": "true"}
+
+
+class Clock:
+    """Seconds of each phase of the steps that have ended, seen from the functions that TRL calls."""
+
+    def __init__(self, memory: PeakMemory) -> None:
+        self.memory, self.steps, self.now = memory, list[dict[str, float]](), dict[str, float]()
+        self.lengths: list[float] = []
+        self.optimiser_steps = 0
+        self.began = time.perf_counter()
+
+    def generating(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*given: Any, **named: Any) -> Any:
+            self.memory.phase, began = "generate", time.perf_counter()
+            found = function(*given, **named)
+            self.now["generate"] = time.perf_counter() - began
+            self.memory.phase = "score"
+            return found
+
+        return timed
+
+    def forward(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def seen(*given: Any, **named: Any) -> Any:
+            import torch
+
+            if torch.is_grad_enabled():
+                self.memory.phase = "update"
+                self.now.setdefault("update began", time.perf_counter())
+            return function(*given, **named)
+
+        return seen
+
+    def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*given: Any, **named: Any) -> Any:
+            self.optimiser_steps += 1
+            found = function(*given, **named)
+            self.now["update ended"] = time.perf_counter()
+            return found
+
+        return step
+
+    def end_step(self) -> None:
+        end = time.perf_counter()
+        update = self.now["update ended"] - self.now["update began"]
+        whole = end - self.began
+        generate = self.now["generate"]
+        self.steps.append(
+            {"generate": generate, "score": whole - generate - update, "update": update, "step": whole}
+        )
+        self.now, self.began = {}, time.perf_counter()
+
+
+def trainer_of(work: Work, folder: Path, output: str, steps: int, callback: Any) -> Any:
+    import datasets
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    policy, reference = (AutoModelForCausalLM.from_pretrained(folder / "policy").float() for _ in range(2))
+    value, reward = (
+        AutoModelForSequenceClassification.from_pretrained(folder / "reward").float() for _ in range(2)
+    )
+    for frozen in (reference, reward):
+        frozen.eval().requires_grad_(False)
+    config = PPOConfig(
+        output_dir=output,
+        seed=work.seed,
+        use_cpu=True,
+        bf16=False,
+        fp16=False,
+        report_to="none",
+        save_strategy="no",
+        eval_strategy="no",
+        disable_tqdm=True,
+        num_sample_generations=0,
+        gradient_checkpointing=False,
+        learning_rate=1e-5,
+        lr_scheduler_type="constant",
+        per_device_train_batch_size=work.micro_batch,
+        gradient_accumulation_steps=work.batch // work.micro_batch,
+        num_mini_batches=1,
+        num_ppo_epochs=work.epochs,
+        total_episodes=work.batch * steps,
+        local_rollout_forward_batch_size=64,
+        response_length=work.response,
+        stop_token="eos" if work.ragged else None,
+        temperature=1.0,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+    )
+    return PPOTrainer(
+        args=config,
+        processing_class=AutoTokenizer.from_pretrained(folder / "policy", padding_side="left"),
+        model=policy,
+        ref_model=reference,
+        reward_model=reward,
+        value_model=value,
+        train_dataset=datasets.Dataset.from_dict({"input_ids": work.prompts(steps + 2)}),
+        callbacks=[callback],
+    )
+
+
+def run(given: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(given.threads)
+    import transformers
+    import trl
+    import trl.experimental.ppo.ppo_trainer as module
+
+    work, memory = Work(**given.work), PeakMemory()
+    clock = Clock(memory)
+
+    class Ends(transformers.TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            clock.began = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clock.end_step()
+
+    with tempfile.TemporaryDirectory() as output:
+        trainer = trainer_of(work, given.folder, output, given.steps, Ends())
+        module.batch_generation = clock.generating(module.batch_generation)
+        module.forward = clock.forward(module.forward)
+        inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        inner.step = clock.counted(inner.step)
+        memory.baseline = resident_mb()
+        trainer.train()
+    names = ("generate", "score", "update", "step")
+    return {
+        "seconds": {name: [step[name] for step in clock.steps] for name in names},
+        "peak_mb": memory.stop(),
+        "baseline_mb": memory.baseline,
+        "optimiser_steps": clock.optimiser_steps / len(clock.steps),
+        "eos": EOS,
+        "versions": {
+            "trl": trl.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("work", type=json.loads)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    with contextlib.redirect_stdout(sys.stderr):
+        result = run(given)
+    json.dump(result, sys.stdout)
+    print()
+
+
+if __name__ == "__main__":
+    main()
