@@ -19,8 +19,9 @@ from transformers import (
 
 from proxlm.config import RolloutConfig
 from proxlm.models.language_model import LanguageModel
+from proxlm.rollout.blocks import fits
 from proxlm.rollout.decoder import CachedDecoder, make_decoder
-from proxlm.rollout.slots import SlotDecoder, fits
+from proxlm.rollout.slots import SlotDecoder
 from proxlm.rollout.writer import Turn, Writer
 from small_models import tiny_model
 

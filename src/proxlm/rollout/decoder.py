@@ -19,7 +19,8 @@ from proxlm.models.encoder_decoder import EncoderDecoderTrunk
 from proxlm.models.families import SHORT_NAMES
 from proxlm.models.forward import pad_with_mask
 from proxlm.models.language_model import LanguageModel
-from proxlm.rollout.slots import SlotDecoder, fits
+from proxlm.rollout.blocks import fits
+from proxlm.rollout.slots import SlotDecoder
 from proxlm.types import Sequences, offsets_of
 
 

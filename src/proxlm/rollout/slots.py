@@ -1,19 +1,20 @@
 """Decoding with a key–value cache of our own: rows come and go, and none waits for another.
 
 A row is a slot of one tensor. It begins at position 0, so rows need no padding between them; rows that end leave
-their slots to others; rows that join read only what the cache does not hold. Model types are those of BLOCKS.
+their slots to others; rows that join read only what the cache does not hold. Model types are those of blocks.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from proxlm.models.language_model import LanguageModel
+from proxlm.rollout.blocks import BLOCKS, Block, GPT2Block, ready
 
 
 class Memory(NamedTuple):
@@ -26,85 +27,6 @@ class Memory(NamedTuple):
         return self.cache.shape[3]
 
 
-class Block(Protocol):
-    """A transformer block around its attention."""
-
-    scale: float
-
-    def heads(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x [b, t, H] → queries [b, t, Q, D], keys and values [b, t, G, D], turned by their positions."""
-
-    def after(self, x: Tensor, attended: Tensor) -> Tensor:
-        """x [b, t, H] and attention's [b, t, Q · D] → the block's output [b, t, H]."""
-
-
-class LlamaBlock:
-    """Llama, Mistral, Qwen2 and Qwen3, through the modules of transformers (so adapters work)."""
-
-    def __init__(self, layer: Any) -> None:
-        self.layer, self.attention = layer, layer.self_attn
-        self.scale = self.attention.scaling
-        self.norms = [getattr(self.attention, name, None) for name in ("q_norm", "k_norm")]
-
-    def heads(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
-        a, y = self.attention, self.layer.input_layernorm(x)
-        shape = (*x.shape[:2], -1, a.head_dim)
-        q, k, v = (project(y).view(shape) for project in (a.q_proj, a.k_proj, a.v_proj))
-        if self.norms[0] is not None and self.norms[1] is not None:
-            q, k = self.norms[0](q), self.norms[1](k)
-        assert turn is not None
-        return _turned(q, turn), _turned(k, turn), v
-
-    def after(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self.attention.o_proj(attended)
-        return x + self.layer.mlp(self.layer.post_attention_layernorm(x))
-
-
-class GPT2Block:
-    """GPT-2: positions are in the embeddings, so heads are not turned."""
-
-    def __init__(self, layer: Any) -> None:
-        self.layer, self.scale = layer, layer.attn.scaling
-
-    def heads(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
-        attention = self.layer.attn
-        q, k, v = attention.c_attn(self.layer.ln_1(x)).split(attention.split_size, dim=-1)
-        shape = (*x.shape[:2], -1, attention.head_dim)
-        return q.reshape(shape), k.reshape(shape), v.reshape(shape)
-
-    def after(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self.layer.attn.c_proj(attended)
-        return x + self.layer.mlp(self.layer.ln_2(x))
-
-
-# transformers' model type → the block that decodes it.
-BLOCKS: dict[str, type[LlamaBlock] | type[GPT2Block]] = {
-    "llama": LlamaBlock,
-    "mistral": LlamaBlock,
-    "qwen2": LlamaBlock,
-    "qwen3": LlamaBlock,
-    "gpt2": GPT2Block,
-}
-# Rotary embeddings whose angles depend on the position alone.
-STATIC_ROTATIONS = ("default", "linear", "llama3", "yarn")
-
-
-def fits(model: LanguageModel) -> bool:
-    """Whether the model is of a type that SlotDecoder knows, in the form that it knows."""
-    config = model.network.config
-    if config.model_type not in BLOCKS:
-        return False
-    windows = getattr(config, "layer_types", None) or [
-        "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
-    ]
-    rotation = getattr(config, "rope_parameters", None) or {}
-    return (
-        set(windows) == {"full_attention"}
-        and rotation.get("rope_type", "default") in STATIC_ROTATIONS
-        and not getattr(config, "add_cross_attention", False)
-    )
-
-
 class SlotDecoder:
     """See the module. Slots are numbered as rows were added; `keep` may put rows into another order."""
 
@@ -113,7 +35,8 @@ class SlotDecoder:
         self.trunk: Any = trunk
         kind = BLOCKS[model.network.config.model_type]
         layers: Any = self.trunk.h if kind is GPT2Block else self.trunk.layers
-        self.blocks: list[Block] = [kind(layer) for layer in layers]
+        self.blocks: list[Block] = [kind(layer, model.bfloat16) for layer in layers]
+        self.head = ready(model.network.get_output_embeddings(), model.bfloat16)
         self.cache: Tensor | None = None
         self.lengths = torch.zeros(0, dtype=torch.int64, device=model.device)
 
@@ -172,6 +95,11 @@ class SlotDecoder:
         states = x.new_zeros(len(contexts), x.shape[-1])
         states[slots] = x
         return states
+
+    def logits(self, states: Tensor) -> Tensor:
+        """States [b, H] → logits [b, V]: of these model types the head's own."""
+        with self.model.autocast():
+            return self.head(states)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token to each row, [b] int64; returns the state after it, [b, H]."""
@@ -267,13 +195,6 @@ class SlotDecoder:
             rows, top = len(self.lengths), int(self.lengths.max()) if len(self.lengths) else 0
             cache[:, :, :rows, :, :top] = old[:, :, :rows, :, :top]
         self.cache = cache
-
-
-def _turned(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary position embedding (Su et al. 2021) in the layout of transformers: halves, not pairs."""
-    cos, sin = turn
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:

@@ -70,7 +70,7 @@ class Writer:
             self._admit()
             places = torch.tensor([len(turn.tokens) for turn in self.live], device=self.model.device)
             uniform = self.numbers.gather(1, places[:, None])[:, 0]
-            tokens, logprobs = sample(self.model.logits(self.states), uniform, self.config)
+            tokens, logprobs = sample(self._logits(), uniform, self.config)
             ended = []
             for i, (token, logprob) in enumerate(zip(tokens.tolist(), logprobs.tolist(), strict=True)):
                 turn = self.live[i]
@@ -84,6 +84,10 @@ class Writer:
             if self.live:
                 self.states = self.decoder.step(tokens)
         return gone
+
+    def _logits(self) -> Tensor:
+        known = self.decoder.logits if isinstance(self.decoder, SlotDecoder) else self.model.logits
+        return known(self.states)
 
     def _admit(self) -> None:
         """Let turns that wait take free places, unless it is better to wait for more of them."""
