@@ -66,10 +66,10 @@ def main(config: DemoJob) -> None:
 
 
 def pretrain_job(config: DemoJob) -> PretrainJob:
-    """A Llama of 0.9M parameters, trained for the given minutes in bfloat16."""
+    """A Llama of 0.9M parameters, trained for the given minutes, in bfloat16 where the processor has it."""
     return PretrainJob(
         new=NewModelConfig(vocabulary=1024, hidden=128, layers=4, heads=2, context=128),
-        model=ModelConfig(precision="bfloat16", device="cpu"),
+        model=ModelConfig(precision="auto", device="cpu"),
         text=TextConfig(train=["the standard library"], validation_share=0.05),
         train=SupervisedConfig(
             steps=5000, minutes=config.minutes, batch_tokens=2048, micro_batch_tokens=2048, block=64,
@@ -87,7 +87,7 @@ def ppo_job(config: DemoJob) -> PPOJob:
     folder = Path(config.folder)
     return PPOJob(
         model=ModelConfig(
-            policy=str(folder / "pretrain" / "policy"), critic="shared", precision="bfloat16", device="cpu"
+            policy=str(folder / "pretrain" / "policy"), critic="shared", precision="auto", device="cpu"
         ),
         data=DataConfig(
             prompts=str(folder / "prefixes.jsonl"),

@@ -41,7 +41,7 @@ def run_evaluate(config: EvaluateJob) -> list[Evaluation]:
     reward: Reward | None = None
     if config.reward.use or config.reward.terms:
         reward = build_reward(config.reward)
-    set_up(config.seed)
+    set_up(config.seed, model=config.model)
     check_conversations(config)
     limit = prompt_limit(config.model, config.data, config.rollout)
     # A finished model holds its adapters already; new ones would be of no use.

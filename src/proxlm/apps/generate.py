@@ -25,7 +25,7 @@ Message = dict[str, Any]
 
 def main(config: GenerateJob) -> None:
     """Write text as configured."""
-    set_up(config.seed)
+    set_up(config.seed, model=config.model)
     # A finished model holds its adapters already; new ones would be of no use.
     config = replace(config, model=replace(config.model, lora=LoraConfig()))
     limit = prompt_limit(config.model, config.data, config.rollout)

@@ -74,7 +74,7 @@ def run_ppo(
     """
     plain = build_reward(config.reward, reward) if rewarded(config, reward) else None
     algorithm = build_algorithm(config.ppo, advantage, loss)
-    set_up(config.run.seed, config.run.threads)
+    set_up(config.run.seed, config.run.threads, config.model)
     train, held_out = prompts_of(config)
     stream = PromptStream(train.prompts, config.ppo.batch_size, config.run.seed)
     print(describe_prompts(train, held_out), flush=True)

@@ -47,7 +47,7 @@ def run_pretrain(config: PretrainJob, texts: Sequence[str] | None = None) -> Sup
     The tokenizer is trained on the training documents, unless model.policy names a model to go on from.
     Raises UserError.
     """
-    set_up(config.run.seed, config.run.threads)
+    set_up(config.run.seed, config.run.threads, config.model)
     _check_kind(config)
     train, validation = _documents(config, texts)
     tokenizer = _tokenizer(config, train)

@@ -22,6 +22,7 @@ from proxlm.config import (
 from proxlm.data.prompts import LoadedPrompts, load_prompts
 from proxlm.data.tokenizer import load_tokenizer, require_folder
 from proxlm.errors import ConfigError, DataError, ModelError
+from proxlm.models.device import is_emulated
 from proxlm.runlog.folder import open_run, write_atomic
 from proxlm.runlog.loggers import check_wandb
 from proxlm.seeds import derive_seed
@@ -30,8 +31,11 @@ from proxlm.types import Progress
 TrainingJob = PPOJob | PretrainJob | SFTJob | ControlJob
 
 
-def set_up(seed: int, threads: int = 0) -> None:
-    """Seed what draws weights, use `threads` CPU threads (0: one per core), keep transformers' bars away."""
+def set_up(seed: int, threads: int = 0, model: ModelConfig | None = None) -> None:
+    """Seed what draws weights, use `threads` CPU threads (0: one per core), keep transformers' bars away.
+
+    Says so where the model's precision is one that the device has no instructions for.
+    """
     from transformers.utils import logging
 
     torch.manual_seed(derive_seed(seed, "weights"))
@@ -39,6 +43,12 @@ def set_up(seed: int, threads: int = 0) -> None:
         torch.set_num_threads(threads)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    if model is not None and model.precision == "bfloat16" and is_emulated(model.device):
+        print(
+            "note: model.precision = bfloat16, but this processor has no instructions for it and emulates it, far"
+            " slower than float32; auto takes what is there",
+            flush=True,
+        )
 
 
 def prompt_limit(model: ModelConfig, data: DataConfig, rollout: RolloutConfig) -> int:

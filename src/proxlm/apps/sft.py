@@ -25,7 +25,7 @@ def main(config: SFTJob) -> None:
 
 def run_sft(config: SFTJob) -> SupervisedResult:
     """Train as configured: only response tokens (the assistant's turns) have a loss. Raises UserError."""
-    set_up(config.run.seed, config.run.threads)
+    set_up(config.run.seed, config.run.threads, config.model)
     tokenizer = _tokenizer(config)
     limit, two_sides = _limit(config)
 

@@ -36,8 +36,10 @@ class ModelConfig:
     packed: bool = setting(
         False, "put sequences one after another without padding in a forward pass (same numbers, other speed)"
     )
-    precision: Literal["float32", "bfloat16"] = setting(
-        "float32", "precision of the computation; weights, optimiser, losses and log-probs stay in float32"
+    precision: Literal["float32", "bfloat16", "auto"] = setting(
+        "float32",
+        "precision of the computation; weights, optimiser, losses and log-probs stay in float32; auto: bfloat16"
+        " where the device has instructions for it",
     )
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...")
     trust_remote_code: bool = setting(False, "allow the model's own Python code from the hub to run")

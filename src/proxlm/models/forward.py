@@ -23,8 +23,8 @@ from proxlm.models.language_model import LanguageModel
 from proxlm.rl.logprobs import chunked_logprobs, predicting_states
 from proxlm.types import Sequences
 
-# Logits held at once: 2**24 float32 numbers, 64 MiB.
-LOGIT_BUDGET = 2**24
+# Logits held at once: 2**23 float32 numbers, 32 MiB: smaller spans do not fill the processor, larger ones its cache.
+LOGIT_BUDGET = 2**23
 
 
 class TokenOutputs(NamedTuple):

@@ -10,21 +10,10 @@ import torch
 from proxlm.config import LoraConfig, ModelConfig, NewModelConfig
 from proxlm.data.tokenizer import load_tokenizer
 from proxlm.errors import ConfigError, ModelError
+from proxlm.models.device import resolve_device, uses_bfloat16
 from proxlm.models.families import SHORT_NAMES, is_encoder_decoder_type, register_families
 from proxlm.models.forward import check_packing
 from proxlm.models.language_model import LanguageModel, check_head
-
-
-def resolve_device(name: str) -> torch.device:
-    """ "auto": the first GPU if there is one, else the CPU; otherwise that device. Raises ValueError."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f'device = "{name}": {str(error).splitlines()[0]}') from error
-    return device
 
 
 def load_language_model(config: ModelConfig) -> LanguageModel:
@@ -55,7 +44,7 @@ def wrap(network: Any, tokenizer: Any, config: ModelConfig) -> LanguageModel:
         network.to(device).eval(),
         tokenizer,
         device,
-        config.precision == "bfloat16",
+        uses_bfloat16(config.precision, device),
         source=config.policy,
         packed=config.packed,
     )

@@ -1,0 +1,41 @@
+"""Devices by name, and whether one computes in bf16 or only pretends to."""
+
+from __future__ import annotations
+
+import torch
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto": the first GPU if there is one, else the CPU; otherwise that device. Raises ValueError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f'device = "{name}": {str(error).splitlines()[0]}') from error
+    return device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for bf16. A processor without them emulates it, up to 100 times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return True
+    # torch has no public way to ask; where these are gone, nothing is known and nothing is said.
+    known = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+    return any(ask is None or ask() for ask in known)
+
+
+def uses_bfloat16(precision: str, device: torch.device) -> bool:
+    """What model.precision means on a device; "auto" is bfloat16 where there are instructions for it."""
+    return precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
+
+
+def is_emulated(device: str) -> bool:
+    """Whether bf16 would be emulated on the device of that name; no for a device that is not there."""
+    try:
+        return not has_bfloat16(resolve_device(device))
+    except ValueError:
+        return False
