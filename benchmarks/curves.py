@@ -3,6 +3,7 @@
 python benchmarks/curves.py adaptive docs/images/adaptive-kl.svg RUN ...
 python benchmarks/curves.py proxy docs/images/overoptimisation.svg overoptimisation.json
 python benchmarks/curves.py algorithms docs/images/algorithms.svg compare.json COMPARE_FOLDER
+python benchmarks/curves.py games docs/images/games.svg GAMES_FOLDER
 """
 
 from __future__ import annotations
@@ -71,6 +72,18 @@ def algorithms(file: Path, folder: Path) -> str:
     return svg(panels, list(found["chosen"]))
 
 
+def games(folder: Path) -> str:
+    """What a game paid on average per PPO step, five steps averaged: a panel for each game, a line per seed."""
+    panels, seeds = [], ("0", "1", "2")
+    for name in ("number-game", "tic-tac-toe", "frozen-lake"):
+        series = {}
+        for seed in seeds:
+            rows = read_jsonl(folder / name / seed / "metrics.jsonl")
+            series[seed] = smooth([(row["step"], row["reward/environment"]) for row in rows])
+        panels.append((name, series))
+    return svg(panels, [f"seed {seed}" for seed in seeds])
+
+
 def main() -> None:
     if len(sys.argv) < 4:
         sys.exit(__doc__)
@@ -79,6 +92,7 @@ def main() -> None:
         "adaptive": lambda: adaptive(files),
         "proxy": lambda: proxy(files[0]),
         "algorithms": lambda: algorithms(files[0], files[1]),
+        "games": lambda: games(files[0]),
     }[kind]()
     target.write_text(drawn, encoding="utf-8")
 

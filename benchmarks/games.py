@@ -2,7 +2,7 @@
 
     python benchmarks/games.py OUTPUT_FOLDER [--games number-game tic-tac-toe frozen-lake] [--seeds 0 1 2]
 
-Writes OUTPUT_FOLDER/GAME/{play.txt, read/, SEED/} and OUTPUT_FOLDER/games.json. A finished run is not run again.
+Writes OUTPUT_FOLDER/GAME/{play.jsonl, read/, SEED/} and OUTPUT_FOLDER/games.json. A finished run is not run again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from typing import Any
 
 from proxlm import load_config, run_ppo, run_pretrain
 from proxlm.environments.games import GAMES, random_play
+from proxlm.environments.resolve import conversations, task_prompts
+from proxlm.models.load import load_language_model
+from proxlm.rollout.native import EVALUATION
 from proxlm.seeds import derive_seed
 
 TEXTS = 12_000
@@ -59,7 +62,20 @@ def learn(game: str, model: Path, folder: Path, seed: int, threads: int) -> dict
     models = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["models"]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     before, after = (m["metrics"]["reward"] for m in models)
-    return {"before": before, "after": after, "seconds": rows[-1]["time"], "steps": len(rows)}
+    wins = [win_rate(game, path, seed) for path in (model, folder / "policy")]
+    return {"wins": wins, "before": before, "after": after, "seconds": rows[-1]["time"], "steps": len(rows)}
+
+
+def win_rate(game: str, model: Path, seed: int) -> float:
+    """Share of held-out games that end with a win (the last turn pays 1), sampled as in training."""
+    config = load_config("ppo", RECIPES[game], {"model.policy": str(model)})
+    policy = load_language_model(config.model)
+    _, tasks = task_prompts(config.environment, config.data.eval_count)
+    talk = conversations(config.environment, config.data, policy.tokenizer)
+    rollout = talk(policy, tasks.prompts, config.rollout, seed=seed, step=0, stream=EVALUATION)
+    last = rollout.sequences.response_offsets[1:] - 1
+    assert rollout.rewards is not None
+    return float((rollout.rewards[last] > 0.9).float().mean())
 
 
 def main() -> None:
@@ -75,15 +91,19 @@ def main() -> None:
     for game in given.games:
         folder = given.output / game
         model = read_random_play(game, folder, given.threads)
-        turns = load_config("ppo", RECIPES[game], {"model.policy": str(model)}).environment.max_turns
-        best = GAMES[game]().best_return(turns)
+        settings = load_config("ppo", RECIPES[game], {"model.policy": str(model)}).environment
+        best = GAMES[game](**settings.args).best_return(settings.max_turns)
         found[game] = {"best": best, "seeds": {}}
         for seed in given.seeds:
             result = learn(game, model, folder / str(seed), seed, given.threads)
             share = result["after"]["mean"] / best
             found[game]["seeds"][str(seed)] = {**result, "share": share}
             before, after = result["before"]["mean"], result["after"]["mean"]
-            print(f"{game} seed {seed}: {before:.3f} → {after:.3f}, {share:.1%} of {best:.3f}", flush=True)
+            wins = " → ".join(f"{rate:.1%}" for rate in result["wins"])
+            print(
+                f"{game} seed {seed}: {before:.3f} → {after:.3f}, {share:.1%} of {best:.3f}; wins {wins}",
+                flush=True,
+            )
     (given.output / "games.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 

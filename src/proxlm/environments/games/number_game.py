@@ -53,7 +53,7 @@ class NumberGame:
         return value(self.highest, turns)
 
     def random_reply(self, draw: random.Random) -> str:
-        """A guess in one of three cases, else a question; none is less than 1, so that is not asked."""
-        if draw.random() < 1 / 3:
+        """A guess in one of five cases, else a question; none is less than 1, so that is not asked."""
+        if draw.random() < 1 / 5:
             return f"is {draw.randint(1, self.highest)}"
         return f"less {draw.randint(2, self.highest)}"
