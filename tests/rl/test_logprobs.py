@@ -123,7 +123,9 @@ def test_a_loss_of_each_token_goes_backward_chunk_by_chunk(chunk, entropy):
         seen.append(len(h))
         return head(h)
 
-    got = backward_through_head(hidden, counted, tokens, 0.7, entropy, chunk, loss)
+    with_graph = hidden.clone().requires_grad_()
+    got = backward_through_head(2.0 * with_graph / 2.0, counted, tokens, 0.7, entropy, chunk, loss)
+    assert with_graph.grad is None  # the rest of the way back is the caller's
     got_head = head.weight.grad.clone()
     assert seen == [len(part) for part in hidden.split(chunk)]
     head.zero_grad()

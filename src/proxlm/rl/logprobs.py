@@ -109,8 +109,8 @@ def backward_through_head(
     for span in spans(len(tokens), chunk):
         part = hidden.detach()[span].requires_grad_()
         loss(span, *logprobs_and_entropy(head(part), tokens[span], temperature, entropy)).backward()
-        # A part that the loss does not look at has no gradient.
-        gradient[span] = 0.0 if part.grad is None else part.grad
+        assert part.grad is not None
+        gradient[span] = part.grad
     return gradient
 
 
