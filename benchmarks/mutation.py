@@ -122,7 +122,7 @@ class Check:
         files = sorted({test.split("::")[0] for test in only})
         order, examples = (self.usual.durations, USUAL) if last_round else (self.few.durations, FEW)
         chosen = [test for test in order if test.split("::")[0] in files] if last_round else only
-        limit = 20 + 6 * sum(order[test] for test in chosen)
+        limit = 60 + 12 * sum(order[test] for test in chosen)
         return Task(str(number), files, examples, name, code, set(chosen), order, limit)
 
     def run(self, mutants: list[Mutant], reasons: list[str]) -> list[Outcome]:
