@@ -7,10 +7,15 @@ import torch
 from helpers import SilentLog, job, parameters, trainer
 from test_converse import Counts
 
-from proxlm.config import ConversationConfig
+from proxlm.config import ConversationConfig, RolloutConfig
 from proxlm.environments.converse import Conversations
 from proxlm.environments.resolve import with_environment
 from proxlm.environments.words import PlainWords
+from proxlm.evaluation.evaluate import evaluate_model
+from proxlm.models.forward import token_outputs
+from proxlm.rollout.native import EVALUATION
+from proxlm.types import Prompt
+from small_models import tiny_model
 
 
 @pytest.mark.checklist(15)
@@ -64,3 +69,35 @@ def test_a_step_that_drew_several_times_tells_of_all_its_conversations(tokenizer
     assert row["environment/lost"] == sum(lost)
     assert row["environment/turns"] == 3.0
     assert 0 < row["environment/left_alone"] < 36 - sum(lost)
+
+
+def test_an_evaluation_is_of_the_policys_own_words(tokenizer):
+    """KL, length, perplexity and variety leave out what the environment said, here and under another model."""
+    model, other = tiny_model(tokenizer), tiny_model(tokenizer, seed=1)
+    asked = [Prompt(i, (), "") for i in range(6)]
+    found = []
+    for words in (" and then?", " a", ""):
+        converse = Conversations(
+            lambda w=words: Counts(words=w), PlainWords(tokenizer), ConversationConfig(use="x", max_turns=3)
+        )
+        rollout = converse(model, asked, RolloutConfig(max_new_tokens=5), seed=0, step=0, stream=EVALUATION)
+        evaluation = evaluate_model(
+            "x",
+            model,
+            lambda s, t: token_outputs(other, s, t).logprobs,
+            asked,
+            with_environment(None),
+            RolloutConfig(max_new_tokens=5),
+            seed=0,
+            generate=converse,
+        )
+        mask, offsets = rollout.action_mask, rollout.sequences.response_offsets
+        ours = token_outputs(model, rollout.sequences).logprobs.detach()[mask]
+        theirs = token_outputs(other, rollout.sequences).logprobs.detach()[mask]
+        metrics = {name: estimate.mean for name, estimate in evaluation.metrics.items()}
+        assert metrics["kl"] == pytest.approx(float((ours - theirs).sum()) / 6, abs=1e-4)
+        assert metrics["length"] == pytest.approx(int(mask.sum()) / 6)
+        assert metrics["perplexity"] == pytest.approx(float((-theirs.mean()).exp()), rel=1e-4)
+        assert (int(offsets[-1]) > int(mask.sum())) == bool(words)
+        found.append(metrics["distinct_1"])
+    assert min(found) > 0.2  # "and then?" again and again would be far less varied

@@ -20,7 +20,7 @@ from proxlm.types import Progress, Prompt, Rollout, Scores, Sequences, ragged_in
 DESCRIPTIONS = {
     "reward": "mean reward of a response, with its 95% confidence interval",
     "kl": "KL from the model to the reference, nats per response (log-ratio of the sampled tokens; greedy: no KL)",
-    "length": "response length in tokens",
+    "length": "response length in tokens; of a conversation, like all that follows, the policy's own",
     "ended_share": "share of responses that ended by themselves",
     "distinct_1": "different words / all words, over all responses",
     "distinct_2": "different word pairs / all word pairs, over all responses",
@@ -70,20 +70,20 @@ def evaluate_model(
     own = score(lambda s, temperature: token_outputs(model, s, temperature).logprobs, t)
     reference = score(reference_logprobs, t)
     plain = reference if t == 1.0 else score(reference_logprobs, 1.0)
-    offsets = rollout.sequences.response_offsets
-    words = [words_of(text) for text in rollout.texts]
+    mask, offsets = rollout.action_mask, rollout.sequences.response_offsets
+    words = [words_of(text) for text in _own_texts(rollout, model.tokenizer)]
     metrics: dict[str, Estimate] = {}
     if scores is not None:
         rewards = response_rewards(scores.total, scores.per_token, offsets).tolist()
         metrics["reward"] = mean_with_interval(rewards)
         if len(scores.components) > 1:
             metrics |= {f"reward/{key}": mean_with_interval(v) for key, v in scores.components.items()}
-    metrics["kl"] = mean_with_interval(segment_sum(own - reference, offsets).tolist())
-    metrics["length"] = mean_with_interval(rollout.sequences.response_lengths.tolist())
+    metrics["kl"] = mean_with_interval(segment_sum((own - reference).where(mask, 0.0), offsets).tolist())
+    metrics["length"] = mean_with_interval(segment_sum(mask.float(), offsets).tolist())
     metrics["ended_share"] = mean_with_interval([float(f != "length") for f in rollout.finish])
     metrics["distinct_1"] = _plain(distinct_n(words, 1))
     metrics["distinct_2"] = _plain(distinct_n(words, 2))
-    metrics["perplexity"] = _plain(perplexity(float(plain.sum()), len(plain)))
+    metrics["perplexity"] = _plain(perplexity(float(plain[mask].sum()), int(mask.sum())))
     shown = [
         {
             "prompt_id": rollout.prompts[b].id,
@@ -95,6 +95,15 @@ def evaluate_model(
     ]
     failed = 0 if scores is None else scores.failed
     return Evaluation(name, model.source, metrics, shown, len(rollout), failed)
+
+
+def _own_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
+    """What the policy wrote: the responses' texts, and of conversations its turns without what it was told."""
+    if rollout.rewards is None:
+        return rollout.texts
+    tokens, lengths = rollout.sequences.response_tokens, rollout.sequences.response_lengths.tolist()
+    rows = zip(tokens.split(lengths), rollout.action_mask.split(lengths), strict=True)
+    return [tokenizer.decode(row[chosen].tolist(), skip_special_tokens=True) for row, chosen in rows]
 
 
 def _plain(value: float) -> Estimate:
