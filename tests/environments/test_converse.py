@@ -269,6 +269,8 @@ def test_settings_are_checked(tokenizer, tmp_path):
     with pytest.raises(ConfigError, match="unexpected keyword argument 'lowest'"):
         resolve(ConversationConfig(use="number-game", args={"lowest": 1}))
     (tmp_path / "mine.py").write_text("class Mine:\n    def reset(self, task):\n        return 'x'\n")
+    with pytest.raises(ConfigError, match=r'no "Mien" in .*; did you mean "Mine"\? it defines Mine'):
+        resolve(ConversationConfig(use=f"{tmp_path}/mine.py:Mien"))
     with pytest.raises(ConfigError, match="has no method step"):
         resolve(ConversationConfig(use=f"{tmp_path}/mine.py:Mine"))
     assert isinstance(

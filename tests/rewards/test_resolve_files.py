@@ -80,12 +80,14 @@ def test_a_missing_file_or_function() -> None:
     use = write("my.py", SOURCE)
     message = refused(ConfigError, RewardConfig(use=f"{use}:scroe"))
     assert message == (
-        'reward.use: no function "scroe" in my.py; did you mean "score"? it defines score, squares'
+        'reward.use: no "scroe" in my.py; did you mean "score"? it defines Helper, score, squares'
     )
     assert refused(ConfigError, RewardConfig(use=use)) == (
         'reward.use = "my.py": name the function as well: my.py:FUNCTION'
     )
-    assert "it defines no functions" in refused(ConfigError, RewardConfig(use=f"{write('e.py', '')}:f"))
+    assert "it defines no functions or classes" in refused(
+        ConfigError, RewardConfig(use=f"{write('e.py', '')}:f")
+    )
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_functions_of_the_users(tokenizer, tmp_path):
     assert all(torch.equal(a[n], b[n]) for n in a)
     with pytest.raises(ConfigError, match=r"ppo\.loss: wrong must return PolicyLoss or a tensor of shape"):
         run(trainer(tokenizer, job(steps=1, loss=f"{file}:wrong"), tmp_path / "c"))
-    with pytest.raises(ConfigError, match='no function "los"'):
+    with pytest.raises(ConfigError, match='no "los"'):
         build_algorithm(job(loss=f"{file}:los").ppo)
 
 

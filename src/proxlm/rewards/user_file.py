@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import sys
 import types
@@ -28,10 +27,11 @@ def function_from_file(key: str, path: str, attribute: str, modules: dict[str, d
         modules[path] = _run_file(key, path)
     module = modules[path]
     if attribute not in module:
-        own = [n for n, v in module.items() if inspect.isfunction(v) and v.__module__ == module["__name__"]]
-        listed = f"it defines {', '.join(own)}" if own else "it defines no functions"
+        kinds = (types.FunctionType, type)
+        own = [n for n, v in module.items() if isinstance(v, kinds) and v.__module__ == module["__name__"]]
+        listed = f"it defines {', '.join(own)}" if own else "it defines no functions or classes"
         raise ConfigError(
-            f'{key}: no function "{attribute}" in {path}{did_you_mean(attribute, own)} {listed}'
+            f'{key}: no "{attribute}" in {path}{did_you_mean(attribute, own)} {listed}'
         )
     return module[attribute]
 
