@@ -30,9 +30,7 @@ def function_from_file(key: str, path: str, attribute: str, modules: dict[str, d
         kinds = (types.FunctionType, type)
         own = [n for n, v in module.items() if isinstance(v, kinds) and v.__module__ == module["__name__"]]
         listed = f"it defines {', '.join(own)}" if own else "it defines no functions or classes"
-        raise ConfigError(
-            f'{key}: no "{attribute}" in {path}{did_you_mean(attribute, own)} {listed}'
-        )
+        raise ConfigError(f'{key}: no "{attribute}" in {path}{did_you_mean(attribute, own)} {listed}')
     return module[attribute]
 
 
