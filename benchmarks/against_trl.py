@@ -55,10 +55,10 @@ def needed_flops(work: Work, shared: bool) -> float:
     Layers see every token, the head of the policy the response's tokens alone; attention's own are left out.
     """
     layers = work.layers * (4 * work.hidden**2 + 3 * work.hidden * work.intermediate)
-    tokens = work.trained_tokens()
-    responses = tokens - work.batch * (68 if work.ragged else work.prompt)
+    prompt, response = work.mean_lengths()
     networks = 1 if shared else 2
-    return 6.0 * work.epochs * (networks * layers * tokens + work.hidden * work.vocabulary * responses)
+    head = work.hidden * work.vocabulary * response
+    return 6.0 * work.epochs * work.batch * (networks * layers * (prompt + response) + head)
 
 
 def medians(runs: list[dict[str, Any]], warmup: int = 1) -> dict[str, float]:

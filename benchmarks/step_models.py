@@ -50,11 +50,11 @@ class Work:
             lengths = torch.randint(8, 129, (count,), generator=draw)
         return [torch.randint(2, self.vocabulary, (int(n),), generator=draw).tolist() for n in lengths]
 
-    def trained_tokens(self) -> float:
-        """Tokens of a step's sequences, the mean length of ragged ones taken from what they are drawn with."""
-        share = 1 - (1 - 3 / self.response) ** self.response
-        response = self.response / 3 * share if self.ragged else self.response
-        return self.batch * ((68 if self.ragged else self.prompt) + response)
+    def mean_lengths(self) -> tuple[float, float]:
+        """Of a prompt and of a response; of ragged ones as they are drawn, responses cut at the limit."""
+        if not self.ragged:
+            return self.prompt, self.response
+        return 68.0, self.response / 3 * (1 - (1 - 3 / self.response) ** self.response)
 
 
 EOS = 1

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from step_measure import PeakMemory, resident_mb
-from step_models import EOS, Work
+from step_models import Work
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "WANDB_DISABLED": "true"}
 
@@ -156,7 +156,6 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         "peak_mb": memory.stop(),
         "baseline_mb": memory.baseline,
         "optimiser_steps": clock.optimiser_steps / len(clock.steps),
-        "eos": EOS,
         "versions": {
             "trl": trl.__version__,
             "torch": torch.__version__,

@@ -109,7 +109,7 @@ def test_a_row_that_was_dropped_goes_on_from_what_is_remembered(name: str) -> No
     assert memory.length == 7
     decoder.keep(torch.tensor([1]))
     read: list[int] = []
-    network = decoder.trunk.embed_tokens if name == "llama" else decoder.trunk.wte
+    network = decoder.model.trunk.embed_tokens if name == "llama" else decoder.model.trunk.wte
     network.register_forward_hook(lambda module, given, out: read.append(given[0].numel()))
     rows = [[1, 2, 3, 4, 5, 6, 7, 20, 21], [30, 31, 32]]
     expect(model, decoder.add(rows, room=2, memories=[memory, None]), rows)
@@ -120,7 +120,9 @@ def test_a_row_that_was_dropped_goes_on_from_what_is_remembered(name: str) -> No
 @torch.no_grad()
 def test_rows_alike_are_read_once() -> None:
     decoder, read = SlotDecoder(model_of("llama")), list[int]()
-    decoder.trunk.embed_tokens.register_forward_hook(lambda module, given, out: read.append(len(given[0])))
+    decoder.model.trunk.embed_tokens.register_forward_hook(
+        lambda module, given, out: read.append(len(given[0]))
+    )
     decoder.add([[1, 2, 3]] * 8 + [[4, 5, 6]] * 8, room=4)
     assert read == [2]
 

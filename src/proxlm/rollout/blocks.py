@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -96,13 +96,51 @@ def _turned(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin
 
 
-# transformers' model type → the block that decodes it.
-BLOCKS: dict[str, type[LlamaBlock] | type[GPT2Block]] = {
-    "llama": LlamaBlock,
-    "mistral": LlamaBlock,
-    "qwen2": LlamaBlock,
-    "qwen3": LlamaBlock,
-    "gpt2": GPT2Block,
+class Family(Protocol):
+    """A model type's trunk in parts: embeddings, blocks, and the norm at the end."""
+
+    blocks: Sequence[Block]
+    final: Callable[[Tensor], Tensor]
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Tokens and positions [b, t] → embeddings [b, t, H], and cos and sin of the heads' angles, [b, t, 1, D]."""
+
+
+class LlamaFamily:
+    """Llama, Mistral, Qwen2 and Qwen3."""
+
+    def __init__(self, trunk: Any, bfloat16: bool) -> None:
+        self.trunk = trunk
+        self.final: Callable[[Tensor], Tensor] = trunk.norm
+        self.blocks: Sequence[Block] = [LlamaBlock(layer, bfloat16) for layer in trunk.layers]
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        x = self.trunk.embed_tokens(tokens)
+        cos, sin = self.trunk.rotary_emb(x, position_ids=positions)
+        return x, (cos[:, :, None], sin[:, :, None])
+
+
+class GPT2Family:
+    """GPT-2."""
+
+    def __init__(self, trunk: Any, bfloat16: bool) -> None:
+        self.trunk = trunk
+        self.final: Callable[[Tensor], Tensor] = trunk.ln_f
+        self.blocks: Sequence[Block] = [GPT2Block(layer, bfloat16) for layer in trunk.h]
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        # Padding may stand behind the last position that there is an embedding for.
+        last = self.trunk.wpe.weight.shape[0] - 1
+        return self.trunk.wte(tokens) + self.trunk.wpe(positions.clamp(max=last)), None
+
+
+# transformers' model type → its family.
+FAMILIES: dict[str, type[LlamaFamily] | type[GPT2Family]] = {
+    "llama": LlamaFamily,
+    "mistral": LlamaFamily,
+    "qwen2": LlamaFamily,
+    "qwen3": LlamaFamily,
+    "gpt2": GPT2Family,
 }
 # Rotary embeddings whose angles depend on the position alone.
 STATIC_ROTATIONS = ("default", "linear", "llama3", "yarn")
@@ -111,7 +149,7 @@ STATIC_ROTATIONS = ("default", "linear", "llama3", "yarn")
 def fits(model: LanguageModel) -> bool:
     """Whether the model is of a type that SlotDecoder knows, in the form that it knows."""
     config = model.network.config
-    if config.model_type not in BLOCKS:
+    if config.model_type not in FAMILIES:
         return False
     windows = getattr(config, "layer_types", None) or [
         "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"

@@ -7,14 +7,14 @@ their slots to others; rows that join read only what the cache does not hold. Mo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from proxlm.models.language_model import LanguageModel
-from proxlm.rollout.blocks import BLOCKS, Block, GPT2Block, ready
+from proxlm.rollout.blocks import FAMILIES, Family, ready
 
 
 class Memory(NamedTuple):
@@ -31,11 +31,9 @@ class SlotDecoder:
     """See the module. Slots are numbered as rows were added; `keep` may put rows into another order."""
 
     def __init__(self, model: LanguageModel) -> None:
-        self.model, trunk = model, model.trunk
-        self.trunk: Any = trunk
-        kind = BLOCKS[model.network.config.model_type]
-        layers: Any = self.trunk.h if kind is GPT2Block else self.trunk.layers
-        self.blocks: list[Block] = [kind(layer, model.bfloat16) for layer in layers]
+        self.model = model
+        family = FAMILIES[model.network.config.model_type]
+        self.family: Family = family(model.trunk, model.bfloat16)
         self.head = ready(model.network.get_output_embeddings(), model.bfloat16)
         self.cache: Tensor | None = None
         self.lengths = torch.zeros(0, dtype=torch.int64, device=model.device)
@@ -136,27 +134,13 @@ class SlotDecoder:
         top = int(positions.max()) + 1
         mask = (torch.arange(top, device=tokens.device) <= positions[..., None])[:, None]
         with self.model.autocast():
-            x, turn = self._embed(tokens, positions)
-            for layer, block in enumerate(self.blocks):
+            x, turn = self.family.embed(tokens, positions)
+            for layer, block in enumerate(self.family.blocks):
                 q, k, v = block.heads(x, turn)
                 keys, values = self._store(layer, k, v, positions, slots, top)
                 x = block.after(x, _attend(q, keys, values, mask, block.scale))
             last = x[:, -1] if counts is None else x[torch.arange(rows, device=x.device), counts - 1]
-            norm = self.trunk.ln_f if hasattr(self.trunk, "ln_f") else self.trunk.norm
-            return norm(last)
-
-    def _embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Embeddings [b, t, H], and cos and sin of the heads' angles, [b, t, 1, D]."""
-        if hasattr(self.trunk, "wpe"):
-            return self.trunk.wte(tokens) + self.trunk.wpe(positions.clamp(max=self._last_position)), None
-        x = self.trunk.embed_tokens(tokens)
-        cos, sin = self.trunk.rotary_emb(x, position_ids=positions)
-        return x, (cos[:, :, None], sin[:, :, None])
-
-    @property
-    def _last_position(self) -> int:
-        # Padding may stand behind the last position that there is an embedding for.
-        return self.trunk.wpe.weight.shape[0] - 1
+            return self.family.final(last)
 
     def _store(
         self, layer: int, k: Tensor, v: Tensor, positions: Tensor, slots: Tensor | None, top: int
@@ -182,14 +166,20 @@ class SlotDecoder:
         have = (0, 0) if old is None else (old.shape[2], old.shape[4])
         # Whoever outgrows it once is given twice as much.
         shape = [
-            wanted if has == 0 or wanted <= has else max(wanted, 2 * has)
+            has if wanted <= has else max(wanted, 2 * has)
             for has, wanted in zip(have, (slots, length), strict=True)
         ]
-        shape = [max(pair) for pair in zip(shape, have, strict=True)]
-        dtype = torch.bfloat16 if self.model.bfloat16 else next(self.trunk.parameters()).dtype
+        dtype = torch.bfloat16 if self.model.bfloat16 else next(self.model.trunk.parameters()).dtype
         # Zeros, for attention multiplies what it masks by 0, and 0 · NaN would be NaN.
         cache = torch.zeros(
-            len(self.blocks), 2, shape[0], heads, shape[1], width, dtype=dtype, device=self.model.device
+            len(self.family.blocks),
+            2,
+            shape[0],
+            heads,
+            shape[1],
+            width,
+            dtype=dtype,
+            device=self.model.device,
         )
         if old is not None:
             rows, top = len(self.lengths), int(self.lengths.max()) if len(self.lengths) else 0
