@@ -100,8 +100,10 @@ def make_models(work: Work, folder: Path) -> None:
         # end early it is far below all others.
         embeddings[:, 0] = 1.0
         head[:, 0] = 0.0
+        tokens = torch.randint(2, work.vocabulary, (16, work.prompt + work.response))
+        usual = policy.model(tokens).last_hidden_state[..., 0].mean()
         wanted = math.log((work.vocabulary - 1) / (work.response / 3 - 1)) if work.ragged else -40.0
-        head[EOS, 0] = wanted / math.sqrt(work.hidden)
+        head[EOS, 0] = wanted / usual
     reward = AutoModelForSequenceClassification.from_config(LlamaConfig(**sizes, num_labels=1))
     for name, network in (("policy", policy), ("reward", reward)):
         network.save_pretrained(folder / name)
