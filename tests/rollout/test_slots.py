@@ -7,19 +7,12 @@ import copy
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
+from block_types import CONFIGS, SIZES, model_of
 from proxlm.config import RolloutConfig
+from proxlm.models.blocks import fits
 from proxlm.models.language_model import LanguageModel
-from proxlm.rollout.blocks import fits
 from proxlm.rollout.decoder import CachedDecoder, make_decoder
 from proxlm.rollout.slots import SlotDecoder
 from proxlm.rollout.writer import Turn, Writer
@@ -27,46 +20,7 @@ from small_models import tiny_model
 
 pytestmark = pytest.mark.checklist(32)
 
-SIZES = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-CONFIGS: dict[str, PreTrainedConfig] = {
-    "llama": LlamaConfig(**SIZES),
-    "llama, own head size": LlamaConfig(**SIZES, head_dim=16),
-    "llama, all heads": LlamaConfig(**{**SIZES, "num_key_value_heads": 4}),
-    "llama 3 angles": LlamaConfig(**SIZES, rope_parameters=LLAMA3),
-    "qwen2": Qwen2Config(**SIZES),
-    "qwen3": Qwen3Config(**SIZES, head_dim=8),
-    "mistral": MistralConfig(**SIZES, sliding_window=None),
-    "gpt2": GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=128),
-    "gpt2, scaled by layer": GPT2Config(
-        vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=128, scale_attn_by_inverse_layer_idx=True
-    ),
-}
 ROWS = [[1, 5, 9], [7], [3, 4, 8, 8, 2], [7], [6, 6]]
-
-
-def model_of(name: str, bfloat16: bool = False) -> LanguageModel:
-    torch.manual_seed(0)
-    network = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name])).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return LanguageModel(network, None, torch.device("cpu"), bfloat16)
 
 
 @torch.no_grad()
@@ -146,10 +100,10 @@ def test_bf16_is_as_near_as_transformers_in_bf16(name: str) -> None:
 def test_types_that_look_back_through_a_window_go_through_transformers() -> None:
     window = MistralConfig(**SIZES, sliding_window=4)
     model = LanguageModel(AutoModelForCausalLM.from_config(window), None, torch.device("cpu"))
-    assert not fits(model)
+    assert not fits(model.network.config)
     assert isinstance(make_decoder(model), CachedDecoder)
     dynamic = LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
-    assert not fits(LanguageModel(AutoModelForCausalLM.from_config(dynamic), None, torch.device("cpu")))
+    assert not fits(dynamic)
 
 
 def written(model: LanguageModel, batch: int, late: int) -> list[tuple[list[int], list[float]]]:

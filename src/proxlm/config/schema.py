@@ -33,6 +33,10 @@ class ModelConfig:
     critic_from: str = setting(
         "", "start the critic from this reward model (folder or hub name), trunk and head; empty: V = 0"
     )
+    activation_checkpointing: bool = setting(
+        False,
+        "keep only each layer's input for the backward pass and compute the rest again: less memory, slower",
+    )
     packed: bool = setting(
         False, "put sequences one after another without padding in a forward pass (same numbers, other speed)"
     )

@@ -1,5 +1,7 @@
 """The one place that turns a ragged batch into states, and states into per-token numbers.
 
+Types that `blocks.py` knows need no layout: `ragged.py` runs the real tokens alone (not in training mode, where
+dropout may be on). For all others:
 Layout "padded": rows are padded on the right and no mask is passed. In a causal model no token looks to its right,
 so padding cannot reach a real token, positions count from 0 in every row, and attention keeps its fastest path.
 Layout "packed": all rows in one, positions starting from 0 in each; transformers keeps attention within a row
@@ -18,8 +20,10 @@ import torch
 from torch import Tensor
 
 from proxlm.errors import ModelError
+from proxlm.models.blocks import FAMILIES, fits
 from proxlm.models.encoder_decoder import source_and_target
 from proxlm.models.language_model import LanguageModel
+from proxlm.models.ragged import ragged_states
 from proxlm.rl.logprobs import chunked_logprobs, predicting_states
 from proxlm.types import Sequences
 
@@ -54,12 +58,20 @@ def pad_with_mask(sequences: Sequences) -> tuple[Tensor, Tensor]:
     return padded, mask
 
 
-def response_states(model: LanguageModel, sequences: Sequences, trunk: Any = None) -> tuple[Tensor, Tensor]:
+def response_states(
+    model: LanguageModel, sequences: Sequences, trunk: Any = None, twice: bool = False
+) -> tuple[Tensor, Tensor]:
     """The states that predict each response token [R, H], and the state after each row's last token [B, H].
 
-    `trunk` replaces the model's own (a separate critic's).
+    `trunk` replaces the model's own (a separate critic's). twice: they are to be differentiated twice.
     """
-    network = trunk or model.trunk
+    network: Any = trunk or model.trunk
+    predicting, final = predicting_states(sequences.response_index), sequences.offsets[1:] - 1
+    if runs_ragged(model, network) and not twice:
+        family, wanted = FAMILIES[network.config.model_type](network, False), torch.cat([predicting, final])
+        with model.autocast():
+            states = ragged_states(family, sequences, wanted, model.activation_checkpointing)
+        return states[: len(predicting)], states[len(predicting) :]
     if model.encoder_decoder:
         source, sequences = source_and_target(sequences, model.start_id)
         encoder_ids, mask = pad_with_mask(source)
@@ -75,9 +87,14 @@ def response_states(model: LanguageModel, sequences: Sequences, trunk: Any = Non
     with model.autocast():
         output = network(**inputs, use_cache=False)
     hidden = output.last_hidden_state.flatten(0, 1)
-    return hidden[place[predicting_states(sequences.response_index)]], hidden[
-        place[sequences.offsets[1:] - 1]
-    ]
+    if model.encoder_decoder:
+        predicting, final = predicting_states(sequences.response_index), sequences.offsets[1:] - 1
+    return hidden[place[predicting]], hidden[place[final]]
+
+
+def runs_ragged(model: LanguageModel, trunk: Any) -> bool:
+    """Whether this trunk's training pass is that of ragged.py."""
+    return not (model.encoder_decoder or model.packed or trunk.training) and fits(trunk.config)
 
 
 @torch.no_grad()

@@ -20,7 +20,8 @@ class LanguageModel:
 
     network: the transformers model (with PEFT's layers inside it, where `adapters` is the PeftModel around it).
     bfloat16: run forward passes under bf16 autocast; weights, log-probs and losses stay in float32.
-    packed: forward passes hold sequences one after another, without padding.
+    packed: transformers' forward passes hold sequences one after another, without padding.
+    activation_checkpointing: blocks keep their input only and are computed again in the backward pass.
     """
 
     network: Any
@@ -30,6 +31,7 @@ class LanguageModel:
     adapters: Any = None
     source: str = ""
     packed: bool = False
+    activation_checkpointing: bool = False
 
     @property
     def trunk(self) -> nn.Module:

@@ -10,9 +10,10 @@ import torch
 from proxlm.config import LoraConfig, ModelConfig, NewModelConfig
 from proxlm.data.tokenizer import load_tokenizer
 from proxlm.errors import ConfigError, ModelError
+from proxlm.models.blocks import FAMILIES
 from proxlm.models.device import resolve_device, uses_bfloat16
 from proxlm.models.families import SHORT_NAMES, is_encoder_decoder_type, register_families
-from proxlm.models.forward import check_packing
+from proxlm.models.forward import check_packing, runs_ragged
 from proxlm.models.language_model import LanguageModel, check_head
 
 
@@ -47,8 +48,14 @@ def wrap(network: Any, tokenizer: Any, config: ModelConfig) -> LanguageModel:
         uses_bfloat16(config.precision, device),
         source=config.policy,
         packed=config.packed,
+        activation_checkpointing=config.activation_checkpointing,
     )
     check_head(model)
+    if config.activation_checkpointing and not runs_ragged(model, model.trunk):
+        raise ModelError(
+            f"{model.source}: model.activation_checkpointing is for {', '.join(FAMILIES)} and model.packed = false;"
+            f" this is {network.config.model_type}; set it to false"
+        )
     return model
 
 

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from proxlm.models.blocks import fits
 from proxlm.models.encoder_decoder import EncoderDecoderTrunk
 from proxlm.models.families import SHORT_NAMES
 from proxlm.models.forward import pad_with_mask
 from proxlm.models.language_model import LanguageModel
-from proxlm.rollout.blocks import fits
 from proxlm.rollout.slots import SlotDecoder
 from proxlm.types import Sequences, offsets_of
 
@@ -174,7 +174,7 @@ def make_decoder(model: LanguageModel) -> Decoder:
     values, or nothing that drops rows."""
     if model.encoder_decoder:
         return TargetDecoder(model)
-    if fits(model):
+    if fits(model.network.config):
         return SlotDecoder(model)
     if model.network.config.model_type in SHORT_NAMES.values():
         return RecurrentDecoder(model)

@@ -1,7 +1,7 @@
 """Decoding with a key–value cache of our own: rows come and go, and none waits for another.
 
 A row is a slot of one tensor. It begins at position 0, so rows need no padding between them; rows that end leave
-their slots to others; rows that join read only what the cache does not hold. Model types are those of blocks.py.
+their slots to others; rows that join read only what the cache does not hold. Model types: models/blocks.py.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from proxlm.models.blocks import FAMILIES, Family, ready
 from proxlm.models.language_model import LanguageModel
-from proxlm.rollout.blocks import FAMILIES, Family, ready
 
 
 class Memory(NamedTuple):

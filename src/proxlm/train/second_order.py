@@ -120,16 +120,16 @@ def fisher_product(
     total = torch.zeros_like(vector)
     with sdpa_kernel(SDPBackend.MATH):
         for part, weights in parts:
-            logprobs = torch.log_softmax(_logits(model, part, temperature), -1)
+            logprobs = torch.log_softmax(_logits(model, part, temperature, twice=True), -1)
             cross_entropy = -(weights * (logprobs.detach().exp() * logprobs).sum(-1)).sum()
             first = _flat(torch.autograd.grad(cross_entropy, list(parameters), create_graph=True))
             total += _flat(torch.autograd.grad(first.dot(vector), list(parameters)))
     return total
 
 
-def _logits(model: LanguageModel, part: Experience, temperature: float) -> Tensor:
-    """[r, V] of the response tokens of one micro-batch, in float32."""
-    states = response_states(model, part.sequences.to(model.device))[0]
+def _logits(model: LanguageModel, part: Experience, temperature: float, twice: bool = False) -> Tensor:
+    """[r, V] of the response tokens of one micro-batch, in float32; twice: to be differentiated twice."""
+    states = response_states(model, part.sequences.to(model.device), twice=twice)[0]
     return model.logits(states).float() / temperature
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from proxlm.models.language_model import LanguageModel
+from proxlm.models.fused import gated_silu, rms_norm, rotated
+
+# cos and sin of the heads' angles, [b, t, 1, D] each; None where positions are in the embeddings.
+Turn = tuple[Tensor, Tensor] | None
 
 
 class Block(Protocol):
@@ -17,8 +21,11 @@ class Block(Protocol):
 
     scale: float
 
-    def heads(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x [b, t, H] → queries [b, t, Q, D], keys and values [b, t, G, D], turned by their positions."""
+    def heads(self, x: Tensor, turn: Turn, wanted: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x [b, t, H] → queries [b, t, Q, D], keys and values [b, t, G, D], turned by their positions.
+
+        wanted [w]: the only places of t that queries are asked for.
+        """
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         """x [b, t, H] and attention's [b, t, Q · D] → the block's output [b, t, H]."""
@@ -53,20 +60,28 @@ class LlamaBlock:
             )
         )  # fmt: skip
         self.q_norm, self.k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        self.silu = isinstance(mlp.act_fn, nn.SiLU) or type(mlp.act_fn).__name__ == "SiLUActivation"
 
-    def heads(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
-        y = self.layer.input_layernorm(x)
-        shape = (*x.shape[:2], -1, self.size)
-        q, k, v = (project(y).view(shape) for project in (self.q, self.k, self.v))
+    def heads(self, x: Tensor, turn: Turn, wanted: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        y = normed(self.layer.input_layernorm, x)
+        asked = y if wanted is None else y.index_select(1, wanted)
+        q, k, v = (
+            project(given).view(*given.shape[:2], -1, self.size)
+            for project, given in ((self.q, asked), (self.k, y), (self.v, y))
+        )
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = normed(self.q_norm, q), normed(self.k_norm, k)
         assert turn is not None
-        return _turned(q, turn), _turned(k, turn), v
+        of_asked = (
+            turn if wanted is None else (turn[0].index_select(1, wanted), turn[1].index_select(1, wanted))
+        )
+        return rotated(q, *of_asked), rotated(k, *turn), v
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.o(attended)
-        y = self.layer.post_attention_layernorm(x)
-        return x + self.down(self.layer.mlp.act_fn(self.gate(y)) * self.up(y))
+        y = normed(self.layer.post_attention_layernorm, x)
+        gate, up = self.gate(y), self.up(y)
+        return x + self.down(gated_silu(gate, up) if self.silu else self.layer.mlp.act_fn(gate) * up)
 
 
 class GPT2Block:
@@ -79,21 +94,22 @@ class GPT2Block:
             ready(module, bfloat16) for module in (attention.c_attn, attention.c_proj, mlp.c_fc, mlp.c_proj)
         )
 
-    def heads(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
+    def heads(self, x: Tensor, turn: Turn, wanted: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
         q, k, v = self.qkv(self.layer.ln_1(x)).chunk(3, dim=-1)
-        shape = (*x.shape[:2], -1, self.size)
-        return q.reshape(shape), k.reshape(shape), v.reshape(shape)
+        if wanted is not None:
+            q = q.index_select(1, wanted)
+        q, k, v = (part.reshape(*part.shape[:2], -1, self.size) for part in (q, k, v))
+        return q, k, v
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.o(attended)
         return x + self.down(self.layer.mlp.act(self.up(self.layer.ln_2(x))))
 
 
-def _turned(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary position embedding (Su et al. 2021) in the layout of transformers: halves, not pairs."""
-    cos, sin = turn
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin
+def normed(norm: Any, x: Tensor) -> Tensor:
+    """A norm module of transformers on x: the root-mean-square norm in few passes, others as they are."""
+    eps = getattr(norm, "variance_epsilon", None)
+    return norm(x) if eps is None else rms_norm(x, norm.weight, eps)
 
 
 class Family(Protocol):
@@ -102,8 +118,8 @@ class Family(Protocol):
     blocks: Sequence[Block]
     final: Callable[[Tensor], Tensor]
 
-    def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Tokens and positions [b, t] → embeddings [b, t, H], and cos and sin of the heads' angles, [b, t, 1, D]."""
+    def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Turn]:
+        """Tokens and positions [b, t] → embeddings [b, t, H], and how the heads are turned."""
 
 
 class LlamaFamily:
@@ -111,10 +127,10 @@ class LlamaFamily:
 
     def __init__(self, trunk: Any, bfloat16: bool) -> None:
         self.trunk = trunk
-        self.final: Callable[[Tensor], Tensor] = trunk.norm
+        self.final: Callable[[Tensor], Tensor] = partial(normed, trunk.norm)
         self.blocks: Sequence[Block] = [LlamaBlock(layer, bfloat16) for layer in trunk.layers]
 
-    def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Turn]:
         x = self.trunk.embed_tokens(tokens)
         cos, sin = self.trunk.rotary_emb(x, position_ids=positions)
         return x, (cos[:, :, None], sin[:, :, None])
@@ -128,7 +144,7 @@ class GPT2Family:
         self.final: Callable[[Tensor], Tensor] = trunk.ln_f
         self.blocks: Sequence[Block] = [GPT2Block(layer, bfloat16) for layer in trunk.h]
 
-    def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Turn]:
         # Padding may stand behind the last position that there is an embedding for.
         last = self.trunk.wpe.weight.shape[0] - 1
         return self.trunk.wte(tokens) + self.trunk.wpe(positions.clamp(max=last)), None
@@ -146,9 +162,8 @@ FAMILIES: dict[str, type[LlamaFamily] | type[GPT2Family]] = {
 STATIC_ROTATIONS = ("default", "linear", "llama3", "yarn")
 
 
-def fits(model: LanguageModel) -> bool:
-    """Whether the model is of a type that SlotDecoder knows, in the form that it knows."""
-    config = model.network.config
+def fits(config: Any) -> bool:
+    """Whether a model of this configuration is of a type in FAMILIES, in the form that is known here."""
     if config.model_type not in FAMILIES:
         return False
     windows = getattr(config, "layer_types", None) or [

@@ -1,0 +1,143 @@
+"""The training pass without padding against transformers' own: states and gradients of every type."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from block_types import CONFIGS, SIZES, model_of
+from proxlm.config import LoraConfig, ModelConfig
+from proxlm.errors import ModelError
+from proxlm.models import forward, fused
+from proxlm.models.forward import response_states
+from proxlm.models.language_model import LanguageModel
+from proxlm.models.load import add_lora, wrap
+from proxlm.types import Sequences
+from small_models import tiny_model
+
+pytestmark = pytest.mark.checklist(32)
+
+RAGGED = Sequences.from_lists([[1, 2, 3], [4], [5, 6, 7, 8, 9, 10]], [[3, 4, 5, 6], [7, 8], [1]])
+FULL = Sequences.from_lists([[1, 2, 3], [4, 5, 6]], [[3, 4, 5, 6], [9, 9, 9, 1]])
+
+
+def numbers(model: LanguageModel, sequences: Sequences, twice: bool) -> dict[str, Tensor]:
+    """States, and the gradients of a fixed sum of them; twice: by transformers' forward."""
+    model.network.zero_grad()
+    states, final = response_states(model, sequences, twice=twice)
+    draw = torch.Generator().manual_seed(1)
+    weights = [torch.randn(s.shape, generator=draw, dtype=torch.float64) for s in (states, final)]
+    ((states.double() * weights[0]).sum() + (final.double() * weights[1]).sum()).backward()
+    gradients = {name: p.grad.clone() for name, p in model.network.named_parameters() if p.grad is not None}
+    return {"states": states.detach(), "final": final.detach(), **gradients}
+
+
+def expect_equal(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 2e-6) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        worst = float((found[name].float() - tensor.float()).abs().max())
+        assert worst <= tolerance * max(1.0, float(tensor.abs().max())), name
+
+
+@pytest.mark.parametrize("sequences", [RAGGED, FULL], ids=["ragged", "full"])
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_states_and_gradients_are_those_of_transformers(name: str, sequences: Sequences) -> None:
+    model = model_of(name)
+    assert forward.runs_ragged(model, model.trunk)
+    expect_equal(numbers(model, sequences, twice=False), numbers(model, sequences, twice=True))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_activation_checkpointing_changes_no_number(name: str) -> None:
+    plain = model_of(name)
+    found = numbers(replace(plain, activation_checkpointing=True), RAGGED, twice=False)
+    expect_equal(found, numbers(plain, RAGGED, twice=False), tolerance=0.0)
+
+
+def test_activation_checkpointing_keeps_less() -> None:
+    kept = []
+    for checkpointing in (False, True):
+        model, held = replace(model_of("llama"), activation_checkpointing=checkpointing), list[Tensor]()
+        weights = {p.data_ptr() for p in model.network.parameters()}
+
+        def keep(tensor: Tensor, held: list[Tensor] = held, weights: set[int] = weights) -> Tensor:
+            if tensor.untyped_storage().data_ptr() not in weights:
+                held.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            response_states(model, RAGGED)
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
+        kept.append(sum(storages.values()))
+    assert kept[1] < kept[0] / 3
+
+
+def test_activation_checkpointing_is_refused_where_it_would_do_nothing(tokenizer) -> None:
+    network = tiny_model(tokenizer, "bloom").network
+    with pytest.raises(
+        ModelError, match=r"activation_checkpointing is for llama.*this is bloom; set it to false"
+    ):
+        wrap(network, tokenizer, ModelConfig(policy="x", device="cpu", activation_checkpointing=True))
+
+
+def test_adapters_learn_as_they_do_in_transformers() -> None:
+    model = add_lora(model_of("llama"), LoraConfig(rank=4))
+    with torch.no_grad():
+        for name, p in model.network.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.1)
+    found = numbers(model, RAGGED, twice=False)
+    assert sum("lora" in name for name in found) == 2 * 2 * 7
+    expect_equal(found, numbers(model, RAGGED, twice=True))
+
+
+def test_bf16_is_as_near_as_transformers() -> None:
+    full, half = model_of("llama"), model_of("llama", bfloat16=True)
+    exact = numbers(full, RAGGED, twice=True)
+    ours, theirs = (numbers(half, RAGGED, twice) for twice in (False, True))
+    for name, tensor in exact.items():
+        limit = 3 * float((theirs[name] - tensor).norm())
+        assert 0 < float((ours[name] - tensor).norm()) < limit, name
+
+
+def test_in_training_mode_transformers_runs_and_so_does_dropout() -> None:
+    config = copy.deepcopy(CONFIGS["gpt2"])
+    config.resid_pdrop = 0.5
+    model = LanguageModel(AutoModelForCausalLM.from_config(config).train(), None, torch.device("cpu"))
+    one, other = (response_states(model, RAGGED)[0].detach() for _ in range(2))
+    assert float((one - other).abs().max()) > 0.01
+
+
+def test_the_last_block_computes_the_wanted_states_alone() -> None:
+    network = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES)).eval()
+    model, seen = LanguageModel(network, None, torch.device("cpu")), list[int]()
+    for layer in network.model.layers:
+        layer.mlp.down_proj.register_forward_hook(lambda m, given, out: seen.append(given[0].shape[-2]))
+    response_states(model, RAGGED)
+    assert seen == [17, 7 + 3]
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3)], ids=str)
+def test_the_parts_of_a_block_have_the_derivatives_of_their_formulas(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x, y = (torch.randn(*shape, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    weight = torch.randn(8, dtype=torch.float64, requires_grad=True)
+    angle = torch.randn(*shape[:-1], shape[-1], 4, dtype=torch.float64).repeat_interleave(2, -1)
+    angle = torch.cat([angle[..., ::2], angle[..., ::2]], -1)
+    place = torch.tensor([3, 0, 4])[: shape[0]]
+    check = torch.autograd.gradcheck
+    assert check(lambda a, w: fused.rms_norm(a, w, 1e-3), (x, weight))
+    assert check(fused.gated_silu, (x, y))
+    assert check(lambda a: fused.rotated(a, angle.cos(), angle.sin()), (x,))
+    assert check(lambda a: fused.spread(a[: len(place)], place, 6), (x,))
+    assert check(lambda a: fused.gathered(a, torch.tensor([1, 0])), (x,))
+    expected = weight * x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt()
+    torch.testing.assert_close(fused.rms_norm(x, weight, 1e-3), expected)
+    torch.testing.assert_close(fused.gated_silu(x, y), x * torch.sigmoid(x) * y)
+    turned = x * angle.cos() + torch.cat([-x[..., 4:], x[..., :4]], -1) * angle.sin()
+    torch.testing.assert_close(fused.rotated(x, angle.cos(), angle.sin()), turned)
