@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from block_types import CONFIGS, SIZES, model_of
 from proxlm.config import LoraConfig, ModelConfig
 from proxlm.errors import ModelError
-from proxlm.models import forward, fused
+from proxlm.models import attention, forward, fused, products
 from proxlm.models.forward import response_states
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import add_lora, wrap
@@ -117,7 +117,7 @@ def test_the_last_block_computes_the_wanted_states_alone() -> None:
     network = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES)).eval()
     model, seen = LanguageModel(network, None, torch.device("cpu")), list[int]()
     for layer in network.model.layers:
-        layer.mlp.down_proj.register_forward_hook(lambda m, given, out: seen.append(given[0].shape[-2]))
+        layer.self_attn.o_proj.register_forward_hook(lambda m, given, out: seen.append(given[0].shape[-2]))
     response_states(model, RAGGED)
     assert seen == [17, 7 + 3]
 
@@ -141,3 +141,39 @@ def test_the_parts_of_a_block_have_the_derivatives_of_their_formulas(shape: tupl
     torch.testing.assert_close(fused.gated_silu(x, y), x * torch.sigmoid(x) * y)
     turned = x * angle.cos() + torch.cat([-x[..., 4:], x[..., :4]], -1) * angle.sin()
     torch.testing.assert_close(fused.rotated(x, angle.cos(), angle.sin()), turned)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)], ids=str)
+def test_plain_attention_is_the_fused_one_with_its_derivatives(heads: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    q, k, v = (
+        torch.randn(2, 5, count, 3, dtype=torch.float64, requires_grad=True)
+        for count in (heads[0], heads[1], heads[1])
+    )
+    plain = attention.causal_attention(q, k, v, 0.7)
+    fused_one = torch.nn.functional.scaled_dot_product_attention(
+        *(part.transpose(1, 2) for part in (q, k, v)), is_causal=True, scale=0.7, enable_gqa=True
+    )
+    torch.testing.assert_close(plain, fused_one.transpose(1, 2).flatten(2))
+    assert torch.autograd.gradcheck(lambda *given: attention.causal_attention(*given, 0.7), (q, k, v))
+
+
+@pytest.mark.parametrize("length", [attention.SHORT, attention.SHORT + 1])
+def test_short_and_long_rows_have_the_same_attention(length: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, length, 2, 4) for _ in range(3))
+    shares = torch.einsum("bthd,bshd->bhts", q, k).mul(0.5)
+    shares = shares.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf).softmax(-1)
+    expected = torch.einsum("bhts,bshd->bthd", shares, v).flatten(2)
+    torch.testing.assert_close(attention.causal_attention(q, k, v, 0.5), expected)
+
+
+def test_the_gated_mlp_has_the_derivatives_of_its_formula() -> None:
+    torch.manual_seed(0)
+    x, gate, up, down = (
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((2, 3, 4), (5, 4), (5, 4), (4, 5))
+    )
+    expected = (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
+    torch.testing.assert_close(products.gated_mlp(x, gate, up, down), expected)
+    assert torch.autograd.gradcheck(products.gated_mlp, (x, gate, up, down))

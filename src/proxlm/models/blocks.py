@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from proxlm.models.fused import gated_silu, rms_norm, rotated
+from proxlm.models.products import gated_mlp, is_plain, joined, ready
 
 # cos and sin of the heads' angles, [b, t, 1, D] each; None where positions are in the embeddings.
 Turn = tuple[Tensor, Tensor] | None
@@ -31,67 +30,56 @@ class Block(Protocol):
         """x [b, t, H] and attention's [b, t, Q · D] → the block's output [b, t, H]."""
 
 
-def ready(module: Any, bfloat16: bool) -> Callable[[Tensor], Tensor]:
-    """The module; in bf16, a plain linear layer with its weights cast once and not at every token.
-
-    Others (adapters around a layer) are called as they are.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    if not bfloat16 or type(module) not in (nn.Linear, Conv1D):
-        return module
-    weight = module.weight.T if type(module) is Conv1D else module.weight
-    weight = weight.detach().to(torch.bfloat16).contiguous()
-    bias = None if module.bias is None else module.bias.detach().to(torch.bfloat16)
-    return lambda x: F.linear(x.to(torch.bfloat16), weight, bias)
-
-
 class LlamaBlock:
-    """Llama, Mistral, Qwen2 and Qwen3, through the modules of transformers (so adapters work)."""
+    """Llama, Mistral, Qwen2 and Qwen3, through the modules of transformers (so adapters work).
 
-    def __init__(self, layer: Any, bfloat16: bool) -> None:
+    wanted is for training passes, where the modules themselves are called.
+    """
+
+    def __init__(self, layer: Any, frozen: bool, bfloat16: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.layer, self.scale, self.size = layer, attention.scaling, attention.head_dim
-        self.q, self.k, self.v, self.o, self.gate, self.up, self.down = (
-            ready(module, bfloat16)
-            for module in (
-                attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
-                mlp.gate_proj, mlp.up_proj, mlp.down_proj,
-            )
-        )  # fmt: skip
+        self.q, self.kv = attention.q_proj, (attention.k_proj, attention.v_proj)
+        self.qkv = joined([self.q, *self.kv], frozen, bfloat16)
+        self.o, self.down = (ready(module, frozen, bfloat16) for module in (attention.o_proj, mlp.down_proj))
+        self.gate_up = joined([mlp.gate_proj, mlp.up_proj], frozen, bfloat16)
         self.q_norm, self.k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         self.silu = isinstance(mlp.act_fn, nn.SiLU) or type(mlp.act_fn).__name__ == "SiLUActivation"
+        self.one_product = not frozen and self.silu and is_plain(mlp.gate_proj, mlp.up_proj, mlp.down_proj)
 
     def heads(self, x: Tensor, turn: Turn, wanted: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         y = normed(self.layer.input_layernorm, x)
-        asked = y if wanted is None else y.index_select(1, wanted)
-        q, k, v = (
-            project(given).view(*given.shape[:2], -1, self.size)
-            for project, given in ((self.q, asked), (self.k, y), (self.v, y))
-        )
+        assert turn is not None
+        of_queries = turn
+        if wanted is None:
+            q, k, v = self.qkv(y)
+        else:
+            q, k, v = self.q(y.index_select(1, wanted)), *(project(y) for project in self.kv)
+            of_queries = turn[0].index_select(1, wanted), turn[1].index_select(1, wanted)
+        q, k, v = (part.unflatten(-1, (-1, self.size)) for part in (q, k, v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = normed(self.q_norm, q), normed(self.k_norm, k)
-        assert turn is not None
-        of_asked = (
-            turn if wanted is None else (turn[0].index_select(1, wanted), turn[1].index_select(1, wanted))
-        )
-        return rotated(q, *of_asked), rotated(k, *turn), v
+        return rotated(q, *of_queries), rotated(k, *turn), v
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.o(attended)
         y = normed(self.layer.post_attention_layernorm, x)
-        gate, up = self.gate(y), self.up(y)
-        return x + self.down(gated_silu(gate, up) if self.silu else self.layer.mlp.act_fn(gate) * up)
+        mlp = self.layer.mlp
+        if self.one_product:
+            return x + gated_mlp(y, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
+        gate, up = self.gate_up(y)
+        return x + self.down(gated_silu(gate, up) if self.silu else mlp.act_fn(gate) * up)
 
 
 class GPT2Block:
     """GPT-2: positions are in the embeddings, so heads are not turned."""
 
-    def __init__(self, layer: Any, bfloat16: bool) -> None:
+    def __init__(self, layer: Any, frozen: bool, bfloat16: bool) -> None:
         attention, mlp = layer.attn, layer.mlp
         self.layer, self.scale, self.size = layer, attention.scaling, attention.head_dim
         self.qkv, self.o, self.up, self.down = (
-            ready(module, bfloat16) for module in (attention.c_attn, attention.c_proj, mlp.c_fc, mlp.c_proj)
+            ready(module, frozen, bfloat16)
+            for module in (attention.c_attn, attention.c_proj, mlp.c_fc, mlp.c_proj)
         )
 
     def heads(self, x: Tensor, turn: Turn, wanted: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
@@ -113,7 +101,10 @@ def normed(norm: Any, x: Tensor) -> Tensor:
 
 
 class Family(Protocol):
-    """A model type's trunk in parts: embeddings, blocks, and the norm at the end."""
+    """A model type's trunk in parts: embeddings, blocks, and the norm at the end.
+
+    Made with frozen = True its weights must not change while it is used: they are copied where that is faster.
+    """
 
     blocks: Sequence[Block]
     final: Callable[[Tensor], Tensor]
@@ -125,10 +116,10 @@ class Family(Protocol):
 class LlamaFamily:
     """Llama, Mistral, Qwen2 and Qwen3."""
 
-    def __init__(self, trunk: Any, bfloat16: bool) -> None:
+    def __init__(self, trunk: Any, frozen: bool = False, bfloat16: bool = False) -> None:
         self.trunk = trunk
         self.final: Callable[[Tensor], Tensor] = partial(normed, trunk.norm)
-        self.blocks: Sequence[Block] = [LlamaBlock(layer, bfloat16) for layer in trunk.layers]
+        self.blocks: Sequence[Block] = [LlamaBlock(layer, frozen, bfloat16) for layer in trunk.layers]
 
     def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Turn]:
         x = self.trunk.embed_tokens(tokens)
@@ -139,10 +130,10 @@ class LlamaFamily:
 class GPT2Family:
     """GPT-2."""
 
-    def __init__(self, trunk: Any, bfloat16: bool) -> None:
+    def __init__(self, trunk: Any, frozen: bool = False, bfloat16: bool = False) -> None:
         self.trunk = trunk
         self.final: Callable[[Tensor], Tensor] = trunk.ln_f
-        self.blocks: Sequence[Block] = [GPT2Block(layer, bfloat16) for layer in trunk.h]
+        self.blocks: Sequence[Block] = [GPT2Block(layer, frozen, bfloat16) for layer in trunk.h]
 
     def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Turn]:
         # Padding may stand behind the last position that there is an embedding for.

@@ -68,7 +68,7 @@ def response_states(
     network: Any = trunk or model.trunk
     predicting, final = predicting_states(sequences.response_index), sequences.offsets[1:] - 1
     if runs_ragged(model, network) and not twice:
-        family, wanted = FAMILIES[network.config.model_type](network, False), torch.cat([predicting, final])
+        family, wanted = FAMILIES[network.config.model_type](network), torch.cat([predicting, final])
         with model.autocast():
             states = ragged_states(family, sequences, wanted, model.activation_checkpointing)
         return states[: len(predicting)], states[len(predicting) :]

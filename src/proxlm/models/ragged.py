@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from proxlm.models.attention import causal_attention
 from proxlm.models.blocks import Block, Family, Turn
 from proxlm.models.fused import gathered, spread
 from proxlm.types import Sequences
@@ -60,24 +60,15 @@ def _through(block: Block, x: Tensor, turn: Turn, rows: _Rows, wanted: Tensor | 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, rows: _Rows, wanted: Tensor | None, scale: float) -> Tensor:
     """Queries [N or W, Q, D] over keys and values [N, G, D], of its row up to itself → [N or W, Q · D]."""
-    cells = rows.number * rows.longest
     place = of_queries = rows.place
     if wanted is not None:
         of_queries = wanted if place is None else place[wanted]
     keys, values = (_in_rows(part, place, rows) for part in (k, v))
-    attended = F.scaled_dot_product_attention(
-        _in_rows(q, of_queries, rows),
-        keys,
-        values,
-        is_causal=True,
-        scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
-    attended = attended.transpose(1, 2).reshape(cells, -1)
+    attended = causal_attention(_in_rows(q, of_queries, rows), keys, values, scale).flatten(0, 1)
     return attended if of_queries is None else gathered(attended, of_queries)
 
 
 def _in_rows(x: Tensor, place: Tensor | None, rows: _Rows) -> Tensor:
-    """[n, h, D] → [B, h, T, D]."""
+    """[n, h, D] → [B, T, h, D]."""
     cells = x if place is None else spread(x, place, rows.number * rows.longest)
-    return cells.view(rows.number, rows.longest, *x.shape[1:]).transpose(1, 2)
+    return cells.view(rows.number, rows.longest, *x.shape[1:])

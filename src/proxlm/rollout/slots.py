@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from proxlm.models.blocks import FAMILIES, Family, ready
+from proxlm.models.blocks import FAMILIES, Family
 from proxlm.models.language_model import LanguageModel
+from proxlm.models.products import ready
 
 
 class Memory(NamedTuple):
@@ -33,8 +34,8 @@ class SlotDecoder:
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
         family = FAMILIES[model.network.config.model_type]
-        self.family: Family = family(model.trunk, model.bfloat16)
-        self.head = ready(model.network.get_output_embeddings(), model.bfloat16)
+        self.family: Family = family(model.trunk, True, model.bfloat16)
+        self.head = ready(model.network.get_output_embeddings(), True, model.bfloat16)
         self.cache: Tensor | None = None
         self.lengths = torch.zeros(0, dtype=torch.int64, device=model.device)
 

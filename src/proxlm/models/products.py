@@ -1,0 +1,83 @@
+"""The linear layers of a block as matrix products that keep little and are few."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def is_plain(*modules: Any) -> bool:
+    """Whether all are linear layers without bias and nothing else (no adapter around them)."""
+    return all(type(module) is nn.Linear and module.bias is None for module in modules)
+
+
+def ready(module: Any, frozen: bool, bfloat16: bool) -> Callable[[Tensor], Tensor]:
+    """The module; frozen and in bf16, a plain linear layer with its weights cast once and not at every token.
+
+    Others (adapters around a layer) are called as they are.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    if not (frozen and bfloat16) or type(module) not in (nn.Linear, Conv1D):
+        return module
+    weight = module.weight.T if type(module) is Conv1D else module.weight
+    weight = weight.detach().to(torch.bfloat16).contiguous()
+    bias = None if module.bias is None else module.bias.detach().to(torch.bfloat16)
+    return lambda x: F.linear(x.to(torch.bfloat16), weight, bias)
+
+
+def joined(modules: Sequence[Any], frozen: bool, bfloat16: bool) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """x [..., H] → the output of each module on x. Frozen plain linear layers are one product.
+
+    For one token a row that spares calls; a training pass gains nothing by it.
+    """
+    same = all(type(m) is nn.Linear for m in modules) and len({m.bias is None for m in modules}) == 1
+    if not (frozen and same):
+        single = [ready(module, frozen, bfloat16) for module in modules]
+        return lambda x: tuple(one(x) for one in single)
+    dtype = torch.bfloat16 if bfloat16 else modules[0].weight.dtype
+    widths = [m.out_features for m in modules]
+    weight = torch.cat([m.weight.detach() for m in modules]).to(dtype)
+    bias = None if modules[0].bias is None else torch.cat([m.bias.detach() for m in modules]).to(dtype)
+    return lambda x: F.linear(x.to(dtype), weight, bias).split(widths, -1)
+
+
+def gated_mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """(silu(x Gᵀ) · x Uᵀ) Dᵀ (Shazeer 2020) for x [..., H], G and U [I, H], D [H, I].
+
+    Keeps x and the two products; what is between them and the last product is computed again. Under autocast the
+    products are in its dtype.
+    """
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    y: Tensor = _GatedMLP.apply(x.flatten(0, -2).to(dtype), gate, up, down)
+    return y.view(*x.shape[:-1], -1)
+
+
+class _GatedMLP(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        gated, open_ = x @ gate.to(x.dtype).T, x @ up.to(x.dtype).T
+        ctx.save_for_backward(x, gated, open_, gate, up, down)
+        return F.silu(gated).mul_(open_) @ down.to(x.dtype).T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, gated, open_, gate, up, down = ctx.saved_tensors
+        inner, active = given @ down.to(x.dtype), F.silu(gated)
+        of_open = inner * active
+        of_down = given.T @ active.mul_(open_)
+        of_gated = torch.ops.aten.silu_backward(inner.mul_(open_), gated)
+        of_x = (of_gated @ gate.to(x.dtype)).addmm_(of_open, up.to(x.dtype))
+        return (
+            of_x,
+            (of_gated.T @ x).to(gate.dtype),
+            (of_open.T @ x).to(up.dtype),
+            of_down.to(down.dtype),
+        )
