@@ -78,7 +78,9 @@ def main() -> None:
 
     import torch
 
-    torch.set_num_threads(given.threads)
+    from proxlm.apps.session import set_up
+
+    set_up(work.seed, given.threads)
     from transformers import AutoModelForSequenceClassification
 
     from proxlm.data.prompts import PromptStream

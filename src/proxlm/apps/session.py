@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from proxlm.allocator import keep_freed_memory
 from proxlm.config import (
     ControlJob,
     DataConfig,
@@ -39,6 +40,7 @@ def set_up(seed: int, threads: int = 0, model: ModelConfig | None = None) -> Non
     from transformers.utils import logging
 
     torch.manual_seed(derive_seed(seed, "weights"))
+    keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
     logging.disable_progress_bar()

@@ -24,6 +24,7 @@ from proxlm.models.blocks import FAMILIES, fits
 from proxlm.models.encoder_decoder import source_and_target
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.ragged import ragged_states
+from proxlm.rl.linear_head import linear_head_logprobs
 from proxlm.rl.logprobs import chunked_logprobs, predicting_states
 from proxlm.types import Sequences
 
@@ -126,9 +127,12 @@ def token_outputs(
 ) -> TokenOutputs:
     """Log-prob (and entropy) of every response token, teacher-forced; float32. Sequences on the model's device."""
     states, final_states = response_states(model, sequences)
-    logprobs, entropies = chunked_logprobs(
-        states, model.logits, sequences.response_tokens, temperature, entropy, logit_chunk(model)
-    )
+    tokens, weight = sequences.response_tokens, model.head_weight
+    rest = (tokens, temperature, entropy, logit_chunk(model))
+    if weight is None:
+        logprobs, entropies = chunked_logprobs(states, model.logits, *rest)
+    else:
+        logprobs, entropies = linear_head_logprobs(states, weight, *rest)
     return TokenOutputs(logprobs, entropies, states, final_states)
 
 

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from proxlm.errors import ModelError
 from proxlm.models.encoder_decoder import EncoderDecoderTrunk, start_token
 
+# Fields of a configuration by which `logits` changes what the head gives.
+LOGIT_CHANGES = ("scale_decoder_outputs", "logit_scale", "logits_scaling", "final_logit_softcapping")
+
 
 @dataclass(eq=False)
 class LanguageModel:
@@ -90,6 +93,19 @@ class LanguageModel:
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
         return logits
+
+    @property
+    def head_weight(self) -> nn.Parameter | None:
+        """The head's matrix [V, H], if the logits are its product with the states and nothing else, in float32."""
+        config, head = self.network.config.get_text_config(), self.network.get_output_embeddings()
+        weight: Any = getattr(head, "weight", None)
+        kind: type = type(head)
+        if kind is not nn.Linear or head.bias is not None or type(weight) is not nn.Parameter:
+            return None  # adapters around it, or its matrix in pieces on many devices
+        changed = any(getattr(config, name, None) for name in LOGIT_CHANGES)
+        if changed or getattr(self.network, "final_logits_bias", None) is not None or self.bfloat16:
+            return None
+        return weight
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 computation if asked, else nothing."""

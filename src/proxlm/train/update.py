@@ -11,6 +11,7 @@ from proxlm.config import PPOConfig
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.models.forward import logit_chunk, micro_batches, response_states
 from proxlm.rl.kl import kl_estimate
+from proxlm.rl.linear_head import backward_through_linear_head, linear_head_logprobs
 from proxlm.rl.logprobs import backward_through_head, chunked_logprobs
 from proxlm.rl.losses import PolicyLoss, clipped_value_loss, token_weights
 from proxlm.rl.policy_losses import LossInputs
@@ -159,9 +160,14 @@ def _policy_gradient(
     def loss(span: slice, logprobs: Tensor, entropy: Tensor | None) -> Tensor:
         return _policy_loss(learner, part, weights, stats, span, logprobs, entropy)
 
+    weight = model.head_weight
+    if learner.tokenwise and weight is not None:
+        return states, (states, backward_through_linear_head(states, weight, tokens, *rest, loss))
     if learner.tokenwise:
         return states, (states, backward_through_head(states, head, tokens, *rest, loss))
     whole = slice(0, len(tokens))
+    if weight is not None:
+        return states, (loss(whole, *linear_head_logprobs(states, weight, tokens, *rest)), None)
     return states, (loss(whole, *chunked_logprobs(states, head, tokens, *rest)), None)
 
 
