@@ -17,9 +17,7 @@ def keep_freed_memory() -> bool:
     anew. The peak is the same. Returns whether it was done: other C libraries have no such setting.
     """
     try:
-        libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version
-        set_option = libc.mallopt
+        set_option = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # Windows has no library without a name
         return False
     done = [set_option(M_MMAP_THRESHOLD, MMAP_THRESHOLD), set_option(M_TRIM_THRESHOLD, 2**31 - 1)]
