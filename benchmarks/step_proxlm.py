@@ -55,7 +55,7 @@ def job_of(work: Work, folder: Path, given: argparse.Namespace) -> Any:
         "ppo.batch_size": work.batch,
         "ppo.epochs": work.epochs,
         "ppo.minibatches": 1,
-        "ppo.micro_batch_tokens": given.micro_batch_tokens or work.micro_batch * work.longest,
+        "ppo.micro_batch_tokens": given.micro_batch_tokens,
         "optim.policy.lr": 1e-5,
         "optim.critic.lr": 1e-5,
         "run.save_every": 0,
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--critic", default="separate")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--packed", action="store_true")
-    parser.add_argument("--micro-batch-tokens", type=int, default=0)
+    parser.add_argument("--micro-batch-tokens", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()

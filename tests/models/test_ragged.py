@@ -127,8 +127,7 @@ def test_the_parts_of_a_block_have_the_derivatives_of_their_formulas(shape: tupl
     torch.manual_seed(0)
     x, y = (torch.randn(*shape, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
     weight = torch.randn(8, dtype=torch.float64, requires_grad=True)
-    angle = torch.randn(*shape[:-1], shape[-1], 4, dtype=torch.float64).repeat_interleave(2, -1)
-    angle = torch.cat([angle[..., ::2], angle[..., ::2]], -1)
+    angle = torch.randn(*shape, 4, dtype=torch.float64)
     place = torch.tensor([3, 0, 4])[: shape[0]]
     check = torch.autograd.gradcheck
     assert check(lambda a, w: fused.rms_norm(a, w, 1e-3), (x, weight))
@@ -139,7 +138,8 @@ def test_the_parts_of_a_block_have_the_derivatives_of_their_formulas(shape: tupl
     expected = weight * x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt()
     torch.testing.assert_close(fused.rms_norm(x, weight, 1e-3), expected)
     torch.testing.assert_close(fused.gated_silu(x, y), x * torch.sigmoid(x) * y)
-    turned = x * angle.cos() + torch.cat([-x[..., 4:], x[..., :4]], -1) * angle.sin()
+    points = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(angle), angle)
+    turned = torch.cat([points.real, points.imag], -1)
     torch.testing.assert_close(fused.rotated(x, angle.cos(), angle.sin()), turned)
 
 

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from proxlm.models.fused import gated_silu, rms_norm, rotated
-from proxlm.models.products import gated_mlp, is_plain, joined, ready
+from proxlm.models.products import gated_mlp, is_plain, joined, one_product, ready
 
-# cos and sin of the heads' angles, [b, t, 1, D] each; None where positions are in the embeddings.
+# cos and sin of the heads' angles, [b, t, 1, D / 2] each; None where positions are in the embeddings.
 Turn = tuple[Tensor, Tensor] | None
 
 
@@ -39,8 +39,9 @@ class LlamaBlock:
     def __init__(self, layer: Any, frozen: bool, bfloat16: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.layer, self.scale, self.size = layer, attention.scaling, attention.head_dim
-        self.q, self.kv = attention.q_proj, (attention.k_proj, attention.v_proj)
-        self.qkv = joined([self.q, *self.kv], frozen, bfloat16)
+        self.q, self.k, self.v = attention.q_proj, attention.k_proj, attention.v_proj
+        self.groups = attention.config.num_key_value_heads
+        self.together = one_product([self.q, self.k, self.v], bfloat16) if frozen else None
         self.o, self.down = (ready(module, frozen, bfloat16) for module in (attention.o_proj, mlp.down_proj))
         self.gate_up = joined([mlp.gate_proj, mlp.up_proj], frozen, bfloat16)
         self.q_norm, self.k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
@@ -51,15 +52,27 @@ class LlamaBlock:
         y = normed(self.layer.input_layernorm, x)
         assert turn is not None
         of_queries = turn
-        if wanted is None:
-            q, k, v = self.qkv(y)
+        if self.together is not None and wanted is None:
+            heads = self.together(y).unflatten(-1, (-1, self.size))
+            if self.q_norm is None:
+                return self._turned_together(heads, turn)
+            q, k, v = heads.split([heads.shape[2] - 2 * self.groups, self.groups, self.groups], 2)
         else:
-            q, k, v = self.q(y.index_select(1, wanted)), *(project(y) for project in self.kv)
-            of_queries = turn[0].index_select(1, wanted), turn[1].index_select(1, wanted)
-        q, k, v = (part.unflatten(-1, (-1, self.size)) for part in (q, k, v))
+            asked = y if wanted is None else y.index_select(1, wanted)
+            q, k, v = (
+                project(given).unflatten(-1, (-1, self.size))
+                for project, given in ((self.q, asked), (self.k, y), (self.v, y))
+            )
+            if wanted is not None:
+                of_queries = turn[0].index_select(1, wanted), turn[1].index_select(1, wanted)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = normed(self.q_norm, q), normed(self.k_norm, k)
         return rotated(q, *of_queries), rotated(k, *turn), v
+
+    def _turned_together(self, heads: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """All heads [b, t, Q + 2 G, D] in one tensor; the first Q + G are turned."""
+        turned, values = rotated(heads[:, :, : -self.groups], *turn), heads[:, :, -self.groups :]
+        return turned[:, :, : -self.groups], turned[:, :, -self.groups :], values
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.o(attended)
@@ -124,7 +137,8 @@ class LlamaFamily:
     def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Turn]:
         x = self.trunk.embed_tokens(tokens)
         cos, sin = self.trunk.rotary_emb(x, position_ids=positions)
-        return x, (cos[:, :, None], sin[:, :, None])
+        half = cos.shape[-1] // 2  # the second half is the same
+        return x, (cos[:, :, None, :half], sin[:, :, None, :half])
 
 
 class GPT2Family:

@@ -18,17 +18,27 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     x [..., H], weight [H]. Keeps x and one number for each state; not for differentiating twice.
     """
+    if (
+        not torch.is_grad_enabled()
+    ):  # without the cost of an autograd function, which counts for a single token
+        return _normed(x, weight, eps)[0]
     y: Tensor = _RMSNorm.apply(x, weight, eps)
     return y
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm, and 1 / √(mean(x²) + eps)."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    inverse = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return (wide * inverse).to(x.dtype) * weight, inverse
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x if x.dtype == torch.float64 else x.float()
-        inverse = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        y, inverse = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        return (wide * inverse).to(x.dtype) * weight
+        return y
 
     @staticmethod
     @once_differentiable
@@ -45,6 +55,8 @@ class _RMSNorm(torch.autograd.Function):
 
 def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up (Shazeer 2020), elementwise. Keeps the two inputs only."""
+    if not torch.is_grad_enabled():
+        return F.silu(gate).mul_(up)
     y: Tensor = _GatedSilu.apply(gate, up)
     return y
 
@@ -66,8 +78,10 @@ class _GatedSilu(torch.autograd.Function):
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding (Su et al. 2021) in the layout of transformers: halves, not pairs.
 
-    x [..., D]; cos and sin, of each half the same, broadcast to it. Keeps nothing of x.
+    x [..., D]; cos and sin [..., D / 2] of the angles, broadcast to it. Keeps nothing of x.
     """
+    if not torch.is_grad_enabled():
+        return _turn(x, cos, sin, 1)
     y: Tensor = _Rotated.apply(x, cos, sin)
     return y
 
@@ -88,7 +102,7 @@ class _Rotated(torch.autograd.Function):
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
     """The first half and the second as the two coordinates of points that are turned by the angles."""
     half = x.shape[-1] // 2
-    cos, sin = cos[..., :half].to(x.dtype), sin[..., :half].to(x.dtype)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     turned = torch.empty_like(x, memory_format=torch.contiguous_format)
     first, second = x[..., :half], x[..., half:]
     torch.mul(first, cos, out=turned[..., :half]).addcmul_(second, sin, value=-direction)
