@@ -37,7 +37,13 @@ def algorithm_problems(ppo: PPOConfig, model: ModelConfig) -> Problems:
         ):
             if used:
                 found.append((key, f"ppo.advantage = {ppo.advantage} has no critic"))
-    if model.critic_from and model.critic == "shared":
+    if advantage.critic and model.critic == "adapter":
+        if not model.lora.rank:
+            found.append(("model.critic", "adapter needs adapters: set model.lora.rank"))
+        if model.activation_checkpointing:
+            # What a block computes again it would compute with the adapters then in force.
+            found.append(("model.activation_checkpointing", "cannot be used with model.critic = adapter"))
+    if model.critic_from and model.critic != "separate":
         found.append(("model.critic_from", "needs model.critic = separate"))
     if ppo.critic_lam < 0 and ppo.critic_lam != -1:
         found.append(("ppo.critic_lam", "must be −1 (the same as lam) or from 0 to 1"))

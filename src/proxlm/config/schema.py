@@ -25,10 +25,10 @@ class ModelConfig:
     """Which model, which critic, in which precision, on which device."""
 
     policy: str = setting("", "the language model: a folder in Hugging Face format, or a name on the hub")
-    critic: Literal["shared", "separate"] = setting(
+    critic: Literal["shared", "separate", "adapter"] = setting(
         "separate",
-        "value head on the policy's trunk (shared), or on a copy of it (separate); advantages that use no values"
-        " have no critic",
+        "value head on the policy's trunk (shared), on a copy of it (separate), or, with model.lora, on the policy's"
+        " base with adapters of the critic's own (adapter); advantages that use no values have no critic",
     )
     critic_from: str = setting(
         "", "start the critic from this reward model (folder or hub name), trunk and head; empty: V = 0"

@@ -13,8 +13,8 @@ from proxlm.config import ModelConfig
 from proxlm.errors import ModelError
 from proxlm.models.families import register_families
 from proxlm.models.forward import TokenOutputs, response_states, token_outputs
-from proxlm.models.language_model import LanguageModel
-from proxlm.models.load import load_language_model
+from proxlm.models.language_model import CRITIC, LanguageModel
+from proxlm.models.load import add_critic_adapters, load_language_model
 from proxlm.types import Sequences
 
 
@@ -35,7 +35,8 @@ class ValueHead(nn.Module):
 
 @dataclass(eq=False)
 class ActorCritic:
-    """value_head None: there is no critic. critic_trunk None: the critic is the value head on the policy's trunk.
+    """value_head None: there is no critic. critic_trunk None: the critic is the value head on the policy's trunk, or
+    with own_adapters on the policy's base with adapters of its own.
 
     reference None: the reference is the policy's base with its adapters off (LoRA).
     """
@@ -44,10 +45,11 @@ class ActorCritic:
     value_head: ValueHead | None
     critic_trunk: Any
     reference: LanguageModel | None
+    own_adapters: bool = False
 
     @property
     def shared(self) -> bool:
-        return self.value_head is not None and self.critic_trunk is None
+        return self.value_head is not None and self.critic_trunk is None and not self.own_adapters
 
     def policy_outputs(self, sequences: Sequences, temperature: float, entropy: bool = False) -> TokenOutputs:
         """Log-probs, entropy and states of the response tokens under the policy."""
@@ -70,6 +72,9 @@ class ActorCritic:
 
         A shared trunk's are without gradient: whoever learns the policy takes them from `policy_outputs`.
         """
+        if self.own_adapters:
+            with self.policy.with_critic_adapters():
+                return response_states(self.policy, sequences)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.shared):
             return response_states(self.policy, sequences, self.critic_trunk)
 
@@ -95,8 +100,9 @@ class ActorCritic:
         return self.policy.trainable()
 
     def critic_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """What the critic's learning rate moves: the value head, and a separate critic's trunk."""
+        """What the critic's learning rate moves: the value head, and its trunk or adapters if it has its own."""
         own = [] if self.critic_trunk is None else list(self.critic_trunk.named_parameters(prefix="trunk"))
+        own += self.policy.trainable(CRITIC) if self.own_adapters else []
         own += [] if self.value_head is None else list(self.value_head.named_parameters(prefix="head"))
         return [(name, p) for name, p in own if p.requires_grad]
 
@@ -108,14 +114,16 @@ def load_actor_critic(config: ModelConfig, critic: bool = True) -> ActorCritic:
 
 
 def make_actor_critic(policy: LanguageModel, critic: str) -> ActorCritic:
-    """A critic ("shared", "separate" or "none") and a frozen reference for a policy at its starting point."""
+    """A critic ("shared", "separate", "adapter" or "none") and a frozen reference for a policy at its start."""
     reference = None
     if policy.adapters is None:
         frozen = copy.deepcopy(policy.network).requires_grad_(False)
         reference = replace(policy, network=frozen)
     trunk = copy.deepcopy(policy.trunk) if critic == "separate" else None
     head = None if critic == "none" else ValueHead(policy.hidden_size).to(policy.device)
-    return ActorCritic(policy, head, trunk, reference)
+    if critic == "adapter":
+        add_critic_adapters(policy)
+    return ActorCritic(policy, head, trunk, reference, own_adapters=critic == "adapter")
 
 
 def critic_from_reward_model(models: ActorCritic, path: str) -> ActorCritic:

@@ -17,6 +17,10 @@ from proxlm.models.encoder_decoder import EncoderDecoderTrunk, start_token
 LOGIT_CHANGES = ("scale_decoder_outputs", "logit_scale", "logits_scaling", "final_logit_softcapping")
 
 
+# PEFT's names of the adapters.
+POLICY, CRITIC = "default", "critic"
+
+
 @dataclass(eq=False)
 class LanguageModel:
     """A transformers causal LM or encoder–decoder, its tokenizer, and its adapters if it has any.
@@ -119,9 +123,30 @@ class LanguageModel:
         with self.adapters.disable_adapter() if self.adapters is not None else contextlib.nullcontext():
             yield
 
-    def trainable(self) -> list[tuple[str, nn.Parameter]]:
-        """Named parameters that learn."""
-        return [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
+    @contextlib.contextmanager
+    def with_critic_adapters(self) -> Iterator[None]:
+        """The critic's adapters in the place of the policy's; both go on to learn."""
+        learning = [p for _, p in self.trainable() + self.trainable(CRITIC)]
+        self.adapters.set_adapter(CRITIC)
+        try:
+            _let_learn(learning)
+            yield
+        finally:
+            self.adapters.set_adapter(POLICY)
+            _let_learn(learning)
+
+    def trainable(self, whose: str = POLICY) -> list[tuple[str, nn.Parameter]]:
+        """Named parameters that learn: with adapters, those of that name."""
+        named = self.network.named_parameters()
+        if self.adapters is None:
+            return [(name, p) for name, p in named if p.requires_grad]
+        return [(name, p) for name, p in named if f".{whose}." in name and "lora_" in name]
+
+
+def _let_learn(parameters: list[nn.Parameter]) -> None:
+    """PEFT lets only the adapters in force learn."""
+    for p in parameters:
+        p.requires_grad_(True)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from proxlm.models.blocks import FAMILIES
 from proxlm.models.device import resolve_device, uses_bfloat16
 from proxlm.models.families import SHORT_NAMES, is_encoder_decoder_type, register_families
 from proxlm.models.forward import check_packing, runs_ragged
-from proxlm.models.language_model import LanguageModel, check_head
+from proxlm.models.language_model import CRITIC, POLICY, LanguageModel, check_head
 
 
 def load_language_model(config: ModelConfig) -> LanguageModel:
@@ -109,6 +110,14 @@ def add_lora(model: LanguageModel, lora: LoraConfig) -> LanguageModel:
             f"model.lora.targets = {lora.targets}: {' '.join(str(error).split())[:200]}"
         ) from error
     return replace(model, adapters=adapted.eval())
+
+
+def add_critic_adapters(model: LanguageModel) -> None:
+    """A second set of adapters like the policy's, for the critic; they begin as nothing, too."""
+    model.adapters.add_adapter(CRITIC, copy.deepcopy(model.adapters.peft_config[POLICY]))
+    model.adapters.eval()
+    for _, p in model.trainable() + model.trainable(CRITIC):
+        p.requires_grad_(True)
 
 
 def build_language_model(
