@@ -49,7 +49,7 @@ def test_help_has_every_setting_with_default_and_meaning(job: str) -> None:
     [
         ("ppo", "  --ppo.lam NUMBER  (default 0.95, at least 0, at most 1)"),
         ("ppo", "  --run.seed INTEGER  (default 0, at least 0, less than 4294967296)"),
-        ("ppo", '  --model.critic shared|separate  (default "separate")'),
+        ("ppo", '  --model.critic shared|separate|adapter  (default "separate")'),
         ("ppo", "  --model.lora.targets TEXT, repeatable  (default [])"),
         ("ppo", "  --optim.critic.lr NUMBER  (default 1e-05, more than 0)"),
         ("ppo", "  --reward.weights {KEY = NUMBER, ...}  (default {})"),

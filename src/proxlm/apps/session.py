@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from proxlm.allocator import keep_freed_memory
 from proxlm.config import (
     ControlJob,
     DataConfig,
@@ -23,6 +22,7 @@ from proxlm.config import (
 from proxlm.data.prompts import LoadedPrompts, load_prompts
 from proxlm.data.tokenizer import load_tokenizer, require_folder
 from proxlm.errors import ConfigError, DataError, ModelError
+from proxlm.models.allocator import keep_freed_memory
 from proxlm.models.device import is_emulated
 from proxlm.runlog.folder import open_run, write_atomic
 from proxlm.runlog.loggers import check_wandb
