@@ -12,7 +12,7 @@ from typing import Any
 
 from proxlm.sandbox.wire import LostError, Peer, write_frame
 
-_LONGEST_MESSAGE = 200
+_LONGEST_MESSAGE, _LONGEST_TRACEBACK = 200, 4000
 
 
 def run_program(source: str, peer: Peer | None) -> int:
@@ -46,9 +46,10 @@ def run_program(source: str, peer: Peer | None) -> int:
 
 
 def _traceback(error: BaseException) -> str:
-    """Without our own lines, and without all those of a deep recursion."""
+    """Its end, without our own lines and those of a deep recursion."""
     below = error.__traceback__.tb_next if error.__traceback__ else None
-    return "".join(traceback.format_exception(type(error), error, below, limit=-20, chain=False))
+    lines = traceback.format_exception(type(error), error, below, limit=-20, chain=False)
+    return "".join(lines)[-_LONGEST_TRACEBACK:]
 
 
 def _exit_status(code: Any) -> int:
