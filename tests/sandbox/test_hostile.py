@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from hostile import HOSTILE, Hostile
 import proxlm
 from proxlm.config import RewardConfig
 from proxlm.rewards import build_reward
-from proxlm.sandbox import Limits, isolation, run_python
+from proxlm.sandbox import Limits, isolation, run, run_python
 from proxlm.types import Completion
 
 SOURCE = Path(proxlm.__file__).parent
@@ -59,7 +58,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
     scratch.mkdir()
     canary = folder / "canary"
     canary.write_text(SECRET)
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr(run, "_IN_MEMORY", str(scratch))
     monkeypatch.setenv("PROXLM_SECRET", SECRET)
     tcp, udp, unix = socket.socket(), socket.socket(type=socket.SOCK_DGRAM), socket.socket(socket.AF_UNIX)
     pair = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
