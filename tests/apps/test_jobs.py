@@ -255,6 +255,6 @@ def test_code_rewards_in_a_run_whose_responses_are_hostile(place):
     result = run_ppo(config, reward=hostile)
     assert all(values == worth for values, worth in seen)
     assert [row["step"] for row in rows(place / "run" / "metrics.jsonl")] == [1, 2]
-    assert [row["reward"] for row in rows(place / "run" / "metrics.jsonl")] == [-0.5, -0.5]
+    assert [row["reward"] for row in rows(place / "run" / "metrics.jsonl")] == [-4.5 / 8] * 2
     assert result.after is not None
     assert (place / "model").is_dir()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import resource
 import struct
 from collections.abc import Sequence
@@ -51,7 +50,7 @@ def landlock_version() -> int:
 
 def seccomp_available() -> bool:
     """Whether this kernel takes seccomp filters and the filter here knows the machine."""
-    return platform.machine() in MACHINES and _prctl(_GET_SECCOMP, 0) >= 0
+    return os.uname().machine in MACHINES and _prctl(_GET_SECCOMP, 0) >= 0
 
 
 def die_with_parent(parent: int) -> None:
@@ -87,7 +86,7 @@ def confine(readable: Sequence[str], folder: str | None) -> None:
     _checked(_prctl(_NO_NEW_PRIVILEGES, 1), "no_new_privs")
     if folder is not None:
         _restrict_files(readable, folder)
-    code = _filter(platform.machine(), folder is not None)
+    code = _filter(os.uname().machine, folder is not None)
     buffer = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
     _checked(_prctl(_SET_SECCOMP, _FILTER, program), "seccomp")

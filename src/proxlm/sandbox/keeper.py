@@ -10,6 +10,7 @@ So a program can neither reach the tests in its own memory nor what was left the
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -32,6 +33,7 @@ def main() -> None:
     """Serve on standard input and output until the input ends."""
     site.setquit()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    gc.freeze()  # a collection in a fork would copy every page
     poll = select.poll()
     poll.register(0, select.POLLIN)
     while poll.poll()[0][1] & select.POLLIN:
