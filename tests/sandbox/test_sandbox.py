@@ -35,7 +35,7 @@ needs_linux = pytest.mark.skipif(isolation().landlock == 0, reason="needs Linux 
 
 HONEST = """
     import asyncio, bisect, collections, csv, dataclasses, datetime, decimal, functools, heapq, itertools, json, math
-    import random, re, sqlite3, statistics, string, sys, tempfile, threading, typing, unicodedata, zoneinfo
+    import os, random, re, sqlite3, statistics, string, sys, tempfile, threading, typing, unicodedata, zoneinfo
 
     @dataclasses.dataclass
     class Point:
@@ -52,8 +52,9 @@ HONEST = """
     thread.join()
     with open("table.csv", "w") as file:
         csv.writer(file).writerow([1, "a"])
-    with tempfile.TemporaryFile() as file:
+    with tempfile.TemporaryFile() as file, open(os.devnull, "w") as nothing:
         file.write(b"x")
+        print("y", file=nothing)
     print(open("table.csv").read(), sqlite3.connect("base.db").execute("select 2").fetchall())
     print(datetime.datetime(2020, 1, 1, tzinfo=zoneinfo.ZoneInfo("UTC")).isoformat(), file=sys.stderr)
     exit()

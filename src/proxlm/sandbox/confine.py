@@ -97,7 +97,7 @@ def _restrict_files(readable: Sequence[str], folder: str) -> None:
     handled = (1 << _RIGHTS.get(version, 16)) - 1
     rules = _checked(_syscall(LANDLOCK_CREATE, struct.pack("Q", handled), 8, 0), "landlock_create_ruleset")
     write = _WRITE | _REMOVE | _MAKE | _CUT
-    for path, rights in [*((path, 0) for path in readable), (folder, write)]:
+    for path, rights in [*((path, 0) for path in readable), (os.devnull, _WRITE), (folder, write)]:
         try:
             place = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except FileNotFoundError:

@@ -26,7 +26,7 @@ from proxlm.sandbox.watch import READY, Watched, watch
 from proxlm.sandbox.wire import Peer, read_frame, write_frame
 
 _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/localtime", "/etc/ld.so.cache",
-           "/dev/null", "/dev/zero", "/dev/urandom")  # fmt: skip
+           "/dev/zero", "/dev/urandom")  # fmt: skip
 
 
 def main() -> None:
