@@ -15,8 +15,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # A module may import from its own layer and those before it.
 LAYERS = [
     "errors", "seeds", "types", "config", "runlog", "doctor", "checkpoint", "data", "rl", "models", "rollout",
-    "errors", "seeds", "types", "config", "runlog", "doctor", "checkpoint", "data", "rl", "models", "rollout",
-    "rewards", "environments", "train", "control", "evaluation", "apps", "__main__",
+    "sandbox", "rewards", "environments", "train", "control", "evaluation", "apps", "__main__",
 ]  # fmt: skip
 
 

@@ -14,6 +14,9 @@ from proxlm.__main__ import main
 from proxlm.apps.ppo import run_ppo
 from proxlm.config import load_config
 from proxlm.models.save import save_language_model
+from proxlm.rewards.builtin import python_tests
+from proxlm.sandbox import isolation
+from proxlm.types import Completion
 from small_models import TEXTS, tiny_model
 
 REWARD = "def score(completions):\n    return [sum(c in 'aeiou' for c in x.text) / 20 for x in completions]\n"
@@ -219,3 +222,39 @@ def test_resumed_pretraining_keeps_its_tokenizer(place):
     (place / "a.txt").write_text("zq xj vk " * 600, encoding="utf-8")
     assert main([*arguments, "--train.steps", "10", "--resume"]) == 2  # other rows than before
     assert AutoTokenizer.from_pretrained(place / "base" / "policy").get_vocab() == before
+
+
+def test_code_rewards_in_a_run_whose_responses_are_hostile(place):
+    """Each response is replaced by a program, most of them hostile; the run learns from the right scores."""
+    if not isolation().landlock:
+        pytest.skip("needs Linux with Landlock")
+    programs = [
+        ("def f(x): return x + 1", 1.0),
+        ("import os\nwhile True: os.fork()", -1.0),
+        ("import os\nos.kill(os.getppid(), 9)", -1.0),
+        ("x = bytes(1 << 40)", -1.0),
+        ("import ctypes\nctypes.string_at(0)", -1.0),
+        ("def f(x): return 7", 0.5),
+        ("while True: print('spam')", -1.0),
+        ("import shutil\nshutil.rmtree('@')\ndef f(x): return x + 1", -1.0),
+    ]
+    reward = python_tests(failure=-1.0)
+    seen = []
+
+    def hostile(completions):
+        chosen = [programs[i % len(programs)] for i in range(len(completions))]
+        tests = {"tests": ["assert f(1) == 2", "assert f(6) == 7"]}
+        made = [Completion("", source.replace("@", str(place)), fields=tests) for source, _ in chosen]
+        values = reward(made)["passed"]
+        seen.append((values, [worth for _, worth in chosen]))
+        return values
+
+    config = load_config(
+        "ppo", place / "recipe.toml", {"reward.use": "", "run.report": False, "ppo.steps": 2}
+    )
+    result = run_ppo(config, reward=hostile)
+    assert all(values == worth for values, worth in seen)
+    assert [row["step"] for row in rows(place / "run" / "metrics.jsonl")] == [1, 2]
+    assert [row["reward"] for row in rows(place / "run" / "metrics.jsonl")] == [-4.5 / 8] * 2
+    assert result.after is not None
+    assert (place / "model").is_dir()

@@ -51,7 +51,7 @@ def test_nothing_to_use() -> None:
     )
     assert message.endswith(
         "built in are sentiment, regex, exact_match, numeric_answer, python_parses, length, repetition, "
-        "keyword, chrf, reward_model"
+        "keyword, chrf, reward_model, python_tests"
     )
 
 
@@ -68,7 +68,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_the_list() -> None:
     assert message.startswith(
         'reward.use = "sentimnet": no such built-in reward; did you mean "sentiment"? built'
     )
-    assert "reward_model; one of your own is path/to/file.py:function" in message
+    assert "python_tests; one of your own is path/to/file.py:function" in message
     assert "did you mean" not in refused(ConfigError, RewardConfig(use="xyz"))
     message = refused(ConfigError, RewardConfig(terms={"style": RewardTerm(use="regexp")}))
     assert message.startswith(

@@ -1,11 +1,13 @@
 """The built-in rewards: each is called once with its arguments, and returns the function that scores.
 
 A scoring function takes the completions [B] and returns B floats, with a RewardError in the place of a
-completion that it cannot score. A wrong argument raises ValueError("ARGUMENT: what is wrong").
+completion that it cannot score; or components by name, with `weights` for those that are not to count as 1.
+A wrong argument raises ValueError("ARGUMENT: what is wrong").
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, Literal
@@ -13,10 +15,12 @@ from typing import Any, Literal
 from proxlm.errors import ConfigError, RewardError
 from proxlm.rewards.numeric import last_number, marked_number, to_number
 from proxlm.rewards.python_code import python_parse_report
+from proxlm.rewards.python_tests import PythonTests
 from proxlm.rewards.reward_model import RewardModel
+from proxlm.sandbox import Limits
 from proxlm.types import Completion
 
-Scorer = Callable[[list[Completion]], list[Any]]
+Scorer = Callable[[list[Completion]], list[Any] | dict[str, list[Any]]]
 
 
 def sentiment(of: Literal["response", "text"] = "response") -> Scorer:
@@ -182,6 +186,31 @@ def reward_model(
     return RewardModel(path, max_length, truncate, batch_size, device, sigmoid, label, pair)
 
 
+def python_tests(
+    field: str = "tests",
+    fenced: bool = True,
+    with_prompt: bool = False,
+    all: bool = False,
+    failure: float = 0.0,
+    seconds: float = 5.0,
+    memory_mb: int = 512,
+    workers: int = 0,
+    require_landlock: bool = True,
+) -> Scorer:
+    """The share of the record's tests that the response passes as a Python program, in the sandbox.
+
+    See PythonTests. failure: of a program that does not come to the end of its tests.
+    """
+    if workers < 0:
+        raise ValueError(f"workers = {workers}: must be at least 0 (0: one per CPU)")
+    if not math.isfinite(failure):
+        raise ValueError(f"failure = {failure:g}: must be a finite number")
+    if memory_mb < 64:
+        raise ValueError(f"memory_mb = {memory_mb}: must be at least 64")
+    limits = Limits(seconds=seconds, memory=memory_mb << 20)
+    return PythonTests(field, fenced, with_prompt, all, failure, limits, workers, require_landlock)
+
+
 BUILTINS: dict[str, Callable[..., Scorer]] = {
     f.__name__: f
     for f in (
@@ -195,6 +224,7 @@ BUILTINS: dict[str, Callable[..., Scorer]] = {
         keyword,
         chrf,
         reward_model,
+        python_tests,
     )
 }
 

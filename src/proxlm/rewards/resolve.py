@@ -7,7 +7,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from proxlm.config.schema import RewardConfig
@@ -21,7 +21,10 @@ RewardFunction = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Term:
-    """A reward function with its arguments. name: "" for a reward without terms; title: for messages."""
+    """A reward function with its arguments. name: "" for a reward without terms; title: for messages.
+
+    component_weights: of components to which the settings give none, where it is not 1.
+    """
 
     name: str
     title: str
@@ -29,6 +32,7 @@ class Term:
     file: str
     weight: float
     potential: bool = False
+    component_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 def resolve_terms(config: RewardConfig, function: RewardFunction | None) -> list[Term]:
@@ -86,9 +90,10 @@ def _term(
                 f"{key}.args.{argument} = {value!r}: {use} needs {_hint_name(hints[argument])} here"
             )
     try:
-        return Term(name, title, factory(**args), "", weight)
+        scorer = factory(**args)
     except ValueError as error:
         raise ConfigError(f"{key}.args.{error}") from error
+    return Term(name, title, scorer, "", weight, component_weights=getattr(scorer, "weights", {}))
 
 
 def _user_term(

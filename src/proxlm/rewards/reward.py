@@ -83,7 +83,8 @@ class Reward:
         failed: set[int] = set()
         for term in self._terms:
             for name, part in self._evaluate(term, completions).items():
-                weight = term.weight * self._config.weights.get(name, 1.0)
+                usual = term.component_weights.get(name, 1.0)
+                weight = term.weight * self._config.weights.get(name, usual)
                 if part.per_token is not None:
                     kind = "potentials" if term.potential else "per_token"
                     weighted = weight * torch.tensor(part.per_token, dtype=torch.float64)

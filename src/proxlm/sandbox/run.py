@@ -1,0 +1,275 @@
+"""Run Python programs that a model wrote, each confined in processes of its own, many beside each other."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, get_args
+
+from proxlm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Status = Literal["ok", "error", "timeout", "memory", "output", "files", "threads", "crashed"]
+STATUSES: tuple[Status, ...] = get_args(Status)
+
+# Beyond a program's own seconds: to be started, confined, ended and cleared away on a busy machine.
+_GRACE_SECONDS = 300.0
+_IN_MEMORY = "/dev/shm"
+_START = "import sys; sys.path.insert(0, {path!r}); from proxlm.sandbox.keeper import main; del sys.path[0]; main()"
+
+
+class SandboxError(UserError):
+    """A program cannot be confined here, so it was not run."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use. Raises ValueError("NAME = VALUE: what is wrong").
+
+    seconds: of the clock, tests included; memory: bytes of address space, of which the interpreter itself takes
+    about 20 MB; output: bytes of standard output, and of standard error; files: how many in its folder; file_size:
+    bytes of each, and of all together; open_files: at a time; threads: its first one counts.
+    """
+
+    seconds: float = 5.0
+    memory: int = 512 << 20
+    output: int = 1 << 16
+    files: int = 64
+    file_size: int = 4 << 20
+    open_files: int = 32
+    threads: int = 16
+
+    def __post_init__(self) -> None:
+        least = {"memory": 64 << 20, "output": 0, "files": 0, "file_size": 0, "open_files": 8, "threads": 1}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name == "seconds":
+                if not 0 < value <= 86_400:
+                    raise ValueError(f"seconds = {value:g}: must be more than 0, and at most a day")
+            elif not least[one.name] <= value < 1 << 60:
+                raise ValueError(f"{one.name} = {value}: must be at least {least[one.name]}")
+
+
+@dataclass(frozen=True)
+class Program:
+    """Python source with what it reads from standard input, or with tests: each a piece of Python, run in order."""
+
+    source: str
+    stdin: str = ""
+    tests: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SandboxResult:
+    """How a program ended.
+
+    status: "ok", "error" (an exception, an exit status other than 0, or an end before the tests'), "crashed" (by a
+    signal), or the limit that it broke; exit_code: None if it was ended from outside, −(signal) if by a signal;
+    tests: "" for each that passed, else what was wrong, as far as they came. stdout, stderr: cut at the limit.
+    """
+
+    status: Status
+    stdout: str = ""
+    stderr: str = ""
+    exit_code: int | None = None
+    seconds: float = 0.0
+    tests: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """What this system offers. problem: why no program can be run, or ""; landlock: its version, 0 for none."""
+
+    problem: str
+    landlock: int
+
+
+@cache
+def isolation() -> Isolation:
+    """What keeps programs apart here. Looks once."""
+    if not sys.platform.startswith("linux"):
+        return Isolation(f"the sandbox needs Linux (seccomp), this is {sys.platform}", 0)
+    from proxlm.sandbox.confine import landlock_version, seccomp_available
+
+    if not seccomp_available():
+        return Isolation("the sandbox needs a kernel with seccomp filters on x86_64 or aarch64", 0)
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError) as error:
+        return Isolation(f"the sandbox needs pidfd_open, Linux 5.3 or newer: {error}", 0)
+    return Isolation("", landlock_version())
+
+
+def check_isolation(require_landlock: bool) -> None:
+    """Raise SandboxError unless programs can be confined; with a note where only part of it can be had."""
+    found = isolation()
+    if found.problem:
+        raise SandboxError(found.problem)
+    if not found.landlock:
+        missing = "no Landlock in this kernel (Linux 5.13 with it in its list of security modules)"
+        if require_landlock:
+            raise SandboxError(
+                f"{missing}: programs could read every file that you can; require_landlock = false runs them so"
+            )
+        _note(f"sandbox: {missing}: programs can read every file that you can, and write none")
+
+
+@cache
+def _note(text: str) -> None:
+    log.warning(text)
+
+
+def run_python(source: str, *, stdin: str = "", limits: Limits | None = None) -> SandboxResult:
+    """Run one program. See run_programs."""
+    return run_programs([Program(source, stdin)], limits=limits)[0]
+
+
+def run_programs(
+    programs: Sequence[Program],
+    *,
+    limits: Limits | None = None,
+    workers: int = 0,
+    require_landlock: bool = True,
+) -> list[SandboxResult]:
+    """Run programs, `workers` of them at a time (0: one per CPU); results in their order.
+
+    Whatever a program does, it becomes a result. Raises SandboxError where this system cannot confine programs.
+    """
+    check_isolation(require_landlock)
+    limits = limits or Limits()
+    results: dict[int, SandboxResult] = {}
+    queue = iter(enumerate(programs))
+    with TemporaryDirectory(prefix="proxlm-sandbox-", dir=_memory_folder()) as folder:
+        keepers: list[_Keeper] = []
+        try:
+            for _ in range(min(workers or len(os.sched_getaffinity(0)), len(programs))):
+                keepers.append(_Keeper(folder, limits))
+                keepers[-1].take(queue)
+            while busy := [keeper for keeper in keepers if keeper.number is not None]:
+                for keeper in _ready(busy):
+                    results[keeper.number or 0] = keeper.result()
+                    keeper.take(queue)
+        finally:
+            for keeper in keepers:
+                keeper.close()
+    return [results[number] for number in range(len(programs))]
+
+
+class _Keeper:
+    """A keeper process (keeper.py) and the program it has at the moment."""
+
+    def __init__(self, folder: str, limits: Limits) -> None:
+        self._folder, self._limits = folder, limits
+        self.number: int | None = None
+        self.deadline = 0.0
+        self._start()
+
+    def _start(self) -> None:
+        self._log = Path(self._folder) / f"keeper-{id(self)}.log"
+        with self._log.open("wb") as errors:
+            # No variable of ours reaches a program; the seed makes sets of texts come in the same order each time.
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-s",
+                    "-S",
+                    "-P",
+                    "-B",
+                    "-X",
+                    "utf8",
+                    "-c",
+                    _START.format(path=_source_folder()),
+                ],
+                env={"PYTHONHASHSEED": "0"},
+                cwd=self._folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+            )
+
+    def fileno(self) -> int:
+        assert self.process.stdout is not None
+        return self.process.stdout.fileno()
+
+    def take(self, queue: Iterator[tuple[int, Program]]) -> None:
+        """Give it the next program, if there is one."""
+        from proxlm.sandbox.wire import write_frame
+
+        self.number, program = next(queue, (None, None))
+        if program is None:
+            return
+        self.deadline = time.monotonic() + self._limits.seconds + _GRACE_SECONDS
+        job = asdict(self._limits) | {
+            "source": program.source,
+            "stdin": program.stdin,
+            "tested": bool(program.tests),
+            "landlock": isolation().landlock > 0,
+            "folder": self._folder,
+        }
+        assert self.process.stdin is not None
+        try:
+            write_frame(self.process.stdin.fileno(), job)
+            if program.tests:
+                write_frame(self.process.stdin.fileno(), program.tests)
+        except BrokenPipeError:
+            return  # result() sees the same end
+
+    def result(self) -> SandboxResult:
+        """What came of its program; a keeper that died, or does not answer, is replaced."""
+        from proxlm.sandbox.wire import read_frame
+
+        try:
+            if time.monotonic() >= self.deadline:
+                raise EOFError
+            answer: dict[str, Any] = read_frame(self.fileno(), 1 << 62)
+        except EOFError:
+            self.close()
+            reason = self._log.read_text(encoding="utf-8", errors="replace")[-2000:]
+            log.warning(
+                "sandbox: a keeper of programs ended, its program counts as crashed: %s", reason.strip()
+            )
+            self._start()
+            return SandboxResult("crashed", stderr=reason)
+        if answer["status"] == "unconfined":
+            raise SandboxError(f"the kernel refused to confine a program: {answer['stderr']}")
+        return SandboxResult(**{**answer, "tests": tuple(answer["tests"])})
+
+    def close(self) -> None:
+        """End it; a program that still runs is killed with it."""
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+def _ready(busy: list[_Keeper]) -> list[_Keeper]:
+    """Those that have answered, have ended, or are overdue; waits until there is one."""
+    poll = select.poll()
+    for keeper in busy:
+        poll.register(keeper, select.POLLIN)
+    while True:
+        readable = {place for place, _ in poll.poll(500)}
+        now = time.monotonic()
+        if done := [keeper for keeper in busy if keeper.fileno() in readable or now >= keeper.deadline]:
+            return done
+
+
+def _memory_folder() -> str | None:
+    """Where files do not wait for a busy disk, if there is such a place; None: where all temporary files go."""
+    return _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK | os.X_OK) else None
+
+
+def _source_folder() -> str:
+    return str(Path(__file__).parents[2])

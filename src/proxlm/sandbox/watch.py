@@ -1,0 +1,183 @@
+"""Watch a program from outside: keep the limits that the kernel does not keep, end it, say how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+_TICK = 0.02  # seconds between looks at threads and files
+_STALL = 0.5  # seconds between two looks beyond which this process, and then the program too, was not let run
+_GRACE = 2.0  # seconds for a process that ended, as its closed line says, to be seen as ended
+_LARGEST_REPORT = 4 << 20
+READY = b"\0"
+"""What a process writes once it is confined, before it runs anything strange."""
+
+
+@dataclass
+class Watched:
+    """A program's process, that of its tests, the folder of both, and the reading ends of their pipes."""
+
+    process: int
+    judge: int | None
+    folder: str
+    ready: int
+    output: int
+    error: int
+    report: int
+    read: dict[int, bytearray] = field(default_factory=dict)
+
+
+def watch(watched: Watched, job: dict[str, Any]) -> dict[str, Any]:
+    """Wait for the end, or bring it about. Nothing of the program is left when this returns."""
+    started = time.monotonic()
+    watched.read = {place: bytearray() for place in (watched.output, watched.error, watched.report)}
+    refusal = _refusal(watched)
+    status = "unconfined" if refusal else _wait(watched, job, started + job["seconds"])
+    seconds = time.monotonic() - started
+    if status == "judged" and not _verdict(watched):
+        status = "lost" if _gone(watched.process) else "error"
+    code: int | None = _end(watched)
+    for place in watched.read:
+        while status in ("ended", "lost", "judged") and (some := _read(watched, place, job)) is not False:
+            if some is None:
+                status = "output"
+    count, size = _clear(watched.folder)
+    if status == "ended" and (count > job["files"] or size > job["file_size"]):
+        status = "files"
+    error = bytes(watched.read[watched.error])
+    if status in ("ended", "lost"):
+        status = _how_it_ended(code or 0, error, tested=status == "lost")
+    elif status != "unconfined":
+        code = None
+    return {
+        "status": "ok" if status == "judged" else status,
+        "stdout": _text(bytes(watched.read[watched.output]), job),
+        "stderr": refusal + _text(error, job),
+        "exit_code": code,
+        "seconds": seconds,
+        "tests": [one for one in _reports(watched) if isinstance(one, str)],
+    }
+
+
+def _refusal(watched: Watched) -> str:
+    """Why a process could not be confined; "" once all are, which have then closed their end."""
+    text = b""
+    while part := os.read(watched.ready, 1 << 12):
+        text += part
+    if text == READY * (1 if watched.judge is None else 2):
+        return ""
+    return text.replace(READY, b"").decode(errors="replace") or "it ended before it was confined"
+
+
+def _wait(watched: Watched, job: dict[str, Any], deadline: float) -> str:
+    """How it came to an end: "ended" by itself, "judged" by its tests, or the limit it has broken."""
+    end = os.pidfd_open(watched.process if watched.judge is None else watched.judge)
+    poll = select.poll()
+    for place in (end, watched.output, watched.error, watched.report):
+        poll.register(place, select.POLLIN)
+    poll.register(0, 0)  # it only tells that those who want the result are gone
+    before = look = time.monotonic()
+    while (now := time.monotonic()) < (deadline := deadline + max(0.0, now - before - _STALL)):
+        before = now
+        if now >= look:
+            if limit := _broken_limit(watched, job):
+                return limit
+            look = now + _TICK
+        for place, _ in poll.poll(1000 * max(0.001, min(look, deadline) - now)):
+            if place == end:
+                return "ended" if watched.judge is None else "judged"
+            if place == 0:
+                os._exit(1)  # what was forked here is killed with this process
+            some = _read(watched, place, job)
+            if some is None:
+                return "output"
+            if not some:
+                poll.unregister(place)
+    return "timeout"
+
+
+def _read(watched: Watched, place: int, job: dict[str, Any]) -> bool | None:
+    """Read some: whether there was any; None: it was too much."""
+    part = os.read(place, 1 << 16)
+    watched.read[place] += part
+    largest = _LARGEST_REPORT if place == watched.report else job["output"]
+    return None if len(watched.read[place]) > largest else bool(part)
+
+
+def _broken_limit(watched: Watched, job: dict[str, Any]) -> str:
+    with open(f"/proc/{watched.process}/stat", encoding="utf-8", errors="replace") as file:
+        if int(file.read().rpartition(")")[2].split()[17]) > job["threads"]:
+            return "threads"
+    count, size = 0, 0
+    with os.scandir(watched.folder) as entries:
+        for entry in entries:
+            count += 1
+            try:
+                size += entry.stat(follow_symlinks=False).st_size
+            except FileNotFoundError:
+                continue
+    return "files" if count > job["files"] or size > job["file_size"] else ""
+
+
+def _gone(process: int) -> bool:
+    """Whether the process ends by itself, with a little time for it."""
+    poll = select.poll()
+    poll.register(os.pidfd_open(process), select.POLLIN)
+    return bool(poll.poll(1000 * _GRACE))
+
+
+def _end(watched: Watched) -> int:
+    """Kill what is left; the program's exit status, or −(the signal that ended it)."""
+    if watched.judge is not None:
+        os.kill(watched.judge, signal.SIGKILL)
+        os.waitpid(watched.judge, 0)
+    os.kill(watched.process, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(watched.process, 0)[1])
+
+
+def _clear(folder: str) -> tuple[int, int]:
+    """Remove the folder; how many files were in it, and their bytes together.
+
+    A confined program can make neither folders nor links, so there is nothing to follow.
+    """
+    count, size = 0, 0
+    with os.scandir(folder) as entries:
+        for entry in list(entries):
+            count += 1
+            size += entry.stat(follow_symlinks=False).st_size
+            os.unlink(entry.path)
+    os.rmdir(folder)
+    return count, size
+
+
+def _how_it_ended(code: int, error: bytes, tested: bool) -> str:
+    if code < 0:
+        return "timeout" if -code == signal.SIGXCPU else "crashed"
+    if code == 0:
+        return "error" if tested else "ok"  # it ended before its tests did
+    return "memory" if error.rstrip().rpartition(b"\n")[2].startswith(b"MemoryError") else "error"
+
+
+def _verdict(watched: Watched) -> bool:
+    """Whether the program was there until its tests were done."""
+    while _read(watched, watched.report, {}):
+        pass
+    return _reports(watched)[-1:] == [True]
+
+
+def _reports(watched: Watched) -> list[Any]:
+    """The messages that the tests' process wrote, as far as they are whole."""
+    data, messages = bytes(watched.read[watched.report]), []
+    while len(data) >= 4 and len(data) >= 4 + (size := int.from_bytes(data[:4], "big")):
+        messages.append(json.loads(data[4 : 4 + size]))
+        data = data[4 + size :]
+    return messages
+
+
+def _text(data: bytes, job: dict[str, Any]) -> str:
+    return data[: job["output"]].decode("utf-8", errors="replace")
