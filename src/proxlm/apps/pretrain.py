@@ -13,7 +13,7 @@ import torch
 from proxlm.apps.report import write_report
 from proxlm.apps.session import announce_resume, check_block, is_encoder_decoder, set_up, start_run
 from proxlm.checkpoint import newest_checkpoint
-from proxlm.config import OptimiserConfig, PretrainJob, RunConfig, SFTJob, SupervisedConfig
+from proxlm.config import PretrainJob, RunConfig, SFTJob, SupervisedConfig
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.data.text import read_texts, split_validation
 from proxlm.data.tokenizer import load_tokenizer, train_tokenizer
@@ -90,11 +90,18 @@ def _validation_blocks(tokenizer: Any, validation: Sequence[str], block: int) ->
 def _tokenizer(config: PretrainJob, train: Sequence[str]) -> Any:
     """That of the model to go on from, or of the run to resume, or a new one."""
     if config.run.resume:
-        return load_tokenizer(str(newest_checkpoint(folder_to_resume(config.run.folder)) / "policy"))
+        return tokenizer_to_resume(config.run)
     if config.model.policy:
         check_block("train.block", config.train.block, config.model)
         return load_tokenizer(config.model.policy, config.model.trust_remote_code)
     return train_tokenizer(train, config.new.vocabulary, config.new.context)
+
+
+def tokenizer_to_resume(run: RunConfig) -> Any:
+    """That of the run to go on with: it was trained on text that may no longer be what it was."""
+    # What is wrong with a checkpoint is told when its weights are read.
+    checkpoint = newest_checkpoint(folder_to_resume(run.folder), tell=lambda _line: None)
+    return load_tokenizer(str(checkpoint / "policy"))
 
 
 def run_supervised(
@@ -108,9 +115,8 @@ def run_supervised(
         flush=True,
     )
     settings: SupervisedConfig = config.train
-    optim: OptimiserConfig = config.optim
     folder = start_run(config, job)
-    trainer = SupervisedTrainer(model, train, validation, settings, optim, config.run, folder)
+    trainer = SupervisedTrainer(model, train, validation, config, folder)
     if config.run.resume:
         announce_resume(config, folder, trainer.resume())
     left = max(0.0, settings.minutes * 60 - trainer.state.seconds)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from proxlm.checkpoint import check_fit, load_checkpoint, newest_checkpoint, save_checkpoint, with_prefix
+from proxlm.checkpoint import (
+    Keep,
+    check_fit,
+    check_settings,
+    list_of_numbers,
+    load_checkpoint,
+    newest_checkpoint,
+    numbers_of,
+    save_checkpoint,
+    set_aside_newer,
+    settings_of,
+    with_prefix,
+)
 from proxlm.config import PPOJob
 from proxlm.data.prompts import PromptStream
 from proxlm.doctor import Doctor, facts_of
-from proxlm.errors import RunError
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.models.save import save_language_model
 from proxlm.rl.kl import adapt_kl_coefficient
@@ -91,7 +103,7 @@ class PPOTrainer:
             last = self.state.step == ppo.steps
             if last or (run.save_every and self.state.step % run.save_every == 0):
                 log.phase("checkpoint")
-                self.save()
+                self.save(metrics)
 
     def step(self, log: RunLog) -> dict[str, float]:
         """One PPO step; returns its metrics."""
@@ -184,8 +196,8 @@ class PPOTrainer:
         state.ptx_batches = self.ptx.used if self.ptx is not None else 0
         state.step += 1
 
-    def save(self) -> Path:
-        """Write a checkpoint of the state after the newest step."""
+    def save(self, metrics: Mapping[str, float] | None = None) -> Path:
+        """Write a checkpoint of the state after the newest step, whose metrics these are."""
         tensors: dict[str, Tensor] = {**self._tensors()}
         for who, optimiser in self._optimisers():
             tensors |= {f"optimiser.{who}.{name}": t for name, t in optimiser.state_tensors().items()}
@@ -193,8 +205,8 @@ class PPOTrainer:
             self.folder,
             self.state.step,
             tensors,
-            {**asdict(self.state), "seed": self.config.run.seed},
-            self.config.run.keep,
+            {**asdict(self.state), "metrics": metrics or {}, "settings": settings_of(self.config)},
+            Keep.of(self.config.run),
             lambda folder: save_language_model(self.models.policy, folder),
         )
 
@@ -213,22 +225,28 @@ class PPOTrainer:
 
     @torch.no_grad()
     def resume(self) -> Path:
-        """Go on from the newest complete checkpoint of the run's folder.
+        """Go on from the newest whole checkpoint of the run's folder.
 
-        Raises RunError, before anything is changed, where it does not fit the model, the critic or the seed.
+        Raises RunError, before anything is changed, where it does not fit the model, the critic or the settings.
         """
         checkpoint = newest_checkpoint(self.folder)
         tensors, saved = load_checkpoint(checkpoint)
+        check_settings(checkpoint, saved.get("settings"), self.config)
         current = self._tensors()
         check_fit(checkpoint, tensors, current)
-        if saved["seed"] != self.config.run.seed:
-            raise RunError(f"{checkpoint}: made with run.seed = {saved['seed']}; resume with the same")
+        state = _state_from(checkpoint, saved)
+        set_aside_newer(checkpoint)
         for name, p in current.items():
             p.copy_(tensors[name])
         for who, optimiser in self._optimisers():
             optimiser.load_state_tensors(with_prefix(tensors, f"optimiser.{who}."))
-        fields = {name: saved[name] for name in ("step", "kl_coef", "draws", "ptx_batches")}
-        self.state = PPOState(**fields, moments=Moments(*saved["moments"]))
+        self.state = state
         if self.ptx is not None:
             self.ptx.skip(self.state.ptx_batches)
         return checkpoint
+
+
+def _state_from(checkpoint: Path, saved: Mapping[str, Any]) -> PPOState:
+    """The state in a checkpoint. Raises RunError for a number that is not there."""
+    numbers = numbers_of(checkpoint, saved, {"step": int, "kl_coef": float, "draws": int, "ptx_batches": int})
+    return PPOState(**numbers, moments=Moments(*list_of_numbers(checkpoint, saved, "moments", 3)))

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from proxlm.checkpoint import (
+    Keep,
     check_fit,
+    check_settings,
     load_checkpoint,
     newest_checkpoint,
+    numbers_of,
     publish_folder,
     save_checkpoint,
+    set_aside_newer,
+    settings_of,
     with_prefix,
 )
-from proxlm.config import OptimiserConfig, RunConfig, SupervisedConfig
+from proxlm.config import PretrainJob, SFTJob
 from proxlm.errors import RunError
 from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
@@ -48,15 +55,13 @@ class SupervisedTrainer:
         model: LanguageModel,
         train: Examples,
         validation: Examples,
-        config: SupervisedConfig,
-        optimiser: OptimiserConfig,
-        run: RunConfig,
+        job: PretrainJob | SFTJob,
         folder: Path,
     ) -> None:
         self.model, self.train_set, self.validation_set = model, train, validation
-        self.config, self.run, self.folder = config, run, folder
-        self.optimiser = Optimiser(model.trainable(), optimiser)
-        self.batches = TokenBatches(train, config.batch_tokens, run.seed)
+        self.job, self.config, self.run, self.folder = job, job.train, job.run, folder
+        self.optimiser = Optimiser(model.trainable(), job.optim)
+        self.batches = TokenBatches(train, self.config.batch_tokens, self.run.seed)
         self.state = SupervisedState()
 
     def train(self, log: RunLog) -> SupervisedState:
@@ -70,7 +75,7 @@ class SupervisedTrainer:
             log.metrics(state.step, metrics)
             if ended or (self.run.save_every and state.step % self.run.save_every == 0):
                 log.phase("checkpoint")
-                self.save()
+                self.save(metrics)
         if math.isinf(state.best_loss):
             raise RunError(f"{self.folder}: the validation loss was never a number; lower optim.lr")
         if self._out_of_patience():
@@ -126,40 +131,53 @@ class SupervisedTrainer:
         out_of_time = self.config.minutes > 0 and self.state.seconds >= self.config.minutes * 60
         return self.state.step >= self.config.steps or out_of_time or self._out_of_patience()
 
-    def save(self) -> Path:
-        """Write a checkpoint of the state after the newest step."""
+    def save(self, metrics: Mapping[str, float] | None = None) -> Path:
+        """Write a checkpoint of the state after the newest step, whose metrics these are."""
         tensors: dict[str, Tensor] = {f"policy.{name}": p for name, p in self.model.trainable()}
         tensors |= {f"optimiser.{name}": t for name, t in self.optimiser.state_tensors().items()}
-        state = asdict(self.state)
-        state["best_loss"] = None if math.isinf(self.state.best_loss) else self.state.best_loss
-        state |= {"seed": self.run.seed, "rows": len(self.train_set)}
+        state = asdict(self.state)  # a loss that is still infinite is null there
+        state |= {"rows": len(self.train_set), "metrics": metrics or {}, "settings": settings_of(self.job)}
         return save_checkpoint(
             self.folder,
             self.state.step,
             tensors,
             state,
-            self.run.keep,
+            Keep.of(self.run),
             lambda f: save_language_model(self.model, f),
         )
 
     @torch.no_grad()
     def resume(self) -> Path:
-        """Go on from the newest complete checkpoint of the run's folder."""
+        """Go on from the newest whole checkpoint of the run's folder.
+
+        Raises RunError, before anything is changed, where it does not fit the model, the text or the settings.
+        """
         checkpoint = newest_checkpoint(self.folder)
-        tensors, state = load_checkpoint(checkpoint)
+        tensors, saved = load_checkpoint(checkpoint)
+        check_settings(checkpoint, saved.get("settings"), self.job)
         learning = {f"policy.{name}": p for name, p in self.model.trainable()}
         check_fit(checkpoint, tensors, learning)
-        for key, value in (("seed", self.run.seed), ("rows", len(self.train_set))):
-            if (found := state.pop(key)) != value:
-                what = "run.seed" if key == "seed" else "the number of training rows"
-                raise RunError(f"{checkpoint}: made with {what} = {found}, not {value}; resume with the same")
+        if (rows := saved.get("rows")) != len(self.train_set):
+            raise RunError(
+                f"{checkpoint}: made with {rows} training rows, not {len(self.train_set)}; resume with the same text"
+            )
+        state = _state_from(checkpoint, saved)
+        set_aside_newer(checkpoint)
         for name, p in learning.items():
             p.copy_(tensors[name])
         self.optimiser.load_state_tensors(with_prefix(tensors, "optimiser."))
-        state["best_loss"] = math.inf if state["best_loss"] is None else state["best_loss"]
-        self.state = SupervisedState(**state)
+        self.state = state
         self.batches.skip(self.state.step)
         return checkpoint
+
+
+def _state_from(checkpoint: Path, saved: Mapping[str, Any]) -> SupervisedState:
+    """The state in a checkpoint. Raises RunError for a number that is not there."""
+    counts = numbers_of(checkpoint, saved, {"step": int, "best_step": int, "without_better": int})
+    times = numbers_of(checkpoint, saved, {"seconds": float})
+    known = saved.get("best_loss") is not None
+    best = numbers_of(checkpoint, saved, {"best_loss": float}) if known else {}
+    return SupervisedState(**counts, **times, **best)
 
 
 @torch.no_grad()
