@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from proxlm.apps.report import write_report
-from proxlm.apps.session import announce_resume, check_block, is_encoder_decoder, set_up, start_run
+from proxlm.apps.session import announce_resume, check_block, is_encoder_decoder, run_folder, set_up
 from proxlm.checkpoint import newest_checkpoint
 from proxlm.config import PretrainJob, RunConfig, SFTJob, SupervisedConfig
 from proxlm.data.supervised import pretrain_blocks
@@ -60,7 +60,7 @@ def run_pretrain(config: PretrainJob, texts: Sequence[str] | None = None) -> Sup
         model = load_language_model(config.model)
     else:
         model = build_language_model(config.new, tokenizer, config.model)
-    return run_supervised("pretrain", config, model, blocks, held_out)
+    return run_supervised("pretrain", config, model, blocks, held_out, in_python=texts is not None)
 
 
 def _check_kind(config: PretrainJob) -> None:
@@ -105,34 +105,39 @@ def tokenizer_to_resume(run: RunConfig) -> Any:
 
 
 def run_supervised(
-    job: str, config: PretrainJob | SFTJob, model: LanguageModel, train: Examples, validation: Examples
+    job: str,
+    config: PretrainJob | SFTJob,
+    model: LanguageModel,
+    train: Examples,
+    validation: Examples,
+    in_python: bool = False,
 ) -> SupervisedResult:
-    """The part that pretraining and fine-tuning share: folder, loop, report."""
+    """The part that pretraining and fine-tuning share: folder, loop, report. `in_python`: see RunLog."""
     millions = sum(p.numel() for p in model.network.parameters()) / 1e6
     tokens = [int(e.lengths.sum()) for e in (train, validation)]
     print(
         f"{millions:.2f}M parameters; {tokens[0]:,} tokens to train on, {tokens[1]:,} to validate on",
         flush=True,
     )
-    settings: SupervisedConfig = config.train
-    folder = start_run(config, job)
-    trainer = SupervisedTrainer(model, train, validation, config, folder)
-    if config.run.resume:
-        announce_resume(config, folder, trainer.resume())
-    left = max(0.0, settings.minutes * 60 - trainer.state.seconds)
-    with RunLog(
-        folder,
-        job,
-        settings.steps,
-        config.run,
-        trainer.state.step,
-        headline=("loss", "validation_loss"),
-        limit_seconds=left,
-    ) as log:
-        state = trainer.train(log)
-    if config.run.report:
-        write_report(folder)
-    return SupervisedResult(folder, state)
+    with run_folder(config, job) as folder:
+        trainer = SupervisedTrainer(model, train, validation, config, folder)
+        if config.run.resume:
+            announce_resume(config, folder, trainer.resume())
+        settings: SupervisedConfig = config.train
+        with RunLog(
+            folder,
+            job,
+            settings.steps,
+            config.run,
+            trainer.state.step,
+            headline=("loss", "validation_loss"),
+            limit_seconds=max(0.0, settings.minutes * 60 - trainer.state.seconds),
+            in_python=in_python,
+        ) as log:
+            state = trainer.train(log)
+        if config.run.report:
+            write_report(folder)
+        return SupervisedResult(folder, state)
 
 
 def print_result(result: SupervisedResult, run: RunConfig) -> None:

@@ -22,13 +22,14 @@ from proxlm.checkpoint.read import (
     with_prefix,
 )
 from proxlm.checkpoint.settings import check_settings, settings_of
-from proxlm.checkpoint.write import Keep, publish_folder, save_checkpoint
+from proxlm.checkpoint.write import Keep, clear_leftovers, publish_folder, save_checkpoint
 
 __all__ = [
     "Keep",
     "check_fit",
     "check_settings",
     "checkpoints",
+    "clear_leftovers",
     "damage",
     "list_of_numbers",
     "load_checkpoint",

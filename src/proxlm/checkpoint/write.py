@@ -133,6 +133,19 @@ def _put_in_place(beside: Path, target: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Tidy up what a crash left in a run's folder; what stood in the middle of being replaced is put back."""
+    for prefix in LEFTOVERS:
+        for left in folder.glob(f"{prefix}*"):
+            target = folder / left.name.removeprefix(prefix)
+            if prefix == ".replaced-" and not target.exists():
+                os.replace(left, target)
+            elif left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
 def sync_tree(folder: Path) -> None:
     """Bring every file below `folder` to the disk."""
     for path in [*folder.rglob("*"), folder]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,8 @@ class ControlTrainer:
             log.metrics(self.step_number, metrics)
             for finding in doctor.see({"step": self.step_number, **metrics}):
                 log.note(finding.line())
-            if self.step_number == self.steps or (run.save_every and self.step_number % run.save_every == 0):
-                log.phase("checkpoint")
-                self.save(metrics)
+            due = run.save_every > 0 and self.step_number % run.save_every == 0
+            log.checkpoint(partial(self.save, metrics), due or self.step_number == self.steps)
 
     def step(self, phase: Callable[[str], None] = lambda _name: None) -> dict[str, float]:
         """One PPO step: a rollout and an update. Returns its metrics."""

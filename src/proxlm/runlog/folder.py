@@ -8,6 +8,7 @@ checkpoints/      step-NNNNNNNN folders
 policy/           the final model, in Hugging Face format
 tensorboard/      events
 report.html       all of this in a browser
+.lock             while a process runs in it
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from proxlm.errors import RunError
+from proxlm.runlog.lock import refuse_if_held
 
 JsonRow = dict[str, Any]
 
@@ -36,6 +38,7 @@ def open_run(folder: str, job: str, resume: bool, config_toml: Callable[[Path], 
     if resume:
         return folder_to_resume(folder)
     path = Path(folder) if folder else free_name(job)
+    refuse_if_held(path)
     made = _make_folders(path)
     try:
         if any(path.iterdir()):
@@ -123,6 +126,17 @@ def append_jsonl(path: Path, rows: list[JsonRow]) -> None:
     try:
         with open(path, "ab") as file:
             file.write(_encoded("".join(lines)))
+    except OSError as error:
+        _cannot_write(path, error)
+
+
+def sync_file(path: Path) -> None:
+    """Bring a file to the disk, if there is one. Raises RunError."""
+    try:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    except FileNotFoundError:
+        return
     except OSError as error:
         _cannot_write(path, error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,8 @@ class PPOTrainer:
             log.metrics(self.state.step, metrics)
             for finding in doctor.see({"step": self.state.step, **metrics}):
                 log.note(finding.line())
-            last = self.state.step == ppo.steps
-            if last or (run.save_every and self.state.step % run.save_every == 0):
-                log.phase("checkpoint")
-                self.save(metrics)
+            due = run.save_every > 0 and self.state.step % run.save_every == 0
+            log.checkpoint(partial(self.save, metrics), due or self.state.step == ppo.steps)
 
     def step(self, log: RunLog) -> dict[str, float]:
         """One PPO step; returns its metrics."""

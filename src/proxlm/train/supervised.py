@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,8 @@ class SupervisedTrainer:
             if ended or state.step % self.config.validate_every == 0:
                 metrics["validation_loss"] = self._validate(log)
             log.metrics(state.step, metrics)
-            if ended or (self.run.save_every and state.step % self.run.save_every == 0):
-                log.phase("checkpoint")
-                self.save(metrics)
+            due = self.run.save_every > 0 and state.step % self.run.save_every == 0
+            log.checkpoint(partial(self.save, metrics), due or ended)
         if math.isinf(state.best_loss):
             raise RunError(f"{self.folder}: the validation loss was never a number; lower optim.lr")
         if self._out_of_patience():
