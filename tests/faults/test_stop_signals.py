@@ -30,7 +30,7 @@ def score(completions):
     if calls == {call}:
         for k in range({times}):
             os.kill(os.getpid(), signal.{name})
-            time.sleep(0.2)
+            time.sleep(0.7)  # two at once would count as one
         if {times} == 2:
             time.sleep(60)
     return [len(c.text) / 20 for c in completions]
