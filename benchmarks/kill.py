@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -167,14 +168,24 @@ def _one_run(job: str, run: Path, kills: int, outcome: Outcome, rng: random.Rand
         if outcome.kills >= kills:
             finish(command)
             return
-        delay = rng.uniform(0.0, outcome.seconds_of_a_run)
-        status = wait_and_kill(start(command), run, delay, outcome.kills % 2 == 1, rng)
+        left = outcome.seconds_of_a_run * (1 - share_done(job, run))
+        began = time.monotonic()
+        status = wait_and_kill(start(command), run, rng.uniform(0.0, left), outcome.kills % 2 == 1, rng)
         if status == 0:
+            if "--resume" not in command:  # the first run of all had to fill the system's caches
+                outcome.seconds_of_a_run = min(outcome.seconds_of_a_run, round(time.monotonic() - began, 2))
             return
         if status is not None:
             raise SystemExit(f"{run}: status {status}\n{Path('output.txt').read_text()[-2000:]}")
         outcome.kills += 1
         outcome.while_writing += any((run / "checkpoints").glob(".writing-*"))
+
+
+def share_done(job: str, run: Path) -> float:
+    """How much of a run its newest checkpoint has behind it, 0 to 1."""
+    names = [p.name for p in (run / "checkpoints").glob("step-*")]
+    steps = int(next(b for a, b in pairwise(JOBS[job]) if a in ("--ppo.steps", "--train.steps")))
+    return max((int(name.removeprefix("step-")) for name in names), default=0) / steps
 
 
 def differences(whole: Path, run: Path) -> list[str]:

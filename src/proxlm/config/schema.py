@@ -208,6 +208,12 @@ class RunConfig:
     keep_best_is: Literal["highest", "lowest"] = setting(
         "highest", "which value of keep_best is the best", on_resume="free"
     )
+    max_skipped: int = setting(
+        5,
+        "stop after this many steps in a row without an update, where gradients are no finite numbers; 0: never",
+        ge=0,
+        on_resume="free",
+    )
     log_samples: int = setting(4, "responses per step written to samples.jsonl", ge=0, on_resume="free")
     tensorboard: bool = setting(True, "write TensorBoard events", on_resume="free")
     wandb: str = setting("", "Weights & Biases project to log to (needs proxlm[wandb])", on_resume="free")

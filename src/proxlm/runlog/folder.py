@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -122,12 +122,20 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 def append_jsonl(path: Path, rows: list[JsonRow]) -> None:
     """Add rows to a JSONL file, numbers that are not finite as null. Raises RunError."""
-    lines = [json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
     try:
         with open(path, "ab") as file:
-            file.write(_encoded("".join(lines)))
+            file.write(_encoded(_jsonl(rows)))
     except OSError as error:
         _cannot_write(path, error)
+
+
+def write_jsonl_atomic(path: Path, rows: Sequence[JsonRow]) -> None:
+    """Write a whole JSONL file, numbers that are not finite as null. Raises RunError."""
+    write_atomic(path, _jsonl(rows))
+
+
+def _jsonl(rows: Sequence[JsonRow]) -> str:
+    return "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def sync_file(path: Path) -> None:

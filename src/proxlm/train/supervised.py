@@ -33,19 +33,27 @@ from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
 from proxlm.runlog.writer import RunLog
 from proxlm.train.examples import Examples, TokenBatches, supervised_gradient
+from proxlm.train.memory import TokenBudget, within_memory
 from proxlm.train.observe import peak_memory_gb
 from proxlm.train.optimiser import Optimiser
+from proxlm.train.skipped import end_of_run
 
 
 @dataclass
 class SupervisedState:
-    """All that a run carries from step to step, besides weights and optimiser."""
+    """All that a run carries from step to step, besides weights and optimiser.
+
+    skipped: steps in a row without an update; pass_tokens: the most tokens in a pass, if memory asked for less than
+    the setting, else 0.
+    """
 
     step: int = 0
     seconds: float = 0.0
     best_loss: float = math.inf
     best_step: int = 0
     without_better: int = 0
+    skipped: int = 0
+    pass_tokens: int = 0
 
 
 class SupervisedTrainer:
@@ -64,6 +72,8 @@ class SupervisedTrainer:
         self.optimiser = Optimiser(model.trainable(), job.optim)
         self.batches = TokenBatches(train, self.config.batch_tokens, self.run.seed)
         self.state = SupervisedState()
+        self.budget = TokenBudget(self.config.micro_batch_tokens)
+        self.problem = ""  # why the run cannot go on
 
     def train(self, log: RunLog) -> SupervisedState:
         """Run to the last step, the time limit, or the end of patience; returns the final state."""
@@ -75,7 +85,9 @@ class SupervisedTrainer:
                 metrics["validation_loss"] = self._validate(log)
             log.metrics(state.step, metrics)
             due = self.run.save_every > 0 and state.step % self.run.save_every == 0
-            log.checkpoint(partial(self.save, metrics), due or ended)
+            log.checkpoint(partial(self.save, metrics), due or ended or bool(self.problem))
+            if self.problem:
+                raise RunError(self.problem)
         if math.isinf(state.best_loss):
             raise RunError(f"{self.folder}: the validation loss was never a number; lower optim.lr")
         if self._out_of_patience():
@@ -88,21 +100,48 @@ class SupervisedTrainer:
         """One optimiser step; returns its metrics."""
         log.phase("train")
         began = time.perf_counter()
-        loss, tokens = supervised_gradient(
-            self.model, self.train_set, self.batches.next(), self.config.micro_batch_tokens
+        rows = self.batches.next()
+        loss, tokens = within_memory(
+            self.budget,
+            partial(supervised_gradient, self.model, self.train_set, rows),
+            self.train_set.lengths[rows],
+            self.optimiser.clear,
         )
         norm, lr = self.optimiser.step(self.state.step, self.planned_steps())
         self.state.step += 1
+        self._count_skipped(norm, rows)
         seconds = time.perf_counter() - began
         self.state.seconds += seconds
         return {
             "loss": loss,
             "lr": lr,
             "grad_norm": norm,
+            "grad_norm_not_finite": float(not math.isfinite(norm)),
             "tokens_per_second": tokens / seconds,
             "time/step": seconds,
             "memory_gb": peak_memory_gb(),
         }
+
+    def _count_skipped(self, norm: float, rows: list[int]) -> None:
+        """Whether the optimiser has skipped this step, and whether that has happened too often."""
+        state, limit = self.state, self.run.max_skipped
+        state.skipped = 0 if math.isfinite(norm) else state.skipped + 1
+        if self.budget.tokens < self.config.micro_batch_tokens:
+            state.pass_tokens = self.budget.tokens
+        if 0 < limit <= state.skipped:
+            decode = self.model.tokenizer.decode
+            examples = [(row, self.train_set.rows[row]) for row in rows]
+            told = [
+                {
+                    "step": state.step,
+                    "row": row,
+                    "prompt": decode(e.prompt_ids),
+                    "response": decode(e.response_ids),
+                }
+                for row, e in examples
+            ]
+            self.problem = end_of_run(self.folder, state.step, state.skipped, told, "row {row}")
+            state.skipped = 0  # whoever goes on from here wants to try again
 
     def planned_steps(self) -> int:
         """The step limit, or the number that the time limit leaves room for at the pace so far."""
@@ -115,7 +154,9 @@ class SupervisedTrainer:
     def _validate(self, log: RunLog) -> float:
         """Validation loss; keeps the weights if it is the best so far."""
         log.phase("validate")
-        loss = mean_loss(self.model, self.validation_set, self.config.micro_batch_tokens)
+        loss = within_memory(
+            self.budget, partial(mean_loss, self.model, self.validation_set), self.validation_set.lengths
+        )
         state = self.state
         if loss < state.best_loss:
             state.best_loss, state.best_step, state.without_better = loss, state.step, 0
@@ -167,13 +208,16 @@ class SupervisedTrainer:
             p.copy_(tensors[name])
         self.optimiser.load_state_tensors(with_prefix(tensors, "optimiser."))
         self.state = state
+        if state.pass_tokens:
+            self.budget.tokens = min(state.pass_tokens, self.budget.tokens)
         self.batches.skip(self.state.step)
         return checkpoint
 
 
 def _state_from(checkpoint: Path, saved: Mapping[str, Any]) -> SupervisedState:
     """The state in a checkpoint. Raises RunError for a number that is not there."""
-    counts = numbers_of(checkpoint, saved, {"step": int, "best_step": int, "without_better": int})
+    names = ("step", "best_step", "without_better", "skipped", "pass_tokens")
+    counts = numbers_of(checkpoint, saved, dict.fromkeys(names, int))
     times = numbers_of(checkpoint, saved, {"seconds": float})
     known = saved.get("best_loss") is not None
     best = numbers_of(checkpoint, saved, {"best_loss": float}) if known else {}
