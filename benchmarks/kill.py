@@ -63,7 +63,10 @@ TIMED = ("time", "tokens_per_second", "memory_gb", "seconds")
 
 @dataclass
 class Outcome:
-    """What became of one job's kills. different: what was not as in the run that nobody killed."""
+    """What became of one job's kills.
+
+    at_share: of the run's steps, what was saved at each kill; different: what was not as in the run left alone.
+    """
 
     kills: int = 0
     runs: int = 0
@@ -71,6 +74,7 @@ class Outcome:
     before_a_checkpoint: int = 0
     resumed: int = 0
     seconds_of_a_run: float = 0.0
+    at_share: list[float] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
 
 
@@ -168,7 +172,8 @@ def _one_run(job: str, run: Path, kills: int, outcome: Outcome, rng: random.Rand
         if outcome.kills >= kills:
             finish(command)
             return
-        left = outcome.seconds_of_a_run * (1 - share_done(job, run))
+        # A resumed run is shorter than a whole one, but by no means nothing: it loads, and measures at both ends.
+        left = outcome.seconds_of_a_run * max(1 - share_done(job, run), 0.4)
         began = time.monotonic()
         status = wait_and_kill(start(command), run, rng.uniform(0.0, left), outcome.kills % 2 == 1, rng)
         if status == 0:
@@ -178,6 +183,7 @@ def _one_run(job: str, run: Path, kills: int, outcome: Outcome, rng: random.Rand
         if status is not None:
             raise SystemExit(f"{run}: status {status}\n{Path('output.txt').read_text()[-2000:]}")
         outcome.kills += 1
+        outcome.at_share.append(round(share_done(job, run), 2))
         outcome.while_writing += any((run / "checkpoints").glob(".writing-*"))
 
 

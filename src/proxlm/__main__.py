@@ -1,7 +1,8 @@
 """The command line: `proxlm JOB [recipe.toml] [--section.key value ...]`.
 
 Exit status: 0 done, 2 something the user can mend (one line on stderr), 130 stopped by Ctrl-C, 143 stopped by
-SIGTERM, 141 the reader of the output is gone. Everything else is a bug, and keeps its traceback.
+SIGTERM, 141 the reader of the output is gone, 75 ended by the watchdog. Everything else is a bug, and keeps its
+traceback.
 """
 
 from __future__ import annotations

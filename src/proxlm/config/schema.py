@@ -154,6 +154,18 @@ class RewardConfig:
         "a reward that raises, hangs or returns no number: stop, or give error_score and count it",
         on_resume="free",
     )
+    isolate: bool = setting(
+        False,
+        "call the reward in a process of its own, which is killed after timeout and started anew after it died (not"
+        " reward models, nor a function given in Python)",
+        on_resume="free",
+    )
+    memory_gb: float = setting(
+        0.0,
+        "isolate: GiB that the reward may take beyond what its start took; 0: no limit",
+        ge=0,
+        on_resume="free",
+    )
     error_score: float = setting(0.0, "score of a response whose reward failed (with on_error = score)")
 
 
@@ -213,6 +225,15 @@ class RunConfig:
         "stop after this many steps in a row without an update, where gradients are no finite numbers; 0: never",
         ge=0,
         on_resume="free",
+    )
+    watchdog: float = setting(
+        30.0,
+        "minutes without any progress after which it is said where the run is stuck; 0: never",
+        ge=0,
+        on_resume="free",
+    )
+    watchdog_stop: bool = setting(
+        False, "a run that the watchdog finds stuck ends with status 75", on_resume="free"
     )
     log_samples: int = setting(4, "responses per step written to samples.jsonl", ge=0, on_resume="free")
     tensorboard: bool = setting(True, "write TensorBoard events", on_resume="free")

@@ -49,7 +49,8 @@ from proxlm.runlog.writer import RunLog
 from proxlm.seeds import derive_seed
 from proxlm.train.observe import Stopwatch
 from proxlm.train.optimiser import Optimiser
-from proxlm.train.stats import summarise
+from proxlm.train.skipped import end_of_run, nothing_learnt
+from proxlm.train.stats import MinibatchStats, summarise
 
 # Of so many newest episodes the mean is told, as is the custom.
 RECENT = 100
@@ -76,7 +77,8 @@ class ControlTrainer:
         self.states: dict[str, State | None] = dict.fromkeys(("policy", "critic"))
         if config.model.lstm:
             self.states = {who: self.agent.no_memory(count) for who in self.states}
-        self.started = False
+        self.started, self.skipped = False, 0
+        self.problem = ""  # why the run cannot go on
 
     def train(self, log: RunLog) -> None:
         """Run from the newest step to the last one."""
@@ -88,7 +90,10 @@ class ControlTrainer:
             for finding in doctor.see({"step": self.step_number, **metrics}):
                 log.note(finding.line())
             due = run.save_every > 0 and self.step_number % run.save_every == 0
-            log.checkpoint(partial(self.save, metrics), due or self.step_number == self.steps)
+            ended = self.step_number == self.steps or bool(self.problem)
+            log.checkpoint(partial(self.save, metrics), due or ended)
+            if self.problem:
+                raise RunError(self.problem)
 
     def step(self, phase: Callable[[str], None] = lambda _name: None) -> dict[str, float]:
         """One PPO step: a rollout and an update. Returns its metrics."""
@@ -114,6 +119,7 @@ class ControlTrainer:
         if config.env.normalise_observations:
             self.observed = with_rows(self.observed, rollout.observations.flatten(0, 1))
         self.step_number += 1
+        self._count_skipped(stats, rollout)
         episodes = self.envs.finished[ended_before:]
         self.envs.finished = self.envs.finished[-RECENT:]
         metrics = episode_metrics(episodes, self.envs.finished)
@@ -126,6 +132,20 @@ class ControlTrainer:
             **{f"time/{name}": s for name, s in clock.seconds.items()},
             "steps_per_second": steps / sum(clock.seconds.values()),
         }
+
+    def _count_skipped(self, stats: list[MinibatchStats], rollout: Rollout) -> None:
+        """Whether this step's updates were skipped, and whether that has happened too often."""
+        self.skipped = self.skipped + 1 if nothing_learnt(stats) else 0
+        if 0 < self.config.run.max_skipped <= self.skipped:
+            finite = rollout.rewards.isfinite() & rollout.observations.isfinite().all(-1)
+            bad = [i for i, ok in enumerate(finite.all(0).tolist()) if not ok]
+            rows = [
+                {"step": self.step_number, "environment": i, "rewards": rollout.rewards[:, i].tolist()}
+                for i in bad or range(len(self.envs.envs))
+            ]
+            what = "environment {environment}"
+            self.problem = end_of_run(self.folder, self.step_number, self.skipped, rows, what)
+            self.skipped = 0  # whoever goes on from here wants to try again
 
     def _rewards(self, rollout: Rollout) -> Tensor:
         """Rewards [T, N] as they are learnt from."""
@@ -150,6 +170,7 @@ class ControlTrainer:
             "metrics": metrics or {},
             "settings": settings_of(self.config),
             "observed": self.observed.n,
+            "skipped": self.skipped,
             "rewarded": list(self.rewarded.moments),
             "finished": self.envs.finished,
         }
@@ -172,7 +193,7 @@ class ControlTrainer:
         check_settings(checkpoint, saved.get("settings"), self.config)
         current = {f"agent.{name}": p for name, p in self.agent.named_parameters()}
         check_fit(checkpoint, {n: t for n, t in tensors.items() if n.startswith("agent.")}, current)
-        numbers = numbers_of(checkpoint, saved, {"step": int, "observed": float})
+        numbers = numbers_of(checkpoint, saved, {"step": int, "skipped": int, "observed": float})
         rewarded = list_of_numbers(checkpoint, saved, "rewarded", 3)
         self.envs.restore(with_prefix(tensors, "environments."))
         self.envs.finished = _finished(checkpoint, saved)
@@ -187,7 +208,7 @@ class ControlTrainer:
             numbers["observed"], tensors["observed.mean"], tensors["observed.squares"]
         )
         self.rewarded = ReturnMoments(Moments(*rewarded), tensors["rewarded.running"])
-        self.step_number, self.started = numbers["step"], True
+        self.step_number, self.skipped, self.started = numbers["step"], numbers["skipped"], True
         return checkpoint
 
 

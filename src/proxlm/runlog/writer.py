@@ -20,6 +20,7 @@ from proxlm.runlog.interrupt import WORDS, StopSignals
 from proxlm.runlog.loggers import TensorBoard, WeightsAndBiases, check_wandb
 from proxlm.runlog.plain import PlainView
 from proxlm.runlog.state import RunState
+from proxlm.runlog.watchdog import Watchdog
 
 
 class View(Protocol):
@@ -68,6 +69,7 @@ class RunLog:
         self._loggers: list[TensorBoard | WeightsAndBiases] = []
         self._not_finite: set[str] = set()
         self._signals = StopSignals(self._view.alert)
+        self._watchdog = Watchdog(self.state, folder, 60 * run.watchdog, run.watchdog_stop, self._view.alert)
 
     def __enter__(self) -> Self:
         try:
@@ -80,11 +82,13 @@ class RunLog:
             raise
         self._view.start()
         self._signals.__enter__()
+        self._watchdog.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._watchdog.__exit__()
         self._signals.__exit__()
         self._view.stop()
         self._close(failed=kind is not None)
