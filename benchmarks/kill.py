@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -118,12 +119,21 @@ def ended(child: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if done else None
 
 
+def writing(run: Path, since: float) -> bool:
+    """Whether a checkpoint begun after `since` is being written; what an earlier kill left does not count."""
+    for folder in (run / "checkpoints").glob(".writing-*"):
+        with suppress(FileNotFoundError):
+            if folder.stat().st_mtime > since:
+                return True
+    return False
+
+
 def wait_and_kill(child: int, run: Path, delay: float, while_writing: bool, rng: random.Random) -> int | None:
     """Kill the process after `delay` seconds, or at a checkpoint being written after that; its status if it ended."""
-    began, more = time.monotonic(), rng.uniform(0.0, 0.02)
+    began, since, more = time.monotonic(), time.time(), rng.uniform(0.0, 0.02)
     while (status := ended(child)) is None:
         late = time.monotonic() - began > delay
-        if late and (not while_writing or any((run / "checkpoints").glob(".writing-*"))):
+        if late and (not while_writing or writing(run, since)):
             time.sleep(more if while_writing else 0.0)
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -174,7 +184,7 @@ def _one_run(job: str, run: Path, kills: int, outcome: Outcome, rng: random.Rand
             return
         # A resumed run is shorter than a whole one, but by no means nothing: it loads, and measures at both ends.
         left = outcome.seconds_of_a_run * max(1 - share_done(job, run), 0.4)
-        began = time.monotonic()
+        began, since = time.monotonic(), time.time()
         status = wait_and_kill(start(command), run, rng.uniform(0.0, left), outcome.kills % 2 == 1, rng)
         if status == 0:
             if "--resume" not in command:  # the first run of all had to fill the system's caches
@@ -184,7 +194,7 @@ def _one_run(job: str, run: Path, kills: int, outcome: Outcome, rng: random.Rand
             raise SystemExit(f"{run}: status {status}\n{Path('output.txt').read_text()[-2000:]}")
         outcome.kills += 1
         outcome.at_share.append(round(share_done(job, run), 2))
-        outcome.while_writing += any((run / "checkpoints").glob(".writing-*"))
+        outcome.while_writing += writing(run, since)
 
 
 def share_done(job: str, run: Path) -> float:

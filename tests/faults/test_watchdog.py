@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +25,18 @@ from proxlm.runlog.writer import RunLog
 with RunLog(Path(sys.argv[1]), "ppo", 9, RunConfig(tensorboard=False, watchdog=0.3 / 60, watchdog_stop=True)) as log:
     log.phase("score")
     time.sleep(600)
+"""
+
+MOVING = """
+import sys, time
+from pathlib import Path
+from proxlm.config import RunConfig
+from proxlm.runlog.writer import RunLog
+with RunLog(Path(sys.argv[1]), "ppo", 9, RunConfig(tensorboard=False, watchdog=1 / 60, watchdog_stop=True)) as log:
+    print("moves", flush=True)
+    for k in range(30):
+        log.progress(k, 30)
+        time.sleep(0.05)
 """
 
 
@@ -76,6 +89,22 @@ def test_it_can_end_the_process(tmp_path):
     assert done.returncode == 75
     assert "stuck: step 1 of 9, score has not moved" in done.stderr
     assert 'File "<string>", line 8' in (tmp_path / "stuck-step-00000001.txt").read_text()
+
+
+def test_a_process_that_was_suspended_is_not_stuck(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", MOVING, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "moves\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2.5)
+    process.send_signal(signal.SIGCONT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert not list(tmp_path.glob("stuck-*"))
 
 
 def test_nothing_watches_where_it_is_off(tmp_path):

@@ -117,7 +117,9 @@ class ControlTrainer:
             stats = update(learner, experience)
         self.states = {"policy": rollout.last_state, "critic": critic_state}
         if config.env.normalise_observations:
-            self.observed = with_rows(self.observed, rollout.observations.flatten(0, 1))
+            rows = rollout.observations.flatten(0, 1)
+            # One number that is not finite would be in the moments for ever; so with the rewards.
+            self.observed = with_rows(self.observed, rows[rows.isfinite().all(-1)])
         self.step_number += 1
         self._count_skipped(stats, rollout)
         episodes = self.envs.finished[ended_before:]
@@ -152,7 +154,8 @@ class ControlTrainer:
         if not self.config.env.normalise_rewards:
             return rollout.rewards
         gamma = self.config.ppo.gamma
-        self.rewarded = with_rewards(self.rewarded, rollout.rewards, rollout.ended, gamma)
+        finite = rollout.rewards.nan_to_num(0.0, 0.0, 0.0)
+        self.rewarded = with_rewards(self.rewarded, finite, rollout.ended, gamma)
         return scaled_rewards(self.rewarded, rollout.rewards, self.config.env.clip)
 
     def save(self, metrics: Mapping[str, float] | None = None) -> Path:

@@ -45,15 +45,19 @@ class Watchdog:
             self._thread.join(timeout=5.0)
 
     def _watch(self) -> None:
-        seen, since, told = self._place(), time.monotonic(), False
-        while not self._ended.wait(min(1.0, self.limit / 10)):
+        seen, stuck, told = self._place(), 0.0, False
+        pause = min(1.0, self.limit / 10)
+        looked = time.monotonic()
+        while not self._ended.wait(pause):
             place, now = self._place(), time.monotonic()
+            # No longer than this thread itself could have looked: a process that was suspended is not stuck.
+            stuck, looked = stuck + min(now - looked, 2 * pause), now
             if place != seen:
                 if told:
                     self.tell(f"it moves again: {self._words()}")
-                seen, since, told = place, now, False
-            elif not told and now - since > self.limit:
-                self._report(now - since)
+                seen, stuck, told = place, 0.0, False
+            elif not told and stuck > self.limit:
+                self._report(stuck)
                 told = True
 
     def _place(self) -> tuple[int, str, int, int]:
