@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from proxlm.checkpoint import (
     Keep,
     check_fit,
     checkpoints,
+    clear_leftovers,
     load_checkpoint,
     newest_checkpoint,
     publish_folder,
@@ -80,6 +82,29 @@ def test_published_folder_is_the_old_or_the_new_one(tmp_path):
         publish_folder(tmp_path / "policy", full_disk)
     assert [p.name for p in tmp_path.iterdir()] == ["policy"]
     assert [p.name for p in (tmp_path / "policy").iterdir()] == ["config.json"]
+
+
+def test_what_a_crash_left_in_the_middle_of_replacing_a_folder_is_put_back(tmp_path, monkeypatch):
+    publish_folder(tmp_path / "policy", write)
+    (tmp_path / "policy" / "config.json").write_text("old")
+    real, calls = os.replace, []
+
+    def dies_at_the_second(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", dies_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        publish_folder(tmp_path / "policy", write)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".replaced-policy", ".writing-policy"]
+    clear_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["policy"]
+    assert (tmp_path / "policy" / "config.json").read_text() == "old"
+    (tmp_path / ".writing-config.toml-123").write_text("half")
+    clear_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["policy"]
 
 
 def test_nothing_to_resume(tmp_path):
