@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from signal import Signals
 from types import TracebackType
@@ -68,6 +69,7 @@ class RunLog:
         self._view = _view_for(self.state)
         self._loggers: list[TensorBoard | WeightsAndBiases] = []
         self._not_finite: set[str] = set()
+        self._unknown: set[str] = set()
         self._signals = StopSignals(self._view.alert)
         self._watchdog = Watchdog(self.state, folder, 60 * run.watchdog, run.watchdog_stop, self._view.alert)
 
@@ -131,10 +133,20 @@ class RunLog:
             for name in ("metrics.jsonl", "samples.jsonl"):
                 sync_file(self.folder / name)  # a checkpoint must not outlive the rows of its steps
             save()
+            self._check_keep_best()
         # A signal that comes here, after a step that was not saved, waits for the next one.
         stop = self._signals.received
         if saved and stop is not None:
             raise StoppedBySignalError(self._how_to_go_on(stop), stop)
+
+    def _check_keep_best(self) -> None:
+        """Say it once where the metric that run.keep_best names is none of the run's."""
+        name = self.run.keep_best
+        if name and name not in self.state.latest and name not in self._unknown:
+            self._unknown.add(name)
+            near = get_close_matches(name, self.state.latest, n=1)
+            hint = f"did you mean {near[0]}?" if near else "no checkpoint is kept for it so far"
+            self.note(f"run.keep_best = {name}: no step has had this metric; {hint}")
 
     def _how_to_go_on(self, stop: Signals) -> str:
         state, command = (
