@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ class QuietLog:
 
     def note(self, *given: Any) -> None:
         pass
+
+    def checkpoint(self, save: Callable[[], Path], due: bool) -> None:
+        if due:
+            save()
 
 
 def job_of(work: Work, folder: Path, given: argparse.Namespace) -> Any:

@@ -1,7 +1,8 @@
 """The command line: `proxlm JOB [recipe.toml] [--section.key value ...]`.
 
-Exit status: 0 done, 2 something the user can mend (one line on stderr), 130 interrupted, 141 the reader of
-the output is gone. Everything else is a bug, and keeps its traceback.
+Exit status: 0 done, 2 something the user can mend (one line on stderr), 130 stopped by Ctrl-C, 143 stopped by
+SIGTERM, 141 the reader of the output is gone, 75 ended by the watchdog. Everything else is a bug, and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from importlib import import_module
 from proxlm import __version__
 from proxlm.config.help import describe, overview
 from proxlm.config.parse import load_config
-from proxlm.errors import UserError
+from proxlm.errors import StoppedBySignalError, UserError
 
 APPS = {
     "ppo": "proxlm.apps.ppo:main",
@@ -48,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except UserError as error:
         return _fail(str(error))
+    except StoppedBySignalError as stopped:
+        print(f"proxlm: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal
     except KeyboardInterrupt:
         print("proxlm: interrupted", file=sys.stderr)
         return 130

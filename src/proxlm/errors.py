@@ -26,3 +26,14 @@ class RewardError(UserError):
 
 class RunError(UserError):
     """A run folder cannot be created, written, or resumed."""
+
+
+class StoppedBySignalError(KeyboardInterrupt):
+    """SIGTERM or Ctrl-C ended a run, whose newest step is saved; the message says how to go on.
+
+    Not a UserError, nor caught by `except Exception`: nothing was wrong. signal: its number.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -105,8 +105,19 @@ def test_folder_that_holds_a_run_is_left_alone(place, capsys):  # noqa: F811
     assert [p.name for p in (place / "run").iterdir()] == ["mine.txt"]
 
 
-def test_torn_checkpoint_is_named(place, capsys):  # noqa: F811
+def test_torn_checkpoints_are_named(place, capsys):  # noqa: F811
     assert main(BASE) == 0
+    whole = (place / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    newest, before = (place / "run" / "checkpoints" / f"step-0000000{k}" for k in (4, 2))
+    (newest / "state.safetensors").write_bytes(b"torn")
     capsys.readouterr()
-    (place / "run" / "checkpoints" / "step-00000004" / "state.safetensors").write_bytes(b"torn")
-    fails(capsys, [*BASE, "--resume"], "step-00000004")
+    assert main([*BASE, "--resume"]) == 0
+    printed = capsys.readouterr().out
+    assert "passed over a damaged checkpoint" in printed
+    assert "step-00000004: state.safetensors has 4 bytes" in printed
+    assert f"resumed from run/checkpoints/{before.name}" in printed
+    again = (place / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(row)["reward"] for row in again] == [json.loads(row)["reward"] for row in whole]
+    for folder in (newest, before):
+        (folder / "state.json").write_bytes(b"torn")
+    fails(capsys, [*BASE, "--resume"], "every checkpoint is damaged", "step-00000004", "step-00000002")

@@ -115,7 +115,7 @@ def test_a_resume_that_does_not_fit_is_refused(tmp_path):
     for changed, message in (
         (replace(config, run=replace(config.run, seed=1)), "made with run.seed = 0"),
         (with_env(config, count=4), "made with env.count = 3"),
-        (replace(config, model=replace(config.model, width=8)), "does not fit the settings"),
+        (replace(config, model=replace(config.model, width=8)), "made with model.width = 16, not 8"),
     ):
         with pytest.raises(RunError, match=message):
             trainer(changed, lambda: Walk(True), tmp_path).resume()

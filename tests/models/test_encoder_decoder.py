@@ -13,6 +13,7 @@ from proxlm.config import (
     NewModelConfig,
     OptimiserConfig,
     RunConfig,
+    SFTJob,
     SupervisedConfig,
 )
 from proxlm.data.supervised import SFTExample
@@ -232,7 +233,11 @@ def test_sft_lowers_the_loss_of_copying(tokenizer, tmp_path, family):
     optimiser = OptimiserConfig(lr=1e-2, schedule="cosine", warmup=10)
     settings = SupervisedConfig(steps=300, batch_tokens=448, validate_every=150)
     made = SupervisedTrainer(
-        model, train, held_out, settings, optimiser, RunConfig(seed=0, save_every=0), tmp_path
+        model,
+        train,
+        held_out,
+        SFTJob(train=settings, optim=optimiser, run=RunConfig(seed=0, save_every=0)),
+        tmp_path,
     )
     made.train(SilentLog())
     after = mean_loss(model, held_out, 4096)

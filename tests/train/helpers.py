@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,10 @@ class SilentLog:
 
     def samples(self, step: int, rows: Any) -> None:
         pass
+
+    def checkpoint(self, save: Callable[[], Path], due: bool) -> None:
+        if due:
+            save()
 
     def phase(self, name: str) -> None:
         pass

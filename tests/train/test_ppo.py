@@ -237,9 +237,9 @@ def test_no_policy_movement_without_advantage(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("other", "wanted"),
     [
-        ({"critic": "separate"}, "critic.trunk"),
+        ({"critic": "separate"}, 'made with model.critic = "shared", not "separate"'),
         ({"lora": 4}, "embed_tokens"),
-        ({"seed": 5}, "run.seed = 0"),
+        ({"seed": 5}, "made with run.seed = 0, not 5"),
     ],
 )
 def test_a_resume_that_does_not_fit_is_refused_and_changes_nothing(tokenizer, tmp_path, other, wanted):

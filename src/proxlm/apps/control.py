@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from proxlm.apps.report import write_report
-from proxlm.apps.session import announce_resume, start_run
+from proxlm.apps.session import announce_resume, run_folder
 from proxlm.checkpoint import publish_folder
 from proxlm.config import ControlJob
 from proxlm.control.environments import MakeEnvironment
@@ -47,19 +47,26 @@ def run_control(config: ControlJob, make: MakeEnvironment | None = None) -> Cont
     problem = gif_problem(lambda: make_environment(config.env, render=True)) if config.gif else None
     if problem:
         print(f"note: no {config.gif}: {problem}", flush=True)
-    folder = start_run(config, "control")
-    trainer.folder = folder
-    if config.run.resume:
-        announce_resume(config, folder, trainer.resume())
-    headline = ("reward", "episode_return")
-    with RunLog(folder, "control", trainer.steps, config.run, trainer.step_number, headline=headline) as log:
-        trainer.train(log)
-    publish_folder(folder / "policy", trainer.save_policy)
-    if config.gif and not problem:
-        _draw(config, trainer)
-    trainer.envs.close()
-    if config.run.report:
-        write_report(folder)
+    with run_folder(config, "control") as folder:
+        trainer.folder = folder
+        if config.run.resume:
+            announce_resume(config, folder, trainer.resume())
+        with RunLog(
+            folder,
+            "control",
+            trainer.steps,
+            config.run,
+            trainer.step_number,
+            headline=("reward", "episode_return"),
+            in_python=make is not None,
+        ) as log:
+            trainer.train(log)
+        publish_folder(folder / "policy", trainer.save_policy)
+        if config.gif and not problem:
+            _draw(config, trainer)
+        trainer.envs.close()
+        if config.run.report:
+            write_report(folder)
     returns = [total for total, _ in trainer.envs.finished]
     return ControlResult(folder, sum(returns) / len(returns) if returns else float("nan"))
 

@@ -15,8 +15,8 @@ from proxlm.apps.session import (
     describe_prompts,
     is_encoder_decoder,
     progress_line,
+    run_folder,
     set_up,
-    start_run,
 )
 from proxlm.checkpoint import publish_folder
 from proxlm.config import PPOJob, RolloutConfig
@@ -85,20 +85,27 @@ def run_ppo(
     sampler, scorer = sampler_of(config, models.policy.tokenizer, plain)
     assert scorer is not None  # `rewarded` has asked for one
     try_reward(models, sampler, scorer, stream.batch(0)[:2], config.rollout)
-    folder = start_run(config, "ppo")
-    trainer = PPOTrainer(config, models, stream, scorer, folder, algorithm, ptx, sampler)
+    with run_folder(config, "ppo") as folder:
+        trainer = PPOTrainer(config, models, stream, scorer, folder, algorithm, ptx, sampler)
+        given = (reward, advantage, loss) != (None, None, None)
+        return _train_and_measure(trainer, held_out.prompts, given)
+
+
+def _train_and_measure(trainer: PPOTrainer, held_out: list[Prompt], in_python: bool) -> PPOResult:
+    """The run itself: measured, trained, measured again; everything it leaves is in its folder."""
+    config, folder = trainer.config, trainer.folder
     if config.run.resume:
         announce_resume(config, folder, trainer.resume())
-    before = _evaluate("before", trainer, held_out.prompts)
+    before = _evaluate("before", trainer, held_out)
     if before is not None:
         write_json_atomic(folder / "evaluation.json", as_json([before], config.run.seed))
-    with RunLog(folder, "ppo", config.ppo.steps, config.run, start_step=trainer.state.step) as log:
+    steps, run, start = config.ppo.steps, config.run, trainer.state.step
+    with RunLog(folder, "ppo", steps, run, start_step=start, in_python=in_python) as log:
         trainer.train(log)
-    publish_folder(folder / "policy", lambda f: save_language_model(models.policy, f))
-    after = _evaluate("after", trainer, held_out.prompts)
+    publish_folder(folder / "policy", lambda f: save_language_model(trainer.models.policy, f))
+    after = _evaluate("after", trainer, held_out)
     if before is not None and after is not None:
-        both = as_json([before, after], config.run.seed)
-        write_json_atomic(folder / "evaluation.json", both)
+        write_json_atomic(folder / "evaluation.json", as_json([before, after], config.run.seed))
     if config.run.report:
         write_report(folder)
     return PPOResult(folder, before, after)

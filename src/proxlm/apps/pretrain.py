@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from proxlm.apps.report import write_report
-from proxlm.apps.session import announce_resume, check_block, is_encoder_decoder, set_up, start_run
+from proxlm.apps.session import announce_resume, check_block, is_encoder_decoder, run_folder, set_up
 from proxlm.checkpoint import newest_checkpoint
-from proxlm.config import OptimiserConfig, PretrainJob, RunConfig, SFTJob, SupervisedConfig
+from proxlm.config import PretrainJob, RunConfig, SFTJob, SupervisedConfig
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.data.text import read_texts, split_validation
 from proxlm.data.tokenizer import load_tokenizer, train_tokenizer
@@ -60,7 +60,7 @@ def run_pretrain(config: PretrainJob, texts: Sequence[str] | None = None) -> Sup
         model = load_language_model(config.model)
     else:
         model = build_language_model(config.new, tokenizer, config.model)
-    return run_supervised("pretrain", config, model, blocks, held_out)
+    return run_supervised("pretrain", config, model, blocks, held_out, in_python=texts is not None)
 
 
 def _check_kind(config: PretrainJob) -> None:
@@ -90,43 +90,54 @@ def _validation_blocks(tokenizer: Any, validation: Sequence[str], block: int) ->
 def _tokenizer(config: PretrainJob, train: Sequence[str]) -> Any:
     """That of the model to go on from, or of the run to resume, or a new one."""
     if config.run.resume:
-        return load_tokenizer(str(newest_checkpoint(folder_to_resume(config.run.folder)) / "policy"))
+        return tokenizer_to_resume(config.run)
     if config.model.policy:
         check_block("train.block", config.train.block, config.model)
         return load_tokenizer(config.model.policy, config.model.trust_remote_code)
     return train_tokenizer(train, config.new.vocabulary, config.new.context)
 
 
+def tokenizer_to_resume(run: RunConfig) -> Any:
+    """That of the run to go on with: it was trained on text that may no longer be what it was."""
+    # What is wrong with a checkpoint is told when its weights are read.
+    checkpoint = newest_checkpoint(folder_to_resume(run.folder), tell=lambda _line: None)
+    return load_tokenizer(str(checkpoint / "policy"))
+
+
 def run_supervised(
-    job: str, config: PretrainJob | SFTJob, model: LanguageModel, train: Examples, validation: Examples
+    job: str,
+    config: PretrainJob | SFTJob,
+    model: LanguageModel,
+    train: Examples,
+    validation: Examples,
+    in_python: bool = False,
 ) -> SupervisedResult:
-    """The part that pretraining and fine-tuning share: folder, loop, report."""
+    """The part that pretraining and fine-tuning share: folder, loop, report. `in_python`: see RunLog."""
     millions = sum(p.numel() for p in model.network.parameters()) / 1e6
     tokens = [int(e.lengths.sum()) for e in (train, validation)]
     print(
         f"{millions:.2f}M parameters; {tokens[0]:,} tokens to train on, {tokens[1]:,} to validate on",
         flush=True,
     )
-    settings: SupervisedConfig = config.train
-    optim: OptimiserConfig = config.optim
-    folder = start_run(config, job)
-    trainer = SupervisedTrainer(model, train, validation, settings, optim, config.run, folder)
-    if config.run.resume:
-        announce_resume(config, folder, trainer.resume())
-    left = max(0.0, settings.minutes * 60 - trainer.state.seconds)
-    with RunLog(
-        folder,
-        job,
-        settings.steps,
-        config.run,
-        trainer.state.step,
-        headline=("loss", "validation_loss"),
-        limit_seconds=left,
-    ) as log:
-        state = trainer.train(log)
-    if config.run.report:
-        write_report(folder)
-    return SupervisedResult(folder, state)
+    with run_folder(config, job) as folder:
+        trainer = SupervisedTrainer(model, train, validation, config, folder)
+        if config.run.resume:
+            announce_resume(config, folder, trainer.resume())
+        settings: SupervisedConfig = config.train
+        with RunLog(
+            folder,
+            job,
+            settings.steps,
+            config.run,
+            trainer.state.step,
+            headline=("loss", "validation_loss"),
+            limit_seconds=max(0.0, settings.minutes * 60 - trainer.state.seconds),
+            in_python=in_python,
+        ) as log:
+            state = trainer.train(log)
+        if config.run.report:
+            write_report(folder)
+        return SupervisedResult(folder, state)
 
 
 def print_result(result: SupervisedResult, run: RunConfig) -> None:

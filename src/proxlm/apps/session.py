@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from proxlm.checkpoint import clear_leftovers
 from proxlm.config import (
     ControlJob,
     DataConfig,
@@ -25,6 +28,7 @@ from proxlm.errors import ConfigError, DataError, ModelError
 from proxlm.models.allocator import keep_freed_memory
 from proxlm.models.device import is_emulated
 from proxlm.runlog.folder import open_run, write_atomic
+from proxlm.runlog.lock import locked
 from proxlm.runlog.loggers import check_wandb
 from proxlm.seeds import derive_seed
 from proxlm.types import Progress
@@ -141,6 +145,14 @@ def start_run(config: TrainingJob, job: str) -> Path:
     return open_run(config.run.folder, job, config.run.resume, lambda folder: config_of_run(config, folder))
 
 
+@contextmanager
+def run_folder(config: TrainingJob, job: str) -> Iterator[Path]:
+    """`start_run`, and nobody else in that folder while this lasts. Raises RunError, ConfigError."""
+    folder = start_run(config, job)
+    with locked(folder):
+        yield folder
+
+
 def config_of_run(config: TrainingJob, folder: Path) -> str:
     """The text of config.toml. It names the folder and does not ask to resume: that is for the command line.
 
@@ -151,7 +163,9 @@ def config_of_run(config: TrainingJob, folder: Path) -> str:
 
 
 def announce_resume(config: TrainingJob, folder: Path, checkpoint: Path) -> None:
-    """After a resume that fitted: say where from, and let config.toml hold the settings now in force."""
+    """After a resume that fitted: say where from, let config.toml hold the settings now in force, and tidy up what a
+    crash has left."""
+    clear_leftovers(folder)
     write_atomic(folder / "config.toml", config_of_run(config, folder))
     print(f"resumed from {checkpoint}", flush=True)
 

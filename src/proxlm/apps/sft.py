@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxlm.apps.pretrain import SupervisedResult, print_result, run_supervised
+from proxlm.apps.pretrain import SupervisedResult, print_result, run_supervised, tokenizer_to_resume
 from proxlm.apps.session import is_encoder_decoder, model_context, set_up
-from proxlm.checkpoint import newest_checkpoint
 from proxlm.config import SFTJob
 from proxlm.data.chat import read_template
 from proxlm.data.supervised import SFTExample, record_texts, sft_examples
@@ -14,7 +13,6 @@ from proxlm.data.text import split_validation
 from proxlm.data.tokenizer import load_tokenizer, train_tokenizer
 from proxlm.models.families import is_encoder_decoder_type
 from proxlm.models.load import build_language_model, load_language_model
-from proxlm.runlog.folder import folder_to_resume
 from proxlm.train.examples import Examples
 
 
@@ -52,7 +50,7 @@ def _tokenizer(config: SFTJob) -> Any:
     if not config.scratch.type:
         return load_tokenizer(config.model.policy, config.model.trust_remote_code)
     if config.run.resume:
-        return load_tokenizer(str(newest_checkpoint(folder_to_resume(config.run.folder)) / "policy"))
+        return tokenizer_to_resume(config.run)
     records = record_texts(config.text, config.text.train)
     if not config.text.validation:
         # The split depends on the number of records alone, so it is the one that the examples get.

@@ -16,7 +16,9 @@ class EnvironmentConfig:
     id: str = setting("", "Gymnasium's name of the environment, or module:Name (also: proxlm control ID)")
     args: dict[str, Any] = setting(factory=dict, help="keyword arguments of gymnasium.make")
     count: int = setting(8, "environments side by side", ge=1)
-    steps: int = setting(500_000, "environment steps in all, of all environments together", ge=1)
+    steps: int = setting(
+        500_000, "environment steps in all, of all environments together", ge=1, on_resume="free"
+    )
     time_limit: int = setting(0, "steps after which an episode is truncated; 0: the environment's own", ge=0)
     normalise_observations: bool = setting(True, "observations to mean 0, std 1 of all seen so far")
     normalise_rewards: bool = setting(True, "rewards divided by the std of the discounted returns so far")

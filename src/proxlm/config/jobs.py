@@ -203,7 +203,7 @@ class ControlJob:
     ppo: ControlPPOConfig = setting(factory=ControlPPOConfig)
     optim: OptimisersConfig = setting(factory=control_optimisers)
     run: RunConfig = setting(factory=lambda: RunConfig(threads=1))
-    gif: str = setting("", "GIF file for an episode of the learned policy; empty: none")
+    gif: str = setting("", "GIF file for an episode of the learned policy; empty: none", on_resume="free")
 
     positional: ClassVar[str] = "env.id"
     takes_recipe: ClassVar[bool] = True

@@ -42,13 +42,16 @@ class TrustRegionConfig:
 class PPOConfig:
     """Proximal Policy Optimisation with Generalised Advantage Estimation, and other algorithms in the same loop."""
 
-    steps: int = setting(100, "PPO steps: rollout, score, update", ge=1)
+    steps: int = setting(100, "PPO steps: rollout, score, update", ge=1, on_resume="free")
     batch_size: int = setting(64, "prompts per step", ge=1)
     samples_per_prompt: int = setting(1, "responses per prompt", ge=1)
     epochs: int = setting(4, "passes over each step's responses", ge=1)
     minibatches: int = setting(1, "optimiser steps per pass", ge=1)
     micro_batch_tokens: int = setting(
-        4096, "most tokens (padding included) in one forward pass; changes memory, not the result", ge=1
+        4096,
+        "most tokens (padding included) in one forward pass; changes memory, not the result",
+        ge=1,
+        on_resume="free",
     )
     advantage: str = setting(
         "gae", "gae, reinforce, reinforce++, rloo, grpo, or path/to/file.py:function (see docs/algorithms.md)"

@@ -38,15 +38,19 @@ class ModelConfig:
         "keep only each layer's input for the backward pass and compute the rest again: less memory, slower",
     )
     packed: bool = setting(
-        False, "put sequences one after another without padding in a forward pass (same numbers, other speed)"
+        False,
+        "put sequences one after another without padding in a forward pass (same numbers, other speed)",
+        on_resume="free",
     )
     precision: Literal["float32", "bfloat16", "auto"] = setting(
         "float32",
         "precision of the computation; weights, optimiser, losses and log-probs stay in float32; auto: bfloat16"
         " where the device has instructions for it",
     )
-    device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...")
-    trust_remote_code: bool = setting(False, "allow the model's own Python code from the hub to run")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...", on_resume="free")
+    trust_remote_code: bool = setting(
+        False, "allow the model's own Python code from the hub to run", on_resume="free"
+    )
     lora: LoraConfig = setting(factory=LoraConfig)
 
 
@@ -106,7 +110,9 @@ class RolloutConfig:
     top_p: float = setting(1.0, "keep the smallest set of tokens with this much probability", gt=0, le=1)
     min_p: float = setting(0.0, "drop tokens below this share of the likeliest one's probability", ge=0, lt=1)
     stop: list[str] = setting(factory=list, help="texts that end a response, besides the end-of-text token")
-    batch_size: int = setting(64, "sequences generated at once; does not change what is sampled", ge=1)
+    batch_size: int = setting(
+        64, "sequences generated at once; does not change what is sampled", ge=1, on_resume="free"
+    )
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ class ConversationConfig:
     tasks: int = setting(256, "without data.prompts: how many different tasks there are to train on", ge=1)
     max_turns: int = setting(16, "most replies of the policy in one conversation", ge=1)
     max_tokens: int = setting(512, "longest conversation in tokens, the environment's words included", ge=1)
-    timeout: float = setting(30.0, "seconds that one call of reset or step may take", gt=0)
+    timeout: float = setting(30.0, "seconds that one call of reset or step may take", gt=0, on_resume="free")
     time_limit: float = setting(0.0, "seconds after which a conversation gets no further turn; 0: none", ge=0)
 
 
@@ -146,9 +152,23 @@ class RewardConfig:
     terms: dict[str, RewardTerm] = setting(
         factory=dict, help="named terms, instead of use: [reward.terms.NAME] with use, weight, args"
     )
-    timeout: float = setting(120.0, "seconds one call of the reward may take", gt=0)
+    timeout: float = setting(120.0, "seconds one call of the reward may take", gt=0, on_resume="free")
     on_error: Literal["fail", "score"] = setting(
-        "fail", "a reward that raises, hangs or returns no number: stop, or give error_score and count it"
+        "fail",
+        "a reward that raises, hangs or returns no number: stop, or give error_score and count it",
+        on_resume="free",
+    )
+    isolate: bool = setting(
+        False,
+        "call the reward in a process of its own, which is killed after timeout and started anew after it died (not"
+        " reward models, nor a function given in Python)",
+        on_resume="free",
+    )
+    memory_gb: float = setting(
+        0.0,
+        "isolate: GiB that the reward may take beyond what its start took; 0: no limit",
+        ge=0,
+        on_resume="free",
     )
     error_score: float = setting(0.0, "score of a response whose reward failed (with on_error = score)")
 
@@ -191,16 +211,39 @@ class OptimisersConfig:
 class RunConfig:
     """The run's folder, seed and logging."""
 
-    folder: str = setting("", "where the run is written; empty: runs/JOB-DATE-TIME")
+    folder: str = setting("", "where the run is written; empty: runs/JOB-DATE-TIME", on_resume="free")
     seed: int = setting(0, "seed of everything random", ge=0, lt=2**32)
-    resume: bool = setting(False, "go on from the folder's newest complete checkpoint")
-    save_every: int = setting(50, "steps between checkpoints; 0: only at the end", ge=0)
-    keep: int = setting(2, "how many of the newest checkpoints to keep", ge=1)
-    log_samples: int = setting(4, "responses per step written to samples.jsonl", ge=0)
-    tensorboard: bool = setting(True, "write TensorBoard events")
-    wandb: str = setting("", "Weights & Biases project to log to (needs proxlm[wandb])")
-    threads: int = setting(0, "CPU threads; 0: one per core", ge=0)
-    report: bool = setting(True, "write report.html at the end")
+    resume: bool = setting(False, "go on from the folder's newest complete checkpoint", on_resume="free")
+    save_every: int = setting(50, "steps between checkpoints; 0: only at the end", ge=0, on_resume="free")
+    keep: int = setting(2, "how many of the newest checkpoints to keep", ge=1, on_resume="free")
+    keep_best: str = setting(
+        "",
+        "keep the checkpoint with the best value of this metric, too: reward, for instance; empty: none",
+        on_resume="free",
+    )
+    keep_best_is: Literal["highest", "lowest"] = setting(
+        "highest", "which value of keep_best is the best", on_resume="free"
+    )
+    max_skipped: int = setting(
+        5,
+        "stop after this many steps in a row without an update, where gradients are no finite numbers; 0: never",
+        ge=0,
+        on_resume="free",
+    )
+    watchdog: float = setting(
+        30.0,
+        "minutes without any progress after which it is said where the run is stuck; 0: never",
+        ge=0,
+        on_resume="free",
+    )
+    watchdog_stop: bool = setting(
+        False, "a run that the watchdog finds stuck ends with status 75", on_resume="free"
+    )
+    log_samples: int = setting(4, "responses per step written to samples.jsonl", ge=0, on_resume="free")
+    tensorboard: bool = setting(True, "write TensorBoard events", on_resume="free")
+    wandb: str = setting("", "Weights & Biases project to log to (needs proxlm[wandb])", on_resume="free")
+    threads: int = setting(0, "CPU threads; 0: one per core", ge=0, on_resume="free")
+    report: bool = setting(True, "write report.html at the end", on_resume="free")
 
 
 @dataclass(frozen=True)
@@ -224,10 +267,14 @@ class TextConfig:
 class SupervisedConfig:
     """The loop that pretraining and supervised fine-tuning share."""
 
-    steps: int = setting(1000, "most optimiser steps", ge=1)
-    minutes: float = setting(0.0, "stop after this many minutes of training; 0: no limit", ge=0)
+    steps: int = setting(1000, "most optimiser steps", ge=1, on_resume="free")
+    minutes: float = setting(
+        0.0, "stop after this many minutes of training; 0: no limit", ge=0, on_resume="free"
+    )
     batch_tokens: int = setting(8192, "tokens per optimiser step", ge=1)
-    micro_batch_tokens: int = setting(8192, "most tokens in one forward pass", ge=1)
+    micro_batch_tokens: int = setting(8192, "most tokens in one forward pass", ge=1, on_resume="free")
     block: int = setting(256, "pretrain: length of the packed sequences", ge=2)
     validate_every: int = setting(100, "steps between validations", ge=1)
-    patience: int = setting(5, "stop after this many validations without a better loss; 0: never", ge=0)
+    patience: int = setting(
+        5, "stop after this many validations without a better loss; 0: never", ge=0, on_resume="free"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,14 @@ def setting(
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
+    on_resume: Literal["fixed", "free"] = "fixed",
 ) -> Any:
     """A field of a config dataclass: its default, its one-line meaning, and its bounds.
 
-    `factory` makes the default where it is a list, a dict or another config dataclass.
+    `factory` makes the default where it is a list, a dict or another config dataclass. `on_resume`: whether a run
+    that is resumed may have another value (free), or must have the same (fixed).
     """
-    metadata = {"help": help, "bounds": Bounds(ge, gt, le, lt)}
+    metadata = {"help": help, "bounds": Bounds(ge, gt, le, lt), "on_resume": on_resume}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from proxlm.checkpoint import check_fit, load_checkpoint, newest_checkpoint, save_checkpoint, with_prefix
+from proxlm.checkpoint import (
+    Keep,
+    check_fit,
+    check_settings,
+    list_of_numbers,
+    load_checkpoint,
+    newest_checkpoint,
+    numbers_of,
+    save_checkpoint,
+    set_aside_newer,
+    settings_of,
+    with_prefix,
+)
 from proxlm.config import ControlJob
 from proxlm.control.collect import Rollout, collect
 from proxlm.control.environments import Environments, MakeEnvironment
@@ -36,7 +49,8 @@ from proxlm.runlog.writer import RunLog
 from proxlm.seeds import derive_seed
 from proxlm.train.observe import Stopwatch
 from proxlm.train.optimiser import Optimiser
-from proxlm.train.stats import summarise
+from proxlm.train.skipped import end_of_run, nothing_learnt
+from proxlm.train.stats import MinibatchStats, summarise
 
 # Of so many newest episodes the mean is told, as is the custom.
 RECENT = 100
@@ -63,7 +77,8 @@ class ControlTrainer:
         self.states: dict[str, State | None] = dict.fromkeys(("policy", "critic"))
         if config.model.lstm:
             self.states = {who: self.agent.no_memory(count) for who in self.states}
-        self.started = False
+        self.started, self.skipped = False, 0
+        self.problem = ""  # why the run cannot go on
 
     def train(self, log: RunLog) -> None:
         """Run from the newest step to the last one."""
@@ -74,9 +89,11 @@ class ControlTrainer:
             log.metrics(self.step_number, metrics)
             for finding in doctor.see({"step": self.step_number, **metrics}):
                 log.note(finding.line())
-            if self.step_number == self.steps or (run.save_every and self.step_number % run.save_every == 0):
-                log.phase("checkpoint")
-                self.save()
+            due = run.save_every > 0 and self.step_number % run.save_every == 0
+            ended = self.step_number == self.steps or bool(self.problem)
+            log.checkpoint(partial(self.save, metrics), due or ended)
+            if self.problem:
+                raise RunError(self.problem)
 
     def step(self, phase: Callable[[str], None] = lambda _name: None) -> dict[str, float]:
         """One PPO step: a rollout and an update. Returns its metrics."""
@@ -100,8 +117,11 @@ class ControlTrainer:
             stats = update(learner, experience)
         self.states = {"policy": rollout.last_state, "critic": critic_state}
         if config.env.normalise_observations:
-            self.observed = with_rows(self.observed, rollout.observations.flatten(0, 1))
+            rows = rollout.observations.flatten(0, 1)
+            # One number that is not finite would be in the moments for ever; so with the rewards.
+            self.observed = with_rows(self.observed, rows[rows.isfinite().all(-1)])
         self.step_number += 1
+        self._count_skipped(stats, rollout)
         episodes = self.envs.finished[ended_before:]
         self.envs.finished = self.envs.finished[-RECENT:]
         metrics = episode_metrics(episodes, self.envs.finished)
@@ -115,16 +135,31 @@ class ControlTrainer:
             "steps_per_second": steps / sum(clock.seconds.values()),
         }
 
+    def _count_skipped(self, stats: list[MinibatchStats], rollout: Rollout) -> None:
+        """Whether this step's updates were skipped, and whether that has happened too often."""
+        self.skipped = self.skipped + 1 if nothing_learnt(stats) else 0
+        if 0 < self.config.run.max_skipped <= self.skipped:
+            finite = rollout.rewards.isfinite() & rollout.observations.isfinite().all(-1)
+            bad = [i for i, ok in enumerate(finite.all(0).tolist()) if not ok]
+            rows = [
+                {"step": self.step_number, "environment": i, "rewards": rollout.rewards[:, i].tolist()}
+                for i in bad or range(len(self.envs.envs))
+            ]
+            what = "environment {environment}"
+            self.problem = end_of_run(self.folder, self.step_number, self.skipped, rows, what)
+            self.skipped = 0  # whoever goes on from here wants to try again
+
     def _rewards(self, rollout: Rollout) -> Tensor:
         """Rewards [T, N] as they are learnt from."""
         if not self.config.env.normalise_rewards:
             return rollout.rewards
         gamma = self.config.ppo.gamma
-        self.rewarded = with_rewards(self.rewarded, rollout.rewards, rollout.ended, gamma)
+        finite = rollout.rewards.nan_to_num(0.0, 0.0, 0.0)
+        self.rewarded = with_rewards(self.rewarded, finite, rollout.ended, gamma)
         return scaled_rewards(self.rewarded, rollout.rewards, self.config.env.clip)
 
-    def save(self) -> Path:
-        """Write a checkpoint of the state after the newest step."""
+    def save(self, metrics: Mapping[str, float] | None = None) -> Path:
+        """Write a checkpoint of the state after the newest step, whose metrics these are."""
         tensors: dict[str, Tensor] = {f"agent.{name}": p for name, p in self.agent.named_parameters()}
         for who, optimiser in self.optimisers.items():
             tensors |= {f"optimiser.{who}.{name}": t for name, t in optimiser.state_tensors().items()}
@@ -135,13 +170,15 @@ class ControlTrainer:
         tensors |= {"observed.mean": self.observed.mean, "observed.squares": self.observed.squares}
         tensors["rewarded.running"] = self.rewarded.running
         state_json: dict[str, Any] = {
-            "seed": self.config.run.seed,
+            "metrics": metrics or {},
+            "settings": settings_of(self.config),
             "observed": self.observed.n,
+            "skipped": self.skipped,
             "rewarded": list(self.rewarded.moments),
             "finished": self.envs.finished,
         }
         return save_checkpoint(
-            self.folder, self.step_number, tensors, state_json, self.config.run.keep, self.save_policy
+            self.folder, self.step_number, tensors, state_json, Keep.of(self.config.run), self.save_policy
         )
 
     def save_policy(self, folder: Path) -> None:
@@ -150,23 +187,20 @@ class ControlTrainer:
 
     @torch.no_grad()
     def resume(self) -> Path:
-        """Go on from the newest complete checkpoint of the run's folder.
+        """Go on from the newest whole checkpoint of the run's folder.
 
-        Raises RunError where it does not fit the network or the seed, or the environment cannot be played again.
+        Raises RunError where it does not fit the network or the settings, or the environment cannot be played again.
         """
         checkpoint = newest_checkpoint(self.folder)
         tensors, saved = load_checkpoint(checkpoint)
+        check_settings(checkpoint, saved.get("settings"), self.config)
         current = {f"agent.{name}": p for name, p in self.agent.named_parameters()}
         check_fit(checkpoint, {n: t for n, t in tensors.items() if n.startswith("agent.")}, current)
-        if saved["seed"] != self.config.run.seed:
-            raise RunError(f"{checkpoint}: made with run.seed = {saved['seed']}; resume with the same")
-        of_envs = with_prefix(tensors, "environments.")
-        if len(of_envs["number"]) != self.config.env.count:
-            raise RunError(
-                f"{checkpoint}: made with env.count = {len(of_envs['number'])}; resume with the same"
-            )
-        self.envs.restore(of_envs)
-        self.envs.finished = [(total, length) for total, length in saved["finished"]]
+        numbers = numbers_of(checkpoint, saved, {"step": int, "skipped": int, "observed": float})
+        rewarded = list_of_numbers(checkpoint, saved, "rewarded", 3)
+        self.envs.restore(with_prefix(tensors, "environments."))
+        self.envs.finished = _finished(checkpoint, saved)
+        set_aside_newer(checkpoint)
         for name, p in current.items():
             p.copy_(tensors[name])
         for who, optimiser in self.optimisers.items():
@@ -174,11 +208,19 @@ class ControlTrainer:
             if self.config.model.lstm:
                 self.states[who] = tensors[f"memory.{who}.h"], tensors[f"memory.{who}.c"]
         self.observed = VectorMoments(
-            saved["observed"], tensors["observed.mean"], tensors["observed.squares"]
+            numbers["observed"], tensors["observed.mean"], tensors["observed.squares"]
         )
-        self.rewarded = ReturnMoments(Moments(*saved["rewarded"]), tensors["rewarded.running"])
-        self.step_number, self.started = saved["step"], True
+        self.rewarded = ReturnMoments(Moments(*rewarded), tensors["rewarded.running"])
+        self.step_number, self.skipped, self.started = numbers["step"], numbers["skipped"], True
         return checkpoint
+
+
+def _finished(checkpoint: Path, saved: Mapping[str, Any]) -> list[tuple[float, int]]:
+    """(return, length) of the newest episodes. Raises RunError."""
+    try:
+        return [(float(total), int(length)) for total, length in saved["finished"]]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise RunError(f"{checkpoint / 'state.json'}: no episodes at 'finished'") from error
 
 
 def episode_metrics(ended: list[tuple[float, int]], recent: list[tuple[float, int]]) -> dict[str, float]:

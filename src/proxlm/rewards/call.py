@@ -10,6 +10,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -19,6 +20,7 @@ from proxlm.errors import RewardError
 # What an async function has to react to being cancelled before its thread is given up as well.
 GRACE_SECONDS = 0.5
 LONGEST_MESSAGE = 300
+SLICE_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,13 @@ class TimedCaller:
             weakref.finalize(self, self._jobs.put, None)  # ends the thread and closes its loop
         reply: SimpleQueue[Outcome] = SimpleQueue()
         self._jobs.put(_Job(function, timeout, reply))
-        try:
-            return reply.get(timeout=timeout + GRACE_SECONDS)
-        except Empty:
-            self._give_up(self._thread)
-            return Outcome(timed_out=True)
+        until = time.monotonic() + timeout + GRACE_SECONDS
+        while (left := until - time.monotonic()) > 0:
+            # In slices, for a signal that the system gives to another thread does not end this wait.
+            with suppress(Empty):
+                return reply.get(timeout=min(left, SLICE_SECONDS))
+        self._give_up(self._thread)
+        return Outcome(timed_out=True)
 
     def _give_up(self, thread: threading.Thread) -> None:
         """Leave a hanging thread behind; end it at its next bytecode, or an endless loop burns a core."""

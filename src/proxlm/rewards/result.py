@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from proxlm.rewards.call import describe_error
+from proxlm.errors import RewardError
+from proxlm.rewards.call import Outcome, describe_error
 from proxlm.types import Completion
 
 LARGEST_FLOAT32 = 3.4028234663852886e38
@@ -28,6 +29,14 @@ class Component:
     values: list[float]
     per_token: list[float] | None
     problems: dict[int, str]
+
+
+def parts_of(outcome: Outcome, file: str, completions: Sequence[Completion]) -> dict[str, Component]:
+    """What came of a call of a reward function defined in `file` → its components. Raises UnusableResultError."""
+    if outcome.error is not None:
+        verb = "failed:" if isinstance(outcome.error, RewardError) else "raised"
+        raise UnusableResultError(f"{verb} {describe_error(outcome.error, file)}")
+    return read_result(outcome.value, completions)
 
 
 def read_result(result: Any, completions: Sequence[Completion]) -> dict[str, Component]:

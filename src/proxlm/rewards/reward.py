@@ -12,9 +12,10 @@ from torch import Tensor
 
 from proxlm.config.schema import RewardConfig
 from proxlm.errors import ConfigError, RewardError
-from proxlm.rewards.call import TimedCaller, describe_error
+from proxlm.rewards.call import TimedCaller
+from proxlm.rewards.isolated import IsolatedTerms
 from proxlm.rewards.resolve import RewardFunction, Term, resolve_terms
-from proxlm.rewards.result import Component, UnusableResultError, read_result
+from proxlm.rewards.result import Component, UnusableResultError, parts_of
 from proxlm.rewards.reward_model import RewardModel
 from proxlm.rewards.user_file import did_you_mean
 from proxlm.types import Completion, Rollout, Scores
@@ -28,6 +29,11 @@ def build_reward(config: RewardConfig, function: RewardFunction | None = None) -
     Raises ConfigError for an unknown name, file or argument or an impossible value, and RewardError for a
     file that cannot be run. Reward models are found but not loaded yet: see Reward.prepare.
     """
+    if config.isolate and function is not None:
+        raise ConfigError(
+            "reward.isolate: a Python function cannot go to another process; put it into a file, reward.use ="
+            " path/to/file.py:function"
+        )
     return Reward(resolve_terms(config, function), config)
 
 
@@ -40,6 +46,7 @@ class Reward:
         self._terms = terms
         self._config = config
         self._caller = TimedCaller()
+        self._isolated = IsolatedTerms(config) if config.isolate else None
         self._components: dict[str, list[str]] = {}  # by term, once it has returned something
 
     def prepare(self) -> None:
@@ -111,14 +118,8 @@ class Reward:
 
     def _evaluate(self, term: Term, completions: Sequence[Completion]) -> dict[str, Component]:
         """One term's components by name; rows that failed are marked, if the settings let a reward fail."""
-        outcome = self._caller.call(lambda: term.function(list(completions)), self._config.timeout)
         try:
-            if outcome.timed_out:
-                raise UnusableResultError(f"took longer than {self._config.timeout:g} s (reward.timeout)")
-            if outcome.error is not None:
-                verb = "failed:" if isinstance(outcome.error, RewardError) else "raised"
-                raise UnusableResultError(f"{verb} {describe_error(outcome.error, term.file)}")
-            parts = read_result(outcome.value, completions)
+            parts = self._call(term, completions)
             self._check_components(term, list(parts))
         except UnusableResultError as error:
             problems = dict.fromkeys(range(len(completions)), str(error))
@@ -131,6 +132,15 @@ class Reward:
             term.title, {i: text for p in parts.values() for i, text in p.problems.items()}, len(completions)
         )
         return parts
+
+    def _call(self, term: Term, completions: Sequence[Completion]) -> dict[str, Component]:
+        """One term's checked components. Raises UnusableResultError."""
+        if self._isolated is not None and not isinstance(term.function, RewardModel):
+            return self._isolated.evaluate(self._terms.index(term), completions)
+        outcome = self._caller.call(lambda: term.function(list(completions)), self._config.timeout)
+        if outcome.timed_out:
+            raise UnusableResultError(f"took longer than {self._config.timeout:g} s (reward.timeout)")
+        return parts_of(outcome, term.file, completions)
 
     def _check_components(self, term: Term, names: list[str]) -> None:
         """A missing component would count as 0, and a weight without one for nothing: neither may be."""

@@ -8,6 +8,7 @@ checkpoints/      step-NNNNNNNN folders
 policy/           the final model, in Hugging Face format
 tensorboard/      events
 report.html       all of this in a browser
+.lock             while a process runs in it
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 from proxlm.errors import RunError
+from proxlm.runlog.lock import refuse_if_held
 
 JsonRow = dict[str, Any]
 
@@ -36,6 +38,7 @@ def open_run(folder: str, job: str, resume: bool, config_toml: Callable[[Path], 
     if resume:
         return folder_to_resume(folder)
     path = Path(folder) if folder else free_name(job)
+    refuse_if_held(path)
     made = _make_folders(path)
     try:
         if any(path.iterdir()):
@@ -119,10 +122,29 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 def append_jsonl(path: Path, rows: list[JsonRow]) -> None:
     """Add rows to a JSONL file, numbers that are not finite as null. Raises RunError."""
-    lines = [json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
     try:
         with open(path, "ab") as file:
-            file.write(_encoded("".join(lines)))
+            file.write(_encoded(_jsonl(rows)))
+    except OSError as error:
+        _cannot_write(path, error)
+
+
+def write_jsonl_atomic(path: Path, rows: Sequence[JsonRow]) -> None:
+    """Write a whole JSONL file, numbers that are not finite as null. Raises RunError."""
+    write_atomic(path, _jsonl(rows))
+
+
+def _jsonl(rows: Sequence[JsonRow]) -> str:
+    return "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+
+def sync_file(path: Path) -> None:
+    """Bring a file to the disk, if there is one. Raises RunError."""
+    try:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    except FileNotFoundError:
+        return
     except OSError as error:
         _cannot_write(path, error)
 

@@ -41,6 +41,10 @@ class LiveView:
         """Print a line above the view."""
         self.console.print(Text(text))
 
+    def alert(self, text: str) -> None:
+        """Show a line from the next refresh on. Nothing is printed: a signal may have come in the middle of it."""
+        self.state.notice = text
+
     def stop(self) -> None:
         """Draw once more, leave that on the screen, and give the terminal back."""
         self.state.enter("")
@@ -55,6 +59,8 @@ def draw(state: RunState, now: float, width: int) -> RenderableType:
     for table in (lines, numbers):
         if table.row_count:
             parts += [Text(), table]
+    if state.notice:
+        parts.append(Text(state.notice, style="yellow"))
     return Group(*parts)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
+from contextlib import suppress
 
 from proxlm.runlog.state import RunState
 from proxlm.runlog.text import IN_A_LINE, duration, headline_and_more, number
@@ -45,6 +47,11 @@ class PlainView:
         # The output may not know every character, and a run must not end because of that.
         encoding = sys.stdout.encoding or "utf-8"
         print(text.encode(encoding, "replace").decode(encoding), flush=True)
+
+    def alert(self, text: str) -> None:
+        """Write a line to standard error, past Python's own buffers: a signal may have come in the middle of them."""
+        with suppress(OSError):
+            os.write(2, f"{text}\n".encode())
 
     def stop(self) -> None:
         """Write the last step's line, if it has not been."""

@@ -17,7 +17,7 @@ class RunState:
 
     title: the job's name; unit: the word for a step; start_step: the last step of the run that is resumed;
     limit: seconds after which the run stops wherever it is, 0 for none; headline: metrics whose history is
-    kept.
+    kept; notice: a line that stays in the live view.
     """
 
     title: str
@@ -31,6 +31,7 @@ class RunState:
     phase: str = ""
     phase_done: int = 0
     phase_total: int = 0
+    notice: str = ""
     latest: dict[str, float] = field(default_factory=dict)
     history: dict[str, list[float]] = field(default_factory=dict)
 

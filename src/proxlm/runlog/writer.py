@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from signal import Signals
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from proxlm.config import RunConfig
-from proxlm.errors import RunError
-from proxlm.runlog.folder import append_jsonl, read_jsonl, truncate_jsonl
+from proxlm.errors import RunError, StoppedBySignalError
+from proxlm.runlog.folder import append_jsonl, read_jsonl, sync_file, truncate_jsonl
+from proxlm.runlog.interrupt import WORDS, StopSignals
 from proxlm.runlog.loggers import TensorBoard, WeightsAndBiases, check_wandb
 from proxlm.runlog.plain import PlainView
 from proxlm.runlog.state import RunState
+from proxlm.runlog.watchdog import Watchdog
 
 
 class View(Protocol):
@@ -25,6 +30,7 @@ class View(Protocol):
     def start(self) -> None: ...
     def step_done(self, now: float) -> None: ...
     def note(self, text: str) -> None: ...
+    def alert(self, text: str) -> None: ...
     def stop(self) -> None: ...
 
 
@@ -33,7 +39,9 @@ class RunLog:
 
     With `start_step`, the step of the checkpoint that a run goes on from, the rows after it are dropped first
     and the clock goes on where it stopped. `limit_seconds`: when the run ends even if steps are left; 0: no
-    limit. Raises RunError where the folder cannot be written or a logger that is asked for is not there.
+    limit. `in_python`: the run was given what no command line can give, so that only Python can go on with it.
+    While the context lasts, SIGTERM and Ctrl-C end the run after its step: see `checkpoint`. Raises RunError where
+    the folder cannot be written or a logger that is asked for is not there.
     """
 
     def __init__(
@@ -46,8 +54,9 @@ class RunLog:
         unit: str = "step",
         headline: Sequence[str] = ("reward", "kl"),
         limit_seconds: float = 0.0,
+        in_python: bool = False,
     ) -> None:
-        self.folder, self.run = folder, run
+        self.folder, self.run, self.in_python = folder, run, in_python
         if run.wandb:
             check_wandb(run.wandb)
         past = _past_rows(folder, start_step)
@@ -60,6 +69,9 @@ class RunLog:
         self._view = _view_for(self.state)
         self._loggers: list[TensorBoard | WeightsAndBiases] = []
         self._not_finite: set[str] = set()
+        self._unknown: set[str] = set()
+        self._signals = StopSignals(self._view.alert)
+        self._watchdog = Watchdog(self.state, folder, 60 * run.watchdog, run.watchdog_stop, self._view.alert)
 
     def __enter__(self) -> Self:
         try:
@@ -71,11 +83,15 @@ class RunLog:
             self._close(failed=True)
             raise
         self._view.start()
+        self._signals.__enter__()
+        self._watchdog.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._watchdog.__exit__()
+        self._signals.__exit__()
         self._view.stop()
         self._close(failed=kind is not None)
 
@@ -105,6 +121,40 @@ class RunLog:
         """Write sampled texts of a step to samples.jsonl; nothing if there are none."""
         if rows:
             append_jsonl(self.folder / "samples.jsonl", [{"step": step, **row} for row in rows])
+
+    def checkpoint(self, save: Callable[[], Path], due: bool) -> None:
+        """At the end of a step: save it if it is due or a signal has come.
+
+        Raises StoppedBySignalError after a signal.
+        """
+        saved = due or self._signals.received is not None
+        if saved:
+            self.phase("checkpoint")
+            for name in ("metrics.jsonl", "samples.jsonl"):
+                sync_file(self.folder / name)  # a checkpoint must not outlive the rows of its steps
+            save()
+            self._check_keep_best()
+        # A signal that comes here, after a step that was not saved, waits for the next one.
+        stop = self._signals.received
+        if saved and stop is not None:
+            raise StoppedBySignalError(self._how_to_go_on(stop), stop)
+
+    def _check_keep_best(self) -> None:
+        """Say it once where the metric that run.keep_best names is none of the run's."""
+        name = self.run.keep_best
+        if name and name not in self.state.latest and name not in self._unknown:
+            self._unknown.add(name)
+            near = get_close_matches(name, self.state.latest, n=1)
+            hint = f"did you mean {near[0]}?" if near else "no checkpoint is kept for it so far"
+            self.note(f"run.keep_best = {name}: no step has had this metric; {hint}")
+
+    def _how_to_go_on(self, stop: Signals) -> str:
+        state, command = (
+            self.state,
+            f"proxlm {self.state.title} {shlex.quote(str(self.folder / 'config.toml'))}",
+        )
+        go_on = "the same call and run.resume = true" if self.in_python else f"{command} --resume"
+        return f"stopped by {WORDS[stop]} after step {state.step} of {state.total_steps}, saved; go on with: {go_on}"
 
     def phase(self, name: str) -> None:
         """Show that a part of the step begins: generate, score, prepare, update, validate ..."""

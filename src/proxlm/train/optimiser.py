@@ -42,8 +42,12 @@ class Optimiser:
         norm = float(nn.utils.clip_grad_norm_([p for _, p in self.named], limit))
         if norm == norm and norm != float("inf"):
             self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
+        self.clear()
         return norm, lr
+
+    def clear(self) -> None:
+        """Drop the gradients."""
+        self.adamw.zero_grad(set_to_none=True)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The whole state: `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`."""

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from proxlm.checkpoint import check_fit, load_checkpoint, newest_checkpoint, save_checkpoint, with_prefix
+from proxlm.checkpoint import (
+    Keep,
+    check_fit,
+    check_settings,
+    list_of_numbers,
+    load_checkpoint,
+    newest_checkpoint,
+    numbers_of,
+    save_checkpoint,
+    set_aside_newer,
+    settings_of,
+    with_prefix,
+)
 from proxlm.config import PPOJob
 from proxlm.data.prompts import PromptStream
 from proxlm.doctor import Doctor, facts_of
@@ -24,12 +39,14 @@ from proxlm.rollout.native import Generate, generate
 from proxlm.runlog.writer import RunLog
 from proxlm.train.algorithms import Algorithm, build_algorithm
 from proxlm.train.collect import collect, reference_rewards
-from proxlm.train.observe import Clock, sample_rows
+from proxlm.train.memory import TokenBudget, within_memory
+from proxlm.train.observe import Clock, Metrics, sample_rows
 from proxlm.train.optimiser import Optimiser
 from proxlm.train.prepare import StepNumbers, prepare
 from proxlm.train.ptx import PtxText
 from proxlm.train.schedules import temperature_at
 from proxlm.train.second_order import trust_region_update
+from proxlm.train.skipped import end_of_run, nothing_learnt, offending_rows
 from proxlm.train.stats import MinibatchStats, summarise
 from proxlm.train.update import Learner, Optimisers, plan_pass, update
 from proxlm.types import Experience, Rollout, Scores
@@ -40,7 +57,8 @@ class PPOState:
     """All that a run carries from one step to the next, besides weights and optimisers.
 
     draws: batches of prompts taken (more than steps where prompts are filtered); moments: of the scores that
-    shaping.scale works with; ptx_batches: batches of text used.
+    shaping.scale works with; ptx_batches: batches of text used; skipped: steps in a row without an update;
+    pass_tokens: the most tokens in a pass, if memory asked for less than the setting, else 0.
     """
 
     step: int
@@ -48,6 +66,8 @@ class PPOState:
     draws: int = 0
     moments: Moments = Moments()  # noqa: RUF009 (immutable)
     ptx_batches: int = 0
+    skipped: int = 0
+    pass_tokens: int = 0
 
 
 class PPOTrainer:
@@ -78,6 +98,8 @@ class PPOTrainer:
             Optimiser(critic, config.optim.critic) if critic else None,
         )
         self.state = PPOState(step=0, kl_coef=config.ppo.kl_coef)
+        self.budget = TokenBudget(config.ppo.micro_batch_tokens)
+        self.problem = ""  # why the run cannot go on
 
     def train(self, log: RunLog) -> None:
         """Run from the state's step to the last one."""
@@ -88,10 +110,11 @@ class PPOTrainer:
             log.metrics(self.state.step, metrics)
             for finding in doctor.see({"step": self.state.step, **metrics}):
                 log.note(finding.line())
-            last = self.state.step == ppo.steps
-            if last or (run.save_every and self.state.step % run.save_every == 0):
-                log.phase("checkpoint")
-                self.save()
+            due = run.save_every > 0 and self.state.step % run.save_every == 0
+            ended = self.state.step == ppo.steps or bool(self.problem)
+            log.checkpoint(partial(self.save, metrics), due or ended)
+            if self.problem:
+                raise RunError(self.problem)
 
     def step(self, log: RunLog) -> dict[str, float]:
         """One PPO step; returns its metrics."""
@@ -112,20 +135,34 @@ class PPOTrainer:
         state.draws += draws
         now = self._numbers(rollout, scores, temperature)
         with clock("prepare"):
-            first_pass = plan_pass(
-                rollout.sequences.lengths, config.ppo, config.run.seed, state.step, epoch=0
-            )
-            layout = [micro for minibatch in first_pass for micro in minibatch]
-            experience, seen = prepare(
-                self.models, rollout, scores, config, self.algorithm, now, layout, on_progress=log.progress
-            )
+            experience, seen = self._prepare(rollout, scores, now, log)
         with clock("update"):
             stats = self._update(experience, now, seen["entropy"], log)
         metrics |= seen | summarise(stats) | self._own_metrics(now) | clock.metrics(len(rollout.logprobs))
         self._advance(metrics["kl"], len(rollout), stats)
+        if 0 < config.run.max_skipped <= state.skipped:
+            rows = offending_rows(state.step, rollout, experience, scores)
+            self.problem = end_of_run(self.folder, state.step, state.skipped, rows, "prompt {prompt_id}")
+            state.skipped = 0  # whoever goes on from here wants to try again
         count = config.run.log_samples
         log.samples(state.step, sample_rows(rollout, experience, scores, self.models.policy.tokenizer, count))
         return metrics
+
+    def _prepare(
+        self, rollout: Rollout, scores: Scores, now: StepNumbers, log: RunLog
+    ) -> tuple[Experience, Metrics]:
+        """The experience, from the passes that the update's first epoch will make again."""
+        config, lengths = self.config, rollout.sequences.lengths
+
+        def passes(tokens: int) -> tuple[Experience, Metrics]:
+            settings = replace(config.ppo, micro_batch_tokens=tokens)
+            first = plan_pass(lengths, settings, config.run.seed, self.state.step, epoch=0)
+            layout = [micro for minibatch in first for micro in minibatch]
+            return prepare(
+                self.models, rollout, scores, config, self.algorithm, now, layout, on_progress=log.progress
+            )
+
+        return within_memory(self.budget, passes, lengths)
 
     def _measure_reference(self, log: RunLog) -> None:
         """Before the first step: the moments of the reference's rewards, if scores are scaled by them."""
@@ -140,14 +177,16 @@ class PPOTrainer:
         if self.config.shaping.scale == "running":
             offsets = rollout.sequences.response_offsets
             rewards = response_rewards(scores.total, scores.per_token, offsets)
-            self.state.moments = with_values(self.state.moments, rewards)
+            # One number that is not finite would be in the moments for ever.
+            self.state.moments = with_values(self.state.moments, rewards[rewards.isfinite()])
         warmup = self.state.step < self.config.ppo.critic_warmup
         return StepNumbers(temperature, self.state.kl_coef, self.state.moments, warmup)
 
     def _update(
         self, experience: Experience, now: StepNumbers, entropy: float, log: RunLog
     ) -> list[MinibatchStats]:
-        ppo = self.config.ppo
+        # The plan of the first epoch must be the one that `prepare` followed.
+        ppo = replace(self.config.ppo, micro_batch_tokens=self.budget.tokens)
         learner = Learner(
             models=self.models,
             optimisers=self.optimisers,
@@ -162,6 +201,7 @@ class PPOTrainer:
             policy_learns=not now.warmup,
             ptx=self.ptx,
             tokenwise=self.algorithm.tokenwise,
+            budget=self.budget,
         )
         if ppo.loss == "trpo" and learner.policy_learns:
             step = trust_region_update(learner, experience)
@@ -177,15 +217,18 @@ class PPOTrainer:
     def _advance(self, kl: float, responses: int, stats: list[MinibatchStats]) -> None:
         """The state after a step: β, the reference if it moves, the text used, the counter."""
         ppo, state = self.config.ppo, self.state
-        if ppo.kl_controller == "adaptive":
+        if ppo.kl_controller == "adaptive" and math.isfinite(kl):
             state.kl_coef = adapt_kl_coefficient(state.kl_coef, kl, ppo.kl_target, responses, ppo.kl_horizon)
         if ppo.reference_decay < 1 and any(s.policy for s in stats):
             self.models.move_reference(ppo.reference_decay)
         state.ptx_batches = self.ptx.used if self.ptx is not None else 0
+        state.skipped = state.skipped + 1 if nothing_learnt(stats) else 0
+        if self.budget.tokens < ppo.micro_batch_tokens:
+            state.pass_tokens = self.budget.tokens
         state.step += 1
 
-    def save(self) -> Path:
-        """Write a checkpoint of the state after the newest step."""
+    def save(self, metrics: Mapping[str, float] | None = None) -> Path:
+        """Write a checkpoint of the state after the newest step, whose metrics these are."""
         tensors: dict[str, Tensor] = {**self._tensors()}
         for who, optimiser in self._optimisers():
             tensors |= {f"optimiser.{who}.{name}": t for name, t in optimiser.state_tensors().items()}
@@ -193,8 +236,8 @@ class PPOTrainer:
             self.folder,
             self.state.step,
             tensors,
-            {**asdict(self.state), "seed": self.config.run.seed},
-            self.config.run.keep,
+            {**asdict(self.state), "metrics": metrics or {}, "settings": settings_of(self.config)},
+            Keep.of(self.config.run),
             lambda folder: save_language_model(self.models.policy, folder),
         )
 
@@ -213,22 +256,36 @@ class PPOTrainer:
 
     @torch.no_grad()
     def resume(self) -> Path:
-        """Go on from the newest complete checkpoint of the run's folder.
+        """Go on from the newest whole checkpoint of the run's folder.
 
-        Raises RunError, before anything is changed, where it does not fit the model, the critic or the seed.
+        Raises RunError, before anything is changed, where it does not fit the model, the critic or the settings.
         """
         checkpoint = newest_checkpoint(self.folder)
         tensors, saved = load_checkpoint(checkpoint)
+        check_settings(checkpoint, saved.get("settings"), self.config)
         current = self._tensors()
         check_fit(checkpoint, tensors, current)
-        if saved["seed"] != self.config.run.seed:
-            raise RunError(f"{checkpoint}: made with run.seed = {saved['seed']}; resume with the same")
+        state = _state_from(checkpoint, saved)
+        set_aside_newer(checkpoint)
         for name, p in current.items():
             p.copy_(tensors[name])
         for who, optimiser in self._optimisers():
             optimiser.load_state_tensors(with_prefix(tensors, f"optimiser.{who}."))
-        fields = {name: saved[name] for name in ("step", "kl_coef", "draws", "ptx_batches")}
-        self.state = PPOState(**fields, moments=Moments(*saved["moments"]))
+        self.state = state
+        if state.pass_tokens:
+            self.budget.tokens = min(state.pass_tokens, self.budget.tokens)
         if self.ptx is not None:
             self.ptx.skip(self.state.ptx_batches)
         return checkpoint
+
+
+def _state_from(checkpoint: Path, saved: Mapping[str, Any]) -> PPOState:
+    """The state in a checkpoint. Raises RunError for a number that is not there."""
+    counts = numbers_of(
+        checkpoint, saved, dict.fromkeys(("step", "draws", "ptx_batches", "skipped", "pass_tokens"), int)
+    )
+    return PPOState(
+        **counts,
+        **numbers_of(checkpoint, saved, {"kl_coef": float}),
+        moments=Moments(*list_of_numbers(checkpoint, saved, "moments", 3)),
+    )

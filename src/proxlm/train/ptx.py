@@ -17,15 +17,22 @@ class PtxText:
         self.coef, self.micro_batch_tokens = config.coef, micro_batch_tokens
         self.batches = TokenBatches(self.examples, config.batch_tokens, seed)
         self.used = 0
+        self._begun: list[int] = []
 
     def skip(self, batches: int) -> None:
         """Pass over the batches that a resumed run has used."""
         self.batches.skip(batches)
         self.used += batches
 
-    def backward(self, model: LanguageModel) -> float:
-        """Add coef times the gradient of the next batch's mean loss; returns that loss, nats per token."""
+    def backward(self, model: LanguageModel, micro_batch_tokens: int = 0) -> float:
+        """Add coef times the gradient of the next batch's mean loss; returns that loss, nats per token.
+
+        A batch whose gradient failed, for want of memory, is the next one again. micro_batch_tokens: the most tokens
+        in a pass; 0: as it is set.
+        """
+        self._begun = self._begun or self.batches.next()
+        tokens = micro_batch_tokens or self.micro_batch_tokens
+        loss = supervised_gradient(model, self.examples, self._begun, tokens, self.coef)[0]
+        self._begun = []
         self.used += 1
-        return supervised_gradient(
-            model, self.examples, self.batches.next(), self.micro_batch_tokens, self.coef
-        )[0]
+        return loss

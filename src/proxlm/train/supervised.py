@@ -4,40 +4,56 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from proxlm.checkpoint import (
+    Keep,
     check_fit,
+    check_settings,
     load_checkpoint,
     newest_checkpoint,
+    numbers_of,
     publish_folder,
     save_checkpoint,
+    set_aside_newer,
+    settings_of,
     with_prefix,
 )
-from proxlm.config import OptimiserConfig, RunConfig, SupervisedConfig
+from proxlm.config import PretrainJob, SFTJob
 from proxlm.errors import RunError
 from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
 from proxlm.runlog.writer import RunLog
 from proxlm.train.examples import Examples, TokenBatches, supervised_gradient
+from proxlm.train.memory import TokenBudget, within_memory
 from proxlm.train.observe import peak_memory_gb
 from proxlm.train.optimiser import Optimiser
+from proxlm.train.skipped import end_of_run
 
 
 @dataclass
 class SupervisedState:
-    """All that a run carries from step to step, besides weights and optimiser."""
+    """All that a run carries from step to step, besides weights and optimiser.
+
+    skipped: steps in a row without an update; pass_tokens: the most tokens in a pass, if memory asked for less than
+    the setting, else 0.
+    """
 
     step: int = 0
     seconds: float = 0.0
     best_loss: float = math.inf
     best_step: int = 0
     without_better: int = 0
+    skipped: int = 0
+    pass_tokens: int = 0
 
 
 class SupervisedTrainer:
@@ -48,16 +64,16 @@ class SupervisedTrainer:
         model: LanguageModel,
         train: Examples,
         validation: Examples,
-        config: SupervisedConfig,
-        optimiser: OptimiserConfig,
-        run: RunConfig,
+        job: PretrainJob | SFTJob,
         folder: Path,
     ) -> None:
         self.model, self.train_set, self.validation_set = model, train, validation
-        self.config, self.run, self.folder = config, run, folder
-        self.optimiser = Optimiser(model.trainable(), optimiser)
-        self.batches = TokenBatches(train, config.batch_tokens, run.seed)
+        self.job, self.config, self.run, self.folder = job, job.train, job.run, folder
+        self.optimiser = Optimiser(model.trainable(), job.optim)
+        self.batches = TokenBatches(train, self.config.batch_tokens, self.run.seed)
         self.state = SupervisedState()
+        self.budget = TokenBudget(self.config.micro_batch_tokens)
+        self.problem = ""  # why the run cannot go on
 
     def train(self, log: RunLog) -> SupervisedState:
         """Run to the last step, the time limit, or the end of patience; returns the final state."""
@@ -68,9 +84,10 @@ class SupervisedTrainer:
             if ended or state.step % self.config.validate_every == 0:
                 metrics["validation_loss"] = self._validate(log)
             log.metrics(state.step, metrics)
-            if ended or (self.run.save_every and state.step % self.run.save_every == 0):
-                log.phase("checkpoint")
-                self.save()
+            due = self.run.save_every > 0 and state.step % self.run.save_every == 0
+            log.checkpoint(partial(self.save, metrics), due or ended or bool(self.problem))
+            if self.problem:
+                raise RunError(self.problem)
         if math.isinf(state.best_loss):
             raise RunError(f"{self.folder}: the validation loss was never a number; lower optim.lr")
         if self._out_of_patience():
@@ -83,21 +100,48 @@ class SupervisedTrainer:
         """One optimiser step; returns its metrics."""
         log.phase("train")
         began = time.perf_counter()
-        loss, tokens = supervised_gradient(
-            self.model, self.train_set, self.batches.next(), self.config.micro_batch_tokens
+        rows = self.batches.next()
+        loss, tokens = within_memory(
+            self.budget,
+            partial(supervised_gradient, self.model, self.train_set, rows),
+            self.train_set.lengths[rows],
+            self.optimiser.clear,
         )
         norm, lr = self.optimiser.step(self.state.step, self.planned_steps())
         self.state.step += 1
+        self._count_skipped(norm, rows)
         seconds = time.perf_counter() - began
         self.state.seconds += seconds
         return {
             "loss": loss,
             "lr": lr,
             "grad_norm": norm,
+            "grad_norm_not_finite": float(not math.isfinite(norm)),
             "tokens_per_second": tokens / seconds,
             "time/step": seconds,
             "memory_gb": peak_memory_gb(),
         }
+
+    def _count_skipped(self, norm: float, rows: list[int]) -> None:
+        """Whether the optimiser has skipped this step, and whether that has happened too often."""
+        state, limit = self.state, self.run.max_skipped
+        state.skipped = 0 if math.isfinite(norm) else state.skipped + 1
+        if self.budget.tokens < self.config.micro_batch_tokens:
+            state.pass_tokens = self.budget.tokens
+        if 0 < limit <= state.skipped:
+            decode = self.model.tokenizer.decode
+            examples = [(row, self.train_set.rows[row]) for row in rows]
+            told = [
+                {
+                    "step": state.step,
+                    "row": row,
+                    "prompt": decode(e.prompt_ids),
+                    "response": decode(e.response_ids),
+                }
+                for row, e in examples
+            ]
+            self.problem = end_of_run(self.folder, state.step, state.skipped, told, "row {row}")
+            state.skipped = 0  # whoever goes on from here wants to try again
 
     def planned_steps(self) -> int:
         """The step limit, or the number that the time limit leaves room for at the pace so far."""
@@ -110,7 +154,9 @@ class SupervisedTrainer:
     def _validate(self, log: RunLog) -> float:
         """Validation loss; keeps the weights if it is the best so far."""
         log.phase("validate")
-        loss = mean_loss(self.model, self.validation_set, self.config.micro_batch_tokens)
+        loss = within_memory(
+            self.budget, partial(mean_loss, self.model, self.validation_set), self.validation_set.lengths
+        )
         state = self.state
         if loss < state.best_loss:
             state.best_loss, state.best_step, state.without_better = loss, state.step, 0
@@ -126,40 +172,56 @@ class SupervisedTrainer:
         out_of_time = self.config.minutes > 0 and self.state.seconds >= self.config.minutes * 60
         return self.state.step >= self.config.steps or out_of_time or self._out_of_patience()
 
-    def save(self) -> Path:
-        """Write a checkpoint of the state after the newest step."""
+    def save(self, metrics: Mapping[str, float] | None = None) -> Path:
+        """Write a checkpoint of the state after the newest step, whose metrics these are."""
         tensors: dict[str, Tensor] = {f"policy.{name}": p for name, p in self.model.trainable()}
         tensors |= {f"optimiser.{name}": t for name, t in self.optimiser.state_tensors().items()}
-        state = asdict(self.state)
-        state["best_loss"] = None if math.isinf(self.state.best_loss) else self.state.best_loss
-        state |= {"seed": self.run.seed, "rows": len(self.train_set)}
+        state = asdict(self.state)  # a loss that is still infinite is null there
+        state |= {"rows": len(self.train_set), "metrics": metrics or {}, "settings": settings_of(self.job)}
         return save_checkpoint(
             self.folder,
             self.state.step,
             tensors,
             state,
-            self.run.keep,
+            Keep.of(self.run),
             lambda f: save_language_model(self.model, f),
         )
 
     @torch.no_grad()
     def resume(self) -> Path:
-        """Go on from the newest complete checkpoint of the run's folder."""
+        """Go on from the newest whole checkpoint of the run's folder.
+
+        Raises RunError, before anything is changed, where it does not fit the model, the text or the settings.
+        """
         checkpoint = newest_checkpoint(self.folder)
-        tensors, state = load_checkpoint(checkpoint)
+        tensors, saved = load_checkpoint(checkpoint)
+        check_settings(checkpoint, saved.get("settings"), self.job)
         learning = {f"policy.{name}": p for name, p in self.model.trainable()}
         check_fit(checkpoint, tensors, learning)
-        for key, value in (("seed", self.run.seed), ("rows", len(self.train_set))):
-            if (found := state.pop(key)) != value:
-                what = "run.seed" if key == "seed" else "the number of training rows"
-                raise RunError(f"{checkpoint}: made with {what} = {found}, not {value}; resume with the same")
+        if (rows := saved.get("rows")) != len(self.train_set):
+            raise RunError(
+                f"{checkpoint}: made with {rows} training rows, not {len(self.train_set)}; resume with the same text"
+            )
+        state = _state_from(checkpoint, saved)
+        set_aside_newer(checkpoint)
         for name, p in learning.items():
             p.copy_(tensors[name])
         self.optimiser.load_state_tensors(with_prefix(tensors, "optimiser."))
-        state["best_loss"] = math.inf if state["best_loss"] is None else state["best_loss"]
-        self.state = SupervisedState(**state)
+        self.state = state
+        if state.pass_tokens:
+            self.budget.tokens = min(state.pass_tokens, self.budget.tokens)
         self.batches.skip(self.state.step)
         return checkpoint
+
+
+def _state_from(checkpoint: Path, saved: Mapping[str, Any]) -> SupervisedState:
+    """The state in a checkpoint. Raises RunError for a number that is not there."""
+    names = ("step", "best_step", "without_better", "skipped", "pass_tokens")
+    counts = numbers_of(checkpoint, saved, dict.fromkeys(names, int))
+    times = numbers_of(checkpoint, saved, {"seconds": float})
+    known = saved.get("best_loss") is not None
+    best = numbers_of(checkpoint, saved, {"best_loss": float}) if known else {}
+    return SupervisedState(**counts, **times, **best)
 
 
 @torch.no_grad()

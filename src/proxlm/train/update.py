@@ -17,6 +17,7 @@ from proxlm.rl.losses import PolicyLoss, clipped_value_loss, token_weights
 from proxlm.rl.policy_losses import LossInputs
 from proxlm.seeds import derive_seed
 from proxlm.train.algorithms import LossFunction
+from proxlm.train.memory import TokenBudget, within_memory
 from proxlm.train.optimiser import Optimiser
 from proxlm.train.ptx import PtxText
 from proxlm.train.stats import MinibatchStats
@@ -35,7 +36,8 @@ class Optimisers:
 class Learner:
     """All that an update needs besides the experience. limit: the longest response in tokens; kl_coef: β of a KL
     in the loss, else 0; entropy_coef: of this step; policy_learns: False while only the critic does; tokenwise: the
-    loss of a token needs nothing of other tokens, which saves computing logits twice.
+    loss of a token needs nothing of other tokens, which saves computing logits twice; budget: tokens in a pass, which
+    fall where memory does not do.
     """
 
     models: ActorCritic
@@ -51,6 +53,7 @@ class Learner:
     policy_learns: bool = True
     ptx: PtxText | None = None
     tokenwise: bool = False
+    budget: TokenBudget | None = None
 
 
 def plan_pass(lengths: Tensor, config: PPOConfig, seed: int, step: int, epoch: int) -> list[list[Tensor]]:
@@ -92,7 +95,7 @@ def update(
     for epoch in range(config.epochs):
         plan = plan_pass(experience.sequences.lengths, config, learner.seed, learner.step, epoch)
         for minibatch in plan:
-            stats.append(_minibatch_gradient(learner, experience, minibatch))
+            stats.append(_gradient_within_memory(learner, experience, minibatch))
             done, total = learner.step * planned + len(stats) - 1, config.steps * planned
             for name, optimiser in _moved(learner).items():
                 stats[-1].grad_norm[name], stats[-1].lr[name] = optimiser.step(done, total)
@@ -110,6 +113,24 @@ def _moved(learner: Learner) -> dict[str, Optimiser]:
     if learner.optimisers.critic is not None:
         moved["critic"] = learner.optimisers.critic
     return moved
+
+
+def _gradient_within_memory(
+    learner: Learner, experience: Experience, minibatch: list[Tensor]
+) -> MinibatchStats:
+    """The minibatch's gradient, in the micro-batches given or, where memory does not do, in smaller ones."""
+    planned, rows = learner.config.micro_batch_tokens, torch.cat(minibatch)
+    lengths = experience.sequences.lengths[rows]
+
+    def gradient(tokens: int) -> MinibatchStats:
+        smaller = [rows[i] for i in micro_batches(lengths, tokens)]
+        return _minibatch_gradient(learner, experience, minibatch if tokens >= planned else smaller)
+
+    def clear() -> None:
+        for optimiser in _moved(learner).values():
+            optimiser.clear()
+
+    return within_memory(learner.budget or TokenBudget(planned), gradient, lengths, clear)
 
 
 def _minibatch_gradient(learner: Learner, experience: Experience, minibatch: list[Tensor]) -> MinibatchStats:
@@ -133,7 +154,9 @@ def _minibatch_gradient(learner: Learner, experience: Experience, minibatch: lis
             roots.append((config.value_coef * _value_loss(learner, part, w, stats, states), None))
             _backward(roots)
     if learner.policy_learns and learner.ptx is not None:
-        stats.ptx_loss = learner.ptx.backward(learner.models.policy)
+        stats.ptx_loss = learner.ptx.backward(
+            learner.models.policy, learner.budget.tokens if learner.budget else 0
+        )
     return stats
 
 

@@ -1,0 +1,107 @@
+"""A checkpoint's manifest: what it held when it was written, so that a torn or altered file is seen and named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from proxlm.errors import RunError
+from proxlm.runlog.folder import write_json_atomic
+
+NAME = "manifest.json"
+FORMAT = 1
+
+
+class FileRecord(NamedTuple):
+    """A file's size in bytes and its SHA-256 in hexadecimal."""
+
+    size: int
+    sha256: str
+
+
+def write_manifest(folder: Path) -> None:
+    """Record every file below `folder`, and bring the record to the disk. Raises RunError."""
+    files = {name: _record(folder / name)._asdict() for name in _files(folder)}
+    write_json_atomic(folder / NAME, {"format": FORMAT, "files": files})
+
+
+def read_manifest(folder: Path) -> dict[str, FileRecord]:
+    """The records of a checkpoint's files by their path in it, "policy/config.json" for instance.
+
+    Raises RunError that names the manifest, whatever it holds.
+    """
+    path = folder / NAME
+    data = read_json_object(path)
+    if data.get("format") != FORMAT:
+        raise RunError(f"{path}: format {_short(data.get('format'))}, where this version knows {FORMAT}")
+    files = data.get("files")
+    if not isinstance(files, dict) or not files:
+        raise RunError(f"{path}: names no files")
+    return {name: _record_of(path, name, value) for name, value in files.items()}
+
+
+def _record_of(path: Path, name: str, value: Any) -> FileRecord:
+    size, sha256 = (value.get("size"), value.get("sha256")) if isinstance(value, dict) else (None, None)
+    if type(size) is int and size >= 0 and isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256):
+        return FileRecord(size, sha256)
+    raise RunError(f"{path}: {_short(name)}: no size and SHA-256")
+
+
+def damage(folder: Path) -> str | None:
+    """The first thing that is not as it was written, with the file's name; None: all is well.
+
+    Every file is read. Hidden files that some system put there are not looked at. Raises RunError where the
+    manifest cannot be read.
+    """
+    written = read_manifest(folder)
+    try:
+        there = set(_files(folder))
+        for name, record in written.items():
+            if name not in there:
+                return f"{_short(name)[1:-1]} is missing"
+            now = _record(folder / name)
+            if now.size != record.size:
+                return f"{name} has {now.size} bytes, written were {record.size}"
+            if now.sha256 != record.sha256:
+                return f"{name} is not what was written (another SHA-256)"
+    except OSError as error:
+        return f"{error.filename or folder}: {error.strerror or error}"
+    strange = sorted(there - written.keys())
+    return f"{strange[0]} was not there when it was written" if strange else None
+
+
+def _files(folder: Path) -> list[str]:
+    """Paths of the files below `folder`, its manifest and hidden ones left out."""
+    found = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()]
+    return [p.as_posix() for p in found if p.as_posix() != NAME and not p.name.startswith(".")]
+
+
+def _record(path: Path) -> FileRecord:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileRecord(file.tell(), digest)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises RunError that names the file, whatever is in it."""
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_not_json)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: holds {_short(value)}, where an object is needed")
+    return value
+
+
+def _not_json(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")
+
+
+def _short(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:59] + "…"

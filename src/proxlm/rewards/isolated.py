@@ -1,0 +1,133 @@
+"""A reward in a process of its own: what hangs is killed, what dies is started anew, what leaks has a limit."""
+
+from __future__ import annotations
+
+import logging
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from proxlm.config.schema import RewardConfig
+from proxlm.errors import RewardError
+from proxlm.rewards.call import SLICE_SECONDS
+from proxlm.rewards.result import Component, UnusableResultError
+from proxlm.rewards.worker import receive, send
+from proxlm.types import Completion
+
+log = logging.getLogger(__name__)
+# What importing takes at most; the reward's own time limit is for its calls.
+START_SECONDS = 120.0
+START = "from proxlm.rewards.worker import main; main()"
+
+
+class IsolatedTerms:
+    """The terms of a reward, called in another process. `restarts` counts how often that was started anew."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        self._config = config
+        self._process: subprocess.Popen[bytes] | None = None
+        self._end: socket.socket | None = None
+        self.restarts = -1
+
+    def evaluate(self, term: int, completions: Sequence[Completion]) -> dict[str, Component]:
+        """What term number `term` says of the completions, checked.
+
+        Raises UnusableResultError where it failed, took too long or ended its process, RewardError where the process
+        cannot be started.
+        """
+        end = self._end or self._start()
+        message = {"term": term, "completions": [asdict(c) for c in completions]}
+        try:
+            send(end, message)
+            reply = self._reply(end, self._config.timeout)
+        except TypeError as error:
+            raise UnusableResultError(
+                f"cannot be given a prompt's fields in another process: {error}"
+            ) from None
+        except OSError as error:  # among them the time limit
+            late = isinstance(error, TimeoutError)
+            how = self._stop()
+            raise UnusableResultError(
+                f"took longer than {self._config.timeout:g} s (reward.timeout); its process was ended"
+                if late
+                else how
+            ) from None
+        if reply is None:
+            raise UnusableResultError(self._stop())
+        if reply.get("last"):
+            self._stop()
+        if "problem" in reply:
+            raise UnusableResultError(reply["problem"])
+        return {name: _component(part) for name, part in reply["parts"].items()}
+
+    def _start(self) -> socket.socket:
+        mine, its = socket.socketpair()
+        command = [sys.executable, "-c", START, str(its.fileno())]
+        # A session of its own: Ctrl-C is for the run, which finishes its step first.
+        self._process = subprocess.Popen(
+            command, pass_fds=[its.fileno()], stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
+        )
+        its.close()
+        self._end, self.restarts = mine, self.restarts + 1
+        weakref.finalize(self, _end_process, self._process, mine)
+        if self.restarts:
+            log.warning("the reward's process was started anew (%d times so far)", self.restarts)
+        try:
+            send(mine, {"reward": asdict(self._config), "memory_gb": self._config.memory_gb})
+            reply = self._reply(mine, START_SECONDS)
+        except OSError as error:
+            raise RewardError(
+                f"reward.isolate: the reward's process did not start: {error}; {self._stop()}"
+            ) from error
+        if reply is None or "refused" in reply:
+            raise RewardError(f"reward.isolate: {reply['refused'] if reply else self._stop()}")
+        return mine
+
+    def _reply(self, end: socket.socket, timeout: float) -> dict[str, Any] | None:
+        """The next message. Raises TimeoutError after `timeout` seconds."""
+        until = time.monotonic() + timeout
+        # In slices, for a signal that the system gives to another thread does not end this wait.
+        while not _readable(end, min(SLICE_SECONDS, max(0.0, until - time.monotonic()))):
+            if time.monotonic() >= until:
+                raise TimeoutError("no answer")
+        end.settimeout(timeout)
+        return receive(end)
+
+    def _stop(self) -> str:
+        """End the process, if it has not ended; returns how it ended."""
+        process, self._process = self._process, None
+        if self._end is not None:
+            self._end.close()
+            self._end = None
+        if process is None:
+            return "its process had ended"
+        try:
+            status = process.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
+        how = f"status {status}" if status >= 0 else f"signal {-status}, {signal.Signals(-status).name}"
+        return f"ended its process ({how})"
+
+
+def _component(part: dict[str, Any]) -> Component:
+    problems = {int(row): text for row, text in part["problems"].items()}
+    return Component(part["values"], part["per_token"], problems)
+
+
+def _readable(end: socket.socket, seconds: float) -> bool:
+    return bool(select.select([end], [], [], seconds)[0])
+
+
+def _end_process(process: subprocess.Popen[bytes], end: socket.socket) -> None:
+    end.close()
+    if process.poll() is None:
+        process.kill()
+        process.wait()

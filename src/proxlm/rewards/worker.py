@@ -1,0 +1,112 @@
+"""The process that a reward runs in with reward.isolate.
+
+It reads messages from a socket and answers each one, until the other end is gone. A message is its length in four
+bytes, and JSON: first the settings of the reward, then a term's number and the completions. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import inspect
+import json
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from proxlm.config.schema import RewardConfig, RewardTerm
+from proxlm.errors import UserError
+from proxlm.rewards.call import Outcome
+from proxlm.rewards.resolve import Term, resolve_terms
+from proxlm.rewards.result import UnusableResultError, parts_of
+from proxlm.types import Completion
+
+PR_SET_PDEATHSIG = 1
+
+
+def send(end: socket.socket, message: dict[str, Any]) -> None:
+    """Send one message. Raises OSError where the other end is gone, TypeError for what JSON cannot hold."""
+    data = json.dumps(message).encode()
+    end.sendall(len(data).to_bytes(4, "big") + data)
+
+
+def receive(end: socket.socket) -> dict[str, Any] | None:
+    """The next message; None where the other end is gone. Raises TimeoutError as the socket is set."""
+    size = _exactly(end, 4)
+    data = size and _exactly(end, int.from_bytes(size, "big"))
+    return dict(json.loads(data)) if data else None
+
+
+def _exactly(end: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        piece = end.recv(count - len(data))
+        if not piece:
+            return b""
+        data += piece
+    return data
+
+
+def serve(end: socket.socket) -> None:
+    """Answer until the other end is gone."""
+    first = receive(end)
+    if first is None:
+        return
+    try:
+        terms = resolve_terms(_config(first["reward"]), None)
+    except UserError as error:
+        send(end, {"refused": str(error)})
+        return
+    if first["memory_gb"]:
+        _limit_memory(first["memory_gb"])
+    send(end, {"ready": True})
+    with asyncio.Runner() as runner:
+        while (message := receive(end)) is not None:
+            completions = [Completion(**given) for given in message["completions"]]
+            reply = answer(terms[message["term"]], completions, runner)
+            send(end, reply)
+            if reply.get("last"):
+                return
+
+
+def answer(term: Term, completions: Sequence[Completion], runner: asyncio.Runner) -> dict[str, Any]:
+    """What a term says of the completions: parts, or a problem. last: this process ends, its memory is used up."""
+    try:
+        value = term.function(list(completions))
+        outcome = Outcome(runner.run(_result(value)) if inspect.isawaitable(value) else value)
+    except BaseException as error:  # sys.exit() in a reward must not end the process unheard
+        outcome = Outcome(error=error)
+    try:
+        parts = parts_of(outcome, term.file, completions)
+    except UnusableResultError as error:
+        return {"problem": str(error), "last": isinstance(outcome.error, MemoryError)}
+    return {"parts": {name: asdict(part) for name, part in parts.items()}}
+
+
+async def _result(value: Any) -> Any:
+    return await value
+
+
+def _config(given: dict[str, Any]) -> RewardConfig:
+    terms = {name: RewardTerm(**term) for name, term in given["terms"].items()}
+    return RewardConfig(**{**given, "terms": terms})
+
+
+def _limit_memory(more: float) -> None:
+    """At most so many GiB beyond what the process has now."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        pages = int(file.read().split()[0])
+    limit = pages * resource.getpagesize() + int(more * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def main() -> None:
+    """Serve the socket whose number is the process's argument."""
+    if sys.platform == "linux":
+        # Whatever a reward hangs in, it ends with the run, even with one that is killed.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    serve(socket.socket(fileno=int(sys.argv[1])))

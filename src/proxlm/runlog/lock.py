@@ -1,0 +1,88 @@
+"""One process a run: a lock on the folder, which the system takes back when the process ends, however it ends."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from proxlm.errors import RunError
+
+NAME = ".lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder. Raises RunError, with the other's process id and host, where another run holds it."""
+    handle = _take(folder)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            # In this order nobody can lock a file that is no longer there and believe that it counts.
+            (folder / NAME).unlink(missing_ok=True)
+            os.close(handle)
+
+
+def refuse_if_held(folder: Path) -> None:
+    """Raise RunError where another run holds the folder. Nothing is written."""
+    try:
+        handle = os.open(folder / NAME, os.O_RDWR)
+    except (OSError, ValueError):  # no folder, or none that can be, or no run in it
+        return
+    try:
+        _lock(handle, folder)
+    finally:
+        os.close(handle)
+
+
+def _take(folder: Path) -> int | None:
+    """A handle of the locked file; None on a file system that has no locks."""
+    while True:
+        try:
+            handle = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise RunError(f"{folder / NAME}: cannot be written: {error.strerror}") from error
+        try:
+            if not _lock(handle, folder):
+                os.close(handle)
+                return None
+            if _is_still(handle, folder):
+                os.truncate(handle, 0)
+                os.write(handle, f"{os.getpid()} {socket.gethostname()}\n".encode())
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # it was another run's, which has ended just now and taken its file away
+
+
+def _lock(handle: int, folder: Path) -> bool:
+    """Lock the open file; False where the file system cannot. Raises RunError where another process has it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            return False
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise RunError(f"{folder / NAME}: cannot be locked: {error.strerror}") from error
+        who = os.read(handle, 200).decode("utf-8", "replace").split()
+        by = f"process {who[0]} on {who[1]}" if len(who) == 2 else "another process"
+        raise RunError(
+            f"{folder}: {by} is running in this folder; wait for it or stop it, or choose another run.folder"
+        ) from error
+    return True
+
+
+def _is_still(handle: int, folder: Path) -> bool:
+    """Whether the open file is the one that stands in the folder."""
+    try:
+        there = os.stat(folder / NAME)
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(handle)
+    return (there.st_ino, there.st_dev) == (mine.st_ino, mine.st_dev)

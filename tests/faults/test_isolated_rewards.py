@@ -1,0 +1,123 @@
+"""Rewards in a process of their own: one that hangs, dies, exits or leaks costs its batch and nothing else."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from proxlm.config import RewardConfig, RewardTerm
+from proxlm.errors import ConfigError, RewardError
+from proxlm.rewards import build_reward
+from proxlm.types import Completion
+
+REWARDS = '''
+import asyncio, os, re, signal, time
+
+kept = []
+
+def score(completions):
+    """What the first text asks for."""
+    word = completions[0].text
+    if word == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if word == "exit":
+        os._exit(3)
+    if word == "sys.exit":
+        raise SystemExit(4)
+    if word == "hang":
+        time.sleep(600)
+    if word == "hang in C":
+        re.match("(a+)+$", "a" * 40 + "b")
+    if word == "leak":
+        kept.append(bytearray(2**31))
+    if word == "raise":
+        raise ValueError("no")
+    if word == "print":
+        print("to nowhere in particular")
+    return {"n": [float(c.fields.get("n", 0)) for c in completions], "pid": [float(os.getpid())] * len(completions)}
+
+async def later(completions):
+    await asyncio.sleep(0.01)
+    return [[float(t) for t in c.tokens] for c in completions]
+'''
+FAILED = {
+    "kill": r"ended its process \(signal 9, SIGKILL\)",
+    "exit": r"ended its process \(status 3\)",
+    "sys.exit": "raised SystemExit: 4",
+    "hang": r"took longer than 1\.5 s \(reward\.timeout\); its process was ended",
+    "hang in C": r"took longer than 1\.5 s \(reward\.timeout\); its process was ended",
+    "leak": "raised MemoryError",
+    "raise": r"raised ValueError: no at .*rewards\.py:\d+",
+}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("isolated") / "rewards.py"
+    path.write_text(REWARDS)
+    return path
+
+
+def batch(word: str) -> list[Completion]:
+    return [Completion("p", word, (1, 2), fields={"n": n}) for n in (3, 4)]
+
+
+def test_every_way_to_fail_costs_its_batch_alone(file, caplog):
+    config = RewardConfig(
+        use=f"{file}:score", isolate=True, timeout=1.5, memory_gb=1.0, on_error="score", error_score=-1.0,
+        weights={"pid": 0.0},
+    )  # fmt: skip
+    reward = build_reward(config)
+    first = reward.score(batch("print"))
+    assert first.total.tolist() == [3.0, 4.0]
+    assert first.components["pid"][0] != os.getpid()
+    for word, message in FAILED.items():
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            scores = reward.score(batch(word))
+        assert (scores.total.tolist(), scores.failed) == ([-1.0, -1.0], 2), word
+        assert any(re.search(message, line) for line in caplog.messages), caplog.messages
+        assert reward.score(batch("fine")).total.tolist() == [3.0, 4.0], word
+    # kill, exit, two that hang, and the one that leaked.
+    assert reward._isolated.restarts == 5
+
+
+def test_by_default_a_failure_stops_the_run(file):
+    reward = build_reward(RewardConfig(use=f"{file}:score", isolate=True))
+    with pytest.raises(RewardError, match=r"ended its process \(signal 9, SIGKILL\); mend it"):
+        reward.score(batch("kill"))
+
+
+def test_terms_token_rewards_coroutines_and_built_ins(file):
+    terms = {
+        "own": RewardTerm(use=f"{file}:later"),
+        "size": RewardTerm(use="length", args={"target": 2}, weight=10.0),
+    }
+    plain, isolated = (
+        build_reward(RewardConfig(terms=terms, isolate=flag)).score(batch("x")) for flag in (0, 1)
+    )
+    assert isolated.per_token.tolist() == plain.per_token.tolist() == [1, 2, 1, 2]
+    assert isolated.total.tolist() == plain.total.tolist()
+    assert isolated.components == plain.components
+
+
+def test_the_process_ends_with_the_reward(file):
+    reward = build_reward(RewardConfig(use=f"{file}:score", isolate=True))
+    pid = int(reward.score(batch("fine")).components["pid"][0])
+    os.kill(pid, 0)
+    del reward
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it still runs")
+
+
+def test_a_python_function_cannot_be_isolated():
+    with pytest.raises(ConfigError, match=r"reward\.isolate: a Python function cannot go to another process"):
+        build_reward(RewardConfig(isolate=True), lambda completions: [0.0] * len(completions))

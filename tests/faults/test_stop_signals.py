@@ -1,0 +1,123 @@
+"""SIGTERM and Ctrl-C finish the step and save it; a second Ctrl-C stops at once."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import time
+
+import pytest
+import torch
+from rich.console import Console
+from small_runs import PPO, SFT, tiny_place  # noqa: F401
+
+from proxlm.__main__ import main
+from proxlm.checkpoint import load_checkpoint, newest_checkpoint
+from proxlm.config import RunConfig
+from proxlm.errors import StoppedBySignalError
+from proxlm.runlog import writer
+from proxlm.runlog.live import LiveView
+from proxlm.runlog.writer import RunLog
+
+SENDING = """
+import os, signal, time
+calls = 0
+def score(completions):
+    global calls
+    calls += 1
+    if calls == {call}:
+        for k in range({times}):
+            os.kill(os.getpid(), signal.{name})
+            time.sleep(0.7)  # two at once would count as one
+        if {times} == 2:
+            time.sleep(60)
+    return [len(c.text) / 20 for c in completions]
+"""
+
+
+def reward_that_sends(place, name, call, times=1):
+    (place / "sends.py").write_text(SENDING.format(name=name, call=call, times=times))
+    return ["--reward.use", "sends.py:score"]
+
+
+# The first call of the reward is the trial before the run, the second the evaluation, then one a step.
+@pytest.mark.parametrize(("name", "status", "word"), [("SIGTERM", 143, "SIGTERM"), ("SIGINT", 130, "Ctrl-C")])
+def test_a_signal_finishes_the_step_and_saves_it(tiny_place, capfd, name, status, word):  # noqa: F811
+    sends = reward_that_sends(tiny_place, name, call=4)
+    quiet = ["--run.save-every", "0", "--run.tensorboard", "true"]
+    assert main([*PPO, *sends, *quiet, "--run.folder", "my run"]) == status
+    told = capfd.readouterr().err.splitlines()
+    assert told[0] == f"{word}: finishing this step and saving it; Ctrl-C stops at once"
+    assert told[-1] == (
+        f"proxlm: stopped by {word} after step 2 of 4, saved; go on with: proxlm ppo 'my run/config.toml' --resume"
+    )
+    assert newest_checkpoint(tiny_place / "my run").name == "step-00000002"
+    assert not (tiny_place / "my run" / ".lock").exists()
+    # Handlers are back to what they were.
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    (tiny_place / "sends.py").write_text(SENDING.format(name=name, call=99, times=1))
+    assert main(["ppo", "my run/config.toml", "--resume"]) == 0
+    assert main([*PPO, *sends, *quiet, "--run.folder", "whole"]) == 0
+    one, two = (load_checkpoint(newest_checkpoint(tiny_place / f))[0] for f in ("my run", "whole"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_second_ctrl_c_stops_at_once(tiny_place, capfd):  # noqa: F811
+    sends = reward_that_sends(tiny_place, "SIGINT", call=3, times=2)
+    began = time.monotonic()
+    assert main([*PPO, *sends]) == 130
+    assert time.monotonic() - began < 30
+    assert capfd.readouterr().err.splitlines()[-1] == "proxlm: interrupted"
+    assert not (tiny_place / "run" / "checkpoints").exists()
+
+
+def test_sft_stops_and_goes_on(tiny_place, capfd, monkeypatch):  # noqa: F811
+    from proxlm.train.supervised import SupervisedTrainer
+
+    step = SupervisedTrainer.step
+
+    def step_with_a_signal(self, log):
+        if self.state.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, log)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SupervisedTrainer, "step", step_with_a_signal)
+        assert main([*SFT, "--run.save-every", "0"]) == 143
+    assert "proxlm sft sft-run/config.toml --resume" in capfd.readouterr().err
+    assert main(["sft", "sft-run/config.toml", "--resume"]) == 0
+    rows = [json.loads(line) for line in (tiny_place / "sft-run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+def stopped(folder, number, **more):
+    """A run that gets a signal in its second step; returns what it raised and the steps it saved."""
+    saved = []
+    try:
+        with RunLog(folder, "ppo", 9, RunConfig(tensorboard=False), **more) as log:
+            for step in (1, 2, 3):
+                if step == 2:
+                    os.kill(os.getpid(), number)
+                log.metrics(step, {"reward": 0.5})
+                log.checkpoint(lambda step=step: saved.append(step), due=False)
+    except StoppedBySignalError as error:
+        return error, saved
+    return None, saved
+
+
+def test_the_live_view_shows_that_it_is_stopping(tmp_path, monkeypatch):
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(writer, "_view_for", lambda state: LiveView(state, console))
+    error, saved = stopped(tmp_path, signal.SIGINT)
+    assert saved == [2]
+    assert error.signal == signal.SIGINT
+    assert "Ctrl-C: finishing this step and saving it" in console.file.getvalue()
+
+
+def test_a_run_with_a_python_reward_is_told_how_python_goes_on(tmp_path):
+    error, saved = stopped(tmp_path, signal.SIGTERM, in_python=True)
+    assert saved == [2]
+    assert "go on with: the same call and run.resume = true" in str(error)

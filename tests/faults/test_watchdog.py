@@ -1,0 +1,112 @@
+"""A run that is stuck: the watchdog names the place, writes the stacks down, and can end the process."""
+
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from rich.console import Console
+
+from proxlm.config import RunConfig
+from proxlm.runlog import writer
+from proxlm.runlog.live import LiveView
+from proxlm.runlog.writer import RunLog
+
+QUICK = RunConfig(tensorboard=False, watchdog=0.3 / 60)
+STUCK = """
+import sys, time
+from pathlib import Path
+from proxlm.config import RunConfig
+from proxlm.runlog.writer import RunLog
+with RunLog(Path(sys.argv[1]), "ppo", 9, RunConfig(tensorboard=False, watchdog=0.3 / 60, watchdog_stop=True)) as log:
+    log.phase("score")
+    time.sleep(600)
+"""
+
+MOVING = """
+import sys, time
+from pathlib import Path
+from proxlm.config import RunConfig
+from proxlm.runlog.writer import RunLog
+with RunLog(Path(sys.argv[1]), "ppo", 9, RunConfig(tensorboard=False, watchdog=1 / 60, watchdog_stop=True)) as log:
+    print("moves", flush=True)
+    for k in range(30):
+        log.progress(k, 30)
+        time.sleep(0.05)
+"""
+
+
+def wait_for_the_reward_of_sample_three(seconds):
+    time.sleep(seconds)
+
+
+def test_phase_step_and_sample_are_named_and_the_stacks_written(tmp_path, capfd):
+    with RunLog(tmp_path, "ppo", 9, QUICK) as log:
+        log.metrics(1, {"reward": 0.5})
+        log.phase("generate")
+        log.progress(3, 64)
+        wait_for_the_reward_of_sample_three(1.5)
+        log.progress(4, 64)
+        time.sleep(0.2)
+    told = capfd.readouterr().err.splitlines()
+    path = tmp_path / "stuck-step-00000002.txt"
+    assert len(told) == 2  # once, however long it lasts
+    assert told[0].startswith("stuck: step 2 of 9, generate 3/64 has not moved for ")
+    assert told[0].endswith(f"what each thread does is in {path}")
+    assert told[1] == "it moves again: step 2 of 9, generate 4/64"
+    assert "wait_for_the_reward_of_sample_three" in path.read_text()
+
+
+def test_a_run_that_moves_is_left_alone(tmp_path, capfd):
+    with RunLog(tmp_path, "ppo", 9, QUICK) as log:
+        for k in range(8):
+            log.progress(k, 8)
+            time.sleep(0.1)
+    assert capfd.readouterr().err == ""
+    assert not list(tmp_path.glob("stuck-*"))
+    assert not [t for t in threading.enumerate() if t.name == "proxlm-watchdog"]
+
+
+def test_the_live_view_shows_it(tmp_path, monkeypatch):
+    console = Console(file=io.StringIO(), force_terminal=True, width=200)
+    monkeypatch.setattr(writer, "_view_for", lambda state: LiveView(state, console))
+    with RunLog(tmp_path, "ppo", 9, QUICK) as log:
+        log.phase("update")
+        time.sleep(1.0)
+    assert "stuck: step 1 of 9, update has not moved for" in console.file.getvalue()
+
+
+def test_it_can_end_the_process(tmp_path):
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert time.monotonic() - began < 50
+    assert done.returncode == 75
+    assert "stuck: step 1 of 9, score has not moved" in done.stderr
+    assert 'File "<string>", line 8' in (tmp_path / "stuck-step-00000001.txt").read_text()
+
+
+def test_a_process_that_was_suspended_is_not_stuck(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", MOVING, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "moves\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2.5)
+    process.send_signal(signal.SIGCONT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert not list(tmp_path.glob("stuck-*"))
+
+
+def test_nothing_watches_where_it_is_off(tmp_path):
+    with RunLog(tmp_path, "ppo", 9, RunConfig(tensorboard=False, watchdog=0.0)):
+        assert not [t for t in threading.enumerate() if t.name == "proxlm-watchdog"]
