@@ -127,7 +127,10 @@ def notes(config: PPOJob) -> list[str]:
 
 
 def ptx_text(config: PPOJob, tokenizer: Any, skipped: Skipped) -> PtxText:
-    """The text of PPO-ptx, packed into blocks; what is left out of it is printed. Raises DataError, and ConfigError for blocks the model cannot read."""
+    """The text of PPO-ptx, packed into blocks; says how much of it is left out.
+
+    Raises DataError, and ConfigError for blocks the model cannot read.
+    """
     if is_encoder_decoder(config.model):
         raise ConfigError("ptx.coef: plain text has no prompt for an encoder; set it to 0")
     check_block("ptx.block", config.ptx.block, config.model)

@@ -33,7 +33,8 @@ def read_arguments(job: Any, arguments: Sequence[str]) -> tuple[list[str], dict[
         name, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not name:
             raise ConfigError(f"{SOURCE}: {argument!a}: not an argument; write --section.key value")
-        key, kind = _declared(job, split_key(_long(job, name), SOURCE))
+        long_name = (short_for(job, name) or SHORT[name][0]) if name in SHORT else name
+        key, kind = _declared(job, split_key(long_name, SOURCE))
         if not equals:
             text = _following(key, kind, waiting)
         value = from_text(kind, text)
@@ -44,11 +45,9 @@ def read_arguments(job: Any, arguments: Sequence[str]) -> tuple[list[str], dict[
     return bare, settings
 
 
-def _long(job: Any, name: str) -> str:
-    for key in SHORT.get(name, ()):
-        if key.split(".")[0] in kinds(job):
-            return key
-    return name
+def short_for(job: Any, name: str) -> str | None:
+    """The key that a short name stands for in a job; None where the job has none of them."""
+    return next((key for key in SHORT[name] if key.split(".")[0] in kinds(job)), None)
 
 
 def _following(key: Key, kind: Any, waiting: list[str]) -> str:

@@ -46,11 +46,11 @@ def load_prompts(
     """The prompts to train on, or those to evaluate on; never one in both.
 
     eval: eval_count records, drawn by `seed`, of data.eval_prompts or else of data.prompts, whose rest is for
-    training. Prompt.id is the row in its file, from 0, among those that can be used; Prompt.text is what the model sees (with chat: the
-    rendered conversation); Prompt.fields is the whole record. A training record with the same prompt as a
-    held-out one is left out, also where each has its own file. source: the prompts are for an encoder, whole texts
-    with what the tokenizer puts at their ends. All that is left out but unused ones goes to `skipped`, which by
-    default raises the error of the first bad record. Raises DataError naming file and line.
+    training. Prompt.id is the row in its file, from 0, among those that can be used; Prompt.text is what the model
+    sees (with chat: the rendered conversation); Prompt.fields is the whole record. A training record with the same
+    prompt as a held-out one is left out, also where each has its own file. source: the prompts are for an encoder,
+    whole texts with what the tokenizer puts at their ends. All that is left out but unused ones goes to `skipped`,
+    which by default raises the error of the first bad record. Raises DataError naming file and line.
     """
     skipped = skipped if skipped is not None else Skipped()
     file, rows, repeated, unused = _choose(data, which, seed, skipped)

@@ -27,22 +27,20 @@ def iter_records(path: str | Path, skipped: Skipped | None = None) -> Iterator[R
 
     .jsonl: an object per line; .json: one list of objects; .csv and .tsv: the first row names the fields, and
     every value is text; .txt: each non-empty line is the record {"text": line}. Empty lines, a byte order
-    mark and CRLF line ends are no part of the data. A folder is a data set that Hugging Face's `datasets` has saved, or
-    one of Parquet files; FOLDER:SPLIT names one of several splits; hf:NAME:SPLIT is a data set of the hub.
+    mark and CRLF line ends are no part of the data. A folder is a data set that Hugging Face's `datasets` has
+    saved, or one of Parquet files; FOLDER:SPLIT names one of several splits; hf:NAME:SPLIT is one of the hub.
 
     Never holds more than one record of a text file, or one batch of rows of a table. Bad records go to `skipped`, by
     default an error; what makes the rest of the file unreadable is always one. Raises DataError, with file and line.
     """
     skipped = skipped if skipped is not None else Skipped()
-    found, left_out = False, len(skipped)
+    found = False
     for record in _source(path)(skipped):
         found = True
         yield record
     if not found:
         if skipped.first:
-            raise DataError(
-                f"{path}: none of the records can be used ({len(skipped) - left_out} left out); the first: {skipped.first}"
-            )
+            raise DataError(f"{path}: no record can be used; the first bad one: {skipped.first}")
         raise DataError(f"{path}: the file holds no records")
 
 
@@ -59,7 +57,7 @@ def missing_field(record: Record, wanted: str, key: str) -> BadRecordError:
 def _source(name: str | Path) -> Callable[[Skipped], Iterator[Record]]:
     """What reads the records of a file or data set. Raises DataError where its kind is unknown."""
     if is_hub_name(name):
-        return lambda skipped: read_hub(str(name), skipped)
+        return lambda _: read_hub(str(name))
     path = Path(os.path.expanduser(name))
     if "\0" in str(path):
         raise DataError(f"{str(path)!a}: not a path")
@@ -133,7 +131,7 @@ def _json_record(path: Path, line: int, value: Any, source: str) -> Record:
 
 
 def _check_bytes(path: Path, line: int, text: str, what: str) -> None:
-    """Raise BadRecordError where `text` was decoded from bytes that are not UTF-8, with surrogates in their places."""
+    """Raise BadRecordError where `text` was decoded from bytes that are not UTF-8: they stand as surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -11,7 +11,7 @@ class ScratchFile:
     """A file that is appended to and read at any place. It lies where TMPDIR says."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115: closed by the finalizer
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by the finalizer
         self.size = 0
         weakref.finalize(self, self._file.close)
 

@@ -50,8 +50,9 @@ class SFTExample:
 def pretrain_blocks(tokenizer: Tokenizer, texts: Sequence[str], block: int) -> Tensor:
     """Documents joined as BOS text EOS BOS text EOS ..., cut into blocks, [n, block] int32, kept on disk.
 
-    BOS is there if the tokenizer puts one. A document of more than 1 MiB is encoded in parts (Documents.parts). The tokens after the last whole block, fewer than `block`, are
-    left out and their number is logged. Raises DataError if there is not one whole block.
+    BOS is there if the tokenizer puts one. A document of more than 1 MiB is encoded in parts (Documents.parts). The
+    tokens after the last whole block, fewer than `block`, are left out and their number is logged. Raises DataError
+    if there is not one whole block.
     """
     stream = NumbersOnDisk(torch.int32)
     for ids in _encoded(tokenizer, texts if isinstance(texts, Documents) else Documents(texts)):
@@ -93,8 +94,8 @@ def sft_examples(
 ) -> Iterator[SFTExample | None]:
     """The files' records as examples of at most `max_tokens` tokens, prompt and response together.
 
-    None stands for a record that record_texts has but that makes no example; it goes to `skipped`, as all bad records do,
-    which by default raises the error of the first one.
+    None stands for a record that record_texts has but that makes no example; it goes to `skipped`, as all bad
+    records do, which by default raises the error of the first one.
 
     For an encoder–decoder prompt and response are texts of their own, each of at most `max_tokens`.
 
@@ -118,8 +119,7 @@ def record_texts(
 ) -> Iterator[tuple[str, ...]]:
     """What a new tokenizer is trained on: for each record its prompt and response, or all its messages."""
     for _, content in _contents(text, paths, skipped if skipped is not None else Skipped()):
-        pair = isinstance(content, tuple)
-        yield content if pair else tuple(message["content"] for message in content)
+        yield content if isinstance(content, tuple) else tuple(m["content"] for m in content)
 
 
 def _contents(text: TextConfig, paths: Sequence[str], skipped: Skipped) -> Iterator[tuple[Record, _Content]]:

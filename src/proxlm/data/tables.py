@@ -28,7 +28,7 @@ def is_hub_name(name: str | Path) -> bool:
 
 
 def is_data_set(name: str, texts: list[Path]) -> bool:
-    """Whether a path is a data set, not a file or a folder of texts. texts: the folder's files of text, if it is one."""
+    """Whether a path is a data set, not a file or a folder of texts. texts: the files of text in the folder."""
     path = Path(os.path.expanduser(name))
     if is_hub_name(name) or split_of_folder(path) is not None:
         return True
@@ -80,7 +80,7 @@ def read_folder(folder: Path, split: str, skipped: Skipped) -> Iterator[Record]:
         yield from read_parquet(file, skipped)
 
 
-def read_hub(name: str, skipped: Skipped) -> Iterator[Record]:
+def read_hub(name: str) -> Iterator[Record]:
     """The rows of a data set of the hub, as they arrive; no code of the data set's is run."""
     full, _, split = name.removeprefix(_HUB).partition(":")
     if not _HUB_NAME.fullmatch(full):

@@ -22,10 +22,11 @@ _CLEANED_AT_ONCE = 2**16
 def read_texts(paths: Sequence[str], extensions: Sequence[str], skipped: Skipped | None = None) -> Documents:
     """The documents in `paths`, cleaned, in a fixed order; blank ones are left out.
 
-    A file is one document, whatever its extension, but a .jsonl file (or .jsonl.gz), a .parquet file and a data set (see
-    records.iter_records) hold one per record, in the field "text". Of a folder and all folders in it, the files whose
-    names end in one of `extensions` are read; a file reached twice is read once. What is left out goes to `skipped`, which
-    by default raises the error of a bad record. Raises DataError if a path is missing or has no text.
+    A file is one document, whatever its extension, but a .jsonl file (or .jsonl.gz), a .parquet file and a data set
+    (see records.iter_records) hold one per record, in the field "text". Of a folder and all folders in it, the files
+    whose names end in one of `extensions` are read; a file reached twice is read once. What is left out goes to
+    `skipped`, which by default raises the error of a bad record. Raises DataError if a path is missing or has no
+    text.
     """
     skipped = skipped if skipped is not None else Skipped()
     documents = Documents()
@@ -140,7 +141,7 @@ def _add_file(documents: Documents, file: Path, skipped: Skipped) -> None:
 
 
 def _cleaned(file: Path, skipped: Skipped) -> Iterator[str]:
-    """The file's text, some lines at a time; a part ends where a line does, which no rule of cleaning reaches across."""
+    """The file's text, some lines at a time; no rule of cleaning reaches across the end of a line."""
     waiting: list[str] = []
     size = 0
     for _, line in text_lines(file, skipped):

@@ -22,8 +22,8 @@ from proxlm.types import Sequences, offsets_of, ragged_index
 class Examples:
     """n rows of tokens with a loss on some: prompt, response, and which tokens count.
 
-    tokens [N] int32 and counted [N] bool hold the rows one after another and may be pages of a file; starts, lengths and
-    prompt_lengths [n] int64 say where each row is. No token of a prompt counts.
+    tokens [N] int32 and counted [N] bool hold the rows one after another and may be pages of a file; starts, lengths
+    and prompt_lengths [n] int64 say where each row is. No token of a prompt counts.
     """
 
     tokens: Tensor
