@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 _DOCUMENTS_AT_ONCE = 1024
-_BYTES_AT_ONCE = 2**20
+_BYTES_AT_ONCE = 2**18
 _log = logging.getLogger(__name__)
 _Content = tuple[str, str] | list[Message]
 
@@ -50,7 +50,7 @@ class SFTExample:
 def pretrain_blocks(tokenizer: Tokenizer, texts: Sequence[str], block: int) -> Tensor:
     """Documents joined as BOS text EOS BOS text EOS ..., cut into blocks, [n, block] int32, kept on disk.
 
-    BOS is there if the tokenizer puts one. A document of more than 1 MiB is encoded in parts (Documents.parts). The
+    BOS is there if the tokenizer puts one. A document of more than 256 KiB is encoded in parts (Documents.parts). The
     tokens after the last whole block, fewer than `block`, are left out and their number is logged. Raises DataError
     if there is not one whole block.
     """
