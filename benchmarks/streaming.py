@@ -2,8 +2,8 @@
 
     python benchmarks/streaming.py TEXT_FILE OUTPUT_FOLDER [--sizes 50,200] [--long] [--kinds read,text,...]
 
-Files of 50 and 200 MB (with --long: of 2,048 MB too) are made of TEXT_FILE, over and over with a running number. Each is
-prepared in a process of its own, as the jobs do it before their first step; of tokens, 20 batches are then drawn.
+Files of 50 and 200 MB (with --long: of 2,048 MB too) are made of TEXT_FILE, over and over with a running number.
+Each is prepared in a process of its own, as the jobs do it before their first step; of tokens, 20 batches are drawn.
 
     records    a .jsonl file of prompts and responses: every record read and checked
     read       one .txt file: read, cleaned, split in training and validation
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(WRITERS))
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    print("| data | file, MB | peak memory, MB | of it not pages of files, MB | tokens (records, read: texts) | seconds |")
+    print("| data | file, MB | peak memory, MB | of it not pages of files, MB | tokens or texts | seconds |")
     print("| --- | --- | --- | --- | --- | --- |")
     for kind in arguments.kinds.split(","):
         for size in [*map(int, arguments.sizes.split(",")), *([LONG] if arguments.long else [])]:

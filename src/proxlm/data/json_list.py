@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from proxlm.data.lines import LONGEST_LINE, pieces, shown_size
+from proxlm.data.lines import LONGEST_LINE, pieces, shown_name, shown_size
 from proxlm.errors import DataError
 
 _AT_ONCE = 2**16
@@ -38,7 +38,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'the key "{twice}" stands twice in one object')
+        raise ValueError(f'the key "{shown_name(twice)}" stands twice in one object')
     return found
 
 

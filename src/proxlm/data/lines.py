@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from proxlm.errors import BadRecordError, DataError
 
 LONGEST_LINE = 64 * 2**20
 PIECE = 2**20
+_LONGEST_NAME = 80
 
 _MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
@@ -47,7 +49,7 @@ def byte_lines(path: Path, skipped: Skipped, longest: int = LONGEST_LINE) -> Ite
         if size <= longest:
             parts.append(piece)
         elif parts or size == len(piece):  # the line has just grown too long; the rest of it is passed over
-            start = b"".join([*parts, piece])[: 4 * LONGEST_SHOWN].decode(errors="backslashreplace")
+            start = b"".join([*parts, piece])[: 4 * LONGEST_SHOWN].decode(errors="backslashreplace").rstrip()
             parts.clear()
             reason = f"{path}:{number}: the line is longer than {shown_size(longest)}; cut it into several"
             skipped.bad(BadRecordError(reason, "line too long"), str(path), number, start)
@@ -74,6 +76,12 @@ def pieces(path: Path) -> Iterator[bytes]:
         while piece:
             yield piece
             piece = file.readline(PIECE)
+
+
+def shown_name(name: str) -> str:
+    """A name from a file for a message of one line."""
+    shown = json.dumps(name, ensure_ascii=False)[1:-1]
+    return shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 3] + "..."
 
 
 def shown_size(size: int) -> str:

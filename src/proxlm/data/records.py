@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.data.json_list import DECODER, JsonList, json_reason
-from proxlm.data.lines import LONGEST_LINE, byte_lines, shown_size, text_lines
+from proxlm.data.lines import LONGEST_LINE, byte_lines, shown_name, shown_size, text_lines
 from proxlm.data.skipped import Record, Skipped
 from proxlm.data.tables import is_hub_name, read_folder, read_hub, read_parquet, split_of_folder
 from proxlm.errors import BadRecordError, DataError
@@ -47,8 +47,8 @@ def iter_records(path: str | Path, skipped: Skipped | None = None) -> Iterator[R
 def missing_field(record: Record, wanted: str, key: str) -> BadRecordError:
     """The error for a record without field `wanted`; `key` is the setting that asks for it."""
     near = difflib.get_close_matches(wanted, record.fields, n=1, cutoff=0.5)
-    hint = f'did you mean "{near[0]}"? ' if near else ""
-    present = ", ".join(record.fields) or "none"
+    hint = f'did you mean "{shown_name(near[0])}"? ' if near else ""
+    present = ", ".join(map(shown_name, record.fields)) or "none"
     return BadRecordError(
         f'{record.where}: no field "{wanted}"; {hint}fields here: {present} (set {key})', "field missing"
     )
@@ -229,7 +229,7 @@ def _csv_record(path: Path, line: int, header: list[str], values: list[str]) -> 
         raise BadRecordError(reason, "wrong number of values")
     for name, value in zip(header, values, strict=True):
         if not value.isascii():
-            _check_bytes(path, line, value, f'field "{name}"')
+            _check_bytes(path, line, value, f'field "{shown_name(name)}"')
     return Record(dict(zip(header, values, strict=True)), line, str(path))
 
 
