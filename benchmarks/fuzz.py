@@ -155,21 +155,43 @@ def feed_toml(value: tuple[str, bytes], folder: Path) -> None:
     job, text = value
     recipe = folder / "recipe.toml"
     recipe.write_bytes(text)
-    load_config(job, recipe)
+    load_config(job, recipe, NEEDED.get(job))
 
 
 def feed_arguments(value: tuple[str, list[str]], _: Path) -> None:
     """A command line of a job, without the name of a file that is there."""
     job, arguments = value
-    load_config(job, arguments=arguments)
+    load_config(job, overrides=NEEDED.get(job), arguments=arguments)
 
 
+def feed_settings(value: tuple[str, dict[str, Any]], folder: Path) -> None:
+    """Settings as Python gives them; what is taken comes back from TOML, or is refused there."""
+    job, chosen = value
+    config = load_config(job, overrides={**NEEDED.get(job, {}), **chosen})
+    recipe = folder / "recipe.toml"
+    recipe.write_text(to_toml(config), encoding="utf-8")
+    assert load_config(job, recipe) == config
+
+
+# What the jobs do not do without.
+NEEDED: dict[str, dict[str, Any]] = {
+    "ppo": {"model.policy": "m", "data.prompts": "p.txt", "reward.use": "length"},
+    "pretrain": {"text.train": ["t.txt"]},
+    "sft": {"model.policy": "m", "text.train": ["t.jsonl"]},
+    "generate": {"model.policy": "m"},
+    "evaluate": {"model.policy": "m", "data.prompts": "p.txt"},
+    "control": {"env.id": "CartPole-v1"},
+    "report": {"folder": "runs/x"},
+    "doctor": {"folder": "runs/x"},
+}
 JOB = st.sampled_from(sorted(JOBS))
-KEYS = sorted({dotted(key) for job in JOBS.values() for key in known_keys(job)})
+KEYS_OF = {name: sorted(map(dotted, known_keys(job))) for name, job in JOBS.items()}
+KEYS = sorted({key for keys in KEYS_OF.values() for key in keys})
 WORD = st.text(max_size=8) | st.sampled_from(
-    ["1", "-1", "true", "nan", "[]", "{a = 1}", "skip", '"', "1e999", "--"]
+    ["1", "-1", "true", "nan", "[]", "{a = 1}", "skip", '"', "1e999", "--", "x" * 300]
 )
 OPTION = st.tuples(st.sampled_from(KEYS) | st.text(max_size=12), st.sampled_from(["=", " "]), WORD)
+NUMBER = st.sampled_from([0, 1, 2, 8, 0.5, 1.0, True, "", "auto", "linear", [], ["a"], {}])
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6)
 VALUE = st.recursive(
     SCALAR | st.sampled_from(["user", "assistant", "content", "role"]),
@@ -206,6 +228,14 @@ TARGETS: dict[str, Target] = {
     "parquet": Target(st.deferred(lambda: edited(parquet_bytes())), feed_records("parquet")),
     "state": Target(edited(b'{"_data_files": [{"filename": "data.arrow"}]}'), feed_state),
     "toml": Target(st.tuples(JOB, JOB.flatmap(lambda job: edited(to_toml(JOBS[job]()).encode()))), feed_toml),
+    "settings": Target(
+        JOB.flatmap(
+            lambda job: st.tuples(
+                st.just(job), st.dictionaries(st.sampled_from(KEYS_OF[job]), NUMBER | VALUE, max_size=2)
+            )
+        ),
+        feed_settings,
+    ),
     "arguments": Target(
         st.tuples(JOB, st.lists(OPTION, max_size=4).map(_arguments) | st.lists(WORD, max_size=3)),
         feed_arguments,

@@ -217,9 +217,11 @@ def test_a_line_over_the_limit_is_named_and_others_are_still_read(write: Write) 
 
 
 def test_an_element_over_the_limit_is_named(write: Write) -> None:
-    path = Path(write("a.json", '[{"a": "' + "x" * 200_000 + '"}]'))
-    with pytest.raises(DataError, match=r"a\.json:1: the record is longer than 0\.0976562 MiB"):
-        list(JsonList(path, longest=102_400))
+    path = Path(write("a.json", '[{"a": 1},\n{"a": "' + "x" * 5 * 2**20 + '"}]'))
+    elements = iter(JsonList(path, longest=2**20))
+    assert next(elements).value == {"a": 1}
+    with pytest.raises(DataError, match=r"a\.json:2: the record is longer than 1 MiB"):
+        next(elements)
 
 
 def test_elements_of_all_sizes_come_whole_with_their_lines(write: Write) -> None:

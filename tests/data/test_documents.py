@@ -30,7 +30,7 @@ REAL = [(ROOT / name).read_text(encoding="utf-8")[:30_000] for name in ("docs/th
 
 
 @given(st.lists(st.text(st.characters() | st.sampled_from("\n  你")), max_size=5), st.integers(8, 40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_documents_and_their_parts_are_the_texts(texts: list[str], longest: int) -> None:
     documents = Documents(texts)
     assert len(documents) == len(texts)
