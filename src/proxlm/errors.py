@@ -16,6 +16,14 @@ class DataError(UserError):
     """A data file is missing, empty, malformed, or lacks a field."""
 
 
+class BadRecordError(DataError):
+    """One record of a data file cannot be used, and the others can; `kind` says why in a few words, for counts."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
 class ModelError(UserError):
     """A model or tokenizer cannot be loaded or used."""
 

@@ -35,6 +35,7 @@ def _at(node: Any, key: tuple[str, ...]) -> Any:
         (["--run.resume"], {"run.resume": True}),
         (["--resume"], {"run.resume": True}),
         (["--resume", "false"], {"run.resume": False}),
+        (["--on-bad-record", "skip"], {"data.on_bad_record": "skip"}),
         (
             ["--run.report=False", "--resume", "--ppo.steps", "3"],
             {"run.report": False, "run.resume": True, "ppo.steps": 3},

@@ -40,7 +40,8 @@ def test_help_has_every_setting_with_default_and_meaning(job: str) -> None:
         assert meaning in text
         assert f"(default {toml_value(default)}" in lines[places[0]]
         assert ("at least" in lines[places[0]]) == (bounds.ge is not None)
-    options = [line for line in lines if line.startswith("  --") and line != "  --resume"]
+    short = ("  --resume", "  --on-bad-record")
+    options = [line for line in lines if line.startswith("  --") and line not in short]
     assert len(options) == len(found)
 
 
@@ -57,6 +58,8 @@ def test_help_has_every_setting_with_default_and_meaning(job: str) -> None:
         ("ppo", "  --run.resume true|false  (default false)"),
         ("pretrain", "  --optim.lr NUMBER  (default 0.002, more than 0)"),
         ("ppo", "  --resume"),
+        ("ppo", "      short for --data.on_bad_record"),
+        ("sft", "      short for --text.on_bad_record"),
         ("ppo", "Usage: proxlm ppo [RECIPE.toml] [--section.key VALUE ...]"),
         ("evaluate", "Usage: proxlm evaluate [RECIPE.toml | RUN_FOLDER] [--section.key VALUE ...]"),
         ("report", "Usage: proxlm report FOLDER [--section.key VALUE ...]"),

@@ -25,7 +25,7 @@ def test_blocks_by_hand(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> Non
         blocks = pretrain_blocks(tokenizer, ["zz", "q", "k"], 4)
     # BOS z z EOS | BOS q EOS BOS | k EOS
     assert blocks.tolist() == [[0, *a, *a, 1], [0, *b, 1, 0]]
-    assert blocks.dtype == torch.int64
+    assert blocks.dtype == torch.int32
     assert "packed 10 tokens in blocks of 4; left out at the end: 2" in caplog.text
 
 
@@ -63,7 +63,10 @@ def test_blocks_of_a_tokenizer_without_bos(tokenizer: Any) -> None:
 
 
 def examples(tokenizer: Any, path: str | list[str], limit: int = 1000, **fields: Any) -> list[SFTExample]:
-    return sft_examples(TextConfig(**fields), [path] if isinstance(path, str) else path, tokenizer, limit)
+    paths = [path] if isinstance(path, str) else path
+    found = list(sft_examples(TextConfig(**fields), paths, tokenizer, limit))
+    assert None not in found
+    return found
 
 
 def written(tokenizer: Any, example: SFTExample) -> list[str]:
@@ -110,7 +113,7 @@ def test_an_encoder_decoders_sides_are_texts_of_their_own(write: Write) -> None:
     with pytest.raises(
         DataError, match=f"{longest} tokens in prompt or response, the limit is {longest - 1}"
     ):
-        sft_examples(TextConfig(), [path], tokenizer, longest - 1, encoder_decoder=True)
+        list(sft_examples(TextConfig(), [path], tokenizer, longest - 1, encoder_decoder=True))
 
 
 def test_a_new_tokenizer_is_trained_on_prompts_responses_and_messages(write: Write) -> None:
@@ -121,9 +124,9 @@ def test_a_new_tokenizer_is_trained_on_prompts_responses_and_messages(write: Wri
             {"messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]},
         ],
     )
-    assert record_texts(TextConfig(), [path]) == [("a", "b"), ("c", "d")]
-    with pytest.raises(DataError, match="must be a list of messages"):
-        record_texts(TextConfig(), [write("bad.jsonl", [{"other": 1}])])
+    assert list(record_texts(TextConfig(), [path])) == [("a", "b"), ("c", "d")]
+    with pytest.raises(DataError, match=r'bad\.jsonl:1: no field "prompt"; fields here: other'):
+        list(record_texts(TextConfig(), [write("bad.jsonl", [{"other": 1}])]))
 
 
 def messages(turns: list[tuple[str, str]]) -> list[dict[str, str]]:

@@ -41,13 +41,13 @@ def test_folders_are_read_recursively_sorted_by_extension_and_each_file_once(tmp
     (tmp_path / "blank.txt").write_text(" \n")
     (tmp_path / "z.txt.gz").write_bytes(gzip.compress(b"three"))
     (tmp_path / "rows.jsonl").write_text('{"text": "four"}\n{"text": ""}\n{"text": "five"}\n')
-    assert read_texts([str(tmp_path)], [".txt", ".md"]) == ["two", "one"]
+    assert list(read_texts([str(tmp_path)], [".txt", ".md"])) == ["two", "one"]
     every = [".txt", ".md", ".txt.gz", ".jsonl"]
-    assert read_texts([str(tmp_path)], every) == ["two", "one", "four", "five", "three"]
+    assert list(read_texts([str(tmp_path)], every)) == ["two", "one", "four", "five", "three"]
     file, folder = str(tmp_path / "b" / "one.txt"), str(tmp_path)
     (tmp_path / "b" / "link.txt").symlink_to(tmp_path / "b" / "one.txt")
-    assert read_texts([file, folder, f"{folder}/b/../b/one.txt"], [".txt"]) == ["one"]
-    assert read_texts([str(tmp_path / "c.py")], [".txt"]) == ["not read"]
+    assert list(read_texts([file, folder, f"{folder}/b/../b/one.txt"], [".txt"])) == ["one"]
+    assert list(read_texts([str(tmp_path / "c.py")], [".txt"])) == ["not read"]
 
 
 def test_reading_errors_name_file_and_line(write: Write, tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_sft_lowers_the_loss_of_copying(tokenizer, tmp_path, family):
     eos, generator = tokenizer.eos_token_id, torch.Generator().manual_seed(0)
     words = torch.randint(20, 30, (240, 3), generator=generator).tolist()
     rows = [SFTExample(tuple(w), (*w, eos), (True,) * 4) for w in words]
-    train, held_out = Examples(rows[:200]), Examples(rows[200:])
+    train, held_out = Examples.from_rows(rows[:200]), Examples.from_rows(rows[200:])
     torch.manual_seed(0)
     new = NewModelConfig(type=family, hidden=32, layers=1, heads=2, context=32)
     model = build_language_model(new, tokenizer, ModelConfig(device="cpu"))

@@ -10,6 +10,7 @@ from proxlm.apps.sampling import check_conversations, data_of, sampler_of
 from proxlm.apps.session import progress_line, prompt_limit, set_up
 from proxlm.config import EvaluateJob, LoraConfig
 from proxlm.data.prompts import LoadedPrompts, load_prompts
+from proxlm.data.skipped import Skipped
 from proxlm.environments.resolve import task_prompts
 from proxlm.errors import DataError, ModelError
 from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
@@ -82,7 +83,12 @@ def _held_out(config: EvaluateJob, reference: LanguageModel, limit: int) -> Load
         return task_prompts(config.environment, data.eval_count)[1]
     if not data.prompts:
         data = replace(data, prompts=data.eval_prompts)
-    return load_prompts(data, reference.tokenizer, limit, "eval", config.seed, reference.encoder_decoder)
+    skipped = Skipped(data.on_bad_record == "skip")
+    loaded = load_prompts(
+        data, reference.tokenizer, limit, "eval", config.seed, reference.encoder_decoder, skipped
+    )
+    skipped.tell()
+    return loaded
 
 
 def _check_same_tokens(reference: LanguageModel, model: LanguageModel, longest: int) -> None:

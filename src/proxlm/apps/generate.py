@@ -12,6 +12,7 @@ from proxlm.apps.session import progress_line, prompt_limit, set_up
 from proxlm.config import GenerateJob, LoraConfig
 from proxlm.data.chat import encode_rendered, read_template, render, with_system
 from proxlm.data.prompts import load_prompts
+from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import encode_prompt, encode_source
 from proxlm.errors import DataError
 from proxlm.models.language_model import LanguageModel
@@ -45,6 +46,7 @@ def continue_text(model: LanguageModel, config: GenerateJob, limit: int, text: s
 
 
 def _from_file(model: LanguageModel, config: GenerateJob, limit: int) -> None:
+    skipped = Skipped(config.data.on_bad_record == "skip")
     loaded = load_prompts(
         replace(config.data, eval_count=0, eval_prompts=""),
         model.tokenizer,
@@ -52,6 +54,7 @@ def _from_file(model: LanguageModel, config: GenerateJob, limit: int) -> None:
         "train",
         config.seed,
         model.encoder_decoder,
+        skipped,
     )
     rollout = generate(
         model,
@@ -70,8 +73,7 @@ def _from_file(model: LanguageModel, config: GenerateJob, limit: int) -> None:
         write_atomic(Path(config.output), lines)
     else:
         print(lines, end="")
-    if loaded.skipped:
-        print(f"{loaded.skipped} prompts left out: over the length limit", file=sys.stderr)
+    skipped.tell()
 
 
 def _conversation(model: LanguageModel, config: GenerateJob, limit: int) -> None:

@@ -22,6 +22,7 @@ from proxlm.checkpoint import publish_folder
 from proxlm.config import PPOJob, RolloutConfig
 from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
+from proxlm.data.skipped import FILE_NAME, Skipped
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.data.text import read_texts
 from proxlm.errors import ConfigError, RunError
@@ -75,17 +76,19 @@ def run_ppo(
     plain = build_reward(config.reward, reward) if rewarded(config, reward) else None
     algorithm = build_algorithm(config.ppo, advantage, loss)
     set_up(config.run.seed, config.run.threads, config.model)
-    train, held_out = prompts_of(config)
+    skipped = Skipped(config.data.on_bad_record == "skip")
+    train, held_out = prompts_of(config, skipped)
     stream = PromptStream(train.prompts, config.ppo.batch_size, config.run.seed)
-    print(describe_prompts(train, held_out), flush=True)
+    print(describe_prompts(train, held_out, skipped), flush=True)
     for note in notes(config):
         print(f"note: {note}", flush=True)
     models = load_actor_critic(config.model, algorithm.critic)
-    ptx = ptx_text(config, models.policy.tokenizer) if config.ptx.coef > 0 else None
+    ptx = ptx_text(config, models.policy.tokenizer, skipped) if config.ptx.coef > 0 else None
     sampler, scorer = sampler_of(config, models.policy.tokenizer, plain)
     assert scorer is not None  # `rewarded` has asked for one
     try_reward(models, sampler, scorer, stream.batch(0)[:2], config.rollout)
     with run_folder(config, "ppo") as folder:
+        skipped.save(folder)
         trainer = PPOTrainer(config, models, stream, scorer, folder, algorithm, ptx, sampler)
         given = (reward, advantage, loss) != (None, None, None)
         return _train_and_measure(trainer, held_out.prompts, given)
@@ -130,12 +133,18 @@ def notes(config: PPOJob) -> list[str]:
     return found
 
 
-def ptx_text(config: PPOJob, tokenizer: Any) -> PtxText:
-    """The text of PPO-ptx, packed into blocks. Raises DataError, and ConfigError for blocks the model cannot read."""
+def ptx_text(config: PPOJob, tokenizer: Any, skipped: Skipped) -> PtxText:
+    """The text of PPO-ptx, packed into blocks; says how much of it is left out.
+
+    Raises DataError, and ConfigError for blocks the model cannot read.
+    """
     if is_encoder_decoder(config.model):
         raise ConfigError("ptx.coef: plain text has no prompt for an encoder; set it to 0")
     check_block("ptx.block", config.ptx.block, config.model)
-    documents = read_texts(config.ptx.text, config.ptx.extensions)
+    before = len(skipped)
+    documents = read_texts(config.ptx.text, config.ptx.extensions, skipped)
+    if len(skipped) > before:
+        print(f"ptx.text: {len(skipped) - before} left out: see {FILE_NAME}", flush=True)
     blocks = pretrain_blocks(tokenizer, documents, config.ptx.block)
     return PtxText(blocks, config.ptx, config.ppo.micro_batch_tokens, config.run.seed)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,20 @@ from typing import Any
 import torch
 
 from proxlm.apps.report import write_report
-from proxlm.apps.session import announce_resume, check_block, is_encoder_decoder, run_folder, set_up
+from proxlm.apps.session import (
+    announce_resume,
+    check_block,
+    is_encoder_decoder,
+    left_out,
+    run_folder,
+    set_up,
+)
 from proxlm.checkpoint import newest_checkpoint
 from proxlm.config import PretrainJob, RunConfig, SFTJob, SupervisedConfig
+from proxlm.data.documents import Documents
+from proxlm.data.skipped import Skipped
 from proxlm.data.supervised import pretrain_blocks
-from proxlm.data.text import read_texts, split_validation
+from proxlm.data.text import read_texts
 from proxlm.data.tokenizer import load_tokenizer, train_tokenizer
 from proxlm.errors import ConfigError, DataError
 from proxlm.models.families import is_encoder_decoder_type
@@ -26,6 +34,9 @@ from proxlm.runlog.writer import RunLog
 from proxlm.seeds import derive_seed
 from proxlm.train.examples import Examples
 from proxlm.train.supervised import SupervisedState, SupervisedTrainer
+
+# The tokenizers library gathers 256 texts before it counts their words.
+_TOKENIZER_PART = 2**16
 
 
 @dataclass(frozen=True)
@@ -49,18 +60,19 @@ def run_pretrain(config: PretrainJob, texts: Sequence[str] | None = None) -> Sup
     """
     set_up(config.run.seed, config.run.threads, config.model)
     _check_kind(config)
-    train, validation = _documents(config, texts)
+    skipped = Skipped(config.text.on_bad_record == "skip")
+    train, validation = _documents(config, texts, skipped)
     tokenizer = _tokenizer(config, train)
     block = config.train.block
     # In another order than the text's own, neighbours in a block are not near-copies of each other.
-    random.Random(derive_seed(config.run.seed, "documents")).shuffle(train)
+    train = train.shuffled(derive_seed(config.run.seed, "documents"))
     blocks = Examples.from_blocks(pretrain_blocks(tokenizer, train, block))
     held_out = Examples.from_blocks(_validation_blocks(tokenizer, validation, block))
     if config.model.policy:
         model = load_language_model(config.model)
     else:
         model = build_language_model(config.new, tokenizer, config.model)
-    return run_supervised("pretrain", config, model, blocks, held_out, in_python=texts is not None)
+    return run_supervised("pretrain", config, model, blocks, held_out, skipped, in_python=texts is not None)
 
 
 def _check_kind(config: PretrainJob) -> None:
@@ -73,28 +85,32 @@ def _check_kind(config: PretrainJob) -> None:
         raise ConfigError(f'new.type = "{config.new.type}": {advice}')
 
 
-def _documents(config: PretrainJob, texts: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    found = list(texts) if texts is not None else read_texts(config.text.train, config.text.extensions)
-    if config.text.validation:
-        return found, read_texts(config.text.validation, config.text.extensions)
-    return split_validation(found, config.text.validation_share, config.run.seed)
+def _documents(
+    config: PretrainJob, texts: Sequence[str] | None, skipped: Skipped
+) -> tuple[Documents, Documents]:
+    text = config.text
+    found = Documents(texts) if texts is not None else read_texts(text.train, text.extensions, skipped)
+    if text.validation:
+        return found, read_texts(text.validation, text.extensions, skipped)
+    return found.split(text.validation_share, config.run.seed)
 
 
-def _validation_blocks(tokenizer: Any, validation: Sequence[str], block: int) -> torch.Tensor:
+def _validation_blocks(tokenizer: Any, validation: Documents, block: int) -> torch.Tensor:
     try:
         return pretrain_blocks(tokenizer, validation, block)
     except DataError as error:
         raise DataError(f"the validation part: {error}; or raise text.validation_share") from error
 
 
-def _tokenizer(config: PretrainJob, train: Sequence[str]) -> Any:
+def _tokenizer(config: PretrainJob, train: Documents) -> Any:
     """That of the model to go on from, or of the run to resume, or a new one."""
     if config.run.resume:
         return tokenizer_to_resume(config.run)
     if config.model.policy:
         check_block("train.block", config.train.block, config.model)
         return load_tokenizer(config.model.policy, config.model.trust_remote_code)
-    return train_tokenizer(train, config.new.vocabulary, config.new.context)
+    parts = (part for i in range(len(train)) for part in train.parts(i, _TOKENIZER_PART))
+    return train_tokenizer(parts, config.new.vocabulary, config.new.context)
 
 
 def tokenizer_to_resume(run: RunConfig) -> Any:
@@ -110,16 +126,19 @@ def run_supervised(
     model: LanguageModel,
     train: Examples,
     validation: Examples,
+    skipped: Skipped,
     in_python: bool = False,
 ) -> SupervisedResult:
     """The part that pretraining and fine-tuning share: folder, loop, report. `in_python`: see RunLog."""
     millions = sum(p.numel() for p in model.network.parameters()) / 1e6
     tokens = [int(e.lengths.sum()) for e in (train, validation)]
+    said = f" ({left_out(skipped)})" if len(skipped) else ""
     print(
-        f"{millions:.2f}M parameters; {tokens[0]:,} tokens to train on, {tokens[1]:,} to validate on",
+        f"{millions:.2f}M parameters; {tokens[0]:,} tokens to train on, {tokens[1]:,} to validate on{said}",
         flush=True,
     )
     with run_folder(config, job) as folder:
+        skipped.save(folder)
         trainer = SupervisedTrainer(model, train, validation, config, folder)
         if config.run.resume:
             announce_resume(config, folder, trainer.resume())

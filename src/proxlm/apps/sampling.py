@@ -8,6 +8,7 @@ from typing import Any
 from proxlm.apps.session import is_encoder_decoder, load_both
 from proxlm.config import DataConfig, EvaluateJob, PPOJob
 from proxlm.data.prompts import LoadedPrompts
+from proxlm.data.skipped import Skipped
 from proxlm.environments.resolve import conversations, task_prompts, with_environment
 from proxlm.errors import ConfigError
 from proxlm.rewards import Reward, RewardFunction
@@ -34,13 +35,13 @@ def check_conversations(config: PPOJob | EvaluateJob) -> None:
         )
 
 
-def prompts_of(config: PPOJob) -> tuple[LoadedPrompts, LoadedPrompts]:
+def prompts_of(config: PPOJob, skipped: Skipped) -> tuple[LoadedPrompts, LoadedPrompts]:
     """Training and held-out prompts; an environment without data.prompts has tasks instead."""
     check_conversations(config)
     data = config.data
     if config.environment.use and not data.prompts:
         return task_prompts(config.environment, data.eval_count)
-    return load_both(config.model, data_of(config), config.rollout, config.run.seed)
+    return load_both(config.model, data_of(config), config.rollout, config.run.seed, skipped)
 
 
 def data_of(config: PPOJob | EvaluateJob) -> DataConfig:

@@ -23,6 +23,7 @@ from proxlm.config import (
     to_toml,
 )
 from proxlm.data.prompts import LoadedPrompts, load_prompts
+from proxlm.data.skipped import FILE_NAME, Skipped
 from proxlm.data.tokenizer import load_tokenizer, require_folder
 from proxlm.errors import ConfigError, DataError, ModelError
 from proxlm.models.allocator import keep_freed_memory
@@ -114,28 +115,29 @@ def check_block(key: str, block: int, model: ModelConfig) -> None:
 
 
 def load_both(
-    model: ModelConfig, data: DataConfig, rollout: RolloutConfig, seed: int
+    model: ModelConfig, data: DataConfig, rollout: RolloutConfig, seed: int, skipped: Skipped
 ) -> tuple[LoadedPrompts, LoadedPrompts]:
     """Training and held-out prompts, checked against the model's tokenizer and context."""
     tokenizer = load_tokenizer(model.policy, model.trust_remote_code)
     limit = prompt_limit(model, data, rollout)
     source = is_encoder_decoder(model)
-    train = load_prompts(data, tokenizer, limit, "train", seed, source)
-    held_out = load_prompts(data, tokenizer, limit, "eval", seed, source)
+    train = load_prompts(data, tokenizer, limit, "train", seed, source, skipped)
+    held_out = load_prompts(data, tokenizer, limit, "eval", seed, source, skipped)
     return train, held_out
 
 
-def describe_prompts(train: LoadedPrompts, held_out: LoadedPrompts) -> str:
+def describe_prompts(train: LoadedPrompts, held_out: LoadedPrompts, skipped: Skipped) -> str:
     """One line that says how many prompts there are and how many were left out, and why."""
-    left_out = {
-        "over the length limit": train.skipped + held_out.skipped,
-        "the same as a held-out one": train.repeated,
-        "beyond data.eval_count": held_out.unused,
-    }
-    said = "; ".join(f"{count} left out, {why}" for why, count in left_out.items() if count)
+    unused = f"{held_out.unused} left out, beyond data.eval_count" if held_out.unused else ""
+    said = "; ".join(filter(None, (left_out(skipped), unused)))
     return f"{len(train.prompts)} prompts to train on, {len(held_out.prompts)} held out" + (
         f" ({said})" if said else ""
     )
+
+
+def left_out(skipped: Skipped) -> str:
+    """How many records were left out, by reason, and where they stand; nothing where none was."""
+    return f"{skipped.summary()}: see {FILE_NAME}" if len(skipped) else ""
 
 
 def start_run(config: TrainingJob, job: str) -> Path:

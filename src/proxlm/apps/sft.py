@@ -8,7 +8,8 @@ from proxlm.apps.pretrain import SupervisedResult, print_result, run_supervised,
 from proxlm.apps.session import is_encoder_decoder, model_context, set_up
 from proxlm.config import SFTJob
 from proxlm.data.chat import read_template
-from proxlm.data.supervised import SFTExample, record_texts, sft_examples
+from proxlm.data.skipped import Skipped
+from proxlm.data.supervised import record_texts, sft_examples
 from proxlm.data.text import split_validation
 from proxlm.data.tokenizer import load_tokenizer, train_tokenizer
 from proxlm.models.families import is_encoder_decoder_type
@@ -24,17 +25,19 @@ def main(config: SFTJob) -> None:
 def run_sft(config: SFTJob) -> SupervisedResult:
     """Train as configured: only response tokens (the assistant's turns) have a loss. Raises UserError."""
     set_up(config.run.seed, config.run.threads, config.model)
-    tokenizer = _tokenizer(config)
+    skipped = Skipped(config.text.on_bad_record == "skip")
+    tokenizer = _tokenizer(config, skipped)
     limit, two_sides = _limit(config)
 
-    def examples(paths: list[str]) -> list[SFTExample]:
-        return sft_examples(config.text, paths, tokenizer, limit, two_sides)
+    def examples(paths: list[str]) -> Examples:
+        return Examples.from_rows(sft_examples(config.text, paths, tokenizer, limit, two_sides, skipped))
 
-    train = examples(config.text.train)
+    every = examples(config.text.train)
     if config.text.validation:
-        validation = examples(config.text.validation)
+        held_out = examples(config.text.validation)
+        train, validation = every.select(range(len(every))), held_out.select(range(len(held_out)))
     else:
-        train, validation = split_validation(train, config.text.validation_share, config.run.seed)
+        train, validation = map(every.select, _split(config, len(every)))
     if config.scratch.type:
         model = build_language_model(config.scratch, tokenizer, config.model, "scratch")
     else:
@@ -42,21 +45,28 @@ def run_sft(config: SFTJob) -> SupervisedResult:
     if config.text.chat_template:
         # The saved model then speaks the way it was taught.
         model.tokenizer.chat_template = read_template(config.text.chat_template)
-    return run_supervised("sft", config, model, Examples(train), Examples(validation))
+    return run_supervised("sft", config, model, train, validation, skipped)
 
 
-def _tokenizer(config: SFTJob) -> Any:
+def _split(config: SFTJob, count: int) -> tuple[list[int], list[int]]:
+    """Which of the records are for training and for validation."""
+    return split_validation(range(count), config.text.validation_share, config.run.seed)
+
+
+def _tokenizer(config: SFTJob, skipped: Skipped) -> Any:
     """The model's; for a new one, that of the run to resume, or one trained on the text that is trained on."""
     if not config.scratch.type:
         return load_tokenizer(config.model.policy, config.model.trust_remote_code)
     if config.run.resume:
         return tokenizer_to_resume(config.run)
-    records = record_texts(config.text, config.text.train)
+    held_out: set[int] = set()
     if not config.text.validation:
         # The split depends on the number of records alone, so it is the one that the examples get.
-        records = split_validation(records, config.text.validation_share, config.run.seed)[0]
+        count = sum(1 for _ in record_texts(config.text, config.text.train, skipped))
+        held_out.update(_split(config, count)[1])
     two_sides = is_encoder_decoder_type(config.scratch.type)
-    texts = [part for record in records for part in record]
+    records = enumerate(record_texts(config.text, config.text.train, skipped))
+    texts = (part for i, record in records if i not in held_out for part in record)
     return train_tokenizer(texts, config.scratch.vocabulary, config.scratch.context, two_sides)
 
 

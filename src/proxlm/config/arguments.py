@@ -10,7 +10,8 @@ from proxlm.config.values import Key, dotted, from_text, is_table
 from proxlm.errors import ConfigError
 
 SOURCE = "command line"
-SHORT = {"resume": "run.resume"}
+# What stands for a longer key: the first of those that the job has.
+SHORT = {"resume": ("run.resume",), "on-bad-record": ("data.on_bad_record", "text.on_bad_record")}
 
 # Words taken as a flag's value, so that "--run.resume yes" is an error about yes, not about a recipe yes.
 _BOOLEAN_WORDS = {"true", "false", "yes", "no", "on", "off", "1", "0"}
@@ -32,7 +33,8 @@ def read_arguments(job: Any, arguments: Sequence[str]) -> tuple[list[str], dict[
         name, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not name:
             raise ConfigError(f"{SOURCE}: {argument!a}: not an argument; write --section.key value")
-        key, kind = _declared(job, split_key(SHORT.get(name, name), SOURCE))
+        long_name = (short_for(job, name) or SHORT[name][0]) if name in SHORT else name
+        key, kind = _declared(job, split_key(long_name, SOURCE))
         if not equals:
             text = _following(key, kind, waiting)
         value = from_text(kind, text)
@@ -41,6 +43,11 @@ def read_arguments(job: Any, arguments: Sequence[str]) -> tuple[list[str], dict[
         settings.pop(key, None)
         settings[key] = value
     return bare, settings
+
+
+def short_for(job: Any, name: str) -> str | None:
+    """The key that a short name stands for in a job; None where the job has none of them."""
+    return next((key for key in SHORT[name] if key.split(".")[0] in kinds(job)), None)
 
 
 def _following(key: Key, kind: Any, waiting: list[str]) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import textwrap
 from typing import Any, get_args
 
-from proxlm.config.arguments import SHORT
+from proxlm.config.arguments import SHORT, short_for
 from proxlm.config.jobs import EvaluateJob, GenerateJob
 from proxlm.config.parse import JOBS, job_class
 from proxlm.config.setting import Bounds
@@ -46,9 +46,10 @@ def describe(job: str) -> str:
         "(--table.key VALUE) or all of them ('{key = 1}').",
         "",
     )
-    for short, key in SHORT.items():
-        if key.split(".")[0] in kinds(kind):
-            lines += ["", f"  --{short}", f"      short for --{key} true"]
+    for short in SHORT:
+        if key := short_for(kind, short):
+            value = " true" if short == "resume" else ""
+            lines += ["", f"  --{short}", f"      short for --{key}{value}"]
     lines += _section(kind, (), kind(), "")
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -101,7 +102,7 @@ def job_class(name: str) -> type:
 
 def _add_file(assembly: Assembly, file: Path) -> None:
     """Set what a recipe says or, for evaluate and generate, what the folder of a PPO run does."""
-    if not file.is_dir():
+    if not os.path.isdir(file):  # unlike Path.is_dir, never an error
         assembly.set((), _read_toml(file), str(file))
         return
     settings = file / "config.toml"
@@ -140,6 +141,8 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: no such file") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ConfigError(f"{str(file)!a}: not a path") from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -7,6 +7,11 @@ from typing import Any, Literal
 
 from proxlm.config.setting import setting
 
+_ON_BAD_RECORD = (
+    "a record that cannot be read or used: stop with an error, or leave it out, count it and list it in the run's"
+    " skipped.jsonl (also: --on-bad-record)"
+)
+
 
 @dataclass(frozen=True)
 class LoraConfig:
@@ -82,7 +87,10 @@ class NewModelConfig:
 class DataConfig:
     """Prompts for rollouts."""
 
-    prompts: str = setting("", "file of prompts: .jsonl, .csv or .txt (one a line), each may end in .gz")
+    prompts: str = setting(
+        "",
+        "file of prompts: .jsonl, .json, .csv, .tsv, .txt (one a line), .gz of these, .parquet; or a data set",
+    )
     prompt_field: str = setting("prompt", "field that holds the prompt (text, or a list of chat messages)")
     eval_prompts: str = setting("", "file of held-out prompts; empty: eval_count are set aside from prompts")
     eval_count: int = setting(64, "how many held-out prompts to evaluate on", ge=0)
@@ -95,6 +103,7 @@ class DataConfig:
     on_long_prompt: Literal["fail", "skip"] = setting(
         "fail", "a prompt over max_prompt_tokens: stop with an error, or leave it out and say how many"
     )
+    on_bad_record: Literal["fail", "skip"] = setting("fail", _ON_BAD_RECORD)
 
 
 @dataclass(frozen=True)
@@ -251,11 +260,12 @@ class TextConfig:
     """Text for supervised training."""
 
     train: list[str] = setting(
-        factory=list, help="files or folders of text (pretrain), or one JSONL file (sft)"
+        factory=list, help="files, folders of text (pretrain) or data sets; for sft, of records"
     )
     validation: list[str] = setting(factory=list, help="held-out files; empty: validation_share is set aside")
     validation_share: float = setting(0.05, "share of the records set aside for validation", gt=0, lt=1)
     extensions: list[str] = setting(factory=lambda: [".txt", ".md"], help="which files of a folder to read")
+    on_bad_record: Literal["fail", "skip"] = setting("fail", _ON_BAD_RECORD)
     prompt_field: str = setting("prompt", "sft: field with the prompt (text)")
     response_field: str = setting("response", "sft: field with the response (text)")
     messages_field: str = setting("messages", "sft: field with chat messages, used where prompt is absent")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from proxlm.data.records import read_lines
-from proxlm.errors import DataError
+from proxlm.data.lines import read_lines
+from proxlm.errors import BadRecordError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -26,15 +26,18 @@ def read_template(path: str) -> str | None:
 
 
 def check_messages(value: Any, where: str) -> list[Message]:
-    """`value` if it is a list of {"role": text, "content": text}, else DataError that begins with `where`."""
+    """`value` if it is a list of {"role": text, "content": text}, else BadRecordError that begins with `where`."""
+    kind = "malformed messages"
     if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: must be a list of messages, each with role and content")
+        raise BadRecordError(f"{where}: must be a list of messages, each with role and content", kind)
     for number, message in enumerate(value, 1):
         if not isinstance(message, dict):
-            raise DataError(f'{where}: message {number} is not an object with "role" and "content"')
+            raise BadRecordError(
+                f'{where}: message {number} is not an object with "role" and "content"', kind
+            )
         for key in ("role", "content"):
             if not isinstance(message.get(key), str):
-                raise DataError(f'{where}: message {number} needs a text "{key}"')
+                raise BadRecordError(f'{where}: message {number} needs a text "{key}"', kind)
     return value
 
 
@@ -56,7 +59,7 @@ def render(
     """The conversation as the model sees it, special tokens spelled out.
 
     `template` goes before the tokenizer's own. Raises DataError, beginning with `where`, if there is
-    neither, or if the template refuses the messages.
+    neither; BadRecordError if the template refuses the messages.
     """
     from jinja2 import TemplateError
 
@@ -73,7 +76,9 @@ def render(
         )
     except (TemplateError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{where}: the chat template refuses these messages: {reason}") from error
+        raise BadRecordError(
+            f"{where}: the chat template refuses these messages: {reason}", "refused by the chat template"
+        ) from error
 
 
 def encode_rendered(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from proxlm.config import DataConfig
 from proxlm.data.chat import check_messages, encode_rendered, read_template, render, with_system
-from proxlm.data.records import Record, missing_field, read_records
+from proxlm.data.records import iter_records, missing_field
+from proxlm.data.skipped import Record, Skipped
 from proxlm.data.tokenizer import encode_prompt, encode_source
-from proxlm.errors import ConfigError, DataError
+from proxlm.errors import BadRecordError, ConfigError, DataError
 from proxlm.seeds import derive_seed
 from proxlm.types import Prompt
 
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedPrompts:
-    """The prompts to use, and how many records were left out, by reason.
+    """The prompts to use, and how many records were left out for what is no fault of theirs.
 
-    skipped: longer than the limit (on_long_prompt = skip); repeated: in training, the same prompt as a
+    skipped: longer than the limit (where that is no error); repeated: in training, the same prompt as a
     held-out one; unused: of the held-out file, beyond eval_count.
     """
 
@@ -40,29 +41,44 @@ def load_prompts(
     which: Literal["train", "eval"],
     seed: int,
     source: bool = False,
+    skipped: Skipped | None = None,
 ) -> LoadedPrompts:
     """The prompts to train on, or those to evaluate on; never one in both.
 
     eval: eval_count records, drawn by `seed`, of data.eval_prompts or else of data.prompts, whose rest is for
-    training. Prompt.id is the row in its file, from 0; Prompt.text is what the model sees (with chat: the
-    rendered conversation); Prompt.fields is the whole record. A training record with the same prompt as a
-    held-out one is left out, also where each has its own file. source: the prompts are for an encoder, whole texts
-    with what the tokenizer puts at their ends. Raises DataError naming file and line.
+    training. Prompt.id is the row in its file, from 0, among those that can be used; Prompt.text is what the model
+    sees (with chat: the rendered conversation); Prompt.fields is the whole record. A training record with the same
+    prompt as a held-out one is left out, also where each has its own file. source: the prompts are for an encoder,
+    whole texts with what the tokenizer puts at their ends. All that is left out but unused ones goes to `skipped`,
+    which by default raises the error of the first bad record. Raises DataError naming file and line.
     """
-    file, rows, repeated, unused = _choose(data, which, seed)
+    skipped = skipped if skipped is not None else Skipped()
+    file, rows, repeated, unused = _choose(data, which, seed, skipped)
     encode = _Encoder(data, tokenizer, read_template(data.chat_template), file, source)
-    prompts = [encode(row) for row in rows]
-    too_long = [p for p in prompts if len(p.input_ids) > max_prompt_tokens]
-    if too_long and data.on_long_prompt == "fail":
-        line, length = file.records[too_long[0].id].line, len(too_long[0].input_ids)
-        raise DataError(
-            f"{file.path}:{line}: the prompt has {length} tokens, the limit is {max_prompt_tokens}; shorten it, or"
-            " leave such prompts out: data.on_long_prompt = skip"
-        )
-    if too_long and len(too_long) == len(prompts):
+    prompts: list[Prompt] = []
+    too_long = 0
+    for row in rows:
+        record = file.records[row]
+        with skipped.judging(record):
+            prompt = encode(row)
+            length = len(prompt.input_ids)
+            if length <= max_prompt_tokens:
+                prompts.append(prompt)
+                continue
+            reason = f"the prompt has {length} tokens, the limit is {max_prompt_tokens}"
+            if data.on_long_prompt == "fail" and not skipped.skip:
+                raise DataError(
+                    f"{record.where}: {reason}; shorten it, or leave such prompts out: data.on_long_prompt = skip"
+                )
+            skipped.leave_out(record, "over the length limit", reason)
+            too_long += 1
+    if too_long and too_long == len(rows):
         raise DataError(f"{file.path}: every prompt has more than {max_prompt_tokens} tokens; none is left")
-    kept = [p for p in prompts if len(p.input_ids) <= max_prompt_tokens]
-    return LoadedPrompts(kept, len(too_long), repeated, unused)
+    if rows and not prompts:
+        raise DataError(
+            f"{file.path}: no prompt that can be used is left; the first bad one: {skipped.first}"
+        )
+    return LoadedPrompts(prompts, too_long, repeated, unused)
 
 
 class PromptStream:
@@ -102,13 +118,18 @@ class _File:
         return [repr(content) for content in self.contents]
 
 
-def _read(data: DataConfig, path: str) -> _File:
+def _read(data: DataConfig, path: str, skipped: Skipped) -> _File:
     if not path:
         raise ConfigError("data.prompts: needed, but not given")
     is_text = Path(path.lower().removesuffix(".gz")).suffix == ".txt"
-    field = "text" if is_text else data.prompt_field
-    records = read_records(path)
-    return _File(path, field, records, [_content(path, record, field) for record in records])
+    file = _File(path, "text" if is_text else data.prompt_field, [], [])
+    for record in iter_records(path, skipped):
+        with skipped.judging(record):
+            file.contents.append(_content(record, file.field))
+            file.records.append(record)
+    if not file.records:
+        raise DataError(f"{path}: no record can be used; the first bad one: {skipped.first}")
+    return file
 
 
 @dataclass(frozen=True)
@@ -123,7 +144,7 @@ class _Encoder:
 
     def __call__(self, row: int) -> Prompt:
         record, content = self.file.records[row], self.file.contents[row]
-        where = f'{self.file.path}:{record.line}: field "{self.file.field}"'
+        where = f'{record.where}: field "{self.file.field}"'
         if isinstance(content, str) and not self.data.chat:
             if self.data.system:
                 raise ConfigError(
@@ -142,46 +163,61 @@ class _Encoder:
             )
             ids = encode_rendered(self.tokenizer, text)
         if not ids:
-            raise DataError(f"{where}: the prompt has no tokens")
+            raise BadRecordError(f"{where}: the prompt has no tokens", "empty")
         return Prompt(row, tuple(ids), text, record.fields)
 
 
-def _content(path: str, record: Record, field: str) -> str | list[Any]:
+def _content(record: Record, field: str) -> str | list[Any]:
     """The record's prompt: a text that is not blank, or messages that end before the model's turn."""
-    where = f'{path}:{record.line}: field "{field}"'
+    where = f'{record.where}: field "{field}"'
     if field not in record.fields:
-        raise missing_field(path, record, field, "data.prompt_field")
+        raise missing_field(record, field, "data.prompt_field")
     value = record.fields[field]
     if isinstance(value, str):
         if not value.strip():
-            raise DataError(f"{where}: the prompt is empty")
+            raise BadRecordError(f"{where}: the prompt is empty", "empty")
         return value
     if not isinstance(value, list):
-        raise DataError(f"{where}: a prompt must be a text or a list of messages, not {type(value).__name__}")
+        raise BadRecordError(
+            f"{where}: a prompt must be a text or a list of messages, not {type(value).__name__}", "no text"
+        )
     if check_messages(value, where)[-1]["role"] == "assistant":
-        raise DataError(f"{where}: the last message is the assistant's; a prompt must end before its turn")
+        raise BadRecordError(
+            f"{where}: the last message is the assistant's; a prompt must end before its turn",
+            "malformed messages",
+        )
     return value
 
 
 def _choose(
-    data: DataConfig, which: Literal["train", "eval"], seed: int
+    data: DataConfig, which: Literal["train", "eval"], seed: int, skipped: Skipped
 ) -> tuple[_File, list[int], int, int]:
     """The file to use, its rows to use, and how many others are repeated and unused (see LoadedPrompts)."""
     if not data.eval_prompts:
-        file = _read(data, data.prompts)
+        file = _read(data, data.prompts, skipped)
         rest, held_out = _split(file, data.eval_count, seed)
         if which == "eval":
             return file, held_out, 0, 0
-        return file, rest, len(file.records) - len(rest) - len(held_out), 0
-    other = _read(data, data.eval_prompts)
+        return file, rest, _repeated(file, {*rest, *held_out}, skipped), 0
+    other = _read(data, data.eval_prompts, skipped)
     if which == "eval":
         rows = _draw(len(other.records), data.eval_count, seed)
         return other, rows, 0, len(other.records) - len(rows)
-    file, held_out_keys = _read(data, data.prompts), set(other.keys)
+    file, held_out_keys = _read(data, data.prompts, skipped), set(other.keys)
     rows = [row for row, key in enumerate(file.keys) if key not in held_out_keys]
     if not rows:
         raise DataError(f"{file.path}: every prompt also stands in data.eval_prompts = {other.path}")
-    return file, rows, len(file.records) - len(rows), 0
+    return file, rows, _repeated(file, set(rows), skipped), 0
+
+
+def _repeated(file: _File, used: set[int], skipped: Skipped) -> int:
+    """Leave out the rows that are not used, because a held-out prompt is the same; returns how many they are."""
+    rows = [row for row in range(len(file.records)) if row not in used]
+    for row in rows:
+        skipped.leave_out(
+            file.records[row], "the same as a held-out one", "the prompt is also a held-out one"
+        )
+    return len(rows)
 
 
 def _draw(size: int, count: int, seed: int) -> list[int]:

@@ -1,201 +1,249 @@
-"""Read records and text from files, with errors that name the file and the line."""
+"""Read records from files one after another, with errors that name the file and the line."""
 
 from __future__ import annotations
 
 import csv
 import difflib
-import gzip
-import io
 import json
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from proxlm.errors import DataError
+from proxlm.data.json_list import DECODER, JsonList, json_reason
+from proxlm.data.lines import LONGEST_LINE, byte_lines, shown_name, shown_size, text_lines
+from proxlm.data.skipped import Record, Skipped
+from proxlm.data.tables import is_hub_name, read_folder, read_hub, read_parquet, split_of_folder
+from proxlm.errors import BadRecordError, DataError
 
 
-@dataclass(frozen=True)
-class Record:
-    """One record of a data file, and the line (from 1) on which it begins."""
-
-    fields: dict[str, Any]
-    line: int
+def read_records(path: str | Path, skipped: Skipped | None = None) -> list[Record]:
+    """All records of a file, as iter_records gives them, in a list."""
+    return list(iter_records(path, skipped))
 
 
-def read_records(path: str | Path) -> list[Record]:
-    """All records of a .jsonl, .json, .csv, .tsv or .txt file; each kind may end in .gz.
+def iter_records(path: str | Path, skipped: Skipped | None = None) -> Iterator[Record]:
+    """The records of a .jsonl, .json, .csv, .tsv or .txt file (each may end in .gz), of Parquet, or of a data set.
 
     .jsonl: an object per line; .json: one list of objects; .csv and .tsv: the first row names the fields, and
     every value is text; .txt: each non-empty line is the record {"text": line}. Empty lines, a byte order
-    mark and CRLF line ends are no part of the data. Raises DataError, with file and line, for anything else.
+    mark and CRLF line ends are no part of the data. A folder is a data set that Hugging Face's `datasets` has
+    saved, or one of Parquet files; FOLDER:SPLIT names one of several splits; hf:NAME:SPLIT is one of the hub.
+
+    Never holds more than one record of a text file, or one batch of rows of a table. Bad records go to `skipped`, by
+    default an error; what makes the rest of the file unreadable is always one. Raises DataError, with file and line.
     """
-    path = Path(path).expanduser()
-    kind = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
-    parse = _PARSERS.get(kind.lower())
-    if parse is None:
-        raise DataError(
-            f"{path}: unknown kind of file; use {', '.join(_PARSERS)} (each may be compressed: .gz)"
-            if not path.is_dir()
-            else f"{path}: is a folder, but a file is needed"
-        )
-    records = list(parse(path, read_lines(path)))
-    if not records:
+    skipped = skipped if skipped is not None else Skipped()
+    found = False
+    for record in _source(path)(skipped):
+        found = True
+        yield record
+    if not found:
+        if skipped.first:
+            raise DataError(f"{path}: no record can be used; the first bad one: {skipped.first}")
         raise DataError(f"{path}: the file holds no records")
-    return records
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file (.gz is unpacked), without line ends, byte order mark and CR before LF."""
-    lines = _read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    if lines[-1] == b"":
-        lines.pop()
-    decoded = []
-    for number, line in enumerate(lines, 1):
-        try:
-            decoded.append(line.removesuffix(b"\r").decode())
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}:{number}: byte {error.start + 1} of the line (0x{line[error.start]:02x}) is not"
-                " UTF-8; save the file as UTF-8"
-            ) from error
-    return decoded
-
-
-def missing_field(path: str | Path, record: Record, wanted: str, key: str) -> DataError:
+def missing_field(record: Record, wanted: str, key: str) -> BadRecordError:
     """The error for a record without field `wanted`; `key` is the setting that asks for it."""
     near = difflib.get_close_matches(wanted, record.fields, n=1, cutoff=0.5)
-    hint = f'did you mean "{near[0]}"? ' if near else ""
-    present = ", ".join(record.fields) or "none"
-    return DataError(f'{path}:{record.line}: no field "{wanted}"; {hint}fields here: {present} (set {key})')
+    hint = f'did you mean "{shown_name(near[0])}"? ' if near else ""
+    present = ", ".join(map(shown_name, record.fields)) or "none"
+    return BadRecordError(
+        f'{record.where}: no field "{wanted}"; {hint}fields here: {present} (set {key})', "field missing"
+    )
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix.lower() == ".gz" else data
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise DataError(f"{path}: is a folder, but a file is needed") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: the gzip data is cut off or damaged ({error}); copy it again") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+def _source(name: str | Path) -> Callable[[Skipped], Iterator[Record]]:
+    """What reads the records of a file or data set. Raises DataError where its kind is unknown."""
+    if is_hub_name(name):
+        return lambda _: read_hub(str(name))
+    path = Path(os.path.expanduser(name))
+    if "\0" in str(path):
+        raise DataError(f"{str(path)!a}: not a path")
+    if os.path.isdir(path):
+        return lambda skipped: read_folder(path, "", skipped)
+    if (folder_and_split := split_of_folder(path)) is not None:
+        folder, split = folder_and_split
+        return lambda skipped: read_folder(folder, split, skipped)
+    kind = (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+    if kind == ".parquet" and path.suffix.lower() != ".gz":
+        return lambda skipped: read_parquet(path, skipped)
+    parse = _PARSERS.get(kind)
+    if parse is None:
+        raise DataError(
+            f"{path}: unknown kind of file; use {', '.join(_PARSERS)} (each may be compressed: .gz) or .parquet"
+        )
+    return lambda skipped: parse(path, skipped)
 
 
-def _parse_jsonl(path: Path, lines: Sequence[str]) -> Iterator[Record]:
-    for number, line in enumerate(lines, 1):
+def _parse_jsonl(path: Path, skipped: Skipped) -> Iterator[Record]:
+    for number, line in text_lines(path, skipped):
         if not line.strip():
             continue
         try:
-            value = _DECODER.decode(line)
-        except (ValueError, RecursionError) as error:
-            raise _json_error(path, number, error) from error
-        yield _json_record(path, number, value, line)
+            record = _json_record(path, number, _decoded(path, number, line), line)
+        except BadRecordError as error:
+            skipped.bad(error, str(path), number, line)
+            continue
+        yield record
 
 
-def _parse_json(path: Path, lines: Sequence[str]) -> Iterator[Record]:
-    """Steps through the list by hand: json.loads does not say where each object began."""
-    text = "\n".join(lines)
-    if not text.strip():
-        return
-    position, line = _skip_space(text, 0), 1
-    if text[position] != "[":
-        raise DataError(f"{path}: must hold a list of objects; with an object per line, name it .jsonl")
-    position, counted = _skip_space(text, position + 1), 0
-    while text[position : position + 1] != "]":
-        line, counted = line + text.count("\n", counted, position), position
+def _decoded(path: Path, number: int, line: str) -> Any:
+    try:
+        return DECODER.decode(line)
+    except (ValueError, RecursionError) as error:
+        column = f" (column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
+        reason = f"{path}:{number}: not valid JSON: {json_reason(error)}{column}"
+        raise BadRecordError(reason, "not valid JSON") from error
+
+
+def _parse_json(path: Path, skipped: Skipped) -> Iterator[Record]:
+    for element in JsonList(path):
         try:
-            value, end = _DECODER.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            raise _json_error(path, getattr(error, "lineno", line), error) from error
-        yield _json_record(path, line, value, text[position:end])
-        position = _skip_space(text, end)
-        follows = text[position : position + 1]
-        if follows == ",":
-            position = _skip_space(text, position + 1)
-        elif follows != "]":
-            raise DataError(f"{path}:{text.count(chr(10), 0, end) + 1}: not valid JSON: a , or ] must follow")
-    rest = _skip_space(text, position + 1)
-    if rest < len(text):
-        raise DataError(f"{path}:{text.count(chr(10), 0, rest) + 1}: more text after the end of the list")
-
-
-def _skip_space(text: str, position: int) -> int:
-    while text[position : position + 1] in (" ", "\t", "\n", "\r"):
-        position += 1
-    return position
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; a second value for a key would otherwise hide the first in silence."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'the key "{twice}" stands twice in one object')
-    return found
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
-
-
-def _json_error(path: Path, line: int, error: Exception) -> DataError:
-    if isinstance(error, RecursionError):
-        return DataError(f"{path}:{line}: not valid JSON: nested too deeply")
-    if isinstance(error, json.JSONDecodeError):
-        return DataError(f"{path}:{line}: not valid JSON: {error.msg} (column {error.colno})")
-    return DataError(f"{path}:{line}: not valid JSON: {error}")
+            if element.problem:
+                reason = f"{path}:{element.line}: not valid JSON: {element.problem}"
+                raise BadRecordError(reason, "not valid JSON")
+            if not element.source.isascii():
+                _check_bytes(path, element.line, element.source, "the record")
+            record = _json_record(path, element.line, element.value, element.source)
+        except BadRecordError as error:
+            skipped.bad(error, str(path), element.line, element.source)
+            continue
+        yield record
 
 
 def _json_record(path: Path, line: int, value: Any, source: str) -> Record:
     if not isinstance(value, dict):
         shown = json.dumps(value, ensure_ascii=True)
         shown = shown if len(shown) <= 40 else shown[:37] + "..."
-        raise DataError(f"{path}:{line}: a record must be an object {{...}}, not {shown}")
+        raise BadRecordError(
+            f"{path}:{line}: a record must be an object {{...}}, not {shown}", "not an object"
+        )
     # Only an escape can bring half a character into a text; no tokenizer could encode it later.
     if "\\ud" in source or "\\uD" in source:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise DataError(f"{path}:{line}: a \\uD... escape stands for half a character") from error
-    return Record(value, line)
+            reason = f"{path}:{line}: a \\uD... escape stands for half a character"
+            raise BadRecordError(reason, "half a character") from error
+    return Record(value, line, str(path))
 
 
-def _parse_csv(path: Path, lines: Sequence[str], delimiter: str = ",") -> Iterator[Record]:
-    reader = csv.reader(io.StringIO("\n".join(lines), newline=""), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    line = 1
+def _check_bytes(path: Path, line: int, text: str, what: str) -> None:
+    """Raise BadRecordError where `text` was decoded from bytes that are not UTF-8: they stand as surrogates."""
     try:
-        for row in reader:
-            begins, line = line, reader.line_num + 1
-            if not row:
-                continue
+        text.encode()
+    except UnicodeEncodeError as error:
+        reason = (
+            f"{path}:{line}: {what} holds a byte (0x{ord(text[error.start]) & 0xFF:02x}) that is not UTF-8"
+        )
+        raise BadRecordError(f"{reason}; save the file as UTF-8", "not UTF-8") from error
+
+
+class _Rows:
+    """A CSV file's lines for csv.reader, which can be given back where a row turns out to be none.
+
+    An open quotation mark would otherwise swallow every record after it.
+    """
+
+    def __init__(self, path: Path, skipped: Skipped) -> None:
+        self._lines = self._split(byte_lines(path, skipped))
+        self._back: list[tuple[int, str]] = []  # the next one last
+        self.row: list[tuple[int, str]] = []
+        self._size = 0
+
+    def __iter__(self) -> _Rows:
+        return self
+
+    def __next__(self) -> str:
+        line = self._back.pop() if self._back else next(self._lines)
+        self.row.append(line)
+        self._size += len(line[1])
+        if self._size > LONGEST_LINE:
+            raise csv.Error(f"the row is longer than {shown_size(LONGEST_LINE)}")
+        return line[1]
+
+    def begin_row(self) -> None:
+        self.row, self._size = [], 0
+
+    def give_back(self) -> None:
+        """Read the lines of this row again, but the first."""
+        self._back += reversed(self.row[1:])
+
+    @staticmethod
+    def _split(lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, str]]:
+        number = 0
+        for _, line in lines:
+            # CR alone ends a line too, as csv wants it.
+            *ended, last = line.decode(errors="surrogateescape").split("\r")
+            for part in [*(f"{text}\r" for text in ended), f"{last}\n"]:
+                number += 1
+                yield number, part
+
+
+def _parse_csv(path: Path, skipped: Skipped, delimiter: str = ",") -> Iterator[Record]:
+    rows = _Rows(path, skipped)
+    reader = csv.reader(rows, delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        rows.begin_row()
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            line, raw = rows.row[0]
+            bad = BadRecordError(
+                f"{path}:{line}: not valid CSV: {error}; .jsonl takes any text", "not valid CSV"
+            )
             if header is None:
-                header = row
-                if "" in header or len(set(header)) < len(header):
-                    raise DataError(f"{path}:{begins}: the header needs a different name for each column")
-            elif len(row) != len(header):
-                raise DataError(
-                    f"{path}:{begins}: {len(row)} values, but the header has {len(header)} columns"
-                )
-            else:
-                yield Record(dict(zip(header, row, strict=True)), begins)
-    except csv.Error as error:
-        raise DataError(f"{path}:{line}: not valid CSV: {error}; .jsonl takes any text") from error
+                raise bad from error
+            skipped.bad(bad, str(path), line, raw)
+            rows.give_back()
+            continue
+        if not values:
+            continue
+        line, raw = rows.row[0][0], "".join(text for _, text in rows.row)
+        if header is None:
+            header = _header(path, line, values)
+            continue
+        try:
+            record = _csv_record(path, line, header, values)
+        except BadRecordError as error:
+            skipped.bad(error, str(path), line, raw)
+            continue
+        yield record
 
 
-def _parse_tsv(path: Path, lines: Sequence[str]) -> Iterator[Record]:
-    return _parse_csv(path, lines, "\t")
+def _header(path: Path, line: int, names: list[str]) -> list[str]:
+    if "" in names or len(set(names)) < len(names):
+        raise DataError(f"{path}:{line}: the header needs a different name for each column")
+    _check_bytes(path, line, "".join(names), "the header")
+    return names
 
 
-def _parse_txt(_path: Path, lines: Sequence[str]) -> Iterator[Record]:
-    return (Record({"text": line}, number) for number, line in enumerate(lines, 1) if line.strip())
+def _csv_record(path: Path, line: int, header: list[str], values: list[str]) -> Record:
+    if len(values) != len(header):
+        reason = f"{path}:{line}: {len(values)} values, but the header has {len(header)} columns"
+        raise BadRecordError(reason, "wrong number of values")
+    for name, value in zip(header, values, strict=True):
+        if not value.isascii():
+            _check_bytes(path, line, value, f'field "{shown_name(name)}"')
+    return Record(dict(zip(header, values, strict=True)), line, str(path))
 
 
-_PARSERS: Mapping[str, Callable[[Path, Sequence[str]], Iterator[Record]]] = {
+def _parse_tsv(path: Path, skipped: Skipped) -> Iterator[Record]:
+    return _parse_csv(path, skipped, "\t")
+
+
+def _parse_txt(path: Path, skipped: Skipped) -> Iterator[Record]:
+    for number, line in text_lines(path, skipped):
+        if line.strip():
+            yield Record({"text": line}, number, str(path))
+
+
+_PARSERS: Mapping[str, Callable[[Path, Skipped], Iterator[Record]]] = {
     ".jsonl": _parse_jsonl,
     ".json": _parse_json,
     ".csv": _parse_csv,

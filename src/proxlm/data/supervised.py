@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,21 +12,27 @@ from torch import Tensor
 
 from proxlm.config import TextConfig
 from proxlm.data.chat import Message, check_messages, encode_rendered, read_template, render
-from proxlm.data.records import Record, missing_field, read_records
+from proxlm.data.documents import Documents
+from proxlm.data.on_disk import NumbersOnDisk
+from proxlm.data.records import iter_records, missing_field
+from proxlm.data.skipped import Record, Skipped
 from proxlm.data.tokenizer import (
     encode_continuation,
+    encode_document_parts,
     encode_documents,
     encode_prompt,
     encode_source,
     encode_target,
 )
-from proxlm.errors import DataError
+from proxlm.errors import BadRecordError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 _DOCUMENTS_AT_ONCE = 1024
+_BYTES_AT_ONCE = 2**18
 _log = logging.getLogger(__name__)
+_Content = tuple[str, str] | list[Message]
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,15 @@ class SFTExample:
 
 
 def pretrain_blocks(tokenizer: Tokenizer, texts: Sequence[str], block: int) -> Tensor:
-    """Documents joined as BOS text EOS BOS text EOS ..., cut into blocks, [n, block] int64.
+    """Documents joined as BOS text EOS BOS text EOS ..., cut into blocks, [n, block] int32, kept on disk.
 
-    BOS is there if the tokenizer puts one. The tokens after the last whole block, fewer than `block`, are
-    left out and their number is logged. Raises DataError if there is not one whole block.
+    BOS is there if the tokenizer puts one. A document of more than 256 KiB is encoded in parts (Documents.parts). The
+    tokens after the last whole block, fewer than `block`, are left out and their number is logged. Raises DataError
+    if there is not one whole block.
     """
-    stream = array("q")
-    for first in range(0, len(texts), _DOCUMENTS_AT_ONCE):
-        for ids in encode_documents(tokenizer, texts[first : first + _DOCUMENTS_AT_ONCE]):
-            stream.extend(ids)
+    stream = NumbersOnDisk(torch.int32)
+    for ids in _encoded(tokenizer, texts if isinstance(texts, Documents) else Documents(texts)):
+        stream.extend(ids)
     count, rest = divmod(len(stream), block)
     if count == 0:
         raise DataError(
@@ -60,7 +65,23 @@ def pretrain_blocks(tokenizer: Tokenizer, texts: Sequence[str], block: int) -> T
         )
     if rest:
         _log.info("packed %d tokens in blocks of %d; left out at the end: %d", len(stream), block, rest)
-    return torch.frombuffer(stream, dtype=torch.int64)[: count * block].clone().view(count, block)
+    return stream.tensor()[: count * block].view(count, block)
+
+
+def _encoded(tokenizer: Tokenizer, documents: Documents) -> Iterator[list[int]]:
+    """Token ids of all documents, a document or a part of a long one at a time."""
+    waiting: list[str] = []
+    size = 0
+    for i in range(len(documents)):
+        if waiting and (len(waiting) == _DOCUMENTS_AT_ONCE or size + documents.size(i) > _BYTES_AT_ONCE):
+            yield from encode_documents(tokenizer, waiting)
+            waiting, size = [], 0
+        if documents.size(i) > _BYTES_AT_ONCE:
+            yield from encode_document_parts(tokenizer, documents.parts(i, _BYTES_AT_ONCE))
+        else:
+            waiting.append(documents[i])
+            size += documents.size(i)
+    yield from encode_documents(tokenizer, waiting)
 
 
 def sft_examples(
@@ -69,8 +90,12 @@ def sft_examples(
     tokenizer: Tokenizer,
     max_tokens: int,
     encoder_decoder: bool = False,
-) -> list[SFTExample]:
+    skipped: Skipped | None = None,
+) -> Iterator[SFTExample | None]:
     """The files' records as examples of at most `max_tokens` tokens, prompt and response together.
+
+    None stands for a record that record_texts has but that makes no example; it goes to `skipped`, as all bad
+    records do, which by default raises the error of the first one.
 
     For an encoder–decoder prompt and response are texts of their own, each of at most `max_tokens`.
 
@@ -78,64 +103,74 @@ def sft_examples(
     response begins with the assistant's first turn. Messages after its last turn teach nothing and are not
     used. Raises DataError naming file and line.
     """
+    skipped = skipped if skipped is not None else Skipped()
     template = read_template(text.chat_template)
-    examples = []
-    for path in paths:
-        for record in read_records(path):
-            example = _example(text, path, record, tokenizer, template, encoder_decoder)
-            where, length = f"{path}:{record.line}", len(example.prompt_ids) + len(example.response_ids)
-            if encoder_decoder:  # the start token stands before the response
-                length = max(len(example.prompt_ids), len(example.response_ids) + 1)
-            if not example.prompt_ids:
-                raise DataError(f"{where}: the prompt has no tokens")
-            if length > max_tokens:
-                what = "in prompt or response" if encoder_decoder else "with the response"
-                raise DataError(f"{where}: {length} tokens {what}, the limit is {max_tokens}; shorten it")
-            examples.append(example)
-    if not examples:
-        raise DataError("text.train: no file was given")
-    return examples
+    for record, content in _contents(text, paths, skipped):
+        example = None
+        with skipped.judging(record):
+            made = _example(content, tokenizer, template, encoder_decoder, record.where)
+            _check_lengths(made, max_tokens, encoder_decoder, record.where)
+            example = made
+        yield example
 
 
-def record_texts(text: TextConfig, paths: Sequence[str]) -> list[tuple[str, ...]]:
+def record_texts(
+    text: TextConfig, paths: Sequence[str], skipped: Skipped | None = None
+) -> Iterator[tuple[str, ...]]:
     """What a new tokenizer is trained on: for each record its prompt and response, or all its messages."""
-    names = (text.prompt_field, text.response_field)
-    found = []
+    for _, content in _contents(text, paths, skipped if skipped is not None else Skipped()):
+        yield content if isinstance(content, tuple) else tuple(m["content"] for m in content)
+
+
+def _contents(text: TextConfig, paths: Sequence[str], skipped: Skipped) -> Iterator[tuple[Record, _Content]]:
+    """The records that have what is needed, and what that is."""
+    if not paths:
+        raise DataError("text.train: no file was given")
     for path in paths:
-        for record in read_records(path):
-            if text.prompt_field in record.fields:
-                parts = tuple(str(record.fields.get(name, "")) for name in names)
-            else:
-                messages = record.fields.get(text.messages_field, [])
-                where = f'{path}:{record.line}: field "{text.messages_field}"'
-                parts = tuple(message["content"] for message in check_messages(messages, where))
-            found.append(parts)
-    return found
+        for record in iter_records(path, skipped):
+            content: _Content | None = None
+            with skipped.judging(record):
+                content = _content(text, record)
+            if content is not None:
+                yield record, content
+
+
+def _content(text: TextConfig, record: Record) -> _Content:
+    """A record's prompt and response, or its conversation."""
+    if text.prompt_field not in record.fields:
+        if text.messages_field not in record.fields:
+            raise missing_field(record, text.prompt_field, "text.prompt_field or text.messages_field")
+        where = f'{record.where}: field "{text.messages_field}"'
+        return check_messages(record.fields[text.messages_field], where)
+    if text.response_field not in record.fields:
+        raise missing_field(record, text.response_field, "text.response_field")
+    prompt, response = _text(record, text.prompt_field), _text(record, text.response_field)
+    if not response:
+        raise BadRecordError(f'{record.where}: field "{text.response_field}" is empty', "empty")
+    if text.chat:
+        return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    return prompt, response
+
+
+def _check_lengths(example: SFTExample, max_tokens: int, encoder_decoder: bool, where: str) -> None:
+    length = len(example.prompt_ids) + len(example.response_ids)
+    if encoder_decoder:  # the start token stands before the response
+        length = max(len(example.prompt_ids), len(example.response_ids) + 1)
+    if not example.prompt_ids:
+        raise BadRecordError(f"{where}: the prompt has no tokens", "empty")
+    if length > max_tokens:
+        what = "in prompt or response" if encoder_decoder else "with the response"
+        raise BadRecordError(
+            f"{where}: {length} tokens {what}, the limit is {max_tokens}; shorten it", "over the length limit"
+        )
 
 
 def _example(
-    text: TextConfig,
-    path: str,
-    record: Record,
-    tokenizer: Tokenizer,
-    template: str | None,
-    encoder_decoder: bool,
+    content: _Content, tokenizer: Tokenizer, template: str | None, encoder_decoder: bool, where: str
 ) -> SFTExample:
-    where = f"{path}:{record.line}"
-    if text.prompt_field not in record.fields:
-        if text.messages_field not in record.fields:
-            raise missing_field(path, record, text.prompt_field, "text.prompt_field or text.messages_field")
-        value = record.fields[text.messages_field]
-        messages = check_messages(value, f'{where}: field "{text.messages_field}"')
-        return _conversation(messages, tokenizer, template, where)
-    if text.response_field not in record.fields:
-        raise missing_field(path, record, text.response_field, "text.response_field")
-    prompt, response = (_text(record, name, where) for name in (text.prompt_field, text.response_field))
-    if not response:
-        raise DataError(f'{where}: field "{text.response_field}" is empty')
-    if text.chat:
-        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        return _conversation(messages, tokenizer, template, where)
+    if not isinstance(content, tuple):
+        return _conversation(content, tokenizer, template, where)
+    prompt, response = content
     if encoder_decoder:
         target = encode_target(tokenizer, response)
         return SFTExample(tuple(encode_source(tokenizer, prompt)), tuple(target), (True,) * len(target))
@@ -145,10 +180,11 @@ def _example(
     return SFTExample(tuple(encode_prompt(tokenizer, prompt)), tuple(ids), (True,) * len(ids))
 
 
-def _text(record: Record, name: str, where: str) -> str:
+def _text(record: Record, name: str) -> str:
     value: Any = record.fields[name]
     if not isinstance(value, str):
-        raise DataError(f'{where}: field "{name}" must be a text, not {type(value).__name__}')
+        reason = f'{record.where}: field "{name}" must be a text, not {type(value).__name__}'
+        raise BadRecordError(reason, "no text")
     return value
 
 
@@ -161,9 +197,10 @@ def _conversation(
     """
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
-        raise DataError(f"{where}: the conversation has no turn of the assistant")
+        raise BadRecordError(f"{where}: the conversation has no turn of the assistant", "malformed messages")
     if turns[0] == 0:
-        raise DataError(f"{where}: the conversation begins with the assistant, so there is no prompt")
+        reason = f"{where}: the conversation begins with the assistant, so there is no prompt"
+        raise BadRecordError(reason, "malformed messages")
     ids: list[int] = []
     mask: list[bool] = []
     for turn in turns:
@@ -172,9 +209,10 @@ def _conversation(
         )
         after = encode_rendered(tokenizer, render(tokenizer, messages[: turn + 1], template, where))
         if before[: len(ids)] != ids or after[: len(before)] != before:
-            raise DataError(
+            raise BadRecordError(
                 f"{where}: the chat template renders what stands before message {turn + 1} differently"
-                " without it, so its own tokens cannot be told; use another chat_template"
+                " without it, so its own tokens cannot be told; use another chat_template",
+                "refused by the chat template",
             )
         if turn == turns[0]:
             prompt_length = len(before)

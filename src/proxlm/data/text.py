@@ -3,43 +3,51 @@
 from __future__ import annotations
 
 import os
-import random
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from proxlm.data.records import missing_field, read_lines, read_records
-from proxlm.errors import DataError
-from proxlm.seeds import derive_seed
+from proxlm.data.documents import Documents, validation_rows
+from proxlm.data.lines import text_lines
+from proxlm.data.records import iter_records, missing_field
+from proxlm.data.skipped import Record, Skipped
+from proxlm.data.tables import is_data_set
+from proxlm.errors import BadRecordError, DataError
 
 T = TypeVar("T")
+_CLEANED_AT_ONCE = 2**16
 
 
-def read_texts(paths: Sequence[str], extensions: Sequence[str]) -> list[str]:
+def read_texts(paths: Sequence[str], extensions: Sequence[str], skipped: Skipped | None = None) -> Documents:
     """The documents in `paths`, cleaned, in a fixed order; blank ones are left out.
 
-    A file is one document, whatever its extension; a .jsonl file (or .jsonl.gz) holds one per line, in the
-    field "text". Of a folder and all folders in it, the files whose names end in one of `extensions` are
-    read; a file reached twice is read once. Raises DataError if a path is missing or has no text.
+    A file is one document, whatever its extension, but a .jsonl file (or .jsonl.gz), a .parquet file and a data set
+    (see records.iter_records) hold one per record, in the field "text". Of a folder and all folders in it, the files
+    whose names end in one of `extensions` are read; a file reached twice is read once. What is left out goes to
+    `skipped`, which by default raises the error of a bad record. Raises DataError if a path is missing or has no
+    text.
     """
-    files: dict[Path, Path] = {}
-    for path in paths:
-        found = [Path(path).expanduser()]
-        if found[0].is_dir():
-            found = _files_in(found[0], extensions)
-        for file in found:
-            files.setdefault(file.resolve(), file)
-    named = {Path(path).expanduser().resolve() for path in paths}
-    texts = []
-    for resolved, file in files.items():
-        documents = [text for text in map(clean_text, _documents(file)) if text.strip()]
-        if not documents and resolved in named:
-            raise DataError(f"{file}: the file holds no text")
-        texts += documents
-    if not texts:
+    skipped = skipped if skipped is not None else Skipped()
+    documents = Documents()
+    for source, named in _sources(paths, extensions):
+        before = len(documents)
+        if _holds_records(source):
+            for record in iter_records(source, skipped):
+                with skipped.judging(record):
+                    text = clean_text(_text_of(record))
+                    if text.strip():
+                        documents.append([text])
+                    else:
+                        skipped.leave_out(record, "empty", 'field "text" is empty')
+        else:
+            _add_file(documents, Path(source), skipped)
+        if named and len(documents) == before:
+            why = f"; the first record left out: {skipped.first}" if skipped.first else ""
+            raise DataError(f"{source}: the file holds no text{why}")
+    if not len(documents):
         raise DataError(f"{', '.join(map(str, paths)) or 'text.train'}: there is no text to read")
-    return texts
+    return documents
 
 
 def clean_text(text: str) -> str:
@@ -61,53 +69,85 @@ def split_validation(records: Sequence[T], share: float, seed: int) -> tuple[lis
     """
     texts = [record for record in records if isinstance(record, str)]
     if len(texts) == len(records) and len(records) * share < 1:
-        cuts = [(text, _cut_position(text, share)) for text in texts]
-        train = [text[:cut] for text, cut in cuts if cut]
-        validation = [text[cut:] for text, cut in cuts if cut < len(text)]
-        if train and validation:
-            return train, validation  # type: ignore[return-value]
-    if len(records) < 2:
-        raise DataError("one record cannot be split in training and validation; set text.validation")
-    order = list(range(len(records)))
-    random.Random(derive_seed(seed, "validation")).shuffle(order)
-    count = min(max(1, round(share * len(records))), len(records) - 1)
-    chosen = set(order[:count])
+        train, validation = Documents(texts).split(share, seed)
+        return list(train), list(validation)  # type: ignore[arg-type]
+    held_out = validation_rows(len(records), share, seed)
     return (
-        [record for i, record in enumerate(records) if i not in chosen],
-        [record for i, record in enumerate(records) if i in chosen],
+        [record for i, record in enumerate(records) if i not in held_out],
+        [record for i, record in enumerate(records) if i in held_out],
     )
 
 
-def _cut_position(text: str, share: float) -> int:
-    """Where the last `share` of the text begins, moved back to after the line break or space before it."""
-    target = len(text) - max(1, round(len(text) * share))
-    for separator in ("\n", " "):
-        position = text.rfind(separator, 0, target) + 1
-        if position > target // 2:
-            return position
-    return target
+def _sources(paths: Sequence[str], extensions: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Files and data sets to read, each once, and whether it was named itself, not found in a folder."""
+    found: dict[str, str] = {}
+    named: set[str] = set()
+    for name in paths:
+        path = Path(os.path.expanduser(name))
+        inside = [path]
+        if is_data_set(name, texts := _files_in(path, extensions)):
+            inside = []
+            found.setdefault(name, name)
+            named.add(name)
+        elif os.path.isdir(path):
+            inside = texts
+            if not texts:
+                raise DataError(
+                    f"{path}: of the {sum(len(names) for _, _, names in os.walk(path))} files in this folder none"
+                    f" ends as text.extensions says: {', '.join(extensions)}"
+                )
+        else:
+            named.add(os.path.realpath(path))
+        for file in inside:
+            found.setdefault(os.path.realpath(file), str(file))
+    return ((source, key in named) for key, source in found.items())
 
 
 def _files_in(folder: Path, extensions: Sequence[str]) -> list[Path]:
+    """The files of a folder, and of all folders in it, that end as wanted; none where there is no such folder."""
     endings = tuple(extension.lower() for extension in extensions)
-    every = [Path(parent) / name for parent, _, names in os.walk(folder) for name in names]
-    found = sorted(file for file in every if file.name.lower().endswith(endings))
-    if not found:
-        raise DataError(
-            f"{folder}: of the {len(every)} files in this folder none ends as text.extensions says:"
-            f" {', '.join(extensions)}"
-        )
-    return found
+    every = (Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
+    return sorted(file for file in every if file.name.lower().endswith(endings))
 
 
-def _documents(file: Path) -> list[str]:
-    if not file.name.lower().removesuffix(".gz").endswith(".jsonl"):
-        return ["\n".join(read_lines(file))]
-    texts = []
-    for record in read_records(file):
-        if "text" not in record.fields:
-            raise missing_field(file, record, "text", 'the name of the field to "text"')
-        if not isinstance(record.fields["text"], str):
-            raise DataError(f'{file}:{record.line}: field "text" must be a text')
-        texts.append(record.fields["text"])
-    return texts
+def _holds_records(source: str) -> bool:
+    name = source.lower().removesuffix(".gz")
+    return name.endswith(".jsonl") or is_data_set(source, [])
+
+
+def _text_of(record: Record) -> str:
+    if "text" not in record.fields:
+        raise missing_field(record, "text", 'the name of the field to "text"')
+    text = record.fields["text"]
+    if not isinstance(text, str):
+        raise BadRecordError(f'{record.where}: field "text" must be a text', "no text")
+    return text
+
+
+def _add_file(documents: Documents, file: Path, skipped: Skipped) -> None:
+    """Add a file as one document, unless it is blank."""
+    blank = True
+
+    def parts() -> Iterator[str]:
+        nonlocal blank
+        for part in _cleaned(file, skipped):
+            blank = blank and not part.strip()
+            yield part
+
+    documents.append(parts())
+    if blank:
+        documents.drop_last()
+        skipped.note(str(file), 1, "empty", "the file holds no text", "")
+
+
+def _cleaned(file: Path, skipped: Skipped) -> Iterator[str]:
+    """The file's text, some lines at a time; no rule of cleaning reaches across the end of a line."""
+    waiting: list[str] = []
+    size = 0
+    for _, line in text_lines(file, skipped):
+        if size > _CLEANED_AT_ONCE:
+            yield clean_text("\n".join(waiting) + "\n")
+            waiting, size = [], 0
+        waiting.append(line)
+        size += len(line) + 1
+    yield clean_text("\n".join(waiting))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -141,6 +141,23 @@ def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[in
     first = encode_prompt(tokenizer, "")
     bodies = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
     return [[*first, *body, tokenizer.eos_token_id] for body in bodies["input_ids"]]
+
+
+def encode_document_parts(tokenizer: Tokenizer, parts: Iterable[str]) -> Iterator[list[int]]:
+    """Token ids of one document that comes in parts: what the tokenizer puts first, each part, EOS."""
+    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    yield encode_prompt(tokenizer, "")
+    before = None
+    for part in parts:
+        if before is None:
+            before = list(tokenizer("\n", **options)["input_ids"])
+            yield list(tokenizer(part, **options)["input_ids"])
+            continue
+        # After a line break a SentencePiece-type tokenizer puts no space of its own before the part.
+        whole = list(tokenizer("\n" + part, **options)["input_ids"])
+        exact = whole[: len(before)] == before
+        yield whole[len(before) :] if exact else list(tokenizer(part, **options)["input_ids"])
+    yield [tokenizer.eos_token_id]
 
 
 def response_tokens_as_text(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:

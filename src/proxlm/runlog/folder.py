@@ -3,6 +3,7 @@
 config.toml       every setting, as resolved
 metrics.jsonl     one row a step
 samples.jsonl     sampled texts of each step, with per-token numbers
+skipped.jsonl     records of the data that were left out, where there are any
 evaluation.json   before and after, on held-out prompts
 checkpoints/      step-NNNNNNNN folders
 policy/           the final model, in Hugging Face format

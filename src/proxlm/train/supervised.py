@@ -129,17 +129,13 @@ class SupervisedTrainer:
         if self.budget.tokens < self.config.micro_batch_tokens:
             state.pass_tokens = self.budget.tokens
         if 0 < limit <= state.skipped:
-            decode = self.model.tokenizer.decode
-            examples = [(row, self.train_set.rows[row]) for row in rows]
-            told = [
-                {
-                    "step": state.step,
-                    "row": row,
-                    "prompt": decode(e.prompt_ids),
-                    "response": decode(e.response_ids),
-                }
-                for row, e in examples
-            ]
+            decode, told = self.model.tokenizer.decode, []
+            for row in rows:
+                sequence, _ = self.train_set.batch([row])
+                prompt, response = sequence.tokens.tensor_split(sequence.prompt_lengths.cpu())
+                told.append(
+                    {"step": state.step, "row": row, "prompt": decode(prompt), "response": decode(response)}
+                )
             self.problem = end_of_run(self.folder, state.step, state.skipped, told, "row {row}")
             state.skipped = 0  # whoever goes on from here wants to try again
 

@@ -1,0 +1,50 @@
+"""Numbers in a scratch file, read as a tensor."""
+
+from __future__ import annotations
+
+import mmap
+from array import array
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from proxlm.data.scratch import ScratchFile
+
+_CODES = {torch.int32: "i", torch.bool: "b"}
+_AT_ONCE = 2**18
+
+
+class NumbersOnDisk:
+    """Numbers appended one after another, then read as one tensor whose pages come from the disk when needed.
+
+    dtype: torch.int32 or torch.bool.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._file = ScratchFile()
+        self._waiting = array(_CODES[dtype])
+        self._written = 0
+
+    def __len__(self) -> int:
+        return self._written + len(self._waiting)
+
+    def extend(self, numbers: Iterable[int]) -> None:
+        """Append numbers."""
+        self._waiting.extend(numbers)
+        if len(self._waiting) >= _AT_ONCE:
+            self._flush()
+
+    def tensor(self) -> Tensor:
+        """All numbers, [n]. Changes of it stay in memory. Nothing may be appended any more."""
+        self._flush()
+        if not len(self):
+            return torch.empty(0, dtype=self.dtype)
+        pages = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return torch.frombuffer(pages, dtype=self.dtype)
+
+    def _flush(self) -> None:
+        self._file.append(memoryview(self._waiting).cast("B"))
+        self._written += len(self._waiting)
+        self._waiting = array(self._waiting.typecode)

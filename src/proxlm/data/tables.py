@@ -1,0 +1,193 @@
+"""Records from tables: Parquet files, data sets that Hugging Face's `datasets` has saved, and those of the hub.
+
+The line of a record is its row, from 1. Local files need pyarrow alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from proxlm.data.skipped import Record, Skipped
+from proxlm.errors import BadRecordError, DataError
+
+_ROWS_AT_ONCE = 256
+_READ_AHEAD = 2**20
+_HUB = "hf:"
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*){0,2}")
+_SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
+
+
+def is_hub_name(name: str | Path) -> bool:
+    """Whether a data set of the hub is meant: hf:OWNER/NAME, hf:OWNER/NAME/CONFIGURATION:SPLIT."""
+    return str(name).startswith(_HUB)
+
+
+def is_data_set(name: str, texts: list[Path]) -> bool:
+    """Whether a path is a data set, not a file or a folder of texts. texts: the files of text in the folder."""
+    path = Path(os.path.expanduser(name))
+    if is_hub_name(name) or split_of_folder(path) is not None:
+        return True
+    if not os.path.isdir(path):
+        return path.suffix.lower() == ".parquet"
+    saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+    # The hub puts a README.md beside a data set's tables.
+    return saved or (all(t.name == "README.md" for t in texts) and any(path.rglob("*.parquet")))
+
+
+def split_of_folder(path: Path) -> tuple[Path, str] | None:
+    """FOLDER:SPLIT taken apart, where there is such a folder and nothing by the whole name."""
+    folder, colon, split = str(path).rpartition(":")
+    if colon and split and not os.path.exists(path) and os.path.isdir(folder):
+        return Path(folder), split
+    return None
+
+
+def read_parquet(path: Path, skipped: Skipped) -> Iterator[Record]:
+    """The rows of a Parquet file, a few hundred at a time. A null is None."""
+    arrow = _arrow()
+    import pyarrow.parquet
+
+    try:
+        with open(path, "rb") as source:
+            file = pyarrow.parquet.ParquetFile(source, buffer_size=_READ_AHEAD)
+            _check_columns(path, file.schema_arrow.names)
+            yield from _rows(path, file.iter_batches(batch_size=_ROWS_AT_ONCE), skipped)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a Parquet file, or damaged: {_one_line(error)}") from error
+
+
+def read_folder(folder: Path, split: str, skipped: Skipped) -> Iterator[Record]:
+    """The rows of a data set in a folder, file by file."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = sorted(p.name for p in folder.iterdir() if (p / "state.json").is_file())
+        if split not in splits:
+            raise _which_split(folder, splits)
+        folder, split = folder / split, ""
+    if (folder / "state.json").is_file():
+        if split:
+            raise DataError(f"{folder}: this data set has no splits; leave out :{split}")
+        for file in _saved_files(folder):
+            yield from _read_arrow(file, skipped)
+        return
+    for file in _parquet_files(folder, split):
+        yield from read_parquet(file, skipped)
+
+
+def read_hub(name: str) -> Iterator[Record]:
+    """The rows of a data set of the hub, as they arrive; no code of the data set's is run."""
+    full, _, split = name.removeprefix(_HUB).partition(":")
+    if not _HUB_NAME.fullmatch(full):
+        raise DataError(f"{name}: not a data set's name; write hf:OWNER/NAME:SPLIT")
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f'{name}: data sets of the hub need the package datasets: pip install "proxlm[datasets]"'
+        ) from error
+    parts = full.split("/")
+    configuration = parts[2] if len(parts) == 3 else None
+    try:
+        rows = datasets.load_dataset(
+            "/".join(parts[:2]), configuration, split=split or "train", streaming=True
+        )
+        for number, row in enumerate(rows, 1):
+            yield Record(dict(row), number, name)
+    except Exception as error:  # datasets raises many kinds, of its own and of what it calls
+        raise DataError(f"{name}: cannot be read from the hub: {_one_line(error)}") from error
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    """The Arrow files of a data set saved with save_to_disk, all in its own folder."""
+    state = folder / "state.json"
+    try:
+        names = [entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise DataError(f"{state}: damaged; save the data set again with save_to_disk") from error
+    for name in names:
+        if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
+            raise DataError(f"{state}: names the file {name!a}, which is not in the folder")
+    return [folder / name for name in names]
+
+
+def _read_arrow(path: Path, skipped: Skipped) -> Iterator[Record]:
+    arrow = _arrow()
+    try:
+        with open(path, "rb") as source, arrow.ipc.open_stream(source) as stream:
+            _check_columns(path, stream.schema.names)
+            yield from _rows(path, stream, skipped)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file, but the data set's state.json names it") from error
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not an Arrow file, or damaged: {_one_line(error)}") from error
+
+
+def _parquet_files(folder: Path, split: str) -> list[Path]:
+    """The Parquet files of one split, which must be in one folder."""
+    every = sorted(folder.rglob("*.parquet"))
+    if not every:
+        raise DataError(f"{folder}: is a folder, but a file is needed, or a data set (Parquet, save_to_disk)")
+    splits = {file: found[1] if (found := _SHARD.fullmatch(file.stem)) else file.stem for file in every}
+    names = sorted(set(splits.values()))
+    if split not in names and (split or len(names) > 1):
+        raise _which_split(folder, names)
+    files = [file for file in every if not split or splits[file] == split]
+    parents = sorted({file.parent for file in files})
+    if len(parents) > 1:
+        said = ", ".join(str(parent) for parent in parents)
+        raise DataError(f"{folder}: holds Parquet files in several folders; name one of {said}")
+    return files
+
+
+def _which_split(folder: Path, splits: list[str]) -> DataError:
+    return DataError(f"{folder}: the data set has the splits {', '.join(splits)}; write {folder}:SPLIT")
+
+
+def _rows(path: Path, batches: Any, skipped: Skipped) -> Iterator[Record]:
+    first = 1
+    for batch in batches:
+        for i, row in enumerate(_as_dicts(batch)):
+            if isinstance(row, Exception):
+                kind = "not UTF-8" if isinstance(row, UnicodeDecodeError) else "unreadable value"
+                reason = f"{path}:{first + i}: {kind}: {_one_line(row)}"
+                skipped.bad(BadRecordError(reason, kind), str(path), first + i, "")
+            else:
+                yield Record(row, first + i, str(path))
+        first += len(batch)
+
+
+def _as_dicts(batch: Any) -> list[dict[str, Any] | Exception]:
+    try:
+        return list(batch.to_pylist())
+    except (ValueError, OverflowError):  # texts that are not UTF-8, times beyond Python's
+        return [_as_dict(batch.slice(i, 1)) for i in range(len(batch))]
+
+
+def _as_dict(row: Any) -> dict[str, Any] | Exception:
+    try:
+        return dict(row.to_pylist()[0])
+    except (ValueError, OverflowError) as error:
+        return error
+
+
+def _check_columns(path: Path, names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: two columns have the same name; each needs its own")
+
+
+def _arrow() -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise DataError('Parquet and saved data sets need pyarrow: pip install "proxlm[parquet]"') from error
+    return pyarrow
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
