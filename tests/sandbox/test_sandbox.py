@@ -216,11 +216,12 @@ def test_a_kernel_that_refuses_is_told_and_the_program_not_run(
 
 
 @needs_linux
-def test_programs_end_with_the_process_that_wanted_them(tmp_path: Path) -> None:
+def test_programs_and_their_folders_end_with_the_process_that_wanted_them(tmp_path: Path) -> None:
     code = (
-        "from proxlm.sandbox import Limits, run_python\n"
+        "from proxlm.sandbox import Limits, run, run_python\n"
+        f"run._IN_MEMORY = {str(tmp_path)!r}\n"
         "print('started', flush=True)\n"
-        "run_python('import time; time.sleep(600)', limits=Limits(seconds=600))\n"
+        'run_python(\'open("x", "w"); import time; time.sleep(600)\', limits=Limits(seconds=600))\n'
     )
     ours = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -238,6 +239,7 @@ def test_programs_end_with_the_process_that_wanted_them(tmp_path: Path) -> None:
     while any(Path(f"/proc/{one}").exists() for one in found) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not [one for one in found if Path(f"/proc/{one}").exists()]
+    assert list(tmp_path.iterdir()) == []
 
 
 def descendants(process: int) -> list[int]:
@@ -260,15 +262,20 @@ def test_no_call_has_two_rules_and_every_condition_can_hold() -> None:
 
 
 @needs_linux
-def test_time_in_which_nothing_was_let_run_does_not_count() -> None:
+def test_time_in_which_nothing_was_let_run_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The program and its watcher are stopped for longer than the limit, then go on."""
     results: list[Any] = []
-    source = "import time\nprint('a', flush=True)\nfor _ in range(10): time.sleep(0.05)\nprint('b')"
+    monkeypatch.setattr(run, "_IN_MEMORY", str(tmp_path))
+    source = "import time\nopen('started', 'w')\nprint('a')\nfor _ in range(10): time.sleep(0.05)\nprint('b')"
     thread = threading.Thread(target=lambda: results.append(run_python(source, limits=Limits(seconds=2.0))))
     thread.start()
     deadline = time.monotonic() + 20
-    while len(found := descendants(os.getpid())) < 3 and time.monotonic() < deadline:
+    while not list(tmp_path.glob("*/*/started")) and time.monotonic() < deadline:
         time.sleep(0.01)
+    found = descendants(os.getpid())
+    assert len(found) == 3
     for one in found:
         os.kill(one, signal.SIGSTOP)
     time.sleep(3)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import os
 import select
+import shutil
 import signal
 import site
 import sys
@@ -30,20 +31,25 @@ _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/
 
 
 def main() -> None:
-    """Serve on standard input and output until the input ends."""
+    """Serve on standard input and output until the input ends, then remove the folder in which this was started.
+
+    Whoever ends this process first, as the run does when all is well, removes that folder himself.
+    """
     site.setquit()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.freeze()  # a collection in a fork would copy every page
     poll = select.poll()
     poll.register(0, select.POLLIN)
-    while poll.poll()[0][1] & select.POLLIN:
+    failed = False
+    while not failed and poll.poll()[0][1] & select.POLLIN:
         keeper = os.getpid()
         watcher = os.fork()
         if watcher == 0:
             die_with_parent(keeper)
             _or_exit(_serve_one)
-        if os.waitstatus_to_exitcode(os.waitpid(watcher, 0)[1]) != 0:
-            sys.exit(1)
+        failed = os.waitpid(watcher, 0)[1] != 0
+    if any(events & select.POLLHUP for _, events in poll.poll(0)):
+        shutil.rmtree(os.getcwd(), ignore_errors=True)
 
 
 def _serve_one() -> int:

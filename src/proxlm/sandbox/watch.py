@@ -37,7 +37,7 @@ def watch(watched: Watched, job: dict[str, Any]) -> dict[str, Any]:
     started = time.monotonic()
     watched.read = {place: bytearray() for place in (watched.output, watched.error, watched.report)}
     refusal = _refusal(watched)
-    status = "unconfined" if refusal else _wait(watched, job, started + job["seconds"])
+    status = "unconfined" if refusal else _wait(watched, job)
     seconds = time.monotonic() - started
     if status == "judged" and not _verdict(watched):
         status = "lost" if _gone(watched.process) else "error"
@@ -74,14 +74,15 @@ def _refusal(watched: Watched) -> str:
     return text.replace(READY, b"").decode(errors="replace") or "it ended before it was confined"
 
 
-def _wait(watched: Watched, job: dict[str, Any], deadline: float) -> str:
-    """How it came to an end: "ended" by itself, "judged" by its tests, or the limit it has broken."""
+def _wait(watched: Watched, job: dict[str, Any]) -> str:
+    """How it came to an end: "ended" by itself, "judged" by its tests, "abandoned" by us, or the limit it broke."""
     end = os.pidfd_open(watched.process if watched.judge is None else watched.judge)
     poll = select.poll()
     for place in (end, watched.output, watched.error, watched.report):
         poll.register(place, select.POLLIN)
     poll.register(0, 0)  # it only tells that those who want the result are gone
     before = look = time.monotonic()
+    deadline = before + job["seconds"]
     while (now := time.monotonic()) < (deadline := deadline + max(0.0, now - before - _STALL)):
         before = now
         if now >= look:
@@ -92,7 +93,7 @@ def _wait(watched: Watched, job: dict[str, Any], deadline: float) -> str:
             if place == end:
                 return "ended" if watched.judge is None else "judged"
             if place == 0:
-                os._exit(1)  # what was forked here is killed with this process
+                return "abandoned"
             some = _read(watched, place, job)
             if some is None:
                 return "output"
