@@ -51,7 +51,8 @@ def job_of(work: Work, folder: Path, given: argparse.Namespace) -> Any:
         "model.policy": str(folder / "policy"),
         "model.critic": given.critic,
         "model.precision": "bfloat16" if given.bf16 else "float32",
-        "model.packed": given.packed,
+        "model.lora.rank": given.lora,
+        "model.activation_checkpointing": given.activation_checkpointing,
         "rollout.max_new_tokens": work.response,
         "rollout.batch_size": work.batch,
         "data.prompts": "prompts.txt",
@@ -74,7 +75,8 @@ def main() -> None:
     parser.add_argument("work", type=json.loads)
     parser.add_argument("--critic", default="separate")
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--packed", action="store_true")
+    parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0: all weights learn")
+    parser.add_argument("--activation-checkpointing", action="store_true")
     parser.add_argument("--micro-batch-tokens", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
