@@ -23,9 +23,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
+from proxlm.checkpoint import load_checkpoint
+from proxlm.checkpoint.manifest import damage, read_manifest, write_manifest
+from proxlm.checkpoint.read import list_of_numbers, numbers_of
 from proxlm.config import JOBS, DataConfig, TextConfig, load_config, to_toml
 from proxlm.config.tree import known_keys
 from proxlm.config.values import dotted
@@ -45,6 +50,7 @@ VALID = {
     "tsv": b"prompt\tn\n2 + 2?\t1\n",
     "txt": "one\r\n 你好\n".encode(),
 }
+MANIFEST = b'{"format": 1, "files": {"state.json": {"size": 12, "sha256": "%s"}}}' % (b"0f" * 32)
 SPECIAL = [
     b"\n",
     b"\r",
@@ -150,6 +156,25 @@ def feed_state(state: bytes, folder: Path) -> None:
     list(iter_records(folder / "set"))
 
 
+def feed_manifest(data: bytes, folder: Path) -> None:
+    """The list of a checkpoint's files; what is taken is compared with the files."""
+    (folder / "manifest.json").write_bytes(data)
+    read_manifest(folder)
+    damage(folder)
+
+
+def feed_checkpoint(state: bytes, folder: Path) -> None:
+    """A checkpoint's counters, and what a PPO run takes from them."""
+    checkpoint = folder / "step-00000003"
+    checkpoint.mkdir(exist_ok=True)
+    save_file({"policy.w": torch.zeros(1)}, checkpoint / "state.safetensors")
+    (checkpoint / "state.json").write_bytes(state)
+    write_manifest(checkpoint)
+    _, found = load_checkpoint(checkpoint)
+    numbers_of(checkpoint, found, {"step": int, "kl_coef": float, "draws": int})
+    list_of_numbers(checkpoint, found, "moments", 3)
+
+
 def feed_toml(value: tuple[str, bytes], folder: Path) -> None:
     """A recipe of a job."""
     job, text = value
@@ -227,6 +252,10 @@ TARGETS: dict[str, Target] = {
     "values": Target(RECORD, feed_values),
     "parquet": Target(st.deferred(lambda: edited(parquet_bytes())), feed_records("parquet")),
     "state": Target(edited(b'{"_data_files": [{"filename": "data.arrow"}]}'), feed_state),
+    "manifest": Target(edited(MANIFEST), feed_manifest),
+    "checkpoint": Target(
+        edited(b'{"step": 3, "kl_coef": 0.05, "draws": 3, "moments": [0, 0.0, 1.5]}'), feed_checkpoint
+    ),
     "toml": Target(st.tuples(JOB, JOB.flatmap(lambda job: edited(to_toml(JOBS[job]()).encode()))), feed_toml),
     "settings": Target(
         JOB.flatmap(

@@ -49,7 +49,7 @@ def sizes() -> Iterator[tuple[str, str, Work]]:
 
 
 def measured(work: Work, arguments: list[str], steps: int) -> dict[str, float]:
-    """Median seconds of each phase, the peak above the loaded models, and the size of the models themselves, in MB."""
+    """Median seconds of each phase, the peak above the loaded models, and all that is resident then, in MB."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_models(work, folder)
@@ -60,7 +60,9 @@ def measured(work: Work, arguments: list[str], steps: int) -> dict[str, float]:
 
 def row_of(cells: list[str], found: dict[str, float]) -> str:
     seconds = [f"{found[name]:.2f}" for name in ("generate", "score", "update", "step")]
-    return "| " + " | ".join([*cells, *seconds, f"{found['peak_mb']:.0f}", f"{found['loaded_mb']:.0f}"]) + " |"
+    return (
+        "| " + " | ".join([*cells, *seconds, f"{found['peak_mb']:.0f}", f"{found['loaded_mb']:.0f}"]) + " |"
+    )
 
 
 def main() -> None:

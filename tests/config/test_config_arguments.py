@@ -119,7 +119,10 @@ def test_a_jobs_own_bare_argument() -> None:
         (["--ppo.lam="], 'ppo.lam: expected a number, got ""'),
         (["--ppo.steps", "1e3"], 'ppo.steps: expected a whole number, got "1e3"'),
         (["--run.resume", "yes"], 'run.resume: expected true or false, got "yes"'),
-        (["--model.critic", "none"], 'model.critic: expected one of "shared", "separate", "adapter", got "none"'),
+        (
+            ["--model.critic", "none"],
+            'model.critic: expected one of "shared", "separate", "adapter", got "none"',
+        ),
         (["--rollout.stop", "[1]"], "rollout.stop: expected a list of texts, got [1]"),
         (["--reward.args", "target"], 'reward.args: expected a table such as {name = 1}, got "target"'),
         (["--ppo", "3"], 'ppo: expected a table of settings, got "3"'),

@@ -144,3 +144,18 @@ def test_a_place_is_taken_as_soon_as_it_is_free(tokenizer) -> None:
         steps += 1
     assert sum(len(turn.tokens) for turn in turns) == 4 * 28 + 12 * 4
     assert steps <= 28 + 28  # in batches one after another it would be 4 · 28
+
+
+@torch.no_grad()
+def test_many_contexts_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pass over more tokens than READ_TOKENS, padding included, and the same states."""
+    model, seen = model_of("llama"), list[int]()
+    rows = [[(7 * i + 3 * k) % 320 for k in range(1 + 5 * i % 17)] for i in range(12)]
+    whole = SlotDecoder(model).add(rows, room=2)
+    monkeypatch.setattr("proxlm.rollout.slots.READ_TOKENS", 24)
+    model.trunk.embed_tokens.register_forward_hook(lambda m, given, out: seen.append(given[0].numel()))
+    decoder = SlotDecoder(model)
+    torch.testing.assert_close(decoder.add(rows, room=2), whole, atol=2e-5, rtol=0)
+    assert max(seen) <= 24
+    assert len(seen) > 4
+    expect(model, decoder.step(torch.arange(12)), [[*row, i] for i, row in enumerate(rows)])

@@ -27,14 +27,18 @@ from proxlm.types import Sequences, offsets_of
 class Decoder(Protocol):
     """Rows are numbered as given, until `keep` says otherwise."""
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Read the prompts; returns the state after each, [b, H]."""
-
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token to each row, [b] int64; returns the state after it, [b, H]."""
 
     def keep(self, rows: Tensor) -> None:
         """Row i becomes what row rows[i] was, [k] int64; rows that are not named are dropped."""
+
+
+class BatchDecoder(Decoder, Protocol):
+    """All rows begin together, and none joins later; the next batch has a decoder of its own."""
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Read the prompts; returns the state after each, [b, H]."""
 
 
 class CachedDecoder:
@@ -169,7 +173,7 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor
     return padded, mask, torch.arange(len(rows), device=device) * padded.shape[1] + lengths - 1
 
 
-def make_decoder(model: LanguageModel) -> Decoder:
+def make_decoder(model: LanguageModel) -> SlotDecoder | BatchDecoder:
     """The decoder for what the model is: two halves, a type we know, one that keeps a state of ours, plain keys and
     values, or nothing that drops rows."""
     if model.encoder_decoder:

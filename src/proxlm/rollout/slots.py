@@ -14,8 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from proxlm.models.blocks import FAMILIES, Family
+from proxlm.models.forward import micro_batches
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.products import ready
+
+# New contexts are read this many tokens at a time, padding included: enough to fill a processor.
+READ_TOKENS = 2048
 
 
 class Memory(NamedTuple):
@@ -38,10 +42,6 @@ class SlotDecoder:
         self.head = ready(model.network.get_output_embeddings(), True, model.bfloat16)
         self.cache: Tensor | None = None
         self.lengths = torch.zeros(0, dtype=torch.int64, device=model.device)
-
-    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """As `add`, for the first rows."""
-        return self.add(prompts, room=len(prompts[0]))
 
     def add(
         self, contexts: Sequence[Sequence[int]], room: int, memories: Sequence[Memory | None] = ()
@@ -82,17 +82,25 @@ class SlotDecoder:
         rows: list[int],
         first: int,
     ) -> Tensor:
-        """Run the unknown part of these contexts, padded on the right; the state after each, [k, H] (0 elsewhere)."""
+        """Run the unknown part of these contexts; the state after each, [k, H] (0 elsewhere).
+
+        Some at a time, those of like length together: that bounds what is held, and little of it is padding.
+        """
         device = self.model.device
         starts = [0 if (memory := known[i]) is None else memory.length for i in rows]
         parts = [list(contexts[i][start:]) for i, start in zip(rows, starts, strict=True)]
-        counts = torch.tensor([len(part) for part in parts], device=device)
-        widest = int(counts.max())
-        tokens = torch.tensor([part + [0] * (widest - len(part)) for part in parts], device=device)
-        slots = torch.tensor(rows, device=device)
-        x = self._run(tokens, torch.tensor(starts, device=device), first + slots, counts)
-        states = x.new_zeros(len(contexts), x.shape[-1])
-        states[slots] = x
+        counts = torch.tensor([len(part) for part in parts])
+        found = list[tuple[Tensor, Tensor]]()
+        for group in micro_batches(counts, READ_TOKENS):
+            chosen, widest = group.tolist(), int(counts[group].max())
+            tokens = torch.tensor([parts[i] + [0] * (widest - len(parts[i])) for i in chosen], device=device)
+            slots = torch.tensor([rows[i] for i in chosen], device=device)
+            begins = torch.tensor([starts[i] for i in chosen], device=device)
+            x = self._run(tokens, begins, first + slots, counts[group].to(device))
+            found.append((slots, x))
+        states = found[0][1].new_zeros(len(contexts), found[0][1].shape[-1])
+        for slots, x in found:
+            states[slots] = x
         return states
 
     def logits(self, states: Tensor) -> Tensor:

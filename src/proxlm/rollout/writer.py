@@ -12,7 +12,7 @@ from torch import Tensor
 
 from proxlm.config import RolloutConfig
 from proxlm.models.language_model import LanguageModel
-from proxlm.rollout.decoder import make_decoder
+from proxlm.rollout.decoder import Decoder, make_decoder
 from proxlm.rollout.sampling import sample
 from proxlm.rollout.slots import Memory, SlotDecoder
 from proxlm.types import Finish
@@ -50,7 +50,9 @@ class Writer:
     def __init__(self, model: LanguageModel, config: RolloutConfig) -> None:
         self.model, self.config = model, config
         self.ends = _Ends(model, config.stop)
-        self.decoder = make_decoder(model)
+        made = make_decoder(model)
+        self.decoder: Decoder = made
+        self.slots = made if isinstance(made, SlotDecoder) else None
         self.waiting: deque[Turn] = deque()
         self.live: list[Turn] = []
         self.numbers = self.states = torch.empty(0)
@@ -86,8 +88,7 @@ class Writer:
         return gone
 
     def _logits(self) -> Tensor:
-        known = self.decoder.logits if isinstance(self.decoder, SlotDecoder) else self.model.logits
-        return known(self.states)
+        return (self.slots or self.model).logits(self.states)
 
     def _admit(self) -> None:
         """Let turns that wait take free places, unless it is better to wait for more of them."""
@@ -95,7 +96,7 @@ class Writer:
         if count < 1:
             return
         if self.live:
-            if not isinstance(self.decoder, SlotDecoder):
+            if self.slots is None:
                 return
             self._patience -= 1
             if count < JOIN_SHARE * len(self.live) and self._patience > 0:
@@ -113,19 +114,21 @@ class Writer:
 
     def _read(self, turns: list[Turn]) -> Tensor:
         contexts = [turn.context for turn in turns]
-        if isinstance(self.decoder, SlotDecoder):
+        if self.slots is not None:
             room = max(turn.limit for turn in turns)
-            return self.decoder.add(contexts, room, [turn.memory for turn in turns])
-        self.decoder = make_decoder(self.model)
-        return self.decoder.start(contexts)
+            return self.slots.add(contexts, room, [turn.memory for turn in turns])
+        made = make_decoder(self.model)
+        assert not isinstance(made, SlotDecoder)
+        self.decoder = made
+        return made.start(contexts)
 
     def _drop(self, ended: list[int]) -> Tensor:
         """Take these rows out; the last ones move into their places. Returns which row each one was before."""
         for i in ended:
             turn = self.live[i]
             turn.memory = None
-            if turn.goes_on and isinstance(self.decoder, SlotDecoder):
-                turn.memory = self.decoder.remember(i)
+            if turn.goes_on and self.slots is not None:
+                turn.memory = self.slots.remember(i)
         left = len(self.live) - len(ended)
         rows = list(range(left))
         movers = sorted(set(range(left, len(self.live))) - set(ended))
