@@ -41,6 +41,7 @@ class ModelConfig:
     activation_checkpointing: bool = setting(
         False,
         "keep only each layer's input for the backward pass and compute the rest again: less memory, slower",
+        on_resume="free",
     )
     packed: bool = setting(
         False,
