@@ -6,7 +6,8 @@
 Every setting of proxlm and TRL runs once in each round, in a process of its own; the first step of each is warm-up.
 Same models (random Llamas, read from the same folder), same prompts, one optimiser step per epoch for both. Needs a
 machine with nothing else to do; the raw seconds are kept, so their spread can be seen. Writes
-benchmarks/results/against_trl.json and .md. Linux.
+benchmarks/results/against_trl.json and .md. Linux. On a GPU: --device cuda --workloads gpu-0.5b gpu-1.5b, TRL then
+in bf16, too (not tried yet).
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ WORKLOADS = {
     "fixed": Work(),
     "vocab": Work(vocabulary=32_000),
     "ragged": Work(ragged=True),
+    # For a GPU: the shapes of Qwen2.5 0.5B and 1.5B (their heads have 128 numbers in the second; here 64).
+    "gpu-0.5b": Work(896, 24, 151_936, 256, 512, 256, intermediate=4864, groups=2),
+    "gpu-1.5b": Work(1536, 28, 151_936, 256, 512, 256, intermediate=8960, groups=4),
 }
 # Setting → arguments of step_proxlm.py.
 SETTINGS: dict[str, list[str]] = {
@@ -55,7 +59,8 @@ def needed_flops(work: Work, shared: bool) -> float:
 
     Layers see every token, the head of the policy the response's tokens alone; attention's own are left out.
     """
-    layers = work.layers * (4 * work.hidden**2 + 3 * work.hidden * work.intermediate)
+    attention = 2 * work.hidden**2 * (1 + work.groups / work.heads)
+    layers = work.layers * (attention + 3 * work.hidden * work.intermediate)
     prompt, response = work.mean_lengths()
     networks = 1 if shared else 2
     head = work.hidden * work.vocabulary * response
@@ -93,7 +98,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("trl_python")
-    parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
+    parser.add_argument(
+        "--workloads", nargs="+", default=["fixed", "vocab", "ragged"], choices=list(WORKLOADS)
+    )
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -102,8 +110,8 @@ def main() -> None:
     from step_measure import matmul_rate
 
     torch.set_num_threads(given.threads)
-    common = ["--steps", str(given.steps), "--threads", str(given.threads)]
-    rates = {name: matmul_rate(name) for name in ("float32", "bfloat16")}
+    common = ["--steps", str(given.steps), "--threads", str(given.threads), "--device", given.device]
+    rates = {name: matmul_rate(name, given.device) for name in ("float32", "bfloat16")}
     # Without instructions for it, a bf16 product takes a hundred times as long: there is nothing to compare.
     settings = {k: v for k, v in SETTINGS.items() if "bf16" not in k or rates["bfloat16"] > rates["float32"]}
     found: dict[str, Any] = {"matmul_flops": rates, "threads": given.threads, "workloads": {}, "raw": {}}

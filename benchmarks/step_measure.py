@@ -29,21 +29,27 @@ class PeakMemory(threading.Thread):
             time.sleep(0.005)
 
     def stop(self) -> dict[str, float]:
-        """Peaks above what there was at the beginning."""
+        """Peaks above what there was at the beginning; of a GPU, if one was used, the largest that was allocated."""
         self._on = False
         self.join()
+        import torch
+
+        if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+            return {"gpu": torch.cuda.max_memory_allocated() / 2**20}
         return {phase: peak - self.baseline for phase, peak in self.peaks.items()}
 
 
-def matmul_rate(dtype_name: str, size: int = 1536, seconds: float = 1.0) -> float:
+def matmul_rate(dtype_name: str, device: str = "cpu", seconds: float = 1.0) -> float:
     """Floating-point operations per second of a square matrix product, the best of those within some seconds."""
     import torch
 
-    dtype = getattr(torch, dtype_name)
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    dtype, size = getattr(torch, dtype_name), 1536 if device == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         began = time.perf_counter()
         a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best

@@ -26,16 +26,20 @@ class Work:
     micro_batch: int = 16
     epochs: int = 4
     ragged: bool = False
+    intermediate: int = 0
+    groups: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """intermediate 0: 8/3 of hidden, to a multiple of 64; groups 0: a key and value head for each query head."""
+        if not self.intermediate:
+            object.__setattr__(self, "intermediate", -(-int(self.hidden * 8 / 3 + 0.999) // 64) * 64)
+        if not self.groups:
+            object.__setattr__(self, "groups", self.heads)
 
     @property
     def heads(self) -> int:
         return max(1, self.hidden // 64)
-
-    @property
-    def intermediate(self) -> int:
-        """8/3 of hidden, to a multiple of 64."""
-        return -(-int(self.hidden * 8 / 3 + 0.999) // 64) * 64
 
     @property
     def longest(self) -> int:
@@ -86,7 +90,7 @@ def make_models(work: Work, folder: Path) -> None:
         "intermediate_size": work.intermediate,
         "num_hidden_layers": work.layers,
         "num_attention_heads": work.heads,
-        "num_key_value_heads": work.heads,
+        "num_key_value_heads": work.groups,
         "max_position_embeddings": max(256, work.longest),
         "tie_word_embeddings": False,
         "bos_token_id": None,

@@ -50,6 +50,7 @@ def job_of(work: Work, folder: Path, given: argparse.Namespace) -> Any:
     settings = {
         "model.policy": str(folder / "policy"),
         "model.critic": given.critic,
+        "model.device": given.device,
         "model.precision": "bfloat16" if given.bf16 else "float32",
         "model.lora.rank": given.lora,
         "model.activation_checkpointing": given.activation_checkpointing,
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--micro-batch-tokens", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     work = Work(**given.work)
 
@@ -98,16 +100,16 @@ def main() -> None:
 
     job = job_of(work, given.folder, given)
     models = load_actor_critic(job.model)
-    scorer = AutoModelForSequenceClassification.from_pretrained(given.folder / "reward").eval()
+    scorer = AutoModelForSequenceClassification.from_pretrained(given.folder / "reward")
+    scorer = scorer.to(given.device).eval()
 
     @torch.no_grad()
     def reward(rollout: Rollout) -> Scores:
         scores = torch.zeros(len(rollout))
         for rows in micro_batches(rollout.sequences.lengths, job.ppo.micro_batch_tokens):
-            part = rollout.sequences.select(rows)
-            scores[rows] = (
-                scorer.score(response_states(models.policy, part, scorer.model)[1]).squeeze(-1).float()
-            )
+            part = rollout.sequences.select(rows).to(models.policy.device)
+            states = response_states(models.policy, part, scorer.model)[1]
+            scores[rows] = scorer.score(states).squeeze(-1).float().cpu()
         return Scores(scores)
 
     rows = work.prompts(given.steps + 1)

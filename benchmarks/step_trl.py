@@ -75,7 +75,7 @@ class Clock:
         self.now, self.began = {}, time.perf_counter()
 
 
-def trainer_of(work: Work, folder: Path, output: str, steps: int, callback: Any) -> Any:
+def trainer_of(work: Work, folder: Path, output: str, steps: int, device: str, callback: Any) -> Any:
     import datasets
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
     from trl.experimental.ppo import PPOConfig, PPOTrainer
@@ -89,8 +89,8 @@ def trainer_of(work: Work, folder: Path, output: str, steps: int, callback: Any)
     config = PPOConfig(
         output_dir=output,
         seed=work.seed,
-        use_cpu=True,
-        bf16=False,
+        use_cpu=device == "cpu",
+        bf16=device != "cpu",
         fp16=False,
         report_to="none",
         save_strategy="no",
@@ -143,7 +143,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             clock.end_step()
 
     with tempfile.TemporaryDirectory() as output:
-        trainer = trainer_of(work, given.folder, output, given.steps, Ends())
+        trainer = trainer_of(work, given.folder, output, given.steps, given.device, Ends())
         module.batch_generation = clock.generating(module.batch_generation)
         module.forward = clock.forward(module.forward)
         inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("work", type=json.loads)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     with contextlib.redirect_stdout(sys.stderr):
         result = run(given)
