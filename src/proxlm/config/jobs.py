@@ -33,6 +33,7 @@ from proxlm.config.schema import (
     SupervisedConfig,
     TextConfig,
 )
+from proxlm.config.secrets import secret_problems
 from proxlm.config.setting import setting
 
 
@@ -55,7 +56,7 @@ class PPOJob:
         found = needed(("model.policy", self.model.policy))
         if not self.environment.use:
             found += needed(("data.prompts", self.data.prompts))
-        found += reward_problems(self.reward)
+        found += reward_problems(self.reward) + secret_problems("environment.args", self.environment.args)
         if self.rollout.temperature == 0:
             found.append(("rollout.temperature", "PPO needs samples: must be more than 0"))
         if self.ppo.minibatches > self.ppo.batch_size * self.ppo.samples_per_prompt:
@@ -151,6 +152,7 @@ class EvaluateJob:
         found = needed(("model.policy", self.model.policy))
         if not (self.data.eval_prompts or self.data.prompts or self.environment.use):
             found.append(("data.eval_prompts", "needed: a file of prompts to evaluate on"))
+        found += secret_problems("environment.args", self.environment.args)
         return found + reward_problems(self.reward)
 
 

@@ -22,6 +22,7 @@ from proxlm.config.jobs import (
     ReportJob,
     SFTJob,
 )
+from proxlm.config.secrets import SECRET
 from proxlm.config.tree import Assembly, is_section, kinds, split_key
 from proxlm.config.values import Key, dotted, shown, toml_key, toml_value
 from proxlm.errors import ConfigError
@@ -165,7 +166,9 @@ def _check(assembly: Assembly) -> None:
         key, value = _find(assembly.config, name) or ((name,), None)
         source = assembly.source(key)
         if source is not None:
-            raise ConfigError(f"{source}: {name} = {shown(value)}: {problem}")
+            # A secret must not be shown, so not on the terminal either.
+            told = name if problem == SECRET else f"{name} = {shown(value)}"
+            raise ConfigError(f"{source}: {told}: {problem}")
         if value in ("", [], {}, None):
             raise ConfigError(f"{name}: {problem} (set it in a recipe, or with --{name})")
         raise ConfigError(f"{name} = {shown(value)} (the default): {problem}")

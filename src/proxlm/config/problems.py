@@ -14,6 +14,7 @@ from proxlm.config.schema import (
     OptimisersConfig,
     RewardConfig,
 )
+from proxlm.config.secrets import secret_problems
 
 Problems = list[tuple[str, str]]
 
@@ -75,9 +76,12 @@ def new_model_problems(key: str, new: NewModelConfig, model: ModelConfig) -> Pro
 def reward_problems(reward: RewardConfig) -> Problems:
     if reward.use and reward.terms:
         return [("reward.use", "give use or terms, not both")]
-    return [
-        (f"reward.terms.{name}.use", "needed, but not given") for name, t in reward.terms.items() if not t.use
-    ]
+    found = secret_problems("reward.args", reward.args)
+    for name, term in reward.terms.items():
+        if not term.use:
+            found.append((f"reward.terms.{name}.use", "needed, but not given"))
+        found += secret_problems(f"reward.terms.{name}.args", term.args)
+    return found
 
 
 def dual_clip_problems(dual_clip: float) -> Problems:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from proxlm.config import ConversationConfig, DataConfig
+from proxlm.config.secrets import from_environment
 from proxlm.data.chat import read_template
 from proxlm.data.prompts import LoadedPrompts
 from proxlm.environments.converse import Conversations
@@ -33,6 +34,7 @@ def resolve(settings: ConversationConfig) -> MakeEnvironment:
     """What makes a new environment for each conversation, its arguments checked."""
     use, key = settings.use, "environment.use"
     path, colon, name = use.rpartition(":")
+    args = from_environment("environment.args", settings.args)
     if colon and path:
         made = function_from_file(key, path, name, {})
     elif use in GAMES:
@@ -43,8 +45,8 @@ def resolve(settings: ConversationConfig) -> MakeEnvironment:
             f"built in are {', '.join(GAMES)}; one of your own is path/to/file.py:Class"
         )
     try:
-        inspect.signature(made).bind(**settings.args)
-        sample = made(**settings.args)
+        inspect.signature(made).bind(**args)
+        sample = made(**args)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"environment.args: {use}: {error}") from error
     for method in ("reset", "step"):
@@ -52,7 +54,7 @@ def resolve(settings: ConversationConfig) -> MakeEnvironment:
             raise ConfigError(
                 f"{key}: {use} has no method {method}; an environment has reset(task) and step(reply)"
             )
-    return functools.partial(made, **settings.args)
+    return functools.partial(made, **args)
 
 
 def task_prompts(settings: ConversationConfig, count: int) -> tuple[LoadedPrompts, LoadedPrompts]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from proxlm.config.schema import RewardConfig
+from proxlm.config.secrets import from_environment
 from proxlm.errors import ConfigError
 from proxlm.rewards.builtin import BUILTINS
 from proxlm.rewards.user_file import did_you_mean, function_from_file
@@ -47,7 +48,8 @@ def resolve_terms(config: RewardConfig, function: RewardFunction | None) -> list
     if config.terms and config.weights:
         raise ConfigError("reward.weights: with terms, the weights are reward.terms.NAME.weight")
     if function is not None:
-        return [_user_term("", "reward", _title(function), function, config.args, 1.0)]
+        args = from_environment("reward.args", config.args)
+        return [_user_term("", "reward", _title(function), function, args, 1.0)]
     if config.terms:
         modules: dict[str, dict[str, Any]] = {}
         return [
@@ -69,6 +71,7 @@ def _term(
     name: str, key: str, use: str, args: Mapping[str, Any], weight: float, modules: dict[str, dict[str, Any]]
 ) -> Term:
     """One term. `modules` holds the user's files that have been run, so that each is run once."""
+    args = from_environment(f"{key}.args", args)
     title = f"{name} ({use})" if name else use
     path, colon, attribute = use.rpartition(":")
     if colon and path:
