@@ -7,6 +7,10 @@ class UserError(Exception):
     The message is one line that names what was wrong, where, and what to do.
     """
 
+    def __init__(self, message: str) -> None:
+        # Names of files, fields and settings may hold line ends.
+        super().__init__(" ".join(message.splitlines()))
+
 
 class ConfigError(UserError):
     """A setting is unknown, has the wrong type, or an impossible value."""

@@ -31,6 +31,8 @@ def test_generated_input_raises_user_errors_alone(harness: Any) -> None:
 FOUND = [
     ("arguments", ("control", ["", "\0"])),
     ("arguments", ("ppo", ["x" * 300])),
+    ("arguments", ("demo", ["\n"])),
+    ("state", b'{"_data_files": [{"filename": "da\\ud800ta.arrow"}]}'),
     ("values", {"x\ny": 1}),
     ("jsonl", b'{"a\\nb": 1, "a\\nb": 2}'),
     ("csv", b'"a\nb",c\n\xff,1\n'),

@@ -138,7 +138,9 @@ def test_a_saved_data_set_is_read_shard_by_shard(tmp_path: Path) -> None:
         read_records(folder)
 
 
-@pytest.mark.parametrize("name", ["../secret.arrow", "/etc/passwd", "sub/x.arrow", "..", "", 3])
+@pytest.mark.parametrize(
+    "name", ["../secret.arrow", "/etc/passwd", "sub/x.arrow", "..", "", 3, "a\0b", "\ud800"]
+)
 def test_a_saved_data_set_cannot_name_files_outside_its_folder(tmp_path: Path, name: Any) -> None:
     folder = saved(tmp_path / "set", [ROWS], [name])
     with pytest.raises(DataError, match=r"state\.json: names the file .*, which is not in the folder"):

@@ -111,7 +111,8 @@ def _saved_files(folder: Path) -> list[Path]:
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(f"{state}: damaged; save the data set again with save_to_disk") from error
     for name in names:
-        if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
+        plain = isinstance(name, str) and name.isprintable() and name not in ("", "..")
+        if not plain or Path(name).name != name:
             raise DataError(f"{state}: names the file {name!a}, which is not in the folder")
     return [folder / name for name in names]
 
