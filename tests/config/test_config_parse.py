@@ -230,7 +230,10 @@ def test_broken_toml_is_named_with_its_line(text: str, message: str) -> None:
         ("[run]\nfolder = 1", "run.folder: expected text, got 1"),
         ("[rollout]\nstop = 'a'", 'rollout.stop: expected a list of texts, got "a"'),
         ("[rollout]\nstop = ['a', 1]", 'rollout.stop: expected a list of texts, got ["a", 1]'),
-        ("model.critic = 'Shared'", 'model.critic: expected one of "shared", "separate", got "Shared"'),
+        (
+            "model.critic = 'Shared'",
+            'model.critic: expected one of "shared", "separate", "adapter", got "Shared"',
+        ),
         ("ppo = 3", "ppo: expected a table of settings, got 3"),
         ("reward.args = 3", "reward.args: expected a table such as {name = 1}, got 3"),
         ("reward.terms.a = 3", "reward.terms.a: expected a table of settings, got 3"),

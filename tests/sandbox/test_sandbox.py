@@ -270,11 +270,12 @@ def test_time_in_which_nothing_was_let_run_does_not_count(
     monkeypatch.setattr(run, "_IN_MEMORY", str(tmp_path))
     source = "import time\nopen('started', 'w')\nprint('a')\nfor _ in range(10): time.sleep(0.05)\nprint('b')"
     thread = threading.Thread(target=lambda: results.append(run_python(source, limits=Limits(seconds=2.0))))
+    before = set(descendants(os.getpid()))  # of other tests
     thread.start()
     deadline = time.monotonic() + 20
     while not list(tmp_path.glob("*/*/started")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    found = descendants(os.getpid())
+    found = set(descendants(os.getpid())) - before
     assert len(found) == 3
     for one in found:
         os.kill(one, signal.SIGSTOP)
