@@ -50,13 +50,15 @@ def experience_metrics(
         "advantage_mean": float(raw[mask].mean()),
         "advantage_std": float(raw[mask].std(correction=0)),
         "response_length": float(lengths.mean()),
-        "reward_length_correlation": correlation(reward, lengths),
         "repetition": mean_repetition(rollout),
         "eos_share": sum(finish == "eos" for finish in rollout.finish) / len(rollout),
         "ended_share": sum(finish != "length" for finish in rollout.finish) / len(rollout),
         "rollout_gap": float(gap.max()),
         "correction_mean": float(experience.correction[mask].mean()),
     }
+    along = correlation(reward, lengths)
+    if along is not None:
+        metrics["reward_length_correlation"] = along
     if critic:
         values, returns = experience.values, experience.returns
         by_quarter = explained_variance_by_position(values, returns, mask, offsets)
@@ -66,11 +68,11 @@ def experience_metrics(
     return metrics
 
 
-def correlation(x: Tensor, y: Tensor) -> float:
-    """Pearson's correlation of two [B] tensors; NaN where one does not vary but for rounding."""
+def correlation(x: Tensor, y: Tensor) -> float | None:
+    """Pearson's correlation of two [B] tensors; None where one does not vary but for rounding."""
     a, b = x.double() - x.double().mean(), y.double() - y.double().mean()
     varies = all(float(d.norm()) > 1e-6 * float(v.double().norm()) for d, v in ((a, x), (b, y)))
-    return float(a.dot(b) / (a.norm() * b.norm())) if varies else float("nan")
+    return float(a.dot(b) / (a.norm() * b.norm())) if varies else None
 
 
 def mean_repetition(rollout: Rollout) -> float:
