@@ -13,6 +13,7 @@ mask says what is padding; the decoder is causal and needs none of its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -24,8 +25,8 @@ from proxlm.models.blocks import FAMILIES, fits
 from proxlm.models.encoder_decoder import source_and_target
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.ragged import ragged_states
-from proxlm.rl.linear_head import linear_head_logprobs
-from proxlm.rl.logprobs import chunked_logprobs, predicting_states
+from proxlm.rl.linear_head import backward_through_linear_head, linear_head_logprobs
+from proxlm.rl.logprobs import backward_through_head, chunked_logprobs, predicting_states
 from proxlm.types import Sequences
 
 # Logits held at once: 2**23 float32 numbers, 32 MiB: smaller spans do not fill the processor, larger ones its cache.
@@ -127,13 +128,33 @@ def token_outputs(
 ) -> TokenOutputs:
     """Log-prob (and entropy) of every response token, teacher-forced; float32. Sequences on the model's device."""
     states, final_states = response_states(model, sequences)
-    tokens, weight = sequences.response_tokens, model.head_weight
-    rest = (tokens, temperature, entropy, logit_chunk(model))
-    if weight is None:
-        logprobs, entropies = chunked_logprobs(states, model.logits, *rest)
-    else:
-        logprobs, entropies = linear_head_logprobs(states, weight, *rest)
+    logprobs, entropies = head_logprobs(model, states, sequences.response_tokens, temperature, entropy)
     return TokenOutputs(logprobs, entropies, states, final_states)
+
+
+def head_logprobs(
+    model: LanguageModel, states: Tensor, tokens: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probs [R] and, if asked, entropies [R] of the tokens [R] that the states [R, H] predict."""
+    weight, rest = model.head_weight, (tokens, temperature, entropy, logit_chunk(model))
+    if weight is None:
+        return chunked_logprobs(states, model.logits, *rest)
+    return linear_head_logprobs(states, weight, *rest)
+
+
+def head_backward(
+    model: LanguageModel,
+    states: Tensor,
+    tokens: Tensor,
+    temperature: float,
+    entropy: bool,
+    loss: Callable[[slice, Tensor, Tensor | None], Tensor],
+) -> Tensor:
+    """The gradient of a tokenwise loss of `head_logprobs` at the states, [R, H]; see `backward_through_head`."""
+    weight, rest = model.head_weight, (tokens, temperature, entropy, logit_chunk(model), loss)
+    if weight is None:
+        return backward_through_head(states, model.logits, *rest)
+    return backward_through_linear_head(states, weight, *rest)
 
 
 def logit_chunk(model: LanguageModel) -> int:

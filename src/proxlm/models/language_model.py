@@ -129,11 +129,11 @@ class LanguageModel:
         learning = [p for _, p in self.trainable() + self.trainable(CRITIC)]
         self.adapters.set_adapter(CRITIC)
         try:
-            _let_learn(learning)
+            let_learn(learning)
             yield
         finally:
             self.adapters.set_adapter(POLICY)
-            _let_learn(learning)
+            let_learn(learning)
 
     def trainable(self, whose: str = POLICY) -> list[tuple[str, nn.Parameter]]:
         """Named parameters that learn: with adapters, those of that name."""
@@ -143,7 +143,7 @@ class LanguageModel:
         return [(name, p) for name, p in named if f".{whose}." in name and "lora_" in name]
 
 
-def _let_learn(parameters: list[nn.Parameter]) -> None:
+def let_learn(parameters: list[nn.Parameter]) -> None:
     """PEFT lets only the adapters in force learn."""
     for p in parameters:
         p.requires_grad_(True)

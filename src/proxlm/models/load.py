@@ -15,7 +15,7 @@ from proxlm.models.blocks import FAMILIES
 from proxlm.models.device import resolve_device, uses_bfloat16
 from proxlm.models.families import SHORT_NAMES, is_encoder_decoder_type, register_families
 from proxlm.models.forward import check_packing, runs_ragged
-from proxlm.models.language_model import CRITIC, POLICY, LanguageModel, check_head
+from proxlm.models.language_model import CRITIC, POLICY, LanguageModel, check_head, let_learn
 
 
 def load_language_model(config: ModelConfig) -> LanguageModel:
@@ -116,8 +116,7 @@ def add_critic_adapters(model: LanguageModel) -> None:
     """A second set of adapters like the policy's, for the critic; they begin as nothing, too."""
     model.adapters.add_adapter(CRITIC, copy.deepcopy(model.adapters.peft_config[POLICY]))
     model.adapters.eval()
-    for _, p in model.trainable() + model.trainable(CRITIC):
-        p.requires_grad_(True)
+    let_learn([p for _, p in model.trainable() + model.trainable(CRITIC)])
 
 
 def build_language_model(

@@ -9,10 +9,8 @@ from torch import Tensor
 
 from proxlm.config import PPOConfig
 from proxlm.models.actor_critic import ActorCritic
-from proxlm.models.forward import logit_chunk, micro_batches, response_states
+from proxlm.models.forward import head_backward, head_logprobs, micro_batches, response_states
 from proxlm.rl.kl import kl_estimate
-from proxlm.rl.linear_head import backward_through_linear_head, linear_head_logprobs
-from proxlm.rl.logprobs import backward_through_head, chunked_logprobs
 from proxlm.rl.losses import PolicyLoss, clipped_value_loss, token_weights
 from proxlm.rl.policy_losses import LossInputs
 from proxlm.seeds import derive_seed
@@ -177,21 +175,15 @@ def _policy_gradient(
     """
     model, sequences = learner.models.policy, part.sequences.to(weights.device)
     states, _ = response_states(model, sequences)
-    head, tokens, chunk = model.logits, sequences.response_tokens, logit_chunk(model)
-    rest = (learner.temperature, learner.entropy_coef > 0, chunk)
+    rest = (sequences.response_tokens, learner.temperature, learner.entropy_coef > 0)
 
     def loss(span: slice, logprobs: Tensor, entropy: Tensor | None) -> Tensor:
         return _policy_loss(learner, part, weights, stats, span, logprobs, entropy)
 
-    weight = model.head_weight
-    if learner.tokenwise and weight is not None:
-        return states, (states, backward_through_linear_head(states, weight, tokens, *rest, loss))
     if learner.tokenwise:
-        return states, (states, backward_through_head(states, head, tokens, *rest, loss))
-    whole = slice(0, len(tokens))
-    if weight is not None:
-        return states, (loss(whole, *linear_head_logprobs(states, weight, tokens, *rest)), None)
-    return states, (loss(whole, *chunked_logprobs(states, head, tokens, *rest)), None)
+        return states, (states, head_backward(model, states, *rest, loss))
+    whole = slice(0, len(states))
+    return states, (loss(whole, *head_logprobs(model, states, *rest)), None)
 
 
 def weighted_loss(
