@@ -65,3 +65,22 @@ def test_greedy_takes_the_likeliest_and_reports_its_plain_logprob():
     tokens, logprobs = sample(P.log(), torch.tensor([0.99]).double(), RolloutConfig(temperature=0))
     assert tokens.tolist() == [1]
     assert float(logprobs.exp()) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("size", [4096, 4097, 10_000])  # one block, several, the last one full or not
+def test_large_vocabularies_are_inverted_by_blocks(size):
+    draw = torch.Generator().manual_seed(size)
+    logits = torch.randn(200, size, generator=draw) * 3
+    logits[:, ::3] = -torch.inf
+    logits[:, -300:] = -torch.inf
+    uniform = torch.rand(200, generator=draw, dtype=torch.float64)
+    uniform[:2] = torch.tensor([0.0, 1 - 2**-53])
+    tokens, logprobs = sample(logits, uniform, RolloutConfig())
+    p = torch.softmax(logits.double(), -1)
+    upper = p.cumsum(-1).gather(1, tokens[:, None])[:, 0]
+    chosen = p.gather(1, tokens[:, None])[:, 0]
+    assert bool((chosen > 0).all())
+    # The uniform number lies in the token's own piece of [0, 1), but for the rounding of exponentials.
+    assert float((uniform - upper).max()) < 1e-6
+    assert float((upper - chosen - uniform).max()) < 1e-6
+    torch.testing.assert_close(logprobs, chosen.log().float(), atol=2e-6, rtol=0)

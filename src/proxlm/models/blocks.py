@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from proxlm.models.frozen import one_product
 from proxlm.models.fused import gated_silu, rms_norm, rotated
-from proxlm.models.products import gated_mlp, is_plain, joined, one_product, ready
+from proxlm.models.products import gated_mlp, is_plain, joined, ready
 
 # cos and sin of the heads' angles, [b, t, 1, D / 2] each; None where positions are in the embeddings.
 Turn = tuple[Tensor, Tensor] | None
@@ -125,6 +127,9 @@ class Family(Protocol):
     def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Turn]:
         """Tokens and positions [b, t] → embeddings [b, t, H], and how the heads are turned."""
 
+    def reach(self, length: int) -> None:
+        """Positions up to this length will come, many times: what depends on them alone is computed once."""
+
 
 class LlamaFamily:
     """Llama, Mistral, Qwen2 and Qwen3."""
@@ -133,12 +138,26 @@ class LlamaFamily:
         self.trunk = trunk
         self.final: Callable[[Tensor], Tensor] = partial(normed, trunk.norm)
         self.blocks: Sequence[Block] = [LlamaBlock(layer, frozen, bfloat16) for layer in trunk.layers]
+        self.angles: tuple[Tensor, Tensor] | None = None
 
     def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Turn]:
         x = self.trunk.embed_tokens(tokens)
-        cos, sin = self.trunk.rotary_emb(x, position_ids=positions)
+        if self.angles is None:
+            cos, sin = self._angles(x, positions)
+        else:
+            cos, sin = (table[positions] for table in self.angles)
+        return x, (cos[:, :, None], sin[:, :, None])
+
+    def _angles(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [b, t, D / 2] of the heads' angles, in the dtype of `like`."""
+        cos, sin = self.trunk.rotary_emb(like, position_ids=positions)
         half = cos.shape[-1] // 2  # the second half is the same
-        return x, (cos[:, :, None, :half], sin[:, :, None, :half])
+        return cos[..., :half], sin[..., :half]
+
+    def reach(self, length: int) -> None:
+        weight = self.trunk.embed_tokens.weight
+        cos, sin = self._angles(weight, torch.arange(length, device=weight.device)[None])
+        self.angles = cos[0].contiguous(), sin[0].contiguous()
 
 
 class GPT2Family:
@@ -153,6 +172,9 @@ class GPT2Family:
         # Padding may stand behind the last position that there is an embedding for.
         last = self.trunk.wpe.weight.shape[0] - 1
         return self.trunk.wte(tokens) + self.trunk.wpe(positions.clamp(max=last)), None
+
+    def reach(self, length: int) -> None:
+        pass
 
 
 # transformers' model type → its family.

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from proxlm.models.frozen import one_product
+
 
 def is_plain(*modules: Any) -> bool:
     """Whether all are linear layers without bias and nothing else (no adapter around them)."""
@@ -19,24 +21,6 @@ def is_plain(*modules: Any) -> bool:
 def ready(module: Any, frozen: bool, bfloat16: bool) -> Callable[[Tensor], Tensor]:
     """The module; frozen, a plain linear layer as `one_product`. Others (adapters around a layer) as they are."""
     return (one_product([module], bfloat16) if frozen else None) or module
-
-
-def one_product(modules: Sequence[Any], bfloat16: bool) -> Callable[[Tensor], Tensor] | None:
-    """x [..., H] → all outputs side by side, for weights that stay as they are; None unless all are plain layers.
-
-    The weights are copied once, in the dtype of the product and column by column, which is how a product with few
-    rows reads them: with one row it takes half the time.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    kinds = {type(module) for module in modules}
-    if kinds not in ({nn.Linear}, {Conv1D}) or len({module.bias is None for module in modules}) > 1:
-        return None
-    columns = [m.weight if type(m) is Conv1D else m.weight.T for m in modules]
-    dtype = torch.bfloat16 if bfloat16 else columns[0].dtype
-    weight = torch.cat([w.detach() for w in columns], -1).to(dtype).contiguous()
-    bias = None if modules[0].bias is None else torch.cat([m.bias.detach() for m in modules]).to(dtype)
-    return lambda x: F.linear(x.to(dtype), weight.T, bias)
 
 
 def joined(modules: Sequence[Any], frozen: bool, bfloat16: bool) -> Callable[[Tensor], tuple[Tensor, ...]]:

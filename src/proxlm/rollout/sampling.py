@@ -7,6 +7,10 @@ from torch import Tensor
 
 from proxlm.config import RolloutConfig
 
+# Of a large vocabulary the cumulative distribution is taken over blocks of so many tokens, and then within the one
+# that is hit.
+BLOCK = 256
+
 
 def filter_logits(logits: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
     """Set the logits of excluded tokens to −inf. logits [B, V], already divided by the temperature → [B, V].
@@ -41,13 +45,43 @@ def sample(logits: Tensor, uniform: Tensor, config: RolloutConfig) -> tuple[Tens
     """
     logits = logits.float()
     if config.temperature == 0:
-        tokens = logits.argmax(-1)
+        tokens = logits.argmax(-1, keepdim=True)
+        logprobs = logits.gather(-1, tokens) - torch.logsumexp(logits, -1, keepdim=True)
+        return tokens[:, 0], logprobs[:, 0]
+    if config.temperature != 1:
+        logits = logits / config.temperature
+    logits = filter_logits(logits, config.top_k, config.top_p, config.min_p)
+    top = logits.amax(-1, keepdim=True)
+    # One exponential serves the choice and the log-prob.
+    if logits.shape[-1] <= 16 * BLOCK:
+        sums = (logits - top).exp_().cumsum(-1, dtype=torch.float64)
+        tokens, _ = _first_above(sums, uniform[:, None] * sums[:, -1:])
     else:
-        logits = filter_logits(logits / config.temperature, config.top_k, config.top_p, config.min_p)
-        cumulative = torch.cumsum(torch.softmax(logits, -1).double(), -1)
-        total = cumulative[:, -1:]
-        # Rounding must not carry the threshold to the total, behind which there is no token.
-        threshold = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-        tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-    chosen = logits.gather(-1, tokens[:, None]).squeeze(-1)
-    return tokens, chosen - torch.logsumexp(logits, -1)
+        sums, tokens = _pick_by_blocks(logits, top, uniform[:, None])
+    logprobs = logits.gather(-1, tokens) - top - sums[:, -1:].log().float()
+    return tokens[:, 0], logprobs[:, 0]
+
+
+def _pick_by_blocks(logits: Tensor, top: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Cumulative sums of exp(logits − top) over blocks of tokens, [B, n] float64, and the chosen tokens [B, 1]."""
+    size = logits.shape[-1]
+    shares = torch.empty(len(logits), -(-size // BLOCK), BLOCK, device=logits.device)
+    torch.sub(logits, top, out=shares.flatten(1)[:, :size]).exp_()
+    shares.flatten(1)[:, size:] = 0
+    sums = shares.sum(-1, dtype=torch.float64).cumsum_(-1)
+    block, rest = _first_above(sums, uniform * sums[:, -1:])
+    within = shares.gather(1, block[..., None].expand(-1, 1, BLOCK))[:, 0].cumsum(-1, dtype=torch.float64)
+    return sums, block * BLOCK + _first_above(within, rest)[0]
+
+
+def _first_above(sums: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """The first of ascending sums [B, n] above the threshold [B, 1], and how far above the sum before that is.
+
+    All in float64, both results [B, 1]. Sums that rise by nothing are never the first.
+    """
+    total = sums[:, -1:]
+    # Rounding must not carry the threshold to the total, behind which there is no token.
+    below = torch.minimum(threshold, torch.nextafter(total, torch.zeros_like(total)))
+    place = torch.searchsorted(sums, below, right=True)
+    before = torch.where(place > 0, sums.gather(-1, (place - 1).clamp(min=0)), 0.0)
+    return place, below - before

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from proxlm.models.attention import SHORT
 from proxlm.models.blocks import FAMILIES, Family
 from proxlm.models.forward import micro_batches
 from proxlm.models.language_model import LanguageModel
@@ -140,29 +141,38 @@ class SlotDecoder:
         positions = (starts[:, None] + torch.arange(width, device=tokens.device)).clamp(
             max=self.cache.shape[4] - 1
         )
-        top = int(positions.max()) + 1
-        mask = (torch.arange(top, device=tokens.device) <= positions[..., None])[:, None]
+        top, cells = int(positions.max()) + 1, self._cells(positions, slots)
+        hidden = torch.arange(top, device=tokens.device) > positions[..., None]
+        mask = torch.zeros(hidden.shape, dtype=self.cache.dtype, device=tokens.device)
+        mask = mask.masked_fill_(hidden, -torch.inf)[:, None]
         with self.model.autocast():
             x, turn = self.family.embed(tokens, positions)
             for layer, block in enumerate(self.family.blocks):
                 q, k, v = block.heads(x, turn)
-                keys, values = self._store(layer, k, v, positions, slots, top)
+                keys, values = self._store(layer, k, v, cells, slots, top)
                 x = block.after(x, _attend(q, keys, values, mask, block.scale))
             last = x[:, -1] if counts is None else x[torch.arange(rows, device=x.device), counts - 1]
             return self.family.final(last)
 
     def _store(
-        self, layer: int, k: Tensor, v: Tensor, positions: Tensor, slots: Tensor | None, top: int
+        self, layer: int, k: Tensor, v: Tensor, cells: Tensor, slots: Tensor | None, top: int
     ) -> tuple[Tensor, Tensor]:
-        """Write new keys and values; returns those of the slots up to `top`, [b, G, top, D] each."""
+        """Write new keys and values [b, t, G, D]; returns those of the slots up to `top`, [b, G, top, D]."""
         assert self.cache is not None
         keys, values = self.cache[layer]
-        at = torch.arange(len(k), device=k.device) if slots is None else slots
-        keys[at[:, None], :, positions] = k.to(keys.dtype)
-        values[at[:, None], :, positions] = v.to(values.dtype)
+        for kept, new in ((keys, k), (values, v)):
+            kept.view(-1, kept.shape[-1]).index_copy_(0, cells, new.flatten(0, 2).to(kept.dtype))
         if slots is None:
             return keys[: len(k), :, :top], values[: len(k), :, :top]
         return keys[slots, :, :top], values[slots, :, :top]
+
+    def _cells(self, positions: Tensor, slots: Tensor | None) -> Tensor:
+        """Where each head of the tokens at positions [b, t] of the slots stands among a layer's keys, [b · t · G]."""
+        assert self.cache is not None
+        groups, length = self.cache.shape[3:5]
+        rows = torch.arange(len(positions), device=positions.device) if slots is None else slots
+        heads = rows[:, None] * groups + torch.arange(groups, device=positions.device)
+        return (heads[:, None] * length + positions[..., None]).flatten()
 
     def _reserve(self, slots: int, length: int) -> None:
         """Room for so many rows of so many tokens; what is there stays."""
@@ -194,10 +204,11 @@ class SlotDecoder:
             rows, top = len(self.lengths), int(self.lengths.max()) if len(self.lengths) else 0
             cache[:, :, :rows, :, :top] = old[:, :, :rows, :, :top]
         self.cache = cache
+        self.family.reach(shape[1])
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Queries [b, t, Q, D] over keys and values [b, G, T, D] under mask [b, 1, t, T] → [b, t, Q · D].
+    """Queries [b, t, Q, D] over keys and values [b, G, T, D] → [b, t, Q · D]; mask [b, 1, t, T] is added to scores.
 
     The queries of a group of heads go as one longer row of queries, so that keys are not repeated for them.
     """
@@ -205,8 +216,21 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float)
     groups = keys.shape[1]
     each = heads // groups
     q = q.view(rows, width, groups, each, size).permute(0, 2, 3, 1, 4).reshape(rows, groups, -1, size)
+    q = q.to(keys.dtype)
     if each > 1 and width > 1:
         mask = mask.repeat(1, 1, each, 1)
-    attended = F.scaled_dot_product_attention(q.to(keys.dtype), keys, values, attn_mask=mask, scale=scale)
+    if width == 1 and _plain_is_quicker(q, keys):
+        shares = torch.softmax(torch.matmul(q * scale, keys.transpose(2, 3)).add_(mask), -1)
+        attended = torch.matmul(shares, values)
+    else:
+        attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
     attended = attended.view(rows, groups, each, width, size).permute(0, 3, 1, 2, 4)
     return attended.reshape(rows, width, heads * size)
+
+
+def _plain_is_quicker(q: Tensor, keys: Tensor) -> bool:
+    """Of single tokens of many rows on a CPU, for short rows or where a group of heads shares its keys."""
+    rows, groups, each, _ = q.shape
+    if q.device.type != "cpu" or q.dtype == torch.bfloat16 or rows * groups < 16:
+        return False
+    return each > 1 or keys.shape[2] <= SHORT
