@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from proxlm.models.widened import rounded, widens
+
 
 def is_plain(*modules: Any) -> bool:
     """Whether all are linear layers without bias and nothing else (no adapter around them)."""
@@ -21,11 +23,14 @@ def ready(module: Any, frozen: bool, bfloat16: bool) -> Callable[[Tensor], Tenso
     return (one_product([module], bfloat16) if frozen else None) or module
 
 
-def one_product(modules: Sequence[Any], bfloat16: bool) -> Callable[[Tensor], Tensor] | None:
+def one_product(
+    modules: Sequence[Any], bfloat16: bool, round_output: bool = True
+) -> Callable[[Tensor], Tensor] | None:
     """x [..., H] → all outputs side by side, for weights that stay as they are; None unless all are plain layers.
 
     The weights are copied once, in the dtype of the product and column by column, which is how a product with few
-    rows reads them: with one row it takes half the time.
+    rows reads them: with one row it takes half the time. A bf16 product that is widened keeps them wide, and need
+    not round what comes out.
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -36,7 +41,18 @@ def one_product(modules: Sequence[Any], bfloat16: bool) -> Callable[[Tensor], Te
     dtype = torch.bfloat16 if bfloat16 else columns[0].dtype
     weight = torch.cat([w.detach() for w in columns], -1).to(dtype).contiguous()
     bias = None if modules[0].bias is None else torch.cat([m.bias.detach() for m in modules]).to(dtype)
+    if bfloat16 and widens(weight.device):
+        return _wide_product(weight.float(), None if bias is None else bias.float(), round_output)
     return lambda x: F.linear(x.to(dtype), weight.T, bias)
+
+
+def _wide_product(weight: Tensor, bias: Tensor | None, round_output: bool) -> Callable[[Tensor], Tensor]:
+    def product(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            y = F.linear(rounded(x.float()), weight.T, bias)
+        return y.bfloat16() if round_output else y
+
+    return product
 
 
 def joined(modules: Sequence[Any], frozen: bool, bfloat16: bool) -> Callable[[Tensor], tuple[Tensor, ...]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from proxlm.models.blocks import FAMILIES, Family
 from proxlm.models.forward import micro_batches
 from proxlm.models.language_model import LanguageModel
-from proxlm.models.products import ready
+from proxlm.models.products import one_product
 
 # New contexts are read this many tokens at a time, padding included: enough to fill a processor.
 READ_TOKENS = 2048
@@ -39,7 +39,9 @@ class SlotDecoder:
         self.model = model
         family = FAMILIES[model.network.config.model_type]
         self.family: Family = family(model.trunk, True, model.bfloat16)
-        self.head = ready(model.network.get_output_embeddings(), True, model.bfloat16)
+        head = model.network.get_output_embeddings()
+        # The trainer's logits are unrounded just where the head's matrix is known.
+        self.head = one_product([head], model.bfloat16, model.head_weight is None) or head
         self.cache: Tensor | None = None
         self.lengths = torch.zeros(0, dtype=torch.int64, device=model.device)
 
