@@ -40,7 +40,7 @@ def test_it_is_what_the_layers_give(
     if not packing:
         monkeypatch.setattr(frozen, "can_pack", lambda *given: False)
     modules = layers(kind, *size, bias)
-    product = one_product(modules, bfloat16=False)
+    product = one_product(modules)
     assert isinstance(product, FrozenProduct)
     for shape in ((1, size[0]), (1, 1, size[0]), (7, size[0]), (3, 5, size[0]), (1, size[0])):
         x = torch.randn(shape)
@@ -54,7 +54,7 @@ def test_it_is_what_the_layers_give(
 def test_large_matrices_are_packed_and_rows_then_stand_alone() -> None:
     (layer,) = layers("linear", *LARGE, False)[:1]
     assert layer.weight.numel() > PACKED_SIZE
-    product, x = FrozenProduct([layer]), torch.randn(64, LARGE[0])
+    product, x = FrozenProduct([layer.weight.T]), torch.randn(64, LARGE[0])
     product(x[:1])
     assert product.packed is None  # one row alone has the other layout
     whole = product(x)
@@ -66,10 +66,12 @@ def test_large_matrices_are_packed_and_rows_then_stand_alone() -> None:
 
 @torch.no_grad()
 def test_small_matrices_and_other_dtypes_are_not_packed() -> None:
-    small, large = (FrozenProduct(layers("linear", *size, False)) for size in (SMALL, LARGE))
+    small, large = (
+        FrozenProduct([layer.weight.T for layer in layers("linear", *size, False)]) for size in (SMALL, LARGE)
+    )
     small(torch.randn(9, SMALL[0]))
     assert small.packed is None
-    double = FrozenProduct([layer.double() for layer in layers("linear", *LARGE, False)])
+    double = FrozenProduct([layer.weight.T.double() for layer in layers("linear", *LARGE, False)])
     double(torch.randn(9, LARGE[0], dtype=torch.float64))
     assert double.packed is None
     assert large.packs == can_pack(torch.device("cpu"), torch.float32)
@@ -77,6 +79,6 @@ def test_small_matrices_and_other_dtypes_are_not_packed() -> None:
 
 def test_layers_that_are_more_than_linear_are_left_to_themselves() -> None:
     plain = nn.Linear(4, 4)
-    assert one_product([plain, nn.Linear(4, 4, bias=False)], bfloat16=False) is None
-    assert one_product([nn.Sequential(plain)], bfloat16=False) is None
-    assert one_product([plain], bfloat16=True) is not None
+    assert one_product([plain, nn.Linear(4, 4, bias=False)]) is None
+    assert one_product([nn.Sequential(plain)]) is None
+    assert one_product([plain], "bfloat16") is not None

@@ -19,6 +19,7 @@ from proxlm.config.problems import (
     optimiser_problems,
     optimisers_problems,
     reward_problems,
+    rounded_weights_problems,
 )
 from proxlm.config.schema import (
     ConversationConfig,
@@ -59,8 +60,16 @@ class PPOJob:
         found += reward_problems(self.reward) + secret_problems("environment.args", self.environment.args)
         if self.rollout.temperature == 0:
             found.append(("rollout.temperature", "PPO needs samples: must be more than 0"))
+        if self.rollout.weights != "policy" and self.ppo.correction.mode == "none":
+            found.append(
+                (
+                    "rollout.weights",
+                    "rounded weights are another policy: set ppo.correction.mode, or leave it policy",
+                )
+            )
         if self.ppo.minibatches > self.ppo.batch_size * self.ppo.samples_per_prompt:
             found.append(("ppo.minibatches", "more minibatches than responses in a step"))
+        found += rounded_weights_problems(self.model, self.rollout)
         found += algorithm_problems(self.ppo, self.model) + _stability_problems(self)
         return found + optimisers_problems(self.optim)
 
@@ -130,7 +139,9 @@ class GenerateJob:
     seed: int = setting(0, "seed of the sampling", ge=0, lt=2**32)
 
     def problems(self) -> Problems:
-        return needed(("model.policy", self.model.policy))
+        return needed(("model.policy", self.model.policy)) + rounded_weights_problems(
+            self.model, self.rollout
+        )
 
 
 @dataclass(frozen=True)
@@ -153,6 +164,7 @@ class EvaluateJob:
         if not (self.data.eval_prompts or self.data.prompts or self.environment.use):
             found.append(("data.eval_prompts", "needed: a file of prompts to evaluate on"))
         found += secret_problems("environment.args", self.environment.args)
+        found += rounded_weights_problems(self.model, self.rollout)
         return found + reward_problems(self.reward)
 
 

@@ -107,6 +107,9 @@ class DataConfig:
     on_bad_record: Literal["fail", "skip"] = setting("fail", _ON_BAD_RECORD)
 
 
+RolloutWeights = Literal["policy", "bfloat16", "int8"]
+
+
 @dataclass(frozen=True)
 class RolloutConfig:
     """How responses are sampled."""
@@ -122,6 +125,10 @@ class RolloutConfig:
     stop: list[str] = setting(factory=list, help="texts that end a response, besides the end-of-text token")
     batch_size: int = setting(
         64, "sequences generated at once; does not change what is sampled", ge=1, on_resume="free"
+    )
+    weights: RolloutWeights = setting(
+        "policy",
+        "weights to write with: the policy's, or rounded to bfloat16 or int8 (then see ppo.correction)",
     )
 
 

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from proxlm.models.widened import widens
+
 # On a CPU torch's fused attention takes nearly twice as long as the plain products for rows up to this long, and as
 # long for rows of twice the length; it keeps no scores, which are little for such rows.
 SHORT = 128
@@ -20,8 +22,13 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     q [B, T, Q, D]; k, v [B, T, G, D], one head of them for Q / G of q. Returns [B, T, Q · D].
     """
     plain = q.device.type == "cpu" and q.dtype == k.dtype == v.dtype and q.dtype != torch.bfloat16
-    if plain and q.shape[1] <= SHORT and not torch.is_autocast_enabled("cpu"):
-        attended: Tensor = _PlainAttention.apply(q, k, v, scale)
+    if torch.is_autocast_enabled("cpu"):
+        plain = torch.get_autocast_dtype("cpu") == torch.bfloat16 and widens(q.device)
+        if plain:
+            q, k, v = (part.bfloat16() for part in (q, k, v))
+    if plain and q.shape[1] <= SHORT:
+        with torch.autocast("cpu", enabled=False):
+            attended: Tensor = _PlainAttention.apply(q, k, v, scale)
         return attended
     gqa = q.shape[2] != k.shape[2]
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
@@ -30,7 +37,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 class _PlainAttention(torch.autograd.Function):
-    """The queries of a group of heads go as one longer row of queries, so that keys are not repeated for them."""
+    """The queries of a group of heads go as one longer row of queries, so that keys are not repeated for them.
+
+    Of bf16 inputs scores, softmax and their derivatives are float32, as in fused attention.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -39,8 +49,10 @@ class _PlainAttention(torch.autograd.Function):
         ctx.shape, ctx.scale = (rows, length, groups, heads // groups, size), scale
         queries = _by_group(q, ctx.shape)
         keys, values = (part.transpose(1, 2).reshape(-1, length, size) for part in (k, v))
-        later = torch.full((length, length), -torch.inf, dtype=q.dtype).triu(1).repeat(heads // groups, 1)
-        shares = torch.softmax(torch.baddbmm(later, queries, keys.transpose(1, 2), alpha=scale), -1)
+        later = torch.full((length, length), -torch.inf, dtype=_wide(q[:0]).dtype).triu(1)
+        later = later.repeat(heads // groups, 1)
+        scores = torch.baddbmm(later, _wide(queries), _wide(keys).transpose(1, 2), alpha=scale)
+        shares = torch.softmax(scores, -1).to(q.dtype)
         ctx.save_for_backward(queries, keys, values, shares)
         return _by_token(torch.bmm(shares, values), ctx.shape).flatten(2)
 
@@ -51,14 +63,19 @@ class _PlainAttention(torch.autograd.Function):
         rows, length, groups, each, size = ctx.shape
         given = _by_group(given.view(rows, length, groups * each, size), ctx.shape)
         of_values = torch.bmm(shares.transpose(1, 2), given)
-        of_shares = torch.bmm(given, values.transpose(1, 2))
-        of_scores = torch._softmax_backward_data(of_shares, shares, -1, shares.dtype).mul_(ctx.scale)
+        of_shares = torch.bmm(_wide(given), _wide(values).transpose(1, 2))
+        of_scores = torch._softmax_backward_data(of_shares, _wide(shares), -1, of_shares.dtype)
+        of_scores = of_scores.mul_(ctx.scale).to(shares.dtype)
         of_queries = _by_token(torch.bmm(of_scores, keys), ctx.shape)
         of_keys = torch.bmm(of_scores.transpose(1, 2), queries)
         of_keys, of_values = (
             part.view(rows, groups, length, size).transpose(1, 2) for part in (of_keys, of_values)
         )
         return of_queries, of_keys, of_values, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def _by_group(x: Tensor, shape: tuple[int, int, int, int, int]) -> Tensor:

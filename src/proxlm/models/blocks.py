@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from proxlm.models.frozen import one_product
+from proxlm.models.frozen import Weights, one_product
 from proxlm.models.fused import gated_silu, rms_norm, rotated
 from proxlm.models.products import gated_mlp, is_plain, joined, ready
 
@@ -38,14 +38,14 @@ class LlamaBlock:
     wanted is for training passes, where the modules themselves are called.
     """
 
-    def __init__(self, layer: Any, frozen: bool, bfloat16: bool) -> None:
+    def __init__(self, layer: Any, frozen: Weights | None) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.layer, self.scale, self.size = layer, attention.scaling, attention.head_dim
         self.q, self.k, self.v = attention.q_proj, attention.k_proj, attention.v_proj
         self.groups = attention.config.num_key_value_heads
-        self.together = one_product([self.q, self.k, self.v], bfloat16) if frozen else None
-        self.o, self.down = (ready(module, frozen, bfloat16) for module in (attention.o_proj, mlp.down_proj))
-        self.gate_up = joined([mlp.gate_proj, mlp.up_proj], frozen, bfloat16)
+        self.together = one_product([self.q, self.k, self.v], frozen) if frozen else None
+        self.o, self.down = (ready(module, frozen) for module in (attention.o_proj, mlp.down_proj))
+        self.gate_up = joined([mlp.gate_proj, mlp.up_proj], frozen)
         self.q_norm, self.k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         self.silu = isinstance(mlp.act_fn, nn.SiLU) or type(mlp.act_fn).__name__ == "SiLUActivation"
         self.one_product = not frozen and self.silu and is_plain(mlp.gate_proj, mlp.up_proj, mlp.down_proj)
@@ -89,12 +89,11 @@ class LlamaBlock:
 class GPT2Block:
     """GPT-2: positions are in the embeddings, so heads are not turned."""
 
-    def __init__(self, layer: Any, frozen: bool, bfloat16: bool) -> None:
+    def __init__(self, layer: Any, frozen: Weights | None) -> None:
         attention, mlp = layer.attn, layer.mlp
         self.layer, self.scale, self.size = layer, attention.scaling, attention.head_dim
         self.qkv, self.o, self.up, self.down = (
-            ready(module, frozen, bfloat16)
-            for module in (attention.c_attn, attention.c_proj, mlp.c_fc, mlp.c_proj)
+            ready(module, frozen) for module in (attention.c_attn, attention.c_proj, mlp.c_fc, mlp.c_proj)
         )
 
     def heads(self, x: Tensor, turn: Turn, wanted: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
@@ -118,7 +117,7 @@ def normed(norm: Any, x: Tensor) -> Tensor:
 class Family(Protocol):
     """A model type's trunk in parts: embeddings, blocks, and the norm at the end.
 
-    Made with frozen = True its weights must not change while it is used: they are copied where that is faster.
+    Made with `frozen` its weights must not change while it is used: they are copied, and rounded if asked.
     """
 
     blocks: Sequence[Block]
@@ -134,10 +133,10 @@ class Family(Protocol):
 class LlamaFamily:
     """Llama, Mistral, Qwen2 and Qwen3."""
 
-    def __init__(self, trunk: Any, frozen: bool = False, bfloat16: bool = False) -> None:
+    def __init__(self, trunk: Any, frozen: Weights | None = None) -> None:
         self.trunk = trunk
         self.final: Callable[[Tensor], Tensor] = partial(normed, trunk.norm)
-        self.blocks: Sequence[Block] = [LlamaBlock(layer, frozen, bfloat16) for layer in trunk.layers]
+        self.blocks: Sequence[Block] = [LlamaBlock(layer, frozen) for layer in trunk.layers]
         self.angles: tuple[Tensor, Tensor] | None = None
 
     def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Turn]:
@@ -163,10 +162,10 @@ class LlamaFamily:
 class GPT2Family:
     """GPT-2."""
 
-    def __init__(self, trunk: Any, frozen: bool = False, bfloat16: bool = False) -> None:
+    def __init__(self, trunk: Any, frozen: Weights | None = None) -> None:
         self.trunk = trunk
         self.final: Callable[[Tensor], Tensor] = trunk.ln_f
-        self.blocks: Sequence[Block] = [GPT2Block(layer, frozen, bfloat16) for layer in trunk.h]
+        self.blocks: Sequence[Block] = [GPT2Block(layer, frozen) for layer in trunk.h]
 
     def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Turn]:
         # Padding may stand behind the last position that there is an embedding for.

@@ -18,7 +18,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for bf16. A processor without them emulates it, up to 100 times slower."""
+    """Whether the device has instructions for bf16; on a processor without them see `widened.py`."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
@@ -33,8 +33,13 @@ def uses_bfloat16(precision: str, device: torch.device) -> bool:
     return precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
 
 
+def can_widen() -> bool:
+    """Whether this torch lets its products be replaced by wider ones (`widened.py`)."""
+    return hasattr(torch.library, "get_kernel")
+
+
 def is_emulated(device: str) -> bool:
-    """Whether bf16 would be emulated on the device of that name; no for a device that is not there."""
+    """Whether the device of that name has no instructions for bf16; no for a device that is not there."""
     try:
         return not has_bfloat16(resolve_device(device))
     except ValueError:

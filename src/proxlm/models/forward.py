@@ -139,7 +139,7 @@ def head_logprobs(
     weight, rest = model.head_weight, (tokens, temperature, entropy, logit_chunk(model))
     if weight is None:
         return chunked_logprobs(states, model.logits, *rest)
-    return linear_head_logprobs(states, weight, *rest)
+    return linear_head_logprobs(states.to(weight.dtype), weight, *rest, model.bfloat16)
 
 
 def head_backward(
@@ -154,7 +154,8 @@ def head_backward(
     weight, rest = model.head_weight, (tokens, temperature, entropy, logit_chunk(model), loss)
     if weight is None:
         return backward_through_head(states, model.logits, *rest)
-    return backward_through_linear_head(states, weight, *rest)
+    gradient = backward_through_linear_head(states.to(weight.dtype), weight, *rest, model.bfloat16)
+    return gradient.to(states.dtype)
 
 
 def logit_chunk(model: LanguageModel) -> int:

@@ -1,40 +1,83 @@
 """Products with weights that stay as they are, in the layout that the rows they meet need.
 
 Decoding multiplies few rows, one for each text that is being written. For those an ordinary product spends its time
-on getting at the weights, so they are copied once into another order.
+on getting at the weights, so they are copied once into another order; rounded, if asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from proxlm.models.int8 import Int8Product
+from proxlm.models.widened import rounded, widens
+
+# What the copies are: in the weights' own dtype, or rounded to another one.
+Weights = Literal["own", "bfloat16", "int8"]
+
 # Smaller matrices are not worth oneDNN's own cost of a call.
 PACKED_SIZE = 2**17
 
 
+def one_product(
+    modules: Sequence[Any], weights: Weights = "own", round_output: bool = True
+) -> Callable[[Tensor], Tensor] | None:
+    """x [..., K] → the outputs of the modules on it side by side, [..., N].
+
+    None unless all are plain linear layers, all with a bias or all without. The weights are copied and must not
+    change. round_output: what comes out of a bf16 product is rounded, too, where it need not be.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = {type(module) for module in modules}
+    if kinds not in ({nn.Linear}, {Conv1D}) or len({module.bias is None for module in modules}) > 1:
+        return None
+    columns = [(m.weight if type(m) is Conv1D else m.weight.T).detach() for m in modules]
+    bias = None if modules[0].bias is None else torch.cat([m.bias.detach() for m in modules])
+    if weights == "int8":
+        return Int8Product(_rows(columns), bias)
+    if weights == "own":
+        return FrozenProduct(columns, bias)
+    if widens(columns[0].device):
+        wide = [rounded(part.float()) for part in columns]
+        return _between_roundings(
+            FrozenProduct(wide, None if bias is None else rounded(bias.float())), round_output
+        )
+    return FrozenProduct([part.bfloat16() for part in columns], None if bias is None else bias.bfloat16())
+
+
+def _rows(columns: Sequence[Tensor]) -> Tensor:
+    """Parts [K, n] → [N, K]."""
+    return columns[0].T if len(columns) == 1 else torch.cat([part.T for part in columns])
+
+
+def _between_roundings(product: FrozenProduct, round_output: bool) -> Callable[[Tensor], Tensor]:
+    """A float32 product of what is rounded to bf16."""
+
+    def call(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            y = product(rounded(x.float()))
+        return y.bfloat16() if round_output else y
+
+    return call
+
+
 class FrozenProduct:
-    """x [..., K] → x W + b [..., N], of the layers `modules` on the same x side by side.
+    """x [..., K] → x W + b [..., N], W given in parts [K, n] of its columns.
 
     On a CPU, in float32, large matrices are packed by oneDNN: 64 rows take 0.5 to 0.9 of the time of the ordinary
     product, and what comes out for a row does not depend on how many others there are. One row alone reads the
-    matrix column by column. Modules are linear layers (see `one_product`) whose weights must not change.
+    matrix column by column.
     """
 
-    def __init__(self, modules: Sequence[Any], dtype: torch.dtype | None = None) -> None:
-        from transformers.pytorch_utils import Conv1D
-
-        columns = [(m.weight if type(m) is Conv1D else m.weight.T).detach() for m in modules]
-        self.dtype = dtype or columns[0].dtype
-        self.parts = columns
-        biases = [m.bias for m in modules]
-        self.bias = None if biases[0] is None else torch.cat([b.detach() for b in biases]).to(self.dtype)
-        size = sum(part.numel() for part in columns)
-        self.packs = size >= PACKED_SIZE and can_pack(columns[0].device, self.dtype)
+    def __init__(self, parts: Sequence[Tensor], bias: Tensor | None = None) -> None:
+        self.parts, self.bias, self.dtype = parts, bias, parts[0].dtype
+        large = sum(part.numel() for part in parts) >= PACKED_SIZE
+        self.packs = large and can_pack(parts[0].device, self.dtype)
         self.columns: Tensor | None = None
         self.packed: Tensor | None = None
 
@@ -43,10 +86,10 @@ class FrozenProduct:
         if self.packed is None:
             if not self.packs or x.numel() == x.shape[-1]:
                 if self.columns is None:
-                    self.columns = torch.cat(self.parts, -1).to(self.dtype).contiguous()
+                    self.columns = torch.cat(list(self.parts), -1).contiguous()
                 return F.linear(x, self.columns.T, self.bias)
-            rows = torch.cat([part.T for part in self.parts]) if len(self.parts) > 1 else self.parts[0].T
-            self.packed, self.columns = torch.ops.mkldnn._reorder_linear_weight(rows, None), None
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(_rows(self.parts), None)
+            self.columns = None
         return _packed_product(x, self.packed, self.bias)
 
 
@@ -66,14 +109,3 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
         return bool(torch.equal(_packed_product(x, packed, None), weight.T))
     except (AttributeError, RuntimeError, TypeError):
         return False
-
-
-def one_product(modules: Sequence[Any], bfloat16: bool) -> FrozenProduct | None:
-    """All outputs of the modules on the same x side by side; None unless all are plain linear layers, all with a
-    bias or all without."""
-    from transformers.pytorch_utils import Conv1D
-
-    kinds = {type(module) for module in modules}
-    if kinds not in ({nn.Linear}, {Conv1D}) or len({module.bias is None for module in modules}) > 1:
-        return None
-    return FrozenProduct(modules, torch.bfloat16 if bfloat16 else None)

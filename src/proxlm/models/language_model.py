@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from proxlm.errors import ModelError
 from proxlm.models.encoder_decoder import EncoderDecoderTrunk, start_token
+from proxlm.models.widened import rounded, widen_products, widens
 
 # Fields of a configuration by which `logits` changes what the head gives.
 LOGIT_CHANGES = ("scale_decoder_outputs", "logit_scale", "logits_scaling", "final_logit_softcapping")
@@ -39,6 +41,15 @@ class LanguageModel:
     source: str = ""
     packed: bool = False
     activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.widened:
+            widen_products()
+
+    @property
+    def widened(self) -> bool:
+        """Whether bf16 products are float32 products of bf16 inputs, for want of instructions."""
+        return self.bfloat16 and widens(self.device)
 
     @property
     def trunk(self) -> nn.Module:
@@ -82,6 +93,10 @@ class LanguageModel:
         config = self.network.config.get_text_config()
         if getattr(config, "scale_decoder_outputs", False):  # T5
             hidden = hidden * config.d_model**-0.5
+        if self.widened and (weight := self.head_weight) is not None:
+            # Unrounded, as `head_logprobs` has them; it costs no more.
+            with torch.autocast(self.device.type, enabled=False):
+                return F.linear(rounded(hidden.float()), rounded(weight))
         with self.autocast():
             logits = self.network.get_output_embeddings()(hidden)
         bias = getattr(self.network, "final_logits_bias", None)  # BART
@@ -100,14 +115,19 @@ class LanguageModel:
 
     @property
     def head_weight(self) -> nn.Parameter | None:
-        """The head's matrix [V, H], if the logits are its product with the states and nothing else, in float32."""
+        """The head's matrix [V, H], if the logits are its product with the states and nothing else, in float32.
+
+        Where products are widened, the product of both rounded to bf16.
+        """
         config, head = self.network.config.get_text_config(), self.network.get_output_embeddings()
         weight: Any = getattr(head, "weight", None)
         kind: type = type(head)
         if kind is not nn.Linear or head.bias is not None or type(weight) is not nn.Parameter:
             return None  # adapters around it, or its matrix in pieces on many devices
         changed = any(getattr(config, name, None) for name in LOGIT_CHANGES)
-        if changed or getattr(self.network, "final_logits_bias", None) is not None or self.bfloat16:
+        if changed or getattr(self.network, "final_logits_bias", None) is not None:
+            return None
+        if self.bfloat16 and not self.widened:
             return None
         return weight
 

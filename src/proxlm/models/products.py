@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from proxlm.models.frozen import one_product
+from proxlm.models.frozen import Weights, one_product
 
 
 def is_plain(*modules: Any) -> bool:
@@ -18,19 +18,19 @@ def is_plain(*modules: Any) -> bool:
     return all(type(module) is nn.Linear and module.bias is None for module in modules)
 
 
-def ready(module: Any, frozen: bool, bfloat16: bool) -> Callable[[Tensor], Tensor]:
+def ready(module: Any, frozen: Weights | None) -> Callable[[Tensor], Tensor]:
     """The module; frozen, a plain linear layer as `one_product`. Others (adapters around a layer) as they are."""
-    return (one_product([module], bfloat16) if frozen else None) or module
+    return (one_product([module], frozen) if frozen else None) or module
 
 
-def joined(modules: Sequence[Any], frozen: bool, bfloat16: bool) -> Callable[[Tensor], tuple[Tensor, ...]]:
+def joined(modules: Sequence[Any], frozen: Weights | None) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """x [..., H] → the output of each module on x. Frozen plain linear layers are one product.
 
     For one token a row that spares calls; a training pass gains nothing by it.
     """
-    together = one_product(modules, bfloat16) if frozen else None
+    together = one_product(modules, frozen) if frozen else None
     if together is None:
-        single = [ready(module, frozen, bfloat16) for module in modules]
+        single = [ready(module, frozen) for module in modules]
         return lambda x: tuple(one(x) for one in single)
     widths = [m.out_features for m in modules]
     return lambda x: together(x).split(widths, -1)

@@ -2,6 +2,9 @@
 
 The same formulas as `logprobs.py`, which takes any head. Here nothing else of the logits' size is made but, for the
 entropy, a second buffer; the head's gradient is added up where it is kept.
+
+With bfloat16 = True what goes into a product is rounded to bf16 first, as with autocast, but products add up and
+stay in the dtype of hidden: logits, softmax and the head's gradient are not rounded.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from proxlm.rl.logprobs import spans
 class _Buffers:
     """Room for the logits of a span, over and over."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, rows: int, entropy: bool) -> None:
+    def __init__(self, hidden: Tensor, weight: Tensor, rows: int, entropy: bool, bfloat16: bool) -> None:
+        self.bfloat16 = bfloat16
         self.probabilities = hidden.new_empty(rows, len(weight))
         self.log_probabilities = hidden.new_empty(rows, len(weight)) if entropy else None
 
@@ -70,20 +74,33 @@ class _Buffers:
         of_z.scatter_add_(-1, tokens[:, None], of_logprobs)
         if temperature != 1.0:
             of_z.div_(temperature)
+        if self.bfloat16:
+            of_z.copy_(of_z.bfloat16())
         if of_weight is not None:
             of_weight.addmm_(of_z.T, hidden)
         return of_z @ weight
 
 
+def _ready(x: Tensor, bfloat16: bool) -> Tensor:
+    """What goes into the product in the place of x."""
+    return x.bfloat16().to(x.dtype) if bfloat16 else x
+
+
 def linear_head_logprobs(
-    hidden: Tensor, weight: Tensor, tokens: Tensor, temperature: float, entropy: bool, chunk: int
+    hidden: Tensor,
+    weight: Tensor,
+    tokens: Tensor,
+    temperature: float,
+    entropy: bool,
+    chunk: int,
+    bfloat16: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """log π(token) [R] and, if asked, H(π) [R] of π = softmax(hidden weightᵀ / temperature).
 
     hidden [R, H] and weight [V, H] float32 or float64, tokens [R] int64; logits of `chunk` tokens at once, in the
     backward pass anew. Not for differentiating twice.
     """
-    logprobs, entropies = _LinearHead.apply(hidden, weight, tokens, temperature, entropy, chunk)
+    logprobs, entropies = _LinearHead.apply(hidden, weight, tokens, temperature, entropy, chunk, bfloat16)
     return logprobs, entropies if entropy else None
 
 
@@ -97,10 +114,12 @@ class _LinearHead(torch.autograd.Function):
         temperature: float,
         entropy: bool,
         chunk: int,
+        bfloat16: bool,
     ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(hidden, weight, tokens)
-        ctx.rest = temperature, entropy, chunk
-        buffers = _Buffers(hidden, weight, min(chunk, len(tokens)), entropy)
+        ctx.rest = temperature, entropy, chunk, bfloat16
+        hidden, weight = _ready(hidden, bfloat16), _ready(weight, bfloat16)
+        buffers = _Buffers(hidden, weight, min(chunk, len(tokens)), entropy, bfloat16)
         logprobs = hidden.new_empty(len(tokens))
         entropies = torch.empty_like(logprobs) if entropy else None
         for span in spans(len(tokens), chunk):
@@ -113,17 +132,18 @@ class _LinearHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, tokens = ctx.saved_tensors
-        temperature, entropy, chunk = ctx.rest
+        temperature, entropy, chunk, bfloat16 = ctx.rest
+        hidden, weight = _ready(hidden, bfloat16), _ready(weight, bfloat16)
         gradient, of_weight = torch.empty_like(hidden), None
         if ctx.needs_input_grad[1]:
             of_weight = torch.zeros_like(weight)
-        buffers = _Buffers(hidden, weight, min(chunk, len(tokens)), entropy)
+        buffers = _Buffers(hidden, weight, min(chunk, len(tokens)), entropy, bfloat16)
         for span in spans(len(tokens), chunk):
             part = hidden[span], weight, tokens[span], temperature
             found = buffers.fill(*part)
             grads = [g[span] for g in given[: 1 + entropy]]
             gradient[span] = buffers.backward(*part, grads, found[-1], of_weight)
-        return gradient, of_weight, None, None, None, None
+        return gradient, of_weight, None, None, None, None, None
 
 
 def backward_through_linear_head(
@@ -134,14 +154,16 @@ def backward_through_linear_head(
     entropy: bool,
     chunk: int,
     loss: Callable[[slice, Tensor, Tensor | None], Tensor],
+    bfloat16: bool = False,
 ) -> Tensor:
     """As `backward_through_head`, for a head that is weight [V, H]. Its gradient is added to weight.grad."""
-    gradient, whole = torch.empty_like(hidden), hidden.detach()
-    buffers = _Buffers(whole, weight, min(chunk, len(tokens)), entropy)
+    gradient, whole = torch.empty_like(hidden), _ready(hidden.detach(), bfloat16)
+    factor = _ready(weight.detach(), bfloat16)
+    buffers = _Buffers(whole, factor, min(chunk, len(tokens)), entropy, bfloat16)
     if weight.requires_grad and weight.grad is None:
         weight.grad = torch.zeros_like(weight)
     for span in spans(len(tokens), chunk):
-        part = whole[span], weight.detach(), tokens[span], temperature
+        part = whole[span], factor, tokens[span], temperature
         leaves = [t.requires_grad_() for t in buffers.fill(*part) if t is not None]
         loss(span, leaves[0], leaves[1] if entropy else None).backward()
         grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]

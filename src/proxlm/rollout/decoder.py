@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from proxlm.models.blocks import fits
+from proxlm.config import RolloutWeights
+from proxlm.errors import ModelError
+from proxlm.models.blocks import FAMILIES, fits
 from proxlm.models.encoder_decoder import EncoderDecoderTrunk
 from proxlm.models.families import SHORT_NAMES
 from proxlm.models.forward import pad_with_mask
@@ -173,13 +175,18 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor
     return padded, mask, torch.arange(len(rows), device=device) * padded.shape[1] + lengths - 1
 
 
-def make_decoder(model: LanguageModel) -> SlotDecoder | BatchDecoder:
+def make_decoder(model: LanguageModel, weights: RolloutWeights = "policy") -> SlotDecoder | BatchDecoder:
     """The decoder for what the model is: two halves, a type we know, one that keeps a state of ours, plain keys and
-    values, or nothing that drops rows."""
+    values, or nothing that drops rows. Raises ModelError for rounded weights of a type we do not know."""
+    if fits(model.network.config):
+        return SlotDecoder(model, weights)
+    if weights != "policy":
+        raise ModelError(
+            f"{model.source}: rollout.weights = {weights} is for model types {', '.join(FAMILIES)}, and this is"
+            f' {model.network.config.model_type}; set it to "policy"'
+        )
     if model.encoder_decoder:
         return TargetDecoder(model)
-    if fits(model.network.config):
-        return SlotDecoder(model)
     if model.network.config.model_type in SHORT_NAMES.values():
         return RecurrentDecoder(model)
     return CachedDecoder(model) if _has_plain_cache(model) else RecomputeDecoder(model)

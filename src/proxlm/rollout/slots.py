@@ -6,18 +6,21 @@ their slots to others; rows that join read only what the cache does not hold. Mo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from proxlm.config import RolloutWeights
 from proxlm.models.attention import SHORT
 from proxlm.models.blocks import FAMILIES, Family
 from proxlm.models.forward import micro_batches
+from proxlm.models.frozen import Weights, one_product
 from proxlm.models.language_model import LanguageModel
-from proxlm.models.products import ready
+from proxlm.models.widened import widen_products, widens
 
 # New contexts are read this many tokens at a time, padding included: enough to fill a processor.
 READ_TOKENS = 2048
@@ -36,11 +39,16 @@ class Memory(NamedTuple):
 class SlotDecoder:
     """See the module. Slots are numbered as rows were added; `keep` may put rows into another order."""
 
-    def __init__(self, model: LanguageModel) -> None:
-        self.model = model
-        family = FAMILIES[model.network.config.model_type]
-        self.family: Family = family(model.trunk, True, model.bfloat16)
-        self.head = ready(model.network.get_output_embeddings(), True, model.bfloat16)
+    def __init__(self, model: LanguageModel, weights: RolloutWeights = "policy") -> None:
+        self.model, self.own = model, weights == "policy"
+        kind: Weights = weights if weights != "policy" else "bfloat16" if model.bfloat16 else "own"
+        self.bfloat16 = kind == "bfloat16"
+        if self.bfloat16 and widens(model.device):
+            widen_products()
+        self.family: Family = FAMILIES[model.network.config.model_type](model.trunk, kind)
+        head = model.network.get_output_embeddings()
+        # The trainer's logits are unrounded just where the head's matrix is known.
+        self.head = one_product([head], kind, model.head_weight is None) or head
         self.cache: Tensor | None = None
         self.lengths = torch.zeros(0, dtype=torch.int64, device=model.device)
 
@@ -106,8 +114,14 @@ class SlotDecoder:
 
     def logits(self, states: Tensor) -> Tensor:
         """States [b, H] → logits [b, V]: of these model types the head's own."""
-        with self.model.autocast():
+        with self._autocast():
             return self.head(states)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """As the policy computes; rounded weights say themselves what they compute in."""
+        if self.own:
+            return self.model.autocast()
+        return torch.autocast(self.model.device.type, enabled=False)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token to each row, [b] int64; returns the state after it, [b, H]."""
@@ -145,7 +159,7 @@ class SlotDecoder:
         hidden = torch.arange(top, device=tokens.device) > positions[..., None]
         mask = torch.zeros(hidden.shape, dtype=self.cache.dtype, device=tokens.device)
         mask = mask.masked_fill_(hidden, -torch.inf)[:, None]
-        with self.model.autocast():
+        with self._autocast():
             x, turn = self.family.embed(tokens, positions)
             for layer, block in enumerate(self.family.blocks):
                 q, k, v = block.heads(x, turn)
@@ -188,7 +202,7 @@ class SlotDecoder:
             has if wanted <= has else max(wanted, 2 * has)
             for has, wanted in zip(have, (slots, length), strict=True)
         ]
-        dtype = torch.bfloat16 if self.model.bfloat16 else next(self.model.trunk.parameters()).dtype
+        dtype = torch.bfloat16 if self.bfloat16 else next(self.model.trunk.parameters()).dtype
         # Zeros, for attention multiplies what it masks by 0, and 0 · NaN would be NaN.
         cache = torch.zeros(
             len(self.family.blocks),

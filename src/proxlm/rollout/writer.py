@@ -50,7 +50,7 @@ class Writer:
     def __init__(self, model: LanguageModel, config: RolloutConfig) -> None:
         self.model, self.config = model, config
         self.ends = _Ends(model, config.stop)
-        made = make_decoder(model)
+        made = make_decoder(model, config.weights)
         self.decoder: Decoder = made
         self.slots = made if isinstance(made, SlotDecoder) else None
         self.waiting: deque[Turn] = deque()
@@ -117,7 +117,7 @@ class Writer:
         if self.slots is not None:
             room = max(turn.limit for turn in turns)
             return self.slots.add(contexts, room, [turn.memory for turn in turns])
-        made = make_decoder(self.model)
+        made = make_decoder(self.model, self.config.weights)
         assert not isinstance(made, SlotDecoder)
         self.decoder = made
         return made.start(contexts)
