@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from proxlm.models.widened import rounded, widens
+from proxlm.models.widened import widens
 
 
 def is_plain(*modules: Any) -> bool:
@@ -49,7 +49,7 @@ def one_product(
 def _wide_product(weight: Tensor, bias: Tensor | None, round_output: bool) -> Callable[[Tensor], Tensor]:
     def product(x: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
-            y = F.linear(rounded(x.float()), weight.T, bias)
+            y = F.linear(x.bfloat16().float(), weight.T, bias)
         return y.bfloat16() if round_output else y
 
     return product

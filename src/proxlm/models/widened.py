@@ -27,11 +27,6 @@ def widens(device: torch.device) -> bool:
     return device.type == "cpu" and can_widen() and not has_bfloat16(device)
 
 
-def rounded(x: Tensor) -> Tensor:
-    """x rounded to bf16, in its own dtype."""
-    return x.bfloat16().to(x.dtype)
-
-
 @cache
 def widen_products() -> torch.library.Library:
     """Replace the CPU kernels of the matrix products and of attention, once for the process."""
