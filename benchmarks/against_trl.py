@@ -112,7 +112,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     common = ["--steps", str(given.steps), "--threads", str(given.threads), "--device", given.device]
     rates = {name: matmul_rate(name, given.device) for name in ("float32", "bfloat16")}
-    # Without instructions for it, a bf16 product takes a hundred times as long: there is nothing to compare.
+    # Without instructions for it, bf16 saves no time (models/widened.py): there is nothing to compare.
     settings = {k: v for k, v in SETTINGS.items() if "bf16" not in k or rates["bfloat16"] > rates["float32"]}
     found: dict[str, Any] = {"matmul_flops": rates, "threads": given.threads, "workloads": {}, "raw": {}}
     for workload in given.workloads:

@@ -118,7 +118,7 @@ def job(
 
 
 def actors(tokenizer: Any, config: PPOJob, lora: int = 0, family: str = "llama") -> ActorCritic:
-    policy = tiny_model(tokenizer, family, packed=config.model.packed)
+    policy = tiny_model(tokenizer, family, packed=config.model.packed, precision=config.model.precision)
     if lora:
         torch.manual_seed(1)
         policy = add_lora(policy, LoraConfig(rank=lora))

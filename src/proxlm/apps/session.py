@@ -27,7 +27,7 @@ from proxlm.data.skipped import FILE_NAME, Skipped
 from proxlm.data.tokenizer import load_tokenizer, require_folder
 from proxlm.errors import ConfigError, DataError, ModelError
 from proxlm.models.allocator import keep_freed_memory
-from proxlm.models.device import is_emulated
+from proxlm.models.device import can_widen, lacks_bfloat16, resolve_device
 from proxlm.runlog.folder import open_run, write_atomic
 from proxlm.runlog.lock import locked
 from proxlm.runlog.loggers import check_wandb
@@ -50,10 +50,15 @@ def set_up(seed: int, threads: int = 0, model: ModelConfig | None = None) -> Non
         torch.set_num_threads(threads)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    if model is not None and model.precision == "bfloat16" and is_emulated(model.device):
+    if model is not None and model.precision == "bfloat16" and lacks_bfloat16(model.device):
+        how = (
+            "multiplies in float32 and rounds to bfloat16, which takes less memory but no less time than float32"
+            if resolve_device(model.device).type == "cpu" and can_widen()
+            else "emulates it, far slower than float32"
+        )
         print(
-            "note: model.precision = bfloat16, but this processor has no instructions for it and emulates it, far"
-            " slower than float32; auto takes what is there",
+            f"note: model.precision = bfloat16, but this device has no instructions for it: it {how};"
+            " auto takes what is there",
             flush=True,
         )
 

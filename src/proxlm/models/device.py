@@ -38,7 +38,7 @@ def can_widen() -> bool:
     return hasattr(torch.library, "get_kernel")
 
 
-def is_emulated(device: str) -> bool:
+def lacks_bfloat16(device: str) -> bool:
     """Whether the device of that name has no instructions for bf16; no for a device that is not there."""
     try:
         return not has_bfloat16(resolve_device(device))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from proxlm.models.int8 import Int8Product
-from proxlm.models.widened import rounded, widens
+from proxlm.models.widened import widens
 
 # What the copies are: in the weights' own dtype, or rounded to another one.
 Weights = Literal["own", "bfloat16", "int8"]
@@ -43,9 +43,9 @@ def one_product(
     if weights == "own":
         return FrozenProduct(columns, bias)
     if widens(columns[0].device):
-        wide = [rounded(part.float()) for part in columns]
+        wide = [part.bfloat16().float() for part in columns]
         return _between_roundings(
-            FrozenProduct(wide, None if bias is None else rounded(bias.float())), round_output
+            FrozenProduct(wide, None if bias is None else bias.bfloat16().float()), round_output
         )
     return FrozenProduct([part.bfloat16() for part in columns], None if bias is None else bias.bfloat16())
 
@@ -60,7 +60,7 @@ def _between_roundings(product: FrozenProduct, round_output: bool) -> Callable[[
 
     def call(x: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
-            y = product(rounded(x.float()))
+            y = product(x.bfloat16().float())
         return y.bfloat16() if round_output else y
 
     return call

@@ -27,22 +27,17 @@ def widens(device: torch.device) -> bool:
     return device.type == "cpu" and can_widen() and not has_bfloat16(device)
 
 
-def rounded(x: Tensor) -> Tensor:
-    """x rounded to bf16, in its own dtype."""
-    return x.bfloat16().to(x.dtype)
-
-
 @cache
 def widen_products() -> torch.library.Library:
     """Replace the CPU kernels of the matrix products and of attention, once for the process."""
     library = torch.library.Library("aten", "IMPL")
-    replaced = {name: _rounding_once(_kernel(name)) for name in PRODUCTS}
+    replaced = {name: _product(_kernel(name)) for name in PRODUCTS}
     for name in PRODUCTS:
         replaced[f"{name}.out"] = _into_out(_kernel(f"{name}.out"), _kernel(name))
     for name in ("addmm", "baddbmm"):
         replaced[f"{name}_"] = _in_place(_kernel(f"{name}_"), _kernel(name))
     replaced[ATTENTION] = _attention(_kernel(ATTENTION))
-    replaced[f"{ATTENTION}_backward"] = _rounding_once(_kernel(f"{ATTENTION}_backward"))
+    replaced[f"{ATTENTION}_backward"] = _attention_backward(_kernel(f"{ATTENTION}_backward"))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(?s).*overrid")
         for name, kernel in replaced.items():
@@ -68,19 +63,23 @@ def _widely(kernel: Kernel, keys: Any, given: tuple[Any, ...], options: dict[str
     return kernel(keys, *map(_wide, given), **{name: _wide(value) for name, value in options.items()})
 
 
-def _rounding_once(kernel: Kernel) -> Kernel:
-    def call(keys: Any, *given: Any, **options: Any) -> Any:
-        if given[0].dtype != torch.bfloat16:
+def _is_bfloat16(*factors: Tensor) -> bool:
+    """Mixed dtypes are for torch's own kernel to refuse."""
+    return all(factor.dtype == torch.bfloat16 for factor in factors)
+
+
+def _product(kernel: Kernel) -> Kernel:
+    def call(keys: Any, *given: Tensor, **options: Any) -> Any:
+        if not _is_bfloat16(*given):
             return kernel(keys, *given, **options)
-        found = _widely(kernel, keys, given, options)
-        return found.bfloat16() if isinstance(found, Tensor) else tuple(part.bfloat16() for part in found)
+        return _widely(kernel, keys, given, options).bfloat16()
 
     return call
 
 
 def _in_place(kernel: Kernel, making: Kernel) -> Kernel:
-    def call(keys: Any, own: Tensor, *given: Any, **options: Any) -> Any:
-        if own.dtype != torch.bfloat16:
+    def call(keys: Any, own: Tensor, *given: Tensor, **options: Any) -> Any:
+        if not _is_bfloat16(own, *given):
             return kernel(keys, own, *given, **options)
         return own.copy_(_widely(making, keys, (own, *given), options))
 
@@ -88,8 +87,8 @@ def _in_place(kernel: Kernel, making: Kernel) -> Kernel:
 
 
 def _into_out(kernel: Kernel, making: Kernel) -> Kernel:
-    def call(keys: Any, *given: Any, out: Tensor, **options: Any) -> Any:
-        if not given[0].dtype == out.dtype == torch.bfloat16:
+    def call(keys: Any, *given: Tensor, out: Tensor, **options: Any) -> Any:
+        if not _is_bfloat16(out, *given):
             return kernel(keys, *given, out=out, **options)
         found = _widely(making, keys, given, options)
         return out.resize_(found.shape).copy_(found)
@@ -99,9 +98,18 @@ def _into_out(kernel: Kernel, making: Kernel) -> Kernel:
 
 def _attention(kernel: Kernel) -> Kernel:
     def call(keys: Any, q: Tensor, *given: Any, **options: Any) -> Any:
-        if q.dtype != torch.bfloat16:
+        if not _is_bfloat16(q):
             return kernel(keys, q, *given, **options)
         attended, log_sums = _widely(kernel, keys, (q, *given), options)
         return attended.bfloat16(), log_sums  # the kernel's log-sums are float32 whatever the inputs are
+
+    return call
+
+
+def _attention_backward(kernel: Kernel) -> Kernel:
+    def call(keys: Any, given: Tensor, *kept: Any, **options: Any) -> Any:
+        if not _is_bfloat16(given):
+            return kernel(keys, given, *kept, **options)
+        return tuple(part.bfloat16() for part in _widely(kernel, keys, (given, *kept), options))
 
     return call

@@ -3,8 +3,8 @@
 The same formulas as `logprobs.py`, which takes any head. Here nothing else of the logits' size is made but, for the
 entropy, a second buffer; the head's gradient is added up where it is kept.
 
-With bfloat16 = True what goes into a product is rounded to bf16 first, as with autocast, but products add up and
-stay in the dtype of hidden: logits, softmax and the head's gradient are not rounded.
+With bfloat16 = True what goes into a product is rounded to bf16 first, as with autocast, but what comes out is not:
+logits, softmax and the head's gradient stay in the dtype of hidden.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def linear_head_logprobs(
     """log π(token) [R] and, if asked, H(π) [R] of π = softmax(hidden weightᵀ / temperature).
 
     hidden [R, H] and weight [V, H] float32 or float64, tokens [R] int64; logits of `chunk` tokens at once, in the
-    backward pass anew. Not for differentiating twice.
+    backward pass anew. bfloat16: see the module. Not for differentiating twice.
     """
     logprobs, entropies = _LinearHead.apply(hidden, weight, tokens, temperature, entropy, chunk, bfloat16)
     return logprobs, entropies if entropy else None
