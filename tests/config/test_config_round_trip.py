@@ -41,6 +41,7 @@ DRAWN = {
     "text.train": st.lists(SOME_TEXT, min_size=1, max_size=3),
     "folder": SOME_TEXT,
     "reward.use": st.just(""),
+    "reward.overlap": st.just(0),
     "use": SOME_TEXT,
     "rollout.temperature": st.floats(0.01, 9),
     "ppo.minibatches": st.just(1),

@@ -57,6 +57,10 @@ class PPOJob:
         found = needed(("model.policy", self.model.policy))
         if not self.environment.use:
             found += needed(("data.prompts", self.data.prompts))
+        elif self.reward.overlap:
+            found.append(
+                ("reward.overlap", "conversations (environment.use) are scored all together; set it to 0")
+            )
         found += reward_problems(self.reward) + secret_problems("environment.args", self.environment.args)
         if self.rollout.temperature == 0:
             found.append(("rollout.temperature", "PPO needs samples: must be more than 0"))

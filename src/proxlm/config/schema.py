@@ -188,6 +188,13 @@ class RewardConfig:
         on_resume="free",
     )
     error_score: float = setting(0.0, "score of a response whose reward failed (with on_error = score)")
+    # Fixed on resume: a reward that looks at all it is given would see others beside each response.
+    overlap: int = setting(
+        0,
+        "score responses in groups of this many as they end, beside the writing of others; 0: all together when all"
+        " are written",
+        ge=0,
+    )
 
 
 Schedule = Literal["constant", "linear", "cosine", "exponential", "inverse-time", "staged"]

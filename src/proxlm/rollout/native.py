@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -35,6 +36,22 @@ class Generate(Protocol):
     ) -> Rollout: ...
 
 
+class Listener(Protocol):
+    """Hears of a rollout while it is written, in the thread that writes; what it raises ends the writing.
+
+    size: how many responses it gets at a time, at least 1.
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    def wrote(self) -> None:
+        """Each response that is being written has one token more."""
+
+    def ended(self, rows: list[int], part: Rollout) -> None:
+        """These rows have ended: the next `size` in the order of prompt lengths, in the end what is left."""
+
+
 @torch.no_grad()
 def generate(
     model: LanguageModel,
@@ -46,6 +63,7 @@ def generate(
     stream: int = TRAINING,
     version: int = 0,
     on_progress: Progress | None = None,
+    listener: Listener | None = None,
 ) -> Rollout:
     """Sample one response to each prompt (repeat a prompt for more).
 
@@ -53,20 +71,33 @@ def generate(
     on the order or config.batch_size. A response ends with an EOS token, which it keeps; at a stop text, whose
     tokens it keeps while `texts` is cut before it; or after max_new_tokens.
 
-    on_progress(done, total) is called as responses finish. Returns CPU tensors, rows in the order of prompts.
+    on_progress(done, total) is called as responses finish. listener: gets those that have ended while others are
+    being written; who is in a group depends on the prompts alone. Returns CPU tensors, rows in the order of prompts.
     """
     limit = config.max_new_tokens
     numbers = uniforms(seed, stream, step, *identities(prompts), limit)
     turns = [Turn(p.input_ids, u, limit) for p, u in zip(prompts, numbers, strict=True)]
     # Prompts of like length share a batch, so that little of it is padding.
-    queue = sorted(turns, key=lambda turn: len(turn.context))
+    order = sorted(range(len(turns)), key=lambda row: len(turns[row].context))
     writer = Writer(model, config)
-    writer.add(queue)
+    writer.add(turns[row] for row in order)
+    size = len(order) if listener is None else listener.size
+    groups = deque(order[i : i + size] for i in range(0, len(order), size))
+    parts: list[Rollout] = []
+    unended = set(turns)
     while writer:
         ended = writer.step()
+        unended.difference_update(ended)
         if ended and on_progress is not None:
-            on_progress(len(queue) - len(writer), len(queue))
-    return _collect(model, prompts, turns, config, version)
+            on_progress(len(turns) - len(unended), len(turns))
+        while groups and unended.isdisjoint([turns[row] for row in groups[0]]):
+            rows = groups.popleft()
+            parts.append(_part(model, [(prompts[row], turns[row]) for row in rows], config, version))
+            if listener is not None:
+                listener.ended(rows, parts[-1])
+        if listener is not None:
+            listener.wrote()
+    return Rollout.join(parts).select(torch.tensor(order).argsort())
 
 
 def identities(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
@@ -79,14 +110,16 @@ def identities(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
     return torch.tensor([p.id for p in prompts], dtype=torch.int64), torch.tensor(repeats)
 
 
-def _collect(
-    model: LanguageModel, prompts: Sequence[Prompt], turns: list[Turn], config: RolloutConfig, version: int
+def _part(
+    model: LanguageModel, written: Sequence[tuple[Prompt, Turn]], config: RolloutConfig, version: int
 ) -> Rollout:
-    sequences = Sequences.from_lists([p.input_ids for p in prompts], [turn.tokens for turn in turns])
+    """The rollout of some prompts, whose turns have ended."""
+    turns = [turn for _, turn in written]
+    sequences = Sequences.from_lists([p.input_ids for p, _ in written], [turn.tokens for turn in turns])
     texts = [response_text(model.tokenizer, text_before(model, t), t.tokens, config.stop) for t in turns]
     logprobs = torch.tensor([x for turn in turns for x in turn.logprobs], dtype=torch.float32)
     return Rollout(
-        prompts=list(prompts),
+        prompts=[prompt for prompt, _ in written],
         sequences=sequences,
         action_mask=torch.ones(len(logprobs), dtype=torch.bool),
         logprobs=logprobs,

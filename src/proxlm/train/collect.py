@@ -19,6 +19,7 @@ from proxlm.rl.estimators import group_numbers, varied_groups
 from proxlm.rl.shaping import response_rewards
 from proxlm.rollout.native import EVALUATION, Generate, generate
 from proxlm.train.observe import Clock
+from proxlm.train.overlap import overlapping
 from proxlm.types import Prompt, Rollout, Scores
 
 RewardOfRollout = Callable[[Rollout], Scores]
@@ -45,6 +46,7 @@ def collect(
     the last draw is used as it is, for a step cannot be empty.
     """
     ppo = job.ppo
+    generate, reward = overlapping(generate, reward, job.reward, clock)
     sampling = replace(job.rollout, temperature=temperature)
     kept: list[tuple[Rollout, Scores]] = []
     told: Counter[str] = Counter()

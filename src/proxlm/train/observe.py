@@ -142,17 +142,17 @@ class Stopwatch:
 
 
 class Clock(Stopwatch):
-    """The stopwatch of a PPO step, told to its log."""
+    """The stopwatch of a PPO step, told to its log. beside: seconds of work beside a phase, in no sum."""
 
     def __init__(self, log: RunLog) -> None:
         super().__init__(log.phase)
-        self.log = log
+        self.log, self.beside = log, dict[str, float]()
 
     def metrics(self, tokens: int) -> dict[str, float]:
         """Seconds, response tokens per second for `tokens` of them, and peak memory."""
         total = sum(self.seconds.values())
         return {
-            **{f"time/{phase}": s for phase, s in self.seconds.items()},
+            **{f"time/{phase}": s for phase, s in (self.seconds | self.beside).items()},
             "time/step": total,
             "tokens_per_second": tokens / total,
             "tokens_per_second/generate": tokens / self.seconds["generate"],
