@@ -15,8 +15,8 @@ from proxlm.config.jobs import (
 )
 from proxlm.config.parse import JOBS, load_config, to_toml
 from proxlm.config.ppo import CorrectionConfig, PPOConfig, PtxConfig, ShapingConfig, TrustRegionConfig
+from proxlm.config.rollout import ConversationConfig, RolloutConfig, RolloutWeights
 from proxlm.config.schema import (
-    ConversationConfig,
     DataConfig,
     LoraConfig,
     ModelConfig,
@@ -25,8 +25,6 @@ from proxlm.config.schema import (
     OptimisersConfig,
     RewardConfig,
     RewardTerm,
-    RolloutConfig,
-    RolloutWeights,
     RunConfig,
     SupervisedConfig,
     TextConfig,

@@ -21,15 +21,14 @@ from proxlm.config.problems import (
     reward_problems,
     rounded_weights_problems,
 )
+from proxlm.config.rollout import ConversationConfig, RolloutConfig
 from proxlm.config.schema import (
-    ConversationConfig,
     DataConfig,
     ModelConfig,
     NewModelConfig,
     OptimiserConfig,
     OptimisersConfig,
     RewardConfig,
-    RolloutConfig,
     RunConfig,
     SupervisedConfig,
     TextConfig,

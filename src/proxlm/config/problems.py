@@ -7,13 +7,13 @@ from typing import Any
 
 from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of, is_user_function
 from proxlm.config.ppo import PPOConfig
+from proxlm.config.rollout import RolloutConfig
 from proxlm.config.schema import (
     ModelConfig,
     NewModelConfig,
     OptimiserConfig,
     OptimisersConfig,
     RewardConfig,
-    RolloutConfig,
 )
 from proxlm.config.secrets import secret_problems
 

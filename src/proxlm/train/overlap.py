@@ -81,10 +81,8 @@ class _Groups:
         self._error: BaseException | None = None
         self._left = False
         self._heard = threading.Condition()
-        self._seconds, self._began = (
-            0.0,
-            0.0,
-        )  # of calls that have ended; when the one that goes on began, or 0
+        # Of calls that have ended; when the one that goes on began, or 0.
+        self._seconds, self._began = 0.0, 0.0
 
     def __enter__(self) -> None:
         """Nothing to do: it begins with the first group."""
