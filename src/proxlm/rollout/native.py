@@ -53,7 +53,8 @@ def generate(
     on the order or config.batch_size. A response ends with an EOS token, which it keeps; at a stop text, whose
     tokens it keeps while `texts` is cut before it; or after max_new_tokens.
 
-    on_progress(done, total) is called as responses finish. Returns CPU tensors, rows in the order of prompts.
+    on_progress(done, total) is called after each token, with the number of responses that have ended. Returns CPU
+    tensors, rows in the order of prompts.
     """
     limit = config.max_new_tokens
     numbers = uniforms(seed, stream, step, *identities(prompts), limit)
@@ -63,8 +64,8 @@ def generate(
     writer = Writer(model, config)
     writer.add(queue)
     while writer:
-        ended = writer.step()
-        if ended and on_progress is not None:
+        writer.step()
+        if on_progress is not None:
             on_progress(len(queue) - len(writer), len(queue))
     return _collect(model, prompts, turns, config, version)
 
