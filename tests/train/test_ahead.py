@@ -83,6 +83,31 @@ def sleepy(rollout):
     return vowels(rollout)
 
 
+def forced(made, monkeypatch, order):
+    """In each step the whole update comes before the rollout made beside it ("update"), or after it ("rollout")."""
+    sample, learn, done = made.generate, ppo.update, threading.Semaphore(0)
+
+    def generate(*given, **more):
+        job = made.collector._job
+        if order == "update" and threading.current_thread().name == "proxlm-ahead" and job not in waited:
+            waited.append(job)
+            assert done.acquire(timeout=LONG)
+        return sample(*given, **more)
+
+    def update(*given):
+        job = made.collector._job
+        if order == "rollout" and job is not None:
+            assert job.done.wait(LONG)
+        stats = learn(*given)
+        done.release()
+        return stats
+
+    waited = []
+    made.generate = generate
+    monkeypatch.setattr(ppo, "update", update)
+
+
+@pytest.mark.checklist(21)
 def test_every_later_step_learns_from_the_policy_before_the_newest_update(tokenizer, tmp_path):
     config = saving(ahead_job(mode="full", steps=4, lr=3e-3))
     rollouts, experiences = [], []
@@ -150,9 +175,12 @@ def test_it_is_the_same_as_one_thing_after_another(tokenizer, tmp_path, monkeypa
             made.reward = with_environment(None)
             talks = ConversationConfig(use="x", max_turns=3)
             made.generate = Conversations(Answers, PlainWords(tokenizer), talks)
-        if way == "by hand":
-            made.collector = ByHand(made.models.policy)
-        results.append((numbers(run(made)), parameters(made), made.state))
+        with monkeypatch.context() as patch:
+            if way == "by hand":
+                made.collector = ByHand(made.models.policy)
+            else:
+                forced(made, patch, "update")
+            results.append((numbers(run(made)), parameters(made), made.state))
     (rows, weights, state), (rows_by_hand, weights_by_hand, state_by_hand) = results
     assert rows == rows_by_hand
     assert state == state_by_hand
@@ -163,28 +191,28 @@ def test_it_is_the_same_as_one_thing_after_another(tokenizer, tmp_path, monkeypa
         assert state.draws > 4
 
 
-def test_timing_changes_nothing(tokenizer, tmp_path, monkeypatch):
-    learn, results = ppo.update, []
+@pytest.mark.parametrize(("critic", "lora"), [("separate", 0), ("adapter", 4)])
+def test_timing_changes_nothing(tokenizer, tmp_path, monkeypatch, critic, lora):
+    results = []
+    for order in ("as it comes", "update", "rollout", "by chance"):
+        reward = sleepy if order == "by chance" else vowels
+        made = trainer(tokenizer, ahead_job(critic), tmp_path / order, lora, reward)
+        with monkeypatch.context() as patch:
+            if order in ("update", "rollout"):
+                forced(made, patch, order)
+            results.append((numbers(run(made)), parameters(made)))
+    for rows, weights in results[1:]:
+        assert rows == results[0][0]
+        assert alike(weights, results[0][1])
 
-    def late(*given):
-        time.sleep(random.SystemRandom().random() / 30)
-        return learn(*given)
 
-    monkeypatch.setattr(ppo, "update", late)
-    for number in range(3):
-        made = trainer(tokenizer, ahead_job(steps=5), tmp_path / str(number), reward=sleepy)
-        results.append((numbers(run(made)), parameters(made)))
-    assert results[0][0] == results[1][0] == results[2][0]
-    assert alike(results[0][1], results[1][1])
-    assert alike(results[0][1], results[2][1])
-
-
-@pytest.mark.parametrize("lora", [0, 4])
-def test_a_resume_from_each_checkpoint_ends_the_same(tokenizer, tmp_path, lora):
+@pytest.mark.checklist(38)
+@pytest.mark.parametrize(("lora", "steps"), [(0, (1, 2, 3)), (4, (2,))])
+def test_a_resume_from_each_checkpoint_ends_the_same(tokenizer, tmp_path, lora, steps):
     config = saving(ahead_job("separate", steps=4, lr=3e-3))
     whole = trainer(tokenizer, config, tmp_path / "whole", lora)
     rows = numbers(run(whole))
-    for step in (1, 2, 3):
+    for step in steps:
         parts = tmp_path / f"parts-{step}"
         first = trainer(tokenizer, config, parts, lora)
         for _ in range(step):
