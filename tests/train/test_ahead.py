@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
 import threading
 import time
@@ -267,7 +268,6 @@ def test_without_the_mode_nothing_of_it_is_there(tokenizer, tmp_path):
     assert all(row["correction_max"] == row["correction_share"] == 1.0 for row in rows)
     tensors = load_checkpoint(checkpoints(tmp_path)[-1])[0]
     assert not [name for name in tensors if name.startswith("ahead.")]
-    assert not [t for t in threading.enumerate() if t.name == "proxlm-ahead" and not t.daemon]
 
 
 def test_a_policy_that_stays_gives_the_synchronous_run(tokenizer, tmp_path):
@@ -443,6 +443,21 @@ def test_the_copy_shares_what_never_learns_and_nothing_else(tokenizer, tmp_path)
             assert not other[name].requires_grad
         assert all(p.requires_grad for _, p in policy.trainable())
         assert twin.tokenizer is not policy.tokenizer
+
+
+def test_the_thread_ends_with_its_trainer(tokenizer, tmp_path):
+    def threads():
+        return {t for t in threading.enumerate() if t.name == "proxlm-ahead"}
+
+    before = threads()
+    made = trainer(tokenizer, ahead_job(), tmp_path)
+    run(made)
+    (own,) = threads() - before
+    assert own.daemon
+    del made
+    gc.collect()
+    own.join(LONG)
+    assert not own.is_alive()
 
 
 def test_kernels_are_switched_back_by_the_last_of_two_threads():
