@@ -130,7 +130,7 @@ class Ahead(Collector):
         for note in job.notes:
             log.note(note)
         if job.found is not None:
-            return job.found, job.clock.seconds
+            return job.found, job.clock.seconds | job.clock.beside
         assert job.error is not None
         if not is_out_of_memory(job.error):
             raise job.error
@@ -145,7 +145,7 @@ class Ahead(Collector):
         """The same here and now: in the first step, and in the first one after a resume."""
         assert self.version is not None
         clock = Clock(log)
-        return collect(self.snapshot, step, draw, self.version, clock), clock.seconds
+        return collect(self.snapshot, step, draw, self.version, clock), clock.seconds | clock.beside
 
 
 class _Job:
