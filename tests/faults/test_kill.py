@@ -18,8 +18,8 @@ FORGETFUL = """
 import runpy, sys
 from dataclasses import replace
 import proxlm.train.ppo as ppo
-whole = ppo._state_from
-ppo._state_from = lambda checkpoint, saved: replace(whole(checkpoint, saved), kl_coef=0.05)
+whole = ppo.state_from
+ppo.state_from = lambda checkpoint, saved: replace(whole(checkpoint, saved), kl_coef=0.05)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -180,9 +180,12 @@ def announce_resume(config: TrainingJob, folder: Path, checkpoint: Path) -> None
 def progress_line(what: str) -> Progress:
     """Shows "what done/total" on standard error, in place, where that is a terminal."""
 
+    shown = -1
+
     def show(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            end = "\r\033[K" if done == total else ""
+        nonlocal shown
+        if done != shown and sys.stderr.isatty():
+            shown, end = done, "\r\033[K" if done == total else ""
             print(f"\r{what} {done}/{total}", end=end, file=sys.stderr, flush=True)
 
     return show

@@ -255,6 +255,14 @@ def _stability_problems(job: PPOJob) -> Problems:
         found.append(("shaping.overlong_buffer", "must not be more than rollout.max_new_tokens"))
     if job.ptx.coef > 0 and not job.ptx.text:
         found.append(("ptx.text", "needed with ptx.coef above 0"))
+    if ppo.rollout_ahead and ppo.correction.mode == "none":
+        reason = "its responses come from an older policy: set ppo.correction.mode to truncate, mask or full"
+        found.append(("ppo.rollout_ahead", reason))
+    if ppo.rollout_ahead and ppo.loss == "trpo":
+        reason = (
+            "cannot be used with ppo.loss = trpo, which switches the kernels that a rollout beside it uses"
+        )
+        found.append(("ppo.rollout_ahead", reason))
     if ppo.loss == "trpo":
         for key, used in (
             ("ppo.kl_in", ppo.kl_in == "loss"),

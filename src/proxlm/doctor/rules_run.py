@@ -142,7 +142,9 @@ def eos_at_once(rows: Rows, facts: Facts) -> Finding | None:
 
 def rollout_gap(rows: Rows, facts: Facts) -> Finding | None:
     """The engine samples from another policy than the one that is trained."""
-    gap = middle(newest_of_all(rows, "rollout_gap", 3), 3)
+    # Responses of an older policy differ as much as the policy has learnt since.
+    own = [row for row in rows[-3:] if not number(row, "staleness")]
+    gap = middle(newest_of_all(own, "rollout_gap", 3), 3)
     low, high = GAP_FILTERED if facts.filtered else GAP.get(facts.precision, GAP_UNKNOWN)
     if gap is None or gap <= low or (facts.filtered and facts.corrected):
         return None

@@ -8,6 +8,7 @@ makes the Auto classes know it. Its state [h, c] is the cache, so that a token c
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -77,19 +78,29 @@ class LSTMState:
         self.cell = self.cell.repeat_interleave(repeats, dim=1)
 
 
+_switching, _inside, _before = threading.Lock(), list[int](), list[Any]()
+
+
 @contextlib.contextmanager
 def plain_kernels() -> Iterator[None]:
     """torch's own LSTM on every device: the old and the new log-prob of a token must be the same computation.
 
     oneDNN's has other last bits with gradient than without, and fails under bfloat16 autocast; cuDNN's has no
-    gradient in evaluation mode, in which proxlm trains, and rounds to TF32 unless told otherwise.
+    gradient in evaluation mode, in which proxlm trains, and rounds to TF32 unless told otherwise. The switches are of
+    the whole process: of threads that are here at once, the first turns them off and the last one back.
     """
-    mkldnn, cudnn = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled
-    torch.backends.mkldnn.enabled = torch.backends.cudnn.enabled = False  # type: ignore[assignment]
+    with _switching:
+        if not _inside:
+            _before[:] = [torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled]
+            torch.backends.mkldnn.enabled = torch.backends.cudnn.enabled = False  # type: ignore[assignment]
+        _inside.append(threading.get_ident())
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled = mkldnn, cudnn
+        with _switching:
+            _inside.pop()
+            if not _inside:
+                torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled = _before
 
 
 class LSTMPreTrainedModel(PreTrainedModel):

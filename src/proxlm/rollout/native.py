@@ -71,8 +71,9 @@ def generate(
     on the order or config.batch_size. A response ends with an EOS token, which it keeps; at a stop text, whose
     tokens it keeps while `texts` is cut before it; or after max_new_tokens.
 
-    on_progress(done, total) is called as responses finish. listener: gets those that have ended while others are
-    being written; who is in a group depends on the prompts alone. Returns CPU tensors, rows in the order of prompts.
+    on_progress(done, total) is called after each token, with the number of responses that have ended. listener: gets
+    those while others are being written; who is in a group depends on the prompts alone. Returns CPU tensors, rows in
+    the order of prompts.
     """
     limit = config.max_new_tokens
     numbers = uniforms(seed, stream, step, *identities(prompts), limit)
@@ -86,9 +87,8 @@ def generate(
     parts: list[Rollout] = []
     unended = set(turns)
     while writer:
-        ended = writer.step()
-        unended.difference_update(ended)
-        if ended and on_progress is not None:
+        unended.difference_update(writer.step())
+        if on_progress is not None:
             on_progress(len(turns) - len(unended), len(turns))
         while groups and unended.isdisjoint([turns[row] for row in groups[0]]):
             rows = groups.popleft()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,15 @@ RewardOfRollout = Callable[[Rollout], Scores]
 REFERENCE = EVALUATION + 2
 
 
+class Collected(NamedTuple):
+    """A step's scored rollout; draws: how often prompts were drawn for it."""
+
+    rollout: Rollout
+    scores: Scores
+    draws: int
+    metrics: dict[str, float]
+
+
 def collect(
     policy: LanguageModel,
     prompts: PromptStream,
@@ -38,8 +48,8 @@ def collect(
     version: int,
     clock: Clock,
     generate: Generate = generate,
-) -> tuple[Rollout, Scores, int, dict[str, float]]:
-    """The responses of one step with their scores. Returns (rollout, scores, how often prompts were drawn, metrics).
+) -> Collected:
+    """The responses of one step with their scores.
 
     draw: the number of the first batch of prompts; it also seeds the sampling. With filter_groups, prompts whose
     responses all got the same reward are left out and others are drawn, up to filter_rounds times; if none is left
@@ -68,7 +78,7 @@ def collect(
         with clock("score"):
             scores = reward(rollout)
         if not ppo.filter_groups:
-            return rollout, scores, draws, _per_conversation(told)
+            return Collected(rollout, scores, draws, _per_conversation(told))
         rows, chosen = _varied_rows(rollout, scores, ppo.samples_per_prompt, ppo.batch_size - found)
         seen += ppo.batch_size
         if len(rows):
@@ -83,8 +93,9 @@ def collect(
         "filter/drawn_prompts": float(seen),
     }
     if not kept:
-        return rollout, scores, draws, metrics
-    return Rollout.join([r for r, _ in kept]), Scores.join([s for _, s in kept]), draws, metrics
+        return Collected(rollout, scores, draws, metrics)
+    rollout, scores = Rollout.join([r for r, _ in kept]), Scores.join([s for _, s in kept])
+    return Collected(rollout, scores, draws, metrics)
 
 
 def _of_conversations(rollout: Rollout, job: PPOJob, clock: Clock) -> tuple[Rollout, dict[str, int]]:

@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from proxlm.data.tokenizer import response_tokens_as_text
 from proxlm.rl.advantages import explained_variance, explained_variance_by_position
+from proxlm.rl.kl import kl_estimate
 from proxlm.rl.shaping import response_rewards, segment_sum
-from proxlm.runlog.writer import RunLog
 from proxlm.types import Experience, Rollout, Scores
 
 Metrics = dict[str, float]
@@ -54,7 +54,8 @@ def experience_metrics(
         "eos_share": sum(finish == "eos" for finish in rollout.finish) / len(rollout),
         "ended_share": sum(finish != "length" for finish in rollout.finish) / len(rollout),
         "rollout_gap": float(gap.max()),
-        "correction_mean": float(experience.correction[mask].mean()),
+        "rollout_kl": float(kl_estimate(rollout.logprobs, experience.old_logprobs, "k3")[mask].mean()),
+        **_weight_metrics(experience.correction[mask]),
     }
     along = correlation(reward, lengths)
     if along is not None:
@@ -66,6 +67,17 @@ def experience_metrics(
         metrics["explained_variance"] = explained_variance(values, returns, mask)
         metrics |= {f"explained_variance/quarter_{k + 1}": value for k, value in enumerate(by_quarter)}
     return metrics
+
+
+def _weight_metrics(weights: Tensor) -> Metrics:
+    """Of the rollout correction's weights [n]. The share is (Σ w)² / (n Σ w²): how many equal ones they are worth."""
+    w = weights.double()
+    square = float(w.square().sum())
+    return {
+        "correction_mean": float(w.mean()),
+        "correction_max": float(w.max()),
+        "correction_share": float(w.sum()) ** 2 / (len(w) * square) if square else 0.0,
+    }
 
 
 def correlation(x: Tensor, y: Tensor) -> float | None:
@@ -141,21 +153,29 @@ class Stopwatch:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
 
 
-class Clock(Stopwatch):
-    """The stopwatch of a PPO step, told to its log. beside: seconds of work beside a phase, in no sum."""
+class Teller(Protocol):
+    """Is told how far a step is: the run's log, or what keeps it for that."""
 
-    def __init__(self, log: RunLog) -> None:
+    def phase(self, name: str) -> None: ...
+    def progress(self, done: int, total: int) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class Clock(Stopwatch):
+    """The stopwatch of a PPO step, told to its log. beside: seconds by phase that are no part of the step's time."""
+
+    def __init__(self, log: Teller) -> None:
         super().__init__(log.phase)
         self.log, self.beside = log, dict[str, float]()
 
     def metrics(self, tokens: int) -> dict[str, float]:
         """Seconds, response tokens per second for `tokens` of them, and peak memory."""
-        total = sum(self.seconds.values())
+        total, phases = sum(self.seconds.values()), self.beside | self.seconds
         return {
-            **{f"time/{phase}": s for phase, s in (self.seconds | self.beside).items()},
+            **{f"time/{phase}": s for phase, s in phases.items()},
             "time/step": total,
             "tokens_per_second": tokens / total,
-            "tokens_per_second/generate": tokens / self.seconds["generate"],
-            "tokens_per_second/update": tokens / self.seconds["update"],
+            "tokens_per_second/generate": tokens / phases["generate"],
+            "tokens_per_second/update": tokens / phases["update"],
             "memory_gb": peak_memory_gb(),
         }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +16,8 @@ from proxlm.checkpoint import (
     Keep,
     check_fit,
     check_settings,
-    list_of_numbers,
     load_checkpoint,
     newest_checkpoint,
-    numbers_of,
     save_checkpoint,
     set_aside_newer,
     settings_of,
@@ -30,6 +28,7 @@ from proxlm.data.prompts import PromptStream
 from proxlm.doctor import Doctor, facts_of
 from proxlm.errors import RunError
 from proxlm.models.actor_critic import ActorCritic
+from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
 from proxlm.rl.kl import adapt_kl_coefficient
 from proxlm.rl.losses import entropy_coefficient
@@ -37,8 +36,9 @@ from proxlm.rl.moments import Moments, with_values
 from proxlm.rl.shaping import response_rewards
 from proxlm.rollout.native import Generate, generate
 from proxlm.runlog.writer import RunLog
+from proxlm.train.ahead import Ahead, Collector
 from proxlm.train.algorithms import Algorithm, build_algorithm
-from proxlm.train.collect import collect, reference_rewards
+from proxlm.train.collect import Collected, collect, reference_rewards
 from proxlm.train.memory import TokenBudget, within_memory
 from proxlm.train.observe import Clock, Metrics, sample_rows
 from proxlm.train.optimiser import Optimiser
@@ -47,27 +47,10 @@ from proxlm.train.ptx import PtxText
 from proxlm.train.schedules import temperature_at
 from proxlm.train.second_order import trust_region_update
 from proxlm.train.skipped import end_of_run, nothing_learnt, offending_rows
+from proxlm.train.state import PPOState, state_from
 from proxlm.train.stats import MinibatchStats, summarise
 from proxlm.train.update import Learner, Optimisers, plan_pass, update
 from proxlm.types import Experience, Rollout, Scores
-
-
-@dataclass
-class PPOState:
-    """All that a run carries from one step to the next, besides weights and optimisers.
-
-    draws: batches of prompts taken (more than steps where prompts are filtered); moments: of the scores that
-    shaping.scale works with; ptx_batches: batches of text used; skipped: steps in a row without an update;
-    pass_tokens: the most tokens in a pass, if memory asked for less than the setting, else 0.
-    """
-
-    step: int
-    kl_coef: float
-    draws: int = 0
-    moments: Moments = Moments()  # noqa: RUF009 (immutable)
-    ptx_batches: int = 0
-    skipped: int = 0
-    pass_tokens: int = 0
 
 
 class PPOTrainer:
@@ -97,6 +80,8 @@ class PPOTrainer:
             Optimiser(models.policy_parameters(), config.optim.policy),
             Optimiser(critic, config.optim.critic) if critic else None,
         )
+        ahead = config.ppo.rollout_ahead
+        self.collector = Ahead(models.policy, config.ppo.steps) if ahead else Collector(models.policy)
         self.state = PPOState(step=0, kl_coef=config.ppo.kl_coef)
         self.budget = TokenBudget(config.ppo.micro_batch_tokens)
         self.problem = ""  # why the run cannot go on
@@ -105,40 +90,31 @@ class PPOTrainer:
         """Run from the state's step to the last one."""
         ppo, run = self.config.ppo, self.config.run
         doctor = Doctor.of_run(facts_of(self.config), self.folder, self.state.step)
-        while self.state.step < ppo.steps:
-            metrics = self.step(log)
-            log.metrics(self.state.step, metrics)
-            for finding in doctor.see({"step": self.state.step, **metrics}):
-                log.note(finding.line())
-            due = run.save_every > 0 and self.state.step % run.save_every == 0
-            ended = self.state.step == ppo.steps or bool(self.problem)
-            log.checkpoint(partial(self.save, metrics), due or ended)
-            if self.problem:
-                raise RunError(self.problem)
+        with closing(self.collector):
+            while self.state.step < ppo.steps:
+                metrics = self.step(log)
+                log.metrics(self.state.step, metrics)
+                for finding in doctor.see({"step": self.state.step, **metrics}):
+                    log.note(finding.line())
+                due = run.save_every > 0 and self.state.step % run.save_every == 0
+                ended = self.state.step == ppo.steps or bool(self.problem)
+                log.checkpoint(partial(self.save, metrics), due or ended)
+                if self.problem:
+                    raise RunError(self.problem)
 
     def step(self, log: RunLog) -> dict[str, float]:
         """One PPO step; returns its metrics."""
         config, state, clock = self.config, self.state, Clock(log)
-        temperature = temperature_at(config.rollout, state.step, config.ppo.steps)
         self._measure_reference(log)
-        rollout, scores, draws, metrics = collect(
-            self.models.policy,
-            self.prompts,
-            self.reward,
-            config,
-            temperature=temperature,
-            draw=state.draws,
-            version=state.step,
-            clock=clock,
-            generate=self.generate,
-        )
+        rollout, scores, draws, metrics = self.collector.take(self._collect, state.step, state.draws, clock)
         state.draws += draws
-        now = self._numbers(rollout, scores, temperature)
+        now = self._numbers(rollout, scores)
         with clock("prepare"):
             experience, seen = self._prepare(rollout, scores, now, log)
         with clock("update"):
             stats = self._update(experience, now, seen["entropy"], log)
-        metrics |= seen | summarise(stats) | self._own_metrics(now) | clock.metrics(len(rollout.logprobs))
+        metrics |= seen | summarise(stats) | self._own_metrics(now, rollout)
+        metrics |= clock.metrics(len(rollout.logprobs))
         self._advance(metrics["kl"], len(rollout), stats)
         if 0 < config.run.max_skipped <= state.skipped:
             rows = offending_rows(state.step, rollout, experience, scores)
@@ -147,6 +123,21 @@ class PPOTrainer:
         count = config.run.log_samples
         log.samples(state.step, sample_rows(rollout, experience, scores, self.models.policy.tokenizer, count))
         return metrics
+
+    def _collect(self, policy: LanguageModel, step: int, draw: int, version: int, clock: Clock) -> Collected:
+        """The scored rollout of a step, sampled by the policy given. May run beside an update: see train/ahead.py."""
+        config = self.config
+        return collect(
+            policy,
+            self.prompts,
+            self.reward,
+            config,
+            temperature=temperature_at(config.rollout, step, config.ppo.steps),
+            draw=draw,
+            version=version,
+            clock=clock,
+            generate=self.generate,
+        )
 
     def _prepare(
         self, rollout: Rollout, scores: Scores, now: StepNumbers, log: RunLog
@@ -173,13 +164,14 @@ class PPOTrainer:
             )
             self.state.moments = with_values(Moments(), rewards)
 
-    def _numbers(self, rollout: Rollout, scores: Scores, temperature: float) -> StepNumbers:
+    def _numbers(self, rollout: Rollout, scores: Scores) -> StepNumbers:
         if self.config.shaping.scale == "running":
             offsets = rollout.sequences.response_offsets
             rewards = response_rewards(scores.total, scores.per_token, offsets)
             # One number that is not finite would be in the moments for ever.
             self.state.moments = with_values(self.state.moments, rewards[rewards.isfinite()])
         warmup = self.state.step < self.config.ppo.critic_warmup
+        temperature = temperature_at(self.config.rollout, self.state.step, self.config.ppo.steps)
         return StepNumbers(temperature, self.state.kl_coef, self.state.moments, warmup)
 
     def _update(
@@ -208,8 +200,9 @@ class PPOTrainer:
             return [step, *update(replace(learner, policy_learns=False), experience, log.progress)]
         return update(learner, experience, log.progress)
 
-    def _own_metrics(self, now: StepNumbers) -> dict[str, float]:
+    def _own_metrics(self, now: StepNumbers, rollout: Rollout) -> dict[str, float]:
         metrics = {"kl_coef": now.kl_coef, "temperature": now.temperature, "warmup": float(now.warmup)}
+        metrics["staleness"] = float(self.state.step - rollout.policy_version)
         if self.config.shaping.scale != "none":
             metrics |= {"scale/mean": now.moments.mean, "scale/std": now.moments.std}
         return metrics
@@ -242,13 +235,13 @@ class PPOTrainer:
         )
 
     def _tensors(self) -> dict[str, Tensor]:
-        """All that changes, by the names it has in a checkpoint; the reference, too, where it moves."""
+        """All that changes, by the names it has in a checkpoint: the reference where it moves, an older policy."""
         models = self.models
         tensors: dict[str, Tensor] = {f"policy.{name}": p for name, p in models.policy_parameters()}
         tensors |= {f"critic.{name}": p for name, p in models.critic_parameters()}
         if self.config.ppo.reference_decay < 1 and models.reference is not None:
             tensors |= {f"reference.{name}": p for name, p in models.reference.network.named_parameters()}
-        return tensors
+        return tensors | self.collector.tensors()
 
     def _optimisers(self) -> list[tuple[str, Optimiser]]:
         both = ("policy", self.optimisers.policy), ("critic", self.optimisers.critic)
@@ -265,8 +258,9 @@ class PPOTrainer:
         check_settings(checkpoint, saved.get("settings"), self.config)
         current = self._tensors()
         check_fit(checkpoint, tensors, current)
-        state = _state_from(checkpoint, saved)
+        state = state_from(checkpoint, saved)
         set_aside_newer(checkpoint)
+        self.collector.go_on_from(state.step)
         for name, p in current.items():
             p.copy_(tensors[name])
         for who, optimiser in self._optimisers():
@@ -277,15 +271,3 @@ class PPOTrainer:
         if self.ptx is not None:
             self.ptx.skip(self.state.ptx_batches)
         return checkpoint
-
-
-def _state_from(checkpoint: Path, saved: Mapping[str, Any]) -> PPOState:
-    """The state in a checkpoint. Raises RunError for a number that is not there."""
-    counts = numbers_of(
-        checkpoint, saved, dict.fromkeys(("step", "draws", "ptx_batches", "skipped", "pass_tokens"), int)
-    )
-    return PPOState(
-        **counts,
-        **numbers_of(checkpoint, saved, {"kl_coef": float}),
-        moments=Moments(*list_of_numbers(checkpoint, saved, "moments", 3)),
-    )
