@@ -1,4 +1,4 @@
-"""The task that two libraries are timed on until a mean reward, and the curve of a run. `time_to_reward.py` uses it."""
+"""The task that two libraries are timed on until a mean reward, and a run's curve, for `time_to_reward.py`."""
 
 from __future__ import annotations
 

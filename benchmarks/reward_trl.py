@@ -1,4 +1,4 @@
-"""PPO of TRL 1.12.0 until a mean reward: one JSON line with its curve. `time_to_reward.py` calls it with TRL's Python.
+"""PPO of TRL 1.12.0 until a mean reward: one JSON line with its curve, for `time_to_reward.py`; with TRL's Python.
 
 python benchmarks/reward_trl.py FOLDER '{"goal": 0.6, "seed": 0}'
 
