@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,14 @@ SETTINGS = {
 TRL_ARGUMENTS = {"lora": ["--lora", str(RANK)], "lora-both": ["--lora", str(RANK), "--value-adapters"]}
 
 
-def one_run(python: str, script: str, folder: Path, work: Work, arguments: list[str]) -> dict[str, Any]:
-    """The JSON line of a script's process. Raises RuntimeError with the end of its errors."""
-    environment = {**os.environ, "PYTHONPATH": f"{HERE}", "TOKENIZERS_PARALLELISM": "false"}
-    asked = json.dumps({key: getattr(work, key) for key in work.__dataclass_fields__})
+def one_run(python: str, script: str, folder: Path, given: Any, arguments: list[str]) -> dict[str, Any]:
+    """The JSON line of a script's process, which gets the folder and a dataclass's fields.
+
+    Raises RuntimeError with the end of its errors.
+    """
+    path = os.pathsep.join((str(HERE), str(HERE.parent / "src")))
+    environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    asked = json.dumps(asdict(given))
     command = [python, str(HERE / script), str(folder), asked, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:

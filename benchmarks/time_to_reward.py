@@ -19,31 +19,18 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from against_trl import HERE, RESULTS, one_run
 from reward_task import Task, make_folder, when_reached
 
-HERE = Path(__file__).parent
 ROOT = HERE.parent
-RESULTS = HERE / "results"
 RECIPE = ROOT / "recipes" / "stories-sentiment.toml"
 LIBRARIES = {"proxlm": "reward_proxlm.py", "TRL 1.12.0": "reward_trl.py"}
-
-
-def one_run(python: str, script: str, folder: Path, task: Task) -> dict[str, Any]:
-    """The JSON line of a script's process. Raises RuntimeError with the end of its errors."""
-    path = f"{HERE}{os.pathsep}{ROOT / 'src'}"
-    environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
-    command = [python, str(HERE / script), str(folder), json.dumps(asdict(task))]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def table(found: dict[str, Any]) -> str:
@@ -100,7 +87,7 @@ def main() -> None:
         for i, seed in enumerate(given.seeds):
             for library in list(LIBRARIES)[:: -1 if i % 2 else 1]:
                 asked = Task(**{**asdict(task), "seed": seed})
-                run = one_run(pythons[library], LIBRARIES[library], Path(name), asked)
+                run = one_run(pythons[library], LIBRARIES[library], Path(name), asked, [])
                 found["runs"][library][str(seed)] = run
                 seconds, reward, _ = run["curve"][-1]
                 print(
