@@ -70,14 +70,13 @@ def run(output: Path, mode: str, seed: int, steps: int, threads: int, rate: floa
 
 def table(found: dict[str, Any]) -> str:
     """Markdown: a row per mode, the seeds side by side."""
-    names = ["mode", "policy's rate", "reward before", "after, each seed", "KL", "s per step", "peak MB"]
+    names = ["mode", "policy's rate", "before, each seed", "after", "KL", "s per step", "peak MB"]
     lines = ["| " + " | ".join(names) + " |", "| --- " * len(names) + "|"]
     for mode, runs in found["modes"].items():
         cells = [mode, found["rates"][mode]]
         for key in ("before", "after"):
             estimates = [run[key] for run in runs.values()]
             cells.append(", ".join(f"{mean:.3f} ± {(high - low) / 2:.3f}" for mean, low, high in estimates))
-        cells[2] = cells[2].split(", ")[0]  # the same model in every run
         cells.append(", ".join(f"{run['kl']:.1f}" for run in runs.values()))
         cells += [f"{statistics.median(r['seconds'] for r in runs.values()):.2f}"]
         cells += [f"{statistics.median(r['peak_mb'] for r in runs.values()):.0f}"]

@@ -1,7 +1,7 @@
 """Seconds and steps until a mean reward: proxlm and TRL 1.12.0 on the stories recipe's task, in turn.
 
     python -m venv TRL; TRL/bin/pip install torch==2.13.0 trl==1.12.0 transformers datasets accelerate vaderSentiment
-    python benchmarks/time_to_reward.py TRL/bin/python [--targets 0.5 0.6 0.7] [--seeds 0 1 2] [--steps 60]
+    python benchmarks/time_to_reward.py TRL/bin/python [--targets 0.5 0.65 0.75] [--seeds 0 1 2] [--steps 60]
     python benchmarks/curves.py time docs/images/time-to-reward.svg benchmarks/results/time_to_reward.json
 
 The same pretrained model of 260K parameters (as policy, reference and, with a score head of zeros, separate value
@@ -70,7 +70,7 @@ def main() -> None:
     )
     parser.add_argument("trl_python")
     parser.add_argument("--model", type=Path, default=ROOT.parent / "shared" / "models" / "stories260K")
-    parser.add_argument("--targets", type=float, nargs="+", default=[0.5, 0.6, 0.7])
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.5, 0.65, 0.75])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
