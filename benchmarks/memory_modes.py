@@ -1,6 +1,6 @@
 """The reward that each memory mode reaches on the stories recipe, with its seconds and memory. proxlm alone, CPU.
 
-    python benchmarks/memory_modes.py OUTPUT_FOLDER [--steps 30] [--seeds 0 1 2]
+    python benchmarks/memory_modes.py OUTPUT_FOLDER [--steps 30] [--seeds 0 1 2] [--jobs 2]
 
 Modes: the critic on a trunk of its own or on the policy's, all weights learn; LoRA with a separate critic (adapters
 on a copy of the base) or as adapters on the policy's base. The recipe with 64 responses a step in the place of 128,
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ MODES: dict[str, dict[str, Any]] = {
 TUNED = "LoRA (rank 8), separate critic"
 
 
-def run(output: Path, mode: str, seed: int, steps: int, threads: int, rate: float = 0.0) -> dict[str, Any]:
+def run(output: Path, mode: str, seed: int, steps: int, rate: float = 0.0) -> dict[str, Any]:
     """One run; held-out reward [mean, low, high] before and after, KL after, seconds per step, peak MB.
 
     rate: of the policy, 0 for the recipe's. The peak is of the whole process, Python and torch included.
@@ -48,7 +49,7 @@ def run(output: Path, mode: str, seed: int, steps: int, threads: int, rate: floa
         "ppo.batch_size": 64,
         "ppo.kl_coef": BETA,
         "run.seed": seed,
-        "run.threads": threads,
+        "run.threads": 1,
         "run.save_every": 0,
         "run.tensorboard": "false",
         **({"optim.policy.lr": rate} if rate else {}),
@@ -93,21 +94,24 @@ def main() -> None:
     parser.add_argument("--tuning-steps", type=int, default=15)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="of adapters, to choose from")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     given = parser.parse_args()
-    tuning = {
-        rate: run(given.output, TUNED, TUNING_SEED, given.tuning_steps, given.threads, rate)
+    pool = ThreadPoolExecutor(given.jobs)
+    asked = {
+        rate: pool.submit(run, given.output, TUNED, TUNING_SEED, given.tuning_steps, rate)
         for rate in given.rates
     }
+    tuning = {rate: future.result() for rate, future in asked.items()}
     best = max(tuning, key=lambda rate: tuning[rate]["after"][0] - BETA * tuning[rate]["kl"])
     print({rate: (r["after"][0], r["kl"]) for rate, r in tuning.items()}, "→", best, flush=True)
     found: dict[str, Any] = {"steps": given.steps, "tuning": tuning, "modes": {}}
     found["rates"] = {mode: f"{best:g}" if "LoRA" in mode else "the recipe's" for mode in MODES}
     for mode in MODES:
         rate = best if "LoRA" in mode else 0.0
-        found["modes"][mode] = {
-            str(seed): run(given.output, mode, seed, given.steps, given.threads, rate) for seed in given.seeds
+        runs = {
+            str(seed): pool.submit(run, given.output, mode, seed, given.steps, rate) for seed in given.seeds
         }
+        found["modes"][mode] = {seed: future.result() for seed, future in runs.items()}
         print(mode, found["modes"][mode], flush=True)
         (RESULTS / "memory_modes.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "memory_modes.md").write_text(table(found), encoding="utf-8")

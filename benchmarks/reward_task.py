@@ -22,7 +22,7 @@ class Task:
     response: int = 32
     rate: float = 3e-4
     kl_coef: float = 0.05
-    threads: int = 2
+    threads: int = 1
 
 
 class ReachedError(Exception):

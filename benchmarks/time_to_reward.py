@@ -6,7 +6,7 @@
 
 The same pretrained model of 260K parameters (as policy, reference and, with a score head of zeros, separate value
 model), the same prompts, the same scoring function (VADER's sentiment of the response), batch, epochs with one
-optimiser step each, learning rate, KL coefficient, GAE and clipping; float32. The clock starts with the training,
+optimiser step each, learning rate, KL coefficient, GAE and clipping; float32, one thread. The clock starts with the training,
 when all is loaded. A target is reached with the first step by whose end the mean reward of the last three steps'
 responses is at least as high. A run ends with the highest target or after --steps; a target that is not reached by
 then is told as such. Each run is a process of its own; which library goes first changes from seed to seed. Needs a
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--targets", type=float, nargs="+", default=[0.5, 0.65, 0.75])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     from proxlm import load_config
 
