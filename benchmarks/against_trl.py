@@ -1,13 +1,15 @@
 """PPO steps of proxlm and of TRL 1.12.0 on the same work, one after the other, in one session: a table of ratios.
 
-    python -m venv TRL; TRL/bin/pip install torch==2.13.0 trl==1.12.0 transformers datasets accelerate
-    python benchmarks/against_trl.py TRL/bin/python [--workloads fixed vocab ragged] [--rounds 2] [--steps 4]
+    python -m venv TRL; TRL/bin/pip install torch==2.13.0 trl==1.12.0 transformers datasets accelerate peft==0.21.2
+    python benchmarks/against_trl.py TRL/bin/python [--workloads fixed vocab ragged lora lora-both] [--rounds 2]
 
-Every setting of proxlm and TRL runs once in each round, in a process of its own; the first step of each is warm-up.
-Same models (random Llamas, read from the same folder), same prompts, one optimiser step per epoch for both. Needs a
-machine with nothing else to do; the raw seconds are kept, so their spread can be seen. Writes
-benchmarks/results/against_trl.json and .md. Linux. On a GPU: --device cuda --workloads gpu-0.5b gpu-1.5b, TRL then
-in bf16, too (not tried yet).
+lora: adapters of rank 8 on the policy, all of the value model learns, as TRL's peft_config has it. lora-both: the
+value model is frozen, too, with adapters of its own; TRL is handed it that way. Every setting of proxlm and TRL runs
+once in each round, in a process of its own; the first step of each is warm-up. Same models (random Llamas, read from
+the same folder), same prompts, one optimiser step per epoch for both. Needs a machine with nothing else to do; the
+raw seconds are kept, so their spread can be seen. Writes benchmarks/results/against_trl.json and .md; with --add the
+workloads that are there already and are not measured now stay. Linux. On a GPU: --device cuda --workloads gpu-0.5b
+gpu-1.5b, TRL then in bf16, too (not tried yet).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +33,55 @@ WORKLOADS = {
     "fixed": Work(),
     "vocab": Work(vocabulary=32_000),
     "ragged": Work(ragged=True),
+    "lora": Work(),
+    "lora-both": Work(),
     # For a GPU: the shapes of Qwen2.5 0.5B and 1.5B (their heads have 128 numbers in the second; here 64).
     "gpu-0.5b": Work(896, 24, 151_936, 256, 512, 256, intermediate=4864, groups=2),
     "gpu-1.5b": Work(1536, 28, 151_936, 256, 512, 256, intermediate=8960, groups=4),
 }
-# Setting → arguments of step_proxlm.py.
-SETTINGS: dict[str, list[str]] = {
-    "fp32, separate critic": [],
-    "fp32, shared critic": ["--critic", "shared"],
-    "bf16, separate critic": ["--bf16"],
-    "bf16, shared critic": ["--bf16", "--critic", "shared"],
+RANK = 8
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How proxlm runs. rank: of LoRA adapters, 0 for none; full_critic: all of a separate critic learns even so."""
+
+    critic: str = "separate"
+    bf16: bool = False
+    rank: int = 0
+    full_critic: bool = False
+
+    def arguments(self) -> list[str]:
+        """Of step_proxlm.py."""
+        found = ["--critic", self.critic, "--lora", str(self.rank)]
+        return [*found, *["--bf16"] * self.bf16, *["--critic-from-reward"] * self.full_critic]
+
+
+FULL = {
+    "fp32, separate critic": Setting(),
+    "fp32, shared critic": Setting("shared"),
+    "bf16, separate critic": Setting(bf16=True),
+    "bf16, shared critic": Setting("shared", bf16=True),
 }
+# Workload → proxlm's settings, and TRL's arguments; FULL and none where a workload is not named.
+SETTINGS = {
+    "lora": {"fp32, LoRA, separate critic, all of it learns": Setting(rank=RANK, full_critic=True)},
+    "lora-both": {
+        "fp32, LoRA, separate critic": Setting(rank=RANK),
+        "fp32, LoRA, adapter critic": Setting("adapter", rank=RANK),
+    },
+}
+TRL_ARGUMENTS = {"lora": ["--lora", str(RANK)], "lora-both": ["--lora", str(RANK), "--value-adapters"]}
 
 
-def one_run(python: str, script: str, folder: Path, work: Work, arguments: list[str]) -> dict[str, Any]:
-    """The JSON line of a script's process. Raises RuntimeError with the end of its errors."""
-    environment = {**os.environ, "PYTHONPATH": f"{HERE}", "TOKENIZERS_PARALLELISM": "false"}
-    asked = json.dumps({key: getattr(work, key) for key in work.__dataclass_fields__})
+def one_run(python: str, script: str, folder: Path, given: Any, arguments: list[str]) -> dict[str, Any]:
+    """The JSON line of a script's process, which gets the folder and a dataclass's fields.
+
+    Raises RuntimeError with the end of its errors.
+    """
+    path = os.pathsep.join((str(HERE), str(HERE.parent / "src")))
+    environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    asked = json.dumps(asdict(given))
     command = [python, str(HERE / script), str(folder), asked, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
@@ -54,17 +89,24 @@ def one_run(python: str, script: str, folder: Path, work: Work, arguments: list[
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def needed_flops(work: Work, shared: bool) -> float:
+def needed_flops(work: Work, setting: Setting) -> float:
     """Floating-point operations of one update that cannot be spared: matrix products, 2 forward and 4 backward.
 
-    Layers see every token, the head of the policy the response's tokens alone; attention's own are left out.
+    Layers see every token, the head of the policy the response's tokens alone; attention's own are left out. A frozen
+    matrix has no gradient of its own: 2 backward, for what stands before it. Adapters learn, with 4.
     """
-    attention = 2 * work.hidden**2 * (1 + work.groups / work.heads)
-    layers = work.layers * (attention + 3 * work.hidden * work.intermediate)
+    key_value = work.hidden * work.groups / work.heads
+    shapes = [(work.hidden, work.hidden)] * 2 + [(work.hidden, key_value)] * 2
+    shapes += [(work.hidden, work.intermediate)] * 3
+    layers = work.layers * sum(inputs * outputs for inputs, outputs in shapes)
+    beside = work.layers * setting.rank * sum(inputs + outputs for inputs, outputs in shapes)
+    full, adapted = 6 * layers, 4 * layers + 6 * beside
+    policy = adapted if setting.rank else full
+    critic = full if setting.full_critic or not setting.rank else adapted
     prompt, response = work.mean_lengths()
-    networks = 1 if shared else 2
-    head = work.hidden * work.vocabulary * response
-    return 6.0 * work.epochs * work.batch * (networks * layers * (prompt + response) + head)
+    of_layers = (policy + (0 if setting.critic == "shared" else critic)) * (prompt + response)
+    head = (4 if setting.rank else 6) * work.hidden * work.vocabulary * response
+    return float(work.epochs * work.batch * (of_layers + head))
 
 
 def medians(runs: list[dict[str, Any]], warmup: int = 1) -> dict[str, float]:
@@ -73,7 +115,9 @@ def medians(runs: list[dict[str, Any]], warmup: int = 1) -> dict[str, float]:
         name: statistics.median(s for run in runs for s in run["seconds"][name][warmup:])
         for name in runs[0]["seconds"]
     }
-    return {**found, "peak_mb": statistics.median(max(run["peak_mb"].values()) for run in runs)}
+    found["peak_mb"] = statistics.median(max(run["peak_mb"].values()) for run in runs)
+    # The models themselves are not in the peak, and where bases are shared that is what is saved.
+    return {**found, "loaded_mb": statistics.median(run["baseline_mb"] for run in runs)}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -93,6 +137,24 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def measured(
+    workload: str, trl_python: str, settings: dict[str, Setting], rounds: int, common: list[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """The runs of each of proxlm's settings and of TRL, in turn."""
+    work, raw = WORKLOADS[workload], dict[str, list[dict[str, Any]]]()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_models(work, folder)
+        for _ in range(rounds):
+            for title, setting in settings.items():
+                arguments = [*setting.arguments(), *common]
+                run = one_run(sys.executable, "step_proxlm.py", folder, work, arguments)
+                raw.setdefault(title, []).append(run)
+            arguments = [*TRL_ARGUMENTS.get(workload, []), *common]
+            raw.setdefault("trl", []).append(one_run(trl_python, "step_trl.py", folder, work, arguments))
+    return raw
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -101,6 +163,7 @@ def main() -> None:
     parser.add_argument(
         "--workloads", nargs="+", default=["fixed", "vocab", "ragged"], choices=list(WORKLOADS)
     )
+    parser.add_argument("--add", action="store_true", help="keep the other workloads of the results")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
@@ -111,30 +174,24 @@ def main() -> None:
 
     torch.set_num_threads(given.threads)
     common = ["--steps", str(given.steps), "--threads", str(given.threads), "--device", given.device]
-    rates = {name: matmul_rate(name, given.device) for name in ("float32", "bfloat16")}
-    # Without instructions for it, bf16 saves no time (models/widened.py): there is nothing to compare.
-    settings = {k: v for k, v in SETTINGS.items() if "bf16" not in k or rates["bfloat16"] > rates["float32"]}
-    found: dict[str, Any] = {"matmul_flops": rates, "threads": given.threads, "workloads": {}, "raw": {}}
+    file = RESULTS / "against_trl.json"
+    found: dict[str, Any] = {"matmul_flops": {}, "threads": given.threads, "workloads": {}, "raw": {}}
+    if given.add and file.exists():
+        found = json.loads(file.read_text(encoding="utf-8"))
     for workload in given.workloads:
-        work, raw = WORKLOADS[workload], dict[str, list[dict[str, Any]]]()
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            make_models(work, folder)
-            for _ in range(given.rounds):
-                for setting, arguments in settings.items():
-                    run = one_run(sys.executable, "step_proxlm.py", folder, work, [*arguments, *common])
-                    raw.setdefault(setting, []).append(run)
-                raw.setdefault("trl", []).append(
-                    one_run(given.trl_python, "step_trl.py", folder, work, common)
-                )
-        rows = {setting: medians(runs) for setting, runs in raw.items()}
-        for setting in settings:
-            rate = rates["bfloat16" if "bf16" in setting else "float32"]
-            flops = needed_flops(work, "shared" in setting)
-            rows[setting]["share"] = flops / rows[setting]["update"] / rate
+        rates = {name: matmul_rate(name, given.device) for name in ("float32", "bfloat16")}
+        # Without instructions for it, bf16 products are float32 products (models/widened.py).
+        rates["bfloat16"] = max(rates.values())
+        settings = SETTINGS.get(workload, FULL)
+        raw = measured(workload, given.trl_python, settings, given.rounds, common)
+        rows = {title: medians(runs) for title, runs in raw.items()}
+        for title, setting in settings.items():
+            rate = rates["bfloat16" if setting.bf16 else "float32"]
+            rows[title]["share"] = needed_flops(WORKLOADS[workload], setting) / rows[title]["update"] / rate
+        found["matmul_flops"][workload] = rates
         found["workloads"][workload], found["raw"][workload] = rows, raw
         print(table({"workloads": {workload: rows}}), flush=True)
-        (RESULTS / "against_trl.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "against_trl.md").write_text(table(found), encoding="utf-8")
 
 

@@ -4,6 +4,7 @@ python benchmarks/curves.py adaptive docs/images/adaptive-kl.svg RUN ...
 python benchmarks/curves.py proxy docs/images/overoptimisation.svg overoptimisation.json
 python benchmarks/curves.py algorithms docs/images/algorithms.svg compare.json COMPARE_FOLDER
 python benchmarks/curves.py games docs/images/games.svg GAMES_FOLDER
+python benchmarks/curves.py time docs/images/time-to-reward.svg benchmarks/results/time_to_reward.json
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 
 from compare_runs import Series, svg
+from reward_task import running
 
 from proxlm.runlog.folder import read_jsonl
 
@@ -84,6 +86,16 @@ def games(folder: Path) -> str:
     return svg(panels, [f"seed {seed}" for seed in seeds])
 
 
+def time_to_reward(file: Path) -> str:
+    """Mean reward of the last steps against seconds: a panel for each seed, a line per library."""
+    runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
+    panels = []
+    for seed in next(iter(runs.values())):
+        series: dict[str, Series] = {name: running(seeds[seed]["curve"]) for name, seeds in runs.items()}
+        panels.append((f"mean reward against seconds, seed {seed}", series))
+    return svg(panels, list(runs))
+
+
 def main() -> None:
     if len(sys.argv) < 4:
         sys.exit(__doc__)
@@ -93,6 +105,7 @@ def main() -> None:
         "proxy": lambda: proxy(files[0]),
         "algorithms": lambda: algorithms(files[0], files[1]),
         "games": lambda: games(files[0]),
+        "time": lambda: time_to_reward(files[0]),
     }[kind]()
     target.write_text(drawn, encoding="utf-8")
 

@@ -5,7 +5,10 @@
 sizes: batch, response length, vocabulary and parameters, each doubled three times from the same small step.
 modes: the critic on a trunk of its own, on the policy's, or as adapters on a base that is there once; and blocks
 that are computed again on the way back. Each runs in a process of its own, the first step is warm-up, the median of
-the others counts. Writes benchmarks/results/scale.json and .md. Needs a machine with nothing else to do. Linux.
+the others counts. Writes benchmarks/results/scale.json and .md; of the two, what is not measured now stays there.
+Sizes takes about 10 minutes on two cores. Needs a machine with nothing else to do. Linux.
+
+The reward that each mode reaches: memory_modes.py.
 """
 
 from __future__ import annotations
@@ -58,11 +61,26 @@ def measured(work: Work, arguments: list[str], steps: int) -> dict[str, float]:
     return {**found, "peak_mb": max(run["peak_mb"].values()), "loaded_mb": run["baseline_mb"]}
 
 
+COLUMNS = ["generate s", "score s", "update s", "step s", "peak MB", "with models loaded MB"]
+
+
 def row_of(cells: list[str], found: dict[str, float]) -> str:
     seconds = [f"{found[name]:.2f}" for name in ("generate", "score", "update", "step")]
     return (
         "| " + " | ".join([*cells, *seconds, f"{found['peak_mb']:.0f}", f"{found['loaded_mb']:.0f}"]) + " |"
     )
+
+
+def table(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown of what is there: sizes, modes."""
+    parts = []
+    for kind, names in (("sizes", ["what", "value"]), ("modes", ["mode"])):
+        if rows[kind]:
+            titles = {"what": "doubled", "value": "to", "mode": "mode"}
+            columns = [*(titles[name] for name in names), *COLUMNS]
+            lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+            parts.append([*lines, *(row_of([row[name] for name in names], row) for row in rows[kind])])
+    return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
 
 
 def main() -> None:
@@ -72,28 +90,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--what", nargs="+", default=["sizes", "modes"], choices=["sizes", "modes"])
     given = parser.parse_args()
-    columns = ["generate s", "score s", "update s", "step s", "peak MB", "with models loaded MB"]
+    file = RESULTS / "scale.json"
     rows: dict[str, Any] = {"sizes": [], "modes": []}
-    lines: list[str] = []
-
-    def note(line: str) -> None:
-        lines.append(line)
-        print(line, flush=True)
-
-    if "sizes" in given.what:
-        note("| " + " | ".join(["doubled", "to", *columns]) + " |\n" + "| --- " * 8 + "|")
-        for what, value, work in sizes():
-            found = measured(work, [], given.steps)
-            rows["sizes"].append({"what": what, "value": value, **found})
-            note(row_of([what, value], found))
-    if "modes" in given.what:
-        note("\n| " + " | ".join(["mode", *columns]) + " |\n" + "| --- " * 7 + "|")
-        for mode, arguments in MODES.items():
-            found = measured(Work(), arguments, given.steps)
-            rows["modes"].append({"mode": mode, **found})
-            note(row_of([mode], found))
-    (RESULTS / "scale.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "scale.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if file.exists():
+        rows |= json.loads(file.read_text(encoding="utf-8"))
+    work_of = {
+        "sizes": [({"what": what, "value": value}, work, []) for what, value, work in sizes()],
+        "modes": [({"mode": mode}, Work(), arguments) for mode, arguments in MODES.items()],
+    }
+    for kind in given.what:
+        rows[kind] = []
+        for cells, work, arguments in work_of[kind]:
+            found = measured(work, arguments, given.steps)
+            rows[kind].append({**cells, **found})
+            print(row_of(list(cells.values()), found), flush=True)
+    file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "scale.md").write_text(table(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

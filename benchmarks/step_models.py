@@ -62,6 +62,7 @@ class Work:
 
 
 EOS = 1
+LORA_ALPHA = 16
 
 
 def make_models(work: Work, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """PPO steps of proxlm on given work, timed: one JSON line. `against_trl.py` calls it.
 
-python benchmarks/step_proxlm.py FOLDER_OF_MODELS '{"hidden": 256, ...}' [--critic shared] [--bf16] [--steps 4]
+python benchmarks/step_proxlm.py FOLDER_OF_MODELS '{"hidden": 256, ...}' [--critic shared] [--lora 8] [--steps 4]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from step_measure import PeakMemory
-from step_models import Work
+from step_models import LORA_ALPHA, Work
 
 
 class QuietLog:
@@ -53,6 +53,8 @@ def job_of(work: Work, folder: Path, given: argparse.Namespace) -> Any:
         "model.device": given.device,
         "model.precision": "bfloat16" if given.bf16 else "float32",
         "model.lora.rank": given.lora,
+        "model.lora.alpha": LORA_ALPHA,
+        "model.critic_from": str(folder / "reward") if given.critic_from_reward else "",
         "model.activation_checkpointing": given.activation_checkpointing,
         "rollout.max_new_tokens": work.response,
         "rollout.batch_size": work.batch,
@@ -77,6 +79,11 @@ def main() -> None:
     parser.add_argument("--critic", default="separate")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0: all weights learn")
+    parser.add_argument(
+        "--critic-from-reward",
+        action="store_true",
+        help="a separate critic that all of learns, --lora or not",
+    )
     parser.add_argument("--activation-checkpointing", action="store_true")
     parser.add_argument("--micro-batch-tokens", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=4)
@@ -130,6 +137,13 @@ def main() -> None:
         "seconds": seconds,
         "peak_mb": peaks,
         "baseline_mb": memory.baseline,
+        "learning": {
+            name: sum(p.numel() for _, p in parameters)
+            for name, parameters in (
+                ("policy", models.policy_parameters()),
+                ("critic", models.critic_parameters()),
+            )
+        },
         "response_length": [row["response_length"] for row in log.rows],
         "optimiser_steps": log.rows[-1]["optimiser_steps"],
         "ratio_error": [row["first_minibatch/ratio_error"] for row in log.rows],

@@ -1,9 +1,11 @@
 """PPO steps of TRL 1.12.0 on given work, timed: one JSON line. `against_trl.py` calls it with TRL's own Python.
 
-    python benchmarks/step_trl.py FOLDER_OF_MODELS '{"hidden": 256, ...}' [--steps 4]
+    python benchmarks/step_trl.py FOLDER_OF_MODELS '{"hidden": 256, ...}' [--steps 4] [--lora 8 [--value-adapters]]
 
 TRL makes one optimiser step per epoch (its accumulation spans the whole batch, whatever num_mini_batches says), and
-so does what it is compared with.
+so does what it is compared with. --lora hands the trainer a peft_config: the policy gets adapters and is, with them
+off, the reference; the value model learns in full. --value-adapters, which TRL has no setting for, freezes it and
+puts adapters of the same rank into it before the trainer sees it; its score head still learns.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from step_measure import PeakMemory, resident_mb
-from step_models import Work
+from step_models import LORA_ALPHA, Work
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "WANDB_DISABLED": "true"}
 
@@ -75,22 +77,45 @@ class Clock:
         self.now, self.began = {}, time.perf_counter()
 
 
-def trainer_of(work: Work, folder: Path, output: str, steps: int, device: str, callback: Any) -> Any:
+def adapters(rank: int) -> Any:
+    """LoRA on every linear layer but the head, as proxlm puts it."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=LORA_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def models_of(folder: Path, lora: int, value_adapters: bool) -> dict[str, Any]:
+    """The four networks, and what adapters the policy is to have, by the names that the trainer gives them."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    found: dict[str, Any] = {"model": AutoModelForCausalLM.from_pretrained(folder / "policy").float()}
+    found["ref_model"] = (
+        None if lora else AutoModelForCausalLM.from_pretrained(folder / "policy").float().eval()
+    )
+    for name in ("value_model", "reward_model"):
+        found[name] = AutoModelForSequenceClassification.from_pretrained(folder / "reward").float()
+    for frozen in (found["ref_model"], found["reward_model"].eval()):
+        if frozen is not None:
+            frozen.requires_grad_(False)
+    if value_adapters:
+        from peft import inject_adapter_in_model
+
+        value = found["value_model"].requires_grad_(False)
+        inject_adapter_in_model(adapters(lora), value.model)
+        value.score.requires_grad_(True)
+    return {**found, "peft_config": adapters(lora) if lora else None}
+
+
+def trainer_of(work: Work, given: argparse.Namespace, output: str, callback: Any) -> Any:
     import datasets
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoTokenizer
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    policy, reference = (AutoModelForCausalLM.from_pretrained(folder / "policy").float() for _ in range(2))
-    value, reward = (
-        AutoModelForSequenceClassification.from_pretrained(folder / "reward").float() for _ in range(2)
-    )
-    for frozen in (reference, reward):
-        frozen.eval().requires_grad_(False)
     config = PPOConfig(
         output_dir=output,
         seed=work.seed,
-        use_cpu=device == "cpu",
-        bf16=device != "cpu",
+        use_cpu=given.device == "cpu",
+        bf16=given.device != "cpu",
         fp16=False,
         report_to="none",
         save_strategy="no",
@@ -104,7 +129,7 @@ def trainer_of(work: Work, folder: Path, output: str, steps: int, device: str, c
         gradient_accumulation_steps=work.batch // work.micro_batch,
         num_mini_batches=1,
         num_ppo_epochs=work.epochs,
-        total_episodes=work.batch * steps,
+        total_episodes=work.batch * given.steps,
         local_rollout_forward_batch_size=64,
         response_length=work.response,
         stop_token="eos" if work.ragged else None,
@@ -114,13 +139,10 @@ def trainer_of(work: Work, folder: Path, output: str, steps: int, device: str, c
     )
     return PPOTrainer(
         args=config,
-        processing_class=AutoTokenizer.from_pretrained(folder / "policy", padding_side="left"),
-        model=policy,
-        ref_model=reference,
-        reward_model=reward,
-        value_model=value,
-        train_dataset=datasets.Dataset.from_dict({"input_ids": work.prompts(steps + 2)}),
+        processing_class=AutoTokenizer.from_pretrained(given.folder / "policy", padding_side="left"),
+        train_dataset=datasets.Dataset.from_dict({"input_ids": work.prompts(given.steps + 2)}),
         callbacks=[callback],
+        **models_of(given.folder, given.lora, given.value_adapters),
     )
 
 
@@ -143,18 +165,23 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             clock.end_step()
 
     with tempfile.TemporaryDirectory() as output:
-        trainer = trainer_of(work, given.folder, output, given.steps, given.device, Ends())
+        trainer = trainer_of(work, given, output, Ends())
         module.batch_generation = clock.generating(module.batch_generation)
         module.forward = clock.forward(module.forward)
         inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         inner.step = clock.counted(inner.step)
         memory.baseline = resident_mb()
+        learning = {
+            name: sum(p.numel() for p in network.parameters() if p.requires_grad)
+            for name, network in (("policy", trainer.policy_model), ("critic", trainer.value_model))
+        }
         trainer.train()
     names = ("generate", "score", "update", "step")
     return {
         "seconds": {name: [step[name] for step in clock.steps] for name in names},
         "peak_mb": memory.stop(),
         "baseline_mb": memory.baseline,
+        "learning": learning,
         "optimiser_steps": clock.optimiser_steps / len(clock.steps),
         "versions": {
             "trl": trl.__version__,
@@ -168,6 +195,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("work", type=json.loads)
+    parser.add_argument(
+        "--lora", type=int, default=0, help="rank of the policy's adapters; 0: all weights learn"
+    )
+    parser.add_argument("--value-adapters", action="store_true")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
