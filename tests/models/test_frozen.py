@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from proxlm.models import frozen
+from proxlm.models.few_shapes import ROWS, in_few_shapes
 from proxlm.models.frozen import PACKED_SIZE, FrozenProduct, can_pack, one_product
 
 LARGE, SMALL = (384, 400), (8, 12)  # inputs, outputs: above and below the size that is packed
@@ -42,7 +43,15 @@ def test_it_is_what_the_layers_give(
     modules = layers(kind, *size, bias)
     product = one_product(modules)
     assert isinstance(product, FrozenProduct)
-    for shape in ((1, size[0]), (1, 1, size[0]), (7, size[0]), (3, 5, size[0]), (1, size[0])):
+    for shape in (
+        (1, size[0]),
+        (1, 1, size[0]),
+        (7, size[0]),
+        (3, 5, size[0]),
+        (8, 8, size[0]),
+        (3, 100, size[0]),
+        (1, size[0]),
+    ):
         x = torch.randn(shape)
         torch.testing.assert_close(product(x), wanted(modules, x), atol=2e-5, rtol=0)
 
@@ -82,3 +91,18 @@ def test_layers_that_are_more_than_linear_are_left_to_themselves() -> None:
     assert one_product([plain, nn.Linear(4, 4, bias=False)]) is None
     assert one_product([nn.Sequential(plain)]) is None
     assert one_product([plain], "bfloat16") is not None
+
+
+@torch.no_grad()
+def test_products_meet_few_numbers_of_rows() -> None:
+    """oneDNN never frees what it compiles for one."""
+    met, weight = set[int](), torch.randn(6, 5)
+
+    def product(x: Tensor) -> Tensor:
+        met.add(len(x))
+        return x @ weight
+
+    for rows in range(1, 700):
+        x = torch.randn(rows, 6)
+        torch.testing.assert_close(in_few_shapes(x, product), x @ weight)
+    assert met == set(ROWS)

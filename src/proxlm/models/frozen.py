@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from proxlm.models.few_shapes import ROWS, in_few_shapes
 from proxlm.models.int8 import Int8Product
 from proxlm.models.widened import widens
 
@@ -71,26 +72,35 @@ class FrozenProduct:
 
     On a CPU, in float32, large matrices are packed by oneDNN: 64 rows take 0.5 to 0.9 of the time of the ordinary
     product, and what comes out for a row does not depend on how many others there are. One row alone reads the
-    matrix column by column.
+    matrix column by column; for hundreds the ordinary product is the better one. So it is for the first call, which
+    reads contexts and says nothing of how many rows there will be.
     """
 
     def __init__(self, parts: Sequence[Tensor], bias: Tensor | None = None) -> None:
         self.parts, self.bias, self.dtype = parts, bias, parts[0].dtype
         large = sum(part.numel() for part in parts) >= PACKED_SIZE
         self.packs = large and can_pack(parts[0].device, self.dtype)
+        self.met = False
         self.columns: Tensor | None = None
         self.packed: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
+        rows = x.numel() // x.shape[-1]
+        first, self.met = not self.met, True
+        if self.packs and (rows > ROWS[-1] or (first and rows > 1)):
+            y = torch.cat([F.linear(x, part.T) for part in self.parts], -1)
+            return y if self.bias is None else y.add_(self.bias)
+        if not self.packs or (rows == 1 and self.packed is None):
+            if self.columns is None:
+                self.columns = torch.cat(list(self.parts), -1).contiguous()
+            return F.linear(x, self.columns.T, self.bias)
         if self.packed is None:
-            if not self.packs or x.numel() == x.shape[-1]:
-                if self.columns is None:
-                    self.columns = torch.cat(list(self.parts), -1).contiguous()
-                return F.linear(x, self.columns.T, self.bias)
             self.packed = torch.ops.mkldnn._reorder_linear_weight(_rows(self.parts), None)
             self.columns = None
-        return _packed_product(x, self.packed, self.bias)
+        packed, bias = self.packed, self.bias
+        y = in_few_shapes(x.reshape(rows, -1), lambda part: _packed_product(part, packed, bias))
+        return y.view(*x.shape[:-1], -1)
 
 
 def _packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from proxlm.errors import ModelError
+from proxlm.models.few_shapes import in_few_shapes
 
 
 class Int8Product:
@@ -33,14 +34,17 @@ class Int8Product:
         self.bias = None if bias is None else bias.float()
 
     def __call__(self, x: Tensor) -> Tensor:
-        flat = x.float().flatten(0, -2)
-        middle = _middle()
-        steps = _largest(flat, middle - 1)
-        whole = (flat / steps).round_().add_(middle).to(torch.uint8)
-        y = _product(whole, middle, self.packed, self.scales, self.zeros).mul_(steps)
+        y = in_few_shapes(x.float().flatten(0, -2), self._of_rows)
         if self.bias is not None:
-            y.add_(self.bias)
+            y = y + self.bias
         return y.view(*x.shape[:-1], -1)
+
+    def _of_rows(self, x: Tensor) -> Tensor:
+        """x [n, K] → x Wᵀ [n, N]."""
+        middle = _middle()
+        steps = _largest(x, middle - 1)
+        whole = (x / steps).round_().add_(middle).to(torch.uint8)
+        return _product(whole, middle, self.packed, self.scales, self.zeros).mul_(steps)
 
 
 def _largest(x: Tensor, steps: int) -> Tensor:
