@@ -76,6 +76,7 @@ def _middle() -> int:
     return 128 if known is not None and known() else 64
 
 
+@cache
 def can_multiply(device: torch.device) -> bool:
     """Whether torch has oneDNN's int8 products, which only torch.compile uses otherwise, and they are right."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
