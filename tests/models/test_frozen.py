@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from proxlm.models import frozen
 from proxlm.models.few_shapes import ROWS, in_few_shapes
 from proxlm.models.frozen import PACKED_SIZE, FrozenProduct, can_pack, one_product
+from proxlm.models.matrices import matrix_of
 
 LARGE, SMALL = (384, 400), (8, 12)  # inputs, outputs: above and below the size that is packed
 
@@ -63,7 +64,7 @@ def test_it_is_what_the_layers_give(
 def test_large_matrices_are_packed_and_rows_then_stand_alone() -> None:
     (layer,) = layers("linear", *LARGE, False)[:1]
     assert layer.weight.numel() > PACKED_SIZE
-    product, x = FrozenProduct([layer.weight.T]), torch.randn(64, LARGE[0])
+    product, x = FrozenProduct([matrix_of(layer)]), torch.randn(64, LARGE[0])
     product(x[:1])
     assert product.packed is None  # one row alone has the other layout
     whole = product(x)
@@ -76,11 +77,12 @@ def test_large_matrices_are_packed_and_rows_then_stand_alone() -> None:
 @torch.no_grad()
 def test_small_matrices_and_other_dtypes_are_not_packed() -> None:
     small, large = (
-        FrozenProduct([layer.weight.T for layer in layers("linear", *size, False)]) for size in (SMALL, LARGE)
+        FrozenProduct([matrix_of(layer) for layer in layers("linear", *size, False)])
+        for size in (SMALL, LARGE)
     )
     small(torch.randn(9, SMALL[0]))
     assert small.packed is None
-    double = FrozenProduct([layer.weight.T.double() for layer in layers("linear", *LARGE, False)])
+    double = FrozenProduct([matrix_of(layer.double()) for layer in layers("linear", *LARGE, False)])
     double(torch.randn(9, LARGE[0], dtype=torch.float64))
     assert double.packed is None
     assert large.packs == can_pack(torch.device("cpu"), torch.float32)
@@ -106,3 +108,34 @@ def test_products_meet_few_numbers_of_rows() -> None:
         x = torch.randn(rows, 6)
         torch.testing.assert_close(in_few_shapes(x, product), x @ weight)
     assert met == set(ROWS)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+@torch.no_grad()
+def test_adapters_are_folded_in_while_they_are_in_force(kind: str) -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    network = nn.ModuleDict({"one": layers(kind, 12, 8, True)[0]})
+    settings = peft.LoraConfig(r=3, target_modules=["one"], fan_in_fan_out=kind == "conv")
+    adapted = peft.inject_adapter_in_model(settings, network).eval()["one"]
+    nn.init.normal_(adapted.lora_B["default"].weight)
+    x = torch.randn(5, 12)
+    product = one_product([adapted])
+    assert product is not None
+    torch.testing.assert_close(product(x), adapted(x), atol=1e-5, rtol=0)
+    assert float((adapted(x) - adapted.base_layer(x)).abs().max()) > 0.1
+    adapted.enable_adapters(False)
+    bare = one_product([adapted])
+    assert bare is not None
+    torch.testing.assert_close(bare(x), adapted.base_layer(x), atol=1e-5, rtol=0)
+    adapted.enable_adapters(True)
+    adapted.train()  # dropout would be on
+    assert one_product([adapted]) is None
+
+
+@torch.no_grad()
+def test_an_adapter_that_does_more_is_left_to_itself() -> None:
+    peft = pytest.importorskip("peft")
+    network = nn.ModuleDict({"one": layers("linear", 12, 8, True)[0]})
+    settings = peft.LoraConfig(r=3, target_modules=["one"], use_dora=True)
+    assert one_product([peft.inject_adapter_in_model(settings, network).eval()["one"]]) is None

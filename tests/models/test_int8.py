@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from proxlm import load_config
-from proxlm.config import RolloutConfig
+from proxlm.config import LoraConfig, RolloutConfig
 from proxlm.errors import ConfigError, ModelError
 from proxlm.models import int8
 from proxlm.models.forward import token_outputs
 from proxlm.models.frozen import one_product
 from proxlm.models.int8 import Int8Product, can_multiply
+from proxlm.models.load import add_lora
 from proxlm.rollout.decoder import make_decoder
 from proxlm.rollout.native import generate
 from proxlm.types import Prompt
@@ -129,18 +130,27 @@ def test_other_model_types_are_refused_by_name(tokenizer: Any, name: str) -> Non
         make_decoder(tiny_model(tokenizer, name), "int8")
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({}, r"rollout\.weights = .int8.: rounded weights are another policy: set ppo\.correction\.mode"),
-        (
-            {"ppo.correction.mode": "truncate", "model.lora.rank": 4},
-            r"rollout\.weights = .int8.: must be policy with model\.lora",
-        ),
-    ],
-)
-def test_settings_that_cannot_go_together_are_refused(more: dict[str, Any], message: str) -> None:
+def test_rounded_weights_without_a_correction_are_refused() -> None:
     given = {"model.policy": "x", "data.prompts": "x", "reward.use": "length", "rollout.weights": "int8"}
-    with pytest.raises(ConfigError, match=message):
-        load_config("ppo", None, given | more)
+    with pytest.raises(ConfigError, match=r"another policy: set ppo\.correction\.mode"):
+        load_config("ppo", None, given)
     load_config("ppo", None, given | {"ppo.correction.mode": "truncate"})
+
+
+@pytest.mark.parametrize("weights", ["policy", "int8"])
+def test_adapters_are_part_of_what_is_written_with(tokenizer: Any, weights: Any) -> None:
+    pytest.importorskip("peft")
+    model = add_lora(tiny_model(tokenizer), LoraConfig(rank=4))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.trainable():
+            if "lora_B" in name:
+                p.normal_(std=0.3)
+    rollout = generate(model, prompts(), RolloutConfig(max_new_tokens=12, weights=weights), seed=3, step=0)
+    with torch.no_grad():
+        own = token_outputs(model, rollout.sequences).logprobs
+        with model.without_adapters():
+            base = token_outputs(model, rollout.sequences).logprobs
+    gap = float((own - rollout.logprobs).abs().mean())
+    assert gap < 1e-5 if weights == "policy" else 1e-4 < gap < 0.1
+    assert float((base - rollout.logprobs).abs().mean()) > 0.2

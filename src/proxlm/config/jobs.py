@@ -19,7 +19,6 @@ from proxlm.config.problems import (
     optimiser_problems,
     optimisers_problems,
     reward_problems,
-    rounded_weights_problems,
 )
 from proxlm.config.rollout import ConversationConfig, RolloutConfig
 from proxlm.config.schema import (
@@ -72,7 +71,6 @@ class PPOJob:
             )
         if self.ppo.minibatches > self.ppo.batch_size * self.ppo.samples_per_prompt:
             found.append(("ppo.minibatches", "more minibatches than responses in a step"))
-        found += rounded_weights_problems(self.model, self.rollout)
         found += algorithm_problems(self.ppo, self.model) + _stability_problems(self)
         return found + optimisers_problems(self.optim)
 
@@ -142,9 +140,7 @@ class GenerateJob:
     seed: int = setting(0, "seed of the sampling", ge=0, lt=2**32)
 
     def problems(self) -> Problems:
-        return needed(("model.policy", self.model.policy)) + rounded_weights_problems(
-            self.model, self.rollout
-        )
+        return needed(("model.policy", self.model.policy))
 
 
 @dataclass(frozen=True)
@@ -167,7 +163,6 @@ class EvaluateJob:
         if not (self.data.eval_prompts or self.data.prompts or self.environment.use):
             found.append(("data.eval_prompts", "needed: a file of prompts to evaluate on"))
         found += secret_problems("environment.args", self.environment.args)
-        found += rounded_weights_problems(self.model, self.rollout)
         return found + reward_problems(self.reward)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of, is_user_function
 from proxlm.config.ppo import PPOConfig
-from proxlm.config.rollout import RolloutConfig
 from proxlm.config.schema import (
     ModelConfig,
     NewModelConfig,
@@ -55,13 +54,6 @@ def algorithm_problems(ppo: PPOConfig, model: ModelConfig) -> Problems:
     if ppo.correction.mode == "mask" and ppo.correction.low > ppo.correction.high:
         found.append(("ppo.correction.low", "must not be more than ppo.correction.high"))
     return found
-
-
-def rounded_weights_problems(model: ModelConfig, rollout: RolloutConfig) -> Problems:
-    """What rollout.weights asks of the model."""
-    if rollout.weights == "policy" or not model.lora.rank:
-        return []
-    return [("rollout.weights", "must be policy with model.lora: layers with adapters cannot be rounded")]
 
 
 def needed(*pairs: tuple[str, Any]) -> Problems:

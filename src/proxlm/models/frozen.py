@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from proxlm.models.few_shapes import ROWS, in_few_shapes
 from proxlm.models.int8 import Int8Product
+from proxlm.models.matrices import Matrix, matrix_of
 from proxlm.models.widened import widens
 
 # What the copies are: in the weights' own dtype, or rounded to another one.
@@ -30,23 +31,22 @@ def one_product(
 ) -> Callable[[Tensor], Tensor] | None:
     """x [..., K] → the outputs of the modules on it side by side, [..., N].
 
-    None unless all are plain linear layers, all with a bias or all without. The weights are copied and must not
+    None unless all have a matrix (`matrices.py`), all with a bias or all without. The weights are copied and must not
     change. round_output: what comes out of a bf16 product is rounded, too, where it need not be.
     """
-    from transformers.pytorch_utils import Conv1D
-
-    kinds = {type(module) for module in modules}
-    if kinds not in ({nn.Linear}, {Conv1D}) or len({module.bias is None for module in modules}) > 1:
+    found = [matrix_of(module) for module in modules]
+    matrices = [matrix for matrix in found if matrix is not None]
+    if len(matrices) < len(found) or len({matrix.bias is None for matrix in matrices}) > 1:
         return None
-    columns = [(m.weight if type(m) is Conv1D else m.weight.T).detach() for m in modules]
-    bias = None if modules[0].bias is None else torch.cat([m.bias.detach() for m in modules])
+    biases = [matrix.bias for matrix in matrices if matrix.bias is not None]
+    bias = torch.cat(biases) if biases else None
     if weights == "int8":
-        return Int8Product(_rows(columns), bias)
+        return Int8Product(_rows([matrix.columns() for matrix in matrices]), bias)
     if weights == "own":
-        return FrozenProduct(columns, bias)
-    if not widens(columns[0].device):
-        return FrozenProduct([part.bfloat16() for part in columns], None if bias is None else bias.bfloat16())
-    wide = FrozenProduct(columns, None if bias is None else _rounded(bias), _rounded)
+        return FrozenProduct(matrices, bias)
+    if not widens(matrices[0].columns().device):
+        return FrozenProduct(matrices, None if bias is None else bias.bfloat16(), Tensor.bfloat16)
+    wide = FrozenProduct(matrices, None if bias is None else _rounded(bias), _rounded)
     return _between_roundings(wide, round_output)
 
 
@@ -76,7 +76,7 @@ def _between_roundings(product: FrozenProduct, round_output: bool) -> Callable[[
 
 
 class FrozenProduct:
-    """x [..., K] → x W + b [..., N], W given in parts [K, n] of its columns.
+    """x [..., K] → x W + b [..., N], W given in matrices side by side.
 
     Nothing is copied before it is needed. rounding: what is done to W before it is used.
 
@@ -88,14 +88,15 @@ class FrozenProduct:
 
     def __init__(
         self,
-        parts: Sequence[Tensor],
+        matrices: Sequence[Matrix],
         bias: Tensor | None = None,
         rounding: Callable[[Tensor], Tensor] = _as_it_is,
     ) -> None:
-        self.parts, self.bias, self.rounding = parts, bias, rounding
-        self.dtype = rounding(parts[0][:1]).dtype
-        large = sum(part.numel() for part in parts) >= PACKED_SIZE
-        self.packs = large and can_pack(parts[0].device, self.dtype)
+        self.matrices, self.bias, self.rounding = matrices, bias, rounding
+        sample = matrices[0].columns()[:1]
+        self.dtype = rounding(sample).dtype
+        large = sum(matrix.size for matrix in matrices) >= PACKED_SIZE
+        self.packs = large and can_pack(sample.device, self.dtype)
         self.met = False
         self.columns: Tensor | None = None
         self.packed: Tensor | None = None
@@ -105,18 +106,22 @@ class FrozenProduct:
         rows = x.numel() // x.shape[-1]
         first, self.met = not self.met, True
         if self.packs and (rows > ROWS[-1] or (first and rows > 1)):
-            y = torch.cat([F.linear(x, self.rounding(part).T) for part in self.parts], -1)
+            y = torch.cat([F.linear(x, part.T) for part in self._parts()], -1)
             return y if self.bias is None else y.add_(self.bias)
         if not self.packs or (rows == 1 and self.packed is None):
             if self.columns is None:
-                self.columns = self.rounding(torch.cat(list(self.parts), -1)).contiguous()
+                self.columns = torch.cat(self._parts(), -1).contiguous()
             return F.linear(x, self.columns.T, self.bias)
         if self.packed is None:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.rounding(_rows(self.parts)), None)
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(_rows(self._parts()), None)
             self.columns = None
         packed, bias = self.packed, self.bias
         y = in_few_shapes(x.reshape(rows, -1), lambda part: _packed_product(part, packed, bias))
         return y.view(*x.shape[:-1], -1)
+
+    def _parts(self) -> list[Tensor]:
+        """W as it is used, [K, n] each."""
+        return [self.rounding(matrix.columns()) for matrix in self.matrices]
 
 
 def _packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,0 +1,53 @@
+"""The matrix of a linear layer as it is in force: of transformers' two kinds of layers, with adapters folded in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Matrix(NamedTuple):
+    """columns() → W [K, N], made anew where adapters change it; bias [N] or None; size: K · N."""
+
+    columns: Callable[[], Tensor]
+    bias: Tensor | None
+    size: int
+
+
+def matrix_of(module: Any) -> Matrix | None:
+    """The matrix of a plain linear layer, or of one under LoRA adapters (W + α/r · B A); None of anything else."""
+    from transformers.pytorch_utils import Conv1D
+
+    layer = getattr(module, "base_layer", module)
+    if type(layer) not in (nn.Linear, Conv1D):
+        return None
+    adapters = [] if layer is module else _adapters_in_force(module)
+    if adapters is None:
+        return None
+    turned = type(layer) is nn.Linear
+
+    @torch.no_grad()
+    def columns() -> Tensor:
+        weight = layer.weight
+        for name in adapters:
+            weight = weight + module.get_delta_weight(name)
+        return (weight.T if turned else weight).detach()
+
+    bias = None if layer.bias is None else layer.bias.detach()
+    return Matrix(columns, bias, layer.weight.numel())
+
+
+def _adapters_in_force(module: Any) -> list[str] | None:
+    """Names of a PEFT layer's adapters that are added to it now; None if it does more than add B A x."""
+    if not hasattr(module, "get_delta_weight") or module.training:
+        return None
+    if module.merged or module.disable_adapters:
+        return []
+    names = [name for name in module.active_adapters if name in module.lora_A]
+    others = (getattr(module, kind, {}) for kind in ("use_dora", "lora_bias", "lora_variant"))
+    if any(found.get(name) for found in others for name in names):
+        return None
+    return names
