@@ -83,12 +83,7 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
 @torch.no_grad()
 def mismatch(model: LanguageModel, rollout: Rollout) -> float:
     """KL from the rollout's policy to the model's own, nats per token (k3)."""
-    own = torch.cat(
-        [
-            token_outputs(model, rollout.sequences.select(torch.tensor([row]))).logprobs
-            for row in range(len(rollout))
-        ]
-    )
+    own = token_outputs(model, rollout.sequences).logprobs
     return float(kl_estimate(rollout.logprobs, own, "k3").mean())
 
 

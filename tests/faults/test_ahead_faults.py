@@ -64,6 +64,14 @@ def same_end(one: Path, two: Path):
     assert rows_of(one) == rows_of(two)
 
 
+def in_a_process(*arguments: str, start=("-m", "proxlm")):
+    here = os.environ | {"PYTHONPATH": str(Path(proxlm.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *start, *PPO, *arguments]
+    return subprocess.run(
+        command, env=here, capture_output=True, text=True, timeout=200, stdin=subprocess.DEVNULL
+    )
+
+
 @pytest.fixture
 def place(tiny_place):  # noqa: F811
     """The folder, with a run of the mode left alone in "whole"."""
@@ -83,12 +91,8 @@ def test_a_signal_in_the_background_finishes_the_step_and_a_resume_is_exact(plac
 def test_a_reward_that_hangs_beside_the_update_holds_up_no_end(place):
     """SIGTERM arrives while the next rollout's reward hangs: this step is saved, and the process ends."""
     (place / "sends.py").write_text(SENDS.format(call=4, name="SIGTERM", wait=600))
-    here = os.environ | {"PYTHONPATH": str(Path(proxlm.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "proxlm", *PPO, *AHEAD, "--reward.use", "sends.py:score"]
     began = time.monotonic()
-    done = subprocess.run(
-        command, env=here, capture_output=True, text=True, timeout=200, stdin=subprocess.DEVNULL
-    )
+    done = in_a_process(*AHEAD, "--reward.use", "sends.py:score")
     assert done.returncode == 143, done.stderr
     assert "after step 2 of 4" in done.stderr
     assert time.monotonic() - began < 100
@@ -99,9 +103,7 @@ def test_a_reward_that_hangs_beside_the_update_holds_up_no_end(place):
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(place):
     (place / "sends.py").write_text(SENDS.format(call=4, name="SIGKILL", wait=600))
-    here = os.environ | {"PYTHONPATH": str(Path(proxlm.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "proxlm", *PPO, *AHEAD, "--reward.use", "sends.py:score"]
-    assert subprocess.run(command, env=here, capture_output=True, timeout=200).returncode == -signal.SIGKILL
+    assert in_a_process(*AHEAD, "--reward.use", "sends.py:score").returncode == -signal.SIGKILL
     (place / "sends.py").write_text(SENDS.format(call=99, name="SIGTERM", wait=0))
     assert main([*PPO, *AHEAD, "--reward.use", "sends.py:score", "--run.resume", "true"]) == 0
     same_end(place / "run", place / "whole")
@@ -117,9 +119,7 @@ def test_a_reward_in_a_process_of_its_own_outlives_the_steps(place, capfd):
         "ppo.update = lambda *a: (pathlib.Path('die').touch() if a[0].step == 0 else None, learn(*a))[1]\n"
     )
     run = "from proxlm.__main__ import main\nimport sys\nsys.exit(main(sys.argv[1:]))"
-    here = os.environ | {"PYTHONPATH": str(Path(proxlm.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", learn + first + run, *PPO, *held_out, *isolated]
-    done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=200)
+    done = in_a_process(*held_out, *isolated, start=("-c", learn + first + run))
     assert done.returncode == 0, done.stderr
     rows = rows_of(place / "run")
     assert len(rows) == 4

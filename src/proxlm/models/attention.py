@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from proxlm.models.widened import widens
+from proxlm.models.widened import wide, widens
 
 # On a CPU torch's fused attention takes nearly twice as long as the plain products for rows up to this long, and as
 # long for rows of twice the length; it keeps no scores, which are little for such rows.
@@ -49,9 +49,9 @@ class _PlainAttention(torch.autograd.Function):
         ctx.shape, ctx.scale = (rows, length, groups, heads // groups, size), scale
         queries = _by_group(q, ctx.shape)
         keys, values = (part.transpose(1, 2).reshape(-1, length, size) for part in (k, v))
-        later = torch.full((length, length), -torch.inf, dtype=_wide(q[:0]).dtype).triu(1)
+        later = torch.full((length, length), -torch.inf, dtype=wide(q[:0]).dtype).triu(1)
         later = later.repeat(heads // groups, 1)
-        scores = torch.baddbmm(later, _wide(queries), _wide(keys).transpose(1, 2), alpha=scale)
+        scores = torch.baddbmm(later, wide(queries), wide(keys).transpose(1, 2), alpha=scale)
         shares = torch.softmax(scores, -1).to(q.dtype)
         ctx.save_for_backward(queries, keys, values, shares)
         return _by_token(torch.bmm(shares, values), ctx.shape).flatten(2)
@@ -63,8 +63,8 @@ class _PlainAttention(torch.autograd.Function):
         rows, length, groups, each, size = ctx.shape
         given = _by_group(given.view(rows, length, groups * each, size), ctx.shape)
         of_values = torch.bmm(shares.transpose(1, 2), given)
-        of_shares = torch.bmm(_wide(given), _wide(values).transpose(1, 2))
-        of_scores = torch._softmax_backward_data(of_shares, _wide(shares), -1, of_shares.dtype)
+        of_shares = torch.bmm(wide(given), wide(values).transpose(1, 2))
+        of_scores = torch._softmax_backward_data(of_shares, wide(shares), -1, of_shares.dtype)
         of_scores = of_scores.mul_(ctx.scale).to(shares.dtype)
         of_queries = _by_token(torch.bmm(of_scores, keys), ctx.shape)
         of_keys = torch.bmm(of_scores.transpose(1, 2), queries)
@@ -72,10 +72,6 @@ class _PlainAttention(torch.autograd.Function):
             part.view(rows, groups, length, size).transpose(1, 2) for part in (of_keys, of_values)
         )
         return of_queries, of_keys, of_values, None
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def _by_group(x: Tensor, shape: tuple[int, int, int, int, int]) -> Tensor:

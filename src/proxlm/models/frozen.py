@@ -17,7 +17,7 @@ from torch import Tensor
 from proxlm.models.few_shapes import ROWS, in_few_shapes
 from proxlm.models.int8 import Int8Product
 from proxlm.models.matrices import Matrix, matrix_of
-from proxlm.models.widened import widens
+from proxlm.models.widened import rounded, widens
 
 # What the copies are: in the weights' own dtype, or rounded to another one.
 Weights = Literal["own", "bfloat16", "int8"]
@@ -44,15 +44,10 @@ def one_product(
         return Int8Product(_rows([matrix.columns() for matrix in matrices]), bias)
     if weights == "own":
         return FrozenProduct(matrices, bias)
-    if not widens(matrices[0].columns().device):
+    if not widens(matrices[0].like.device):
         return FrozenProduct(matrices, None if bias is None else bias.bfloat16(), Tensor.bfloat16)
-    wide = FrozenProduct(matrices, None if bias is None else _rounded(bias), _rounded)
+    wide = FrozenProduct(matrices, None if bias is None else rounded(bias), rounded)
     return _between_roundings(wide, round_output)
-
-
-def _rounded(x: Tensor) -> Tensor:
-    """x rounded to bf16, as float32."""
-    return x.bfloat16().float()
 
 
 def _as_it_is(x: Tensor) -> Tensor:
@@ -69,7 +64,7 @@ def _between_roundings(product: FrozenProduct, round_output: bool) -> Callable[[
 
     def call(x: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
-            y = product(_rounded(x))
+            y = product(rounded(x))
         return y.bfloat16() if round_output else y
 
     return call
@@ -93,10 +88,10 @@ class FrozenProduct:
         rounding: Callable[[Tensor], Tensor] = _as_it_is,
     ) -> None:
         self.matrices, self.bias, self.rounding = matrices, bias, rounding
-        sample = matrices[0].columns()[:1]
-        self.dtype = rounding(sample).dtype
-        large = sum(matrix.size for matrix in matrices) >= PACKED_SIZE
-        self.packs = large and can_pack(sample.device, self.dtype)
+        like = matrices[0].like
+        self.dtype = rounding(like[:1]).dtype
+        large = sum(matrix.like.numel() for matrix in matrices) >= PACKED_SIZE
+        self.packs = large and can_pack(like.device, self.dtype)
         self.met = False
         self.columns: Tensor | None = None
         self.packed: Tensor | None = None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from proxlm.errors import ModelError
 from proxlm.models.encoder_decoder import EncoderDecoderTrunk, start_token
-from proxlm.models.widened import widen_products, widens
+from proxlm.models.widened import rounded, widen_products, widens
 
 # Fields of a configuration by which `logits` changes what the head gives.
 LOGIT_CHANGES = ("scale_decoder_outputs", "logit_scale", "logits_scaling", "final_logit_softcapping")
@@ -96,7 +96,7 @@ class LanguageModel:
         if self.widened and (weight := self.head_weight) is not None:
             # Unrounded, as `head_logprobs` has them; it costs no more.
             with torch.autocast(self.device.type, enabled=False):
-                return F.linear(hidden.bfloat16().float(), weight.bfloat16().float())
+                return F.linear(rounded(hidden), rounded(weight))
         with self.autocast():
             logits = self.network.get_output_embeddings()(hidden)
         bias = getattr(self.network, "final_logits_bias", None)  # BART

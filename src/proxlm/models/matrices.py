@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 
 class Matrix(NamedTuple):
-    """columns() → W [K, N], made anew where adapters change it; bias [N] or None; size: K · N."""
+    """columns() → W [K, N], made anew where adapters change it; bias [N] or None; like: the layer's own weights, for
+    their number, dtype and device."""
 
     columns: Callable[[], Tensor]
     bias: Tensor | None
-    size: int
+    like: Tensor
 
 
 def matrix_of(module: Any) -> Matrix | None:
@@ -37,7 +38,7 @@ def matrix_of(module: Any) -> Matrix | None:
         return (weight.T if turned else weight).detach()
 
     bias = None if layer.bias is None else layer.bias.detach()
-    return Matrix(columns, bias, layer.weight.numel())
+    return Matrix(columns, bias, layer.weight.detach())
 
 
 def _adapters_in_force(module: Any) -> list[str] | None:

@@ -27,6 +27,11 @@ def widens(device: torch.device) -> bool:
     return device.type == "cpu" and can_widen() and not has_bfloat16(device)
 
 
+def rounded(x: Tensor) -> Tensor:
+    """x rounded to bf16, as float32."""
+    return x.bfloat16().float()
+
+
 @cache
 def widen_products() -> torch.library.Library:
     """Replace the CPU kernels of the matrix products and of attention, once for the process."""
@@ -55,12 +60,13 @@ def _kernel(name: str) -> Kernel:
     return call
 
 
-def _wide(value: Any) -> Any:
+def wide(value: Any) -> Any:
+    """A bf16 tensor as float32; anything else as it is."""
     return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
 
 
 def _widely(kernel: Kernel, keys: Any, given: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    return kernel(keys, *map(_wide, given), **{name: _wide(value) for name, value in options.items()})
+    return kernel(keys, *map(wide, given), **{name: wide(value) for name, value in options.items()})
 
 
 def _is_bfloat16(*factors: Tensor) -> bool:

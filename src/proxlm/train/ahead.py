@@ -22,13 +22,13 @@ from torch import Tensor
 from proxlm.errors import ConfigError
 from proxlm.models.families import SHORT_NAMES
 from proxlm.models.language_model import LanguageModel
+from proxlm.rewards.call import SLICE_SECONDS
 from proxlm.train.collect import Collected
 from proxlm.train.memory import is_out_of_memory
 from proxlm.train.observe import Clock, Teller
 
 # (policy, step, number of the first batch of prompts, version of the policy, clock) → the step's scored rollout.
 Collect = Callable[[LanguageModel, int, int, int, Clock], Collected]
-SLICE_SECONDS = 0.25
 # What a job that is no longer wanted has to notice it: a token of all responses, or a reward that goes on.
 LEAVE_SECONDS = 2.0
 
