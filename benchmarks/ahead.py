@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from step_proxlm import QuietLog
 
 from proxlm.config import (
     ModelConfig,
@@ -44,22 +45,6 @@ TEXTS = ["The cat sat on the mat and looked at the moon.", "One day a small dog 
 PHASES = ("step", "waiting", "generate", "score", "prepare", "update")
 SEEN = ("rollout_kl", "correction_mean", "correction_share", "kl")
 Row = dict[str, float]
-
-
-class Log:
-    """Keeps the metrics, shows and saves nothing."""
-
-    def __init__(self) -> None:
-        self.rows: list[Row] = []
-
-    def metrics(self, step: int, values: Row) -> None:
-        self.rows.append({"step": step, **values})
-
-    def samples(self, step: int, rows: Any) -> None: ...
-    def checkpoint(self, save: Callable[[], Path], due: bool) -> None: ...
-    def phase(self, name: str) -> None: ...
-    def progress(self, done: int, total: int) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 def vowels(rollout: Rollout) -> Scores:
@@ -111,7 +96,7 @@ def run(ahead: bool, seed: int, steps: int, size: dict[str, int], reward: Any, l
     )
     texts = [text[: 4 + 3 * i] for i in range(8) for text in TEXTS]
     prompts = [Prompt(i, tuple(tokenizer(text).input_ids), text) for i, text in enumerate(texts)]
-    stream, log = PromptStream(prompts, ppo.batch_size, seed), Log()
+    stream, log = PromptStream(prompts, ppo.batch_size, seed), QuietLog()
     with tempfile.TemporaryDirectory() as folder:
         trainer = PPOTrainer(
             config, make_actor_critic(model, "separate"), stream, reward, Path(folder) / "run"

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from step_models import Work, make_models
+from step_proxlm import QuietLog
 
 from proxlm.config import ModelConfig, PPOConfig, PPOJob, RewardConfig, RolloutConfig
 from proxlm.data.prompts import PromptStream
@@ -36,16 +37,6 @@ WAIT = 0.02
 WORK = Work(ragged=True)
 # The prompt's text makes a comment of the response, so that every program comes to its test.
 PROGRAM, TEST = "pass  # ", "assert sum(i * i for i in range(250_000)) > 0"
-
-
-class NoLog:
-    """Stands in for the run's log."""
-
-    def phase(self, name: str) -> None:
-        """Not shown."""
-
-    def progress(self, done: int, total: int) -> None:
-        """Not shown."""
 
 
 def judge(completions: list[Completion]) -> list[float]:
@@ -77,7 +68,7 @@ def measured(
     seconds: dict[int, dict[str, list[float]]] = {size: {} for size in jobs}
     for draw in range(1 + repeats):
         for size, job in jobs.items():
-            clock = Clock(NoLog())  # type: ignore[arg-type]
+            clock = Clock(QuietLog())
             collect(model, prompts, reward, job, temperature=1.0, draw=draw, version=0, clock=clock)
             both = {"both": sum(clock.seconds.values())} | clock.seconds | clock.beside
             for phase, value in both.items() if draw else ():

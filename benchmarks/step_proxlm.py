@@ -18,9 +18,9 @@ from step_models import LORA_ALPHA, Work
 
 
 class QuietLog:
-    """Stands in for the run's log; knows the phase."""
+    """Stands in for the run's log; keeps the metrics, and tells memory, if there is one, the phase."""
 
-    def __init__(self, memory: PeakMemory) -> None:
+    def __init__(self, memory: PeakMemory | None = None) -> None:
         self.rows: list[dict[str, float]] = []
         self.memory = memory
 
@@ -28,7 +28,8 @@ class QuietLog:
         self.rows.append({"step": step, **values})
 
     def phase(self, name: str) -> None:
-        self.memory.phase = name
+        if self.memory is not None:
+            self.memory.phase = name
 
     def samples(self, *given: Any) -> None:
         pass
