@@ -66,6 +66,8 @@ def job_of(work: Work, folder: Path, given: argparse.Namespace) -> Any:
         "ppo.epochs": work.epochs,
         "ppo.minibatches": 1,
         "ppo.micro_batch_tokens": given.micro_batch_tokens,
+        # TRL, too, takes the log-probs of sampling.
+        "ppo.old_logprobs": "recomputed" if given.recomputed else "rollout",
         "optim.policy.lr": 1e-5,
         "optim.critic.lr": 1e-5,
         "run.save_every": 0,
@@ -86,6 +88,7 @@ def main() -> None:
         help="a separate critic that all of learns, --lora or not",
     )
     parser.add_argument("--activation-checkpointing", action="store_true")
+    parser.add_argument("--recomputed", action="store_true", help="old log-probs from a pass of their own")
     parser.add_argument("--micro-batch-tokens", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)

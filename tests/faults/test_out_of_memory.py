@@ -75,9 +75,9 @@ def test_a_step_in_smaller_passes_learns_the_same(tokenizer, tmp_path, monkeypat
     assert row["reward"] == first["reward"]
     # The plan of the update is that of the passes before it, so the first ratio is still exactly 1.
     assert row["first_minibatch/ratio_error"] == 0.0
-    failed = memory.failed
+    passes = len(memory.seen)
     small.step(SilentLog())
-    assert memory.failed == failed  # the budget has stayed where it fell to
+    assert max(memory.seen[passes:]) < 12  # the budget has stayed where it fell to
     assert small.state.pass_tokens == small.budget.tokens < 2000
 
 

@@ -76,6 +76,17 @@ def test_micro_batches_cover_rows_within_the_budget():
     assert [g.tolist() for g in groups] == [[1, 3, 4], [0], [2], [5]]
 
 
+def test_micro_batches_are_few_and_even():
+    # 6 groups of 12 would do for 64 rows of 80 tokens; the last one would hold 4.
+    sizes = [len(rows) for rows in micro_batches(torch.full((64,), 80), 1024)]
+    assert sizes == [11, 11, 11, 11, 11, 9]
+    # As many groups as when each takes all it can, with a smaller largest one.
+    lengths = torch.tensor([10, 10, 10, 10, 20, 20])
+    groups = micro_batches(lengths, 60)
+    assert [[int(lengths[i]) for i in rows] for rows in groups] == [[10, 10, 10, 10], [20, 20]]
+    assert micro_batches(torch.tensor([], dtype=torch.int64), 60) == []
+
+
 @pytest.mark.checklist(11)
 def test_value_head_starts_at_zero(tokenizer):
     models = make_actor_critic(tiny_model(tokenizer), "separate")

@@ -253,6 +253,8 @@ def _stability_problems(job: PPOJob) -> Problems:
     if ppo.rollout_ahead and ppo.correction.mode == "none":
         reason = "its responses come from an older policy: set ppo.correction.mode to truncate, mask or full"
         found.append(("ppo.rollout_ahead", reason))
+    if ppo.old_logprobs == "rollout":
+        found += _sampled_by_another_policy(job)
     if ppo.rollout_ahead and ppo.loss == "trpo":
         reason = (
             "cannot be used with ppo.loss = trpo, which switches the kernels that a rollout beside it uses"
@@ -270,3 +272,19 @@ def _stability_problems(job: PPOJob) -> Problems:
                     (key, "cannot be used with ppo.loss = trpo, whose step is on the surrogate alone")
                 )
     return found
+
+
+def _sampled_by_another_policy(job: PPOJob) -> Problems:
+    """What makes the log-probs of sampling not the policy's own, as `ppo.old_logprobs` = rollout has them."""
+    rollout, ppo = job.rollout, job.ppo
+    others = {
+        "rollout.top_k": rollout.top_k > 0,
+        "rollout.top_p": rollout.top_p < 1,
+        "rollout.min_p": rollout.min_p > 0,
+        "rollout.weights": rollout.weights != "policy",
+        "ppo.rollout_ahead": ppo.rollout_ahead,
+        "ppo.correction.mode": ppo.correction.mode != "none",
+    }
+    used = [key for key, is_so in others.items() if is_so]
+    reason = f"cannot be rollout with {', '.join(used)}: only where the policy itself samples, unfiltered"
+    return [("ppo.old_logprobs", reason)] if used else []

@@ -115,6 +115,11 @@ class PPOConfig:
         "write and score the next step's responses while this step's update runs; they come from a policy one"
         " update older",
     )
+    old_logprobs: Literal["recomputed", "rollout"] = setting(
+        "recomputed",
+        "π_old of the ratio: from a pass of the trainer's own, which makes the first ratio exactly 1, or as the"
+        " responses were sampled, which spares that pass",
+    )
     correction: CorrectionConfig = setting(factory=CorrectionConfig)
     trpo: TrustRegionConfig = setting(factory=TrustRegionConfig)
 

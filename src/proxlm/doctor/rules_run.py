@@ -145,6 +145,8 @@ def rollout_gap(rows: Rows, facts: Facts) -> Finding | None:
     # Responses of an older policy differ as much as the policy has learnt since.
     own = [row for row in rows[-3:] if not number(row, "staleness")]
     gap = middle(newest_of_all(own, "rollout_gap", 3), 3)
+    if gap is None:  # with ppo.old_logprobs = rollout the trainer's log-probs are first seen in the update
+        gap = middle(newest_of_all(own, "first_minibatch/ratio_error", 3), 3)
     low, high = GAP_FILTERED if facts.filtered else GAP.get(facts.precision, GAP_UNKNOWN)
     if gap is None or gap <= low or (facts.filtered and facts.corrected):
         return None

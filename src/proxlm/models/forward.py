@@ -166,14 +166,26 @@ def logit_chunk(model: LanguageModel) -> int:
 def micro_batches(lengths: Tensor, budget: int) -> list[Tensor]:
     """Split rows into groups of like length whose padded size (rows × longest) stays within `budget` tokens.
 
-    A row longer than the budget is a group by itself. An encoder–decoder pads prompts and responses apart, which can
-    come to twice that. lengths [B] → list of row indices, covering each row once.
+    As few groups as that allows, and those as even as can be: the largest decides how much memory is held. A row
+    longer than the budget is a group by itself. An encoder–decoder pads prompts and responses apart, which can come
+    to twice that. lengths [B] → list of row indices, covering each row once.
     """
-    groups: list[list[int]] = []
-    order = torch.argsort(lengths, stable=True).tolist()
-    for row in order:
-        if groups and (len(groups[-1]) + 1) * int(lengths[row]) <= budget:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return [torch.tensor(group, dtype=torch.int64) for group in groups]
+    order = torch.argsort(lengths, stable=True)
+    of_order = lengths[order].tolist()
+    ends = _group_ends(of_order, budget)
+    low, high = 1, budget  # the least budget that makes no more groups
+    while low < high:
+        middle = (low + high) // 2
+        fewer = _group_ends(of_order, middle)
+        low, high, ends = (low, middle, fewer) if len(fewer) <= len(ends) else (middle + 1, high, ends)
+    return list(torch.tensor_split(order, ends[:-1])) if ends else []
+
+
+def _group_ends(lengths: list[int], budget: int) -> list[int]:
+    """Where each group of ascending lengths ends, when each takes as many as the budget allows."""
+    ends, first = list[int](), 0
+    for i, length in enumerate(lengths):
+        if i > first and (i + 1 - first) * length > budget:
+            ends.append(i)
+            first = i
+    return [*ends, len(lengths)] if lengths else []

@@ -35,7 +35,6 @@ def experience_metrics(
     mask, offsets = experience.action_mask, experience.sequences.response_offsets
     k1 = torch.where(mask, experience.old_logprobs - experience.ref_logprobs, 0.0)
     reward = response_rewards(scores.total, scores.per_token, offsets)
-    gap = (rollout.logprobs - experience.old_logprobs)[mask].abs()
     lengths = experience.sequences.response_lengths.float()
     metrics = {
         "reward": float(reward.mean()),
@@ -53,8 +52,6 @@ def experience_metrics(
         "repetition": mean_repetition(rollout),
         "eos_share": sum(finish == "eos" for finish in rollout.finish) / len(rollout),
         "ended_share": sum(finish != "length" for finish in rollout.finish) / len(rollout),
-        "rollout_gap": float(gap.max()),
-        "rollout_kl": float(kl_estimate(rollout.logprobs, experience.old_logprobs, "k3")[mask].mean()),
         **_weight_metrics(experience.correction[mask]),
     }
     along = correlation(reward, lengths)
@@ -67,6 +64,15 @@ def experience_metrics(
         metrics["explained_variance"] = explained_variance(values, returns, mask)
         metrics |= {f"explained_variance/quarter_{k + 1}": value for k, value in enumerate(by_quarter)}
     return metrics
+
+
+def gap_metrics(experience: Experience, rollout: Rollout) -> Metrics:
+    """From the policy that sampled to the one that learns: the largest difference of log-probs, and the KL."""
+    old, sampled = (x[experience.action_mask] for x in (experience.old_logprobs, rollout.logprobs))
+    return {
+        "rollout_gap": float((sampled - old).abs().max()),
+        "rollout_kl": float(kl_estimate(sampled, old, "k3").mean()),
+    }
 
 
 def _weight_metrics(weights: Tensor) -> Metrics:

@@ -17,7 +17,7 @@ from proxlm.rl.kl import kl_estimate
 from proxlm.rl.moments import Moments, clip_advantages
 from proxlm.rl.shaping import segment_sum, token_rewards
 from proxlm.train.algorithms import Algorithm
-from proxlm.train.observe import Metrics, experience_metrics
+from proxlm.train.observe import Metrics, experience_metrics, gap_metrics
 from proxlm.train.scores import shape_scores
 from proxlm.types import Experience, Progress, Rollout, Scores, ragged_index
 
@@ -46,7 +46,8 @@ def prepare(
     """Log-probs → KL → shaped reward → advantages → whitening.
 
     `layout` lists the micro-batches (row indices, each row once) of the update's first pass. Running the same
-    forward passes here makes the ratio of the first minibatch exactly 1 in float32.
+    forward passes here makes the ratio of the first minibatch exactly 1 in float32. With `ppo.old_logprobs` =
+    "rollout" the policy makes no pass here, and the entropy is that of the sampled tokens, −log π, whose mean it is.
     """
     ppo = job.ppo
     inferred = _infer(models, rollout, ppo, now.temperature, layout, on_progress)
@@ -84,9 +85,10 @@ def prepare(
         ),
     )
     has_critic = models.value_head is not None
-    return experience, experience_metrics(
+    metrics = experience_metrics(
         experience, rollout, scores, shaped.total, raw, inferred["entropy"], has_critic
     )
+    return experience, metrics | ({} if ppo.old_logprobs == "rollout" else gap_metrics(experience, rollout))
 
 
 def _advantage_inputs(
@@ -125,23 +127,28 @@ def _infer(
 ) -> dict[str, Tensor]:
     """All that the networks say of the rollout: [R] float32 tensors, and final_values [B] where needed."""
     sequences, device = rollout.sequences, models.policy.device
-    count = len(rollout.logprobs)
+    count, known = len(rollout.logprobs), config.old_logprobs == "rollout"
     result = {name: torch.zeros(count) for name in ("logprobs", "entropy", "values", "ref_logprobs")}
     result["final_values"] = torch.zeros(len(rollout))
     for done, rows in enumerate(layout):
-        part = sequences.select(rows).to(device)
+        part, states = sequences.select(rows).to(device), None
         at = ragged_index(sequences.response_offsets, rows)
-        outputs = models.policy_outputs(part, temperature, entropy=True)
-        assert outputs.entropy is not None
-        result["logprobs"][at] = outputs.logprobs.cpu()
-        result["entropy"][at] = outputs.entropy.cpu()
+        if not known:
+            outputs = models.policy_outputs(part, temperature, entropy=True)
+            assert outputs.entropy is not None
+            result["logprobs"][at] = outputs.logprobs.cpu()
+            result["entropy"][at] = outputs.entropy.cpu()
+            states = (outputs.states, outputs.final_states) if models.shared else None
         result["ref_logprobs"][at] = models.reference_logprobs(part, temperature).cpu()
         if models.value_head is not None:
-            shared = outputs.states, outputs.final_states
-            states, final_states = shared if models.shared else models.critic_states(part)
-            result["values"][at] = models.value_of(states).cpu()
+            predicting, final = states or models.critic_states(part)
+            result["values"][at] = models.value_of(predicting).cpu()
             if config.truncation == "bootstrap":
-                result["final_values"][rows] = models.value_of(final_states).cpu()
+                result["final_values"][rows] = models.value_of(final).cpu()
         if on_progress is not None:
             on_progress(done + 1, len(layout))
+    if known:
+        # What an environment said was not sampled: no KL there.
+        chosen = torch.where(rollout.action_mask, rollout.logprobs, result["ref_logprobs"])
+        result |= {"logprobs": chosen, "entropy": -chosen}
     return result
