@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from proxlm.models.frozen import Weights, one_product
 from proxlm.models.fused import gated_silu, rms_norm, rotated
-from proxlm.models.products import gated_mlp, is_plain, joined, ready
+from proxlm.models.gradients import embedded
+from proxlm.models.products import gated_mlp, is_plain, joined, projected, ready
 
-# cos and sin of the heads' angles, [b, t, 1, D / 2] each; None where positions are in the embeddings.
+# Of the heads' angles, cos [b, t, 1, D] and sin [b, t, 1, D / 2] as `rotated` takes them; or the same for each head,
+# which a processor reads in longer runs; None where positions are in the embeddings.
 Turn = tuple[Tensor, Tensor] | None
 
 
@@ -43,17 +45,18 @@ class LlamaBlock:
         self.layer, self.scale, self.size = layer, attention.scaling, attention.head_dim
         self.q, self.k, self.v = attention.q_proj, attention.k_proj, attention.v_proj
         self.groups = attention.config.num_key_value_heads
+        self.plain_heads = is_plain(self.q, self.k, self.v)
         self.together = one_product([self.q, self.k, self.v], frozen) if frozen else None
         self.o, self.down = (ready(module, frozen) for module in (attention.o_proj, mlp.down_proj))
+        if not frozen and is_plain(attention.o_proj):
+            self.o = lambda x: projected(x, attention.o_proj)[0]
         self.gate_up = joined([mlp.gate_proj, mlp.up_proj], frozen)
         self.q_norm, self.k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         self.silu = isinstance(mlp.act_fn, nn.SiLU) or type(mlp.act_fn).__name__ == "SiLUActivation"
         self.one_product = not frozen and self.silu and is_plain(mlp.gate_proj, mlp.up_proj, mlp.down_proj)
 
     def heads(self, x: Tensor, turn: Turn, wanted: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        y = normed(self.layer.input_layernorm, x)
-        assert turn is not None
-        of_queries = turn
+        y, of_queries = normed(self.layer.input_layernorm, x), turn
         if self.together is not None and wanted is None:
             heads = self.together(y).unflatten(-1, (-1, self.size))
             if self.q_norm is None:
@@ -61,19 +64,24 @@ class LlamaBlock:
             q, k, v = heads.split([heads.shape[2] - 2 * self.groups, self.groups, self.groups], 2)
         else:
             asked = y if wanted is None else y.index_select(1, wanted)
-            q, k, v = (
-                project(given).unflatten(-1, (-1, self.size))
-                for project, given in ((self.q, asked), (self.k, y), (self.v, y))
-            )
-            if wanted is not None:
+            q, k, v = (part.unflatten(-1, (-1, self.size)) for part in self._projected(y, asked))
+            if wanted is not None and turn is not None:
                 of_queries = turn[0].index_select(1, wanted), turn[1].index_select(1, wanted)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = normed(self.q_norm, q), normed(self.k_norm, k)
-        return rotated(q, *of_queries), rotated(k, *turn), v
+        return _rotated(q, of_queries), _rotated(k, turn), v
 
-    def _turned_together(self, heads: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _projected(self, y: Tensor, asked: Tensor) -> tuple[Tensor, ...]:
+        """Queries of the states asked for, keys and values of all of y; not yet in heads."""
+        if not self.plain_heads:
+            return self.q(asked), self.k(y), self.v(y)
+        if asked is y:
+            return projected(y, self.q, self.k, self.v)
+        return *projected(asked, self.q), *projected(y, self.k, self.v)
+
+    def _turned_together(self, heads: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
         """All heads [b, t, Q + 2 G, D] in one tensor; the first Q + G are turned."""
-        turned, values = rotated(heads[:, :, : -self.groups], *turn), heads[:, :, -self.groups :]
+        turned, values = _rotated(heads[:, :, : -self.groups], turn), heads[:, :, -self.groups :]
         return turned[:, :, : -self.groups], turned[:, :, -self.groups :], values
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -84,6 +92,13 @@ class LlamaBlock:
             return x + gated_mlp(y, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
         gate, up = self.gate_up(y)
         return x + self.down(gated_silu(gate, up) if self.silu else mlp.act_fn(gate) * up)
+
+
+def _rotated(heads: Tensor, turn: Turn) -> Tensor:
+    """Heads [b, t, h, D], turned."""
+    assert turn is not None
+    cos, sin = (table[:, :, : heads.shape[2]] for table in turn)
+    return rotated(heads, cos, sin)
 
 
 class GPT2Block:
@@ -138,20 +153,20 @@ class LlamaFamily:
         self.final: Callable[[Tensor], Tensor] = partial(normed, trunk.norm)
         self.blocks: Sequence[Block] = [LlamaBlock(layer, frozen) for layer in trunk.layers]
         self.angles: tuple[Tensor, Tensor] | None = None
+        self.each_head = not frozen  # in a pass of many tokens
 
     def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Turn]:
-        x = self.trunk.embed_tokens(tokens)
-        if self.angles is None:
-            cos, sin = self._angles(x, positions)
-        else:
-            cos, sin = (table[positions] for table in self.angles)
-        return x, (cos[:, :, None], sin[:, :, None])
+        x = embedded(self.trunk.embed_tokens, tokens)
+        known = self.angles
+        tables = self._angles(x, positions) if known is None else (known[0][positions], known[1][positions])
+        heads = self.trunk.config.num_attention_heads if self.each_head and x.device.type == "cpu" else 1
+        cos, sin = (table[:, :, None].expand(-1, -1, heads, -1).contiguous() for table in tables)
+        return x, (cos, sin)
 
     def _angles(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [b, t, D / 2] of the heads' angles, in the dtype of `like`."""
+        """cos [b, t, D] and sin [b, t, D / 2] of the heads' angles, in the dtype of `like`."""
         cos, sin = self.trunk.rotary_emb(like, position_ids=positions)
-        half = cos.shape[-1] // 2  # the second half is the same
-        return cos[..., :half], sin[..., :half]
+        return cos, sin[..., : sin.shape[-1] // 2]  # the second half is the same
 
     def reach(self, length: int) -> None:
         weight = self.trunk.embed_tokens.weight
@@ -170,7 +185,7 @@ class GPT2Family:
     def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Turn]:
         # Padding may stand behind the last position that there is an embedding for.
         last = self.trunk.wpe.weight.shape[0] - 1
-        return self.trunk.wte(tokens) + self.trunk.wpe(positions.clamp(max=last)), None
+        return embedded(self.trunk.wte, tokens) + self.trunk.wpe(positions.clamp(max=last)), None
 
     def reach(self, length: int) -> None:
         pass

@@ -29,7 +29,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The norm, and 1 / √(mean(x²) + eps)."""
     wide = x if x.dtype == torch.float64 else x.float()
-    inverse = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    inverse = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     return (wide * inverse).to(x.dtype) * weight, inverse
 
 
@@ -78,7 +79,8 @@ class _GatedSilu(torch.autograd.Function):
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding (Su et al. 2021) in the layout of transformers: halves, not pairs.
 
-    x [..., D]; cos and sin [..., D / 2] of the angles, broadcast to it. Keeps nothing of x.
+    x [..., D]; cos [..., D] and sin [..., D / 2] of the angles, broadcast to it; cos has those of both halves.
+    Keeps nothing of x.
     """
     if not torch.is_grad_enabled():
         return _turn(x, cos, sin, 1)
@@ -103,10 +105,9 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
     """The first half and the second as the two coordinates of points that are turned by the angles."""
     half = x.shape[-1] // 2
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    turned = torch.empty_like(x, memory_format=torch.contiguous_format)
-    first, second = x[..., :half], x[..., half:]
-    torch.mul(first, cos, out=turned[..., :half]).addcmul_(second, sin, value=-direction)
-    torch.mul(second, cos, out=turned[..., half:]).addcmul_(first, sin, value=direction)
+    turned = torch.mul(x, cos, out=torch.empty_like(x, memory_format=torch.contiguous_format))
+    turned[..., :half].addcmul_(x[..., half:], sin, value=-direction)
+    turned[..., half:].addcmul_(x[..., :half], sin, value=direction)
     return turned
 
 

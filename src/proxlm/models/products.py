@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from proxlm.models.frozen import Weights, one_product
+from proxlm.models.gradients import are_in_place, of_weight
 
 
 def is_plain(*modules: Any) -> bool:
@@ -36,15 +37,50 @@ def joined(modules: Sequence[Any], frozen: Weights | None) -> Callable[[Tensor],
     return lambda x: together(x).split(widths, -1)
 
 
+def projected(x: Tensor, *modules: nn.Linear) -> tuple[Tensor, ...]:
+    """x [..., H] → x Wᵀ [..., O] for the weight [O, H] of each plain linear layer, with one gradient of x for all."""
+    if not torch.is_grad_enabled():
+        return tuple(module(x) for module in modules)
+    flat = x.flatten(0, -2).to(_product_dtype(x))
+    found: tuple[Tensor, ...] = _Projected.apply(flat, *(module.weight for module in modules))
+    return tuple(y.view(*x.shape[:-1], -1) for y in found)
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that a product with x has: autocast's, or its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+class _Projected(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, *weights)
+        ctx.in_place = are_in_place()
+        return tuple(x @ weight.to(x.dtype).T for weight in weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        of_x = given[0] @ weights[0].to(x.dtype)
+        for of_y, weight in zip(given[1:], weights[1:], strict=True):
+            of_x.addmm_(of_y, weight.to(x.dtype))
+        needed = ctx.needs_input_grad[1:]
+        of_weights = (
+            of_weight(weight, of_y, x, ctx.in_place) if need else None
+            for weight, of_y, need in zip(weights, given, needed, strict=True)
+        )
+        return of_x, *of_weights
+
+
 def gated_mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """(silu(x Gᵀ) · x Uᵀ) Dᵀ (Shazeer 2020) for x [..., H], G and U [I, H], D [H, I].
 
     Keeps x and the two products; what is between them and the last product is computed again. Under autocast the
     products are in its dtype.
     """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    y: Tensor = _GatedMLP.apply(x.flatten(0, -2).to(dtype), gate, up, down)
+    y: Tensor = _GatedMLP.apply(x.flatten(0, -2).to(_product_dtype(x)), gate, up, down)
     return y.view(*x.shape[:-1], -1)
 
 
@@ -53,20 +89,23 @@ class _GatedMLP(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
         gated, open_ = x @ gate.to(x.dtype).T, x @ up.to(x.dtype).T
         ctx.save_for_backward(x, gated, open_, gate, up, down)
+        ctx.in_place = are_in_place()
         return F.silu(gated).mul_(open_) @ down.to(x.dtype).T
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, given: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         x, gated, open_, gate, up, down = ctx.saved_tensors
+        _, needs_gate, needs_up, needs_down = ctx.needs_input_grad
         inner, active = given @ down.to(x.dtype), F.silu(gated)
         of_open = inner * active
-        of_down = given.T @ active.mul_(open_)
+        active.mul_(open_)
+        of_down = of_weight(down, given, active, ctx.in_place) if needs_down else None
         of_gated = torch.ops.aten.silu_backward(inner.mul_(open_), gated)
         of_x = (of_gated @ gate.to(x.dtype)).addmm_(of_open, up.to(x.dtype))
         return (
             of_x,
-            (of_gated.T @ x).to(gate.dtype),
-            (of_open.T @ x).to(up.dtype),
-            of_down.to(down.dtype),
+            of_weight(gate, of_gated, x, ctx.in_place) if needs_gate else None,
+            of_weight(up, of_open, x, ctx.in_place) if needs_up else None,
+            of_down,
         )

@@ -32,18 +32,18 @@ class _Buffers:
     ) -> tuple[Tensor, Tensor | None]:
         """log π(token) and entropy [r] for hidden [r, H]; leaves π, and log π where it has room for it, [r, V].
 
-        With m the largest logit, at v: log Σ exp z = m − log π(v), which rounds no worse than the sum itself.
+        With m the largest logit and p its probability: log Σ exp z = m − log p, which rounds no worse than the sum.
         """
         z = torch.mm(hidden, weight.T, out=self.probabilities[: len(hidden)])
         if temperature != 1.0:
             z.div_(temperature)
-        largest, at = z.max(-1, keepdim=True)
+        largest = z.amax(-1, keepdim=True)
         chosen = z.gather(-1, tokens[:, None])
         log = self.log_probabilities
         if log is not None:
             log = log[: len(hidden)].copy_(z)
         p = torch.softmax(z, -1, out=z)
-        log_normaliser = largest - p.gather(-1, at).log()
+        log_normaliser = largest - p.amax(-1, keepdim=True).log()
         logprobs = (chosen - log_normaliser)[:, 0]
         if log is None:
             return logprobs, None

@@ -13,6 +13,7 @@ from proxlm.data.on_disk import NumbersOnDisk
 from proxlm.data.supervised import SFTExample
 from proxlm.errors import DataError
 from proxlm.models.forward import micro_batches, token_outputs
+from proxlm.models.gradients import gradients_in_place
 from proxlm.models.language_model import LanguageModel
 from proxlm.seeds import derive_seed
 from proxlm.types import Sequences, offsets_of, ragged_index
@@ -136,7 +137,8 @@ def supervised_gradient(
     for micro in micro_batches(sequences.lengths, micro_batch_tokens):
         part = sequences.select(micro).to(model.device)
         weights = mask[ragged_index(offsets, micro)].to(model.device) / total
-        share = -(weights * token_outputs(model, part).logprobs).sum()
+        with gradients_in_place():
+            share = -(weights * token_outputs(model, part).logprobs).sum()
         torch.mul(share, factor).backward()
         loss += float(share.detach())
     return loss, len(sequences.tokens)

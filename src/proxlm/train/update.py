@@ -10,6 +10,7 @@ from torch import Tensor
 from proxlm.config import PPOConfig
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.models.forward import head_backward, head_logprobs, micro_batches, response_states
+from proxlm.models.gradients import gradients_in_place
 from proxlm.rl.kl import kl_estimate
 from proxlm.rl.losses import PolicyLoss, clipped_value_loss, token_weights
 from proxlm.rl.policy_losses import LossInputs
@@ -133,6 +134,11 @@ def _gradient_within_memory(
 
 def _minibatch_gradient(learner: Learner, experience: Experience, minibatch: list[Tensor]) -> MinibatchStats:
     """Accumulate the minibatch's gradient, micro-batch by micro-batch."""
+    with gradients_in_place():
+        return _accumulated(learner, experience, minibatch)
+
+
+def _accumulated(learner: Learner, experience: Experience, minibatch: list[Tensor]) -> MinibatchStats:
     rows = torch.cat(minibatch)
     weights = minibatch_weights(learner, experience, rows)
     offsets = experience.sequences.response_offsets

@@ -1,0 +1,121 @@
+"""Gradients added where they are kept are those that autograd adds up."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from block_types import CONFIGS, model_of
+from proxlm.models.forward import response_states
+from proxlm.models.gradients import are_in_place, embedded, gradients_in_place
+from proxlm.models.language_model import LanguageModel
+from proxlm.models.products import gated_mlp, projected
+from proxlm.types import Sequences
+
+BATCHES = [
+    Sequences.from_lists([[1, 2, 3], [4], [5, 6, 7, 8, 9, 10]], [[3, 4, 5, 6], [7, 8], [1]]),
+    Sequences.from_lists([[1, 1, 3], [4, 5, 6]], [[3, 4, 5, 6], [9, 9, 9, 1]]),
+]
+
+
+def summed(model: LanguageModel) -> dict[str, Tensor]:
+    """Gradients of a fixed sum of the states of both batches."""
+    draw = torch.Generator().manual_seed(1)
+    for batch in BATCHES:
+        states, _ = response_states(model, batch)
+        (states * torch.randn(states.shape, generator=draw)).sum().backward()
+    return {name: p.grad.clone() for name, p in model.network.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_sums_over_micro_batches_are_those_of_autograd(name: str, bfloat16: bool) -> None:
+    model = model_of(name, bfloat16=bfloat16)
+    plain = summed(model)
+    model.network.zero_grad(set_to_none=True)
+    with gradients_in_place():
+        found = summed(model)
+    assert found.keys() == plain.keys()
+    for key, tensor in plain.items():
+        assert float((found[key] - tensor).abs().max()) <= 2e-6 * max(1.0, float(tensor.abs().max())), key
+    assert any(float(tensor.abs().max()) > 0.1 for tensor in plain.values())
+
+
+def test_what_is_frozen_gets_no_gradient() -> None:
+    model = model_of("llama")
+    for name, p in model.network.named_parameters():
+        p.requires_grad_("layers.1" in name and "up_proj" not in name)
+    plain = summed(model)
+    model.network.zero_grad(set_to_none=True)
+    with gradients_in_place():
+        found = summed(model)
+    assert found.keys() == plain.keys()
+    assert all("layers.1" in name and "up_proj" not in name for name in found)
+
+
+@pytest.mark.parametrize("padding", [None, 3])
+def test_embeddings(padding: int | None) -> None:
+    torch.manual_seed(0)
+    module, tokens = nn.Embedding(6, 4, padding_idx=padding), torch.tensor([[1, 3, 1], [5, 3, 3]])
+    other, given = copy.deepcopy(module), torch.randn(2, 3, 4)
+    with gradients_in_place():
+        found = embedded(module, tokens)
+    assert torch.equal(found, other(tokens))
+    for _ in range(2):
+        other(tokens).backward(given)
+        with gradients_in_place():
+            y = embedded(module, tokens)
+        y.backward(given)
+    assert module.weight.grad is not None
+    assert torch.equal(module.weight.grad, other.weight.grad)
+    assert float(module.weight.grad[1].abs().max()) > 0
+    assert bool(module.weight.grad[3].any()) == (padding is None)
+
+
+def test_products_have_the_derivatives_of_their_formulas() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, size, bias=False, dtype=torch.float64) for size in (4, 3, 6)]
+    x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
+
+    def of(x: Tensor, *weights: Tensor) -> Tensor:
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        return torch.cat(projected(x, *layers), -1)
+
+    assert torch.autograd.gradcheck(lambda a: of(a, *(layer.weight for layer in layers)), (x,))
+    leaves = [layer.weight.detach().clone().requires_grad_() for layer in layers]
+    given = [torch.randn(2, 5, len(leaf), dtype=torch.float64) for leaf in leaves]
+    expected = torch.autograd.grad([F.linear(x, leaf) for leaf in leaves], leaves, given)
+    for layer, leaf in zip(layers, leaves, strict=True):
+        layer.weight = nn.Parameter(leaf.detach())
+    torch.autograd.backward(projected(x, *layers), given)
+    for layer, gradient in zip(layers, expected, strict=True):
+        torch.testing.assert_close(layer.weight.grad, gradient)
+
+
+def test_a_mlp_adds_to_what_is_there() -> None:
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(shape)) for shape in ((8, 6), (8, 6), (6, 8))]
+    x = torch.randn(5, 6)
+    gated_mlp(x, *weights).sum().backward()
+    once = [weight.grad.clone() for weight in weights if weight.grad is not None]
+    with gradients_in_place():
+        y = gated_mlp(x, *weights)
+    y.sum().backward()
+    for weight, gradient in zip(weights, once, strict=True):
+        torch.testing.assert_close(weight.grad, 2 * gradient)
+
+
+def test_it_ends_with_its_block_even_where_that_fails() -> None:
+    def fails() -> None:
+        with gradients_in_place():
+            assert are_in_place()
+            raise ValueError("inside")
+
+    with pytest.raises(ValueError, match="inside"):
+        fails()
+    assert not are_in_place()
