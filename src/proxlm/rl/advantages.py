@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -44,25 +45,35 @@ def gae(
             f"shapes do not fit: rewards {tuple(rewards.shape)}, values {tuple(values.shape)}, "
             f"mask {tuple(action_mask.shape)}, offsets end at {int(offsets[-1])}"
         )
-    rewards = rewards.to(values.dtype)
-    lam = lam.to(values.dtype) if isinstance(lam, Tensor) else lam
-    lengths = offsets[1:] - offsets[:-1]
-    advantages = torch.zeros_like(values)
-    next_value = values.new_zeros(len(lengths)) if bootstrap is None else bootstrap.to(values.dtype)
-    next_advantage = values.new_zeros(len(lengths))
-    pending_reward = values.new_zeros(len(lengths))
-    for t in range(int(lengths.max()) - 1 if len(lengths) else -1, -1, -1):
-        inside = t < lengths
-        # Rows shorter than t point at element 0; `inside` keeps them from being read or written.
-        i = torch.where(inside, offsets[:-1] + t, 0)
-        acts = inside & action_mask[i]
-        reward = torch.where(inside, rewards[i], 0.0) + pending_reward
-        advantage = reward + gamma * next_value - values[i] + gamma * lam * next_advantage
-        advantages[i[acts]] = advantage[acts]
-        next_advantage = torch.where(acts, advantage, next_advantage)
-        next_value = torch.where(acts, values[i], next_value)
-        pending_reward = torch.where(acts, 0.0, reward)
+    row, advantages = row_of_element(offsets), torch.zeros_like(values)
+    steps = action_mask.nonzero()[:, 0]
+    if not len(steps):
+        return advantages, values.clone()
+    rows, v = row[steps], values[steps]
+    newest = torch.cumsum(action_mask, 0) - 1  # the step that each token is at or behind, perhaps of a row before
+    owned = (newest >= 0) & (rows[newest.clamp(min=0)] == row)
+    reward = torch.zeros_like(v).index_add_(0, newest[owned], rewards.to(v.dtype)[owned])
+    last = torch.cat([rows[1:] != rows[:-1], rows.new_ones(1, dtype=torch.bool)])
+    ends = v.new_zeros(len(offsets) - 1) if bootstrap is None else bootstrap.to(v.dtype)
+    following = torch.where(last, ends[rows], v.roll(-1))
+    delta = reward + gamma * following - v
+    advantages[steps] = _discounted_sums(delta, rows, len(offsets) - 1, gamma * lam)
     return advantages, advantages + values
+
+
+def _discounted_sums(x: Tensor, rows: Tensor, count: int, decay: float | Tensor) -> Tensor:
+    """Σ_{s ≥ t} decay^{s−t} x_s within each of `count` rows; x and its elements' rows, ascending, [n] → [n].
+
+    decay: one number or one for each row.
+    """
+    lengths = torch.bincount(rows, minlength=count)
+    position = torch.arange(len(x), device=x.device) - (torch.cumsum(lengths, 0) - lengths)[rows]
+    table = x.new_zeros(int(lengths.max()), count)  # shorter rows end in zeros, which add nothing
+    table[position, rows] = x
+    factor = decay.to(x.dtype) if isinstance(decay, Tensor) else x.new_full((count,), decay)
+    for later, now in pairwise(reversed(table.unbind(0))):
+        now.addcmul_(later, factor)
+    return table[position, rows]
 
 
 def turn_starts(action_mask: Tensor, offsets: Tensor) -> Tensor:
