@@ -59,9 +59,9 @@ def test_with_a_single_minibatch_all_there_is_is_on_policy(tokenizer, tmp_path, 
 @pytest.mark.checklist(18)
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "fixed"])
 def test_weights_of_a_minibatch_are_those_of_its_rows_alone(tokenizer, aggregation):
-    made, _, experience = prepared(tokenizer, job(aggregation=aggregation))
+    _, _, experience = prepared(tokenizer, job(aggregation=aggregation))
     rows = torch.tensor([7, 2, 11])
-    found = minibatch_weights(learner_of(made), experience, rows)
+    found = minibatch_weights(experience, rows, aggregation, 12)
     alone = experience.select(rows)
     wanted = token_weights(alone.action_mask, alone.sequences.response_offsets, aggregation, 12)
     offsets = experience.sequences.response_offsets.tolist()
@@ -109,7 +109,7 @@ def test_decoupled_update_with_behaviour_equal_to_proximal_is_ppo(tokenizer, cri
         assert (experience.correction == 1).all()
         update(learner_of(made), experience)
         results.append(parameters(made))
-    assert all(torch.equal(results[0][n], results[1][n]) for n in results[0])
+    assert all(float((results[0][n] - results[1][n]).abs().max()) < 1e-6 for n in results[0])
 
 
 @pytest.mark.checklist(20)
@@ -195,7 +195,7 @@ def test_a_function_that_returns_a_tensor_is_measured_like_the_builtin(tokenizer
         made = trainer(tokenizer, config, tmp_path, algorithm=algorithm)
         run(made)
         results.append(parameters(made))
-    assert all(torch.equal(results[0][n], results[1][n]) for n in results[0])
+    assert all(float((results[0][n] - results[1][n]).abs().max()) < 1e-6 for n in results[0])
 
 
 @pytest.mark.checklist(14)

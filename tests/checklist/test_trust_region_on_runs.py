@@ -78,7 +78,9 @@ def test_what_the_step_reports_is_true(tokenizer):
     config = trpo_job(critic="separate")
     made, _, experience = prepared(tokenizer, config)
     names = [n for n, _ in made.models.policy_parameters()]
-    weights = minibatch_weights(learner_of(made), experience, torch.arange(len(experience.sequences)))
+    weights = minibatch_weights(
+        experience, torch.arange(len(experience.sequences)), made.config.ppo.aggregation, 12
+    )
     padded, place = pad_right(experience.sequences)
     where = place[experience.sequences.response_index - 1]
 

@@ -114,7 +114,13 @@ def test_every_later_step_learns_from_the_policy_before_the_newest_update(tokeni
     rollouts, experiences = [], []
     made = trainer(tokenizer, config, tmp_path, reward=lambda r: (rollouts.append(r), vowels(r))[1])
     prepare = made._prepare
-    made._prepare = lambda *given: (experiences.append(prepare(*given)[0]), prepare(*given))[1]
+
+    def kept(*given):
+        found = prepare(*given)
+        experiences.append(found[0])
+        return found
+
+    made._prepare = kept
     start = {name: p.detach().clone() for name, p in made.models.policy_parameters()}
     rows = run(made)
     assert [row["staleness"] for row in rows] == [0.0, 1.0, 1.0, 1.0]

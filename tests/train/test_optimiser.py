@@ -23,7 +23,11 @@ def test_first_step_moves_by_the_learning_rate_against_the_sign():
     p.grad = torch.tensor([3.0, -4.0])
     assert optimiser.step(0, 10) == (5.0, 0.1)
     assert p.tolist() == pytest.approx([0.9, 2.1])
+    assert p.grad.tolist() == [0, 0]
+    optimiser.release()
     assert p.grad is None
+    optimiser.hold()
+    assert p.grad.tolist() == [0, 0]
 
 
 @pytest.mark.checklist(36)

@@ -10,16 +10,17 @@ from typing import NamedTuple
 
 class Advantage(NamedTuple):
     """function: module:name; critic: uses values; whiten: followed by whitening unless a setting says otherwise;
-    groups: needs several responses to each prompt."""
+    groups: needs several responses to each prompt; rowwise: a response's depend on no other response."""
 
     function: str
     critic: bool = False
     whiten: bool = False
     groups: bool = False
+    rowwise: bool = False
 
 
 ADVANTAGES = {
-    "gae": Advantage("proxlm.rl.estimators:gae_advantages", critic=True, whiten=True),
+    "gae": Advantage("proxlm.rl.estimators:gae_advantages", critic=True, whiten=True, rowwise=True),
     "reinforce": Advantage("proxlm.rl.estimators:reinforce_advantages"),
     "reinforce++": Advantage("proxlm.rl.estimators:reinforce_advantages", whiten=True),
     "rloo": Advantage("proxlm.rl.estimators:rloo_advantages", groups=True),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -50,7 +49,9 @@ def gae(
     if not len(steps):
         return advantages, values.clone()
     rows, v = row[steps], values[steps]
-    newest = torch.cumsum(action_mask, 0) - 1  # the step that each token is at or behind, perhaps of a row before
+    newest = (
+        torch.cumsum(action_mask, 0) - 1
+    )  # the step that each token is at or behind, perhaps of a row before
     owned = (newest >= 0) & (rows[newest.clamp(min=0)] == row)
     reward = torch.zeros_like(v).index_add_(0, newest[owned], rewards.to(v.dtype)[owned])
     last = torch.cat([rows[1:] != rows[:-1], rows.new_ones(1, dtype=torch.bool)])
@@ -71,8 +72,9 @@ def _discounted_sums(x: Tensor, rows: Tensor, count: int, decay: float | Tensor)
     table = x.new_zeros(int(lengths.max()), count)  # shorter rows end in zeros, which add nothing
     table[position, rows] = x
     factor = decay.to(x.dtype) if isinstance(decay, Tensor) else x.new_full((count,), decay)
-    for later, now in pairwise(reversed(table.unbind(0))):
-        now.addcmul_(later, factor)
+    at = table.unbind(0)
+    for t in range(len(at) - 2, -1, -1):
+        at[t].addcmul_(at[t + 1], factor)
     return table[position, rows]
 
 

@@ -24,12 +24,14 @@ LossFunction = Callable[[LossInputs], PolicyLoss]
 @dataclass(frozen=True)
 class Algorithm:
     """What `ppo.advantage` and `ppo.loss` stand for. critic: values are used; whiten: advantages are whitened;
-    tokenwise: the loss of a token needs nothing of other tokens."""
+    rowwise: a response's raw advantages need nothing of other responses; tokenwise: a token's loss needs nothing of
+    other tokens."""
 
     advantage: AdvantageFunction
     loss: LossFunction
     critic: bool
     whiten: bool
+    rowwise: bool
     tokenwise: bool
 
 
@@ -50,6 +52,7 @@ def build_algorithm(
         loss=_checked_loss(loss or _function("ppo.loss", ppo.loss, known_loss.function)),
         critic=known.critic,
         whiten=whiten,
+        rowwise=known.rowwise,
         tokenwise=known_loss.tokenwise,
     )
 

@@ -16,6 +16,9 @@ class Optimiser:
 
     A step whose gradient is not finite is skipped: one bad batch must not destroy the weights. Its norm is
     returned as it is, so that the metrics count it.
+
+    What stays for long is made at once, the moments here and the gradients by `hold`: made one by one, between what a
+    pass leaves behind, it would cut memory into pieces too small for the next pass.
     """
 
     def __init__(self, parameters: Sequence[tuple[str, nn.Parameter]], config: OptimiserConfig) -> None:
@@ -32,6 +35,9 @@ class Optimiser:
             eps=config.eps,
             fused=True,
         )
+        for _, p in self.named:
+            state = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            self.adamw.state[p] = {"step": torch.zeros((), device=p.device), **state}
 
     def step(self, step: int, total: int) -> tuple[float, float]:
         """Clip, step number `step` of `total` on the schedule, clear. Returns (gradient norm before, lr)."""
@@ -45,7 +51,16 @@ class Optimiser:
         self.clear()
         return norm, lr
 
+    def hold(self) -> None:
+        """Gradients of all parameters, 0."""
+        for _, p in self.named:
+            p.grad = torch.zeros_like(p)
+
     def clear(self) -> None:
+        """Gradients back to 0."""
+        self.adamw.zero_grad(set_to_none=False)
+
+    def release(self) -> None:
         """Drop the gradients."""
         self.adamw.zero_grad(set_to_none=True)
 
@@ -59,7 +74,7 @@ class Optimiser:
         }
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of `state_tensors`. A parameter that never had a gradient has no state."""
+        """Inverse of `state_tensors`. A parameter that it has nothing of keeps its state."""
         keys = {key.split(".", 1)[0] for key in tensors}
         for name, p in self.named:
             found = {key: tensors[f"{key}.{name}"] for key in keys if f"{key}.{name}" in tensors}

@@ -39,6 +39,7 @@ from proxlm.runlog.writer import RunLog
 from proxlm.train.ahead import Ahead, Collector
 from proxlm.train.algorithms import Algorithm, build_algorithm
 from proxlm.train.collect import Collected, collect, reference_rewards
+from proxlm.train.critic import CriticsFirst
 from proxlm.train.memory import TokenBudget, within_memory
 from proxlm.train.observe import Clock, Metrics, sample_rows
 from proxlm.train.optimiser import Optimiser
@@ -49,7 +50,7 @@ from proxlm.train.second_order import trust_region_update
 from proxlm.train.skipped import end_of_run, nothing_learnt, offending_rows
 from proxlm.train.state import PPOState, state_from
 from proxlm.train.stats import MinibatchStats, summarise
-from proxlm.train.update import Learner, Optimisers, plan_pass, update
+from proxlm.train.update import Learner, Optimisers, minibatch_weights, plan_pass, update
 from proxlm.types import Experience, Rollout, Scores
 
 
@@ -110,9 +111,13 @@ class PPOTrainer:
         state.draws += draws
         now = self._numbers(rollout, scores)
         with clock("prepare"):
-            experience, seen = self._prepare(rollout, scores, now, log)
+            for _, optimiser in self._optimisers():
+                optimiser.hold()
+            experience, seen, critics_first = self._prepare(rollout, scores, now, log)
         with clock("update"):
-            stats = self._update(experience, now, seen["entropy"], log)
+            stats = self._update(experience, now, seen["entropy"], critics_first, log)
+            for _, optimiser in self._optimisers():
+                optimiser.release()
         metrics |= seen | summarise(stats) | self._own_metrics(now, rollout)
         metrics |= clock.metrics(len(rollout.logprobs))
         self._advance(metrics["kl"], len(rollout), stats)
@@ -141,19 +146,33 @@ class PPOTrainer:
 
     def _prepare(
         self, rollout: Rollout, scores: Scores, now: StepNumbers, log: RunLog
-    ) -> tuple[Experience, Metrics]:
-        """The experience, from the passes that the update's first epoch will make again."""
+    ) -> tuple[Experience, Metrics, CriticsFirst | None]:
+        """The experience, from the passes that the update's first epoch will make again, or spare the critic."""
         config, lengths = self.config, rollout.sequences.lengths
 
-        def passes(tokens: int) -> tuple[Experience, Metrics]:
+        def passes(tokens: int) -> tuple[Experience, Metrics, CriticsFirst | None]:
             settings = replace(config.ppo, micro_batch_tokens=tokens)
-            first = plan_pass(lengths, settings, config.run.seed, self.state.step, epoch=0)
-            layout = [micro for minibatch in first for micro in minibatch]
-            return prepare(
-                self.models, rollout, scores, config, self.algorithm, now, layout, on_progress=log.progress
-            )
+            plan = plan_pass(lengths, settings, config.run.seed, self.state.step, epoch=0)
+            layout = [micro for minibatch in plan for micro in minibatch]
+            first = self._critics_first(rollout, plan[0])
+            given = self.models, rollout, scores, config, self.algorithm, now, layout
+            return *prepare(*given, on_progress=log.progress, critics_first=first), first
 
-        return within_memory(self.budget, passes, lengths)
+        def clear() -> None:
+            if self.optimisers.critic is not None:
+                self.optimisers.critic.clear()
+
+        return within_memory(self.budget, passes, lengths, clear)
+
+    def _critics_first(self, rollout: Rollout, minibatch: list[Tensor]) -> CriticsFirst | None:
+        """Where the critic's gradient of the first minibatch can be taken while its values are read."""
+        models, ppo = self.models, self.config.ppo
+        apart = models.value_head is not None and not models.shared
+        if not (apart and self.algorithm.rowwise and ppo.loss != "trpo"):
+            return None
+        limit = self.config.rollout.max_new_tokens
+        weights = minibatch_weights(rollout, torch.cat(minibatch), ppo.aggregation, limit)
+        return CriticsFirst(len(minibatch), weights, ppo)
 
     def _measure_reference(self, log: RunLog) -> None:
         """Before the first step: the moments of the reference's rewards, if scores are scaled by them."""
@@ -175,7 +194,12 @@ class PPOTrainer:
         return StepNumbers(temperature, self.state.kl_coef, self.state.moments, warmup)
 
     def _update(
-        self, experience: Experience, now: StepNumbers, entropy: float, log: RunLog
+        self,
+        experience: Experience,
+        now: StepNumbers,
+        entropy: float,
+        critics_first: CriticsFirst | None,
+        log: RunLog,
     ) -> list[MinibatchStats]:
         # The plan of the first epoch must be the one that `prepare` followed.
         ppo = replace(self.config.ppo, micro_batch_tokens=self.budget.tokens)
@@ -194,6 +218,7 @@ class PPOTrainer:
             ptx=self.ptx,
             tokenwise=self.algorithm.tokenwise,
             budget=self.budget,
+            critics_first=critics_first,
         )
         if ppo.loss == "trpo" and learner.policy_learns:
             step = trust_region_update(learner, experience)

@@ -78,7 +78,7 @@ def _first(learner: Learner, experience: Experience, count: int) -> list[Part]:
 
 def _parts(learner: Learner, experience: Experience, rows: Tensor, layout: list[Tensor]) -> list[Part]:
     """The micro-batches of `layout`, each with its tokens' weights over all of `rows`."""
-    weights = minibatch_weights(learner, experience, rows)
+    weights = minibatch_weights(experience, rows, learner.config.aggregation, learner.limit)
     offsets = experience.sequences.response_offsets
     return [
         (experience.select(micro), weights[ragged_index(offsets, micro)].to(learner.models.policy.device))

@@ -78,6 +78,7 @@ class SupervisedTrainer:
     def train(self, log: RunLog) -> SupervisedState:
         """Run to the last step, the time limit, or the end of patience; returns the final state."""
         state = self.state
+        self.optimiser.hold()
         while not self._finished():
             metrics = self.step(log)
             ended = self._finished()
@@ -88,6 +89,7 @@ class SupervisedTrainer:
             log.checkpoint(partial(self.save, metrics), due or ended or bool(self.problem))
             if self.problem:
                 raise RunError(self.problem)
+        self.optimiser.release()
         if math.isinf(state.best_loss):
             raise RunError(f"{self.folder}: the validation loss was never a number; lower optim.lr")
         if self._out_of_patience():

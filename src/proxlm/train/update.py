@@ -12,15 +12,16 @@ from proxlm.models.actor_critic import ActorCritic
 from proxlm.models.forward import head_backward, head_logprobs, micro_batches, response_states
 from proxlm.models.gradients import gradients_in_place
 from proxlm.rl.kl import kl_estimate
-from proxlm.rl.losses import PolicyLoss, clipped_value_loss, token_weights
+from proxlm.rl.losses import PolicyLoss, token_weights
 from proxlm.rl.policy_losses import LossInputs
 from proxlm.seeds import derive_seed
 from proxlm.train.algorithms import LossFunction
+from proxlm.train.critic import CriticsFirst, value_loss
 from proxlm.train.memory import TokenBudget, within_memory
 from proxlm.train.optimiser import Optimiser
 from proxlm.train.ptx import PtxText
 from proxlm.train.stats import MinibatchStats
-from proxlm.types import Experience, Progress, offsets_of, ragged_index
+from proxlm.types import Experience, Progress, Rollout, offsets_of, ragged_index
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Learner:
     """All that an update needs besides the experience. limit: the longest response in tokens; kl_coef: β of a KL
     in the loss, else 0; entropy_coef: of this step; policy_learns: False while only the critic does; tokenwise: the
     loss of a token needs nothing of other tokens, which saves computing logits twice; budget: tokens in a pass, which
-    fall where memory does not do.
+    fall where memory does not do; critics_first: the critic's gradient of the first minibatch, where it was taken.
     """
 
     models: ActorCritic
@@ -53,6 +54,7 @@ class Learner:
     ptx: PtxText | None = None
     tokenwise: bool = False
     budget: TokenBudget | None = None
+    critics_first: CriticsFirst | None = None
 
 
 def plan_pass(lengths: Tensor, config: PPOConfig, seed: int, step: int, epoch: int) -> list[list[Tensor]]:
@@ -69,14 +71,15 @@ def plan_pass(lengths: Tensor, config: PPOConfig, seed: int, step: int, epoch: i
     ]
 
 
-def minibatch_weights(learner: Learner, experience: Experience, rows: Tensor) -> Tensor:
-    """Each token's weight in the loss, fixed over the whole minibatch: [R], 0 outside the given rows."""
-    places = ragged_index(experience.sequences.response_offsets, rows)
-    lengths = experience.sequences.response_lengths[rows]
-    weights = torch.zeros(len(experience.action_mask))
-    weights[places] = token_weights(
-        experience.action_mask[places], offsets_of(lengths), learner.config.aggregation, learner.limit
-    )
+def minibatch_weights(batch: Experience | Rollout, rows: Tensor, aggregation: str, limit: int) -> Tensor:
+    """Each token's weight in the loss, fixed over the whole minibatch: [R], 0 outside the given rows.
+
+    limit: the longest response in tokens.
+    """
+    places = ragged_index(batch.sequences.response_offsets, rows)
+    lengths = batch.sequences.response_lengths[rows]
+    weights = torch.zeros(len(batch.action_mask))
+    weights[places] = token_weights(batch.action_mask[places], offsets_of(lengths), aggregation, limit)
     return weights
 
 
@@ -91,10 +94,12 @@ def update(
     planned = config.epochs * config.minibatches
     if not learner.policy_learns and learner.optimisers.critic is None:
         return stats
+    critics_first = learner.critics_first
     for epoch in range(config.epochs):
         plan = plan_pass(experience.sequences.lengths, config, learner.seed, learner.step, epoch)
         for minibatch in plan:
-            stats.append(_gradient_within_memory(learner, experience, minibatch))
+            stats.append(_gradient_within_memory(learner, experience, minibatch, critics_first))
+            critics_first = None
             done, total = learner.step * planned + len(stats) - 1, config.steps * planned
             for name, optimiser in _moved(learner).items():
                 stats[-1].grad_norm[name], stats[-1].lr[name] = optimiser.step(done, total)
@@ -115,35 +120,42 @@ def _moved(learner: Learner) -> dict[str, Optimiser]:
 
 
 def _gradient_within_memory(
-    learner: Learner, experience: Experience, minibatch: list[Tensor]
+    learner: Learner, experience: Experience, minibatch: list[Tensor], critics: CriticsFirst | None
 ) -> MinibatchStats:
-    """The minibatch's gradient, in the micro-batches given or, where memory does not do, in smaller ones."""
+    """The minibatch's gradient, in the micro-batches given or, where memory does not do, in smaller ones.
+
+    critics: the critic's part of it, where that is done.
+    """
     planned, rows = learner.config.micro_batch_tokens, torch.cat(minibatch)
     lengths = experience.sequences.lengths[rows]
 
     def gradient(tokens: int) -> MinibatchStats:
         smaller = [rows[i] for i in micro_batches(lengths, tokens)]
-        return _minibatch_gradient(learner, experience, minibatch if tokens >= planned else smaller)
+        with gradients_in_place():
+            return _minibatch_gradient(
+                learner, experience, minibatch if tokens >= planned else smaller, critics
+            )
 
     def clear() -> None:
+        nonlocal critics
+        critics = None
         for optimiser in _moved(learner).values():
             optimiser.clear()
 
     return within_memory(learner.budget or TokenBudget(planned), gradient, lengths, clear)
 
 
-def _minibatch_gradient(learner: Learner, experience: Experience, minibatch: list[Tensor]) -> MinibatchStats:
+def _minibatch_gradient(
+    learner: Learner, experience: Experience, minibatch: list[Tensor], critics: CriticsFirst | None
+) -> MinibatchStats:
     """Accumulate the minibatch's gradient, micro-batch by micro-batch."""
-    with gradients_in_place():
-        return _accumulated(learner, experience, minibatch)
-
-
-def _accumulated(learner: Learner, experience: Experience, minibatch: list[Tensor]) -> MinibatchStats:
     rows = torch.cat(minibatch)
-    weights = minibatch_weights(learner, experience, rows)
+    weights = minibatch_weights(experience, rows, learner.config.aggregation, learner.limit)
     offsets = experience.sequences.response_offsets
     stats = MinibatchStats(tokens=int(experience.action_mask[ragged_index(offsets, rows)].sum()))
     device, config = learner.models.policy.device, learner.config
+    if critics is not None:
+        stats.value_loss = critics.loss
     for micro in minibatch:
         part, w = experience.select(micro), weights[ragged_index(offsets, micro)].to(device)
         roots, states = list[Root](), None
@@ -154,7 +166,7 @@ def _accumulated(learner: Learner, experience: Experience, minibatch: list[Tenso
                 # Two passes, two graphs, one after the other: only one is ever held.
                 _backward(roots)
                 roots, states = [], None
-        if learner.models.value_head is not None:
+        if learner.models.value_head is not None and critics is None:
             roots.append((config.value_coef * _value_loss(learner, part, w, stats, states), None))
             _backward(roots)
     if learner.policy_learns and learner.ptx is not None:
@@ -247,12 +259,9 @@ def _value_loss(
     learner: Learner, part: Experience, weights: Tensor, stats: MinibatchStats, states: Tensor | None
 ) -> Tensor:
     """The critic's loss; states [R, H]: the shared trunk's, with their graph, or None for the critic's own."""
-    models, config, device = learner.models, learner.config, weights.device
     if states is None:
-        states = models.critic_states(part.sequences.to(device))[0]
-    errors = clipped_value_loss(
-        models.value_of(states), part.values.to(device), part.returns.to(device), config.clip_value
-    )
-    value_loss = (weights * errors).sum()
-    stats.value_loss += float(value_loss.detach())
-    return value_loss
+        states = learner.models.critic_states(part.sequences.to(weights.device))[0]
+    clip = learner.config.clip_value
+    loss = value_loss(learner.models, states, part.values, part.returns, weights, clip)
+    stats.value_loss += float(loss.detach())
+    return loss
