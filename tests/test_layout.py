@@ -14,8 +14,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # A module may import from its own layer and those before it.
 LAYERS = [
-    "errors", "seeds", "types", "config", "runlog", "doctor", "checkpoint", "data", "rl", "models", "rollout",
-    "sandbox", "rewards", "environments", "train", "control", "evaluation", "apps", "__main__",
+    "errors", "seeds", "types", "threads", "config", "runlog", "doctor", "checkpoint", "data", "rl", "models",
+    "rollout", "sandbox", "rewards", "environments", "train", "control", "evaluation", "apps", "__main__",
 ]  # fmt: skip
 
 

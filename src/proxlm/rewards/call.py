@@ -16,11 +16,11 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from proxlm.errors import RewardError
+from proxlm.threads import SLICE_SECONDS
 
 # What an async function has to react to being cancelled before its thread is given up as well.
 GRACE_SECONDS = 0.5
 LONGEST_MESSAGE = 300
-SLICE_SECONDS = 0.25
 
 
 @dataclass(frozen=True)

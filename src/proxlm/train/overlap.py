@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from proxlm.config import RewardConfig
 from proxlm.errors import RewardError
-from proxlm.rewards.call import SLICE_SECONDS
 from proxlm.rollout.native import Generate
+from proxlm.threads import SLICE_SECONDS, Worker
 from proxlm.train.observe import Clock
 from proxlm.types import Progress, Rollout, Scores, offsets_of
 
@@ -75,7 +74,7 @@ class _Groups:
 
     def __init__(self, reward: RewardOfRollout, size: int) -> None:
         self.size = size
-        self._reward, self._thread = reward, _free_thread()
+        self._reward, self._worker = reward, _free_worker()
         self._rows: list[list[int]] = []
         self._scores: list[Scores] = []
         self._error: BaseException | None = None
@@ -90,12 +89,12 @@ class _Groups:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._left = kind is not None
         # It comes back when it has done what it was given; one that hangs never does.
-        self._thread.jobs.put(partial(_FREE.append, self._thread))
+        self._worker.do(partial(_FREE.append, self._worker))
 
     def ended(self, rows: list[int], part: Rollout) -> None:
         """These rows have been written."""
         self._rows.append(rows)
-        self._thread.jobs.put(partial(self._score, part))
+        self._worker.do(partial(self._score, part))
 
     def wrote(self) -> None:
         """Ends the writing where the reward has failed."""
@@ -146,29 +145,15 @@ class _Groups:
             self._heard.notify()
 
 
-class _Thread:
-    """Does what it is given, one after another; a daemon, which cannot keep the process from ending.
-
-    It outlives a step, for the process of an isolated reward ends with the thread that started it.
-    """
-
-    def __init__(self) -> None:
-        self.jobs: SimpleQueue[Callable[[], object]] = SimpleQueue()
-        threading.Thread(target=self._serve, name="proxlm-overlap", daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            self.jobs.get()()
+# Workers that have nothing to do, for the next step of any run of this process.
+_FREE: list[Worker] = []
 
 
-_FREE: list[_Thread] = []
-
-
-def _free_thread() -> _Thread:
+def _free_worker() -> Worker:
     try:
         return _FREE.pop()
     except IndexError:
-        return _Thread()
+        return Worker("proxlm-overlap")
 
 
 def _alike(parts: list[Scores], tokens: list[int], config: RewardConfig) -> list[Scores]:
