@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from contextlib import contextmanager
 
 from proxlm.threads import Worker
 
@@ -91,3 +92,34 @@ def test_a_job_that_hangs_does_not_keep_the_process_alive():
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
     assert (ended.stdout, ended.stderr) == ("True\n", "")
+
+
+def test_a_worker_that_is_given_up_ends_with_its_context():
+    begun, stopped, seen = threading.Event(), threading.Event(), []
+
+    @contextmanager
+    def inside():
+        seen.append(threading.get_ident())
+        try:
+            yield
+        finally:
+            seen.append("closed")
+
+    def hang():
+        begun.set()
+        try:
+            while True:
+                pass
+        finally:
+            stopped.set()
+
+    worker = Worker("of a test", inside())
+    thread = done(worker)
+    worker.do(hang)
+    assert begun.wait(LONG)
+    worker.give_up()
+    assert stopped.wait(LONG)
+    thread.join(LONG)
+    assert not thread.is_alive()
+    assert seen == [thread.ident, "closed"]
+    worker.give_up()  # nothing is left to end
