@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from proxlm.config import RewardConfig
 from proxlm.errors import RewardError
@@ -62,8 +61,8 @@ class _Overlap:
         order = torch.tensor([row for rows, _ in scored for row in rows])
         lengths = rollout.sequences.response_lengths[order]
         tokens = [int(part.sum()) for part in lengths.split([len(rows) for rows, _ in scored])]
-        parts = _alike([scores for _, scores in scored], tokens, self._config)
-        return Scores.join(parts).select(order.argsort(), offsets_of(lengths))
+        parts = _alike([scores for _, scores in scored], self._config)
+        return Scores.join(parts, tokens).select(order.argsort(), offsets_of(lengths))
 
 
 class _Groups:
@@ -156,11 +155,11 @@ def _free_worker() -> Worker:
         return Worker("proxlm-overlap")
 
 
-def _alike(parts: list[Scores], tokens: list[int], config: RewardConfig) -> list[Scores]:
-    """The scores of groups, with the same fields and components. tokens: of the responses of each.
+def _alike(parts: list[Scores], config: RewardConfig) -> list[Scores]:
+    """The scores of groups, with the same components.
 
-    A group that failed altogether has no rewards of tokens; nor has it components, if no call before had told their
-    names. What it lacks is filled as where single responses fail. Raises RewardError where another one lacks some.
+    A group that failed altogether has none, if no call before had told their names: it has error_score in each, as
+    where single responses fail. Raises RewardError where another one lacks some.
     """
     names = list(parts[-1].components)  # a name that one call has told is known in all later ones
     for part in parts:
@@ -169,20 +168,12 @@ def _alike(parts: list[Scores], tokens: list[int], config: RewardConfig) -> list
                 f"the reward returned the components {_listed(part.components)} for some responses and"
                 f" {_listed(names)} for others (reward.overlap = {config.overlap}); every call must return the same"
             )
-    per_token = any(part.per_token is not None for part in parts)
-    potentials = any(part.potentials is not None for part in parts)
-
-    def filled(tensor: Tensor | None, wanted: bool, count: int) -> Tensor | None:
-        return torch.zeros(count) if wanted and tensor is None else tensor
-
     return [
         replace(
             part,
-            per_token=filled(part.per_token, per_token, count),
-            potentials=filled(part.potentials, potentials, count),
             components={n: part.components.get(n, [config.error_score] * len(part.total)) for n in names},
         )
-        for part, count in zip(parts, tokens, strict=True)
+        for part in parts
     ]
 
 
