@@ -14,8 +14,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # A module may import from its own layer and those before it.
 LAYERS = [
-    "errors", "seeds", "types", "config", "runlog", "doctor", "checkpoint", "data", "rl", "models", "rollout",
-    "sandbox", "rewards", "environments", "train", "control", "evaluation", "apps", "__main__",
+    "errors", "seeds", "types", "threads", "rl", "config", "runlog", "doctor", "checkpoint", "data", "models",
+    "rollout", "sandbox", "rewards", "environments", "train", "control", "evaluation", "apps", "__main__",
 ]  # fmt: skip
 
 
@@ -71,7 +71,9 @@ def test_every_layer_is_listed():
     }  # fmt: skip
 
 
-def test_import_is_light():
-    code = "import proxlm, sys; print([m for m in ('torch', 'transformers', 'rich', 'plotly') if m in sys.modules])"
+@pytest.mark.parametrize("module", ["proxlm", "proxlm.config", "proxlm.doctor"])
+def test_import_is_light(module):
+    heavy = ("torch", "transformers", "rich", "plotly")
+    code = f"import {module}, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -70,9 +70,13 @@ def offsets_of(lengths: Tensor) -> Tensor:
     return torch.cat([lengths.new_zeros(1), torch.cumsum(lengths, 0)])
 
 
-def _joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
-    """One after another, or None where there are none."""
-    return None if tensors[0] is None else torch.cat([t for t in tensors if t is not None])
+def _joined(tensors: Sequence[Tensor | None], counts: Sequence[int]) -> Tensor | None:
+    """One after another, with `counts` zeros for those that are None, or None where all are."""
+    there = [t for t in tensors if t is not None]
+    if not there:
+        return None
+    zeros = there[0].new_zeros
+    return torch.cat([zeros(n) if t is None else t for t, n in zip(tensors, counts, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -123,11 +127,8 @@ class Sequences:
     @property
     def response_index(self) -> Tensor:
         """Where each response token stands in `tokens`, [R]."""
-        row_of_token = torch.repeat_interleave(
-            torch.arange(len(self), device=self.offsets.device), self.lengths
-        )
-        within = torch.arange(len(self.tokens), device=self.offsets.device) - self.offsets[:-1][row_of_token]
-        return (within >= self.prompt_lengths[row_of_token]).nonzero().squeeze(-1)
+        row, position = self.row_and_position
+        return (position >= self.prompt_lengths[row]).nonzero().squeeze(-1)
 
     @property
     def response_tokens(self) -> Tensor:
@@ -200,7 +201,12 @@ class Rollout:
 
     @staticmethod
     def join(parts: Sequence[Rollout]) -> Rollout:
-        """One after another; of one policy version."""
+        """One after another; of one policy version. Raises ValueError if only some are of conversations."""
+        rewards = [part.rewards for part in parts if part.rewards is not None]
+        if 0 < len(rewards) < len(parts):
+            raise ValueError(
+                f"Rollout.rewards: {len(rewards)} of {len(parts)} parts have them; all must, or none"
+            )
         return Rollout(
             prompts=[p for part in parts for p in part.prompts],
             sequences=Sequences.join([part.sequences for part in parts]),
@@ -209,7 +215,7 @@ class Rollout:
             finish=[f for part in parts for f in part.finish],
             texts=[t for part in parts for t in part.texts],
             policy_version=parts[0].policy_version,
-            rewards=_joined([part.rewards for part in parts]),
+            rewards=torch.cat(rewards) if rewards else None,
             lost=[why for part in parts for why in part.lost],
         )
 
@@ -251,15 +257,20 @@ class Scores:
         )
 
     @staticmethod
-    def join(parts: Sequence[Scores]) -> Scores:
-        """One after another; all of one reward, so with the same fields and components."""
+    def join(parts: Sequence[Scores], tokens: Sequence[int]) -> Scores:
+        """One after another; all of one reward. tokens: how many the responses of each part have.
 
+        A part without per_token or potentials gave its tokens nothing: it has zeros, where others have some. Raises
+        ValueError for parts with other components than the first one's.
+        """
+        if odd := {n for part in parts for n in parts[0].components.keys() ^ part.components.keys()}:
+            raise ValueError(f"Scores.components: {', '.join(sorted(odd))}: all parts must have it, or none")
         return Scores(
             torch.cat([part.total for part in parts]),
-            _joined([part.per_token for part in parts]),
+            _joined([part.per_token for part in parts], tokens),
             {name: [v for part in parts for v in part.components[name]] for name in parts[0].components},
             sum(part.failed for part in parts),
-            _joined([part.potentials for part in parts]),
+            _joined([part.potentials for part in parts], tokens),
         )
 
 

@@ -18,7 +18,7 @@ from proxlm.control.normalise import (
     with_rewards,
     with_rows,
 )
-from proxlm.rl.moments import Moments
+from proxlm.rl.moments import Moments, with_values
 
 pytestmark = pytest.mark.checklist(41)
 
@@ -101,6 +101,18 @@ def test_moments_are_those_of_all_rows():
     torch.testing.assert_close(normal, inside, rtol=1e-4, atol=1e-4)
     assert normal.abs().max() == 2.0
     assert scale_of(with_rows(no_rows(3), rows[:1]), 2.0) is None
+
+
+def test_moments_of_rows_by_hand_are_those_of_each_column():
+    rows = torch.tensor([[1.0, 10.0], [2.0, 20.0], [6.0, 60.0]])
+    moments = with_rows(with_rows(no_rows(2), rows[:2]), rows[2:])
+    assert moments.n == 3.0
+    assert moments.mean.tolist() == [3.0, 30.0]
+    assert moments.squares.tolist() == [14.0, 1400.0]
+    for k, column in enumerate(rows.unbind(1)):
+        alone = with_values(with_values(Moments(), column[:2]), column[2:])
+        assert alone == (3.0, float(moments.mean[k]), float(moments.squares[k]))
+    assert with_rows(moments, rows[:0]) is moments
 
 
 def test_the_normaliser_of_a_run_has_seen_every_observation():

@@ -36,6 +36,19 @@ tensorboard = false
 report = false
 threads = 1
 """
+# The first call is the trial before the run.
+SENDS = """
+import os, signal, time
+calls = 0
+def score(completions):
+    global calls
+    calls += 1
+    if calls == {call}:
+        for seconds in {waits}:
+            os.kill(os.getpid(), signal.{name})
+            time.sleep(seconds)
+    return [sum(c in "aeiou" for c in x.text) / 20 for x in completions]
+"""
 PPO = ["ppo", "recipe.toml"]
 SFT = [
     "sft", "--model.policy", "model", "--text.train", "pairs.jsonl", "--train.batch-tokens", "60",
@@ -56,3 +69,14 @@ def tiny_place(tokenizer, tmp_path, monkeypatch) -> Path:
     (tmp_path / "reward.py").write_text(REWARD, encoding="utf-8")
     (tmp_path / "recipe.toml").write_text(RECIPE, encoding="utf-8")
     return tmp_path
+
+
+def reward_that_sends(
+    place: Path, name: str = "SIGTERM", *, call: int = 0, waits: tuple[float, ...] = (0.7,)
+) -> list[str]:
+    """A reward equal to reward.py's, whose call number `call` sends its process a signal; returns how to use it.
+
+    call 0: none does. waits: one signal for each, with so many seconds after it; two at once would count as one.
+    """
+    (place / "sends.py").write_text(SENDS.format(name=name, call=call, waits=waits), encoding="utf-8")
+    return ["--reward.use", "sends.py:score"]

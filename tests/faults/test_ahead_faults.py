@@ -12,25 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import PPO, tiny_place  # noqa: F401
+from small_runs import PPO, reward_that_sends, tiny_place  # noqa: F401
 
 import proxlm
 from proxlm.__main__ import main
 from proxlm.checkpoint import load_checkpoint, newest_checkpoint
 
 AHEAD = ["--ppo.rollout-ahead", "true", "--ppo.correction.mode", "truncate", "--data.eval-count", "0"]
-# The first call is the trial before the run; then one a step. What waits is the rollout after the step's own.
-SENDS = """
-import os, signal, time
-calls = 0
-def score(completions):
-    global calls
-    calls += 1
-    if calls == {call}:
-        os.kill(os.getpid(), signal.{name})
-        time.sleep({wait})
-    return [sum(c in "aeiou" for c in x.text) / 20 for x in completions]
-"""
 DIES = """
 import os
 def score(completions):
@@ -79,33 +67,35 @@ def place(tiny_place):  # noqa: F811
     return tiny_place
 
 
+# Of the reward's calls the first is the trial before the run; then one a step. What waits is the rollout after the
+# step's own.
 def test_a_signal_in_the_background_finishes_the_step_and_a_resume_is_exact(place, capfd):
-    (place / "sends.py").write_text(SENDS.format(call=4, name="SIGTERM", wait=1.0))
-    assert main([*PPO, *AHEAD, "--reward.use", "sends.py:score", "--run.save-every", "0"]) == 143
+    sends = reward_that_sends(place, "SIGTERM", call=4, waits=(1.0,))
+    assert main([*PPO, *AHEAD, *sends, "--run.save-every", "0"]) == 143
     assert "stopped by SIGTERM after step 2 of 4, saved" in capfd.readouterr().err
-    (place / "sends.py").write_text(SENDS.format(call=99, name="SIGTERM", wait=0))
+    reward_that_sends(place)
     assert main(["ppo", "run/config.toml", "--resume"]) == 0
     same_end(place / "run", place / "whole")
 
 
 def test_a_reward_that_hangs_beside_the_update_holds_up_no_end(place):
     """SIGTERM arrives while the next rollout's reward hangs: this step is saved, and the process ends."""
-    (place / "sends.py").write_text(SENDS.format(call=4, name="SIGTERM", wait=600))
+    sends = reward_that_sends(place, "SIGTERM", call=4, waits=(600.0,))
     began = time.monotonic()
-    done = in_a_process(*AHEAD, "--reward.use", "sends.py:score")
+    done = in_a_process(*AHEAD, *sends)
     assert done.returncode == 143, done.stderr
     assert "after step 2 of 4" in done.stderr
     assert time.monotonic() - began < 100
-    (place / "sends.py").write_text(SENDS.format(call=99, name="SIGTERM", wait=0))
+    reward_that_sends(place)
     assert main(["ppo", "run/config.toml", "--resume"]) == 0
     same_end(place / "run", place / "whole")
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(place):
-    (place / "sends.py").write_text(SENDS.format(call=4, name="SIGKILL", wait=600))
-    assert in_a_process(*AHEAD, "--reward.use", "sends.py:score").returncode == -signal.SIGKILL
-    (place / "sends.py").write_text(SENDS.format(call=99, name="SIGTERM", wait=0))
-    assert main([*PPO, *AHEAD, "--reward.use", "sends.py:score", "--run.resume", "true"]) == 0
+    sends = reward_that_sends(place, "SIGKILL", call=4, waits=(600.0,))
+    assert in_a_process(*AHEAD, *sends).returncode == -signal.SIGKILL
+    sends_nothing = reward_that_sends(place)
+    assert main([*PPO, *AHEAD, *sends_nothing, "--run.resume", "true"]) == 0
     same_end(place / "run", place / "whole")
 
 

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 from rich.console import Console
-from small_runs import PPO, SFT, tiny_place  # noqa: F401
+from small_runs import PPO, SFT, reward_that_sends, tiny_place  # noqa: F401
 
 from proxlm.__main__ import main
 from proxlm.checkpoint import load_checkpoint, newest_checkpoint
@@ -20,26 +20,6 @@ from proxlm.errors import StoppedBySignalError
 from proxlm.runlog import writer
 from proxlm.runlog.live import LiveView
 from proxlm.runlog.writer import RunLog
-
-SENDING = """
-import os, signal, time
-calls = 0
-def score(completions):
-    global calls
-    calls += 1
-    if calls == {call}:
-        for k in range({times}):
-            os.kill(os.getpid(), signal.{name})
-            time.sleep(0.7)  # two at once would count as one
-        if {times} == 2:
-            time.sleep(60)
-    return [len(c.text) / 20 for c in completions]
-"""
-
-
-def reward_that_sends(place, name, call, times=1):
-    (place / "sends.py").write_text(SENDING.format(name=name, call=call, times=times))
-    return ["--reward.use", "sends.py:score"]
 
 
 # The first call of the reward is the trial before the run, the second the evaluation, then one a step.
@@ -57,7 +37,7 @@ def test_a_signal_finishes_the_step_and_saves_it(tiny_place, capfd, name, status
     assert not (tiny_place / "my run" / ".lock").exists()
     # Handlers are back to what they were.
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    (tiny_place / "sends.py").write_text(SENDING.format(name=name, call=99, times=1))
+    reward_that_sends(tiny_place)
     assert main(["ppo", "my run/config.toml", "--resume"]) == 0
     assert main([*PPO, *sends, *quiet, "--run.folder", "whole"]) == 0
     one, two = (load_checkpoint(newest_checkpoint(tiny_place / f))[0] for f in ("my run", "whole"))
@@ -66,7 +46,7 @@ def test_a_signal_finishes_the_step_and_saves_it(tiny_place, capfd, name, status
 
 
 def test_a_second_ctrl_c_stops_at_once(tiny_place, capfd):  # noqa: F811
-    sends = reward_that_sends(tiny_place, "SIGINT", call=3, times=2)
+    sends = reward_that_sends(tiny_place, "SIGINT", call=3, waits=(0.7, 60.0))
     began = time.monotonic()
     assert main([*PPO, *sends]) == 130
     assert time.monotonic() - began < 30

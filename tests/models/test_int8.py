@@ -132,7 +132,7 @@ def test_other_model_types_are_refused_by_name(tokenizer: Any, name: str) -> Non
 
 def test_rounded_weights_without_a_correction_are_refused() -> None:
     given = {"model.policy": "x", "data.prompts": "x", "reward.use": "length", "rollout.weights": "int8"}
-    with pytest.raises(ConfigError, match=r"another policy: set ppo\.correction\.mode"):
+    with pytest.raises(ConfigError, match=r"rounded weights: set ppo\.correction\.mode"):
         load_config("ppo", None, given)
     load_config("ppo", None, given | {"ppo.correction.mode": "truncate"})
 

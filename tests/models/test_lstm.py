@@ -33,6 +33,7 @@ from proxlm.models.lstm import (
     LSTMForSequenceClassification,
     LSTMModel,
     LSTMState,
+    plain_kernels,
 )
 from proxlm.models.save import save_language_model
 from proxlm.rollout.decoder import RecomputeDecoder, RecurrentDecoder, make_decoder
@@ -370,3 +371,27 @@ def test_pretrain_resume_sft_ppo_and_generate(tmp_path, monkeypatch):
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=here)
     assert "proxlm_lstm" not in done.stderr
     assert len(done.stdout) > 3
+
+
+def test_the_last_to_leave_switches_kernels_back_also_after_an_error():
+    seen = []
+
+    def state():
+        return bool(torch.backends.mkldnn.enabled), bool(torch.backends.cudnn.enabled)
+
+    def fails_inside():
+        with plain_kernels():
+            seen.append(state())
+            raise ValueError
+
+    before = state()
+    assert any(before)
+    with plain_kernels():
+        with pytest.raises(ValueError):
+            fails_inside()
+        seen.append(state())
+    assert seen == [(False, False)] * 2
+    assert state() == before
+    with pytest.raises(ValueError):
+        fails_inside()
+    assert state() == before

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
@@ -104,16 +105,22 @@ def test_a_hanging_async_function_is_cancelled(stubborn: bool) -> None:
     assert caller.call(lambda: 1, 5) == Outcome(1)
 
 
-def test_an_async_function_that_blocks_its_loop_is_given_up() -> None:
+def test_an_async_function_that_blocks_its_loop_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
     release = threading.Event()
+    threads: list[threading.Thread] = []
 
     async def hang() -> None:
+        threads.append(threading.current_thread())
         release.wait(60)
 
     caller = TimedCaller()
     assert caller.call(hang, 0.1) == Outcome(timed_out=True)
     assert caller.call(lambda: 1, 5) == Outcome(1)
     release.set()
+    threads[0].join(10)
+    assert not threads[0].is_alive()
+    gc.collect()
+    assert not caplog.records  # asyncio says of what nobody looks at that it was never retrieved
 
 
 def test_an_async_function_that_cancels_itself_has_failed() -> None:

@@ -34,6 +34,7 @@ from proxlm.config.schema import (
 )
 from proxlm.config.secrets import secret_problems
 from proxlm.config.setting import setting
+from proxlm.rl.limits import KL_ERROR_LIMIT
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,6 @@ class PPOJob:
         found += reward_problems(self.reward) + secret_problems("environment.args", self.environment.args)
         if self.rollout.temperature == 0:
             found.append(("rollout.temperature", "PPO needs samples: must be more than 0"))
-        if self.rollout.weights != "policy" and self.ppo.correction.mode == "none":
-            found.append(
-                (
-                    "rollout.weights",
-                    "rounded weights are another policy: set ppo.correction.mode, or leave it policy",
-                )
-            )
         if self.ppo.minibatches > self.ppo.batch_size * self.ppo.samples_per_prompt:
             found.append(("ppo.minibatches", "more minibatches than responses in a step"))
         found += algorithm_problems(self.ppo, self.model) + _stability_problems(self)
@@ -239,9 +233,9 @@ def _stability_problems(job: PPOJob) -> Problems:
     found: Problems = []
     ppo = job.ppo
     responses = ppo.batch_size * ppo.samples_per_prompt
-    if ppo.kl_controller == "adaptive" and ppo.kl_horizon <= 0.2 * responses:
-        most = f"must be more than 0.2 · {responses} responses of a step, or β could fall to 0 and below"
-        found.append(("ppo.kl_horizon", most))
+    if ppo.kl_controller == "adaptive" and ppo.kl_horizon <= KL_ERROR_LIMIT * responses:
+        least = f"{KL_ERROR_LIMIT} · {responses} responses of a step"
+        found.append(("ppo.kl_horizon", f"must be more than {least}, or β could fall to 0 and below"))
     if ppo.filter_groups and ppo.samples_per_prompt < 2:
         found.append(("ppo.filter_groups", "needs ppo.samples_per_prompt of 2 or more"))
     if ppo.reference_decay < 1 and job.model.lora.rank:
@@ -250,9 +244,14 @@ def _stability_problems(job: PPOJob) -> Problems:
         found.append(("shaping.overlong_buffer", "must not be more than rollout.max_new_tokens"))
     if job.ptx.coef > 0 and not job.ptx.text:
         found.append(("ptx.text", "needed with ptx.coef above 0"))
-    if ppo.rollout_ahead and ppo.correction.mode == "none":
-        reason = "its responses come from an older policy: set ppo.correction.mode to truncate, mask or full"
-        found.append(("ppo.rollout_ahead", reason))
+    if ppo.correction.mode == "none":
+        for key, used, written_by in (
+            ("rollout.weights", job.rollout.weights != "policy", "a policy with rounded weights"),
+            ("ppo.rollout_ahead", ppo.rollout_ahead, "an older policy"),
+        ):
+            if used:
+                mend = "set ppo.correction.mode to truncate, mask or full"
+                found.append((key, f"its responses come from {written_by}: {mend}"))
     if ppo.old_logprobs == "rollout":
         found += _sampled_by_another_policy(job)
     if ppo.rollout_ahead and ppo.loss == "trpo":

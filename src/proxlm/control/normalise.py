@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from proxlm.config import EnvironmentConfig
-from proxlm.rl.moments import Moments, with_values
+from proxlm.rl.moments import Moments, pooled, with_values
 
 
 class VectorMoments(NamedTuple):
@@ -27,14 +27,8 @@ def no_rows(width: int) -> VectorMoments:
 
 
 def with_rows(moments: VectorMoments, rows: Tensor) -> VectorMoments:
-    """The moments with more rows [n, D] taken in (Chan et al. 1979): any split into batches gives the same."""
-    if not len(rows):
-        return moments
-    r, more = rows.double(), float(len(rows))
-    n, mean = moments.n + more, r.mean(0)
-    gap = mean - moments.mean
-    squares = moments.squares + (r - mean).square().sum(0) + gap.square() * (moments.n * more / n)
-    return VectorMoments(n, moments.mean + gap * (more / n), squares)
+    """The moments with more rows [n, D], n ≥ 0, taken in."""
+    return VectorMoments(*pooled(*moments, rows)) if len(rows) else moments
 
 
 class Scale(NamedTuple):

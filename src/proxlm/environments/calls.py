@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from proxlm.threads import Worker
+
 
 class Outcome(NamedTuple):
     """What became of the call `key`: a value, or an error."""
@@ -22,15 +24,16 @@ class Outcome(NamedTuple):
 class Calls:
     """Runs calls and hands out their outcomes in the order in which they end.
 
-    Each call has a daemon thread, so one that hangs holds up nobody, the end of the program included; coroutines
-    share an event loop of their own. A call that is not done after `timeout` seconds counts as failed; what it says
-    later is not heard.
+    Each key has a thread of its own for all its calls, so one that hangs holds up nobody, the end of the program
+    included; coroutines share an event loop of their own. A call that is not done after `timeout` seconds counts as
+    failed, and its thread is given up; what it says later is not heard.
     """
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
         self._done: queue.SimpleQueue[tuple[int, int, Any, BaseException | None]] = queue.SimpleQueue()
         self._deadlines: dict[int, tuple[int, float]] = {}
+        self._workers: dict[int, Worker] = {}
         self._number = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._guard = threading.Lock()
@@ -54,7 +57,9 @@ class Calls:
             except BaseException as error:
                 self._done.put((key, number, None, error))
 
-        threading.Thread(target=run, name=f"environment-{key}", daemon=True).start()
+        if key not in self._workers:
+            self._workers[key] = Worker(f"environment-{key}")
+        self._workers[key].do(run)
 
     def ended(self, wait: float) -> list[Outcome]:
         """The outcomes since the last time; waits up to `wait` seconds for the first one, and no longer than until
@@ -78,6 +83,7 @@ class Calls:
         late = [key for key, (_, at) in self._deadlines.items() if at <= now]
         for key in late:
             del self._deadlines[key]
+            self._workers.pop(key).give_up()
         message = f"no answer within {self.timeout:g} seconds"
         return [Outcome(key, None, TimeoutError(message)) for key in late]
 
@@ -93,6 +99,7 @@ class Calls:
 
     def close(self) -> None:
         """Cancel coroutines that hang and end their loop; threads that hang are left behind."""
+        self._workers.clear()
         if self._loop is None:
             return
         self._loop.call_soon_threadsafe(_cancel_and_stop, self._loop)

@@ -77,7 +77,7 @@ class Conversations:
 
         What is sampled depends on (seed, stream, step, prompt id, which repeat of it, how many tokens the policy
         chose before) and on what the environment says. A conversation whose environment raises or does not answer
-        in time is lost: it has no row, and `lost` says why.
+        in time is lost: it has no row, and `lost` says why. Without prompts there are no rows.
         """
         calls = Calls(self.settings.timeout)
         try:
@@ -235,7 +235,7 @@ class _Drive:
     def collect(self, version: int) -> Rollout:
         kept = [c for c in self.all if not c.error]
         lost = [c.error for c in self.all if c.error]
-        if not kept:
+        if lost and not kept:
             raise RunError(f"every conversation was lost; the first one: {lost[0]}")
         sequences = Sequences.from_lists([c.context for c in kept], [c.tokens for c in kept])
 

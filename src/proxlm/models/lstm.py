@@ -78,7 +78,9 @@ class LSTMState:
         self.cell = self.cell.repeat_interleave(repeats, dim=1)
 
 
-_switching, _inside, _before = threading.Lock(), list[int](), list[Any]()
+_switching = threading.Lock()
+_inside = 0  # how many are in plain_kernels at once
+_before: tuple[Any, Any] = (True, True)  # the switches as the first of them found them
 
 
 @contextlib.contextmanager
@@ -89,16 +91,17 @@ def plain_kernels() -> Iterator[None]:
     gradient in evaluation mode, in which proxlm trains, and rounds to TF32 unless told otherwise. The switches are of
     the whole process: of threads that are here at once, the first turns them off and the last one back.
     """
+    global _inside, _before
     with _switching:
         if not _inside:
-            _before[:] = [torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled]
+            _before = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled
             torch.backends.mkldnn.enabled = torch.backends.cudnn.enabled = False  # type: ignore[assignment]
-        _inside.append(threading.get_ident())
+        _inside += 1
     try:
         yield
     finally:
         with _switching:
-            _inside.pop()
+            _inside -= 1
             if not _inside:
                 torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled = _before
 

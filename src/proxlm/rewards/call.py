@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import inspect
 import threading
 import time
 import traceback
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,11 +14,11 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from proxlm.errors import RewardError
+from proxlm.threads import SLICE_SECONDS, Worker
 
 # What an async function has to react to being cancelled before its thread is given up as well.
 GRACE_SECONDS = 0.5
 LONGEST_MESSAGE = 300
-SLICE_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -32,13 +30,6 @@ class Outcome:
     timed_out: bool = False
 
 
-@dataclass(frozen=True)
-class _Job:
-    function: Callable[[], Any]
-    timeout: float
-    reply: SimpleQueue[Outcome]
-
-
 class TimedCaller:
     """Calls functions one at a time in a daemon thread, which cannot keep the process from ending.
 
@@ -48,8 +39,7 @@ class TimedCaller:
     """
 
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._worker: Worker | None = None
 
     def call(self, function: Callable[[], Any], timeout: float) -> Outcome:
         """Call `function()`, await what it returns if that can be awaited; `timeout` in seconds.
@@ -57,46 +47,28 @@ class TimedCaller:
         A function inside C code that holds the interpreter's lock cannot be timed out.
         """
         timeout = min(timeout, threading.TIMEOUT_MAX - GRACE_SECONDS)
-        if self._thread is None:
-            self._jobs = SimpleQueue()
-            self._thread = threading.Thread(
-                target=_serve, args=(self._jobs,), name="proxlm-reward", daemon=True
-            )
-            self._thread.start()
-            weakref.finalize(self, self._jobs.put, None)  # ends the thread and closes its loop
+        if self._worker is None:
+            self._runner = asyncio.Runner()
+            self._worker = Worker("proxlm-reward", inside=self._runner)  # closes the loop with the thread
         reply: SimpleQueue[Outcome] = SimpleQueue()
-        self._jobs.put(_Job(function, timeout, reply))
+        runner = self._runner  # not self, which would live as long as a job that hangs
+        self._worker.do(lambda: reply.put(_run(function, timeout, runner)))
         until = time.monotonic() + timeout + GRACE_SECONDS
         while (left := until - time.monotonic()) > 0:
             # In slices, for a signal that the system gives to another thread does not end this wait.
             with suppress(Empty):
                 return reply.get(timeout=min(left, SLICE_SECONDS))
-        self._give_up(self._thread)
+        self._worker.give_up()
+        self._worker = None
         return Outcome(timed_out=True)
 
-    def _give_up(self, thread: threading.Thread) -> None:
-        """Leave a hanging thread behind; end it at its next bytecode, or an endless loop burns a core."""
-        self._jobs.put(None)
-        self._thread = None
-        if thread.ident is not None:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
-            )
 
-
-def _serve(jobs: SimpleQueue[_Job | None]) -> None:
-    with asyncio.Runner() as runner:
-        while (job := jobs.get()) is not None:
-            job.reply.put(_run(job, runner))
-            del job  # or it would hold the last batch until the next
-
-
-def _run(job: _Job, runner: asyncio.Runner) -> Outcome:
+def _run(function: Callable[[], Any], timeout: float, runner: asyncio.Runner) -> Outcome:
     started = time.monotonic()
     try:
-        value = job.function()
+        value = function()
         if inspect.isawaitable(value):
-            return runner.run(_wait_for(value, job.timeout - (time.monotonic() - started)))
+            return runner.run(_wait_for(value, timeout - (time.monotonic() - started)))
     except BaseException as error:  # sys.exit() in a reward function too must reach the caller
         return Outcome(error=error)
     return Outcome(value)
@@ -105,12 +77,12 @@ def _run(job: _Job, runner: asyncio.Runner) -> Outcome:
 async def _wait_for(awaitable: Any, timeout: float) -> Outcome:
     """Not asyncio.wait_for: a TimeoutError of the function's own is not our time limit."""
     task = asyncio.ensure_future(awaitable)
+    # Looked at, or asyncio would print it, also where the thread is given up.
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     done, _ = await asyncio.wait({task}, timeout=max(timeout, 0))
     if not done:
         task.cancel()
-        done, _ = await asyncio.wait({task}, timeout=GRACE_SECONDS / 2)
-        if done and not task.cancelled():
-            task.exception()  # looked at, or asyncio would print it
+        await asyncio.wait({task}, timeout=GRACE_SECONDS / 2)
         return Outcome(timed_out=True)
     if task.cancelled():
         return Outcome(error=asyncio.CancelledError("the function cancelled itself"))

@@ -16,9 +16,9 @@ from typing import Any
 
 from proxlm.config.schema import RewardConfig
 from proxlm.errors import RewardError
-from proxlm.rewards.call import SLICE_SECONDS
 from proxlm.rewards.result import Component, UnusableResultError
 from proxlm.rewards.worker import receive, send
+from proxlm.threads import SLICE_SECONDS
 from proxlm.types import Completion
 
 log = logging.getLogger(__name__)

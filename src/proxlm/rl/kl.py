@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-KL_ERROR_LIMIT = 0.2
-"""The adaptive controller takes no larger relative error into account (Ziegler et al. 2019, section 2.2)."""
+from proxlm.rl.limits import KL_ERROR_LIMIT
 
 
 def kl_estimate(

@@ -25,18 +25,28 @@ class Moments(NamedTuple):
 
 
 def with_values(moments: Moments, values: Tensor) -> Moments:
-    """The moments with more numbers taken in: Chan et al. 1979, so any split into batches gives the same.
-
-    Args: values [n], n ≥ 0.
-    """
-    v, more = values.double(), float(values.numel())
-    if more == 0:
+    """The moments with more numbers taken in. values [n], n ≥ 0."""
+    if not len(values):
         return moments
-    n = moments.n + more
-    mean = float(v.mean())
-    gap = mean - moments.mean
-    squares = moments.squares + float((v - mean).square().sum()) + gap**2 * moments.n * more / n
-    return Moments(n, moments.mean + gap * more / n, squares)
+    n, mean, squares = pooled(*moments, values)
+    return Moments(n, float(mean), float(squares))
+
+
+def pooled(
+    n: float, mean: float | Tensor, squares: float | Tensor, rows: Tensor
+) -> tuple[float, Tensor, Tensor]:
+    """Count, mean and sum of squared deviations, element by element, with more rows taken in.
+
+    Chan et al. 1979, in float64: any split into batches gives the same.
+
+    Args: n rows so far, with mean [...] and squares [...], or floats for all elements; rows [m, ...], m ≥ 1.
+    Returns: n + m, mean [...], squares [...].
+    """
+    r, more = rows.double(), float(len(rows))
+    total, own = n + more, r.mean(0)
+    gap = own - mean
+    spread = (r - own).square().sum(0) + gap.square() * (n * more / total)
+    return total, mean + gap * (more / total), squares + spread
 
 
 def scale_scores(

@@ -73,8 +73,10 @@ def generate(
 
     on_progress(done, total) is called after each token, with the number of responses that have ended. listener: gets
     those while others are being written; who is in a group depends on the prompts alone. Returns CPU tensors, rows in
-    the order of prompts.
+    the order of prompts; without prompts, a rollout without rows.
     """
+    if not prompts:
+        return _part(model, [], config, version)
     limit = config.max_new_tokens
     numbers = uniforms(seed, stream, step, *identities(prompts), limit)
     turns = [Turn(p.input_ids, u, limit) for p, u in zip(prompts, numbers, strict=True)]
@@ -107,7 +109,7 @@ def identities(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
     for prompt in prompts:
         repeats.append(seen.get(prompt.id, 0))
         seen[prompt.id] = repeats[-1] + 1
-    return torch.tensor([p.id for p in prompts], dtype=torch.int64), torch.tensor(repeats)
+    return torch.tensor([p.id for p in prompts], dtype=torch.int64), torch.tensor(repeats, dtype=torch.int64)
 
 
 def _part(

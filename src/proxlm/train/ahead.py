@@ -9,11 +9,9 @@ from __future__ import annotations
 import copy
 import gc
 import threading
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -22,7 +20,7 @@ from torch import Tensor
 from proxlm.errors import ConfigError
 from proxlm.models.families import SHORT_NAMES
 from proxlm.models.language_model import LanguageModel
-from proxlm.rewards.call import SLICE_SECONDS
+from proxlm.threads import SLICE_SECONDS, Worker
 from proxlm.train.collect import Collected
 from proxlm.train.memory import is_out_of_memory
 from proxlm.train.observe import Clock, Teller
@@ -71,7 +69,7 @@ class Ahead(Collector):
         self._learning = [(name, p, twins[name]) for name, p in policy.trainable()]
         self.version: int | None = None  # of the snapshot: how many updates it has seen
         self._job: _Job | None = None
-        self._jobs: SimpleQueue[_Job | None] | None = None
+        self._worker: Worker | None = None
 
     def take(self, collect: Collect, step: int, draw: int, clock: Clock) -> Collected:
         """The rollout of `step`. From here on the next one is being made, and the policy may learn."""
@@ -99,7 +97,7 @@ class Ahead(Collector):
         if job is not None:
             job.abandoned = True
             if not job.done.wait(LEAVE_SECONDS):
-                self._jobs = None  # its thread is left behind
+                self._worker = None  # it is left behind
 
     @torch.no_grad()
     def _refresh(self, version: int) -> None:
@@ -109,15 +107,11 @@ class Ahead(Collector):
         self.version = version
 
     def _begin(self, collect: Collect, step: int, draw: int) -> None:
-        if self._jobs is None:
-            self._jobs = SimpleQueue()
-            # One thread for all steps: a reward's own process ends with the thread that started it.
-            thread = threading.Thread(target=_serve, args=(self._jobs,), name="proxlm-ahead", daemon=True)
-            thread.start()
-            weakref.finalize(self, self._jobs.put, None)
+        if self._worker is None:
+            self._worker = Worker("proxlm-ahead")
         assert self.version is not None
         self._job = _Job(step, partial(collect, self.snapshot, step, draw, self.version))
-        self._jobs.put(self._job)
+        self._worker.do(self._job.run)
 
     def _made(self, log: Teller) -> tuple[Collected, dict[str, float]] | None:
         """What the thread has made, and its seconds by phase; None if there is nothing. Raises what it raised."""
@@ -185,12 +179,6 @@ class _Job:
 
 class AbandonedError(Exception):
     """Ends a rollout that nobody waits for."""
-
-
-def _serve(jobs: SimpleQueue[_Job | None]) -> None:
-    while (job := jobs.get()) is not None:
-        job.run()
-        del job  # or it would hold the last rollout until the next
 
 
 def frozen_copy(policy: LanguageModel) -> LanguageModel:

@@ -94,7 +94,8 @@ def collect(
     }
     if not kept:
         return Collected(rollout, scores, draws, metrics)
-    rollout, scores = Rollout.join([r for r, _ in kept]), Scores.join([s for _, s in kept])
+    rollout = Rollout.join([r for r, _ in kept])
+    scores = Scores.join([s for _, s in kept], [len(r.logprobs) for r, _ in kept])
     return Collected(rollout, scores, draws, metrics)
 
 

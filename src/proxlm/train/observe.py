@@ -31,11 +31,14 @@ def experience_metrics(
     entropy: Tensor,
     critic: bool,
 ) -> Metrics:
-    """The numbers of a scored rollout before the update. total [B]: shaped scores; raw [R]: raw advantages."""
+    """The numbers of a scored rollout before the update. total [B]: shaped scores; raw [R]: raw advantages.
+
+    Of a conversation they count the policy's own tokens, not what an environment said.
+    """
     mask, offsets = experience.action_mask, experience.sequences.response_offsets
     k1 = torch.where(mask, experience.old_logprobs - experience.ref_logprobs, 0.0)
     reward = response_rewards(scores.total, scores.per_token, offsets)
-    lengths = experience.sequences.response_lengths.float()
+    lengths = segment_sum(mask.float(), offsets)
     metrics = {
         "reward": float(reward.mean()),
         "reward_std": float(reward.std(correction=0)),
@@ -94,13 +97,16 @@ def correlation(x: Tensor, y: Tensor) -> float | None:
 
 
 def mean_repetition(rollout: Rollout) -> float:
-    """Mean share of a response's token pairs that it already had; 0 for one of fewer than two tokens."""
-    offsets = rollout.sequences.response_offsets.tolist()
-    tokens = rollout.sequences.response_tokens.tolist()
+    """Mean share of a response's token pairs that it already had; 0 for one without pairs.
+
+    A pair is two tokens that the policy chose one after the other; none reaches over an environment's words.
+    """
+    lengths = rollout.sequences.response_lengths.tolist()
+    tokens, chosen = rollout.sequences.response_tokens, rollout.action_mask
     shares = []
-    for b in range(len(rollout)):
-        row = tokens[offsets[b] : offsets[b + 1]]
-        pairs = list(pairwise(row))
+    for row, own in zip(tokens.split(lengths), chosen.split(lengths), strict=True):
+        pairs = list(pairwise(row.tolist()))
+        pairs = [pair for pair, whole in zip(pairs, (own[:-1] & own[1:]).tolist(), strict=True) if whole]
         shares.append(1 - len(set(pairs)) / len(pairs) if pairs else 0.0)
     return sum(shares) / len(shares)
 

@@ -7,16 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from proxlm.config import RewardConfig
 from proxlm.errors import RewardError
-from proxlm.rewards.call import SLICE_SECONDS
 from proxlm.rollout.native import Generate
+from proxlm.threads import SLICE_SECONDS, Worker
 from proxlm.train.observe import Clock
 from proxlm.types import Progress, Rollout, Scores, offsets_of
 
@@ -63,8 +61,8 @@ class _Overlap:
         order = torch.tensor([row for rows, _ in scored for row in rows])
         lengths = rollout.sequences.response_lengths[order]
         tokens = [int(part.sum()) for part in lengths.split([len(rows) for rows, _ in scored])]
-        parts = _alike([scores for _, scores in scored], tokens, self._config)
-        return Scores.join(parts).select(order.argsort(), offsets_of(lengths))
+        parts = _alike([scores for _, scores in scored], self._config)
+        return Scores.join(parts, tokens).select(order.argsort(), offsets_of(lengths))
 
 
 class _Groups:
@@ -75,7 +73,7 @@ class _Groups:
 
     def __init__(self, reward: RewardOfRollout, size: int) -> None:
         self.size = size
-        self._reward, self._thread = reward, _free_thread()
+        self._reward, self._worker = reward, _free_worker()
         self._rows: list[list[int]] = []
         self._scores: list[Scores] = []
         self._error: BaseException | None = None
@@ -90,12 +88,12 @@ class _Groups:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._left = kind is not None
         # It comes back when it has done what it was given; one that hangs never does.
-        self._thread.jobs.put(partial(_FREE.append, self._thread))
+        self._worker.do(partial(_FREE.append, self._worker))
 
     def ended(self, rows: list[int], part: Rollout) -> None:
         """These rows have been written."""
         self._rows.append(rows)
-        self._thread.jobs.put(partial(self._score, part))
+        self._worker.do(partial(self._score, part))
 
     def wrote(self) -> None:
         """Ends the writing where the reward has failed."""
@@ -146,36 +144,22 @@ class _Groups:
             self._heard.notify()
 
 
-class _Thread:
-    """Does what it is given, one after another; a daemon, which cannot keep the process from ending.
-
-    It outlives a step, for the process of an isolated reward ends with the thread that started it.
-    """
-
-    def __init__(self) -> None:
-        self.jobs: SimpleQueue[Callable[[], object]] = SimpleQueue()
-        threading.Thread(target=self._serve, name="proxlm-overlap", daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            self.jobs.get()()
+# Workers that have nothing to do, for the next step of any run of this process.
+_FREE: list[Worker] = []
 
 
-_FREE: list[_Thread] = []
-
-
-def _free_thread() -> _Thread:
+def _free_worker() -> Worker:
     try:
         return _FREE.pop()
     except IndexError:
-        return _Thread()
+        return Worker("proxlm-overlap")
 
 
-def _alike(parts: list[Scores], tokens: list[int], config: RewardConfig) -> list[Scores]:
-    """The scores of groups, with the same fields and components. tokens: of the responses of each.
+def _alike(parts: list[Scores], config: RewardConfig) -> list[Scores]:
+    """The scores of groups, with the same components.
 
-    A group that failed altogether has no rewards of tokens; nor has it components, if no call before had told their
-    names. What it lacks is filled as where single responses fail. Raises RewardError where another one lacks some.
+    A group that failed altogether has none, if no call before had told their names: it has error_score in each, as
+    where single responses fail. Raises RewardError where another one lacks some.
     """
     names = list(parts[-1].components)  # a name that one call has told is known in all later ones
     for part in parts:
@@ -184,20 +168,12 @@ def _alike(parts: list[Scores], tokens: list[int], config: RewardConfig) -> list
                 f"the reward returned the components {_listed(part.components)} for some responses and"
                 f" {_listed(names)} for others (reward.overlap = {config.overlap}); every call must return the same"
             )
-    per_token = any(part.per_token is not None for part in parts)
-    potentials = any(part.potentials is not None for part in parts)
-
-    def filled(tensor: Tensor | None, wanted: bool, count: int) -> Tensor | None:
-        return torch.zeros(count) if wanted and tensor is None else tensor
-
     return [
         replace(
             part,
-            per_token=filled(part.per_token, per_token, count),
-            potentials=filled(part.potentials, potentials, count),
             components={n: part.components.get(n, [config.error_score] * len(part.total)) for n in names},
         )
-        for part, count in zip(parts, tokens, strict=True)
+        for part in parts
     ]
 
 
