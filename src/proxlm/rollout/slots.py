@@ -49,7 +49,7 @@ class SlotDecoder:
         head = model.network.get_output_embeddings()
         # The trainer's logits are unrounded just where the head's matrix is known.
         self.head = one_product([head], kind, model.head_weight is None) or head
-        self.cache: Tensor | None = None
+        self.cache: list[Tensor] = []  # of each layer, keys and values [2, slots, G, length, D]
         self.lengths = torch.zeros(0, dtype=torch.int64, device=model.device)
 
     def add(
@@ -70,17 +70,15 @@ class SlotDecoder:
         ]
         longest = max(len(context) for context in contexts)
         self._reserve(first + len(contexts), longest + room)
-        assert self.cache is not None
         for i, memory in enumerate(known):
             if memory is not None:
-                self.cache[:, :, first + i, :, : memory.length] = memory.cache
+                for layer, part in zip(self.cache, memory.cache, strict=True):
+                    layer[:, first + i, :, : memory.length] = part
         states = self._read(contexts, known, sorted(set(sources)), first)
         source = torch.tensor(sources, device=device)
         copies = (source != torch.arange(len(sources), device=device)).nonzero()[:, 0]
         if len(copies):
-            self.cache[:, :, first + copies, :, :longest] = self.cache[
-                :, :, first + source[copies], :, :longest
-            ]
+            self._copy(first + source[copies], first + copies, longest)
         self.lengths = torch.cat([self.lengths, torch.tensor([len(c) for c in contexts], device=device)])
         return states[source]
 
@@ -131,18 +129,20 @@ class SlotDecoder:
 
     def keep(self, rows: Tensor) -> None:
         """Row i becomes what row rows[i] was, [k] int64; those not named are dropped. Rows that stay cost nothing."""
-        assert self.cache is not None
         places = torch.arange(len(rows), device=rows.device)
         moved = (rows != places).nonzero()[:, 0]
         if len(moved):
-            top = int(self.lengths.max())
-            self.cache[:, :, moved, :, :top] = self.cache[:, :, rows[moved], :, :top]
+            self._copy(rows[moved], moved, int(self.lengths.max()))
         self.lengths = self.lengths[rows]
+
+    def _copy(self, source: Tensor, target: Tensor, top: int) -> None:
+        """The first `top` tokens of slots [k] into other slots [k]."""
+        for layer in self.cache:
+            layer[:, target, :, :top] = layer[:, source, :, :top]
 
     def remember(self, row: int) -> Memory:
         """What is known of a row, to go on from after it was dropped."""
-        assert self.cache is not None
-        return Memory(self.cache[:, :, row, :, : int(self.lengths[row])].clone())
+        return Memory(torch.stack([layer[:, row, :, : int(self.lengths[row])] for layer in self.cache]))
 
     def _run(self, tokens: Tensor, starts: Tensor, slots: Tensor | None, counts: Tensor | None) -> Tensor:
         """Tokens [b, t] at positions starts [b] + 0 … t − 1 of the slots (all, in their order, if None).
@@ -150,14 +150,13 @@ class SlotDecoder:
         counts [b]: how many of each row's tokens are real (all if None). Returns the state after the last, [b, H].
         """
         rows, width = tokens.shape
-        assert self.cache is not None
         # Padding may reach beyond the cache; what it leaves in the last cell is overwritten before it is read.
         positions = (starts[:, None] + torch.arange(width, device=tokens.device)).clamp(
-            max=self.cache.shape[4] - 1
+            max=self.cache[0].shape[3] - 1
         )
         top, cells = int(positions.max()) + 1, self._cells(positions, slots)
         hidden = torch.arange(top, device=tokens.device) > positions[..., None]
-        mask = torch.zeros(hidden.shape, dtype=self.cache.dtype, device=tokens.device)
+        mask = torch.zeros(hidden.shape, dtype=self.cache[0].dtype, device=tokens.device)
         mask = mask.masked_fill_(hidden, -torch.inf)[:, None]
         with self._autocast():
             x, turn = self.family.embed(tokens, positions)
@@ -172,7 +171,6 @@ class SlotDecoder:
         self, layer: int, k: Tensor, v: Tensor, cells: Tensor, slots: Tensor | None, top: int
     ) -> tuple[Tensor, Tensor]:
         """Write new keys and values [b, t, G, D]; returns those of the slots up to `top`, [b, G, top, D]."""
-        assert self.cache is not None
         keys, values = self.cache[layer]
         for kept, new in ((keys, k), (values, v)):
             kept.view(-1, kept.shape[-1]).index_copy_(0, cells, new.flatten(0, 2).to(kept.dtype))
@@ -182,8 +180,7 @@ class SlotDecoder:
 
     def _cells(self, positions: Tensor, slots: Tensor | None) -> Tensor:
         """Where each head of the tokens at positions [b, t] of the slots stands among a layer's keys, [b · t · G]."""
-        assert self.cache is not None
-        groups, length = self.cache.shape[3:5]
+        groups, length = self.cache[0].shape[2:4]
         rows = torch.arange(len(positions), device=positions.device) if slots is None else slots
         heads = rows[:, None] * groups + torch.arange(groups, device=positions.device)
         return (heads[:, None] * length + positions[..., None]).flatten()
@@ -193,31 +190,22 @@ class SlotDecoder:
         config = self.model.network.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        old = self.cache
-        if old is not None and old.shape[2] >= slots and old.shape[4] >= length:
+        have = (self.cache[0].shape[1], self.cache[0].shape[3]) if self.cache else (0, 0)
+        if have[0] >= slots and have[1] >= length:
             return
-        have = (0, 0) if old is None else (old.shape[2], old.shape[4])
         # Whoever outgrows it once is given twice as much.
         shape = [
             has if wanted <= has else max(wanted, 2 * has)
             for has, wanted in zip(have, (slots, length), strict=True)
         ]
         dtype = torch.bfloat16 if self.bfloat16 else next(self.model.trunk.parameters()).dtype
-        # Zeros, for attention multiplies what it masks by 0, and 0 · NaN would be NaN.
-        cache = torch.zeros(
-            len(self.family.blocks),
-            2,
-            shape[0],
-            heads,
-            shape[1],
-            width,
-            dtype=dtype,
-            device=self.model.device,
-        )
-        if old is not None:
-            rows, top = len(self.lengths), int(self.lengths.max()) if len(self.lengths) else 0
-            cache[:, :, :rows, :, :top] = old[:, :, :rows, :, :top]
-        self.cache = cache
+        rows, top = len(self.lengths), int(self.lengths.max()) if len(self.lengths) else 0
+        for layer in range(len(self.family.blocks)):
+            # Zeros, for attention multiplies what it masks by 0, and 0 · NaN would be NaN.
+            more = torch.zeros(2, shape[0], heads, shape[1], width, dtype=dtype, device=self.model.device)
+            if self.cache[layer:]:
+                more[:, :rows, :, :top] = self.cache[layer][:, :rows, :, :top]
+            self.cache[layer : layer + 1] = [more]
         self.family.reach(shape[1])
 
 
