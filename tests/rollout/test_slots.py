@@ -89,7 +89,7 @@ def test_bf16_is_as_near_as_transformers_in_bf16(name: str) -> None:
     decoder, rows = SlotDecoder(model), [[1, 5, 9, 4, 4, 8, 2, 17], [7, 8]]
     states = [decoder.add(rows, room=4), decoder.step(torch.tensor([3, 4]))]
     assert decoder.cache is not None
-    assert decoder.cache.dtype == torch.bfloat16
+    assert decoder.cache[0].dtype == torch.bfloat16
     for state, now in zip(states, (rows, [[*rows[0], 3], [*rows[1], 4]]), strict=True):
         exact = torch.stack([alone(full, row) for row in now])
         theirs = torch.stack([alone(model, row) for row in now])
