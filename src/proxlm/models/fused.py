@@ -30,7 +30,7 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The norm, and 1 / √(mean(x²) + eps)."""
     wide = x if x.dtype == torch.float64 else x.float()
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    inverse = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    inverse = length.square_().mul_(1.0 / x.shape[-1]).add_(eps).rsqrt_()
     return (wide * inverse).to(x.dtype) * weight, inverse
 
 
