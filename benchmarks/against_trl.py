@@ -93,7 +93,8 @@ def needed_flops(work: Work, setting: Setting) -> float:
     """Floating-point operations of one update that cannot be spared: matrix products, 2 forward and 4 backward.
 
     Layers see every token, the head of the policy the response's tokens alone; attention's own are left out. A frozen
-    matrix has no gradient of its own: 2 backward, for what stands before it. Adapters learn, with 4.
+    matrix has no gradient of its own: 2 backward, for what stands before it. Adapters learn, with 4. A critic that is
+    not shared goes through its first pass before the update, when its values are read.
     """
     key_value = work.hidden * work.groups / work.heads
     shapes = [(work.hidden, work.hidden)] * 2 + [(work.hidden, key_value)] * 2
@@ -104,9 +105,10 @@ def needed_flops(work: Work, setting: Setting) -> float:
     policy = adapted if setting.rank else full
     critic = full if setting.full_critic or not setting.rank else adapted
     prompt, response = work.mean_lengths()
-    of_layers = (policy + (0 if setting.critic == "shared" else critic)) * (prompt + response)
+    of_critic = 0 if setting.critic == "shared" else (work.epochs - 1) * critic
     head = (4 if setting.rank else 6) * work.hidden * work.vocabulary * response
-    return float(work.epochs * work.batch * (of_layers + head))
+    of_policy = work.epochs * (policy * (prompt + response) + head)
+    return float(work.batch * (of_policy + of_critic * (prompt + response)))
 
 
 def medians(runs: list[dict[str, Any]], warmup: int = 1) -> dict[str, float]:

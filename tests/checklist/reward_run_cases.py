@@ -22,10 +22,10 @@ class Seen:
         self.experiences, self.numbers, self.rollouts, self.scores = [], [], [], []
         update, reward = made._update, made.reward
 
-        def looking(experience, now, entropy, log):
+        def looking(experience, now, *rest):
             self.experiences.append(experience)
             self.numbers.append(now)
-            return update(experience, now, entropy, log)
+            return update(experience, now, *rest)
 
         def scored(rollout):
             scores = reward(rollout)

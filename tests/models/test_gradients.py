@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from block_types import CONFIGS, model_of
+from proxlm.config import LoraConfig
 from proxlm.models.forward import response_states
 from proxlm.models.gradients import are_in_place, embedded, gradients_in_place
 from proxlm.models.language_model import LanguageModel
-from proxlm.models.products import gated_mlp, projected
+from proxlm.models.load import add_lora
+from proxlm.models.products import adapted, gated_mlp, projected
 from proxlm.types import Sequences
 
 BATCHES = [
@@ -43,6 +45,44 @@ def test_sums_over_micro_batches_are_those_of_autograd(name: str, bfloat16: bool
     for key, tensor in plain.items():
         assert float((found[key] - tensor).abs().max()) <= 2e-6 * max(1.0, float(tensor.abs().max())), key
     assert any(float(tensor.abs().max()) > 0.1 for tensor in plain.values())
+
+
+@pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
+def test_sums_of_adapters_are_those_of_autograd(name: str, bfloat16: bool) -> None:
+    model = model_of(name, bfloat16=bfloat16)
+    targets = ["c_attn", "c_fc"] if name == "gpt2" else ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+    model = add_lora(model, LoraConfig(rank=3, alpha=6.0, targets=targets))
+    with torch.no_grad():
+        for key, p in model.network.named_parameters():
+            if "lora_B" in key:
+                p.normal_(std=0.3)
+    plain = summed(model)
+    assert all("lora_" in key for key in plain)
+    model.network.zero_grad(set_to_none=True)
+    with gradients_in_place():
+        found = summed(model)
+    assert found.keys() == plain.keys()
+    for key, tensor in plain.items():
+        assert float((found[key] - tensor).abs().max()) <= 2e-6 * max(1.0, float(tensor.abs().max())), key
+
+
+def test_an_adapted_product_has_the_derivatives_of_its_formula() -> None:
+    torch.manual_seed(0)
+    shapes = ((2, 5, 6), (4, 6), (3, 6), (4, 3))
+    given = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    assert torch.autograd.gradcheck(lambda *parts: adapted(*parts, 0.7), given)
+    x, weight, a, b = given
+    torch.testing.assert_close(adapted(*given, 0.7), x @ (weight + 0.7 * b @ a).T)
+
+
+def test_an_adapter_is_two_small_products_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT's own modules are not called, which make two more tensors of the output's size."""
+    from peft.tuners.lora import Linear
+
+    monkeypatch.setattr(Linear, "forward", lambda *_, **__: pytest.fail("PEFT's forward"))
+    model = add_lora(model_of("llama"), LoraConfig(rank=3, alpha=6.0))
+    assert summed(model)
 
 
 def test_what_is_frozen_gets_no_gradient() -> None:
@@ -84,7 +124,7 @@ def test_products_have_the_derivatives_of_their_formulas() -> None:
     def of(x: Tensor, *weights: Tensor) -> Tensor:
         for layer, weight in zip(layers, weights, strict=True):
             layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
-        return torch.cat(projected(x, *layers), -1)
+        return torch.cat(projected(x, *(layer.weight for layer in layers)), -1)
 
     assert torch.autograd.gradcheck(lambda a: of(a, *(layer.weight for layer in layers)), (x,))
     leaves = [layer.weight.detach().clone().requires_grad_() for layer in layers]
@@ -92,7 +132,7 @@ def test_products_have_the_derivatives_of_their_formulas() -> None:
     expected = torch.autograd.grad([F.linear(x, leaf) for leaf in leaves], leaves, given)
     for layer, leaf in zip(layers, leaves, strict=True):
         layer.weight = nn.Parameter(leaf.detach())
-    torch.autograd.backward(projected(x, *layers), given)
+    torch.autograd.backward(projected(x, *(layer.weight for layer in layers)), given)
     for layer, gradient in zip(layers, expected, strict=True):
         torch.testing.assert_close(layer.weight.grad, gradient)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from proxlm.models.frozen import Weights, one_product
 from proxlm.models.fused import gated_silu, rms_norm, rotated
 from proxlm.models.gradients import embedded
-from proxlm.models.products import gated_mlp, is_plain, joined, projected, ready
+from proxlm.models.products import gated_mlp, is_plain, joined, ready
 
 # Of the heads' angles, cos [b, t, 1, D] and sin [b, t, 1, D / 2] as `rotated` takes them; or the same for each head,
 # which a processor reads in longer runs; None where positions are in the embeddings.
@@ -43,13 +43,12 @@ class LlamaBlock:
     def __init__(self, layer: Any, frozen: Weights | None) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.layer, self.scale, self.size = layer, attention.scaling, attention.head_dim
-        self.q, self.k, self.v = attention.q_proj, attention.k_proj, attention.v_proj
+        heads = [attention.q_proj, attention.k_proj, attention.v_proj]
         self.groups = attention.config.num_key_value_heads
-        self.plain_heads = is_plain(self.q, self.k, self.v)
-        self.together = one_product([self.q, self.k, self.v], frozen) if frozen else None
+        self.together = one_product(heads, frozen) if frozen else None
+        self.project = joined(heads, None)
+        self.queries, self.keys_values = ready(heads[0], None), joined(heads[1:], None)
         self.o, self.down = (ready(module, frozen) for module in (attention.o_proj, mlp.down_proj))
-        if not frozen and is_plain(attention.o_proj):
-            self.o = lambda x: projected(x, attention.o_proj)[0]
         self.gate_up = joined([mlp.gate_proj, mlp.up_proj], frozen)
         self.q_norm, self.k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         self.silu = isinstance(mlp.act_fn, nn.SiLU) or type(mlp.act_fn).__name__ == "SiLUActivation"
@@ -73,11 +72,7 @@ class LlamaBlock:
 
     def _projected(self, y: Tensor, asked: Tensor) -> tuple[Tensor, ...]:
         """Queries of the states asked for, keys and values of all of y; not yet in heads."""
-        if not self.plain_heads:
-            return self.q(asked), self.k(y), self.v(y)
-        if asked is y:
-            return projected(y, self.q, self.k, self.v)
-        return *projected(asked, self.q), *projected(y, self.k, self.v)
+        return self.project(y) if asked is y else (self.queries(asked), *self.keys_values(y))
 
     def _turned_together(self, heads: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
         """All heads [b, t, Q + 2 G, D] in one tensor; the first Q + G are turned."""

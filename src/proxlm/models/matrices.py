@@ -41,6 +41,29 @@ def matrix_of(module: Any) -> Matrix | None:
     return Matrix(columns, bias, layer.weight.detach())
 
 
+class Factors(NamedTuple):
+    """A linear layer without bias, in parts: x → x Wᵀ + Σ scale · x Aᵀ Bᵀ; W [N, K], A [r, K], B [N, r]."""
+
+    weight: Tensor
+    adapters: list[tuple[Tensor, Tensor, float]]
+
+
+def factors_of(module: Any) -> Factors | None:
+    """The parts of a plain linear layer without bias, or of one under LoRA adapters; None of anything else."""
+    layer = getattr(module, "base_layer", module)
+    plain = type(layer) is nn.Linear and getattr(layer, "bias", None) is None
+    if not plain:
+        return None
+    names = [] if layer is module else _adapters_in_force(module)
+    if names is None:
+        return None
+    adapters = [
+        (module.lora_A[name].weight, module.lora_B[name].weight, float(module.scaling[name]))
+        for name in names
+    ]
+    return Factors(layer.weight, adapters)
+
+
 def _adapters_in_force(module: Any) -> list[str] | None:
     """Names of a PEFT layer's adapters that are added to it now; None if it does more than add B A x."""
     if not hasattr(module, "get_delta_weight") or module.training:

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from proxlm.models.frozen import Weights, one_product
 from proxlm.models.gradients import are_in_place, of_weight
+from proxlm.models.matrices import factors_of
 
 
 def is_plain(*modules: Any) -> bool:
@@ -20,8 +21,8 @@ def is_plain(*modules: Any) -> bool:
 
 
 def ready(module: Any, frozen: Weights | None) -> Callable[[Tensor], Tensor]:
-    """The module; frozen, a plain linear layer as `one_product`. Others (adapters around a layer) as they are."""
-    return (one_product([module], frozen) if frozen else None) or module
+    """A linear layer, with adapters or without, as few products; frozen as `one_product`. Others as they are."""
+    return (one_product([module], frozen) if frozen else _learning(module)) or module
 
 
 def joined(modules: Sequence[Any], frozen: Weights | None) -> Callable[[Tensor], tuple[Tensor, ...]]:
@@ -30,6 +31,9 @@ def joined(modules: Sequence[Any], frozen: Weights | None) -> Callable[[Tensor],
     For one token a row that spares calls; a training pass gains nothing by it.
     """
     together = one_product(modules, frozen) if frozen else None
+    if together is None and not frozen and is_plain(*modules):
+        weights = [module.weight for module in modules]
+        return lambda x: projected(x, *weights)
     if together is None:
         single = [ready(module, frozen) for module in modules]
         return lambda x: tuple(one(x) for one in single)
@@ -37,19 +41,36 @@ def joined(modules: Sequence[Any], frozen: Weights | None) -> Callable[[Tensor],
     return lambda x: together(x).split(widths, -1)
 
 
-def projected(x: Tensor, *modules: nn.Linear) -> tuple[Tensor, ...]:
-    """x [..., H] → x Wᵀ [..., O] for the weight [O, H] of each plain linear layer, with one gradient of x for all."""
+def _learning(module: Any) -> Callable[[Tensor], Tensor] | None:
+    """A linear layer without bias in a training pass; None of another module, or under several adapters."""
+    factors = factors_of(module)
+    if factors is None or len(factors.adapters) > 1:
+        return None
+    weight, adapters = factors
+    if not adapters:
+        return lambda x: projected(x, weight)[0]
+    return lambda x: adapted(x, weight, *adapters[0])
+
+
+def projected(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """x [..., H] → x Wᵀ [..., O] for each weight [O, H], with one gradient of x for all."""
     if not torch.is_grad_enabled():
-        return tuple(module(x) for module in modules)
-    flat = x.flatten(0, -2).to(_product_dtype(x))
-    found: tuple[Tensor, ...] = _Projected.apply(flat, *(module.weight for module in modules))
+        return tuple(F.linear(x, weight) for weight in weights)
+    found: tuple[Tensor, ...] = _Projected.apply(_flat(x), *weights)
     return tuple(y.view(*x.shape[:-1], -1) for y in found)
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that a product with x has: autocast's, or its own."""
+def adapted(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """x Wᵀ + scale · x Aᵀ Bᵀ (Hu et al. 2021, LoRA) for x [..., K], W [N, K], A [r, K], B [N, r]."""
+    y: Tensor = _Adapted.apply(_flat(x), weight, a, b, scale)
+    return y.view(*x.shape[:-1], -1)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """[..., H] → [n, H], in the dtype that products have: autocast's, or its own."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return x.flatten(0, -2).to(dtype)
 
 
 class _Projected(torch.autograd.Function):
@@ -74,13 +95,39 @@ class _Projected(torch.autograd.Function):
         return of_x, *of_weights
 
 
+class _Adapted(torch.autograd.Function):
+    """Keeps x and x Aᵀ; nothing of the output's size is made but the output."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        low = x @ a.to(x.dtype).T
+        ctx.save_for_backward(x, low, weight, a, b)
+        ctx.in_place, ctx.scale = are_in_place(), scale
+        return (x @ weight.to(x.dtype).T).addmm_(low, b.to(x.dtype).T, alpha=scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+        x, low, weight, a, b = ctx.saved_tensors
+        needs_x, needs_weight, needs_a, needs_b, _ = ctx.needs_input_grad
+        of_low = (given @ b.to(x.dtype)).mul_(ctx.scale)
+        of_x = (given @ weight.to(x.dtype)).addmm_(of_low, a.to(x.dtype)) if needs_x else None
+        return (
+            of_x,
+            of_weight(weight, given, x, ctx.in_place) if needs_weight else None,
+            of_weight(a, of_low, x, ctx.in_place) if needs_a else None,
+            of_weight(b, given, low * ctx.scale, ctx.in_place) if needs_b else None,
+            None,
+        )
+
+
 def gated_mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """(silu(x Gᵀ) · x Uᵀ) Dᵀ (Shazeer 2020) for x [..., H], G and U [I, H], D [H, I].
 
     Keeps x and the two products; what is between them and the last product is computed again. Under autocast the
     products are in its dtype.
     """
-    y: Tensor = _GatedMLP.apply(x.flatten(0, -2).to(_product_dtype(x)), gate, up, down)
+    y: Tensor = _GatedMLP.apply(_flat(x), gate, up, down)
     return y.view(*x.shape[:-1], -1)
 
 
