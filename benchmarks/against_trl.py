@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,27 +44,37 @@ RANK = 8
 
 @dataclass(frozen=True)
 class Setting:
-    """How proxlm runs. rank: of LoRA adapters, 0 for none; full_critic: all of a separate critic learns even so."""
+    """How proxlm runs. rank: of LoRA adapters, 0 for none; full_critic: all of a separate critic learns even so;
+    tokens: at most in a micro-batch."""
 
     critic: str = "separate"
     bf16: bool = False
     rank: int = 0
     full_critic: bool = False
+    tokens: int = 1280  # TRL's 16 rows of the fixed work
 
     def arguments(self) -> list[str]:
         """Of step_proxlm.py."""
-        found = ["--critic", self.critic, "--lora", str(self.rank)]
+        found = ["--critic", self.critic, "--lora", str(self.rank), "--micro-batch-tokens", str(self.tokens)]
         return [*found, *["--bf16"] * self.bf16, *["--critic-from-reward"] * self.full_critic]
 
 
 FULL = {
     "fp32, separate critic": Setting(),
     "fp32, shared critic": Setting("shared"),
-    "bf16, separate critic": Setting(bf16=True),
-    "bf16, shared critic": Setting("shared", bf16=True),
+    "bf16, separate critic": Setting(bf16=True, tokens=1024),
+    "bf16, shared critic": Setting("shared", bf16=True, tokens=1024),
+}
+# Of unlike lengths 1,700 tokens are about TRL's 16 rows.
+RAGGED = {
+    name: replace(setting, tokens=setting.tokens if setting.bf16 else 1700) for name, setting in FULL.items()
 }
 # Workload → proxlm's settings, and TRL's arguments; FULL and none where a workload is not named.
 SETTINGS = {
+    "vocab": {
+        name: replace(setting, tokens=768) if setting.bf16 else setting for name, setting in FULL.items()
+    },
+    "ragged": RAGGED,
     "lora": {"fp32, LoRA, separate critic, all of it learns": Setting(rank=RANK, full_critic=True)},
     "lora-both": {
         "fp32, LoRA, separate critic": Setting(rank=RANK),

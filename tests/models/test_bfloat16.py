@@ -169,11 +169,14 @@ def test_gradients_are_as_near_to_float32_as_bf16_can_be(name: str) -> None:
                 nn.init.normal_(p, std=0.1)
     exact, found = gradients(model), gradients(replace(model, bfloat16=True))
     assert exact.keys() == found.keys()
+    # An adapter's gradient goes through two more products, one of them of rank 4: over six draws of the adapters the
+    # largest error was 2.5 to 3.9%, with PEFT's own modules 2.2 to 3.5%, the mean 1.7 and 1.8%.
+    limit = 0.08 if "adapters" in name else 0.04
     for parameter_name, expected in exact.items():
         assert found[parameter_name].dtype == torch.float32
         error = float((found[parameter_name] - expected).norm() / expected.norm())
         # The keys' bias has no effect on attention but for rounding.
-        assert 0 < error < 0.04 or float(expected.norm()) < 1e-5, (parameter_name, error)
+        assert 0 < error < limit or float(expected.norm()) < 1e-5, (parameter_name, error)
 
 
 class Slow(TorchDispatchMode):

@@ -136,7 +136,7 @@ def head_logprobs(
     model: LanguageModel, states: Tensor, tokens: Tensor, temperature: float, entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probs [R] and, if asked, entropies [R] of the tokens [R] that the states [R, H] predict."""
-    weight, rest = model.head_weight, (tokens, temperature, entropy, logit_chunk(model))
+    weight, rest = model.head_weight, (tokens, temperature, entropy, logit_chunk(model, entropy))
     if weight is None:
         return chunked_logprobs(states, model.logits, *rest)
     return linear_head_logprobs(states.to(weight.dtype), weight, *rest, model.bfloat16)
@@ -151,16 +151,17 @@ def head_backward(
     loss: Callable[[slice, Tensor, Tensor | None], Tensor],
 ) -> Tensor:
     """The gradient of a tokenwise loss of `head_logprobs` at the states, [R, H]; see `backward_through_head`."""
-    weight, rest = model.head_weight, (tokens, temperature, entropy, logit_chunk(model), loss)
+    weight, rest = model.head_weight, (tokens, temperature, entropy, logit_chunk(model, entropy), loss)
     if weight is None:
         return backward_through_head(states, model.logits, *rest)
     gradient = backward_through_linear_head(states.to(weight.dtype), weight, *rest, model.bfloat16)
     return gradient.to(states.dtype)
 
 
-def logit_chunk(model: LanguageModel) -> int:
-    """How many tokens' logits are held at once."""
-    return max(1, LOGIT_BUDGET // model.network.get_output_embeddings().weight.shape[0])
+def logit_chunk(model: LanguageModel, entropy: bool) -> int:
+    """How many tokens' logits are held at once; for the entropy, log-probs beside them."""
+    vocabulary = model.network.get_output_embeddings().weight.shape[0]
+    return max(1, LOGIT_BUDGET // (vocabulary * (2 if entropy else 1)))
 
 
 def micro_batches(lengths: Tensor, budget: int) -> list[Tensor]:

@@ -18,6 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from proxlm.rl.logprobs import spans
 
+ROUNDED_ROWS = 1024
+
 
 class _Buffers:
     """Room for the logits of a span, over and over."""
@@ -75,7 +77,7 @@ class _Buffers:
         if temperature != 1.0:
             of_z.div_(temperature)
         if self.bfloat16:
-            of_z.copy_(of_z.bfloat16())
+            _round(of_z, of_z)
         if of_weight is not None:
             of_weight.addmm_(of_z.T, hidden)
         return of_z @ weight
@@ -83,7 +85,14 @@ class _Buffers:
 
 def _ready(x: Tensor, bfloat16: bool) -> Tensor:
     """What goes into the product in the place of x."""
-    return x.bfloat16().to(x.dtype) if bfloat16 else x
+    return _round(x, torch.empty_like(x)) if bfloat16 else x
+
+
+def _round(x: Tensor, out: Tensor) -> Tensor:
+    """x [n, m] rounded to bf16, in the dtype of out, which may be x. A few rows at a time: a head is large."""
+    for part, place in zip(x.split(ROUNDED_ROWS), out.split(ROUNDED_ROWS), strict=True):
+        place.copy_(part.bfloat16())
+    return out
 
 
 def linear_head_logprobs(

@@ -52,9 +52,9 @@ class Optimiser:
         return norm, lr
 
     def hold(self) -> None:
-        """Gradients of all parameters, 0."""
+        """Gradients of all parameters: 0 where there is none yet."""
         for _, p in self.named:
-            p.grad = torch.zeros_like(p)
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
 
     def clear(self) -> None:
         """Gradients back to 0."""

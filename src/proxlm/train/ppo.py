@@ -111,10 +111,10 @@ class PPOTrainer:
         state.draws += draws
         now = self._numbers(rollout, scores)
         with clock("prepare"):
-            for _, optimiser in self._optimisers():
-                optimiser.hold()
             experience, seen, critics_first = self._prepare(rollout, scores, now, log)
         with clock("update"):
+            for _, optimiser in self._optimisers():
+                optimiser.hold()
             stats = self._update(experience, now, seen["entropy"], critics_first, log)
             for _, optimiser in self._optimisers():
                 optimiser.release()
@@ -155,6 +155,8 @@ class PPOTrainer:
             plan = plan_pass(lengths, settings, config.run.seed, self.state.step, epoch=0)
             layout = [micro for minibatch in plan for micro in minibatch]
             first = self._critics_first(rollout, plan[0])
+            if first is not None and self.optimisers.critic is not None:
+                self.optimisers.critic.hold()
             given = self.models, rollout, scores, config, self.algorithm, now, layout
             return *prepare(*given, on_progress=log.progress, critics_first=first), first
 
