@@ -27,7 +27,7 @@ _setting = _Setting()
 def gradients_in_place() -> Iterator[None]:
     """What runs forward in here may add its weights' gradients to `weight.grad` itself on the way back.
 
-    The sums are the same. For `backward()`; `torch.autograd.grad` would find nothing.
+    The sums are the same. For `backward()`: `torch.autograd.grad` would find nothing, hooks on the weights hear nothing.
     """
     before, _setting.in_place = _setting.in_place, True
     try:
@@ -59,7 +59,11 @@ def of_weight(weight: Tensor, left: Tensor, right: Tensor, in_place: bool) -> Te
 def embedded(module: nn.Embedding, tokens: Tensor) -> Tensor:
     """The module's embeddings [..., H] of tokens [...]."""
     plain = type(module) is nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq
-    if not (_setting.in_place and plain and torch.is_grad_enabled() and module.weight.requires_grad):
+    # A GPU would add up equal tokens' rows in whatever order they come, never twice the same.
+    on_cpu = module.weight.device.type == "cpu"
+    if not (
+        _setting.in_place and plain and on_cpu and torch.is_grad_enabled() and module.weight.requires_grad
+    ):
         return module(tokens)
     y: Tensor = _Embedded.apply(tokens, module.weight, module.padding_idx)
     return y
