@@ -27,7 +27,8 @@ _setting = _Setting()
 def gradients_in_place() -> Iterator[None]:
     """What runs forward in here may add its weights' gradients to `weight.grad` itself on the way back.
 
-    The sums are the same. For `backward()`: `torch.autograd.grad` would find nothing, hooks on the weights hear nothing.
+    The sums are the same. For `backward()`: `torch.autograd.grad` would find nothing, and hooks on weights hear nothing
+    of them.
     """
     before, _setting.in_place = _setting.in_place, True
     try:
