@@ -27,8 +27,8 @@ _setting = _Setting()
 def gradients_in_place() -> Iterator[None]:
     """What runs forward in here may add its weights' gradients to `weight.grad` itself on the way back.
 
-    The sums are the same. For `backward()`: `torch.autograd.grad` would find nothing, and hooks on weights hear nothing
-    of them.
+    The sums are the same. It is for `backward()`: `torch.autograd.grad` would find nothing, and hooks on the weights
+    would hear nothing.
     """
     before, _setting.in_place = _setting.in_place, True
     try:
