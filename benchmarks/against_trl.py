@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,22 +59,20 @@ class Setting:
         return [*found, *["--bf16"] * self.bf16, *["--critic-from-reward"] * self.full_critic]
 
 
-FULL = {
-    "fp32, separate critic": Setting(),
-    "fp32, shared critic": Setting("shared"),
-    "bf16, separate critic": Setting(bf16=True, tokens=1024),
-    "bf16, shared critic": Setting("shared", bf16=True, tokens=1024),
-}
-# Of unlike lengths 1,700 tokens are about TRL's 16 rows.
-RAGGED = {
-    name: replace(setting, tokens=setting.tokens if setting.bf16 else 1700) for name, setting in FULL.items()
-}
-# Workload → proxlm's settings, and TRL's arguments; FULL and none where a workload is not named.
+def full(tokens: int = Setting.tokens, in_bf16: int = 1024) -> dict[str, Setting]:
+    """All weights learn; both precisions with their tokens in a micro-batch, both critics."""
+    return {
+        "fp32, separate critic": Setting(tokens=tokens),
+        "fp32, shared critic": Setting("shared", tokens=tokens),
+        "bf16, separate critic": Setting(bf16=True, tokens=in_bf16),
+        "bf16, shared critic": Setting("shared", bf16=True, tokens=in_bf16),
+    }
+
+
+# Workload → proxlm's settings, and TRL's arguments; full() and none where a workload is not named.
 SETTINGS = {
-    "vocab": {
-        name: replace(setting, tokens=768) if setting.bf16 else setting for name, setting in FULL.items()
-    },
-    "ragged": RAGGED,
+    "vocab": full(in_bf16=768),
+    "ragged": full(tokens=1700),  # of unlike lengths about TRL's 16 rows
     "lora": {"fp32, LoRA, separate critic, all of it learns": Setting(rank=RANK, full_critic=True)},
     "lora-both": {
         "fp32, LoRA, separate critic": Setting(rank=RANK),
@@ -194,7 +192,7 @@ def main() -> None:
         rates = {name: matmul_rate(name, given.device) for name in ("float32", "bfloat16")}
         # Without instructions for it, bf16 products are float32 products (models/widened.py).
         rates["bfloat16"] = max(rates.values())
-        settings = SETTINGS.get(workload, FULL)
+        settings = SETTINGS.get(workload, full())
         raw = measured(workload, given.trl_python, settings, given.rounds, common)
         rows = {title: medians(runs) for title, runs in raw.items()}
         for title, setting in settings.items():

@@ -67,7 +67,7 @@ def job_of(work: Work, folder: Path, given: argparse.Namespace) -> Any:
         "ppo.minibatches": 1,
         "ppo.micro_batch_tokens": given.micro_batch_tokens,
         # TRL, too, takes the log-probs of sampling; in bf16 they are not near enough to the trainer's.
-        "ppo.old_logprobs": "recomputed" if given.recomputed or given.bf16 else "rollout",
+        "ppo.old_logprobs": "recomputed" if given.bf16 else "rollout",
         "optim.policy.lr": 1e-5,
         "optim.critic.lr": 1e-5,
         "run.save_every": 0,
@@ -88,7 +88,6 @@ def main() -> None:
         help="a separate critic that all of learns, --lora or not",
     )
     parser.add_argument("--activation-checkpointing", action="store_true")
-    parser.add_argument("--recomputed", action="store_true", help="old log-probs from a pass of their own")
     parser.add_argument(
         "--micro-batch-tokens", type=int, default=1280, help="TRL's 16 rows of the fixed work"
     )

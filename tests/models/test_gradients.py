@@ -33,10 +33,8 @@ def summed(model: LanguageModel) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.network.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", list(CONFIGS))
-def test_sums_over_micro_batches_are_those_of_autograd(name: str, bfloat16: bool) -> None:
-    model = model_of(name, bfloat16=bfloat16)
+def expect_the_same_in_place(model: LanguageModel) -> dict[str, Tensor]:
+    """Sums in place against autograd's, which are returned."""
     plain = summed(model)
     model.network.zero_grad(set_to_none=True)
     with gradients_in_place():
@@ -44,6 +42,14 @@ def test_sums_over_micro_batches_are_those_of_autograd(name: str, bfloat16: bool
     assert found.keys() == plain.keys()
     for key, tensor in plain.items():
         assert float((found[key] - tensor).abs().max()) <= 2e-6 * max(1.0, float(tensor.abs().max())), key
+    return plain
+
+
+@pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_sums_over_micro_batches_are_those_of_autograd(name: str, bfloat16: bool) -> None:
+    model = model_of(name, bfloat16=bfloat16)
+    plain = expect_the_same_in_place(model)
     assert any(float(tensor.abs().max()) > 0.1 for tensor in plain.values())
 
 
@@ -57,14 +63,7 @@ def test_sums_of_adapters_are_those_of_autograd(name: str, bfloat16: bool) -> No
         for key, p in model.network.named_parameters():
             if "lora_B" in key:
                 p.normal_(std=0.3)
-    plain = summed(model)
-    assert all("lora_" in key for key in plain)
-    model.network.zero_grad(set_to_none=True)
-    with gradients_in_place():
-        found = summed(model)
-    assert found.keys() == plain.keys()
-    for key, tensor in plain.items():
-        assert float((found[key] - tensor).abs().max()) <= 2e-6 * max(1.0, float(tensor.abs().max())), key
+    assert all("lora_" in key for key in expect_the_same_in_place(model))
 
 
 def test_an_adapted_product_has_the_derivatives_of_its_formula() -> None:
@@ -89,11 +88,7 @@ def test_what_is_frozen_gets_no_gradient() -> None:
     model = model_of("llama")
     for name, p in model.network.named_parameters():
         p.requires_grad_("layers.1" in name and "up_proj" not in name)
-    plain = summed(model)
-    model.network.zero_grad(set_to_none=True)
-    with gradients_in_place():
-        found = summed(model)
-    assert found.keys() == plain.keys()
+    found = expect_the_same_in_place(model)
     assert all("layers.1" in name and "up_proj" not in name for name in found)
 
 

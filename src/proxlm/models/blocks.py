@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from proxlm.models.frozen import Weights, one_product
 from proxlm.models.fused import gated_silu, rms_norm, rotated
 from proxlm.models.gradients import embedded
-from proxlm.models.products import gated_mlp, is_plain, joined, ready
+from proxlm.models.matrices import is_plain
+from proxlm.models.products import gated_mlp, joined, ready
 
 # Of the heads' angles, cos [b, t, 1, D] and sin [b, t, 1, D / 2] as `rotated` takes them; or the same for each head,
 # which a processor reads in longer runs; None where positions are in the embeddings.

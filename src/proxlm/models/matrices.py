@@ -22,11 +22,8 @@ def matrix_of(module: Any) -> Matrix | None:
     """The matrix of a plain linear layer, or of one under LoRA adapters (W + α/r · B A); None of anything else."""
     from transformers.pytorch_utils import Conv1D
 
-    layer = getattr(module, "base_layer", module)
-    if type(layer) not in (nn.Linear, Conv1D):
-        return None
-    adapters = [] if layer is module else _adapters_in_force(module)
-    if adapters is None:
+    layer, adapters = _layer_and_adapters(module)
+    if type(layer) not in (nn.Linear, Conv1D) or adapters is None:
         return None
     turned = type(layer) is nn.Linear
 
@@ -41,6 +38,11 @@ def matrix_of(module: Any) -> Matrix | None:
     return Matrix(columns, bias, layer.weight.detach())
 
 
+def is_plain(*modules: Any) -> bool:
+    """Whether all are linear layers without bias and nothing else (no adapter around them)."""
+    return all(type(module) is nn.Linear and module.bias is None for module in modules)
+
+
 class Factors(NamedTuple):
     """A linear layer without bias, in parts: x → x Wᵀ + Σ scale · x Aᵀ Bᵀ; W [N, K], A [r, K], B [N, r]."""
 
@@ -50,12 +52,8 @@ class Factors(NamedTuple):
 
 def factors_of(module: Any) -> Factors | None:
     """The parts of a plain linear layer without bias, or of one under LoRA adapters; None of anything else."""
-    layer = getattr(module, "base_layer", module)
-    plain = type(layer) is nn.Linear and getattr(layer, "bias", None) is None
-    if not plain:
-        return None
-    names = [] if layer is module else _adapters_in_force(module)
-    if names is None:
+    layer, names = _layer_and_adapters(module)
+    if not is_plain(layer) or names is None:
         return None
     adapters = [
         (module.lora_A[name].weight, module.lora_B[name].weight, float(module.scaling[name]))
@@ -64,8 +62,14 @@ def factors_of(module: Any) -> Factors | None:
     return Factors(layer.weight, adapters)
 
 
+def _layer_and_adapters(module: Any) -> tuple[Any, list[str] | None]:
+    """The layer itself, and the names of the PEFT adapters added to it now; None if they do more than add B A x."""
+    layer = getattr(module, "base_layer", module)
+    return layer, [] if layer is module else _adapters_in_force(module)
+
+
 def _adapters_in_force(module: Any) -> list[str] | None:
-    """Names of a PEFT layer's adapters that are added to it now; None if it does more than add B A x."""
+    """Those names of a PEFT layer, or None."""
     if not hasattr(module, "get_delta_weight") or module.training:
         return None
     if module.merged or module.disable_adapters:

@@ -7,17 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from proxlm.models.frozen import Weights, one_product
 from proxlm.models.gradients import are_in_place, of_weight
-from proxlm.models.matrices import factors_of
-
-
-def is_plain(*modules: Any) -> bool:
-    """Whether all are linear layers without bias and nothing else (no adapter around them)."""
-    return all(type(module) is nn.Linear and module.bias is None for module in modules)
+from proxlm.models.matrices import factors_of, is_plain
 
 
 def ready(module: Any, frozen: Weights | None) -> Callable[[Tensor], Tensor]:

@@ -142,13 +142,13 @@ def _of_policies(
     layout: Sequence[Tensor],
     steps: _Steps,
 ) -> dict[str, Tensor]:
-    """Log-probs of policy and reference and the policy's entropy, [R] float32; of a shared trunk `states`, too: its
-    values [R] and final_values [B]."""
+    """Log-probs of policy and reference and the policy's entropy, [R] float32; values [R] and final_values [B] of a
+    trunk that policy and critic share, 0 if they do not or it makes no pass here."""
     sequences, device = rollout.sequences, models.policy.device
     known = config.old_logprobs == "rollout"
-    result = {name: torch.zeros(len(rollout.logprobs)) for name in ("logprobs", "entropy", "ref_logprobs")}
-    if models.shared and not known:
-        result |= _no_values(rollout)
+    count = len(rollout.logprobs)
+    result = {name: torch.zeros(count) for name in ("logprobs", "entropy", "values", "ref_logprobs")}
+    result["final_values"] = torch.zeros(len(rollout))
     for rows in layout:
         part, at = sequences.select(rows).to(device), ragged_index(sequences.response_offsets, rows)
         if not known:
@@ -168,23 +168,18 @@ def _of_policies(
     return result
 
 
-def _no_values(rollout: Rollout) -> dict[str, Tensor]:
-    return {"values": torch.zeros(len(rollout.logprobs)), "final_values": torch.zeros(len(rollout))}
-
-
 def _of_critic(
     models: ActorCritic,
     rollout: Rollout,
     ppo: PPOConfig,
     layout: Sequence[Tensor],
-    known: dict[str, Tensor],
+    inferred: dict[str, Tensor],
     steps: _Steps,
     first: CriticsFirst | None,
     advantages_of: Callable[[Rollout, Tensor, Tensor, Tensor], Advantages],
 ) -> tuple[Tensor, Tensor]:
     """V before each response token [R] and after each row's last token [B], float32; 0 without a critic."""
-    result = _no_values(rollout) | known
-    values, final = result["values"], result["final_values"]
+    values, final = inferred["values"], inferred["final_values"]
     if not _critic_has_passes(models, ppo):
         return values, final
     offsets = rollout.sequences.response_offsets
