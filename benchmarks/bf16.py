@@ -3,7 +3,7 @@
     python benchmarks/bf16.py OUTPUT_FOLDER [--seeds 0 1 2] [--steps 100] [--model FOLDER]
 
 On a processor without instructions for it bf16 products are float32 products of bf16 inputs, rounded once
-(models/widened.py). Runs go into OUTPUT_FOLDER/PRECISION-SEED; those that are there whole are only read. Prints the
+(kernels/widened.py). Runs go into OUTPUT_FOLDER/PRECISION-SEED; those that are there whole are only read. Prints the
 table; writes it to benchmarks/results/bf16.md, and the numbers to bf16.json (--results: another folder).
 """
 
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from jobs import evaluated, run_job
-
 from proxlm.runlog.folder import read_jsonl
 
 RECIPE = "recipes/stories-sentiment.toml"

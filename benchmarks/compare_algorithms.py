@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from jobs import evaluated, run_job
-
 from proxlm.runlog.folder import read_jsonl
 
 BETA = 0.05

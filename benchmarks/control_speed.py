@@ -19,8 +19,8 @@ import control_sb3
 import torch
 
 from control import GOALS, recipe
-from proxlm.apps.control import run_control
 from proxlm.config import load_config
+from proxlm.jobs.control import run_control
 
 STEPS = 50 * 1024
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from proxlm import load_config, run_ppo, run_pretrain
+from proxlm.engine.native import EVALUATION
 from proxlm.environments.games import GAMES, random_play
 from proxlm.environments.resolve import conversations, task_prompts
 from proxlm.models.load import load_language_model
-from proxlm.rollout.native import EVALUATION
 from proxlm.seeds import derive_seed
 
 TEXTS = 12_000

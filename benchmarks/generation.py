@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from step_models import EOS, Work, make_models
 
-from proxlm.apps.session import set_up
 from proxlm.config import ModelConfig, RolloutConfig
+from proxlm.engine.native import generate
+from proxlm.jobs.session import set_up
 from proxlm.models.forward import token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
 from proxlm.rl.kl import kl_estimate
-from proxlm.rollout.native import generate
 from proxlm.types import Prompt, Rollout
 
 RESULTS = Path(__file__).parent / "results"

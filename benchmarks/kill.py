@@ -261,8 +261,8 @@ def main_of_benchmark() -> int:
     given = parser.parse_args()
     output = given.output.resolve()
     os.environ.update(ENVIRONMENT)
-    import proxlm.apps.ppo
-    import proxlm.apps.sft  # noqa: F401 (so that no fork has to)
+    import proxlm.jobs.ppo
+    import proxlm.jobs.sft  # noqa: F401 (so that no fork has to)
 
     torch.set_num_threads(1)
     results: dict[str, Any] = {"seed": given.seed}

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from jobs import evaluated, run_job
-
 from proxlm.runlog.folder import read_jsonl
 
 ROOT = Path(__file__).parents[1]

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from proxlm import load_config, run_ppo
 from proxlm.config import RewardConfig
 from proxlm.data.prompts import load_prompts
+from proxlm.engine.native import generate
 from proxlm.models.load import load_language_model
 from proxlm.rewards import build_reward
-from proxlm.rollout.native import generate
 from proxlm.runlog.folder import read_jsonl
 from proxlm.types import Rollout
 

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jobs import evaluated, run_job
 
+from jobs import evaluated, run_job
 from proxlm.config import ModelConfig
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.models.load import load_language_model
 from proxlm.runlog.folder import read_jsonl
-from proxlm.train.examples import Examples
-from proxlm.train.supervised import mean_loss
+from proxlm.train.supervised.examples import Examples
+from proxlm.train.supervised.trainer import mean_loss
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES: dict[str, dict[str, Any]] = {

@@ -63,13 +63,13 @@ def main() -> None:
     given = parser.parse_args()
     task = Task(**given.task)
 
-    from proxlm.apps.session import set_up
+    from proxlm.jobs.session import set_up
 
     set_up(task.seed, task.threads)
     from proxlm.data.prompts import PromptStream
     from proxlm.models.actor_critic import load_actor_critic
     from proxlm.rewards import build_reward
-    from proxlm.train.ppo import PPOTrainer
+    from proxlm.train.ppo.trainer import PPOTrainer
     from proxlm.types import Prompt
 
     job = job_of(task, given.folder)

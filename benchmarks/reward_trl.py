@@ -29,8 +29,8 @@ def with_scores(get_reward: Callable[..., Any], stand_in: Any, tokenizer: Any) -
     """TRL's get_reward, which still reads the value model, but scores texts where the reward model would be read."""
     import torch
 
+    from proxlm.engine.scheduler import response_text
     from proxlm.rewards.builtin import sentiment
-    from proxlm.rollout.writer import response_text
     from proxlm.types import Completion
 
     score = sentiment()

@@ -99,7 +99,7 @@ def main() -> None:
 
     import torch
 
-    from proxlm.apps.session import set_up
+    from proxlm.jobs.session import set_up
 
     set_up(work.seed, given.threads)
     from transformers import AutoModelForSequenceClassification
@@ -107,7 +107,7 @@ def main() -> None:
     from proxlm.data.prompts import PromptStream
     from proxlm.models.actor_critic import load_actor_critic
     from proxlm.models.forward import micro_batches, response_states
-    from proxlm.train.ppo import PPOTrainer
+    from proxlm.train.ppo.trainer import PPOTrainer
     from proxlm.types import Prompt, Rollout, Scores
 
     job = job_of(work, given.folder, given)

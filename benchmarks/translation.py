@@ -19,12 +19,12 @@ from typing import Any
 
 from sacrebleu.metrics import BLEU, CHRF
 
-from proxlm.apps.session import set_up
 from proxlm.config import ModelConfig, RolloutConfig
 from proxlm.data.tokenizer import encode_source
+from proxlm.engine.native import EVALUATION, generate
 from proxlm.evaluation.metrics import mean_with_interval
+from proxlm.jobs.session import set_up
 from proxlm.models.load import load_language_model
-from proxlm.rollout.native import EVALUATION, generate
 from proxlm.runlog.folder import write_atomic, write_json_atomic
 from proxlm.types import Prompt
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
-from proxlm.config import ConversationConfig, ModelConfig, NewModelConfig, RolloutConfig
+from proxlm.config import ModelConfig, MultiTurnConfig, NewModelConfig, RolloutConfig
 from proxlm.data.tokenizer import train_tokenizer
-from proxlm.environments.converse import Conversations
+from proxlm.environments.message_tokens import PlainWords
+from proxlm.environments.multi_turn import MultiTurn
 from proxlm.environments.protocol import Answer, Task
-from proxlm.environments.words import PlainWords
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import build_language_model
 from proxlm.types import Prompt
@@ -57,9 +57,9 @@ def model_of(hidden: int, layers: int) -> LanguageModel:
 
 
 def tokens_per_second(model: LanguageModel, longest_wait: float, count: int, length: int) -> float:
-    settings = ConversationConfig(use="waits", max_turns=TURNS, max_tokens=512)
+    settings = MultiTurnConfig(use="waits", max_turns=TURNS, max_tokens=512)
     make: Callable[[], Waits] = lambda: Waits(longest_wait)  # noqa: E731
-    converse = Conversations(make, PlainWords(model.tokenizer), settings)
+    converse = MultiTurn(make, PlainWords(model.tokenizer), settings)
     prompts = [Prompt(i, (), "") for i in range(count)]
     config = RolloutConfig(max_new_tokens=length, batch_size=count)
     began = time.perf_counter()

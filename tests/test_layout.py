@@ -14,8 +14,9 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # A module may import from its own layer and those before it.
 LAYERS = [
-    "errors", "seeds", "types", "threads", "rl", "config", "runlog", "doctor", "checkpoint", "data", "models",
-    "rollout", "sandbox", "rewards", "environments", "train", "control", "evaluation", "apps", "__main__",
+    "errors", "seeds", "rl", "types", "threads", "config", "runlog", "doctor", "checkpoint", "data", "kernels",
+    "models", "engine", "sandbox", "rewards", "environments", "train", "control", "evaluation", "report", "jobs",
+    "__main__",
 ]  # fmt: skip
 
 

@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from proxlm.apps.ppo import run_ppo
-    from proxlm.apps.pretrain import run_pretrain
-    from proxlm.apps.sft import run_sft
     from proxlm.config import load_config
     from proxlm.errors import ConfigError, DataError, ModelError, RewardError, RunError, UserError
+    from proxlm.jobs.ppo import run_ppo
+    from proxlm.jobs.pretrain import run_pretrain
+    from proxlm.jobs.sft import run_sft
     from proxlm.types import Completion, Experience, Prompt, Rollout
 
 __version__ = "0.1.0"
@@ -40,9 +40,9 @@ __all__ = [
 if not TYPE_CHECKING:
     _HOMES = {
         "load_config": "proxlm.config",
-        "run_ppo": "proxlm.apps.ppo",
-        "run_pretrain": "proxlm.apps.pretrain",
-        "run_sft": "proxlm.apps.sft",
+        "run_ppo": "proxlm.jobs.ppo",
+        "run_pretrain": "proxlm.jobs.pretrain",
+        "run_sft": "proxlm.jobs.sft",
         **dict.fromkeys(("Completion", "Experience", "Prompt", "Rollout"), "proxlm.types"),
         **dict.fromkeys(
             ("ConfigError", "DataError", "ModelError", "RewardError", "RunError", "UserError"),

@@ -20,15 +20,15 @@ from proxlm.config.parse import load_config
 from proxlm.errors import StoppedBySignalError, UserError
 
 APPS = {
-    "ppo": "proxlm.apps.ppo:main",
-    "pretrain": "proxlm.apps.pretrain:main",
-    "sft": "proxlm.apps.sft:main",
-    "generate": "proxlm.apps.generate:main",
-    "evaluate": "proxlm.apps.evaluate:main",
-    "control": "proxlm.apps.control:main",
-    "report": "proxlm.apps.report:main",
-    "doctor": "proxlm.apps.doctor:main",
-    "demo": "proxlm.apps.demo:main",
+    "ppo": "proxlm.jobs.ppo:main",
+    "pretrain": "proxlm.jobs.pretrain:main",
+    "sft": "proxlm.jobs.sft:main",
+    "generate": "proxlm.jobs.generate:main",
+    "evaluate": "proxlm.jobs.evaluate:main",
+    "control": "proxlm.jobs.control:main",
+    "report": "proxlm.report.page:main",
+    "doctor": "proxlm.jobs.doctor:main",
+    "demo": "proxlm.jobs.demo:main",
 }
 
 # Read by the libraries when they are imported, so they must stand before an app is.

@@ -8,10 +8,10 @@ from itertools import pairwise
 import torch
 from helpers import START, actors, trainer, vowels
 
-from proxlm.rollout.native import generate
-from proxlm.train.algorithms import build_algorithm
-from proxlm.train.prepare import prepare
-from proxlm.train.update import plan_pass
+from proxlm.engine.native import generate
+from proxlm.train.ppo.algorithms import build_algorithm
+from proxlm.train.ppo.prepare import prepare
+from proxlm.train.ppo.update import plan_pass
 
 CRITICS = ["shared", "separate"]
 

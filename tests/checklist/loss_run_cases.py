@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from helpers import START, trainer, vowels
 
-from proxlm.rollout.native import generate
-from proxlm.train.algorithms import build_algorithm
-from proxlm.train.prepare import prepare
-from proxlm.train.update import plan_pass
+from proxlm.engine.native import generate
+from proxlm.train.ppo.algorithms import build_algorithm
+from proxlm.train.ppo.prepare import prepare
+from proxlm.train.ppo.update import plan_pass
 
 
 def prepared(tokenizer, config, change=None):

@@ -6,7 +6,7 @@ import torch
 from helpers import SilentLog, vowels
 
 from proxlm.config import PtxConfig
-from proxlm.train.ptx import PtxText
+from proxlm.train.ppo.ptx import PtxText
 from proxlm.types import Scores
 
 

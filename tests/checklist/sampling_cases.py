@@ -7,7 +7,7 @@ import torch
 from proxlm.config import (
     RolloutConfig,
 )
-from proxlm.rollout.native import generate
+from proxlm.engine.native import generate
 from proxlm.types import Prompt, Sequences
 from small_models import WORDS
 

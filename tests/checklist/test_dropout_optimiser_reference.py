@@ -23,9 +23,9 @@ from proxlm.models import forward
 from proxlm.models.actor_critic import make_actor_critic
 from proxlm.models.forward import token_outputs
 from proxlm.models.load import add_lora, wrap
-from proxlm.train import update as update_module
-from proxlm.train.optimiser import Optimiser
-from proxlm.train.schedules import learning_rate
+from proxlm.train.common.optimiser import Optimiser
+from proxlm.train.common.schedules import learning_rate
+from proxlm.train.ppo import update as update_module
 from small_models import tiny_model
 
 

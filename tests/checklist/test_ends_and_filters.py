@@ -15,12 +15,12 @@ from torch import nn
 from proxlm.config import (
     RolloutConfig,
 )
+from proxlm.engine import native, scheduler
+from proxlm.engine.native import generate
 from proxlm.models.forward import token_outputs
-from proxlm.rl.moments import Moments
-from proxlm.rollout import native, writer
-from proxlm.rollout.native import generate
-from proxlm.train.algorithms import build_algorithm
-from proxlm.train.prepare import StepNumbers, prepare
+from proxlm.rl.running_statistics import RunningStatistics
+from proxlm.train.ppo.algorithms import build_algorithm
+from proxlm.train.ppo.prepare import StepNumbers, prepare
 from proxlm.types import Scores
 from small_models import tiny_model
 
@@ -28,7 +28,7 @@ NEVER = -1
 
 
 def prepared(models, rollout, config, temperature=1.0):
-    now = StepNumbers(temperature=temperature, kl_coef=0.05, moments=Moments(), warmup=False)
+    now = StepNumbers(temperature=temperature, kl_coef=0.05, moments=RunningStatistics(), warmup=False)
     scores = Scores(torch.linspace(-1.0, 1.0, len(rollout)))
     layout = [torch.arange(len(rollout))]
     return prepare(models, rollout, scores, config, build_algorithm(config.ppo), now, layout)
@@ -55,7 +55,7 @@ def force_tokens(monkeypatch, script):
         return tokens, torch.log_softmax(logits.float(), -1).gather(-1, tokens[:, None]).squeeze(-1)
 
     monkeypatch.setattr(native, "uniforms", places)
-    monkeypatch.setattr(writer, "sample", forced)
+    monkeypatch.setattr(scheduler, "sample", forced)
 
 
 def scripts(eos, places, limit):

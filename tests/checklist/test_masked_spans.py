@@ -20,7 +20,7 @@ from update_cases import (
     settings,
 )
 
-from proxlm.train.update import update
+from proxlm.train.ppo.update import update
 
 
 def with_spans(rollout):

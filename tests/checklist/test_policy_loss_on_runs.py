@@ -14,9 +14,9 @@ from proxlm.config.ppo import CorrectionConfig
 from proxlm.errors import ConfigError
 from proxlm.rl.losses import PolicyLoss, token_weights
 from proxlm.rl.policy_losses import LossInputs
-from proxlm.train.algorithms import build_algorithm
-from proxlm.train.second_order import trust_region_update
-from proxlm.train.update import minibatch_weights, update
+from proxlm.train.ppo.algorithms import build_algorithm
+from proxlm.train.ppo.trpo import trust_region_update
+from proxlm.train.ppo.update import minibatch_weights, update
 
 LOSSES = ["ppo", "gspo", "cispo", "dppo", "pg"]
 

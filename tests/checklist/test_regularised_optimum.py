@@ -32,11 +32,11 @@ from proxlm.models.load import build_language_model
 from proxlm.rl.advantages import gae
 from proxlm.rl.kl import kl_estimate
 from proxlm.rl.losses import clipped_policy_loss
-from proxlm.rl.moments import Moments
+from proxlm.rl.running_statistics import RunningStatistics
 from proxlm.rl.shaping import segment_sum, token_rewards
-from proxlm.train.ppo import PPOTrainer
-from proxlm.train.prepare import StepNumbers, prepare
-from proxlm.train.update import Learner, plan_pass, update
+from proxlm.train.ppo.prepare import StepNumbers, prepare
+from proxlm.train.ppo.trainer import PPOTrainer
+from proxlm.train.ppo.update import Learner, plan_pass, update
 from proxlm.types import Prompt, Rollout, Scores, Sequences
 
 pytestmark = pytest.mark.checklist(39)
@@ -199,7 +199,7 @@ def test_the_trainers_own_gradient_is_exact():
         policy_version=0,
     )
     layout = [m for part in plan_pass(SEQUENCES.lengths, config.ppo, 0, 0, 0) for m in part]
-    now = StepNumbers(temperature=1.0, kl_coef=BETA, moments=Moments(), warmup=False)
+    now = StepNumbers(temperature=1.0, kl_coef=BETA, moments=RunningStatistics(), warmup=False)
     experience, _ = prepare(networks, rollout, table_of(rollout), config, made.algorithm, now, layout)
     chance = distribution(networks.policy).float().repeat_interleave(SEQUENCES.response_lengths)
     got = []

@@ -8,9 +8,9 @@ from helpers import actors, job, trainer, vowels
 from reward_run_cases import Seen, ptx_of, some_text, steps, zeros
 
 from proxlm.config import ShapingConfig
-from proxlm.rl.moments import Moments, scale_scores, with_values
+from proxlm.rl.running_statistics import RunningStatistics, scale_scores, with_values
 from proxlm.rl.shaping import segment_sum
-from proxlm.train.collect import reference_rewards
+from proxlm.train.ppo.collect import reference_rewards
 from proxlm.types import Scores
 
 
@@ -20,12 +20,12 @@ def test_scores_are_scaled_by_moments_of_the_references_samples(tokenizer, monke
     made = trainer(tokenizer, job(steps=2, shaping=shaping), None)
     rewards = reference_rewards(made.models.policy, made.prompts, vowels, made.config)
     assert len(rewards) == 30
-    scaled, _ = scale_scores(rewards, None, torch.zeros(30), with_values(Moments(), rewards), 0.0)
+    scaled, _ = scale_scores(rewards, None, torch.zeros(30), with_values(RunningStatistics(), rewards), 0.0)
     assert float(scaled.mean()) == pytest.approx(0.0, abs=1e-6)
     assert float(scaled.std(correction=0)) == pytest.approx(1.0, abs=1e-6)
     seen = Seen(made, monkeypatch)
     rows = steps(made, 2)
-    assert made.state.moments == with_values(Moments(), rewards)
+    assert made.state.moments == with_values(RunningStatistics(), rewards)
     assert made.state.moments.std == pytest.approx(float(rewards.double().std(correction=0)), rel=1e-6)
     assert len(seen.rollouts) == 3  # measured once, then a rollout for each step
     assert len(seen.rollouts[0]) == 30
@@ -42,7 +42,7 @@ def test_a_running_scale_counts_the_step_itself_and_clips(tokenizer, monkeypatch
     made = trainer(tokenizer, job(steps=3, shaping=shaping, kl_coef=0.0), None)
     seen = Seen(made, monkeypatch)
     steps(made, 3)
-    moments = Moments()
+    moments = RunningStatistics()
     clipped = 0
     for experience, scores, now in zip(seen.experiences, seen.scores, seen.numbers, strict=True):
         moments = with_values(moments, scores.total)

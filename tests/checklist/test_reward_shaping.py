@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reward_cases import F64, given, normal, ragged, seeds
 
 from proxlm.rl.losses import clipped_policy_loss, token_weights
-from proxlm.rl.moments import Moments, clip_advantages, scale_scores, with_values
+from proxlm.rl.running_statistics import RunningStatistics, clip_advantages, scale_scores, with_values
 from proxlm.rl.shaping import (
     apply_missing_eos,
     overlong_penalty,
@@ -33,8 +33,8 @@ def numbers_and_cuts(draw):
 @given(numbers_and_cuts())
 def test_moments_do_not_depend_on_the_split(case):
     values, cuts = case
-    whole = with_values(Moments(), torch.tensor(values))
-    moments = Moments()
+    whole = with_values(RunningStatistics(), torch.tensor(values))
+    moments = RunningStatistics()
     for start, end in itertools.pairwise([0, *cuts, len(values)]):
         moments = with_values(moments, torch.tensor(values[start:end]))
     assert moments.n == whole.n == len(values)
@@ -49,26 +49,26 @@ def test_moments_do_not_depend_on_the_split(case):
 
 @pytest.mark.checklist(28)
 def test_moments_by_hand():
-    moments = with_values(with_values(Moments(), torch.tensor([1.0, 2.0])), torch.tensor([6.0]))
-    assert moments == Moments(3.0, 3.0, 14.0)
+    moments = with_values(with_values(RunningStatistics(), torch.tensor([1.0, 2.0])), torch.tensor([6.0]))
+    assert moments == RunningStatistics(3.0, 3.0, 14.0)
     assert moments.std == pytest.approx(math.sqrt(14 / 3))
 
 
 @pytest.mark.checklist(28)
 @pytest.mark.parametrize("values", [[], [5.0], [0.1] * 7, [0.0, 0.0]])
 def test_std_is_1_of_fewer_than_two_values_and_where_they_do_not_vary(values):
-    moments = with_values(Moments(), torch.tensor(values))
+    moments = with_values(RunningStatistics(), torch.tensor(values))
     assert moments.n == len(values)
     assert moments.std == 1.0
-    exact = with_values(Moments(), torch.tensor(values, dtype=torch.float64))  # whose mean rounds
+    exact = with_values(RunningStatistics(), torch.tensor(values, dtype=torch.float64))  # whose mean rounds
     assert exact.std == 1.0
     assert with_values(moments, torch.zeros(0)) == moments
 
 
 @pytest.mark.checklist(28)
 def test_std_of_two_values():
-    assert with_values(Moments(), torch.tensor([1.0, 3.0])).std == 1.0
-    assert with_values(Moments(), torch.tensor([1.0, 5.0])).std == 2.0
+    assert with_values(RunningStatistics(), torch.tensor([1.0, 3.0])).std == 1.0
+    assert with_values(RunningStatistics(), torch.tensor([1.0, 5.0])).std == 2.0
 
 
 @pytest.mark.checklist(27)
@@ -76,14 +76,14 @@ def test_std_of_two_values():
 def test_scores_scaled_by_their_own_moments_have_mean_0_and_std_1(values):
     scores = torch.tensor(values, dtype=F64)
     scaled, none = scale_scores(
-        scores, None, torch.zeros(len(values), dtype=F64), with_values(Moments(), scores), 0.0
+        scores, None, torch.zeros(len(values), dtype=F64), with_values(RunningStatistics(), scores), 0.0
     )
     assert none is None
     assert float(scaled.mean()) == pytest.approx(0.0, abs=1e-6)
     assert float(scaled.std(correction=0)) == pytest.approx(1.0, abs=1e-6)
 
 
-HALF = Moments(n=4.0, mean=1.0, squares=16.0)  # std 2
+HALF = RunningStatistics(n=4.0, mean=1.0, squares=16.0)  # std 2
 
 
 @pytest.mark.checklist(27)
@@ -115,7 +115,7 @@ def test_the_whole_of_a_scaled_response_is_the_clipped_z_score(shape, seed, limi
     mask, offsets = shape
     scores, per_token = 5 * normal(seed, len(offsets) - 1), normal(seed + 1, len(mask))
     before = response_rewards(scores, per_token, offsets)
-    moments = Moments(3.0, 0.7, 12.0)
+    moments = RunningStatistics(3.0, 0.7, 12.0)
     total, tokens = scale_scores(scores, per_token, segment_sum(per_token, offsets), moments, limit)
     z = (before - 0.7) / 2.0
     wanted = z.clamp(-limit, limit) if limit else z

@@ -13,12 +13,12 @@ from proxlm.config import RewardConfig, RewardTerm, RolloutConfig, ShapingConfig
 from proxlm.data.prompts import PromptStream
 from proxlm.errors import ConfigError
 from proxlm.rewards import build_reward
-from proxlm.rl.moments import Moments
+from proxlm.rl.running_statistics import RunningStatistics
 from proxlm.rl.shaping import segment_sum
-from proxlm.train.collect import collect
-from proxlm.train.observe import Clock
-from proxlm.train.schedules import temperature_at
-from proxlm.train.scores import shape_scores
+from proxlm.train.common.schedules import temperature_at
+from proxlm.train.ppo.collect import collect
+from proxlm.train.ppo.metrics import Clock
+from proxlm.train.ppo.score_shaping import shape_scores
 from proxlm.types import Prompt, Rollout, Scores, Sequences
 
 
@@ -39,14 +39,14 @@ def test_penalties_of_shaped_scores_by_hand():
 
     def shaped(**settings):
         config = ShapingConfig(overlong_buffer=4, overlong_penalty=2.0, missing_eos_penalty=3.0, **settings)
-        return shape_scores(rollout, scores, config, Moments(), 12, 1.0, bootstrap=False)
+        return shape_scores(rollout, scores, config, RunningStatistics(), 12, 1.0, bootstrap=False)
 
     assert shaped().total.tolist() == [1.0, 0.0, -1.0, -1.0]
     assert shaped(missing_eos="subtract").total.tolist() == [1.0, 0.0, -4.0, -1.0]
     assert shaped(missing_eos="replace").total.tolist() == [1.0, 0.0, -5.0, -1.0]
     # Penalties come after the clip, so they are felt in full.
     assert shaped(clip=0.5, missing_eos="subtract").total.tolist() == [0.5, -0.5, -4.5, -1.5]
-    seen = Moments(4.0, 1.0, 16.0)  # are of no use without a scale
+    seen = RunningStatistics(4.0, 1.0, 16.0)  # are of no use without a scale
     cut = shape_scores(rollout, scores, ShapingConfig(clip=5.0), seen, 12, 1.0, bootstrap=False)
     assert cut.total.tolist() == [1.0] * 4
     plain = shape_scores(rollout, scores, ShapingConfig(), seen, 12, 1.0, bootstrap=False)
@@ -59,9 +59,9 @@ def test_a_cut_response_keeps_its_last_potential_where_it_is_bootstrapped():
     rollout = a_rollout([2, 2], ["eos", "length"])
     scores = Scores(torch.zeros(2), potentials=torch.tensor([1.0, 4.0, 1.0, 4.0]))
     config = ShapingConfig()
-    ended = shape_scores(rollout, scores, config, Moments(), 2, 0.5, bootstrap=False)
+    ended = shape_scores(rollout, scores, config, RunningStatistics(), 2, 0.5, bootstrap=False)
     assert ended.per_token.tolist() == [0.5, -1.0, 0.5, -1.0]
-    goes_on = shape_scores(rollout, scores, config, Moments(), 2, 0.5, bootstrap=True)
+    goes_on = shape_scores(rollout, scores, config, RunningStatistics(), 2, 0.5, bootstrap=True)
     assert goes_on.per_token.tolist() == [0.5, -1.0, 0.5, 1.0]
 
 
@@ -128,7 +128,7 @@ def test_a_potential_term_goes_into_potentials_and_not_into_the_reward(tmp_path)
     )(rollout)
     assert both.per_token.tolist() == [1.0] * 5
     assert both.potentials.tolist() == [3.0, 2.0, 4.0, 3.0, 2.0]
-    shaped = shape_scores(rollout, both, ShapingConfig(), Moments(), 12, 0.5, bootstrap=False)
+    shaped = shape_scores(rollout, both, ShapingConfig(), RunningStatistics(), 12, 0.5, bootstrap=False)
     # F + 1: 0.5 · 3, −3 | 0.5 · 4, 0.5 · 3 − 4, −3
     assert shaped.per_token.tolist() == [2.5, -2.0, 3.0, -1.5, -2.0]
 

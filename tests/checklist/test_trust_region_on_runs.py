@@ -13,8 +13,8 @@ from torch.func import functional_call, jacrev
 
 from proxlm.models.forward import pad_right
 from proxlm.rl.losses import token_weights
-from proxlm.train.second_order import fisher_product, trust_region_update
-from proxlm.train.update import minibatch_weights
+from proxlm.train.ppo.trpo import fisher_product, trust_region_update
+from proxlm.train.ppo.update import minibatch_weights
 from proxlm.types import Scores
 
 

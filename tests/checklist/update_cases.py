@@ -6,10 +6,10 @@ import torch
 from helpers import START, actors, job, learner_of, parameters, vowels
 
 from proxlm.data.prompts import PromptStream
-from proxlm.rollout.native import generate
-from proxlm.train.ppo import PPOTrainer
-from proxlm.train.prepare import prepare
-from proxlm.train.update import plan_pass, update
+from proxlm.engine.native import generate
+from proxlm.train.ppo.prepare import prepare
+from proxlm.train.ppo.trainer import PPOTrainer
+from proxlm.train.ppo.update import plan_pass, update
 from proxlm.types import Prompt
 from small_models import WORDS
 

@@ -33,12 +33,12 @@ def test_the_horizon_is_refused_where_the_controller_would_refuse_it(horizon, re
 def test_responses_of_another_policy_need_a_correction(mode):
     corrected = PPOConfig(correction=CorrectionConfig(mode=mode))
     found = {
-        **problems(replace(corrected, rollout_ahead=True)),
+        **problems(replace(corrected, prefetch=True)),
         **problems(corrected, RolloutConfig(weights="int8")),
     }
     mend = "set ppo.correction.mode to truncate, mask or full"
     wanted = {
-        "ppo.rollout_ahead": f"its responses come from an older policy: {mend}",
+        "ppo.prefetch": f"its responses come from an older policy: {mend}",
         "rollout.weights": f"its responses come from a policy with rounded weights: {mend}",
     }
     assert {key: text for key, text in found.items() if key in wanted} == (wanted if mode == "none" else {})

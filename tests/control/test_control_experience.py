@@ -11,14 +11,14 @@ from toys import Count, Signs, Walk, job, trainer
 from proxlm.control.collect import collect
 from proxlm.control.experience import prepare, segment_offsets
 from proxlm.control.normalise import (
-    ReturnMoments,
+    ReturnStatistics,
     no_rows,
     scale_of,
     scaled_rewards,
     with_rewards,
     with_rows,
 )
-from proxlm.rl.moments import Moments, with_values
+from proxlm.rl.running_statistics import RunningStatistics, with_values
 
 pytestmark = pytest.mark.checklist(41)
 
@@ -110,7 +110,7 @@ def test_moments_of_rows_by_hand_are_those_of_each_column():
     assert moments.mean.tolist() == [3.0, 30.0]
     assert moments.squares.tolist() == [14.0, 1400.0]
     for k, column in enumerate(rows.unbind(1)):
-        alone = with_values(with_values(Moments(), column[:2]), column[2:])
+        alone = with_values(with_values(RunningStatistics(), column[:2]), column[2:])
         assert alone == (3.0, float(moments.mean[k]), float(moments.squares[k]))
     assert with_rows(moments, rows[:0]) is moments
 
@@ -135,7 +135,7 @@ def test_the_normaliser_of_a_run_has_seen_every_observation():
 def test_rewards_are_divided_by_the_deviation_of_returns():
     generator = torch.Generator().manual_seed(0)
     rewards, ended = torch.randn(40, 2, generator=generator), torch.rand(40, 2, generator=generator) < 0.2
-    state = ReturnMoments(Moments(), torch.zeros(2, dtype=torch.float64))
+    state = ReturnStatistics(RunningStatistics(), torch.zeros(2, dtype=torch.float64))
     for part in (slice(0, 13), slice(13, 40)):
         state = with_rewards(state, rewards[part], ended[part], gamma=0.9)
     sums, running = [], [0.0, 0.0]

@@ -21,7 +21,7 @@ from proxlm.data.supervised import SFTExample, pretrain_blocks
 from proxlm.data.text import read_texts
 from proxlm.data.tokenizer import train_tokenizer
 from proxlm.errors import DataError
-from proxlm.train.examples import Examples, TokenBatches
+from proxlm.train.supervised.examples import Examples, TokenBatches
 
 Write = Callable[..., str]
 ROOT = Path(__file__).parents[2]

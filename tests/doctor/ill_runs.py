@@ -13,7 +13,7 @@ from helpers import SilentLog, job, trainer, vowels
 
 from proxlm.config import OptimiserConfig, OptimisersConfig, PPOJob
 from proxlm.doctor import Doctor, Finding, diagnose, facts_of
-from proxlm.train.ppo import PPOTrainer
+from proxlm.train.ppo.trainer import PPOTrainer
 from proxlm.types import Rollout, Scores
 
 Edit = Callable[[PPOTrainer], None]

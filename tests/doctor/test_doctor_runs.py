@@ -27,9 +27,9 @@ from ill_runs import (
 
 from proxlm.config import OptimiserConfig, RewardConfig
 from proxlm.doctor import RULES, Doctor, facts_of
+from proxlm.engine import scheduler
 from proxlm.models.language_model import LanguageModel
 from proxlm.rewards import build_reward
-from proxlm.rollout import writer
 
 
 def test_a_healthy_run_has_no_findings(tokenizer, tmp_path):
@@ -177,13 +177,13 @@ def test_reward_falls(tokenizer, tmp_path):
 @pytest.mark.parametrize(("error", "severity"), [(0.01, "warning"), (0.5, "serious")])
 def test_rollout_gap(tokenizer, tmp_path, monkeypatch, error, severity):
     """An engine whose log-probs are not the trainer's."""
-    right = writer.sample
+    right = scheduler.sample
 
     def wrong(*arguments):
         tokens, logprobs = right(*arguments)
         return tokens, logprobs - error
 
-    monkeypatch.setattr(writer, "sample", wrong)
+    monkeypatch.setattr(scheduler, "sample", wrong)
     findings, _ = run(tokenizer, tmp_path, separate(3, 1e-3))
     assert (findings["rollout_gap"].severity, findings["rollout_gap"].step) == (severity, 3)
     assert "usual in float32: below 0.001" in findings["rollout_gap"].seen

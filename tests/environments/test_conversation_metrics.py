@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from proxlm.train.observe import experience_metrics, mean_repetition
+from proxlm.train.ppo.metrics import experience_metrics, mean_repetition
 from proxlm.types import Experience, Prompt, Rollout, Scores, Sequences
 
 # Tokens of the policy are below 50, those of the environment above.

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import SilentLog, job, parameters, trainer
-from test_converse import Counts
+from test_multi_turn import Counts
 
-from proxlm.config import ConversationConfig, RolloutConfig
-from proxlm.environments.converse import Conversations
+from proxlm.config import MultiTurnConfig, RolloutConfig
+from proxlm.engine.native import EVALUATION
+from proxlm.environments.message_tokens import PlainWords
+from proxlm.environments.multi_turn import MultiTurn
 from proxlm.environments.resolve import with_environment
-from proxlm.environments.words import PlainWords
 from proxlm.evaluation.evaluate import evaluate_model
 from proxlm.models.forward import token_outputs
-from proxlm.rollout.native import EVALUATION
 from proxlm.types import Prompt
 from small_models import tiny_model
 
@@ -24,8 +24,8 @@ def test_ppo_on_conversations_begins_at_ratio_1_and_its_parts_add_up(tokenizer, 
     results = []
     for folder in ("a", "b"):
         made = trainer(tokenizer, config, tmp_path / folder, reward=with_environment(None))
-        settings = ConversationConfig(use="x", max_turns=3)
-        made.generate = Conversations(Counts, PlainWords(tokenizer), settings)
+        settings = MultiTurnConfig(use="x", max_turns=3)
+        made.generate = MultiTurn(Counts, PlainWords(tokenizer), settings)
         log = SilentLog()
         made.train(log)
         results.append(parameters(made))
@@ -53,7 +53,7 @@ def test_a_step_that_drew_several_times_tells_of_all_its_conversations(tokenizer
         steps=1, batch_size=4, samples_per_prompt=3, advantage="rloo", filter_groups=True, filter_rounds=3
     )
     made = trainer(tokenizer, config, tmp_path / "run", reward=with_environment(None))
-    converse = Conversations(Fragile, PlainWords(tokenizer), ConversationConfig(use="x", max_turns=3))
+    converse = MultiTurn(Fragile, PlainWords(tokenizer), MultiTurnConfig(use="x", max_turns=3))
     drawn = []
 
     def generate(*arguments, **named):
@@ -77,8 +77,8 @@ def test_an_evaluation_is_of_the_policys_own_words(tokenizer):
     asked = [Prompt(i, (), "") for i in range(6)]
     found = []
     for words in (" and then?", " a", ""):
-        converse = Conversations(
-            lambda w=words: Counts(words=w), PlainWords(tokenizer), ConversationConfig(use="x", max_turns=3)
+        converse = MultiTurn(
+            lambda w=words: Counts(words=w), PlainWords(tokenizer), MultiTurnConfig(use="x", max_turns=3)
         )
         rollout = converse(model, asked, RolloutConfig(max_new_tokens=5), seed=0, step=0, stream=EVALUATION)
         evaluation = evaluate_model(

@@ -17,7 +17,7 @@ KILL = Path(__file__).parents[2] / "benchmarks" / "kill.py"
 FORGETFUL = """
 import runpy, sys
 from dataclasses import replace
-import proxlm.train.ppo as ppo
+import proxlm.train.ppo.trainer as ppo
 whole = ppo.state_from
 ppo.state_from = lambda checkpoint, saved: replace(whole(checkpoint, saved), kl_coef=0.05)
 sys.argv = sys.argv[1:]

@@ -16,7 +16,8 @@ from proxlm.checkpoint import newest_checkpoint
 from proxlm.config import ShapingConfig
 from proxlm.errors import RunError
 from proxlm.rl.losses import token_weights
-from proxlm.train import supervised, update
+from proxlm.train.ppo import update
+from proxlm.train.supervised import trainer as supervised
 
 
 def bad_from(step, value=math.nan):

@@ -13,8 +13,8 @@ from small_runs import SFT, tiny_place  # noqa: F401
 from proxlm.__main__ import main
 from proxlm.errors import RunError
 from proxlm.models import forward
-from proxlm.train import update
-from proxlm.train.memory import TokenBudget, is_out_of_memory, within_memory
+from proxlm.train.common.memory import TokenBudget, is_out_of_memory, within_memory
+from proxlm.train.ppo import update
 
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),

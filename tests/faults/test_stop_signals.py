@@ -55,7 +55,7 @@ def test_a_second_ctrl_c_stops_at_once(tiny_place, capfd):  # noqa: F811
 
 
 def test_sft_stops_and_goes_on(tiny_place, capfd, monkeypatch):  # noqa: F811
-    from proxlm.train.supervised import SupervisedTrainer
+    from proxlm.train.supervised.trainer import SupervisedTrainer
 
     step = SupervisedTrainer.step
 

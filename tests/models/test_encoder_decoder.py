@@ -25,8 +25,8 @@ from proxlm.models.forward import response_states, token_outputs
 from proxlm.models.language_model import check_head
 from proxlm.models.load import add_lora, build_language_model, load_language_model
 from proxlm.models.save import save_language_model
-from proxlm.train.examples import Examples
-from proxlm.train.supervised import SupervisedTrainer, mean_loss
+from proxlm.train.supervised.examples import Examples
+from proxlm.train.supervised.trainer import SupervisedTrainer, mean_loss
 from proxlm.types import Sequences
 from small_models import tiny_model
 

@@ -20,9 +20,10 @@ from transformers import (
 
 import proxlm
 from proxlm.__main__ import main
-from proxlm.apps.pretrain import run_pretrain
 from proxlm.config import LoraConfig, ModelConfig, NewModelConfig, PretrainJob, load_config
+from proxlm.engine.decoders import RecomputeDecoder, RecurrentDecoder, make_decoder
 from proxlm.errors import ConfigError
+from proxlm.jobs.pretrain import run_pretrain
 from proxlm.models.actor_critic import critic_from_reward_model, make_actor_critic
 from proxlm.models.families import register_families
 from proxlm.models.forward import token_outputs
@@ -36,7 +37,6 @@ from proxlm.models.lstm import (
     plain_kernels,
 )
 from proxlm.models.save import save_language_model
-from proxlm.rollout.decoder import RecomputeDecoder, RecurrentDecoder, make_decoder
 from proxlm.types import Sequences
 from small_models import TEXTS, WORDS, tiny_model
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from proxlm.rl.advantages import length_adaptive_lambda, turn_gae
 from proxlm.rl.estimators import AdvantageInputs, Advantages, grpo_advantages, rloo_advantages
 from proxlm.rl.losses import clipped_value_loss, token_weights
-from proxlm.rl.moments import Moments
 from proxlm.rl.policy_losses import LossInputs, dppo_loss, gspo_loss
+from proxlm.rl.running_statistics import RunningStatistics
 from proxlm.rl.shaping import potential_rewards
 
 
@@ -110,6 +110,6 @@ def test_a_potential_ends_with_the_response_that_has_a_single_token() -> None:
 
 
 def test_moments_of_nothing_and_of_numbers_that_hardly_vary() -> None:
-    assert Moments() == (0.0, 0.0, 0.0)
-    assert Moments(n=1.0, mean=3.0, squares=0.0).std == 1.0
-    assert Moments(n=4.0, mean=1000.0, squares=1.0).std == pytest.approx(0.5)
+    assert RunningStatistics() == (0.0, 0.0, 0.0)
+    assert RunningStatistics(n=1.0, mean=3.0, squares=0.0).std == 1.0
+    assert RunningStatistics(n=4.0, mean=1000.0, squares=1.0).std == pytest.approx(0.5)

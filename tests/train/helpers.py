@@ -24,10 +24,10 @@ from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
 from proxlm.models.actor_critic import ActorCritic, make_actor_critic
 from proxlm.models.load import add_lora
-from proxlm.rl.moments import Moments
-from proxlm.train.ppo import PPOTrainer
-from proxlm.train.prepare import StepNumbers
-from proxlm.train.update import Learner
+from proxlm.rl.running_statistics import RunningStatistics
+from proxlm.train.ppo.prepare import StepNumbers
+from proxlm.train.ppo.trainer import PPOTrainer
+from proxlm.train.ppo.update import Learner
 from proxlm.types import Prompt, Rollout, Scores
 from small_models import WORDS, tiny_model
 
@@ -58,7 +58,7 @@ class SilentLog:
         pass
 
 
-START = StepNumbers(temperature=1.0, kl_coef=0.05, moments=Moments(), warmup=False)
+START = StepNumbers(temperature=1.0, kl_coef=0.05, moments=RunningStatistics(), warmup=False)
 
 
 def run(made: PPOTrainer) -> list[dict[str, float]]:

@@ -15,7 +15,7 @@ from proxlm.config.jobs import (
 )
 from proxlm.config.parse import JOBS, load_config, to_toml
 from proxlm.config.ppo import CorrectionConfig, PPOConfig, PtxConfig, ShapingConfig, TrustRegionConfig
-from proxlm.config.rollout import ConversationConfig, RolloutConfig, RolloutWeights
+from proxlm.config.rollout import MultiTurnConfig, RolloutConfig, RolloutWeights
 from proxlm.config.schema import (
     DataConfig,
     LoraConfig,
@@ -34,7 +34,6 @@ __all__ = [
     "JOBS",
     "ControlJob",
     "ControlPPOConfig",
-    "ConversationConfig",
     "CorrectionConfig",
     "DataConfig",
     "DemoJob",
@@ -44,6 +43,7 @@ __all__ = [
     "GenerateJob",
     "LoraConfig",
     "ModelConfig",
+    "MultiTurnConfig",
     "NetworkConfig",
     "NewModelConfig",
     "OptimiserConfig",

@@ -41,7 +41,7 @@ LOSSES = {
     "gspo": Loss("proxlm.rl.policy_losses:gspo_loss"),
     "cispo": Loss("proxlm.rl.policy_losses:cispo_loss", tokenwise=True),
     "dppo": Loss("proxlm.rl.policy_losses:dppo_loss", tokenwise=True),
-    # The second-order method: the surrogate ρ A, and a step of its own (train/second_order.py).
+    # The second-order method: the surrogate ρ A, and a step of its own (train/ppo/trpo.py).
     "trpo": Loss("proxlm.rl.policy_losses:surrogate_loss"),
 }
 

@@ -20,7 +20,7 @@ from proxlm.config.problems import (
     optimisers_problems,
     reward_problems,
 )
-from proxlm.config.rollout import ConversationConfig, RolloutConfig
+from proxlm.config.rollout import MultiTurnConfig, RolloutConfig
 from proxlm.config.schema import (
     DataConfig,
     ModelConfig,
@@ -44,7 +44,7 @@ class PPOJob:
     model: ModelConfig = setting(factory=ModelConfig)
     data: DataConfig = setting(factory=DataConfig)
     rollout: RolloutConfig = setting(factory=RolloutConfig)
-    environment: ConversationConfig = setting(factory=ConversationConfig)
+    environment: MultiTurnConfig = setting(factory=MultiTurnConfig)
     reward: RewardConfig = setting(factory=RewardConfig)
     shaping: ShapingConfig = setting(factory=ShapingConfig)
     ppo: PPOConfig = setting(factory=PPOConfig)
@@ -145,7 +145,7 @@ class EvaluateJob:
     models: list[str] = setting(factory=list, help="more models to evaluate: folders or hub names")
     data: DataConfig = setting(factory=DataConfig)
     rollout: RolloutConfig = setting(factory=RolloutConfig)
-    environment: ConversationConfig = setting(factory=ConversationConfig)
+    environment: MultiTurnConfig = setting(factory=MultiTurnConfig)
     reward: RewardConfig = setting(factory=RewardConfig)
     output: str = setting("", "JSON file for the results; empty: only print")
     samples: int = setting(3, "completions of each model to show", ge=0)
@@ -247,18 +247,18 @@ def _stability_problems(job: PPOJob) -> Problems:
     if ppo.correction.mode == "none":
         for key, used, written_by in (
             ("rollout.weights", job.rollout.weights != "policy", "a policy with rounded weights"),
-            ("ppo.rollout_ahead", ppo.rollout_ahead, "an older policy"),
+            ("ppo.prefetch", ppo.prefetch, "an older policy"),
         ):
             if used:
                 mend = "set ppo.correction.mode to truncate, mask or full"
                 found.append((key, f"its responses come from {written_by}: {mend}"))
     if ppo.old_logprobs == "rollout":
         found += _sampled_by_another_policy(job)
-    if ppo.rollout_ahead and ppo.loss == "trpo":
+    if ppo.prefetch and ppo.loss == "trpo":
         reason = (
             "cannot be used with ppo.loss = trpo, which switches the kernels that a rollout beside it uses"
         )
-        found.append(("ppo.rollout_ahead", reason))
+        found.append(("ppo.prefetch", reason))
     if ppo.loss == "trpo":
         for key, used in (
             ("ppo.kl_in", ppo.kl_in == "loss"),
@@ -281,7 +281,7 @@ def _sampled_by_another_policy(job: PPOJob) -> Problems:
         "rollout.top_p": rollout.top_p < 1,
         "rollout.min_p": rollout.min_p > 0,
         "rollout.weights": rollout.weights != "policy",
-        "ppo.rollout_ahead": ppo.rollout_ahead,
+        "ppo.prefetch": ppo.prefetch,
         "ppo.correction.mode": ppo.correction.mode != "none",
     }
     used = [key for key, is_so in others.items() if is_so]

@@ -110,7 +110,7 @@ class PPOConfig:
         False, "leave out prompts whose responses all got the same reward, and draw others (dynamic sampling)"
     )
     filter_rounds: int = setting(3, "filter_groups: how often a step may draw prompts", ge=1)
-    rollout_ahead: bool = setting(
+    prefetch: bool = setting(
         False,
         "write and score the next step's responses while this step's update runs; they come from a policy one"
         " update older",

@@ -33,7 +33,7 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True)
-class ConversationConfig:
+class MultiTurnConfig:
     """The other side of a conversation; without one, a response is a single text."""
 
     use: str = setting("", "a built-in environment's name, or path/to/file.py:Class; empty: none")

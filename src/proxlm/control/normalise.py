@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from proxlm.config import EnvironmentConfig
-from proxlm.rl.moments import Moments, pooled, with_values
+from proxlm.rl.running_statistics import RunningStatistics, pooled, with_values
 
 
-class VectorMoments(NamedTuple):
+class VectorStatistics(NamedTuple):
     """Count, mean [D] and sum of squared deviations [D] of the rows seen, in float64."""
 
     n: float
@@ -19,16 +19,16 @@ class VectorMoments(NamedTuple):
     squares: Tensor
 
 
-def no_rows(width: int) -> VectorMoments:
+def no_rows(width: int) -> VectorStatistics:
     """The moments before the first row."""
-    return VectorMoments(
+    return VectorStatistics(
         0.0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
     )
 
 
-def with_rows(moments: VectorMoments, rows: Tensor) -> VectorMoments:
+def with_rows(moments: VectorStatistics, rows: Tensor) -> VectorStatistics:
     """The moments with more rows [n, D], n ≥ 0, taken in."""
-    return VectorMoments(*pooled(*moments, rows)) if len(rows) else moments
+    return VectorStatistics(*pooled(*moments, rows)) if len(rows) else moments
 
 
 class Scale(NamedTuple):
@@ -43,7 +43,7 @@ class Scale(NamedTuple):
         return ((observations - self.shift) * self.factor).clamp(-self.limit, self.limit)
 
 
-def scale_of(moments: VectorMoments, limit: float, eps: float = 1e-8) -> Scale | None:
+def scale_of(moments: VectorStatistics, limit: float, eps: float = 1e-8) -> Scale | None:
     """To mean 0 and variance 1; None, which leaves everything as it is, before there are two rows."""
     if moments.n < 2:
         return None
@@ -51,32 +51,32 @@ def scale_of(moments: VectorMoments, limit: float, eps: float = 1e-8) -> Scale |
     return Scale(moments.mean.float(), factor.float(), limit)
 
 
-def scale_for(config: EnvironmentConfig, moments: VectorMoments) -> Scale | None:
+def scale_for(config: EnvironmentConfig, moments: VectorStatistics) -> Scale | None:
     """The scale that the settings ask for, if they do."""
     return scale_of(moments, config.clip) if config.normalise_observations else None
 
 
-class ReturnMoments(NamedTuple):
+class ReturnStatistics(NamedTuple):
     """What rewards are divided by: moments of the discounted sums of rewards, and each environment's sum so far [N].
 
     The sum G ← γ G + r begins anew with an episode (Engstrom et al. 2020, "reward scaling").
     """
 
-    moments: Moments
+    moments: RunningStatistics
     running: Tensor
 
 
-def with_rewards(state: ReturnMoments, rewards: Tensor, ended: Tensor, gamma: float) -> ReturnMoments:
+def with_rewards(state: ReturnStatistics, rewards: Tensor, ended: Tensor, gamma: float) -> ReturnStatistics:
     """Take in a rollout's rewards [T, N]; ended [T, N] bool: the episode's last step."""
     running, sums = state.running, []
     for reward, end in zip(rewards.double().unbind(0), ended.unbind(0), strict=True):
         total = gamma * running + reward
         sums.append(total)
         running = torch.where(end, 0.0, total)
-    return ReturnMoments(with_values(state.moments, torch.cat(sums)), running)
+    return ReturnStatistics(with_values(state.moments, torch.cat(sums)), running)
 
 
-def scaled_rewards(state: ReturnMoments, rewards: Tensor, limit: float) -> Tensor:
+def scaled_rewards(state: ReturnStatistics, rewards: Tensor, limit: float) -> Tensor:
     """Rewards over the standard deviation of the returns, within ± limit; their mean is not taken off, which would
     change what is learnt where episodes end early."""
     return (rewards / state.moments.std).clamp(-limit, limit)

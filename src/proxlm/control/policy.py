@@ -13,7 +13,7 @@ import torch
 from proxlm.config import ControlJob, NetworkConfig
 from proxlm.control.collect import scaled
 from proxlm.control.network import Agent, rows_of
-from proxlm.control.normalise import Scale, VectorMoments, scale_for
+from proxlm.control.normalise import Scale, VectorStatistics, scale_for
 from proxlm.control.spaces import Spaces, spaces_of
 from proxlm.errors import ConfigError, RunError
 from proxlm.seeds import derive_seed
@@ -21,7 +21,7 @@ from proxlm.seeds import derive_seed
 MOST_FRAMES = 1000
 
 
-def save_policy(folder: Path, agent: Agent, observed: VectorMoments, config: ControlJob) -> None:
+def save_policy(folder: Path, agent: Agent, observed: VectorStatistics, config: ControlJob) -> None:
     """Write policy.safetensors (weights; shift and factor of observations) and policy.json (environment, network)."""
     from safetensors.torch import save_file
 

@@ -30,8 +30,8 @@ from proxlm.control.environments import Environments, MakeEnvironment
 from proxlm.control.experience import Experience, by_environment, prepare
 from proxlm.control.network import Agent, State
 from proxlm.control.normalise import (
-    ReturnMoments,
-    VectorMoments,
+    ReturnStatistics,
+    VectorStatistics,
     no_rows,
     scale_for,
     scaled_rewards,
@@ -44,13 +44,13 @@ from proxlm.control.update import Learner, update
 from proxlm.doctor import Doctor, facts_of
 from proxlm.errors import RunError
 from proxlm.rl.advantages import explained_variance
-from proxlm.rl.moments import Moments
+from proxlm.rl.running_statistics import RunningStatistics
 from proxlm.runlog.writer import RunLog
 from proxlm.seeds import derive_seed
-from proxlm.train.observe import Stopwatch
-from proxlm.train.optimiser import Optimiser
-from proxlm.train.skipped import end_of_run, nothing_learnt
-from proxlm.train.stats import MinibatchStats, summarise
+from proxlm.train.common.non_finite import end_of_run, nothing_learnt
+from proxlm.train.common.optimiser import Optimiser
+from proxlm.train.ppo.metrics import Stopwatch
+from proxlm.train.ppo.minibatch_statistics import MinibatchStats, summarise
 
 # Of so many newest episodes the mean is told, as is the custom.
 RECENT = 100
@@ -73,7 +73,7 @@ class ControlTrainer:
         count = config.env.count
         self.step_number, self.steps = 0, config.env.steps // (count * config.ppo.horizon)
         self.observed = no_rows(self.spaces.observation)
-        self.rewarded = ReturnMoments(Moments(), torch.zeros(count, dtype=torch.float64))
+        self.rewarded = ReturnStatistics(RunningStatistics(), torch.zeros(count, dtype=torch.float64))
         self.states: dict[str, State | None] = dict.fromkeys(("policy", "critic"))
         if config.model.lstm:
             self.states = {who: self.agent.no_memory(count) for who in self.states}
@@ -207,10 +207,10 @@ class ControlTrainer:
             optimiser.load_state_tensors(with_prefix(tensors, f"optimiser.{who}."))
             if self.config.model.lstm:
                 self.states[who] = tensors[f"memory.{who}.h"], tensors[f"memory.{who}.c"]
-        self.observed = VectorMoments(
+        self.observed = VectorStatistics(
             numbers["observed"], tensors["observed.mean"], tensors["observed.squares"]
         )
-        self.rewarded = ReturnMoments(Moments(*rewarded), tensors["rewarded.running"])
+        self.rewarded = ReturnStatistics(RunningStatistics(*rewarded), tensors["rewarded.running"])
         self.step_number, self.skipped, self.started = numbers["step"], numbers["skipped"], True
         return checkpoint
 

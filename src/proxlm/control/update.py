@@ -12,8 +12,8 @@ from proxlm.control.experience import Experience, select
 from proxlm.control.network import Agent
 from proxlm.rl.losses import PolicyLoss, clipped_policy_loss, clipped_value_loss
 from proxlm.seeds import derive_seed
-from proxlm.train.optimiser import Optimiser
-from proxlm.train.stats import MinibatchStats
+from proxlm.train.common.optimiser import Optimiser
+from proxlm.train.ppo.minibatch_statistics import MinibatchStats
 
 
 @dataclass(frozen=True)

@@ -10,27 +10,27 @@ from typing import Any
 
 import torch
 
-from proxlm.config import ConversationConfig, DataConfig
+from proxlm.config import DataConfig, MultiTurnConfig
 from proxlm.config.secrets import from_environment
 from proxlm.data.chat import read_template
 from proxlm.data.prompts import LoadedPrompts
-from proxlm.environments.converse import Conversations
 from proxlm.environments.games import GAMES
+from proxlm.environments.message_tokens import ChatWords, PlainWords
+from proxlm.environments.multi_turn import MultiTurn
 from proxlm.environments.protocol import MakeEnvironment
-from proxlm.environments.words import ChatWords, PlainWords
 from proxlm.errors import ConfigError
 from proxlm.rewards.user_file import did_you_mean, function_from_file
 from proxlm.rl.shaping import segment_sum
 from proxlm.types import Prompt, Rollout, Scores
 
 
-def conversations(settings: ConversationConfig, data: DataConfig, tokenizer: Any) -> Conversations:
+def conversations(settings: MultiTurnConfig, data: DataConfig, tokenizer: Any) -> MultiTurn:
     """The sampler of conversations. Raises ConfigError for what is wrong in the settings."""
     words = ChatWords(tokenizer, read_template(data.chat_template), data.system) if data.chat else None
-    return Conversations(resolve(settings), words or PlainWords(tokenizer), settings)
+    return MultiTurn(resolve(settings), words or PlainWords(tokenizer), settings)
 
 
-def resolve(settings: ConversationConfig) -> MakeEnvironment:
+def resolve(settings: MultiTurnConfig) -> MakeEnvironment:
     """What makes a new environment for each conversation, its arguments checked."""
     use, key = settings.use, "environment.use"
     path, colon, name = use.rpartition(":")
@@ -57,7 +57,7 @@ def resolve(settings: ConversationConfig) -> MakeEnvironment:
     return functools.partial(made, **args)
 
 
-def task_prompts(settings: ConversationConfig, count: int) -> tuple[LoadedPrompts, LoadedPrompts]:
+def task_prompts(settings: MultiTurnConfig, count: int) -> tuple[LoadedPrompts, LoadedPrompts]:
     """Prompts without words, for environments that need none: tasks to train on, and `count` held-out ones."""
     first = settings.tasks
     train = [Prompt(i, (), "") for i in range(first)]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from proxlm.config import RolloutConfig
+from proxlm.engine.native import EVALUATION, Generate, generate
 from proxlm.evaluation.metrics import Estimate, distinct_n, mean_with_interval, perplexity, words_of
 from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.rl.shaping import response_rewards, segment_sum
-from proxlm.rollout.native import EVALUATION, Generate, generate
 from proxlm.types import Progress, Prompt, Rollout, Scores, Sequences, ragged_index
 
 DESCRIPTIONS = {

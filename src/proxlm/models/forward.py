@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from proxlm.errors import ModelError
-from proxlm.models.blocks import FAMILIES, fits
+from proxlm.kernels.blocks import FAMILIES, fits
+from proxlm.kernels.linear_head import backward_through_linear_head, linear_head_logprobs
+from proxlm.kernels.unpadded import ragged_states
 from proxlm.models.encoder_decoder import source_and_target
 from proxlm.models.language_model import LanguageModel
-from proxlm.models.ragged import ragged_states
-from proxlm.rl.linear_head import backward_through_linear_head, linear_head_logprobs
 from proxlm.rl.logprobs import backward_through_head, chunked_logprobs, predicting_states
 from proxlm.types import Sequences
 

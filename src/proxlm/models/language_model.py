@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from proxlm.errors import ModelError
+from proxlm.kernels.widened import rounded, widen_products, widens
 from proxlm.models.encoder_decoder import EncoderDecoderTrunk, start_token
-from proxlm.models.widened import rounded, widen_products, widens
 
 # Fields of a configuration by which `logits` changes what the head gives.
 LOGIT_CHANGES = ("scale_decoder_outputs", "logit_scale", "logits_scaling", "final_logit_softcapping")

@@ -11,8 +11,8 @@ import torch
 from proxlm.config import LoraConfig, ModelConfig, NewModelConfig
 from proxlm.data.tokenizer import load_tokenizer
 from proxlm.errors import ConfigError, ModelError
-from proxlm.models.blocks import FAMILIES
-from proxlm.models.device import resolve_device, uses_bfloat16
+from proxlm.kernels.blocks import FAMILIES
+from proxlm.kernels.device import resolve_device, uses_bfloat16
 from proxlm.models.families import SHORT_NAMES, is_encoder_decoder_type, register_families
 from proxlm.models.forward import check_packing, runs_ragged
 from proxlm.models.language_model import CRITIC, POLICY, LanguageModel, check_head, let_learn

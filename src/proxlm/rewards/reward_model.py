@@ -11,7 +11,7 @@ from torch import Tensor
 
 from proxlm.data.tokenizer import looks_like_path
 from proxlm.errors import ConfigError, ModelError, RewardError
-from proxlm.models.device import resolve_device
+from proxlm.kernels.device import resolve_device
 from proxlm.models.families import register_families
 from proxlm.types import Completion
 

@@ -1,0 +1,1 @@
+"""Generation: scheduler, key-value cache, decoders, sampling."""

@@ -1,0 +1,202 @@
+"""Step-by-step decoding of a batch whose rows can leave it.
+
+The decoders give the state after the newest token of each row. `SlotDecoder` (slots.py) keeps keys and values of
+the model types it knows, and lets rows join; `CachedDecoder` has transformers keep them; `RecurrentDecoder` the state
+of proxlm's own recurrent family; `RecomputeDecoder` runs the whole sequence anew, for model types whose cache cannot
+drop rows; `TargetDecoder` runs an encoder once and then its decoder.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from proxlm.config import RolloutWeights
+from proxlm.engine.kv_cache import SlotDecoder
+from proxlm.errors import ModelError
+from proxlm.kernels.blocks import FAMILIES, fits
+from proxlm.models.encoder_decoder import EncoderDecoderTrunk
+from proxlm.models.families import SHORT_NAMES
+from proxlm.models.forward import pad_with_mask
+from proxlm.models.language_model import LanguageModel
+from proxlm.types import Sequences, offsets_of
+
+
+class Decoder(Protocol):
+    """Rows are numbered as given, until `keep` says otherwise."""
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append one token to each row, [b] int64; returns the state after it, [b, H]."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was, [k] int64; rows that are not named are dropped."""
+
+
+class BatchDecoder(Decoder, Protocol):
+    """All rows begin together, and none joins later; the next batch has a decoder of its own."""
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Read the prompts; returns the state after each, [b, H]."""
+
+
+class CachedDecoder:
+    """Prompts are padded on the left under a mask; positions count real tokens only."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        from transformers import DynamicCache
+
+        self.model = model
+        self.cache: Any = DynamicCache(config=model.network.config)
+        self.takes_positions = "position_ids" in inspect.signature(model.trunk.forward).parameters
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        longest = max(len(p) for p in prompts)
+        rows = [[0] * (longest - len(p)) + list(p) for p in prompts]
+        lengths = torch.tensor([len(p) for p in prompts], device=self.model.device)
+        padding = longest - lengths
+        self.mask = (torch.arange(longest, device=self.model.device) >= padding[:, None]).long()
+        positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.lengths = lengths
+        return self._run(torch.tensor(rows, device=self.model.device), positions)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=-1)
+        self.lengths = self.lengths + 1
+        return self._run(tokens[:, None], self.lengths[:, None] - 1)
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.mask, self.lengths = self.mask[rows], self.lengths[rows]
+
+    def _run(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        extra = {"position_ids": positions} if self.takes_positions else {}
+        output = self.model.states(
+            input_ids, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **extra
+        )
+        return output.last_hidden_state[:, -1]
+
+
+class RecurrentDecoder:
+    """The state of a recurrence is the cache: each token costs the same, however long the row is.
+
+    Prompts are padded on the right under a mask, which leaves a row's state as its last real token made it.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        self.cache: Any = None
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        padded, mask, last = _padded(prompts, self.model.device)
+        output = self.model.states(padded, attention_mask=mask, use_cache=True)
+        self.cache = output.past_key_values
+        return output.last_hidden_state.flatten(0, 1)[last]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        output = self.model.states(tokens[:, None], past_key_values=self.cache, use_cache=True)
+        return output.last_hidden_state[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+
+
+class RecomputeDecoder:
+    """No cache: exact for every causal model, at quadratic cost."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        self.rows: list[list[int]] = []
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        self.rows = [list(p) for p in prompts]
+        return self._run()
+
+    def step(self, tokens: Tensor) -> Tensor:
+        for row, token in zip(self.rows, tokens.tolist(), strict=True):
+            row.append(token)
+        return self._run()
+
+    def keep(self, rows: Tensor) -> None:
+        self.rows = [self.rows[i] for i in rows.tolist()]
+
+    def _run(self) -> Tensor:
+        padded, _, last = _padded(self.rows, self.model.device)
+        return self.model.states(padded, use_cache=False).last_hidden_state.flatten(0, 1)[last]
+
+
+class TargetDecoder:
+    """For encoder–decoders. The prompts are encoded once; all rows of the decoder are of one length, so unpadded.
+
+    cached False: the decoder's tokens are run anew at each step, for types that keep no keys and values.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        self.model = model
+        self.trunk = EncoderDecoderTrunk(model.network)
+        self.cached = "past_key_values" in inspect.signature(self.trunk.decoder.forward).parameters
+        config = model.network.config.get_text_config(decoder=True)
+        self.cache: Any = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        padded, self.mask, _ = _padded(prompts, self.model.device)
+        with self.model.autocast():
+            self.encoded = self.trunk.encode(padded, self.mask)
+        self.tokens = padded.new_empty(len(prompts), 0)
+        return self.step(padded.new_full((len(prompts),), self.model.start_id))
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.tokens = torch.cat([self.tokens, tokens[:, None]], dim=-1)
+        arguments: dict[str, Any] = {"use_cache": False}
+        if self.cached:
+            arguments = {"past_key_values": self.cache, "use_cache": True}
+        with self.model.autocast():
+            output = self.trunk.decode(
+                tokens[:, None] if self.cached else self.tokens, self.encoded, self.mask, **arguments
+            )
+        return output.last_hidden_state[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        if self.cached:
+            self.cache.batch_select_indices(rows)
+        self.encoded, self.mask, self.tokens = self.encoded[rows], self.mask[rows], self.tokens[rows]
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows padded on the right [b, t], the mask of real tokens [b, t], and where each one's last is in [b · t]."""
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    flat = torch.tensor([token for row in rows for token in row], device=device)
+    padded, mask = pad_with_mask(Sequences(flat, offsets_of(lengths), lengths))
+    return padded, mask, torch.arange(len(rows), device=device) * padded.shape[1] + lengths - 1
+
+
+def make_decoder(model: LanguageModel, weights: RolloutWeights = "policy") -> SlotDecoder | BatchDecoder:
+    """The decoder for what the model is: two halves, a type we know, one that keeps a state of ours, plain keys and
+    values, or nothing that drops rows. Raises ModelError for rounded weights of a type we do not know."""
+    if fits(model.network.config):
+        return SlotDecoder(model, weights)
+    if weights != "policy":
+        raise ModelError(
+            f"{model.source}: rollout.weights = {weights} is for model types {', '.join(FAMILIES)}, and this is"
+            f' {model.network.config.model_type}; set it to "policy"'
+        )
+    if model.encoder_decoder:
+        return TargetDecoder(model)
+    if model.network.config.model_type in SHORT_NAMES.values():
+        return RecurrentDecoder(model)
+    return CachedDecoder(model) if _has_plain_cache(model) else RecomputeDecoder(model)
+
+
+def _has_plain_cache(model: LanguageModel) -> bool:
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    if "past_key_values" not in inspect.signature(model.trunk.forward).parameters:
+        return False
+    layers = DynamicCache(config=model.network.config).layers
+    # Sliding-window and full-attention layers drop rows exactly; recurrent state would see the padding.
+    return all(isinstance(layer, DynamicLayer) and not hasattr(layer, "conv_states") for layer in layers)

@@ -1,0 +1,80 @@
+"""`proxlm control`: teach a small network to act in a Gymnasium environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from proxlm.checkpoint import publish_folder
+from proxlm.config import ControlJob
+from proxlm.control.environments import MakeEnvironment
+from proxlm.control.normalise import scale_for
+from proxlm.control.policy import gif_problem, write_gif
+from proxlm.control.spaces import make_environment
+from proxlm.control.trainer import ControlTrainer
+from proxlm.jobs.session import announce_resume, run_folder
+from proxlm.report.page import write_report
+from proxlm.runlog.writer import RunLog
+
+
+@dataclass(frozen=True)
+class ControlResult:
+    """A finished run: its folder, and the mean return of its newest 100 training episodes (NaN: none ended)."""
+
+    folder: Path
+    episode_return: float
+
+
+def main(config: ControlJob) -> None:
+    """Run the job and print where everything is."""
+    result = run_control(config)
+    print(f"\nmean return of the newest 100 episodes  {result.episode_return:.1f}")
+    print(f"policy  {result.folder / 'policy'}")
+    if config.run.report:
+        print(f"report  {result.folder / 'report.html'}")
+
+
+def run_control(config: ControlJob, make: MakeEnvironment | None = None) -> ControlResult:
+    """Run as configured; `make`, a function that makes one environment, takes the place of env.id.
+
+    What can be wrong with the environment is found before the run's folder is made. Raises UserError.
+    """
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    trainer = ControlTrainer(config, make or (lambda: make_environment(config.env)), Path())
+    problem = gif_problem(lambda: make_environment(config.env, render=True)) if config.gif else None
+    if problem:
+        print(f"note: no {config.gif}: {problem}", flush=True)
+    with run_folder(config, "control") as folder:
+        trainer.folder = folder
+        if config.run.resume:
+            announce_resume(config, folder, trainer.resume())
+        with RunLog(
+            folder,
+            "control",
+            trainer.steps,
+            config.run,
+            trainer.step_number,
+            headline=("reward", "episode_return"),
+            in_python=make is not None,
+        ) as log:
+            trainer.train(log)
+        publish_folder(folder / "policy", trainer.save_policy)
+        if config.gif and not problem:
+            _draw(config, trainer)
+        trainer.envs.close()
+        if config.run.report:
+            write_report(folder)
+    returns = [total for total, _ in trainer.envs.finished]
+    return ControlResult(folder, sum(returns) / len(returns) if returns else float("nan"))
+
+
+def _draw(config: ControlJob, trainer: ControlTrainer) -> None:
+    """The GIF of one episode, and its return."""
+    env = make_environment(config.env, render=True)
+    scale = scale_for(config.env, trainer.observed)
+    total = write_gif(Path(config.gif), trainer.agent, scale, env, config.env.id, config.run.seed)
+    env.close()
+    print(f"gif     {config.gif} (an episode of the likeliest actions, return {total:.1f})")

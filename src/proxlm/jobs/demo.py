@@ -1,0 +1,140 @@
+"""`proxlm demo`: from the standard library's source to a model that PPO teaches to write code that parses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from proxlm.config import (
+    DataConfig,
+    DemoJob,
+    ModelConfig,
+    NewModelConfig,
+    OptimiserConfig,
+    OptimisersConfig,
+    PPOConfig,
+    PPOJob,
+    PretrainJob,
+    RewardConfig,
+    RewardTerm,
+    RolloutConfig,
+    RunConfig,
+    SupervisedConfig,
+    TextConfig,
+)
+from proxlm.data.code import completion_prefixes, python_statements
+from proxlm.data.text import split_validation
+from proxlm.errors import RunError
+from proxlm.jobs.ppo import PPOResult, print_comparison, run_ppo
+from proxlm.jobs.pretrain import run_pretrain
+from proxlm.rewards.python_code import python_parse_report
+from proxlm.runlog.folder import free_name, write_atomic
+
+TRAINING_PREFIXES = 6000
+
+# What a policy could do instead of completing the statement, and the guard that is to catch it.
+HACKS = [
+    ("total = sum(", "values) / len(values)", "an honest completion"),
+    ("total = sum(", "", "ending at once"),
+    ("total = sum(", "\n)", "an instant newline"),
+    ("total = sum(", ")", "closing the bracket and nothing else"),
+    ("total = sum(", "a, b) # and a comment without end", "an endless comment"),
+    ("total = sum(", "'and a string that goes on and on and on, whatever it says')", "an endless string"),
+    ("total = ", "1; x = 2; y = 3", "several statements"),
+]
+
+
+def main(config: DemoJob) -> None:
+    """Pretrain on the library's statements, run PPO, print the comparison and the guards at work."""
+    folder = Path(config.folder) if config.folder else free_name("demo")
+    config = replace(config, folder=str(folder))
+    if folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{folder}: already holds a demo; choose another --folder or delete it")
+    print("1/3  reading the standard library's statements …", flush=True)
+    statements = python_statements()
+    pretraining = pretrain_job(config)
+    train, held_out = split_validation(statements, pretraining.text.validation_share, config.seed)
+    print(f"     {len(statements):,} single-line statements\n\n2/3  pretraining", flush=True)
+    run_pretrain(pretraining, statements)
+    print("\n3/3  PPO: complete a statement so that it parses", flush=True)
+    write_prefixes(folder / "prefixes.jsonl", completion_prefixes(train, TRAINING_PREFIXES, config.seed))
+    write_prefixes(folder / "held-out.jsonl", completion_prefixes(held_out, config.eval_count, config.seed))
+    result = run_ppo(ppo_job(config))
+    print_result(result)
+
+
+def pretrain_job(config: DemoJob) -> PretrainJob:
+    """A Llama of 0.9M parameters, trained for the given minutes, in bfloat16 where the processor has it."""
+    return PretrainJob(
+        new=NewModelConfig(vocabulary=1024, hidden=128, layers=4, heads=2, context=128),
+        model=ModelConfig(precision="auto", device="cpu"),
+        text=TextConfig(train=["the standard library"], validation_share=0.05),
+        train=SupervisedConfig(
+            steps=5000, minutes=config.minutes, batch_tokens=2048, micro_batch_tokens=2048, block=64,
+            validate_every=200, patience=0,
+        ),
+        optim=OptimiserConfig(
+            lr=4e-3, schedule="cosine", warmup=20, final=0.05, beta2=0.95, eps=1e-8, weight_decay=0.1
+        ),
+        run=RunConfig(folder=str(Path(config.folder) / "pretrain"), seed=config.seed, save_every=0),
+    )  # fmt: skip
+
+
+def ppo_job(config: DemoJob) -> PPOJob:
+    """PPO on the pretrained model: reward 1 for a completion that parses and is no trick, and a little for length."""
+    folder = Path(config.folder)
+    return PPOJob(
+        model=ModelConfig(
+            policy=str(folder / "pretrain" / "policy"), critic="shared", precision="auto", device="cpu"
+        ),
+        data=DataConfig(
+            prompts=str(folder / "prefixes.jsonl"),
+            eval_prompts=str(folder / "held-out.jsonl"),
+            eval_count=config.eval_count,
+        ),
+        rollout=RolloutConfig(max_new_tokens=32, batch_size=256),
+        # The second term keeps responses about as long as the statements' own ends: the shortest way to parse
+        # would otherwise win.
+        reward=RewardConfig(
+            terms={
+                "parses": RewardTerm(use="python_parses"),
+                "length": RewardTerm(use="length", weight=0.4, args={"target": 12, "tolerance": 12}),
+            }
+        ),
+        ppo=PPOConfig(
+            steps=config.ppo_steps,
+            batch_size=256,
+            epochs=2,
+            minibatches=4,
+            micro_batch_tokens=8192,
+            kl_coef=0.05,
+            kl_controller="adaptive",
+            kl_target=5.0,
+            kl_horizon=1024.0,
+        ),
+        optim=OptimisersConfig(
+            policy=OptimiserConfig(lr=3e-4, schedule="linear", final=0.1),
+            critic=OptimiserConfig(lr=1e-3, schedule="linear", final=0.1),
+        ),
+        run=RunConfig(folder=str(folder / "ppo"), seed=config.seed, save_every=0),
+    )
+
+
+def write_prefixes(path: Path, prefixes: Sequence[str]) -> None:
+    """One {"prompt": …} a line."""
+    write_atomic(path, "".join(json.dumps({"prompt": prefix}) + "\n" for prefix in prefixes))
+
+
+def print_result(result: PPOResult) -> None:
+    """The comparison on held-out prefixes, the guards, and where everything is."""
+    if result.before is not None and result.after is not None:
+        print_comparison(result.before, result.after, shown=6)
+    print("\nThe reward's guards against ways of parsing that complete nothing:")
+    for prefix, completion, what in HACKS:
+        report = python_parse_report(prefix, completion)
+        verdict = "reward 1" if report.parses and not report.guard else "reward 0"
+        reason = "" if report.parses and not report.guard else f"  ({report.guard or 'does not parse'})"
+        print(f"  {verdict}  {what:38} parses: {'yes' if report.parses else 'no':3}{reason}")
+    print(f"\nmodel   {result.folder / 'policy'}\nreport  {result.folder / 'report.html'}")

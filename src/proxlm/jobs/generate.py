@@ -1,0 +1,122 @@
+"""`proxlm generate`: one prompt, a file of prompts, or a conversation."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from proxlm.config import GenerateJob, LoraConfig
+from proxlm.data.chat import encode_rendered, read_template, render, with_system
+from proxlm.data.prompts import load_prompts
+from proxlm.data.skipped import Skipped
+from proxlm.data.tokenizer import encode_prompt, encode_source
+from proxlm.engine.native import generate
+from proxlm.errors import DataError
+from proxlm.jobs.session import progress_line, prompt_limit, set_up
+from proxlm.models.language_model import LanguageModel
+from proxlm.models.load import load_language_model
+from proxlm.runlog.folder import write_atomic
+from proxlm.types import Prompt
+
+Message = dict[str, Any]
+
+
+def main(config: GenerateJob) -> None:
+    """Write text as configured."""
+    set_up(config.seed, model=config.model)
+    # A finished model holds its adapters already; new ones would be of no use.
+    config = replace(config, model=replace(config.model, lora=LoraConfig()))
+    limit = prompt_limit(config.model, config.data, config.rollout)
+    model = load_language_model(config.model)
+    if config.prompt:
+        print(continue_text(model, config, limit, config.prompt))
+    elif config.data.prompts:
+        _from_file(model, config, limit)
+    else:
+        _conversation(model, config, limit)
+
+
+def continue_text(model: LanguageModel, config: GenerateJob, limit: int, text: str) -> str:
+    """The response to one prompt, put through the chat template if data.chat is set."""
+    history = with_system([{"role": "user", "content": text}], config.data.system)
+    return _respond(model, config, limit, history if config.data.chat else text, turn=0)
+
+
+def _from_file(model: LanguageModel, config: GenerateJob, limit: int) -> None:
+    skipped = Skipped(config.data.on_bad_record == "skip")
+    loaded = load_prompts(
+        replace(config.data, eval_count=0, eval_prompts=""),
+        model.tokenizer,
+        limit,
+        "train",
+        config.seed,
+        model.encoder_decoder,
+        skipped,
+    )
+    rollout = generate(
+        model,
+        loaded.prompts,
+        config.rollout,
+        seed=config.seed,
+        step=0,
+        on_progress=progress_line("responses"),
+    )
+    rows = [
+        {"prompt": p.text, "response": text, "finish": finish}
+        for p, text, finish in zip(rollout.prompts, rollout.texts, rollout.finish, strict=True)
+    ]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if config.output:
+        write_atomic(Path(config.output), lines)
+    else:
+        print(lines, end="")
+    skipped.tell()
+
+
+def _conversation(model: LanguageModel, config: GenerateJob, limit: int) -> None:
+    """Ask for prompts until an empty line or the end of the input; with data.chat the history is kept."""
+    kind = "your message" if config.data.chat else "a text to continue"
+    print(f"Enter {kind}; an empty line ends.", file=sys.stderr)
+    history: list[Message] = with_system([], config.data.system)
+    turn = 0
+    while True:
+        try:
+            text = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if not text.strip():
+            return
+        if not config.data.chat:
+            print(_respond(model, config, limit, text, turn), flush=True)
+        else:
+            history.append({"role": "user", "content": text})
+            reply = _respond(model, config, limit, history, turn)
+            history.append({"role": "assistant", "content": reply})
+            print(reply, flush=True)
+        turn += 1
+
+
+def _respond(
+    model: LanguageModel, config: GenerateJob, limit: int, asked: str | list[Message], turn: int
+) -> str:
+    """One response. `turn` picks the random numbers, so that asking again gives another answer."""
+    if isinstance(asked, str):
+        ids = (encode_source if model.encoder_decoder else encode_prompt)(model.tokenizer, asked)
+    else:
+        template = read_template(config.data.chat_template)
+        ids = encode_rendered(
+            model.tokenizer,
+            render(model.tokenizer, asked, template, "the prompt", add_generation_prompt=True),
+        )
+    if not ids:
+        raise DataError("the prompt has no tokens")
+    if len(ids) > limit:
+        raise DataError(
+            f"the prompt has {len(ids)} tokens, the limit is {limit}; shorten it or lower rollout.max_new_tokens"
+        )
+    text = asked if isinstance(asked, str) else ""
+    rollout = generate(model, [Prompt(0, tuple(ids), text)], config.rollout, seed=config.seed, step=turn)
+    return rollout.texts[0]

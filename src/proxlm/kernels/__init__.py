@@ -1,0 +1,1 @@
+"""What makes passes fast and small, by hardware: attention, products, gradients in place, int8 weights."""

@@ -1,0 +1,1 @@
+"""A run's folder as one HTML page that needs no network."""

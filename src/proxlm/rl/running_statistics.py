@@ -1,0 +1,73 @@
+"""Mean and standard deviation of everything seen so far, and rewards scaled by them."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class RunningStatistics(NamedTuple):
+    """Count, mean and sum of squared deviations of the numbers seen: three floats, the whole state."""
+
+    n: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation; 1 before there are two numbers, or where they do not vary (by more than
+        the rounding of their mean)."""
+        deviation = math.sqrt(self.squares / self.n) if self.n >= 2 else 0.0
+        return deviation if deviation > 1e-12 * abs(self.mean) else 1.0
+
+
+def with_values(moments: RunningStatistics, values: Tensor) -> RunningStatistics:
+    """The moments with more numbers taken in. values [n], n ≥ 0."""
+    if not len(values):
+        return moments
+    n, mean, squares = pooled(*moments, values)
+    return RunningStatistics(n, float(mean), float(squares))
+
+
+def pooled(
+    n: float, mean: float | Tensor, squares: float | Tensor, rows: Tensor
+) -> tuple[float, Tensor, Tensor]:
+    """Count, mean and sum of squared deviations, element by element, with more rows taken in.
+
+    Chan et al. 1979, in float64: any split into batches gives the same.
+
+    Args: n rows so far, with mean [...] and squares [...], or floats for all elements; rows [m, ...], m ≥ 1.
+    Returns: n + m, mean [...], squares [...].
+    """
+    r, more = rows.double(), float(len(rows))
+    total, own = n + more, r.mean(0)
+    gap = own - mean
+    spread = (r - own).square().sum(0) + gap.square() * (n * more / total)
+    return total, mean + gap * (more / total), squares + spread
+
+
+def scale_scores(
+    scores: Tensor, per_token: Tensor | None, token_sums: Tensor, moments: RunningStatistics, limit: float
+) -> tuple[Tensor, Tensor | None]:
+    """(R − mean) / std of each response's whole reward R = score + Σ per-token, clipped to ± limit.
+
+    Zheng et al. 2023 (PPO-max) with running moments; Ziegler et al. 2019, section 2.1, with those of the
+    reference's samples. Per-token rewards are divided by std; mean and clip fall on the response's score.
+
+    Args: scores [B]; per_token [R] or None; token_sums [B]: Σ per-token of each response; limit: 0 for none.
+    Returns: the new scores [B] and per-token rewards [R] or None.
+    """
+    whole = (scores + token_sums - moments.mean) / moments.std
+    if limit > 0:
+        whole = whole.clamp(-limit, limit)
+    if per_token is None:
+        return whole, None
+    return whole - token_sums / moments.std, per_token / moments.std
+
+
+def clip_advantages(advantages: Tensor, limit: float) -> Tensor:
+    """Advantages within ± limit, so that no single token rules the gradient; limit 0: as they are. [R] → [R]."""
+    return torch.clamp(advantages, -limit, limit) if limit > 0 else advantages

@@ -1,1 +1,0 @@
-"""Sampling responses: random numbers, filters, and the native engine."""

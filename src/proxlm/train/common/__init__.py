@@ -1,0 +1,1 @@
+"""What every kind of training shares: optimiser, schedules, memory, non-finite updates."""

@@ -1,0 +1,1 @@
+"""PPO: the loop, and each part of a step."""

@@ -1,0 +1,177 @@
+"""A step's scored rollout: prompts drawn, answered and scored, and with dynamic filtering drawn again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from proxlm.config import PPOJob
+from proxlm.config.algorithms import advantage_of
+from proxlm.data.prompts import PromptStream
+from proxlm.engine.native import EVALUATION, Generate, generate
+from proxlm.errors import RunError
+from proxlm.models.language_model import LanguageModel
+from proxlm.rl.advantages import turn_starts
+from proxlm.rl.estimators import group_numbers, varied_groups
+from proxlm.rl.shaping import response_rewards
+from proxlm.train.ppo.metrics import Clock
+from proxlm.train.ppo.overlapped_scoring import overlapping
+from proxlm.types import Prompt, Rollout, Scores
+
+RewardOfRollout = Callable[[Rollout], Scores]
+# The stream of random numbers of the samples that reference moments are taken on.
+REFERENCE = EVALUATION + 2
+
+
+class Collected(NamedTuple):
+    """A step's scored rollout; draws: how often prompts were drawn for it."""
+
+    rollout: Rollout
+    scores: Scores
+    draws: int
+    metrics: dict[str, float]
+
+
+def collect(
+    policy: LanguageModel,
+    prompts: PromptStream,
+    reward: RewardOfRollout,
+    job: PPOJob,
+    *,
+    temperature: float,
+    draw: int,
+    version: int,
+    clock: Clock,
+    generate: Generate = generate,
+) -> Collected:
+    """The responses of one step with their scores.
+
+    draw: the number of the first batch of prompts; it also seeds the sampling. With filter_groups, prompts whose
+    responses all got the same reward are left out and others are drawn, up to filter_rounds times; if none is left
+    the last draw is used as it is, for a step cannot be empty.
+    """
+    ppo = job.ppo
+    generate, reward = overlapping(generate, reward, job.reward, clock)
+    sampling = replace(job.rollout, temperature=temperature)
+    kept: list[tuple[Rollout, Scores]] = []
+    told: Counter[str] = Counter()
+    seen = found = 0
+    for draws in range(1, (ppo.filter_rounds if ppo.filter_groups else 1) + 1):
+        batch = [p for p in prompts.batch(draw + draws - 1) for _ in range(ppo.samples_per_prompt)]
+        with clock("generate"):
+            rollout = generate(
+                policy,
+                batch,
+                sampling,
+                seed=job.run.seed,
+                step=draw + draws - 1,
+                version=version,
+                on_progress=clock.log.progress,
+            )
+        rollout, counts = _of_conversations(rollout, job, clock)
+        told.update(counts)
+        with clock("score"):
+            scores = reward(rollout)
+        if not ppo.filter_groups:
+            return Collected(rollout, scores, draws, _per_conversation(told))
+        rows, chosen = _varied_rows(rollout, scores, ppo.samples_per_prompt, ppo.batch_size - found)
+        seen += ppo.batch_size
+        if len(rows):
+            offsets = rollout.sequences.response_offsets
+            kept.append((rollout.select(rows), scores.select(rows, offsets)))
+            found += chosen
+        if found >= ppo.batch_size:
+            break
+    metrics = _per_conversation(told) | {
+        "filter/draws": float(draws),
+        "filter/kept_prompts": float(found),
+        "filter/drawn_prompts": float(seen),
+    }
+    if not kept:
+        return Collected(rollout, scores, draws, metrics)
+    rollout = Rollout.join([r for r, _ in kept])
+    scores = Scores.join([s for _, s in kept], [len(r.logprobs) for r, _ in kept])
+    return Collected(rollout, scores, draws, metrics)
+
+
+def _of_conversations(rollout: Rollout, job: PPOJob, clock: Clock) -> tuple[Rollout, dict[str, int]]:
+    """With an environment: how many conversations and turns there were, and how many were lost, and why.
+
+    Where the advantage compares a prompt's responses, one that is left alone by a loss has nothing to be compared
+    with, and is left out, too.
+    """
+    if rollout.rewards is None:
+        return rollout, {}
+    lost, count = len(rollout.lost), len(rollout)
+    if lost:
+        clock.log.note(f"{lost} conversations lost; the first one: {rollout.lost[0]}")
+        if advantage_of(job.ppo.advantage).groups:
+            groups = group_numbers(torch.tensor([p.id for p in rollout.prompts]))
+            rows = (torch.bincount(groups)[groups] > 1).nonzero()[:, 0]
+            if not len(rows):
+                raise RunError(
+                    f"{lost} conversations lost, and no prompt has two left; the first: {rollout.lost[0]}"
+                )
+            rollout = rollout.select(rows)
+    turns = turn_starts(rollout.action_mask, rollout.sequences.response_offsets).sum()
+    left_alone = count - len(rollout)
+    return rollout, {
+        "conversations": len(rollout),
+        "turns": int(turns),
+        "lost": lost,
+        "left_alone": left_alone,
+    }
+
+
+def _per_conversation(told: Counter[str]) -> dict[str, float]:
+    """The metrics of all draws of a step together; none without an environment."""
+    if not told:
+        return {}
+    return {
+        "environment/turns": told["turns"] / told["conversations"],
+        "environment/lost": float(told["lost"]),
+        "environment/left_alone": float(told["left_alone"]),
+    }
+
+
+def _varied_rows(rollout: Rollout, scores: Scores, samples: int, wanted: int) -> tuple[Tensor, int]:
+    """The rows of the first `wanted` prompts drawn whose `samples` responses differ in reward, and how many prompts.
+
+    A prompt that stands twice in a batch is two draws, so that a step never has more rows than it asks for.
+    """
+    drawn = _draws_of([p.id for p in rollout.prompts], samples)
+    rewards = response_rewards(scores.total, scores.per_token, rollout.sequences.response_offsets)
+    varied = varied_groups(rewards, drawn)
+    first = torch.unique(drawn[varied])[:wanted]
+    return (varied & torch.isin(drawn, first)).nonzero()[:, 0], len(first)
+
+
+def _draws_of(ids: list[int], samples: int) -> Tensor:
+    """Which draw each row is of, [B]: rows of one prompt that stand together, at most `samples` of them."""
+    draws: list[int] = []
+    here = 0
+    for i, prompt in enumerate(ids):
+        here = here + 1 if i and prompt == ids[i - 1] and here < samples else 1
+        draws.append(draws[-1] + (here == 1) if draws else 0)
+    return torch.tensor(draws)
+
+
+def reference_rewards(
+    policy: LanguageModel,
+    prompts: PromptStream,
+    reward: RewardOfRollout,
+    job: PPOJob,
+    generate: Generate = generate,
+) -> Tensor:
+    """What `shaping.reference_samples` responses of the policy at its start earn, [n] (Ziegler et al. 2019)."""
+    count = job.shaping.reference_samples
+    batches = -(-count // prompts.batch_size)
+    drawn: list[Prompt] = [p for i in range(batches) for p in prompts.batch(i)][:count]
+    rollout = generate(policy, drawn, job.rollout, seed=job.run.seed, step=0, stream=REFERENCE)
+    scores = reward(rollout)
+    return response_rewards(scores.total, scores.per_token, rollout.sequences.response_offsets)

@@ -1,0 +1,181 @@
+"""Scoring beside the writing: a thread scores the responses that have ended while others are being written."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from proxlm.config import RewardConfig
+from proxlm.engine.native import Generate
+from proxlm.errors import RewardError
+from proxlm.threads import SLICE_SECONDS, Worker
+from proxlm.train.ppo.metrics import Clock
+from proxlm.types import Progress, Rollout, Scores, offsets_of
+
+if TYPE_CHECKING:
+    from proxlm.train.ppo.collect import RewardOfRollout
+
+
+def overlapping(
+    generate: Callable[..., Rollout], reward: RewardOfRollout, config: RewardConfig, clock: Clock
+) -> tuple[Generate, RewardOfRollout]:
+    """generate and reward, to be called in turn: with config.overlap, the first one has the second one begin.
+
+    Groups are of `overlap` responses each, in the order in which prompts are queued for the native engine: by their
+    length, then as they stand in the batch. Neither when responses end nor rollout.batch_size changes a group. They
+    are scored one at a time, in this order. What the reward raises is raised by whichever of the two functions runs:
+    at the next token, or while the rest is waited for. generate must take a `listener`.
+    """
+    if not config.overlap:
+        return generate, reward
+    both = _Overlap(generate, reward, config, clock)
+    return both.generate, both.reward
+
+
+class _Overlap:
+    """The two functions, and what they share: the groups of the newest rollout."""
+
+    def __init__(
+        self, generate: Callable[..., Rollout], reward: RewardOfRollout, config: RewardConfig, clock: Clock
+    ) -> None:
+        self._generate, self._reward, self._config, self._clock = generate, reward, config, clock
+
+    def generate(self, *arguments: Any, **settings: Any) -> Rollout:
+        """A rollout, whose first groups have been scored when it is there."""
+        self._groups = groups = _Groups(self._reward, self._config.overlap)
+        with groups:
+            rollout = self._generate(*arguments, listener=groups, **settings)
+        beside = self._clock.beside
+        beside["score_beside"] = beside.get("score_beside", 0.0) + groups.seconds()
+        return rollout
+
+    def reward(self, rollout: Rollout) -> Scores:
+        """The scores of the newest rollout, in its order, when the last group has been scored."""
+        scored = self._groups.wait(self._clock.log.progress)
+        order = torch.tensor([row for rows, _ in scored for row in rows])
+        lengths = rollout.sequences.response_lengths[order]
+        tokens = [int(part.sum()) for part in lengths.split([len(rows) for rows, _ in scored])]
+        parts = _alike([scores for _, scores in scored], self._config)
+        return Scores.join(parts, tokens).select(order.argsort(), offsets_of(lengths))
+
+
+class _Groups:
+    """The groups of one rollout: a listener to its writing, and a context that lasts as long as that.
+
+    Where the writing ends with an error, groups that have not been begun are left.
+    """
+
+    def __init__(self, reward: RewardOfRollout, size: int) -> None:
+        self.size = size
+        self._reward, self._worker = reward, _free_worker()
+        self._rows: list[list[int]] = []
+        self._scores: list[Scores] = []
+        self._error: BaseException | None = None
+        self._left = False
+        self._heard = threading.Condition()
+        # Of calls that have ended; when the one that goes on began, or 0.
+        self._seconds, self._began = 0.0, 0.0
+
+    def __enter__(self) -> None:
+        """Nothing to do: it begins with the first group."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._left = kind is not None
+        # It comes back when it has done what it was given; one that hangs never does.
+        self._worker.do(partial(_FREE.append, self._worker))
+
+    def ended(self, rows: list[int], part: Rollout) -> None:
+        """These rows have been written."""
+        self._rows.append(rows)
+        self._worker.do(partial(self._score, part))
+
+    def wrote(self) -> None:
+        """Ends the writing where the reward has failed."""
+        if self._error is not None:
+            raise self._error
+
+    def seconds(self) -> float:
+        """How long the reward has been working until now."""
+        with self._heard:
+            return self._seconds + (time.perf_counter() - self._began if self._began else 0.0)
+
+    def wait(self, on_progress: Progress) -> list[tuple[list[int], Scores]]:
+        """All groups, rows and scores. Raises what the reward raised."""
+        rows = [0]
+        for group in self._rows:
+            rows.append(rows[-1] + len(group))
+        told = -1
+        try:
+            with self._heard:
+                while (done := len(self._scores)) < len(self._rows) and self._error is None:
+                    if done != told:
+                        on_progress(rows[done], rows[-1])
+                        told = done
+                    # In slices, for a signal that the system gives to another thread does not end this wait.
+                    self._heard.wait(SLICE_SECONDS)
+        except BaseException:
+            self._left = True
+            raise
+        self.wrote()
+        return list(zip(self._rows, self._scores, strict=True))
+
+    def _score(self, part: Rollout) -> None:
+        """In the thread: one group, unless nobody needs it any more."""
+        if self._left or self._error is not None:
+            return
+        with self._heard:
+            self._began = time.perf_counter()
+        scores = error = None
+        try:
+            scores = self._reward(part)
+        except BaseException as caught:  # sys.exit() in a reward too must reach the run
+            error = caught
+        with self._heard:
+            self._seconds, self._began = self._seconds + time.perf_counter() - self._began, 0.0
+            self._error = error
+            if scores is not None:
+                self._scores.append(scores)
+            self._heard.notify()
+
+
+# Workers that have nothing to do, for the next step of any run of this process.
+_FREE: list[Worker] = []
+
+
+def _free_worker() -> Worker:
+    try:
+        return _FREE.pop()
+    except IndexError:
+        return Worker("proxlm-overlap")
+
+
+def _alike(parts: list[Scores], config: RewardConfig) -> list[Scores]:
+    """The scores of groups, with the same components.
+
+    A group that failed altogether has none, if no call before had told their names: it has error_score in each, as
+    where single responses fail. Raises RewardError where another one lacks some.
+    """
+    names = list(parts[-1].components)  # a name that one call has told is known in all later ones
+    for part in parts:
+        if set(part.components) != set(names) and part.failed < len(part.total):
+            raise RewardError(
+                f"the reward returned the components {_listed(part.components)} for some responses and"
+                f" {_listed(names)} for others (reward.overlap = {config.overlap}); every call must return the same"
+            )
+    return [
+        replace(
+            part,
+            components={n: part.components.get(n, [config.error_score] * len(part.total)) for n in names},
+        )
+        for part in parts
+    ]
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(names) or "(none)"

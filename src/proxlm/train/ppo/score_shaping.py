@@ -1,0 +1,51 @@
+"""From what a reward function says to what is learnt from: scaling, clipping, length penalties, potentials."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from proxlm.config import ShapingConfig
+from proxlm.rl.running_statistics import RunningStatistics, scale_scores
+from proxlm.rl.shaping import apply_missing_eos, overlong_penalty, potential_rewards, segment_sum
+from proxlm.types import Rollout, Scores
+
+
+@dataclass(frozen=True)
+class ShapedScores:
+    """total [B]: what falls on each response's last token; per_token [R] or None: on the others besides."""
+
+    total: Tensor
+    per_token: Tensor | None
+
+
+def shape_scores(
+    rollout: Rollout,
+    scores: Scores,
+    config: ShapingConfig,
+    moments: RunningStatistics,
+    limit: int,
+    gamma: float,
+    bootstrap: bool,
+) -> ShapedScores:
+    """Scale and clip by `moments`, then the penalties for a missing end and for length, then potentials.
+
+    limit: the longest response in tokens; bootstrap: a response that was cut goes on, for its return does.
+    """
+    offsets = rollout.sequences.response_offsets
+    total, per_token = scores.total, scores.per_token
+    if config.scale != "none" or config.clip > 0:
+        sums = torch.zeros_like(total) if per_token is None else segment_sum(per_token, offsets)
+        by = moments if config.scale != "none" else RunningStatistics()
+        total, per_token = scale_scores(total, per_token, sums, by, config.clip)
+    total = apply_missing_eos(total, rollout.ended, config.missing_eos, config.missing_eos_penalty)
+    lengths = segment_sum(rollout.action_mask.float(), offsets)
+    total = total - overlong_penalty(lengths, limit, config.overlong_buffer, config.overlong_penalty)
+    if scores.potentials is not None:
+        hints = potential_rewards(
+            scores.potentials, rollout.action_mask, offsets, gamma, ~rollout.ended if bootstrap else None
+        )
+        per_token = hints if per_token is None else per_token + hints
+    return ShapedScores(total, per_token)

@@ -1,0 +1,1 @@
+"""Supervised training: the next-token loss on examples."""

@@ -1,0 +1,47 @@
+"""bf16 where there are instructions for it, and a word where there are none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from proxlm.config import ModelConfig
+from proxlm.jobs.session import set_up
+from proxlm.kernels.device import has_bfloat16, lacks_bfloat16, uses_bfloat16
+from small_models import tiny_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("avx512", "amx", "has"), [(False, False, False), (True, False, True), (False, True, True)]
+)
+def test_a_processor_with_and_without_instructions(
+    tokenizer, monkeypatch, capsys, avx512: bool, amx: bool, has: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert has_bfloat16(CPU) == has
+    assert lacks_bfloat16("cpu") != has
+    assert uses_bfloat16("auto", CPU) == has
+    assert uses_bfloat16("bfloat16", CPU)
+    assert not uses_bfloat16("float32", CPU)
+    assert tiny_model(tokenizer, precision="auto").bfloat16 == has
+    for precision in ("bfloat16", "auto", "float32"):
+        set_up(0, model=ModelConfig(precision=precision, device="cpu"))
+        said = capsys.readouterr().out
+        assert ("multiplies in float32 and rounds" in said) == (precision == "bfloat16" and not has)
+        assert "emulates" not in said
+
+
+def test_an_older_torch_emulates_and_says_so(tokenizer, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.delattr(torch.library, "get_kernel")
+    assert not tiny_model(tokenizer, precision="bfloat16").widened
+    set_up(0, model=ModelConfig(precision="bfloat16", device="cpu"))
+    assert "emulates it, far slower than float32" in capsys.readouterr().out
+
+
+def test_a_device_that_is_not_there_is_for_others_to_name() -> None:
+    assert not lacks_bfloat16("nonsense")

@@ -1,0 +1,96 @@
+"""The head in place against the formulas that take any head: log-probs, entropies, gradients, at any span."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from proxlm.kernels.linear_head import backward_through_linear_head, linear_head_logprobs
+from proxlm.rl.logprobs import backward_through_head, chunked_logprobs
+
+pytestmark = pytest.mark.checklist(32)
+
+
+def given() -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(10, 8, dtype=torch.float64), torch.randn(11, 8, dtype=torch.float64)
+    return hidden.requires_grad_(), weight.requires_grad_(), torch.randint(11, (10,))
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("chunk", [1, 3, 10, 64])
+def test_logprobs_entropies_and_gradients(chunk: int, entropy: bool) -> None:
+    hidden, weight, tokens = given()
+    head = torch.nn.Linear(8, 11, bias=False, dtype=torch.float64)
+    head.weight.data.copy_(weight)
+    ours = linear_head_logprobs(hidden, weight, tokens, 0.7, entropy, chunk)
+    theirs = chunked_logprobs(hidden, head, tokens, 0.7, entropy, 1000)
+    mix = torch.randn(2, 10, dtype=torch.float64)
+    gradients = []
+    for logprobs, entropies in (ours, theirs):
+        assert (entropies is None) is not entropy
+        loss = (mix[0] * logprobs).sum() + ((mix[1] * entropies).sum() if entropies is not None else 0)
+        hidden.grad = weight.grad = None
+        loss.backward()
+        gradients.append((hidden.grad, weight.grad if head.weight.grad is None else head.weight.grad))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("chunk", [1, 4, 64])
+def test_a_loss_goes_backward_span_by_span(chunk: int, learns: bool, entropy: bool) -> None:
+    """A loss that is not linear in the log-probs; the head's gradient is added to what is there."""
+    hidden, weight, tokens = given()
+    head = torch.nn.Linear(8, 11, bias=False, dtype=torch.float64)
+    head.weight.data.copy_(weight)
+    weight.requires_grad_(learns)
+    factors = torch.randn(10, dtype=torch.float64)
+
+    def loss(span: slice, logprobs: Tensor, entropies: Tensor | None) -> Tensor:
+        more = 0.1 * entropies.square() if entropies is not None else 0.0
+        return (factors[span] * (logprobs.exp() + more)).sum()
+
+    states = hidden.detach()
+    expected = backward_through_head(states, head, tokens, 0.7, entropy, 1000, loss)
+    if learns:
+        weight.grad = torch.ones_like(weight)
+    found = backward_through_linear_head(states, weight, tokens, 0.7, entropy, chunk, loss)
+    torch.testing.assert_close(found, expected)
+    if learns:
+        torch.testing.assert_close(weight.grad - 1, head.weight.grad)
+    else:
+        assert weight.grad is None
+
+
+def test_a_loss_without_the_entropy_or_the_logprobs() -> None:
+    hidden, weight, tokens = given()
+    for loss in (lambda s, lp, h: lp.sum(), lambda s, lp, h: h.sum()):
+        found = backward_through_linear_head(hidden.detach(), weight, tokens, 1.0, True, 3, loss)
+        logprobs, entropies = linear_head_logprobs(hidden, weight, tokens, 1.0, True, 100)
+        expected = torch.autograd.grad(loss(None, logprobs, entropies), hidden)[0]
+        torch.testing.assert_close(found, expected)
+
+
+def test_derivatives_are_those_of_the_formula() -> None:
+    hidden, weight, tokens = given()
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_head_logprobs(h, w, tokens, 1.3, True, 4), (hidden, weight)
+    )
+
+
+def test_probabilities_that_are_0_in_float32_do_no_harm() -> None:
+    """π underflows where a logit is 104 below the largest: the log-prob is exact, the entropy 0, gradients finite."""
+    hidden = torch.eye(2).requires_grad_()
+    weight = torch.tensor([[0.0, 300.0], [-200.0, 0.0], [-400.0, -300.0]])
+    logprobs, entropies = linear_head_logprobs(hidden, weight, torch.tensor([1, 2]), 1.0, True, 8)
+    assert logprobs.tolist() == [-200.0, -600.0]
+    assert entropies is not None
+    assert entropies.tolist() == [0.0, 0.0]
+    (logprobs.sum() + entropies.sum()).backward()
+    assert hidden.grad is not None
+    assert hidden.grad.tolist() == [[-200.0, -300.0], [-400.0, -600.0]]

@@ -1,0 +1,512 @@
+"""Rollouts made ahead: one update stale, the same whatever the timing, beside the update, exact after a resume."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import random
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import SilentLog, job, parameters, run, trainer, vowels
+
+from proxlm.checkpoint import checkpoints, load_checkpoint
+from proxlm.config import MultiTurnConfig, OptimiserConfig, OptimisersConfig, RolloutConfig
+from proxlm.config.ppo import CorrectionConfig
+from proxlm.environments.message_tokens import PlainWords
+from proxlm.environments.multi_turn import MultiTurn
+from proxlm.environments.protocol import Answer, Task
+from proxlm.environments.resolve import with_environment
+from proxlm.errors import ConfigError, RewardError, RunError
+from proxlm.models.forward import token_outputs
+from proxlm.models.lstm import plain_kernels
+from proxlm.train.ppo import prefetch
+from proxlm.train.ppo import trainer as ppo
+from small_models import tiny_model
+
+TIMED = ("time", "tokens_per_second", "memory_gb")
+LONG = 60.0  # seconds until something that hangs is given up
+
+
+def ahead_job(critic="shared", mode="truncate", **more):
+    return job(critic, prefetch=True, correction=CorrectionConfig(mode=mode), **more)
+
+
+def saving(config):
+    return replace(config, run=replace(config.run, save_every=1, keep=99))
+
+
+def numbers(rows):
+    """The rows without what a clock or a memory gauge says."""
+    return [{name: v for name, v in row.items() if not name.startswith(TIMED)} for row in rows]
+
+
+def alike(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+class ByHand:
+    """One thing after another: keep the policy from before each update, and sample the next step with that."""
+
+    def __init__(self, policy):
+        self.policy, self.old, self.version = policy, None, 0
+
+    def take(self, collect, step, draw, clock):
+        version, old = (step, self.policy) if self.old is None else (step - 1, self.old)
+        found = collect(old, step, draw, version, clock)
+        self.old = copy.deepcopy(self.policy)
+        return found
+
+    def tensors(self):
+        return {}
+
+    def close(self):
+        pass
+
+
+class Answers:
+    """An environment of two turns that pays for vowels."""
+
+    def reset(self, task: Task) -> str:
+        self.task, self.turns = task, 0
+        return task.text
+
+    def step(self, reply: str) -> Answer:
+        self.turns += 1
+        return " and", sum(c in "aeiou" for c in reply) / 10, self.turns == 2
+
+
+def sleepy(rollout):
+    """The same reward at another time in each run."""
+    time.sleep(random.SystemRandom().random() / 30)
+    return vowels(rollout)
+
+
+def forced(made, monkeypatch, order):
+    """In each step the whole update comes before the rollout made beside it ("update"), or after it ("rollout")."""
+    sample, learn, done = made.generate, ppo.update, threading.Semaphore(0)
+
+    def generate(*given, **more):
+        job = made.collector._job
+        if order == "update" and threading.current_thread().name == "proxlm-prefetch" and job not in waited:
+            waited.append(job)
+            assert done.acquire(timeout=LONG)
+        return sample(*given, **more)
+
+    def update(*given):
+        job = made.collector._job
+        if order == "rollout" and job is not None:
+            assert job.done.wait(LONG)
+        stats = learn(*given)
+        done.release()
+        return stats
+
+    waited = []
+    made.generate = generate
+    monkeypatch.setattr(ppo, "update", update)
+
+
+@pytest.mark.checklist(21)
+def test_every_later_step_learns_from_the_policy_before_the_newest_update(tokenizer, tmp_path):
+    config = saving(ahead_job(mode="full", steps=4, lr=3e-3))
+    rollouts, experiences = [], []
+    made = trainer(tokenizer, config, tmp_path, reward=lambda r: (rollouts.append(r), vowels(r))[1])
+    prepare = made._prepare
+
+    def kept(*given):
+        found = prepare(*given)
+        experiences.append(found[0])
+        return found
+
+    made._prepare = kept
+    start = {name: p.detach().clone() for name, p in made.models.policy_parameters()}
+    rows = run(made)
+    assert [row["staleness"] for row in rows] == [0.0, 1.0, 1.0, 1.0]
+    assert [r.policy_version for r in rollouts] == [0, 0, 1, 2]
+    policies = [start] + [load_checkpoint(folder)[0] for folder in checkpoints(tmp_path)]
+    for step, (rollout, experience) in enumerate(zip(rollouts, experiences, strict=True)):
+        by = tiny_model(tokenizer)
+        saved = start if step == 0 else policies[step]
+        prefix = "" if step == 0 else "prefetch."
+        with torch.no_grad():
+            for name, p in by.network.named_parameters():
+                p.copy_(saved[prefix + name])
+            again = token_outputs(by, rollout.sequences, 1.0).logprobs
+            if step >= 2:  # what a checkpoint holds for the step after it is the policy of the one before it
+                assert all(torch.equal(p, policies[step - 1][f"policy.{n}"]) for n, p in by.trainable())
+        assert torch.allclose(again, rollout.logprobs, atol=1e-5)
+        weights = torch.exp(experience.old_logprobs - rollout.logprobs)
+        assert torch.allclose(experience.correction, weights)
+        off = float((weights - 1).abs().max())
+        assert off < 1e-4 if step == 0 else off > 1e-2
+        row = rows[step]
+        assert row["correction_max"] == pytest.approx(float(weights.max()))
+        share = float(weights.sum()) ** 2 / len(weights) / float(weights.square().sum())
+        assert row["correction_share"] == pytest.approx(share)
+        gap = (experience.old_logprobs - rollout.logprobs).double()
+        assert row["rollout_kl"] == pytest.approx(float((gap.exp() - 1 - gap).mean()), abs=1e-6)
+    assert all(row["rollout_gap"] > 0.01 and row["rollout_kl"] > 1e-4 for row in rows[1:])
+
+
+def settings(name):
+    """A job, what its trainer is given, and what it samples with."""
+    more = {
+        "adapter": {"critic": "adapter"},
+        "separate": {"critic": "separate", "critic_warmup": 1, "reference_decay": 0.9},
+        "groups": {"samples_per_prompt": 3, "batch_size": 4, "filter_groups": True, "filter_rounds": 3},
+    }
+    config = ahead_job(**more.get(name, {}), steps=4, lr=3e-3)
+    given = {"lora": 4} if name in ("lora", "adapter") else {}
+    if name in ("lstm", "t5", "gpt2"):
+        given["family"] = name
+    if name == "groups":  # some groups are all alike, so that some steps draw more often than others
+        given["reward"] = lambda r: replace(vowels(r), total=(vowels(r).total > 0.25).float())
+    if name == "temperature":
+        config = replace(
+            config, rollout=RolloutConfig(max_new_tokens=12, temperature=1.0, final_temperature=0.5)
+        )
+    return config, given
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "lora", "adapter", "separate", "groups", "temperature", "lstm", "t5", "gpt2", "words"]
+)
+def test_it_is_the_same_as_one_thing_after_another(tokenizer, tmp_path, monkeypatch, name):
+    config, given = settings(name)
+    results = []
+    for way in ("beside", "by hand"):
+        made = trainer(tokenizer, config, tmp_path / way, **{"reward": sleepy, **given})
+        if name == "words":
+            made.reward = with_environment(None)
+            talks = MultiTurnConfig(use="x", max_turns=3)
+            made.generate = MultiTurn(Answers, PlainWords(tokenizer), talks)
+        with monkeypatch.context() as patch:
+            if way == "by hand":
+                made.collector = ByHand(made.models.policy)
+            else:
+                forced(made, patch, "update")
+            results.append((numbers(run(made)), parameters(made), made.state))
+    (rows, weights, state), (rows_by_hand, weights_by_hand, state_by_hand) = results
+    assert rows == rows_by_hand
+    assert state == state_by_hand
+    assert alike(weights, weights_by_hand)
+    assert rows[-1]["staleness"] == 1.0
+    assert rows[-1]["rollout_gap"] > 1e-3
+    if name == "groups":
+        assert state.draws > 4
+
+
+@pytest.mark.parametrize(("critic", "lora"), [("separate", 0), ("adapter", 4)])
+def test_timing_changes_nothing(tokenizer, tmp_path, monkeypatch, critic, lora):
+    results = []
+    for order in ("as it comes", "update", "rollout", "by chance"):
+        reward = sleepy if order == "by chance" else vowels
+        made = trainer(tokenizer, ahead_job(critic), tmp_path / order, lora, reward)
+        with monkeypatch.context() as patch:
+            if order in ("update", "rollout"):
+                forced(made, patch, order)
+            results.append((numbers(run(made)), parameters(made)))
+    for rows, weights in results[1:]:
+        assert rows == results[0][0]
+        assert alike(weights, results[0][1])
+
+
+@pytest.mark.checklist(38)
+@pytest.mark.parametrize(("lora", "steps"), [(0, (1, 2, 3)), (4, (2,))])
+def test_a_resume_from_each_checkpoint_ends_the_same(tokenizer, tmp_path, lora, steps):
+    config = saving(ahead_job("separate", steps=4, lr=3e-3))
+    whole = trainer(tokenizer, config, tmp_path / "whole", lora)
+    rows = numbers(run(whole))
+    for step in steps:
+        parts = tmp_path / f"parts-{step}"
+        first = trainer(tokenizer, config, parts, lora)
+        for _ in range(step):
+            first.step(SilentLog())
+        first.save()
+        first.collector.close()
+        saved = {name for name in load_checkpoint(checkpoints(parts)[-1])[0] if name.startswith("prefetch.")}
+        assert saved == {f"prefetch.{name}" for name, _ in first.models.policy_parameters()}
+        second = trainer(tokenizer, config, parts, lora)
+        second.resume()
+        assert numbers(run(second)) == rows[step:]
+        assert alike(parameters(second), parameters(whole))
+
+
+def test_a_finished_run_may_be_made_longer(tokenizer, tmp_path):
+    whole = trainer(tokenizer, saving(ahead_job(steps=4, lr=3e-3)), tmp_path / "whole")
+    rows = numbers(run(whole))
+    run(trainer(tokenizer, saving(ahead_job(steps=2, lr=3e-3)), tmp_path / "parts"))
+    longer = trainer(tokenizer, saving(ahead_job(steps=4, lr=3e-3)), tmp_path / "parts")
+    longer.resume()
+    assert numbers(run(longer)) == rows[2:]
+    assert alike(parameters(longer), parameters(whole))
+
+
+def test_going_back_in_the_same_process(tokenizer, tmp_path):
+    """A trainer that has a rollout ahead reads an older checkpoint: that rollout is not used."""
+    config = saving(ahead_job(steps=4, lr=3e-3))
+    made = trainer(tokenizer, config, tmp_path)
+    for _ in range(2):
+        made.step(SilentLog())
+    made.save()
+    rows = run(made)
+    for folder in checkpoints(tmp_path)[1:]:
+        folder.rename(folder.with_name(f"not-{folder.name}"))
+    made.resume()
+    assert made.state.step == 2
+    assert numbers(run(made)) == numbers(rows)
+
+
+def test_switching_the_mode_is_refused_on_resume(tokenizer, tmp_path):
+    config = ahead_job(steps=1)
+    run(trainer(tokenizer, config, tmp_path))
+    other = replace(config, ppo=replace(config.ppo, prefetch=False, steps=2))
+    with pytest.raises(RunError, match=r"made with ppo\.prefetch = true, not false"):
+        trainer(tokenizer, other, tmp_path).resume()
+
+
+def test_without_the_mode_nothing_of_it_is_there(tokenizer, tmp_path):
+    rows = run(trainer(tokenizer, job(steps=2), tmp_path))
+    assert [row["staleness"] for row in rows] == [0.0, 0.0]
+    assert all("time/waiting" not in row and row["rollout_kl"] < 1e-8 for row in rows)
+    assert all(row["correction_max"] == row["correction_share"] == 1.0 for row in rows)
+    tensors = load_checkpoint(checkpoints(tmp_path)[-1])[0]
+    assert not [name for name in tensors if name.startswith("prefetch.")]
+
+
+def test_a_policy_that_stays_gives_the_synchronous_run(tokenizer, tmp_path):
+    results = []
+    for on in (True, False):
+        config = ahead_job("separate", steps=4)
+        config = replace(
+            config,
+            ppo=replace(config.ppo, prefetch=on),
+            optim=OptimisersConfig(OptimiserConfig(lr=0.0), OptimiserConfig(lr=1e-2)),
+        )
+        made = trainer(tokenizer, config, tmp_path / str(on))
+        rows = [{n: v for n, v in row.items() if n != "staleness"} for row in numbers(run(made))]
+        results.append((rows, parameters(made)))
+    assert results[0][0] == results[1][0]
+    assert alike(results[0][1], results[1][1])
+    assert results[0][0][-1]["value_mean"] != 0.0
+
+
+def test_the_update_and_the_next_rollout_run_at_the_same_time(tokenizer, tmp_path, monkeypatch):
+    """Each waits for the other to begin, so that neither would end if one came after the other."""
+    learn, updates, rollouts = ppo.update, threading.Event(), threading.Event()
+    calls, heard = [], []
+
+    def reward(rollout):
+        calls.append(threading.current_thread().name)
+        if len(calls) == 2:
+            rollouts.set()
+            heard.append(updates.wait(LONG))
+        return vowels(rollout)
+
+    def waiting_update(*given):
+        updates.set()
+        heard.append(rollouts.wait(LONG))
+        return learn(*given)
+
+    monkeypatch.setattr(ppo, "update", waiting_update)
+    rows = run(trainer(tokenizer, ahead_job(steps=3), tmp_path, reward=reward))
+    assert heard == [True] * 4
+    assert calls == ["MainThread", "proxlm-prefetch", "proxlm-prefetch"]
+    for row in rows:
+        assert {"time/generate", "time/score", "time/waiting", "time/prepare", "time/update"} <= row.keys()
+        own = row["time/waiting"] + row["time/prepare"] + row["time/update"]
+        assert row["time/step"] == pytest.approx(own)
+    first = rows[0]
+    assert first["time/waiting"] == pytest.approx(first["time/generate"] + first["time/score"], rel=0.5)
+
+
+def test_a_reward_that_fails_ends_the_run_at_its_own_step(tokenizer, tmp_path):
+    calls = []
+
+    def reward(rollout):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RewardError("reward x: the judge has gone home")
+        return vowels(rollout)
+
+    config = saving(ahead_job(steps=5))
+    made = trainer(tokenizer, config, tmp_path, reward=reward)
+    log = SilentLog()
+    with pytest.raises(RewardError, match="the judge has gone home"):
+        made.train(log)
+    # The step before has been made whole and saved.
+    assert [row["step"] for row in log.rows] == [1, 2]
+    assert checkpoints(tmp_path)[-1].name == "step-00000002"
+    whole = trainer(tokenizer, config, tmp_path / "whole")
+    rows = numbers(run(whole))
+    again = trainer(tokenizer, config, tmp_path)
+    again.resume()
+    assert numbers(log.rows) + numbers(run(again)) == rows
+    assert alike(parameters(again), parameters(whole))
+
+
+def test_the_same_trainer_may_go_on_after_an_error(tokenizer, tmp_path):
+    calls = []
+
+    def reward(rollout):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RewardError("once")
+        return vowels(rollout)
+
+    made = trainer(tokenizer, ahead_job(steps=4), tmp_path / "a", reward=reward)
+    log = SilentLog()
+    with pytest.raises(RewardError):
+        made.train(log)
+    made.train(log)
+    whole = trainer(tokenizer, ahead_job(steps=4), tmp_path / "b")
+    assert numbers(log.rows) == numbers(run(whole))
+    assert alike(parameters(made), parameters(whole))
+
+
+def test_out_of_memory_beside_an_update_is_tried_again_alone(tokenizer, tmp_path):
+    calls = []
+
+    def reward(rollout):
+        calls.append(threading.current_thread().name)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return vowels(rollout)
+
+    made, log = trainer(tokenizer, ahead_job(steps=3), tmp_path / "a", reward=reward), SilentLog()
+    notes = []
+    log.note = notes.append  # type: ignore[method-assign]
+    made.train(log)
+    assert calls == ["MainThread", "proxlm-prefetch", "MainThread", "proxlm-prefetch"]
+    assert [note for note in notes if "out of memory" in note] == [
+        "out of memory while responses were written beside an update; they are written alone"
+    ]
+    whole = trainer(tokenizer, ahead_job(steps=3), tmp_path / "b")
+    assert numbers(log.rows) == numbers(run(whole))
+
+
+def test_a_run_that_is_stopped_waits_for_no_rollout(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(prefetch, "LEAVE_SECONDS", 0.2)
+    calls, release = [], threading.Event()
+
+    def reward(rollout):
+        calls.append(1)
+        if len(calls) == 2:
+            release.wait(LONG)
+        return vowels(rollout)
+
+    made, log = trainer(tokenizer, ahead_job(steps=4), tmp_path, reward=reward), SilentLog()
+
+    def stop(save, due):
+        if len(log.rows) == 1:
+            raise KeyboardInterrupt
+
+    log.checkpoint = stop  # type: ignore[method-assign]
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        made.train(log)
+    assert time.monotonic() - began < LONG / 2
+    release.set()
+    made.train(log)
+    whole = trainer(tokenizer, ahead_job(steps=4), tmp_path / "b")
+    assert numbers(log.rows) == numbers(run(whole))
+
+
+def test_a_rollout_that_nobody_waits_for_ends_between_two_tokens(tokenizer, tmp_path):
+    config = ahead_job(steps=3)
+    made = trainer(tokenizer, config, tmp_path)
+    short, endless = made.generate, RolloutConfig(max_new_tokens=100, temperature=1.0)
+    begun = threading.Event()
+
+    def generate(model, prompts, sampling, **more):
+        if threading.current_thread().name != "proxlm-prefetch":
+            return short(model, prompts, sampling, **more)
+        begun.set()
+        while True:
+            short(model, prompts, endless, **more)
+
+    made.generate = generate
+    made.step(SilentLog())
+    assert begun.wait(LONG)
+    endless_job = made.collector._job
+    made.collector.close()
+    assert endless_job.done.wait(LONG)
+    assert isinstance(endless_job.error, prefetch.AbandonedError)
+
+
+def test_the_copy_shares_what_never_learns_and_nothing_else(tokenizer, tmp_path):
+    for lora in (0, 4):
+        policy = trainer(tokenizer, ahead_job(), tmp_path, lora).models.policy
+        twin = prefetch.frozen_copy(policy)
+        own, other = (dict(model.network.named_parameters()) for model in (policy, twin))
+        assert own.keys() == other.keys()
+        learning = {name for name, _ in policy.trainable()}
+        for name, p in own.items():
+            assert torch.equal(p, other[name])
+            assert (p is other[name]) == (name not in learning)
+            assert not other[name].requires_grad
+        assert all(p.requires_grad for _, p in policy.trainable())
+        assert twin.tokenizer is not policy.tokenizer
+
+
+def test_the_thread_ends_with_its_trainer(tokenizer, tmp_path):
+    def threads():
+        return {t for t in threading.enumerate() if t.name == "proxlm-prefetch"}
+
+    before = threads()
+    made = trainer(tokenizer, ahead_job(), tmp_path)
+    run(made)
+    (own,) = threads() - before
+    assert own.daemon
+    del made
+    gc.collect()
+    own.join(LONG)
+    assert not own.is_alive()
+
+
+def test_kernels_are_switched_back_by_the_last_of_two_threads():
+    def state():
+        return bool(torch.backends.mkldnn.enabled), bool(torch.backends.cudnn.enabled)
+
+    before, inside, leave = state(), threading.Event(), threading.Event()
+
+    def other():
+        with plain_kernels():
+            inside.set()
+            leave.wait(LONG)
+
+    thread = threading.Thread(target=other)
+    with plain_kernels():
+        thread.start()
+        assert inside.wait(LONG)
+    assert state() == (False, False)
+    leave.set()
+    thread.join(LONG)
+    assert state() == before
+
+
+def test_what_cannot_be_combined_is_refused(tokenizer):
+    def said(config):
+        return [message for key, message in config.problems() if key == "ppo.prefetch"]
+
+    assert (
+        said(job()) == said(ahead_job()) == said(ahead_job(mode="mask")) == said(ahead_job(mode="full")) == []
+    )
+    assert said(ahead_job(mode="none")) == [
+        "its responses come from an older policy: set ppo.correction.mode to truncate, mask or full"
+    ]
+    assert "ppo.loss = trpo" in said(ahead_job(loss="trpo"))[0]
+    recurrent = replace(tiny_model(tokenizer, "lstm"), bfloat16=True)
+    with pytest.raises(ConfigError, match=r"prefetch: a recurrent policy needs model\.precision = float32"):
+        prefetch.Prefetcher(recurrent, 3)
+
+
+def test_it_learns(tokenizer, tmp_path):
+    config = ahead_job("separate", steps=25, lr=3e-3, kl_coef=0.01)
+    rows = run(trainer(tokenizer, config, tmp_path))
+    first, last = (sum(r["reward"] for r in part) / 5 for part in (rows[:5], rows[-5:]))
+    assert last > first + 0.15
+    assert all(row["rollout_kl"] > 0 for row in rows[1:])
