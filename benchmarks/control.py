@@ -64,14 +64,14 @@ def result(run: Path, goal: float) -> dict[str, float | None]:
     for row in rows:
         ended += row["episodes_ended"]
         if reached is None and ended >= 100 and row["episode_return"] >= goal:
-            reached = row["env_steps"]
+            reached = row["environment_steps"]
     last = rows[-1]
     return {
         "episode_return": round(last["episode_return"], 2),
-        "env_steps": last["env_steps"],
+        "environment_steps": last["env_steps"],
         "goal_at": reached,
         "seconds": last["time"],
-        "steps_per_second": round(last["env_steps"] / last["time"]),
+        "steps_per_second": round(last["environment_steps"] / last["time"]),
     }
 
 
@@ -114,7 +114,7 @@ def curves(folder: Path) -> str:
                 if "episode_return" in r
             ]
             series[str(seed)] = [
-                (r["env_steps"] / 1000, r["episode_return"]) for r in rows[:: -(-len(rows) // 250)]
+                (r["environment_steps"] / 1000, r["episode_return"]) for r in rows[:: -(-len(rows) // 250)]
             ]
         panels.append((f"{env}: return by thousand steps", series))
     return svg(panels, [f"seed {seed}" for seed in SEEDS])

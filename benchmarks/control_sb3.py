@@ -43,7 +43,7 @@ def run(env: str, seed: int) -> dict[str, float]:
     episodes = [episode["r"] for episode in model.ep_info_buffer or []]
     return {
         "episode_return": round(mean(episodes), 2),
-        "env_steps": model.num_timesteps,
+        "environment_steps": model.num_timesteps,
         "seconds": round(seconds, 1),
         "steps_per_second": round(model.num_timesteps / seconds),
     }

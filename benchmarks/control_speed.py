@@ -29,7 +29,7 @@ def ours(env: str, seed: int) -> float:
     """Steps per second of a whole run: folder, metrics, checkpoint and all, but no report."""
     with tempfile.TemporaryDirectory() as folder:
         given = {
-            "env.steps": STEPS,
+            "environment.steps": STEPS,
             "run.seed": seed,
             "run.folder": f"{folder}/run",
             "run.tensorboard": False,

@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from proxlm.checkpoint import load_checkpoint
 from proxlm.checkpoint.manifest import damage, read_manifest, write_manifest
 from proxlm.checkpoint.read import list_of_numbers, numbers_of
-from proxlm.config import JOBS, DataConfig, TextConfig, load_config, to_toml
+from proxlm.config import JOBS, DataSettings, TextSettings, load_config, to_toml
 from proxlm.config.tree import known_keys
 from proxlm.config.values import dotted
 from proxlm.data.prompts import load_prompts
@@ -128,9 +128,9 @@ def feed_values(record: dict[str, Any], folder: Path) -> None:
         json.dumps(record) + '\n{"prompt": "a", "response": "b", "text": "c"}\n', encoding="utf-8"
     )
     skipped = Skipped(skip=True)
-    data = DataConfig(prompts=str(path), eval_count=0)
+    data = DataSettings(prompts=str(path), eval_count=0)
     assert load_prompts(data, _tokenizer(), 40, "train", 0, skipped=skipped).prompts
-    assert list(sft_examples(TextConfig(), [str(path)], _tokenizer(), 40, skipped=skipped))
+    assert list(sft_examples(TextSettings(), [str(path)], _tokenizer(), 40, skipped=skipped))
     assert list(read_texts([str(path)], [], skipped))
     skipped.save(folder)
     for row in (folder / "skipped.jsonl").read_bytes().splitlines() if len(skipped) else []:
@@ -205,7 +205,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "sft": {"model.policy": "m", "text.train": ["t.jsonl"]},
     "generate": {"model.policy": "m"},
     "evaluate": {"model.policy": "m", "data.prompts": "p.txt"},
-    "control": {"env.id": "CartPole-v1"},
+    "control": {"environment.id": "CartPole-v1"},
     "report": {"folder": "runs/x"},
     "doctor": {"folder": "runs/x"},
 }

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from step_models import EOS, Work, make_models
 
-from proxlm.config import ModelConfig, RolloutConfig
+from proxlm.config import ModelSettings, RolloutSettings
 from proxlm.engine.native import generate
 from proxlm.jobs.session import set_up
 from proxlm.models.forward import token_outputs
@@ -91,11 +91,11 @@ def measure(work: Work, rows: int, repeats: int) -> dict[str, dict[str, float]]:
     """Seconds, tokens per second and mismatch of transformers and of proxlm with each kind of weights."""
     with tempfile.TemporaryDirectory() as name:
         make_models(work, Path(name))
-        model = load_language_model(ModelConfig(policy=f"{name}/policy", device="cpu", precision="float32"))
+        model = load_language_model(ModelSettings(policy=f"{name}/policy", device="cpu", precision="float32"))
     prompts = prompts_of(work, rows)
 
     def ours(weights: Any) -> Rollout:
-        config = RolloutConfig(max_new_tokens=work.response, batch_size=work.batch, weights=weights)
+        config = RolloutSettings(max_new_tokens=work.response, batch_size=work.batch, weights=weights)
         return generate(model, prompts, config, seed=0, step=0)
 
     seconds: dict[str, list[float]] = {name: [] for name in ("transformers", *WEIGHTS)}

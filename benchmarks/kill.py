@@ -81,15 +81,15 @@ class Outcome:
 
 def prepare(folder: Path) -> None:
     """A tiny model, prompts, pairs and a reward in `folder`."""
-    from proxlm.config import ModelConfig, NewModelConfig
+    from proxlm.config import ModelSettings, NewModelSettings
     from proxlm.data.tokenizer import train_tokenizer
     from proxlm.models.load import build_language_model
     from proxlm.models.save import save_language_model
 
     tokenizer = train_tokenizer(TEXTS * 20, vocabulary=320, context=128)
     torch.manual_seed(0)
-    new = NewModelConfig(type="llama", hidden=32, layers=2, heads=4, context=128)
-    save_language_model(build_language_model(new, tokenizer, ModelConfig(device="cpu")), folder / "model")
+    new = NewModelSettings(type="llama", hidden=32, layers=2, heads=4, context=128)
+    save_language_model(build_language_model(new, tokenizer, ModelSettings(device="cpu")), folder / "model")
     prompts = [{"prompt": f"{text[:12]} {i}"} for i in range(6) for text in TEXTS]
     pairs = [{"prompt": text[:6], "response": f"{text[6:20]} {i}"} for i in range(6) for text in TEXTS]
     for name, rows in (("prompts", prompts), ("pairs", pairs)):

@@ -23,7 +23,7 @@ import torch
 from step_models import Work, make_models
 from step_proxlm import QuietLog
 
-from proxlm.config import ModelConfig, PPOConfig, PPOJob, RewardConfig, RolloutConfig
+from proxlm.config import ModelSettings, PPOConfig, PPOSettings, RewardSettings, RolloutSettings
 from proxlm.data.prompts import PromptStream
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
@@ -47,20 +47,20 @@ def judge(completions: list[Completion]) -> list[float]:
 
 def reward_of(name: str) -> Reward:
     if name == "judge":
-        return build_reward(RewardConfig(), judge)
-    return build_reward(RewardConfig(use="python_tests", args={"with_prompt": True, "fenced": False}))
+        return build_reward(RewardSettings(), judge)
+    return build_reward(RewardSettings(use="python_tests", args={"with_prompt": True, "fenced": False}))
 
 
-def job_of(overlap: int, at_once: int) -> PPOJob:
-    return PPOJob(
-        rollout=RolloutConfig(max_new_tokens=WORK.response, batch_size=at_once),
-        reward=RewardConfig(overlap=overlap),
-        ppo=PPOConfig(batch_size=WORK.batch),
+def job_of(overlap: int, at_once: int) -> PPOConfig:
+    return PPOConfig(
+        rollout=RolloutSettings(max_new_tokens=WORK.response, batch_size=at_once),
+        reward=RewardSettings(overlap=overlap),
+        ppo=PPOSettings(batch_size=WORK.batch),
     )
 
 
 def measured(
-    model: LanguageModel, prompts: PromptStream, name: str, jobs: dict[int, PPOJob], repeats: int
+    model: LanguageModel, prompts: PromptStream, name: str, jobs: dict[int, PPOConfig], repeats: int
 ) -> dict[str, Any]:
     """Seconds by phase without overlap and with it, in turn; jobs: by overlap."""
     reward = reward_of(name)
@@ -99,7 +99,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as folder:
         make_models(WORK, Path(folder))
-        model = load_language_model(ModelConfig(policy=f"{folder}/policy", device="cpu"))
+        model = load_language_model(ModelSettings(policy=f"{folder}/policy", device="cpu"))
     rows = WORK.prompts(batches=given.repeats + 1)
     asked = [Prompt(i, tuple(ids), PROGRAM, {"tests": [TEST]}) for i, ids in enumerate(rows)]
     prompts = PromptStream(asked, WORK.batch, seed=0)

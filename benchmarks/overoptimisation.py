@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from proxlm import load_config, run_ppo
-from proxlm.config import RewardConfig
+from proxlm.config import RewardSettings
 from proxlm.data.prompts import load_prompts
 from proxlm.engine.native import generate
 from proxlm.models.load import load_language_model
@@ -62,7 +62,7 @@ def spoilt(texts: list[str], seed: int) -> list[str]:
 
 
 def train_classifier(
-    model_folder: str, folder: Path, labels: int, seed: int, label: RewardConfig, epochs: int, spoil: bool
+    model_folder: str, folder: Path, labels: int, seed: int, label: RewardSettings, epochs: int, spoil: bool
 ) -> float:
     """Fit a one-output classifier to the scores that `label` gives, with `spoil` also to spoilt copies of the texts
     with the lowest score. Returns its correlation with them on a quarter more continuations that it has not seen."""
@@ -95,8 +95,8 @@ def train_classifier(
     return float(torch.corrcoef(torch.stack([unseen, target[labels:]]))[0, 1])
 
 
-def reward_model(folder: Path) -> RewardConfig:
-    return RewardConfig(use="reward_model", args={"path": str(folder), "truncate": True})
+def reward_model(folder: Path) -> RewardSettings:
+    return RewardSettings(use="reward_model", args={"path": str(folder), "truncate": True})
 
 
 def score(network: Any, rows: list[list[int]]) -> Tensor:
@@ -157,7 +157,7 @@ def main() -> None:
     gold = given.output / "gold"
     note = given.output / "gold-with-vader.json"
     if not note.exists():
-        sentiment = RewardConfig(use="sentiment")
+        sentiment = RewardSettings(use="sentiment")
         known = train_classifier(given.model, gold, given.gold_labels, 1000, sentiment, epochs=5, spoil=True)
         note.write_text(json.dumps(known), encoding="utf-8")
     known = json.loads(note.read_text(encoding="utf-8"))

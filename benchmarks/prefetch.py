@@ -23,16 +23,16 @@ import torch
 from step_proxlm import QuietLog
 
 from proxlm.config import (
-    ModelConfig,
-    NewModelConfig,
-    OptimiserConfig,
-    OptimisersConfig,
+    ModelSettings,
+    NewModelSettings,
+    OptimiserSettings,
+    OptimisersSettings,
     PPOConfig,
-    PPOJob,
-    RolloutConfig,
-    RunConfig,
+    PPOSettings,
+    RolloutSettings,
+    RunSettings,
 )
-from proxlm.config.ppo import CorrectionConfig
+from proxlm.config.ppo import CorrectionSettings
 from proxlm.data.prompts import PromptStream
 from proxlm.data.tokenizer import train_tokenizer
 from proxlm.models.actor_critic import make_actor_critic
@@ -78,21 +78,21 @@ def run(ahead: bool, seed: int, steps: int, size: dict[str, int], reward: Any, l
     """Train a random model; the rows of metrics. The mode has truncated weights, without it there are none."""
     tokenizer = train_tokenizer(TEXTS * 20, vocabulary=320, context=256)
     torch.manual_seed(seed)
-    new = NewModelConfig(hidden=size["hidden"], layers=size["layers"], heads=4, context=256)
-    model = build_language_model(new, tokenizer, ModelConfig(device="cpu", precision="float32"))
+    new = NewModelSettings(hidden=size["hidden"], layers=size["layers"], heads=4, context=256)
+    model = build_language_model(new, tokenizer, ModelSettings(device="cpu", precision="float32"))
     with torch.no_grad():  # sharp enough that there is something to learn from
         model.network.get_output_embeddings().weight.mul_(8.0)
-    correction = CorrectionConfig(mode="truncate" if ahead else "none")
-    ppo = PPOConfig(
+    correction = CorrectionSettings(mode="truncate" if ahead else "none")
+    ppo = PPOSettings(
         steps=steps, batch_size=size["batch"], epochs=2, minibatches=2, kl_coef=0.01,
         prefetch=ahead, correction=correction,
     )  # fmt: skip
-    config = PPOJob(
-        model=ModelConfig(policy="random", critic="separate", device="cpu"),
-        rollout=RolloutConfig(max_new_tokens=size["length"], batch_size=size["batch"]),
+    config = PPOConfig(
+        model=ModelSettings(policy="random", critic="separate", device="cpu"),
+        rollout=RolloutSettings(max_new_tokens=size["length"], batch_size=size["batch"]),
         ppo=ppo,
-        optim=OptimisersConfig(OptimiserConfig(lr=lr), OptimiserConfig(lr=lr)),
-        run=RunConfig(seed=seed, save_every=0),
+        optim=OptimisersSettings(OptimiserSettings(lr=lr), OptimiserSettings(lr=lr)),
+        run=RunSettings(seed=seed, save_every=0),
     )
     texts = [text[: 4 + 3 * i] for i in range(8) for text in TEXTS]
     prompts = [Prompt(i, tuple(tokenizer(text).input_ids), text) for i, text in enumerate(texts)]

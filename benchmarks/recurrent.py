@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from jobs import evaluated, run_job
-from proxlm.config import ModelConfig
+from proxlm.config import ModelSettings
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.models.load import load_language_model
 from proxlm.runlog.folder import read_jsonl
@@ -86,7 +86,7 @@ def pretrained(kind: str, rate: float, seed: int, steps: int, output: Path, test
         "run.seed": seed,
     }
     folder = run_job("pretrain", output / f"{kind}-{rate:g}-{seed}", COMMON | settings)
-    model = load_language_model(ModelConfig(policy=str(folder / "policy"), device="cpu"))
+    model = load_language_model(ModelSettings(policy=str(folder / "policy"), device="cpu"))
     blocks = Examples.from_blocks(pretrain_blocks(model.tokenizer, [test], BLOCK))
     log = read_jsonl(folder / "metrics.jsonl")
     return {

@@ -102,19 +102,19 @@ def write_pairs(source: Path, path: Path, size: int) -> None:
 
 def prepare(kind: str, path: str) -> int:
     """Do what the jobs do with the file before they train; returns the number of tokens, or of texts without them."""
-    from proxlm.config import TextConfig
+    from proxlm.config import TextSettings
     from proxlm.data.supervised import pretrain_blocks, record_texts, sft_examples
     from proxlm.data.text import read_texts, split_validation
     from proxlm.data.tokenizer import train_tokenizer
     from proxlm.train.supervised.examples import Examples, TokenBatches
 
     if kind == "records":
-        return sum(len(pair) for pair in record_texts(TextConfig(), [path]))
+        return sum(len(pair) for pair in record_texts(TextSettings(), [path]))
     if kind == "read":
         return sum(map(len, read_texts([path], []).split(0.05, 0)))
     if kind == "pairs":
         tokenizer = train_tokenizer(["To be, or not to be: that is the question."] * 9, 300, 10_000)
-        every = Examples.from_rows(sft_examples(TextConfig(), [path], tokenizer, 10_000))
+        every = Examples.from_rows(sft_examples(TextSettings(), [path], tokenizer, 10_000))
         train, _ = map(every.select, split_validation(range(len(every)), 0.05, 0))
     else:
         documents, held_out = read_texts([path], []).split(0.05, 0)

@@ -19,7 +19,7 @@ from typing import Any
 
 from sacrebleu.metrics import BLEU, CHRF
 
-from proxlm.config import ModelConfig, RolloutConfig
+from proxlm.config import ModelSettings, RolloutSettings
 from proxlm.data.tokenizer import encode_source
 from proxlm.engine.native import EVALUATION, generate
 from proxlm.evaluation.metrics import mean_with_interval
@@ -88,7 +88,7 @@ def prepare(path: Path) -> None:
 
 def translations(policy: Path, test: list[dict[str, Any]]) -> dict[str, list[str]]:
     """The model's translations of the test sentences, greedy and sampled at temperature 1 (one each)."""
-    model = load_language_model(ModelConfig(policy=str(policy), device="cpu"))
+    model = load_language_model(ModelSettings(policy=str(policy), device="cpu"))
     asked = [
         Prompt(i, tuple(encode_source(model.tokenizer, row["prompt"])), row["prompt"])
         for i, row in enumerate(test)
@@ -97,7 +97,7 @@ def translations(policy: Path, test: list[dict[str, Any]]) -> dict[str, list[str
         mode: generate(
             model,
             asked,
-            RolloutConfig(max_new_tokens=24, temperature=temperature, batch_size=128),
+            RolloutSettings(max_new_tokens=24, temperature=temperature, batch_size=128),
             seed=0,
             step=0,
             stream=EVALUATION,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from proxlm.config import ModelConfig, MultiTurnConfig, NewModelConfig, RolloutConfig
+from proxlm.config import EnvironmentSettings, ModelSettings, NewModelSettings, RolloutSettings
 from proxlm.data.tokenizer import train_tokenizer
 from proxlm.environments.message_tokens import PlainWords
 from proxlm.environments.multi_turn import MultiTurn
@@ -50,18 +50,18 @@ class Waits:
 def model_of(hidden: int, layers: int) -> LanguageModel:
     """A random model that never ends a turn early."""
     tokenizer = train_tokenizer(["Say something, please: And then?"] * 8, vocabulary=300, context=512)
-    new = NewModelConfig(vocabulary=len(tokenizer), hidden=hidden, layers=layers, heads=8, context=512)
-    model = build_language_model(new, tokenizer, ModelConfig())
+    new = NewModelSettings(vocabulary=len(tokenizer), hidden=hidden, layers=layers, heads=8, context=512)
+    model = build_language_model(new, tokenizer, ModelSettings())
     model.network.generation_config.eos_token_id = model.tokenizer.eos_token_id = None
     return model
 
 
 def tokens_per_second(model: LanguageModel, longest_wait: float, count: int, length: int) -> float:
-    settings = MultiTurnConfig(use="waits", max_turns=TURNS, max_tokens=512)
+    settings = EnvironmentSettings(use="waits", max_turns=TURNS, max_tokens=512)
     make: Callable[[], Waits] = lambda: Waits(longest_wait)  # noqa: E731
     converse = MultiTurn(make, PlainWords(model.tokenizer), settings)
     prompts = [Prompt(i, (), "") for i in range(count)]
-    config = RolloutConfig(max_new_tokens=length, batch_size=count)
+    config = RolloutSettings(max_new_tokens=length, batch_size=count)
     began = time.perf_counter()
     rollout = converse(model, prompts, config, seed=0, step=0)
     return float(rollout.action_mask.sum()) / (time.perf_counter() - began)

@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from proxlm.config import PPOJob, SFTJob, load_config, to_toml
+from proxlm.config import PPOConfig, SFTConfig, load_config, to_toml
 from proxlm.runlog.folder import append_jsonl, write_atomic, write_json_atomic
 
 OPENINGS = [
@@ -123,7 +123,7 @@ def ppo_run(folder: Path, steps: int = 60, with_texts: bool = True) -> Path:
     rng = random.Random(0)
     folder.mkdir(parents=True)
     config = load_config(
-        PPOJob, overrides={"model.policy": "stories260K", "data.prompts": "p.jsonl", "ppo.steps": steps}
+        PPOConfig, overrides={"model.policy": "stories260K", "data.prompts": "p.jsonl", "ppo.steps": steps}
     )
     write_atomic(folder / "config.toml", to_toml(config))
     append_jsonl(folder / "metrics.jsonl", [ppo_row(step, steps, rng) for step in range(1, steps + 1)])
@@ -138,7 +138,7 @@ def sft_run(folder: Path, steps: int = 120) -> Path:
     rng = random.Random(0)
     folder.mkdir(parents=True)
     config = load_config(
-        SFTJob, overrides={"model.policy": "stories260K", "text.train": ["t.jsonl"], "train.steps": steps}
+        SFTConfig, overrides={"model.policy": "stories260K", "text.train": ["t.jsonl"], "train.steps": steps}
     )
     write_atomic(folder / "config.toml", to_toml(config))
     for step in range(1, steps + 1):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from proxlm.config import ModelConfig, NewModelConfig
+from proxlm.config import ModelSettings, NewModelSettings
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import build_language_model
 
@@ -31,8 +31,8 @@ WORDS = [
 def tiny_model(tokenizer: Any, type: str = "llama", seed: int = 0, **model: Any) -> LanguageModel:
     """A random model with sharp enough predictions that sampling is not uniform."""
     torch.manual_seed(seed)
-    new = NewModelConfig(type=type, hidden=32, layers=2, heads=4, context=128)
-    built = build_language_model(new, tokenizer, ModelConfig(device="cpu", **model))
+    new = NewModelSettings(type=type, hidden=32, layers=2, heads=4, context=128)
+    built = build_language_model(new, tokenizer, ModelSettings(device="cpu", **model))
     with torch.no_grad():
         for name, p in built.network.named_parameters():
             if "lstm.weight" in name:  # a recurrence as torch begins it hardly moves

@@ -17,7 +17,7 @@ import pytest
 
 import proxlm
 from proxlm.__main__ import APPS, ENVIRONMENT, main
-from proxlm.config import JOBS, DemoJob, describe
+from proxlm.config import JOBS, DemoConfig, describe
 from proxlm.errors import DataError
 
 HEAVY = ("torch", "transformers", "tokenizers", "numpy", "rich", "plotly", "tensorboard", "safetensors")
@@ -156,7 +156,7 @@ def test_a_job_gets_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[Any] = []
     fake_app(monkeypatch, "demo", received.append)
     assert main(["demo", "--seed", "3"]) == 0
-    assert received == [DemoJob(seed=3)]
+    assert received == [DemoConfig(seed=3)]
 
 
 def test_the_environment_is_set_before_the_app_runs_but_a_users_own_stays(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from helpers import SilentLog, vowels
 
-from proxlm.config import PtxConfig
+from proxlm.config import PtxSettings
 from proxlm.train.ppo.ptx import PtxText
 from proxlm.types import Scores
 
@@ -52,7 +52,7 @@ def some_text():
 
 
 def ptx_of(coef, batch_tokens=64):
-    return PtxText(some_text(), PtxConfig(coef=coef, batch_tokens=batch_tokens), 1000, seed=0)
+    return PtxText(some_text(), PtxSettings(coef=coef, batch_tokens=batch_tokens), 1000, seed=0)
 
 
 FILTER = {"samples_per_prompt": 2, "batch_size": 6, "filter_groups": True, "filter_rounds": 4}

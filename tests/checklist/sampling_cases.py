@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from proxlm.config import (
-    RolloutConfig,
+    RolloutSettings,
 )
 from proxlm.engine.native import generate
 from proxlm.types import Prompt, Sequences
@@ -27,7 +27,7 @@ def prompts(tokenizer, count=6):
 
 
 def sampled(model, count=6, seed=3, **settings):
-    config = RolloutConfig(**{"max_new_tokens": 12, **settings})
+    config = RolloutSettings(**{"max_new_tokens": 12, **settings})
     return generate(model, prompts(model.tokenizer, count), config, seed=seed, step=0)
 
 

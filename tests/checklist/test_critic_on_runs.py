@@ -12,7 +12,7 @@ from critic_cases import CRITICS, experience_of, future
 from helpers import actors, job, parameters, run, trainer, vowels
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from proxlm.config import PPOConfig, ShapingConfig
+from proxlm.config import PPOSettings, ShapingSettings
 from proxlm.errors import ModelError
 from proxlm.models.actor_critic import ValueHead, critic_from_reward_model
 from proxlm.rl.advantages import gae, whiten
@@ -24,7 +24,7 @@ from small_models import WORDS
 @pytest.mark.checklist(1)
 @pytest.mark.checklist(10)
 def test_the_defaults_of_the_settings():
-    ppo = PPOConfig()
+    ppo = PPOSettings()
     assert (ppo.gamma, ppo.lam, ppo.critic_lam, ppo.lam_length, ppo.gae_steps) == (
         1.0,
         0.95,
@@ -33,7 +33,7 @@ def test_the_defaults_of_the_settings():
         "token",
     )
     assert (ppo.truncation, ppo.clip_value, ppo.value_coef, ppo.critic_warmup) == ("terminal", 0.2, 0.1, 0)
-    assert ShapingConfig().whiten_rewards is False
+    assert ShapingSettings().whiten_rewards is False
 
 
 @pytest.mark.checklist(1)
@@ -118,7 +118,7 @@ def test_two_processes_whiten_as_one(tmp_path):
 @pytest.mark.checklist(9)
 def test_reward_whitening_of_a_step_keeps_the_mean(tokenizer):
     plain, _, _ = experience_of(tokenizer, job())
-    white, _, _ = experience_of(tokenizer, job(shaping=ShapingConfig(whiten_rewards=True)))
+    white, _, _ = experience_of(tokenizer, job(shaping=ShapingSettings(whiten_rewards=True)))
     assert float(white.rewards.mean()) == pytest.approx(float(plain.rewards.mean()), abs=1e-5)
     assert float(white.rewards.var(correction=0)) == pytest.approx(1.0, abs=1e-4)
     assert float(plain.rewards.var(correction=0)) < 0.5

@@ -10,7 +10,7 @@ import torch
 from critic_cases import CRITICS, experience_of, future, rollout_of, with_values
 from helpers import SilentLog, actors, job, parameters, run, trainer
 
-from proxlm.config import OptimiserConfig, OptimisersConfig, RolloutConfig
+from proxlm.config import OptimiserSettings, OptimisersSettings, RolloutSettings
 from proxlm.rl.advantages import explained_variance
 from proxlm.types import Scores
 
@@ -65,7 +65,7 @@ def test_explained_variance_rises_during_warm_up(tokenizer, tmp_path, critic, to
     """A shared critic's warm-up is of its head alone, which tells the prompts apart at their ends."""
     settings = {"batch_size": 18, "epochs": 8, "clip_value": 0.0, "micro_batch_tokens": 4000}
     config = job(critic, steps=6, critic_warmup=6, lr=lr, **settings)
-    config = replace(config, rollout=RolloutConfig(max_new_tokens=tokens))
+    config = replace(config, rollout=RolloutSettings(max_new_tokens=tokens))
     rows = run(trainer(tokenizer, config, tmp_path, reward=by_prompt))
     seen = [row["explained_variance"] for row in rows]
     assert seen[0] == 0.0
@@ -132,7 +132,7 @@ def test_every_row_of_a_run_says_how_much_the_critic_explains(tokenizer, tmp_pat
 @pytest.mark.parametrize("critic", CRITICS)
 def test_the_critic_has_its_own_learning_rate(tokenizer, tmp_path, critic):
     config = replace(
-        job(critic, steps=1), optim=OptimisersConfig(OptimiserConfig(lr=1e-3), OptimiserConfig(lr=1e-9))
+        job(critic, steps=1), optim=OptimisersSettings(OptimiserSettings(lr=1e-3), OptimiserSettings(lr=1e-9))
     )
     made = trainer(tokenizer, config, tmp_path)
     before = parameters(made)

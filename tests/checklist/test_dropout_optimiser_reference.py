@@ -13,11 +13,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from proxlm.config import (
-    LoraConfig,
-    ModelConfig,
-    OptimiserConfig,
-    OptimisersConfig,
-    PPOConfig,
+    LoraSettings,
+    ModelSettings,
+    OptimiserSettings,
+    OptimisersSettings,
+    PPOSettings,
 )
 from proxlm.models import forward
 from proxlm.models.actor_critic import make_actor_critic
@@ -40,7 +40,7 @@ def model_with_dropout(tokenizer, p=0.5):
     network = AutoModelForCausalLM.from_config(config).train()
     with torch.no_grad():
         network.get_output_embeddings().weight.mul_(8.0)
-    return wrap(network, tokenizer, ModelConfig(policy="dropout", device="cpu"))
+    return wrap(network, tokenizer, ModelSettings(policy="dropout", device="cpu"))
 
 
 @pytest.mark.checklist(35)
@@ -111,7 +111,7 @@ def test_two_forwards_with_gradient_are_equal(tokenizer):
 
 @pytest.mark.checklist(36)
 def test_defaults_of_the_optimisers():
-    optim, ppo = OptimisersConfig(), PPOConfig()
+    optim, ppo = OptimisersSettings(), PPOSettings()
     for config in (optim.policy, optim.critic):
         assert config.eps == 1e-5
         assert config.max_grad_norm == 1.0
@@ -121,7 +121,7 @@ def test_defaults_of_the_optimisers():
     assert 5e-6 <= optim.critic.lr <= 1e-5
     assert ppo.epochs == 4
     for schedule in ("linear", "cosine"):
-        rates = [learning_rate(OptimiserConfig(lr=1e-3, schedule=schedule), t, 20) for t in range(20)]
+        rates = [learning_rate(OptimiserSettings(lr=1e-3, schedule=schedule), t, 20) for t in range(20)]
         assert rates[0] == 1e-3
         assert rates[-1] == pytest.approx(0.0, abs=1e-12)
         assert all(a > b for a, b in itertools.pairwise(rates))
@@ -130,7 +130,7 @@ def test_defaults_of_the_optimisers():
 @pytest.mark.checklist(36)
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 def test_the_settings_reach_adamw_and_each_network_has_its_own_rate(tokenizer, tmp_path, critic):
-    config = replace(job(critic, steps=1), optim=OptimisersConfig())
+    config = replace(job(critic, steps=1), optim=OptimisersSettings())
     made = trainer(tokenizer, config, tmp_path)
     policy, value = made.optimisers.policy, made.optimisers.critic
     for optimiser, lr in ((policy, config.optim.policy.lr), (value, config.optim.critic.lr)):
@@ -163,7 +163,7 @@ def test_the_settings_reach_adamw_and_each_network_has_its_own_rate(tokenizer, t
 @pytest.mark.parametrize(("size", "wanted"), [(10.0, 1.0), (0.5, 0.5)])
 def test_gradients_are_clipped_to_norm_1_before_adamw_sees_them(monkeypatch, size, wanted):
     p, q = nn.Parameter(torch.zeros(3, 4)), nn.Parameter(torch.zeros(5))
-    optimiser = Optimiser([("p", p), ("q", q)], OptimiserConfig(lr=1e-3))
+    optimiser = Optimiser([("p", p), ("q", q)], OptimiserSettings(lr=1e-3))
     seen = []
     monkeypatch.setattr(
         optimiser.adamw, "step", lambda: seen.append(float(torch.cat([p.grad.flatten(), q.grad]).norm()))
@@ -182,7 +182,7 @@ def test_gradients_are_clipped_to_norm_1_before_adamw_sees_them(monkeypatch, siz
 def test_one_adamw_step_by_hand():
     """eps stands beside the root of the second moment: lr · g / (|g| + eps) at the first step."""
     p = nn.Parameter(torch.tensor([1.0, 1.0, 1.0]))
-    optimiser = Optimiser([("p", p)], OptimiserConfig(lr=1e-2))
+    optimiser = Optimiser([("p", p)], OptimiserSettings(lr=1e-2))
     gradient = torch.tensor([0.3, -1e-5, 1e-8])
     p.grad = gradient.clone()
     optimiser.step(0, 10)
@@ -201,7 +201,7 @@ def test_four_passes_each_in_its_own_order(tokenizer, tmp_path, monkeypatch):
         return plan
 
     monkeypatch.setattr(update_module, "plan_pass", recording)
-    config = job(steps=2, epochs=PPOConfig().epochs, minibatches=4, micro_batch_tokens=1)
+    config = job(steps=2, epochs=PPOSettings().epochs, minibatches=4, micro_batch_tokens=1)
     log = SilentLog()
     trainer(tokenizer, config, tmp_path).train(log)
     assert [row["optimiser_steps"] for row in log.rows] == [16, 16]
@@ -218,7 +218,7 @@ def test_four_passes_each_in_its_own_order(tokenizer, tmp_path, monkeypatch):
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "lstm"])  # no linear layers to adapt
 def test_fresh_lora_is_the_reference_bit_for_bit(tokenizer, family, packed):
     models = make_actor_critic(
-        add_lora(tiny_model(tokenizer, family, packed=packed), LoraConfig(rank=4)), "shared"
+        add_lora(tiny_model(tokenizer, family, packed=packed), LoraSettings(rank=4)), "shared"
     )
     assert models.reference is None
     named = dict(models.policy_parameters())

@@ -13,7 +13,7 @@ from sampling_cases import ENCODER_DECODERS, FAMILIES, LAYOUTS, own_logits, prom
 from torch import nn
 
 from proxlm.config import (
-    RolloutConfig,
+    RolloutSettings,
 )
 from proxlm.engine import native, scheduler
 from proxlm.engine.native import generate
@@ -85,7 +85,7 @@ def test_a_response_is_cut_after_its_first_eos(tokenizer, monkeypatch, family, p
     script = scripts(eos, places, limit)
     force_tokens(monkeypatch, script)
     config = job("shared", lam=1.0, whiten_advantages="never")
-    config = replace(config, rollout=RolloutConfig(max_new_tokens=limit, batch_size=batch_size))
+    config = replace(config, rollout=RolloutSettings(max_new_tokens=limit, batch_size=batch_size))
     models = actors(tokenizer, config, family=family)
     asked = prompts(tokenizer)
     rollout = generate(models.policy, asked, config.rollout, seed=0, step=0)
@@ -144,7 +144,7 @@ def test_pad_equal_to_eos_changes_nothing_in_a_ppo_step(tokenizer, tmp_path):
 @pytest.mark.parametrize(("family", "packed"), LAYOUTS)
 def test_temperature_is_the_same_in_rollout_old_new_and_reference(tokenizer, family, temperature, packed):
     config = replace(
-        job("separate", packed=packed), rollout=RolloutConfig(max_new_tokens=12, temperature=temperature)
+        job("separate", packed=packed), rollout=RolloutSettings(max_new_tokens=12, temperature=temperature)
     )
     models = with_noise(actors(tokenizer, config, family=family))
     rollout = sampled(models.policy, temperature=temperature)
@@ -186,7 +186,7 @@ def test_a_whole_run_at_a_temperature_begins_each_step_at_ratio_1(
     tokenizer, tmp_path, start, end, family, critic
 ):
     config = job(critic, steps=3)
-    sampling = RolloutConfig(max_new_tokens=12, temperature=start, final_temperature=end)
+    sampling = RolloutSettings(max_new_tokens=12, temperature=start, final_temperature=end)
     log = SilentLog()
     trainer(tokenizer, replace(config, rollout=sampling), tmp_path, family=family).train(log)
     wanted = [start + (end - start) * i / 2 if end else start for i in range(3)]
@@ -247,7 +247,7 @@ def test_the_stored_logprob_is_the_filtered_one_enumerated(tokenizer, family, fi
 
 @pytest.mark.checklist(34)
 def test_filters_are_off_by_default_and_then_nothing_is_dropped(tokenizer):
-    assert (RolloutConfig().top_k, RolloutConfig().top_p, RolloutConfig().min_p) == (0, 1.0, 0.0)
+    assert (RolloutSettings().top_k, RolloutSettings().top_p, RolloutSettings().min_p) == (0, 1.0, 0.0)
     model = tiny_model(tokenizer)
     rollout = sampled(model)
     with torch.no_grad():

@@ -12,7 +12,7 @@ from update_cases import (
     moved,
 )
 
-from proxlm.config import OptimiserConfig, OptimisersConfig, RolloutConfig, ShapingConfig
+from proxlm.config import OptimiserSettings, OptimisersSettings, RolloutSettings, ShapingSettings
 from proxlm.types import Rollout, Scores
 
 GROUPS = {"samples_per_prompt": 3, "batch_size": 4}
@@ -26,8 +26,8 @@ RESUMED = {
     "grpo": {"advantage": "grpo", "kl_in": "loss", "kl_estimator": "k3", **GROUPS},
     "trpo": {"loss": "trpo"},
     "filtered": {"filter_groups": True, "filter_rounds": 3, "advantage": "grpo", **GROUPS},
-    "running": {"shaping": ShapingConfig(scale="running", clip=2.0)},
-    "reference scale": {"shaping": ShapingConfig(scale="reference", reference_samples=16)},
+    "running": {"shaping": ShapingSettings(scale="running", clip=2.0)},
+    "reference scale": {"shaping": ShapingSettings(scale="reference", reference_samples=16)},
     "moving reference": {"reference_decay": 0.9},
     "adaptive": {"kl_controller": "adaptive", "kl_target": 0.1, "kl_horizon": 100.0},
     "warm-up": {"critic_warmup": 3, "critic": "separate"},
@@ -70,11 +70,11 @@ def test_two_and_two_steps_are_four(tokenizer, tmp_path, name):
     size = {"batch_size": 8, "minibatches": 2}
     config = job(more.pop("critic", "shared"), steps=4, **size | more)
     if name == "schedule":
-        optimiser = OptimiserConfig(lr=1e-3, schedule="cosine", warmup=3, weight_decay=0.1)
-        config = replace(config, optim=OptimisersConfig(optimiser, optimiser))
+        optimiser = OptimiserSettings(lr=1e-3, schedule="cosine", warmup=3, weight_decay=0.1)
+        config = replace(config, optim=OptimisersSettings(optimiser, optimiser))
     if name == "temperature":
         config = replace(
-            config, rollout=RolloutConfig(max_new_tokens=12, temperature=0.7, final_temperature=1.3)
+            config, rollout=RolloutSettings(max_new_tokens=12, temperature=0.7, final_temperature=1.3)
         )
     reward = sometimes_equal if name == "filtered" else vowels
 

@@ -10,7 +10,7 @@ import torch
 from helpers import job, parameters, trainer, vowels
 from reward_run_cases import FILTER, Seen, only_even_prompts_vary, ptx_of, steps
 
-from proxlm.config import PPOJob, ShapingConfig
+from proxlm.config import PPOConfig, ShapingSettings
 from proxlm.rl.kl import adapt_kl_coefficient
 from proxlm.rl.shaping import segment_sum
 
@@ -61,7 +61,7 @@ def test_kl_in_the_loss_keeps_the_policy_nearer(tokenizer, monkeypatch, estimato
 @pytest.mark.checklist(25)
 def test_k1_as_a_loss_is_refused():
     def keys(**ppo):
-        base = PPOJob()
+        base = PPOConfig()
         return [key for key, _ in replace(base, ppo=replace(base.ppo, **ppo)).problems()]
 
     assert "ppo.kl_estimator" in keys(kl_in="loss")
@@ -106,7 +106,7 @@ def test_2_and_2_steps_are_4_steps_bitwise(tokenizer, tmp_path, name):
     ppo, shaping, reward, ptx = RESUMES[name]
 
     def made():
-        config = job(steps=4, lr=3e-3, shaping=ShapingConfig(**shaping), **ppo)
+        config = job(steps=4, lr=3e-3, shaping=ShapingSettings(**shaping), **ppo)
         return trainer(tokenizer, config, tmp_path, reward=reward, ptx=ptx_of(ptx) if ptx else None)
 
     whole = made()

@@ -8,7 +8,7 @@ from sampling_cases import ENCODER_DECODERS, FAMILIES, mixed, own_logits, rows_o
 from torch import nn
 
 from proxlm.config import (
-    ModelConfig,
+    ModelSettings,
 )
 from proxlm.errors import ModelError
 from proxlm.models import forward
@@ -160,9 +160,9 @@ def test_packing_is_refused_where_rows_would_see_each_other(tokenizer, tmp_path,
     with pytest.raises(ModelError, match=r"model\.packed = false"):
         check_packing(tiny_model(tokenizer, family))
     save_language_model(tiny_model(tokenizer, family), tmp_path)
-    load_language_model(ModelConfig(policy=str(tmp_path), device="cpu"))
+    load_language_model(ModelSettings(policy=str(tmp_path), device="cpu"))
     with pytest.raises(ModelError, match=r"model\.packed = false"):
-        load_language_model(ModelConfig(policy=str(tmp_path), device="cpu", packed=True))
+        load_language_model(ModelSettings(policy=str(tmp_path), device="cpu", packed=True))
 
 
 @pytest.mark.checklist(32)

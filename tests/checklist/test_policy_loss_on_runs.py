@@ -10,7 +10,7 @@ import torch
 from helpers import job, learner_of, parameters, run, trainer, with_ppo
 from loss_run_cases import prepared
 
-from proxlm.config.ppo import CorrectionConfig
+from proxlm.config.ppo import CorrectionSettings
 from proxlm.errors import ConfigError
 from proxlm.rl.losses import PolicyLoss, token_weights
 from proxlm.rl.policy_losses import LossInputs
@@ -74,7 +74,7 @@ def test_weights_of_a_minibatch_are_those_of_its_rows_alone(tokenizer, aggregati
 @pytest.mark.parametrize("mode", ["truncate", "mask", "full"])
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_correction_of_the_native_engine_is_1(tokenizer, mode, level):
-    config = job(correction=CorrectionConfig(mode=mode, level=level))
+    config = job(correction=CorrectionSettings(mode=mode, level=level))
     _, _, experience = prepared(tokenizer, config)
     assert float((experience.correction - 1).abs().max()) < 1e-4
 
@@ -89,7 +89,7 @@ def test_correction_of_another_engine_by_hand(tokenizer, mode):
         gap = torch.tensor(gaps).repeat(len(rollout.logprobs))[: len(rollout.logprobs)]
         return replace(rollout, logprobs=rollout.logprobs - gap)
 
-    _, _, experience = prepared(tokenizer, job(correction=CorrectionConfig(mode=mode)), off)
+    _, _, experience = prepared(tokenizer, job(correction=CorrectionSettings(mode=mode)), off)
     e = math.e
     wanted = {"truncate": [1, 2, 1 / e, 2], "mask": [1, e, 0, 0], "full": [1, e, 1 / e, e * e]}[mode]
     assert experience.correction[:4].tolist() == pytest.approx(wanted, rel=1e-4)
@@ -102,7 +102,7 @@ def test_decoupled_update_with_behaviour_equal_to_proximal_is_ppo(tokenizer, cri
     """Bit for bit: after a whole update, with the stored log-probs those the update starts from."""
     plain = settings(critic)
     _, _, first = prepared(tokenizer, plain)
-    decoupled = with_ppo(plain, correction=CorrectionConfig(mode="full", level=level))
+    decoupled = with_ppo(plain, correction=CorrectionSettings(mode="full", level=level))
     results = []
     for config in (plain, decoupled):
         made, _, experience = prepared(tokenizer, config, lambda r: replace(r, logprobs=first.old_logprobs))

@@ -16,14 +16,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from proxlm.config import (
-    ModelConfig,
-    NewModelConfig,
-    OptimiserConfig,
-    OptimisersConfig,
+    ModelSettings,
+    NewModelSettings,
+    OptimiserSettings,
+    OptimisersSettings,
     PPOConfig,
-    PPOJob,
-    RolloutConfig,
-    RunConfig,
+    PPOSettings,
+    RolloutSettings,
+    RunSettings,
 )
 from proxlm.data.prompts import PromptStream
 from proxlm.models.actor_critic import make_actor_critic
@@ -67,8 +67,8 @@ def letters():
 
 def transformer(seed=0, family="llama"):
     torch.manual_seed(seed)
-    new = NewModelConfig(type=family, hidden=32, layers=1, heads=4, context=16, tie_embeddings=False)
-    model = build_language_model(new, letters(), ModelConfig(device="cpu"))
+    new = NewModelSettings(type=family, hidden=32, layers=1, heads=4, context=16, tie_embeddings=False)
+    model = build_language_model(new, letters(), ModelSettings(device="cpu"))
     with torch.no_grad():
         # Far enough from uniform that π_ref matters.
         model.network.get_output_embeddings().weight.mul_(8.0)
@@ -102,13 +102,13 @@ def job(steps=100, lr=5e-3, **ppo):
         "aggregation": "fixed",
         **ppo,
     }
-    falling = OptimiserConfig(lr=lr, schedule="cosine")
-    return PPOJob(
-        model=ModelConfig(device="cpu", critic="separate"),
-        rollout=RolloutConfig(max_new_tokens=LIMIT, batch_size=512),
-        ppo=PPOConfig(**settings),
-        optim=OptimisersConfig(falling, falling),
-        run=RunConfig(seed=0, save_every=0, log_samples=0),
+    falling = OptimiserSettings(lr=lr, schedule="cosine")
+    return PPOConfig(
+        model=ModelSettings(device="cpu", critic="separate"),
+        rollout=RolloutSettings(max_new_tokens=LIMIT, batch_size=512),
+        ppo=PPOSettings(**settings),
+        optim=OptimisersSettings(falling, falling),
+        run=RunSettings(seed=0, save_every=0, log_samples=0),
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from helpers import actors, job, trainer, vowels
 from reward_run_cases import Seen, ptx_of, some_text, steps, zeros
 
-from proxlm.config import ShapingConfig
+from proxlm.config import ShapingSettings
 from proxlm.rl.running_statistics import RunningStatistics, scale_scores, with_values
 from proxlm.rl.shaping import segment_sum
 from proxlm.train.ppo.collect import reference_rewards
@@ -16,7 +16,7 @@ from proxlm.types import Scores
 
 @pytest.mark.checklist(27)
 def test_scores_are_scaled_by_moments_of_the_references_samples(tokenizer, monkeypatch):
-    shaping = ShapingConfig(scale="reference", reference_samples=30)
+    shaping = ShapingSettings(scale="reference", reference_samples=30)
     made = trainer(tokenizer, job(steps=2, shaping=shaping), None)
     rewards = reference_rewards(made.models.policy, made.prompts, vowels, made.config)
     assert len(rewards) == 30
@@ -38,7 +38,7 @@ def test_scores_are_scaled_by_moments_of_the_references_samples(tokenizer, monke
 
 @pytest.mark.checklist(28)
 def test_a_running_scale_counts_the_step_itself_and_clips(tokenizer, monkeypatch):
-    shaping = ShapingConfig(scale="running", clip=0.8)
+    shaping = ShapingSettings(scale="running", clip=0.8)
     made = trainer(tokenizer, job(steps=3, shaping=shaping, kl_coef=0.0), None)
     seen = Seen(made, monkeypatch)
     steps(made, 3)
@@ -56,7 +56,7 @@ def test_a_running_scale_counts_the_step_itself_and_clips(tokenizer, monkeypatch
 
 @pytest.mark.checklist(28)
 def test_a_clip_without_a_scale_cuts_the_scores_as_they_are(tokenizer, monkeypatch):
-    made = trainer(tokenizer, job(steps=1, shaping=ShapingConfig(clip=0.1)), None)
+    made = trainer(tokenizer, job(steps=1, shaping=ShapingSettings(clip=0.1)), None)
     seen = Seen(made, monkeypatch)
     steps(made, 1)
     sums = segment_sum(seen.experiences[0].rewards, seen.experiences[0].sequences.response_offsets)

@@ -9,7 +9,7 @@ import torch
 from helpers import SilentLog, job, parameters, trainer, vowels, with_ppo
 from reward_run_cases import FILTER, Seen, only_even_prompts_vary, steps, zeros
 
-from proxlm.config import RewardConfig, RewardTerm, RolloutConfig, ShapingConfig
+from proxlm.config import RewardSettings, RewardTerm, RolloutSettings, ShapingSettings
 from proxlm.data.prompts import PromptStream
 from proxlm.errors import ConfigError
 from proxlm.rewards import build_reward
@@ -38,7 +38,7 @@ def test_penalties_of_shaped_scores_by_hand():
     scores = Scores(torch.tensor([1.0, 1.0, 1.0, 1.0]))
 
     def shaped(**settings):
-        config = ShapingConfig(overlong_buffer=4, overlong_penalty=2.0, missing_eos_penalty=3.0, **settings)
+        config = ShapingSettings(overlong_buffer=4, overlong_penalty=2.0, missing_eos_penalty=3.0, **settings)
         return shape_scores(rollout, scores, config, RunningStatistics(), 12, 1.0, bootstrap=False)
 
     assert shaped().total.tolist() == [1.0, 0.0, -1.0, -1.0]
@@ -47,9 +47,9 @@ def test_penalties_of_shaped_scores_by_hand():
     # Penalties come after the clip, so they are felt in full.
     assert shaped(clip=0.5, missing_eos="subtract").total.tolist() == [0.5, -0.5, -4.5, -1.5]
     seen = RunningStatistics(4.0, 1.0, 16.0)  # are of no use without a scale
-    cut = shape_scores(rollout, scores, ShapingConfig(clip=5.0), seen, 12, 1.0, bootstrap=False)
+    cut = shape_scores(rollout, scores, ShapingSettings(clip=5.0), seen, 12, 1.0, bootstrap=False)
     assert cut.total.tolist() == [1.0] * 4
-    plain = shape_scores(rollout, scores, ShapingConfig(), seen, 12, 1.0, bootstrap=False)
+    plain = shape_scores(rollout, scores, ShapingSettings(), seen, 12, 1.0, bootstrap=False)
     assert plain.total.tolist() == [1.0] * 4
     assert plain.per_token is None
 
@@ -58,7 +58,7 @@ def test_penalties_of_shaped_scores_by_hand():
 def test_a_cut_response_keeps_its_last_potential_where_it_is_bootstrapped():
     rollout = a_rollout([2, 2], ["eos", "length"])
     scores = Scores(torch.zeros(2), potentials=torch.tensor([1.0, 4.0, 1.0, 4.0]))
-    config = ShapingConfig()
+    config = ShapingSettings()
     ended = shape_scores(rollout, scores, config, RunningStatistics(), 2, 0.5, bootstrap=False)
     assert ended.per_token.tolist() == [0.5, -1.0, 0.5, -1.0]
     goes_on = shape_scores(rollout, scores, config, RunningStatistics(), 2, 0.5, bootstrap=True)
@@ -67,7 +67,7 @@ def test_a_cut_response_keeps_its_last_potential_where_it_is_bootstrapped():
 
 @pytest.mark.checklist(29)
 def test_the_overlong_penalty_reaches_a_runs_rewards(tokenizer, monkeypatch):
-    shaping = ShapingConfig(overlong_buffer=12, overlong_penalty=1.2)
+    shaping = ShapingSettings(overlong_buffer=12, overlong_penalty=1.2)
     made = trainer(tokenizer, job(steps=1, shaping=shaping), None)
     seen = Seen(made, monkeypatch)
     (row,) = steps(made, 1)
@@ -112,7 +112,7 @@ def reward_of(tmp_path, **terms):
         name: RewardTerm(use=f"{file}:{function}", potential=potential, weight=weight)
         for name, (function, potential, weight) in terms.items()
     }
-    return build_reward(RewardConfig(terms=made))
+    return build_reward(RewardSettings(terms=made))
 
 
 @pytest.mark.checklist(30)
@@ -128,7 +128,7 @@ def test_a_potential_term_goes_into_potentials_and_not_into_the_reward(tmp_path)
     )(rollout)
     assert both.per_token.tolist() == [1.0] * 5
     assert both.potentials.tolist() == [3.0, 2.0, 4.0, 3.0, 2.0]
-    shaped = shape_scores(rollout, both, ShapingConfig(), RunningStatistics(), 12, 0.5, bootstrap=False)
+    shaped = shape_scores(rollout, both, ShapingSettings(), RunningStatistics(), 12, 0.5, bootstrap=False)
     # F + 1: 0.5 · 3, −3 | 0.5 · 4, 0.5 · 3 − 4, −3
     assert shaped.per_token.tolist() == [2.5, -2.0, 3.0, -1.5, -2.0]
 
@@ -228,10 +228,10 @@ def test_a_step_whose_rewards_are_all_equal_still_runs(tokenizer):
 
 @pytest.mark.checklist(33)
 def test_the_temperature_schedule():
-    config = RolloutConfig(temperature=1.2, final_temperature=0.8)
+    config = RolloutSettings(temperature=1.2, final_temperature=0.8)
     assert [temperature_at(config, s, 5) for s in range(5)] == pytest.approx([1.2, 1.1, 1.0, 0.9, 0.8])
     assert temperature_at(config, 0, 1) == 1.2
-    assert temperature_at(RolloutConfig(temperature=0.7), 3, 5) == 0.7
+    assert temperature_at(RolloutSettings(temperature=0.7), 3, 5) == 0.7
 
 
 @pytest.mark.checklist(15)
@@ -239,7 +239,7 @@ def test_the_temperature_schedule():
 def test_a_run_whose_temperature_moves_has_ratio_1_at_each_start(tokenizer):
     config = replace(
         job(steps=4, lr=3e-3),
-        rollout=RolloutConfig(max_new_tokens=12, temperature=0.5, final_temperature=2.0),
+        rollout=RolloutSettings(max_new_tokens=12, temperature=0.5, final_temperature=2.0),
     )
     rows = steps(trainer(tokenizer, config, None), 4)
     assert [r["temperature"] for r in rows] == pytest.approx([0.5, 1.0, 1.5, 2.0])

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from proxlm.config import PPOJob, ReportJob, load_config
+from proxlm.config import PPOConfig, ReportConfig, load_config
 from proxlm.config.arguments import read_arguments
 from proxlm.errors import ConfigError
 
 
 def settings(*arguments: str) -> dict[str, Any]:
     """What the arguments set, with dotted keys, as a PPO job reads them."""
-    config = load_config(PPOJob, None, {"model.policy": "m", "data.prompts": "p"}, arguments)
-    return {".".join(key): _at(config, key) for key in read_arguments(PPOJob, arguments)[1]}
+    config = load_config(PPOConfig, None, {"model.policy": "m", "data.prompts": "p"}, arguments)
+    return {".".join(key): _at(config, key) for key in read_arguments(PPOConfig, arguments)[1]}
 
 
 def _at(node: Any, key: tuple[str, ...]) -> Any:
@@ -94,12 +94,14 @@ def test_a_list_on_the_command_line_replaces_the_recipes(tmp_path: Path) -> None
 
 
 def test_a_flag_does_not_swallow_the_recipe() -> None:
-    assert read_arguments(PPOJob, ["--resume", "x.toml"]) == (["x.toml"], {("run", "resume"): True})
+    assert read_arguments(PPOConfig, ["--resume", "x.toml"]) == (["x.toml"], {("run", "resume"): True})
 
 
 def test_a_jobs_own_bare_argument() -> None:
-    assert load_config(ReportJob, arguments=["runs/a", "--output", "b.html"]) == ReportJob("runs/a", "b.html")
-    assert load_config(ReportJob, arguments=["--folder", "runs/b", "runs/a"]).folder == "runs/b"
+    assert load_config(ReportConfig, arguments=["runs/a", "--output", "b.html"]) == ReportConfig(
+        "runs/a", "b.html"
+    )
+    assert load_config(ReportConfig, arguments=["--folder", "runs/b", "runs/a"]).folder == "runs/b"
 
 
 @pytest.mark.parametrize(

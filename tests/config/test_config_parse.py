@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from proxlm.config import EvaluateJob, GenerateJob, PPOConfig, PPOJob, RewardTerm, load_config
+from proxlm.config import EvaluateConfig, GenerateConfig, PPOConfig, PPOSettings, RewardTerm, load_config
 from proxlm.errors import ConfigError
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
@@ -49,16 +49,16 @@ def test_each_source_wins_over_the_one_before() -> None:
 def test_what_is_not_given_keeps_the_default_of_the_job_not_of_the_section() -> None:
     config = load_config("ppo", overrides={**NEEDED, "optim.critic.warmup": 3})
     assert config == replace(
-        PPOJob(),
-        model=replace(PPOJob().model, policy="base"),
-        data=replace(PPOJob().data, prompts="prompts.jsonl"),
-        optim=replace(PPOJob().optim, critic=replace(PPOJob().optim.critic, warmup=3)),
+        PPOConfig(),
+        model=replace(PPOConfig().model, policy="base"),
+        data=replace(PPOConfig().data, prompts="prompts.jsonl"),
+        optim=replace(PPOConfig().optim, critic=replace(PPOConfig().optim.critic, warmup=3)),
     )
     assert config.optim.critic.lr == 1e-5
 
 
 def test_a_job_is_named_or_given_as_its_class() -> None:
-    assert load_config(PPOJob, overrides=NEEDED) == load_config("ppo", overrides=NEEDED)
+    assert load_config(PPOConfig, overrides=NEEDED) == load_config("ppo", overrides=NEEDED)
 
 
 def test_dotted_keys_set_one_entry_of_a_table_and_a_whole_table_replaces_it() -> None:
@@ -86,7 +86,7 @@ def test_overrides_take_python_objects_and_copy_them() -> None:
         **NEEDED,
         "model.policy": PurePosixPath("some/model"),
         "rollout": {"stop": ("x", "y"), "temperature": 2},
-        "ppo": PPOConfig(steps=3),
+        "ppo": PPOSettings(steps=3),
         "reward.terms": {"t": RewardTerm("keyword", 2, {"words": words})},
     }
     config = load_config("ppo", overrides=overrides)
@@ -94,7 +94,7 @@ def test_overrides_take_python_objects_and_copy_them() -> None:
     assert config.model.policy == "some/model"
     assert config.rollout.stop == ["x", "y"]
     assert repr(config.rollout.temperature) == "2.0"
-    assert config.ppo == PPOConfig(steps=3)
+    assert config.ppo == PPOSettings(steps=3)
     assert config.reward.terms == {"t": RewardTerm("keyword", 2.0, {"words": ["a"]})}
 
 
@@ -136,11 +136,11 @@ def test_evaluate_measures_a_runs_policy_against_its_base(run_folder: str) -> No
     assert (config.model.policy, config.models) == ("base", ["runs/a/policy"])
     assert (config.data.prompts, config.rollout.max_new_tokens) == ("p.jsonl", 9)
     assert (config.reward.use, config.samples) == ("sentiment", 5)
-    assert config == load_config(EvaluateJob, Path(run_folder), {"samples": 5})
+    assert config == load_config(EvaluateConfig, Path(run_folder), {"samples": 5})
 
 
 def test_generate_uses_a_runs_policy(run_folder: str) -> None:
-    config = load_config(GenerateJob, arguments=[run_folder, "--prompt", "Once"])
+    config = load_config(GenerateConfig, arguments=[run_folder, "--prompt", "Once"])
     assert config.model.policy == "runs/a/policy"
     assert (config.model.critic, config.rollout.max_new_tokens, config.prompt) == ("shared", 9, "Once")
 
@@ -328,5 +328,6 @@ def test_a_term_whose_name_has_a_dot_is_found() -> None:
 def test_every_recipe_is_valid(path: Path) -> None:
     """The sections say which job it is for."""
     table = tomllib.loads(path.read_text(encoding="utf-8"))
-    sections = {"env": "control", "new": "pretrain", "text": "sft"}
-    load_config(next((job for section, job in sections.items() if section in table), "ppo"), path)
+    sections = {"new": "pretrain", "text": "sft"}
+    job = "control" if path.stem.startswith("control") else "ppo"
+    load_config(next((job for section, job in sections.items() if section in table), job), path)

@@ -6,19 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from proxlm.config import PPOJob, RolloutConfig
-from proxlm.config.ppo import CorrectionConfig, PPOConfig
+from proxlm.config import PPOConfig, RolloutSettings
+from proxlm.config.ppo import CorrectionSettings, PPOSettings
 from proxlm.rl.kl import adapt_kl_coefficient
 
 
-def problems(ppo=PPOConfig(), rollout=RolloutConfig()):  # noqa: B008
-    return dict(replace(PPOJob(), ppo=ppo, rollout=rollout).problems())
+def problems(ppo=PPOSettings(), rollout=RolloutSettings()):  # noqa: B008
+    return dict(replace(PPOConfig(), ppo=ppo, rollout=rollout).problems())
 
 
 @pytest.mark.parametrize(("horizon", "refused"), [(2.4, True), (2.3, True), (2.41, False)])
 def test_the_horizon_is_refused_where_the_controller_would_refuse_it(horizon, refused):
     """6 prompts of 2 responses each: β · (1 ± 0.2 · 12 / horizon)."""
-    ppo = PPOConfig(batch_size=6, samples_per_prompt=2, kl_controller="adaptive", kl_horizon=horizon)
+    ppo = PPOSettings(batch_size=6, samples_per_prompt=2, kl_controller="adaptive", kl_horizon=horizon)
     found = problems(replace(ppo, minibatches=1))
     if refused:
         assert found["ppo.kl_horizon"].startswith("must be more than 0.2 · 12 responses of a step")
@@ -31,10 +31,10 @@ def test_the_horizon_is_refused_where_the_controller_would_refuse_it(horizon, re
 
 @pytest.mark.parametrize("mode", ["none", "truncate", "mask", "full"])
 def test_responses_of_another_policy_need_a_correction(mode):
-    corrected = PPOConfig(correction=CorrectionConfig(mode=mode))
+    corrected = PPOSettings(correction=CorrectionSettings(mode=mode))
     found = {
         **problems(replace(corrected, prefetch=True)),
-        **problems(corrected, RolloutConfig(weights="int8")),
+        **problems(corrected, RolloutSettings(weights="int8")),
     }
     mend = "set ppo.correction.mode to truncate, mask or full"
     wanted = {

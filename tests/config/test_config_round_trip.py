@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from proxlm.config import (
     JOBS,
-    DemoJob,
-    DoctorJob,
-    PPOJob,
-    ReportJob,
-    RewardConfig,
+    DemoConfig,
+    DoctorConfig,
+    PPOConfig,
+    ReportConfig,
+    RewardSettings,
     RewardTerm,
     load_config,
     to_toml,
@@ -60,9 +60,9 @@ DRAWN = {
     "ptx.text": st.lists(SOME_TEXT, min_size=1, max_size=2),
     "new.heads": st.just(2),
     "new.hidden": st.integers(2, 99).map(lambda n: 4 * n),
-    "env.id": SOME_TEXT,
-    "env.count": st.integers(1, 9),
-    "env.steps": st.integers(81, 2**40),
+    "environment.id": SOME_TEXT,
+    "environment.count": st.integers(1, 9),
+    "environment.steps": st.integers(81, 2**40),
     "ppo.horizon": st.integers(1, 9),
     "gif": SOME_TEXT.map(lambda name: f"{name}.gif") | st.just(""),
     "train.block": st.integers(2, 8),
@@ -106,7 +106,7 @@ def trees(section: Any, at: str) -> st.SearchStrategy[Any]:
             drawn[field.name] = trees(kind, f"{key}.")
         else:
             special = key if key in DRAWN else field.name
-            short = at.startswith("optim.") or section in (RewardTerm, ReportJob, DoctorJob, DemoJob)
+            short = at.startswith("optim.") or section in (RewardTerm, ReportConfig, DoctorConfig, DemoConfig)
             if special in DRAWN and (special == key or short):
                 drawn[field.name] = DRAWN[special]
             else:
@@ -145,8 +145,10 @@ def st_example(strategy: st.SearchStrategy[Any]) -> Any:
 
 
 def test_the_text_is_plain_toml_in_the_order_of_the_settings() -> None:
-    assert to_toml(DemoJob()) == ('folder = ""\nseed = 0\nminutes = 1.25\nppo_steps = 75\neval_count = 512\n')
-    text = to_toml(PPOJob())
+    assert to_toml(DemoConfig()) == (
+        'folder = ""\nseed = 0\nminutes = 1.25\nppo_steps = 75\neval_count = 512\n'
+    )
+    text = to_toml(PPOConfig())
     headers = [line for line in text.splitlines() if line.startswith("[")]
     assert headers == [
         "[model]",
@@ -185,7 +187,7 @@ def test_hard_texts_and_numbers(tmp_path: Path) -> None:
 
 
 def test_what_toml_cannot_hold_is_named() -> None:
-    config = PPOJob(reward=RewardConfig(use="x", args={"f": None}))
+    config = PPOConfig(reward=RewardSettings(use="x", args={"f": None}))
     with pytest.raises(ConfigError) as caught:
         to_toml(config)
     assert str(caught.value) == "reward.args = {'f': None}: cannot be written as TOML"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxlm.config import MultiTurnConfig, RewardConfig, load_config, to_toml
+from proxlm.config import EnvironmentSettings, RewardSettings, load_config, to_toml
 from proxlm.environments.resolve import resolve
 from proxlm.errors import ConfigError
 from proxlm.rewards import build_reward
@@ -83,12 +83,12 @@ def test_the_function_gets_the_value_and_the_files_its_name(
     assert build_reward(config.reward).score(one).total.tolist() == [17.0]
     assert "seventeen" not in to_toml(config)
     assert 'api_key = "env:MY_KEY"' in to_toml(config)
-    isolated = RewardConfig(use=config.reward.use, args=config.reward.args, isolate=True)
+    isolated = RewardSettings(use=config.reward.use, args=config.reward.args, isolate=True)
     assert build_reward(isolated).score(one).total.tolist() == [17.0]
 
 
 def test_an_environment_gets_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "e.py").write_text(ENVIRONMENT, encoding="utf-8")
     monkeypatch.setenv("MY_TOKEN", "abc")
-    make = resolve(MultiTurnConfig(use=f"{tmp_path}/e.py:Server", args={"token": "env:MY_TOKEN"}))
+    make = resolve(EnvironmentSettings(use=f"{tmp_path}/e.py:Server", args={"token": "env:MY_TOKEN"}))
     assert make().token == "abc"  # type: ignore[attr-defined]

@@ -83,7 +83,7 @@ def test_returns_and_lengths_of_episodes():
     assert metrics["episode_length"] == 6
     totals = [total for total, _ in made.envs.finished]
     assert metrics["reward"] == metrics["episode_return"] == pytest.approx(sum(totals) / 4)
-    assert metrics["env_steps"] == 32
+    assert metrics["environment_steps"] == 32
     assert metrics["first_minibatch/ratio_error"] <= 1e-5
     assert metrics["rollout_gap"] <= 1e-5
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from toys import Signs, job, trainer
 
-from proxlm.config import OptimiserConfig, OptimisersConfig
+from proxlm.config import OptimiserSettings, OptimisersSettings
 
 pytestmark = pytest.mark.checklist(41)
 
@@ -17,8 +17,10 @@ pytestmark = pytest.mark.checklist(41)
 def test_signs_are_learnt(continuous, critic):
     """Chance is 3; 6 is the most there is."""
     config = job(steps=30, count=8, critic=critic, horizon=24, epochs=6)
-    rate = OptimiserConfig(lr=1e-2, schedule="linear", max_grad_norm=0.5)
-    made = trainer(replace(config, optim=OptimisersConfig(rate, rate)), lambda: Signs(continuous=continuous))
+    rate = OptimiserSettings(lr=1e-2, schedule="linear", max_grad_norm=0.5)
+    made = trainer(
+        replace(config, optim=OptimisersSettings(rate, rate)), lambda: Signs(continuous=continuous)
+    )
     first = made.step()["episode_return"]
     for _ in range(29):
         metrics = made.step()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from toys import Signs, Walk, job, trainer
 
-from proxlm.config import OptimiserConfig, OptimisersConfig
+from proxlm.config import OptimiserSettings, OptimisersSettings
 from proxlm.control.collect import collect
 from proxlm.control.experience import prepare, select
 from proxlm.control.update import plan_pass
@@ -87,10 +87,10 @@ def test_minibatches_hold_each_segment_once():
 def test_memory_is_learnt_only_with_an_lstm():
     """The sign is shown at the beginning of an episode alone: 6 is the most there is, 3 and a half is what a policy
     without memory can have, which knows the first step's sign only."""
-    returns, rate = {}, OptimiserConfig(lr=1e-2, schedule="linear")
+    returns, rate = {}, OptimiserSettings(lr=1e-2, schedule="linear")
     for units in (0, 16):
         config = job(steps=40, count=8, lstm=units, layers=1, horizon=24, epochs=6, normalise_rewards=False)
-        made = trainer(replace(config, optim=OptimisersConfig(rate, rate)), lambda: Signs(memory=True))
+        made = trainer(replace(config, optim=OptimisersSettings(rate, rate)), lambda: Signs(memory=True))
         for _ in range(40):
             metrics = made.step()
         returns[units] = metrics["episode_return"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from toys import Signs, Walk, job, trainer, with_env
 
-from proxlm.config import ControlJob
+from proxlm.config import ControlConfig
 from proxlm.errors import RunError
 
 pytestmark = [pytest.mark.checklist(41), pytest.mark.checklist(38)]
@@ -97,7 +97,7 @@ class Careless(Walk):
         return seen + np.float32(self.generator.normal()), *rest
 
 
-def saved(tmp_path, config: ControlJob, make):
+def saved(tmp_path, config: ControlConfig, make):
     made = trainer(config, make, tmp_path)
     made.step()
     made.save()
@@ -114,7 +114,7 @@ def test_a_resume_that_does_not_fit_is_refused(tmp_path):
     config = job()
     for changed, message in (
         (replace(config, run=replace(config.run, seed=1)), "made with run.seed = 0"),
-        (with_env(config, count=4), "made with env.count = 3"),
+        (with_env(config, count=4), "made with environment.count = 3"),
         (replace(config, model=replace(config.model, width=8)), "made with model.width = 16, not 8"),
     ):
         with pytest.raises(RunError, match=message):

@@ -24,11 +24,13 @@ pytestmark = pytest.mark.checklist(41)
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
-    "--env.steps", "96", "--env.count", "2", "--ppo.horizon", "16", "--ppo.epochs", "1", "--ppo.minibatches", "2",
+    "--environment.steps", "96", "--environment.count", "2", "--ppo.horizon", "16", "--ppo.epochs", "1",
+    "--ppo.minibatches", "2",
     "--model.width", "8", "--run.tensorboard", "false",
 ]  # fmt: skip
 NAMES = {
-    "step", "env_steps", "reward", "reward_std", "episode_return", "episode_length", "approx_kl", "clip_fraction",
+    "step", "environment_steps", "reward", "reward_std", "episode_return", "episode_length", "approx_kl",
+    "clip_fraction",
     "entropy", "explained_variance", "value_loss", "policy_loss", "lr/policy", "lr/critic", "grad_norm/policy",
     "ratio_max", "rollout_gap", "steps_per_second",
 }  # fmt: skip
@@ -41,14 +43,14 @@ def test_a_run_has_the_folder_of_any_run(tmp_path, capsys):
     assert "mean return of the newest 100 episodes" in said
     assert str(folder / "report.html") in said
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["env_steps"] for row in rows] == [32, 64, 96]
+    assert [row["environment_steps"] for row in rows] == [32, 64, 96]
     assert set(rows[-1]) >= NAMES
     assert "policy for CartPole-v1" in (folder / "report.html").read_text(encoding="utf-8")
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-00000003"]
     assert {p.name for p in (folder / "policy").iterdir()} == {"policy.json", "policy.safetensors"}
     assert main(["doctor", str(folder)]) == 0
     assert "3 steps read" in capsys.readouterr().out
-    more = ["--env.steps", "160", "--resume"]
+    more = ["--environment.steps", "160", "--resume"]
     assert main(["control", str(folder / "config.toml"), *more]) == 0
     assert "resumed from" in capsys.readouterr().out
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 5
@@ -56,19 +58,23 @@ def test_a_run_has_the_folder_of_any_run(tmp_path, capsys):
 
 def test_what_stands_first_is_the_environment_or_a_recipe():
     config = load_config("control", arguments=["Acrobot-v1", str(ROOT / "recipes" / "control-cartpole.toml")])
-    assert (config.env.id, config.env.steps) == ("Acrobot-v1", 500_000)
-    assert "[ENV_ID] [RECIPE.toml]" in describe("control")
+    assert (config.environment.id, config.environment.steps) == ("Acrobot-v1", 500_000)
+    assert "[ENVIRONMENT_ID] [RECIPE.toml]" in describe("control")
     for name, env in (("cartpole", "CartPole-v1"), ("acrobot", "Acrobot-v1"), ("pendulum", "Pendulum-v1")):
         assert (
-            load_config("control", arguments=[str(ROOT / "recipes" / f"control-{name}.toml")]).env.id == env
+            load_config("control", arguments=[str(ROOT / "recipes" / f"control-{name}.toml")]).environment.id
+            == env
         )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "env.id: needed, but not given"),
-        (["CartPole-v1", "--env.steps", "10"], "fewer than env.count · ppo.horizon = 1024, one PPO step"),
+        ([], "environment.id: needed, but not given"),
+        (
+            ["CartPole-v1", "--environment.steps", "10"],
+            "fewer than environment.count · ppo.horizon = 1024, one PPO step",
+        ),
         (["CartPole-v1", "--ppo.minibatches", "2000"], "more than a PPO step has steps"),
         (["CartPole-v1", "--model.lstm", "8", "--ppo.minibatches", "9"], "more than a PPO step has steps"),
         (["CartPole-v1", "--ppo.dual-clip", "0.5"], "must be more than 1, or 0 for off"),
@@ -76,9 +82,12 @@ def test_what_stands_first_is_the_environment_or_a_recipe():
         (["CartPole-v1", "--ppo.gamma", "1.5"], "must be at most 1"),
         (["CartPole-v1", "--ppo.kl-coef", "1"], "ppo.kl-coef: unknown key"),
         (["CartPole-v1", "x.toml", "more"], '"more": one argument too many'),
-        (["NoSuchThing-v1"], "env.id = NoSuchThing-v1: cannot be made: "),
-        (["no_such_module:Thing-v0"], "env.id = no_such_module:Thing-v0: cannot be made: "),
-        (["CartPole-v1", "--env.args", "{wrong = 1}"], "env.id = CartPole-v1: cannot be made: "),
+        (["NoSuchThing-v1"], "environment.id = NoSuchThing-v1: cannot be made: "),
+        (["no_such_module:Thing-v0"], "environment.id = no_such_module:Thing-v0: cannot be made: "),
+        (
+            ["CartPole-v1", "--environment.args", "{wrong = 1}"],
+            "environment.id = CartPole-v1: cannot be made: ",
+        ),
     ],
 )
 def test_what_is_wrong_in_one_line(arguments, message, capsys, tmp_path, monkeypatch):
@@ -96,7 +105,7 @@ def test_the_extra_is_named_where_gymnasium_is_missing(monkeypatch):
     with pytest.raises(
         ConfigError, match=r"gymnasium, which is not installed: pip install proxlm\[control\]"
     ):
-        make_environment(load_config("control", arguments=["CartPole-v1"]).env)
+        make_environment(load_config("control", arguments=["CartPole-v1"]).environment)
 
 
 class Spaced(gymnasium.Env):
@@ -121,8 +130,8 @@ def test_spaces_that_are_not_known():
 
 
 def test_a_time_limit_truncates():
-    config = load_config("control", arguments=["Pendulum-v1", "--env.time-limit", "7"])
-    env = make_environment(config.env)
+    config = load_config("control", arguments=["Pendulum-v1", "--environment.time-limit", "7"])
+    env = make_environment(config.environment)
     env.reset(seed=0)
     ends = [env.step(np.zeros(1, np.float32))[2:4] for _ in range(7)]
     assert ends == [(False, False)] * 6 + [(False, True)]
@@ -179,7 +188,7 @@ def sure(step: int, **more: float) -> dict[str, float]:
 
 
 def test_the_doctor_lets_a_good_policy_be_sure_of_itself():
-    facts = facts_of({"env": {"id": "CartPole-v1"}})
+    facts = facts_of({"environment": {"id": "CartPole-v1"}})
     assert facts == Facts(control=True)
     rows = [sure(step) for step in range(1, 41)]
     assert [f.rule for f in diagnose(rows, facts)] == []

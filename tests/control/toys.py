@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-from proxlm.config import ControlJob, ControlPPOConfig, EnvironmentConfig, NetworkConfig, RunConfig
+from proxlm.config import ControlConfig, ControlPPOSettings, GymSettings, NetworkSettings, RunSettings
 from proxlm.control.trainer import ControlTrainer
 
 
@@ -85,23 +85,23 @@ class Walk(gymnasium.Env):
         return self.place.astype(np.float32), -float(self.place @ self.place), ends, self.done == 25, {}
 
 
-def job(steps: int = 4, count: int = 3, seed: int = 0, **more: Any) -> ControlJob:
+def job(steps: int = 4, count: int = 3, seed: int = 0, **more: Any) -> ControlConfig:
     """Settings of a small run: `steps` PPO steps of 16 environment steps each."""
     given = {"horizon": 16, "epochs": 2, "minibatches": 2}
     model = {"width": 16} | {name: more.pop(name) for name in ("lstm", "critic", "layers") if name in more}
     env = {name: more.pop(name) for name in ("normalise_observations", "normalise_rewards") if name in more}
-    ppo = ControlPPOConfig(**given | more)
-    return ControlJob(
-        env=EnvironmentConfig(id="toy", count=count, steps=steps * count * ppo.horizon, **env),
-        model=NetworkConfig(**model),
+    ppo = ControlPPOSettings(**given | more)
+    return ControlConfig(
+        environment=GymSettings(id="toy", count=count, steps=steps * count * ppo.horizon, **env),
+        model=NetworkSettings(**model),
         ppo=ppo,
-        run=RunConfig(seed=seed, save_every=0, threads=1, tensorboard=False),
+        run=RunSettings(seed=seed, save_every=0, threads=1, tensorboard=False),
     )
 
 
-def with_env(config: ControlJob, **env: Any) -> ControlJob:
-    return replace(config, env=replace(config.env, **env))
+def with_env(config: ControlConfig, **env: Any) -> ControlConfig:
+    return replace(config, environment=replace(config.environment, **env))
 
 
-def trainer(config: ControlJob, make: Any, folder: Path = Path()) -> ControlTrainer:
+def trainer(config: ControlConfig, make: Any, folder: Path = Path()) -> ControlTrainer:
     return ControlTrainer(config, make, folder)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxlm.config import DataConfig
+from proxlm.config import DataSettings
 from proxlm.data.prompts import LoadedPrompts, PromptStream, load_prompts
 from proxlm.data.tokenizer import encode_prompt
 from proxlm.errors import ConfigError, DataError
@@ -20,7 +20,7 @@ Write = Callable[..., str]
 def load(
     tokenizer: Any, which: Any = "train", limit: int = 100, seed: int = 0, **fields: Any
 ) -> LoadedPrompts:
-    return load_prompts(DataConfig(**{"eval_count": 0} | fields), tokenizer, limit, which, seed)
+    return load_prompts(DataSettings(**{"eval_count": 0} | fields), tokenizer, limit, which, seed)
 
 
 def test_plain_prompts_keep_row_ids_tokens_and_fields(write: Write, tokenizer: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxlm.config import TextConfig
+from proxlm.config import TextSettings
 from proxlm.data.supervised import SFTExample, pretrain_blocks, record_texts, sft_examples
 from proxlm.data.tokenizer import encode_prompt, train_tokenizer
 from proxlm.errors import DataError
@@ -64,7 +64,7 @@ def test_blocks_of_a_tokenizer_without_bos(tokenizer: Any) -> None:
 
 def examples(tokenizer: Any, path: str | list[str], limit: int = 1000, **fields: Any) -> list[SFTExample]:
     paths = [path] if isinstance(path, str) else path
-    found = list(sft_examples(TextConfig(**fields), paths, tokenizer, limit))
+    found = list(sft_examples(TextSettings(**fields), paths, tokenizer, limit))
     assert None not in found
     return found
 
@@ -107,13 +107,13 @@ def test_an_encoder_decoders_sides_are_texts_of_their_own(write: Write) -> None:
     path = write("pairs.jsonl", [{"prompt": "The cat", "response": "Le chat"}])
     source, target = (tokenizer(text)["input_ids"] for text in ("The cat", "Le chat"))
     longest = max(len(source), len(target) + 1)
-    (example,) = sft_examples(TextConfig(), [path], tokenizer, longest, encoder_decoder=True)
+    (example,) = sft_examples(TextSettings(), [path], tokenizer, longest, encoder_decoder=True)
     assert example == SFTExample(tuple(source), tuple(target), (True,) * len(target))
     assert source[-1] == target[-1] == tokenizer.eos_token_id
     with pytest.raises(
         DataError, match=f"{longest} tokens in prompt or response, the limit is {longest - 1}"
     ):
-        list(sft_examples(TextConfig(), [path], tokenizer, longest - 1, encoder_decoder=True))
+        list(sft_examples(TextSettings(), [path], tokenizer, longest - 1, encoder_decoder=True))
 
 
 def test_a_new_tokenizer_is_trained_on_prompts_responses_and_messages(write: Write) -> None:
@@ -124,9 +124,9 @@ def test_a_new_tokenizer_is_trained_on_prompts_responses_and_messages(write: Wri
             {"messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]},
         ],
     )
-    assert list(record_texts(TextConfig(), [path])) == [("a", "b"), ("c", "d")]
+    assert list(record_texts(TextSettings(), [path])) == [("a", "b"), ("c", "d")]
     with pytest.raises(DataError, match=r'bad\.jsonl:1: no field "prompt"; fields here: other'):
-        list(record_texts(TextConfig(), [write("bad.jsonl", [{"other": 1}])]))
+        list(record_texts(TextSettings(), [write("bad.jsonl", [{"other": 1}])]))
 
 
 def messages(turns: list[tuple[str, str]]) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from proxlm.config import DataConfig, TextConfig
+from proxlm.config import DataSettings, TextSettings
 from proxlm.data.prompts import load_prompts
 from proxlm.data.records import iter_records, read_records
 from proxlm.data.skipped import Record, Skipped
@@ -62,7 +62,7 @@ def test_bad_rows_are_named_by_row_and_field(tmp_path: Path, tokenizer: Any) -> 
     path = parquet(tmp_path / "a.parquet", ROWS)
 
     def load(skipped: Skipped | None = None, field: str = "prompt") -> Any:
-        data = DataConfig(prompts=path, prompt_field=field, eval_count=0)
+        data = DataSettings(prompts=path, prompt_field=field, eval_count=0)
         return load_prompts(data, tokenizer, 100, "train", 0, skipped=skipped)
 
     with pytest.raises(
@@ -86,7 +86,7 @@ def test_parquet_in_the_other_jobs(tmp_path: Path, tokenizer: Any) -> None:
     rows = [{"prompt": "2 + 3 =", "response": " 5", "text": f"text {i}"} for i in range(3)]
     path = parquet(tmp_path / "a.parquet", [*rows, {"prompt": "x", "response": None, "text": None}])
     skipped = Skipped(skip=True)
-    assert len(list(sft_examples(TextConfig(), [path], tokenizer, 100, skipped=skipped))) == 3
+    assert len(list(sft_examples(TextSettings(), [path], tokenizer, 100, skipped=skipped))) == 3
     assert skipped.counts == {"no text": 1}
     with pytest.raises(DataError, match=r'a\.parquet:4: field "text" must be a text'):
         read_texts([path], [".txt"])

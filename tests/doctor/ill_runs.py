@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from helpers import SilentLog, job, trainer, vowels
 
-from proxlm.config import OptimiserConfig, OptimisersConfig, PPOJob
+from proxlm.config import OptimiserSettings, OptimisersSettings, PPOConfig
 from proxlm.doctor import Doctor, Finding, diagnose, facts_of
 from proxlm.train.ppo.trainer import PPOTrainer
 from proxlm.types import Rollout, Scores
@@ -20,7 +20,7 @@ Edit = Callable[[PPOTrainer], None]
 
 
 def run(
-    tokenizer: Any, folder: Path, config: PPOJob, reward: Any = vowels, edit: Edit | None = None
+    tokenizer: Any, folder: Path, config: PPOConfig, reward: Any = vowels, edit: Edit | None = None
 ) -> tuple[dict[str, Finding], list[dict[str, float]]]:
     """Train, after `edit` has had its way with the trainer. The findings of the whole run by rule, and its rows."""
     made = trainer(tokenizer, config, folder, reward=reward)
@@ -31,21 +31,21 @@ def run(
     return {f.rule: f for f in diagnose(log.rows, facts_of(config))}, log.rows
 
 
-def said_live(rows: list[dict[str, float]], config: PPOJob) -> list[tuple[int, str]]:
+def said_live(rows: list[dict[str, float]], config: PPOConfig) -> list[tuple[int, str]]:
     """What a doctor says while the run goes on: (step, rule)."""
     doctor = Doctor(facts_of(config))
     return [(found.last, found.rule) for row in rows for found in doctor.see(row)]
 
 
-def with_optim(config: PPOJob, policy: OptimiserConfig, critic: OptimiserConfig) -> PPOJob:
-    return replace(config, optim=OptimisersConfig(policy, critic))
+def with_optim(config: PPOConfig, policy: OptimiserSettings, critic: OptimiserSettings) -> PPOConfig:
+    return replace(config, optim=OptimisersSettings(policy, critic))
 
 
-def longer(config: PPOJob, tokens: int) -> PPOJob:
+def longer(config: PPOConfig, tokens: int) -> PPOConfig:
     return replace(config, rollout=replace(config.rollout, max_new_tokens=tokens))
 
 
-def separate(steps: int, lr: float, **ppo: Any) -> PPOJob:
+def separate(steps: int, lr: float, **ppo: Any) -> PPOConfig:
     """A job with a critic of its own, and 24 responses a step."""
     return job("separate", steps=steps, lr=lr, **{"batch_size": 24, **ppo})
 

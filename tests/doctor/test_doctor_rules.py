@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rows import FACTS, healthy, run_of
 
 import proxlm.doctor
-from proxlm.config import PPOJob
+from proxlm.config import PPOConfig
 from proxlm.config.tree import is_section, kinds
 from proxlm.doctor import RULES, Doctor, Facts, diagnose, facts_of
 
@@ -246,7 +246,7 @@ def test_a_long_run_is_read_quickly():
 
 
 def test_facts_of_a_job_and_of_its_tables():
-    config = PPOJob()
+    config = PPOConfig()
     facts = facts_of(config)
     assert facts == facts_of(asdict(config))
     assert (facts.responses, facts.updates, facts.lr, facts.may_not_end) == (64, 4, 3e-6, True)
@@ -266,8 +266,8 @@ def test_the_settings_that_are_named_exist():
             yield at + name
             yield from names(of, f"{at}{name}.") if is_section(of) else ()
 
-    known = set(names(PPOJob))
-    sections = "|".join(kinds(PPOJob))
+    known = set(names(PPOConfig))
+    sections = "|".join(kinds(PPOConfig))
     folder = Path(proxlm.doctor.__file__).parent
     texts = [path.read_text(encoding="utf-8") for path in folder.glob("rules_*.py")]
     texts.append((folder.parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8"))

@@ -25,7 +25,7 @@ from ill_runs import (
     with_optim,
 )
 
-from proxlm.config import OptimiserConfig, RewardConfig
+from proxlm.config import OptimiserSettings, RewardSettings
 from proxlm.doctor import RULES, Doctor, facts_of
 from proxlm.engine import scheduler
 from proxlm.models.language_model import LanguageModel
@@ -85,8 +85,8 @@ def test_clip_never(tokenizer, tmp_path):
 
 
 def test_small_steps_at_the_end_of_a_schedule_are_meant(tokenizer, tmp_path):
-    decay = OptimiserConfig(lr=3e-3, schedule="exponential", final=1e-9)
-    config = with_optim(separate(24, 3e-3), decay, OptimiserConfig(lr=3e-3))
+    decay = OptimiserSettings(lr=3e-3, schedule="exponential", final=1e-9)
+    config = with_optim(separate(24, 3e-3), decay, OptimiserSettings(lr=3e-3))
     findings, rows = run(tokenizer, tmp_path, config)
     assert max(r["approx_kl"] for r in rows[-10:]) < 1e-6
     assert not {"learning_rate_too_small", "clip_never"} & set(findings)
@@ -155,7 +155,7 @@ def test_eos_lost(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("edit", [wild_critic, biased_critic])
 def test_critic_worse_than_the_mean(tokenizer, tmp_path, edit):
-    config = with_optim(separate(20, 1e-3), OptimiserConfig(lr=1e-3), OptimiserConfig(lr=1e-12))
+    config = with_optim(separate(20, 1e-3), OptimiserSettings(lr=1e-3), OptimiserSettings(lr=1e-12))
     findings, rows = run(tokenizer, tmp_path, config, edit=edit)
     found = findings["critic_worse_than_mean"]
     assert (found.severity, found.step) == ("serious", 20)
@@ -213,7 +213,7 @@ def test_reward_failed(tokenizer, tmp_path):
             raise ValueError("no connection")
         return [float(len(c.text)) for c in completions]
 
-    scorer = build_reward(RewardConfig(on_error="score"), flaky)
+    scorer = build_reward(RewardSettings(on_error="score"), flaky)
     findings, rows = run(tokenizer, tmp_path, job(steps=4), scorer)
     assert [r["reward_failed"] for r in rows] == [0, 12, 0, 12]
     found = findings["reward_failed"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 from block_types import CONFIGS, SIZES, model_of
-from proxlm.config import RolloutConfig
+from proxlm.config import RolloutSettings
 from proxlm.engine.decoders import CachedDecoder, make_decoder
 from proxlm.engine.kv_cache import SlotDecoder
 from proxlm.engine.scheduler import Turn, Writer
@@ -111,7 +111,7 @@ def written(model: LanguageModel, batch: int, late: int) -> list[tuple[list[int]
     generator = torch.Generator().manual_seed(5)
     contexts = [[1 + i, *range(2, 2 + i % 4)] for i in range(11)]
     turns = [Turn(c, torch.rand(12, generator=generator).double(), 3 + i) for i, c in enumerate(contexts)]
-    writer = Writer(model, RolloutConfig(max_new_tokens=13, batch_size=batch, temperature=1.5))
+    writer = Writer(model, RolloutSettings(max_new_tokens=13, batch_size=batch, temperature=1.5))
     writer.add(turns[:late])
     for _ in range(2):
         writer.step()
@@ -137,7 +137,7 @@ def test_a_place_is_taken_as_soon_as_it_is_free(tokenizer) -> None:
     model = tiny_model(copy.deepcopy(tokenizer))
     model.network.generation_config.eos_token_id = model.tokenizer.eos_token_id = None  # nothing ends early
     turns = [Turn([1, 2], torch.full((32,), 0.5).double(), 4 if i % 4 else 28) for i in range(16)]
-    writer, steps = Writer(model, RolloutConfig(max_new_tokens=28, batch_size=4, temperature=1.0)), 0
+    writer, steps = Writer(model, RolloutSettings(max_new_tokens=28, batch_size=4, temperature=1.0)), 0
     writer.add(turns)
     while writer:
         writer.step()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from proxlm.config import ModelConfig, RolloutConfig
+from proxlm.config import ModelSettings, RolloutSettings
 from proxlm.engine.decoders import CachedDecoder, RecomputeDecoder, TargetDecoder, make_decoder
 from proxlm.engine.native import EVALUATION, generate
 from proxlm.engine.scheduler import response_text, stop_position
@@ -29,7 +29,7 @@ def prompts(tokenizer, count=6):
 
 
 def run(model, asked, seed=3, step=0, **settings):
-    config = RolloutConfig(**{"max_new_tokens": 16, **settings})
+    config = RolloutSettings(**{"max_new_tokens": 16, **settings})
     return generate(model, asked, config, seed=seed, step=step)
 
 
@@ -75,7 +75,7 @@ def test_sliding_windows_much_shorter_than_the_text(tokenizer, family):
     network = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         network.get_output_embeddings().weight.mul_(8.0)
-    model = wrap(network, tokenizer, ModelConfig(device="cpu"))
+    model = wrap(network, tokenizer, ModelSettings(device="cpu"))
     rollout = run(model, prompts(tokenizer, 30), max_new_tokens=30, temperature=2.0)
     assert len(set(rollout.sequences.response_lengths.tolist())) > 2
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_order_does_not_matter_and_seed_step_stream_and_repeat_do(tokenizer):
     assert run(model, asked[::-1]).texts[::-1] == base.texts
     assert run(model, asked, seed=4).texts != base.texts
     assert run(model, asked, step=1).texts != base.texts
-    config = RolloutConfig(max_new_tokens=16)
+    config = RolloutSettings(max_new_tokens=16)
     assert generate(model, asked, config, seed=3, step=0, stream=EVALUATION).texts != base.texts
     twice = run(model, [asked[1], asked[0], asked[1]])
     assert twice.texts[0] == base.texts[1] != twice.texts[2]
@@ -154,7 +154,7 @@ def test_stop_texts(tokenizer):
 
 def test_a_stop_text_that_begins_with_the_lost_space(stories):
     """SentencePiece drops a response's leading space when it is decoded alone; the stop text has it."""
-    model = load_language_model(ModelConfig(policy=str(stories), device="cpu"))
+    model = load_language_model(ModelSettings(policy=str(stories), device="cpu"))
     prompt = Prompt(0, tuple(model.tokenizer("Once upon a time").input_ids), "Once upon a time")
     free = run(model, [prompt], temperature=0, max_new_tokens=12).texts[0]
     assert free.startswith(", there was")
@@ -174,7 +174,7 @@ def test_repeats_of_a_prompt_and_progress(tokenizer):
     seen: list[tuple[int, int]] = []
     asked = prompts(tokenizer) * 2
     generate(
-        tiny_model(tokenizer), asked, RolloutConfig(max_new_tokens=4, batch_size=5), seed=0, step=0,
+        tiny_model(tokenizer), asked, RolloutSettings(max_new_tokens=4, batch_size=5), seed=0, step=0,
         on_progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
     assert seen[-1] == (12, 12)
@@ -280,7 +280,7 @@ def test_leading_space_of_sentencepiece_survives(stories):
 
 
 def test_greedy_story_begins_as_published(stories):
-    model = load_language_model(ModelConfig(policy=str(stories), device="cpu"))
+    model = load_language_model(ModelSettings(policy=str(stories), device="cpu"))
     rollout = run(model, [Prompt(0, (1,), "")], temperature=0, max_new_tokens=60)
     assert rollout.texts[0].startswith(
         "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "

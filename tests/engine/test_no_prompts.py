@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from proxlm.__main__ import main
-from proxlm.config import MultiTurnConfig, RolloutConfig
+from proxlm.config import EnvironmentSettings, RolloutSettings
 from proxlm.engine.native import generate
 from proxlm.environments.games import GAMES
 from proxlm.environments.message_tokens import PlainWords
@@ -20,9 +20,9 @@ def test_in_python_the_rollout_has_no_rows(tokenizer, talks):
     model, told = tiny_model(tokenizer), []
     sample = generate
     if talks:
-        settings = MultiTurnConfig(use="number-game")
+        settings = EnvironmentSettings(use="number-game")
         sample = MultiTurn(GAMES["number-game"], PlainWords(tokenizer), settings)
-    sampling = RolloutConfig(max_new_tokens=5)
+    sampling = RolloutSettings(max_new_tokens=5)
     rollout = sample(model, [], sampling, seed=3, step=0, version=7, on_progress=lambda *at: told.append(at))
     assert len(rollout) == 0
     assert rollout.policy_version == 7

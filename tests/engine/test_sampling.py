@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from proxlm.config import RolloutConfig
+from proxlm.config import RolloutSettings
 from proxlm.engine.sampling import filter_logits, sample
 
 P = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
@@ -39,9 +39,9 @@ def test_filters_act_on_rows_apart():
 @pytest.mark.parametrize(
     ("config", "wanted"),
     [
-        (RolloutConfig(), [0.1, 0.4, 0.3, 0.2]),
-        (RolloutConfig(top_k=2), [0, 4 / 7, 3 / 7, 0]),
-        (RolloutConfig(temperature=0.5), [1 / 30, 16 / 30, 9 / 30, 4 / 30]),
+        (RolloutSettings(), [0.1, 0.4, 0.3, 0.2]),
+        (RolloutSettings(top_k=2), [0, 4 / 7, 3 / 7, 0]),
+        (RolloutSettings(temperature=0.5), [1 / 30, 16 / 30, 9 / 30, 4 / 30]),
     ],
 )
 def test_inverts_the_distribution_and_reports_its_logprob(config, wanted):
@@ -56,13 +56,13 @@ def test_inverts_the_distribution_and_reports_its_logprob(config, wanted):
 
 def test_the_ends_of_the_unit_interval():
     p = torch.tensor([[0.0, 0.5, 0.5, 0.0]]).log()
-    assert sample(p, torch.tensor([0.0]).double(), RolloutConfig())[0].tolist() == [1]
+    assert sample(p, torch.tensor([0.0]).double(), RolloutSettings())[0].tolist() == [1]
     for top in (1 - 2**-53, 1.0):
-        assert sample(p, torch.tensor([top], dtype=torch.float64), RolloutConfig())[0].tolist() == [2]
+        assert sample(p, torch.tensor([top], dtype=torch.float64), RolloutSettings())[0].tolist() == [2]
 
 
 def test_greedy_takes_the_likeliest_and_reports_its_plain_logprob():
-    tokens, logprobs = sample(P.log(), torch.tensor([0.99]).double(), RolloutConfig(temperature=0))
+    tokens, logprobs = sample(P.log(), torch.tensor([0.99]).double(), RolloutSettings(temperature=0))
     assert tokens.tolist() == [1]
     assert float(logprobs.exp()) == pytest.approx(0.4)
 
@@ -75,7 +75,7 @@ def test_large_vocabularies_are_inverted_by_blocks(size):
     logits[:, -300:] = -torch.inf
     uniform = torch.rand(200, generator=draw, dtype=torch.float64)
     uniform[:2] = torch.tensor([0.0, 1 - 2**-53])
-    tokens, logprobs = sample(logits, uniform, RolloutConfig())
+    tokens, logprobs = sample(logits, uniform, RolloutSettings())
     p = torch.softmax(logits.double(), -1)
     upper = p.cumsum(-1).gather(1, tokens[:, None])[:, 0]
     chosen = p.gather(1, tokens[:, None])[:, 0]

@@ -7,7 +7,7 @@ import torch
 from helpers import SilentLog, job, parameters, trainer
 from test_multi_turn import Counts
 
-from proxlm.config import MultiTurnConfig, RolloutConfig
+from proxlm.config import EnvironmentSettings, RolloutSettings
 from proxlm.engine.native import EVALUATION
 from proxlm.environments.message_tokens import PlainWords
 from proxlm.environments.multi_turn import MultiTurn
@@ -24,7 +24,7 @@ def test_ppo_on_conversations_begins_at_ratio_1_and_its_parts_add_up(tokenizer, 
     results = []
     for folder in ("a", "b"):
         made = trainer(tokenizer, config, tmp_path / folder, reward=with_environment(None))
-        settings = MultiTurnConfig(use="x", max_turns=3)
+        settings = EnvironmentSettings(use="x", max_turns=3)
         made.generate = MultiTurn(Counts, PlainWords(tokenizer), settings)
         log = SilentLog()
         made.train(log)
@@ -53,7 +53,7 @@ def test_a_step_that_drew_several_times_tells_of_all_its_conversations(tokenizer
         steps=1, batch_size=4, samples_per_prompt=3, advantage="rloo", filter_groups=True, filter_rounds=3
     )
     made = trainer(tokenizer, config, tmp_path / "run", reward=with_environment(None))
-    converse = MultiTurn(Fragile, PlainWords(tokenizer), MultiTurnConfig(use="x", max_turns=3))
+    converse = MultiTurn(Fragile, PlainWords(tokenizer), EnvironmentSettings(use="x", max_turns=3))
     drawn = []
 
     def generate(*arguments, **named):
@@ -78,16 +78,16 @@ def test_an_evaluation_is_of_the_policys_own_words(tokenizer):
     found = []
     for words in (" and then?", " a", ""):
         converse = MultiTurn(
-            lambda w=words: Counts(words=w), PlainWords(tokenizer), MultiTurnConfig(use="x", max_turns=3)
+            lambda w=words: Counts(words=w), PlainWords(tokenizer), EnvironmentSettings(use="x", max_turns=3)
         )
-        rollout = converse(model, asked, RolloutConfig(max_new_tokens=5), seed=0, step=0, stream=EVALUATION)
+        rollout = converse(model, asked, RolloutSettings(max_new_tokens=5), seed=0, step=0, stream=EVALUATION)
         evaluation = evaluate_model(
             "x",
             model,
             lambda s, t: token_outputs(other, s, t).logprobs,
             asked,
             with_environment(None),
-            RolloutConfig(max_new_tokens=5),
+            RolloutSettings(max_new_tokens=5),
             seed=0,
             generate=converse,
         )

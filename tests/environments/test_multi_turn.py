@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from proxlm.config import DataConfig, MultiTurnConfig, RolloutConfig
+from proxlm.config import DataSettings, EnvironmentSettings, RolloutSettings
 from proxlm.environments.games import GAMES, random_play
 from proxlm.environments.message_tokens import ChatWords, PlainWords
 from proxlm.environments.multi_turn import MultiTurn
@@ -26,7 +26,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|eos|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SAMPLING = RolloutConfig(max_new_tokens=5)
+SAMPLING = RolloutSettings(max_new_tokens=5)
 
 
 class Counts:
@@ -60,7 +60,7 @@ def prompts(count):
 
 
 def talk(model, make, count=6, words=None, sampling=SAMPLING, **settings):
-    spec = MultiTurn(make, words or PlainWords(model.tokenizer), MultiTurnConfig(use="x", **settings))
+    spec = MultiTurn(make, words or PlainWords(model.tokenizer), EnvironmentSettings(use="x", **settings))
     return spec(model, prompts(count), sampling, seed=3, step=0)
 
 
@@ -263,20 +263,22 @@ def test_tic_tac_toe_rules():
 
 def test_settings_are_checked(tokenizer, tmp_path):
     with pytest.raises(ConfigError, match='no such built-in environment; did you mean "number-game"'):
-        resolve(MultiTurnConfig(use="number-gam"))
+        resolve(EnvironmentSettings(use="number-gam"))
     with pytest.raises(ConfigError, match=r"environment\.args: number-game: highest must be 2 or more"):
-        resolve(MultiTurnConfig(use="number-game", args={"highest": 1}))
+        resolve(EnvironmentSettings(use="number-game", args={"highest": 1}))
     with pytest.raises(ConfigError, match="unexpected keyword argument 'lowest'"):
-        resolve(MultiTurnConfig(use="number-game", args={"lowest": 1}))
+        resolve(EnvironmentSettings(use="number-game", args={"lowest": 1}))
     (tmp_path / "mine.py").write_text("class Mine:\n    def reset(self, task):\n        return 'x'\n")
     with pytest.raises(ConfigError, match=r'no "Mien" in .*; did you mean "Mine"\? it defines Mine'):
-        resolve(MultiTurnConfig(use=f"{tmp_path}/mine.py:Mien"))
+        resolve(EnvironmentSettings(use=f"{tmp_path}/mine.py:Mien"))
     with pytest.raises(ConfigError, match="has no method step"):
-        resolve(MultiTurnConfig(use=f"{tmp_path}/mine.py:Mine"))
-    assert isinstance(conversations(MultiTurnConfig(use="number-game"), DataConfig(), tokenizer), MultiTurn)
+        resolve(EnvironmentSettings(use=f"{tmp_path}/mine.py:Mine"))
+    assert isinstance(
+        conversations(EnvironmentSettings(use="number-game"), DataSettings(), tokenizer), MultiTurn
+    )
 
 
 def test_tasks_stand_for_prompts():
-    train, held_out = task_prompts(MultiTurnConfig(use="number-game", tasks=5), 3)
+    train, held_out = task_prompts(EnvironmentSettings(use="number-game", tasks=5), 3)
     assert [p.id for p in train.prompts] == [0, 1, 2, 3, 4]
     assert [p.id for p in held_out.prompts] == [5, 6, 7]

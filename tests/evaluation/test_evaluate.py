@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from proxlm.config import RolloutConfig
+from proxlm.config import RolloutSettings
 from proxlm.evaluation.evaluate import as_json, as_table, evaluate_model
 from proxlm.models.forward import token_outputs
 from proxlm.types import Prompt, Scores
@@ -27,7 +27,7 @@ def evaluate(tokenizer, model, reference, count=12, reward=lengths_as_reward, **
         lambda s, t: token_outputs(reference, s, t).logprobs,
         prompts,
         reward,
-        RolloutConfig(max_new_tokens=10),
+        RolloutSettings(max_new_tokens=10),
         seed=1,
         **settings,
     )
@@ -69,7 +69,7 @@ def test_kl_is_taken_at_the_sampling_temperature(tokenizer):
             lambda s, t: token_outputs(model, s, t / 2).logprobs,
             prompts,
             None,
-            RolloutConfig(max_new_tokens=8, temperature=temperature),
+            RolloutSettings(max_new_tokens=8, temperature=temperature),
             seed=0,
         )
         return got.metrics["kl"].mean

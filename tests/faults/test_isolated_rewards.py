@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from proxlm.config import RewardConfig, RewardTerm
+from proxlm.config import RewardSettings, RewardTerm
 from proxlm.errors import ConfigError, RewardError
 from proxlm.rewards import build_reward
 from proxlm.types import Completion
@@ -68,7 +68,7 @@ def batch(word: str) -> list[Completion]:
 
 
 def test_every_way_to_fail_costs_its_batch_alone(file, caplog):
-    config = RewardConfig(
+    config = RewardSettings(
         use=f"{file}:score", isolate=True, timeout=1.5, memory_gb=1.0, on_error="score", error_score=-1.0,
         weights={"pid": 0.0},
     )  # fmt: skip
@@ -88,7 +88,7 @@ def test_every_way_to_fail_costs_its_batch_alone(file, caplog):
 
 
 def test_by_default_a_failure_stops_the_run(file):
-    reward = build_reward(RewardConfig(use=f"{file}:score", isolate=True))
+    reward = build_reward(RewardSettings(use=f"{file}:score", isolate=True))
     with pytest.raises(RewardError, match=r"ended its process \(signal 9, SIGKILL\); mend it"):
         reward.score(batch("kill"))
 
@@ -99,7 +99,7 @@ def test_terms_token_rewards_coroutines_and_built_ins(file):
         "size": RewardTerm(use="length", args={"target": 2}, weight=10.0),
     }
     plain, isolated = (
-        build_reward(RewardConfig(terms=terms, isolate=flag)).score(batch("x")) for flag in (0, 1)
+        build_reward(RewardSettings(terms=terms, isolate=flag)).score(batch("x")) for flag in (0, 1)
     )
     assert isolated.per_token.tolist() == plain.per_token.tolist() == [1, 2, 1, 2]
     assert isolated.total.tolist() == plain.total.tolist()
@@ -107,7 +107,7 @@ def test_terms_token_rewards_coroutines_and_built_ins(file):
 
 
 def test_the_process_ends_with_the_reward(file):
-    reward = build_reward(RewardConfig(use=f"{file}:score", isolate=True))
+    reward = build_reward(RewardSettings(use=f"{file}:score", isolate=True))
     pid = int(reward.score(batch("fine")).components["pid"][0])
     os.kill(pid, 0)
     del reward
@@ -120,4 +120,4 @@ def test_the_process_ends_with_the_reward(file):
 
 def test_a_python_function_cannot_be_isolated():
     with pytest.raises(ConfigError, match=r"reward\.isolate: a Python function cannot go to another process"):
-        build_reward(RewardConfig(isolate=True), lambda completions: [0.0] * len(completions))
+        build_reward(RewardSettings(isolate=True), lambda completions: [0.0] * len(completions))

@@ -13,7 +13,7 @@ from small_runs import SFT, tiny_place  # noqa: F401
 
 from proxlm.__main__ import main
 from proxlm.checkpoint import newest_checkpoint
-from proxlm.config import ShapingConfig
+from proxlm.config import ShapingSettings
 from proxlm.errors import RunError
 from proxlm.rl.losses import token_weights
 from proxlm.train.ppo import update
@@ -35,7 +35,7 @@ def bad_from(step, value=math.nan):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_reward_that_is_no_number_changes_no_policy_and_no_controller(tokenizer, tmp_path, value):
     settings = {"kl_controller": "adaptive", "kl_target": 0.1, "kl_horizon": 100.0}
-    config = job("separate", steps=3, shaping=ShapingConfig(scale="running"), **settings)
+    config = job("separate", steps=3, shaping=ShapingSettings(scale="running"), **settings)
     made = trainer(tokenizer, config, tmp_path, reward=bad_from(1, value))
     made.step(SilentLog())
     before, moments = parameters(made), made.state.moments

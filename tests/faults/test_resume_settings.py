@@ -12,13 +12,13 @@ import pytest
 from proxlm.checkpoint import check_settings, settings_of
 from proxlm.config import (
     JOBS,
-    ControlJob,
+    ControlConfig,
     PPOConfig,
-    PPOJob,
-    PretrainJob,
-    RewardConfig,
+    PPOSettings,
+    PretrainConfig,
+    RewardSettings,
     RewardTerm,
-    SFTJob,
+    SFTConfig,
 )
 from proxlm.config.tree import is_section, kinds
 from proxlm.errors import RunError
@@ -75,34 +75,34 @@ def test_every_setting_is_refused_or_listed_as_free(tmp_path, name):
 
 
 def test_the_message_has_both_values():
-    job = PPOJob(ppo=PPOConfig(kl_coef=0.1))
+    job = PPOConfig(ppo=PPOSettings(kl_coef=0.1))
     with pytest.raises(RunError) as caught:
-        check_settings(Path("a"), settings_of(job), PPOJob(ppo=PPOConfig(kl_coef=0.2)))
+        check_settings(Path("a"), settings_of(job), PPOConfig(ppo=PPOSettings(kl_coef=0.2)))
     assert str(caught.value).startswith(
         "a: made with ppo.kl_coef = 0.1, not 0.2; resume with the same, or start"
     )
 
 
 def test_a_term_of_the_reward_counts(tmp_path):
-    job = PPOJob(reward=RewardConfig(terms={"a": RewardTerm(use="length", weight=1.0)}))
-    other = replace(job, reward=RewardConfig(terms={"a": RewardTerm(use="length", weight=2.0)}))
+    job = PPOConfig(reward=RewardSettings(terms={"a": RewardTerm(use="length", weight=1.0)}))
+    other = replace(job, reward=RewardSettings(terms={"a": RewardTerm(use="length", weight=2.0)}))
     with pytest.raises(RunError, match=r"made with reward\.terms = .*weight = 1\.0"):
         check_settings(tmp_path, settings_of(job), other)
 
 
 def test_a_setting_the_older_version_lacked_was_its_default(tmp_path):
     """The default is the job's: control's optimisers are not a language model's."""
-    for job in (ControlJob(), SFTJob(), PretrainJob()):
+    for job in (ControlConfig(), SFTConfig(), PretrainConfig()):
         saved = settings_of(job)
         del saved["optim"]
         check_settings(tmp_path, saved, job)
-    saved = settings_of(ControlJob())
+    saved = settings_of(ControlConfig())
     saved["ppo"]["gone"] = 3
     with pytest.raises(RunError, match=r"made with ppo\.gone = 3, not a setting of this version"):
-        check_settings(tmp_path, saved, ControlJob())
+        check_settings(tmp_path, saved, ControlConfig())
 
 
 @pytest.mark.parametrize("saved", [None, [], "x", 3])
 def test_a_state_without_settings_is_refused(tmp_path, saved):
     with pytest.raises(RunError, match=r"state\.json: holds no settings"):
-        check_settings(tmp_path, saved, PPOJob())
+        check_settings(tmp_path, saved, PPOConfig())

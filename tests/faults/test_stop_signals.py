@@ -15,7 +15,7 @@ from small_runs import PPO, SFT, reward_that_sends, tiny_place  # noqa: F401
 
 from proxlm.__main__ import main
 from proxlm.checkpoint import load_checkpoint, newest_checkpoint
-from proxlm.config import RunConfig
+from proxlm.config import RunSettings
 from proxlm.errors import StoppedBySignalError
 from proxlm.runlog import writer
 from proxlm.runlog.live import LiveView
@@ -77,7 +77,7 @@ def stopped(folder, number, **more):
     """A run that gets a signal in its second step; returns what it raised and the steps it saved."""
     saved = []
     try:
-        with RunLog(folder, "ppo", 9, RunConfig(tensorboard=False), **more) as log:
+        with RunLog(folder, "ppo", 9, RunSettings(tensorboard=False), **more) as log:
             for step in (1, 2, 3):
                 if step == 2:
                     os.kill(os.getpid(), number)

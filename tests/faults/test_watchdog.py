@@ -11,18 +11,19 @@ import time
 
 from rich.console import Console
 
-from proxlm.config import RunConfig
+from proxlm.config import RunSettings
 from proxlm.runlog import writer
 from proxlm.runlog.live import LiveView
 from proxlm.runlog.writer import RunLog
 
-QUICK = RunConfig(tensorboard=False, watchdog=0.3 / 60)
+QUICK = RunSettings(tensorboard=False, watchdog=0.3 / 60)
 STUCK = """
 import sys, time
 from pathlib import Path
-from proxlm.config import RunConfig
+from proxlm.config import RunSettings
 from proxlm.runlog.writer import RunLog
-with RunLog(Path(sys.argv[1]), "ppo", 9, RunConfig(tensorboard=False, watchdog=0.3 / 60, watchdog_stop=True)) as log:
+settings = RunSettings(tensorboard=False, watchdog=0.3 / 60, watchdog_stop=True)
+with RunLog(Path(sys.argv[1]), "ppo", 9, settings) as log:
     log.phase("score")
     time.sleep(600)
 """
@@ -30,9 +31,9 @@ with RunLog(Path(sys.argv[1]), "ppo", 9, RunConfig(tensorboard=False, watchdog=0
 MOVING = """
 import sys, time
 from pathlib import Path
-from proxlm.config import RunConfig
+from proxlm.config import RunSettings
 from proxlm.runlog.writer import RunLog
-with RunLog(Path(sys.argv[1]), "ppo", 9, RunConfig(tensorboard=False, watchdog=1 / 60, watchdog_stop=True)) as log:
+with RunLog(Path(sys.argv[1]), "ppo", 9, RunSettings(tensorboard=False, watchdog=1 / 60, watchdog_stop=True)) as log:
     print("moves", flush=True)
     for k in range(30):
         log.progress(k, 30)
@@ -108,5 +109,5 @@ def test_a_process_that_was_suspended_is_not_stuck(tmp_path):
 
 
 def test_nothing_watches_where_it_is_off(tmp_path):
-    with RunLog(tmp_path, "ppo", 9, RunConfig(tensorboard=False, watchdog=0.0)):
+    with RunLog(tmp_path, "ppo", 9, RunSettings(tensorboard=False, watchdog=0.0)):
         assert not [t for t in threading.enumerate() if t.name == "proxlm-watchdog"]

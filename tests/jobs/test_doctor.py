@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from report_runs import edit, ppo_run, sft_run
 
 from proxlm.__main__ import main
 from proxlm.doctor import RULES
+from report_runs import edit, ppo_run, sft_run
 
 BLOWN_UP = {"approx_kl": 0.9, "ratio_max": 4000.0}
 

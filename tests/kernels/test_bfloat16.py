@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from block_types import model_of
-from proxlm.config import LoraConfig
+from proxlm.config import LoraSettings
 from proxlm.engine.kv_cache import SlotDecoder
 from proxlm.kernels import attention, products
 from proxlm.kernels.linear_head import linear_head_logprobs
@@ -164,7 +164,7 @@ def test_gradients_are_as_near_to_float32_as_bf16_can_be(name: str) -> None:
     """bf16 has 8 bits: 0.4% at most from one rounding, and some dozens of them follow each other."""
     model = model_of(name.split()[0])
     if "adapters" in name:
-        model = add_lora(model, LoraConfig(rank=4))
+        model = add_lora(model, LoraSettings(rank=4))
         for parameter_name, p in model.network.named_parameters():
             if "lora_B" in parameter_name:
                 nn.init.normal_(p, std=0.1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from proxlm.config import ModelConfig
+from proxlm.config import ModelSettings
 from proxlm.jobs.session import set_up
 from proxlm.kernels.device import has_bfloat16, lacks_bfloat16, uses_bfloat16
 from small_models import tiny_model
@@ -28,7 +28,7 @@ def test_a_processor_with_and_without_instructions(
     assert not uses_bfloat16("float32", CPU)
     assert tiny_model(tokenizer, precision="auto").bfloat16 == has
     for precision in ("bfloat16", "auto", "float32"):
-        set_up(0, model=ModelConfig(precision=precision, device="cpu"))
+        set_up(0, model=ModelSettings(precision=precision, device="cpu"))
         said = capsys.readouterr().out
         assert ("multiplies in float32 and rounds" in said) == (precision == "bfloat16" and not has)
         assert "emulates" not in said
@@ -39,7 +39,7 @@ def test_an_older_torch_emulates_and_says_so(tokenizer, monkeypatch, capsys) -> 
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.delattr(torch.library, "get_kernel")
     assert not tiny_model(tokenizer, precision="bfloat16").widened
-    set_up(0, model=ModelConfig(precision="bfloat16", device="cpu"))
+    set_up(0, model=ModelSettings(precision="bfloat16", device="cpu"))
     assert "emulates it, far slower than float32" in capsys.readouterr().out
 
 

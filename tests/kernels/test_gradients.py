@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from block_types import CONFIGS, model_of
-from proxlm.config import LoraConfig
+from proxlm.config import LoraSettings
 from proxlm.kernels.gradients import are_in_place, embedded, gradients_in_place
 from proxlm.kernels.products import adapted, gated_mlp, projected
 from proxlm.models.forward import response_states
@@ -58,7 +58,7 @@ def test_sums_over_micro_batches_are_those_of_autograd(name: str, bfloat16: bool
 def test_sums_of_adapters_are_those_of_autograd(name: str, bfloat16: bool) -> None:
     model = model_of(name, bfloat16=bfloat16)
     targets = ["c_attn", "c_fc"] if name == "gpt2" else ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
-    model = add_lora(model, LoraConfig(rank=3, alpha=6.0, targets=targets))
+    model = add_lora(model, LoraSettings(rank=3, alpha=6.0, targets=targets))
     with torch.no_grad():
         for key, p in model.network.named_parameters():
             if "lora_B" in key:
@@ -80,7 +80,7 @@ def test_an_adapter_is_two_small_products_more(monkeypatch: pytest.MonkeyPatch) 
     from peft.tuners.lora import Linear
 
     monkeypatch.setattr(Linear, "forward", lambda *_, **__: pytest.fail("PEFT's forward"))
-    model = add_lora(model_of("llama"), LoraConfig(rank=3, alpha=6.0))
+    model = add_lora(model_of("llama"), LoraSettings(rank=3, alpha=6.0))
     assert summed(model)
 
 

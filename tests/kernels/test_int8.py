@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from proxlm import load_config
-from proxlm.config import LoraConfig, RolloutConfig
+from proxlm.config import LoraSettings, RolloutSettings
 from proxlm.engine.decoders import make_decoder
 from proxlm.engine.native import generate
 from proxlm.errors import ConfigError, ModelError
@@ -90,13 +90,13 @@ def prompts() -> list[Prompt]:
 def test_rollouts_know_the_policy_that_wrote_them(tokenizer: Any, name: str, weights: Any) -> None:
     """The log-probs kept are those of the rounded weights: near the policy's own, and not equal to them."""
     model = tiny_model(tokenizer, name)
-    config = RolloutConfig(max_new_tokens=12, weights=weights)
+    config = RolloutSettings(max_new_tokens=12, weights=weights)
     rollout = generate(model, prompts(), config, seed=3, step=0)
     with torch.no_grad():
         own = token_outputs(model, rollout.sequences).logprobs
     gap = (own - rollout.logprobs).abs()
     assert 1e-4 < float(gap.mean()) < (0.1 if weights == "int8" else 0.03)
-    exact = generate(model, prompts(), RolloutConfig(max_new_tokens=12), seed=3, step=0)
+    exact = generate(model, prompts(), RolloutSettings(max_new_tokens=12), seed=3, step=0)
     with torch.no_grad():
         same = token_outputs(model, exact.sequences).logprobs
     assert float((same - exact.logprobs).abs().max()) < 1e-4
@@ -109,7 +109,7 @@ def test_batches_of_any_size_write_the_same_with_int8(tokenizer: Any) -> None:
         generate(
             model,
             prompts(),
-            RolloutConfig(max_new_tokens=12, weights="int8", batch_size=size),
+            RolloutSettings(max_new_tokens=12, weights="int8", batch_size=size),
             seed=3,
             step=0,
         ).sequences.tokens.tolist()
@@ -140,13 +140,13 @@ def test_rounded_weights_without_a_correction_are_refused() -> None:
 @pytest.mark.parametrize("weights", ["policy", "int8"])
 def test_adapters_are_part_of_what_is_written_with(tokenizer: Any, weights: Any) -> None:
     pytest.importorskip("peft")
-    model = add_lora(tiny_model(tokenizer), LoraConfig(rank=4))
+    model = add_lora(tiny_model(tokenizer), LoraSettings(rank=4))
     torch.manual_seed(0)
     with torch.no_grad():
         for name, p in model.trainable():
             if "lora_B" in name:
                 p.normal_(std=0.3)
-    rollout = generate(model, prompts(), RolloutConfig(max_new_tokens=12, weights=weights), seed=3, step=0)
+    rollout = generate(model, prompts(), RolloutSettings(max_new_tokens=12, weights=weights), seed=3, step=0)
     with torch.no_grad():
         own = token_outputs(model, rollout.sequences).logprobs
         with model.without_adapters():

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from block_types import CONFIGS, SIZES, model_of
-from proxlm.config import LoraConfig, ModelConfig
+from proxlm.config import LoraSettings, ModelSettings
 from proxlm.errors import ModelError
 from proxlm.kernels import attention, blocks, fused, products
 from proxlm.models import forward
@@ -83,11 +83,11 @@ def test_activation_checkpointing_is_refused_where_it_would_do_nothing(tokenizer
     with pytest.raises(
         ModelError, match=r"activation_checkpointing is for llama.*this is bloom; set it to false"
     ):
-        wrap(network, tokenizer, ModelConfig(policy="x", device="cpu", activation_checkpointing=True))
+        wrap(network, tokenizer, ModelSettings(policy="x", device="cpu", activation_checkpointing=True))
 
 
 def test_adapters_learn_as_they_do_in_transformers() -> None:
-    model = add_lora(model_of("llama"), LoraConfig(rank=4))
+    model = add_lora(model_of("llama"), LoraSettings(rank=4))
     with torch.no_grad():
         for name, p in model.network.named_parameters():
             if "lora_B" in name:

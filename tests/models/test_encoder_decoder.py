@@ -8,13 +8,13 @@ from helpers import SilentLog, job, parameters, trainer
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from proxlm.config import (
-    LoraConfig,
-    ModelConfig,
-    NewModelConfig,
-    OptimiserConfig,
-    RunConfig,
-    SFTJob,
-    SupervisedConfig,
+    LoraSettings,
+    ModelSettings,
+    NewModelSettings,
+    OptimiserSettings,
+    RunSettings,
+    SFTConfig,
+    SupervisedSettings,
 )
 from proxlm.data.supervised import SFTExample
 from proxlm.errors import ModelError
@@ -34,7 +34,7 @@ FAMILIES = ["t5", "bart"]
 
 
 def model_config():
-    return ModelConfig(device="cpu")
+    return ModelSettings(device="cpu")
 
 
 def batch():
@@ -134,7 +134,7 @@ def test_critics_share_or_do_not_share_weights(tokenizer, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_start_as_the_reference_bit_for_bit_and_merge(tokenizer, tmp_path, family):
     bare = token_outputs(tiny_model(tokenizer, family), batch()).logprobs
-    model = add_lora(tiny_model(tokenizer, family), LoraConfig(rank=2))
+    model = add_lora(tiny_model(tokenizer, family), LoraSettings(rank=2))
     assert {half for n, _ in model.trainable() for half in ("encoder", "decoder") if f"{half}." in n} == {
         "encoder",
         "decoder",
@@ -149,7 +149,7 @@ def test_adapters_start_as_the_reference_bit_for_bit_and_merge(tokenizer, tmp_pa
         with model.without_adapters():
             assert torch.equal(token_outputs(model, batch()).logprobs, bare)
         save_language_model(model, tmp_path)
-        merged = load_language_model(ModelConfig(policy=str(tmp_path), device="cpu"))
+        merged = load_language_model(ModelSettings(policy=str(tmp_path), device="cpu"))
         assert torch.allclose(token_outputs(merged, batch()).logprobs, adapted, atol=1e-4)
 
 
@@ -158,7 +158,7 @@ def test_a_saved_model_loads_with_transformers_and_with_us(tokenizer, tmp_path, 
     model = tiny_model(tokenizer, family)
     save_language_model(model, tmp_path)
     theirs = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).state_dict()
-    ours = load_language_model(ModelConfig(policy=str(tmp_path), device="cpu"))
+    ours = load_language_model(ModelSettings(policy=str(tmp_path), device="cpu"))
     assert ours.encoder_decoder
     assert ours.start_id == model.start_id
     assert ours.context == (128 if family == "bart" else None)
@@ -170,18 +170,18 @@ def test_a_saved_model_loads_with_transformers_and_with_us(tokenizer, tmp_path, 
 def test_t5_without_the_scale_keeps_that(tokenizer, tmp_path):
     """T5 1.1 does not scale its states; transformers remembers it in the configuration."""
     torch.manual_seed(0)
-    new = NewModelConfig(type="t5", hidden=32, layers=2, heads=4, tie_embeddings=False)
-    model = build_language_model(new, tokenizer, ModelConfig(device="cpu"))
+    new = NewModelSettings(type="t5", hidden=32, layers=2, heads=4, tie_embeddings=False)
+    model = build_language_model(new, tokenizer, ModelSettings(device="cpu"))
     assert not model.network.config.scale_decoder_outputs
     # Its embedding starts small instead, so that its first logits are of the size that a scaled model's are.
     scaled = build_language_model(
-        NewModelConfig(type="t5", hidden=32, layers=2, heads=4), tokenizer, model_config()
+        NewModelSettings(type="t5", hidden=32, layers=2, heads=4), tokenizer, model_config()
     )
     with torch.no_grad():
         sizes = [model_.logits(response_states(model_, batch())[0]).std() for model_ in (model, scaled)]
     assert 0.5 < float(sizes[0] / sizes[1]) < 2
     save_language_model(model, tmp_path)
-    loaded = load_language_model(ModelConfig(policy=str(tmp_path), device="cpu"))
+    loaded = load_language_model(ModelSettings(policy=str(tmp_path), device="cpu"))
     with torch.no_grad():
         one, two = (token_outputs(m, batch()).logprobs for m in (model, loaded))
     assert torch.equal(one, two)
@@ -189,8 +189,8 @@ def test_t5_without_the_scale_keeps_that(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("family", ["t5", "mt5", "bart", "marian"])
 def test_new_models_have_the_asked_shape_on_both_sides(tokenizer, family):
-    new = NewModelConfig(type=family, hidden=48, layers=3, heads=4, context=64, intermediate=80)
-    model = build_language_model(new, tokenizer, ModelConfig(device="cpu"))
+    new = NewModelSettings(type=family, hidden=48, layers=3, heads=4, context=64, intermediate=80)
+    model = build_language_model(new, tokenizer, ModelSettings(device="cpu"))
     for half in (model.trunk.encoder, model.trunk.decoder):
         layers = half.block if "t5" in family else half.layers
         assert len(layers) == 3
@@ -216,7 +216,7 @@ def test_a_type_that_changes_its_logits_otherwise_is_refused(tokenizer):
 
     config.decoder_start_token_id = 0
     with pytest.raises(ModelError, match="model type umt5 differ by"):
-        wrap(AutoModelForSeq2SeqLM.from_config(config), tokenizer, ModelConfig(policy="new", device="cpu"))
+        wrap(AutoModelForSeq2SeqLM.from_config(config), tokenizer, ModelSettings(policy="new", device="cpu"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -227,16 +227,16 @@ def test_sft_lowers_the_loss_of_copying(tokenizer, tmp_path, family):
     rows = [SFTExample(tuple(w), (*w, eos), (True,) * 4) for w in words]
     train, held_out = Examples.from_rows(rows[:200]), Examples.from_rows(rows[200:])
     torch.manual_seed(0)
-    new = NewModelConfig(type=family, hidden=32, layers=1, heads=2, context=32)
-    model = build_language_model(new, tokenizer, ModelConfig(device="cpu"))
+    new = NewModelSettings(type=family, hidden=32, layers=1, heads=2, context=32)
+    model = build_language_model(new, tokenizer, ModelSettings(device="cpu"))
     before = mean_loss(model, held_out, 4096)
-    optimiser = OptimiserConfig(lr=1e-2, schedule="cosine", warmup=10)
-    settings = SupervisedConfig(steps=300, batch_tokens=448, validate_every=150)
+    optimiser = OptimiserSettings(lr=1e-2, schedule="cosine", warmup=10)
+    settings = SupervisedSettings(steps=300, batch_tokens=448, validate_every=150)
     made = SupervisedTrainer(
         model,
         train,
         held_out,
-        SFTJob(train=settings, optim=optimiser, run=RunConfig(seed=0, save_every=0)),
+        SFTConfig(train=settings, optim=optimiser, run=RunSettings(seed=0, save_every=0)),
         tmp_path,
     )
     made.train(SilentLog())

@@ -20,7 +20,7 @@ from transformers import (
 
 import proxlm
 from proxlm.__main__ import main
-from proxlm.config import LoraConfig, ModelConfig, NewModelConfig, PretrainJob, load_config
+from proxlm.config import LoraSettings, ModelSettings, NewModelSettings, PretrainConfig, load_config
 from proxlm.engine.decoders import RecomputeDecoder, RecurrentDecoder, make_decoder
 from proxlm.errors import ConfigError
 from proxlm.jobs.pretrain import run_pretrain
@@ -235,7 +235,7 @@ def test_saved_and_loaded_it_is_the_same(model, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model_type"] == "proxlm_lstm"
     assert not {"num_attention_heads", "max_position_embeddings"} & set(config)
-    ours = load_language_model(ModelConfig(policy=str(tmp_path), device="cpu"))
+    ours = load_language_model(ModelSettings(policy=str(tmp_path), device="cpu"))
     plain = LSTMForCausalLM.from_pretrained(tmp_path)
     wanted, ids = model.network.state_dict(), torch.tensor([PROMPTS[0]])
     for network in (ours.network, plain, AutoModelForCausalLM.from_pretrained(tmp_path)):
@@ -260,8 +260,8 @@ def test_the_auto_classes_know_it(model, tmp_path):
 
 
 def test_heads_and_context_do_not_matter(tokenizer):
-    new = NewModelConfig(type="lstm", hidden=30, heads=7, layers=1, context=16, tie_embeddings=False)
-    model = build_language_model(new, tokenizer, ModelConfig(device="cpu"))
+    new = NewModelSettings(type="lstm", hidden=30, heads=7, layers=1, context=16, tie_embeddings=False)
+    model = build_language_model(new, tokenizer, ModelSettings(device="cpu"))
     assert model.context is None
     assert model.network.lm_head.weight is not model.network.model.embed_tokens.weight
     assert model.network(torch.zeros(1, 50, dtype=torch.int64)).logits.shape == (1, 50, len(tokenizer))
@@ -271,9 +271,9 @@ def test_heads_and_context_do_not_matter(tokenizer):
 
 def test_lora_is_refused_in_a_line(tokenizer, model):
     with pytest.raises(ConfigError, match=r"proxlm_lstm has no linear layer .*; set model\.lora\.rank = 0"):
-        add_lora(model, LoraConfig(rank=2))
+        add_lora(model, LoraSettings(rank=2))
     with pytest.raises(ConfigError, match=r"model\.lora\.targets = \['lstm'\]"):
-        add_lora(model, LoraConfig(rank=2, targets=["lstm"]))
+        add_lora(model, LoraSettings(rank=2, targets=["lstm"]))
 
 
 def test_bfloat16(tokenizer):
@@ -332,7 +332,7 @@ def test_pretrain_resume_sft_ppo_and_generate(tmp_path, monkeypatch):
     """The commands from text to a tuned model; the last in a process of its own, which must know the family."""
     monkeypatch.chdir(tmp_path)
     whole = pretrain_job(tmp_path, **{"run.folder": str(tmp_path / "whole")})
-    assert isinstance(whole, PretrainJob)
+    assert isinstance(whole, PretrainConfig)
     losses = run_pretrain(whole).state
     run_pretrain(pretrain_job(tmp_path, **{"train.steps": 3}))
     resumed = run_pretrain(pretrain_job(tmp_path, **{"run.resume": True})).state

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from proxlm.config import LoraConfig, ModelConfig, NewModelConfig
+from proxlm.config import LoraSettings, ModelSettings, NewModelSettings
 from proxlm.errors import ConfigError, ModelError
 from proxlm.models.actor_critic import ValueHead, make_actor_critic
 from proxlm.models.forward import micro_batches, pad_right, response_states, token_outputs
@@ -112,7 +112,7 @@ def test_critics_share_or_do_not_share_weights(tokenizer):
 def test_saved_model_loads_with_transformers_and_with_us(tokenizer, saved):
     model = tiny_model(tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(saved).state_dict()
-    ours = load_language_model(ModelConfig(policy=str(saved), device="cpu"))
+    ours = load_language_model(ModelSettings(policy=str(saved), device="cpu"))
     for name, value in model.network.state_dict().items():
         assert torch.equal(theirs[name], value)
         assert torch.equal(ours.network.state_dict()[name], value)
@@ -122,7 +122,9 @@ def test_saved_model_loads_with_transformers_and_with_us(tokenizer, saved):
 
 
 def test_lora_merges_into_an_ordinary_model(tokenizer, tmp_path, saved):
-    model = add_lora(load_language_model(ModelConfig(policy=str(saved), device="cpu")), LoraConfig(rank=2))
+    model = add_lora(
+        load_language_model(ModelSettings(policy=str(saved), device="cpu")), LoraSettings(rank=2)
+    )
     with torch.no_grad():
         for name, p in model.trainable():
             if "lora_B" in name:
@@ -131,7 +133,7 @@ def test_lora_merges_into_an_ordinary_model(tokenizer, tmp_path, saved):
         with model.without_adapters():
             bare = token_outputs(model, batch()).logprobs
         save_language_model(model, tmp_path / "merged")
-        merged = load_language_model(ModelConfig(policy=str(tmp_path / "merged"), device="cpu"))
+        merged = load_language_model(ModelSettings(policy=str(tmp_path / "merged"), device="cpu"))
         assert torch.allclose(token_outputs(merged, batch()).logprobs, adapted, atol=1e-4)
         assert torch.equal(token_outputs(tiny_model(tokenizer), batch()).logprobs, bare)
         assert torch.equal(token_outputs(model, batch()).logprobs, adapted)
@@ -140,21 +142,21 @@ def test_lora_merges_into_an_ordinary_model(tokenizer, tmp_path, saved):
 
 def test_lora_names_its_target(tokenizer):
     model = tiny_model(tokenizer)
-    adapted = add_lora(model, LoraConfig(rank=2, targets=["q_proj"]))
+    adapted = add_lora(model, LoraSettings(rank=2, targets=["q_proj"]))
     assert all("q_proj" in name for name, _ in adapted.trainable())
     with pytest.raises(ConfigError, match=r"model\.lora\.targets = \['nothing'\]"):
-        add_lora(tiny_model(tokenizer), LoraConfig(rank=2, targets=["nothing"]))
+        add_lora(tiny_model(tokenizer), LoraSettings(rank=2, targets=["nothing"]))
 
 
 def test_new_models_have_the_asked_shape(tokenizer):
-    new = NewModelConfig(type="qwen3", hidden=48, layers=3, heads=4, context=64, intermediate=80)
-    config = build_language_model(new, tokenizer, ModelConfig(device="cpu")).network.config
+    new = NewModelSettings(type="qwen3", hidden=48, layers=3, heads=4, context=64, intermediate=80)
+    config = build_language_model(new, tokenizer, ModelSettings(device="cpu")).network.config
     assert (config.hidden_size, config.num_hidden_layers, config.head_dim) == (48, 3, 12)
     assert (config.intermediate_size, config.max_position_embeddings) == (80, 64)
     assert config.vocab_size == len(tokenizer)
     assert config.eos_token_id == tokenizer.eos_token_id
     with pytest.raises(ConfigError, match=r'new\.type = "lama"'):
-        build_language_model(NewModelConfig(type="lama"), tokenizer, ModelConfig(device="cpu"))
+        build_language_model(NewModelSettings(type="lama"), tokenizer, ModelSettings(device="cpu"))
 
 
 def test_bfloat16_keeps_weights_and_logprobs_in_float32(tokenizer):
@@ -194,6 +196,6 @@ def test_what_is_wrong_with_a_model_is_said_in_a_line(saved, damage):
                 config = json.loads((saved / name).read_text())
                 (saved / name).write_text(json.dumps({k: v for k, v in config.items() if k != "eos_token"}))
     with pytest.raises(ModelError) as caught:
-        load_language_model(ModelConfig(policy=str(saved), device="cpu"))
+        load_language_model(ModelSettings(policy=str(saved), device="cpu"))
     assert "\n" not in str(caught.value)
     assert str(saved) in str(caught.value)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import edit, ppo_run, sft_run
 
-from proxlm.config import ReportJob
+from proxlm.config import ReportConfig
 from proxlm.errors import RunError
 from proxlm.report.page import main, write_report
 from proxlm.runlog.folder import read_jsonl
+from report_runs import edit, ppo_run, sft_run
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&amp;<!--\"'"
 
@@ -71,7 +71,7 @@ def run(made: Path, tmp_path: Path) -> Path:
 
 def test_the_report_lands_in_the_run_and_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {p.name for p in run.iterdir()}
-    main(ReportJob(folder=str(run)))
+    main(ReportConfig(folder=str(run)))
     assert capsys.readouterr().out == f"{run / 'report.html'}\n"
     assert {p.name for p in run.iterdir()} - before == {"report.html"}
 
@@ -316,7 +316,7 @@ def test_a_missing_metrics_file_is_named(run: Path) -> None:
 
 def test_an_output_that_cannot_be_written_is_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"none/r\.html: cannot be written: No such file or directory$"):
-        main(ReportJob(folder=str(run), output=str(tmp_path / "none" / "r.html")))
+        main(ReportConfig(folder=str(run), output=str(tmp_path / "none" / "r.html")))
 
 
 def test_a_long_run_is_averaged(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from proxlm.config.schema import RewardConfig
+from proxlm.config.schema import RewardSettings
 from proxlm.rewards import Reward, build_reward
 from proxlm.types import Completion, Scores
 
@@ -21,7 +21,7 @@ def reward_of(result: Any, **config: Any) -> Reward:
         assert completions == THREE
         return next(result) if hasattr(result, "__next__") else result
 
-    return build_reward(RewardConfig(**config), stated)
+    return build_reward(RewardSettings(**config), stated)
 
 
 def score(result: Any, **config: Any) -> Scores:
@@ -46,7 +46,7 @@ def totals(reward: Reward) -> list[float]:
     return reward.score([Completion("", text) for text in ("a", "bb", "ccc")]).total.tolist()
 
 
-def refused(kind: type[Exception], config: RewardConfig, function: Any = None) -> str:
+def refused(kind: type[Exception], config: RewardSettings, function: Any = None) -> str:
     with pytest.raises(kind) as raised:
         build_reward(config, function)
     message = str(raised.value)

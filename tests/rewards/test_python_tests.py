@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from proxlm.config import RewardConfig
+from proxlm.config import RewardSettings
 from proxlm.config.schema import RewardTerm
 from proxlm.errors import ConfigError, RewardError
 from proxlm.rewards import build_reward
@@ -27,7 +27,7 @@ HALF = "def add(a, b):\n    return abs(a + b) if a < b else 0\n"  # the third ra
 
 
 def score(texts: list[str], prompt: str = "", tests: Any = TESTS, **args: Any) -> Scores:
-    reward = build_reward(RewardConfig(use="python_tests", args=args))
+    reward = build_reward(RewardSettings(use="python_tests", args=args))
     return reward.score([Completion(prompt, text, fields={"tests": tests}) for text in texts])
 
 
@@ -79,14 +79,14 @@ def test_failures_have_their_score_and_are_counted_by_kind() -> None:
 
 
 def test_a_kind_of_failure_can_be_given_a_weight_of_its_own() -> None:
-    config = RewardConfig(use="python_tests", weights={"error": -2.0})
+    config = RewardSettings(use="python_tests", weights={"error": -2.0})
     made = build_reward(config).score([Completion("", t, fields={"tests": TESTS}) for t in ("1 / 0", RIGHT)])
     assert made.total.tolist() == [-2.0, 1.0]
     terms = {
         "tests": RewardTerm(use="python_tests", weight=3.0),
         "size": RewardTerm(use="length", args={"target": 1}),
     }
-    sums = build_reward(RewardConfig(terms=terms)).score(
+    sums = build_reward(RewardSettings(terms=terms)).score(
         [Completion("", t, fields={"tests": TESTS}) for t in ("1 / 0", RIGHT)]
     )
     assert sums.total.tolist() == [0.0, 3.0]
@@ -105,7 +105,7 @@ def test_a_kind_of_failure_can_be_given_a_weight_of_its_own() -> None:
 def test_records_with_unusable_tests_are_named(tests: Any, message: str) -> None:
     with pytest.raises(RewardError, match=message):
         score([RIGHT], tests=tests)
-    reward = build_reward(RewardConfig(use="python_tests", on_error="score", error_score=-3.0))
+    reward = build_reward(RewardSettings(use="python_tests", on_error="score", error_score=-3.0))
     good, bad = Completion("", RIGHT, fields={"tests": TESTS}), Completion("", RIGHT, fields={"tests": tests})
     mixed = reward.score([bad, good, Completion("", RIGHT)])
     assert mixed.total.tolist() == [-3.0, 1.0, -3.0]
@@ -125,4 +125,4 @@ def test_records_with_unusable_tests_are_named(tests: Any, message: str) -> None
 )
 def test_impossible_arguments_are_refused(args: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_reward(RewardConfig(use="python_tests", args=args))
+        build_reward(RewardSettings(use="python_tests", args=args))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from reward_helpers import own_folder, refused, totals, write
 
-from proxlm.config.schema import RewardConfig, RewardTerm
+from proxlm.config.schema import RewardSettings, RewardTerm
 from proxlm.errors import ConfigError
 from proxlm.rewards import build_reward
 from proxlm.types import Completion
@@ -20,10 +20,10 @@ def test_a_function_takes_the_place_of_use() -> None:
     def score(completions: list[Completion], bonus: float = 0.0) -> list[float]:
         return [len(c.text) + bonus for c in completions]
 
-    assert totals(build_reward(RewardConfig(use="sentiment"), score)) == [1, 2, 3]
-    assert totals(build_reward(RewardConfig(args={"bonus": 1.0}), score)) == [2, 3, 4]
-    assert totals(build_reward(RewardConfig(), functools.partial(score, bonus=2))) == [3, 4, 5]
-    assert totals(build_reward(RewardConfig(), lambda cs: [0.5] * len(cs))) == [0.5] * 3
+    assert totals(build_reward(RewardSettings(use="sentiment"), score)) == [1, 2, 3]
+    assert totals(build_reward(RewardSettings(args={"bonus": 1.0}), score)) == [2, 3, 4]
+    assert totals(build_reward(RewardSettings(), functools.partial(score, bonus=2))) == [3, 4, 5]
+    assert totals(build_reward(RewardSettings(), lambda cs: [0.5] * len(cs))) == [0.5] * 3
 
 
 def test_callable_objects_and_bound_methods_are_functions() -> None:
@@ -34,18 +34,18 @@ def test_callable_objects_and_bound_methods_are_functions() -> None:
         async def later(self, completions: list[Completion], by: float) -> list[float]:
             return [by] * len(completions)
 
-    assert totals(build_reward(RewardConfig(), Scale())) == [1, 1, 1]
-    assert totals(build_reward(RewardConfig(args={"by": 3.0}), Scale().later)) == [3, 3, 3]
+    assert totals(build_reward(RewardSettings(), Scale())) == [1, 1, 1]
+    assert totals(build_reward(RewardSettings(args={"by": 3.0}), Scale().later)) == [3, 3, 3]
 
 
 def test_built_in_rewards_take_their_arguments() -> None:
-    assert totals(build_reward(RewardConfig(use="regex", args={"pattern": "^.b"}))) == [0, 1, 0]
-    config = RewardConfig(use="length", args={"target": 2, "unit": "characters", "tolerance": 2})
+    assert totals(build_reward(RewardSettings(use="regex", args={"pattern": "^.b"}))) == [0, 1, 0]
+    config = RewardSettings(use="length", args={"target": 2, "unit": "characters", "tolerance": 2})
     assert totals(build_reward(config)) == [0.5, 1, 0.5]
 
 
 def test_nothing_to_use() -> None:
-    message = refused(ConfigError, RewardConfig())
+    message = refused(ConfigError, RewardSettings())
     assert message.startswith(
         "reward.use: needed: a built-in reward, path/to/file.py:function, or reward.terms;"
     )
@@ -57,20 +57,20 @@ def test_nothing_to_use() -> None:
 
 def test_two_things_to_use() -> None:
     terms = {"a": RewardTerm(use="sentiment")}
-    assert "not both" in refused(ConfigError, RewardConfig(use="sentiment", terms=terms))
-    assert "not both" in refused(ConfigError, RewardConfig(terms=terms), lambda cs: [0.0] * len(cs))
-    message = refused(ConfigError, RewardConfig(terms=terms, weights={"a": 2.0}))
+    assert "not both" in refused(ConfigError, RewardSettings(use="sentiment", terms=terms))
+    assert "not both" in refused(ConfigError, RewardSettings(terms=terms), lambda cs: [0.0] * len(cs))
+    message = refused(ConfigError, RewardSettings(terms=terms, weights={"a": 2.0}))
     assert message == "reward.weights: with terms, the weights are reward.terms.NAME.weight"
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_and_the_list() -> None:
-    message = refused(ConfigError, RewardConfig(use="sentimnet"))
+    message = refused(ConfigError, RewardSettings(use="sentimnet"))
     assert message.startswith(
         'reward.use = "sentimnet": no such built-in reward; did you mean "sentiment"? built'
     )
     assert "python_tests; one of your own is path/to/file.py:function" in message
-    assert "did you mean" not in refused(ConfigError, RewardConfig(use="xyz"))
-    message = refused(ConfigError, RewardConfig(terms={"style": RewardTerm(use="regexp")}))
+    assert "did you mean" not in refused(ConfigError, RewardSettings(use="xyz"))
+    message = refused(ConfigError, RewardSettings(terms={"style": RewardTerm(use="regexp")}))
     assert message.startswith(
         'reward.terms.style.use = "regexp": no such built-in reward; did you mean "regex"?'
     )
@@ -117,12 +117,12 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_the_list() -> None:
     ],
 )
 def test_wrong_arguments_of_a_built_in_reward(use: str, args: dict[str, Any], message: str) -> None:
-    assert refused(ConfigError, RewardConfig(use=use, args=args)) == message
+    assert refused(ConfigError, RewardSettings(use=use, args=args)) == message
 
 
 def test_wrong_arguments_of_a_term_are_found_under_its_key() -> None:
     terms = {"good": RewardTerm(use="sentiment"), "bad": RewardTerm(use="length", args={"goal": 3})}
-    message = refused(ConfigError, RewardConfig(terms=terms))
+    message = refused(ConfigError, RewardSettings(terms=terms))
     assert message.startswith(
         "reward.terms.bad.args.goal: length has no such argument; it takes target, unit"
     )
@@ -130,13 +130,13 @@ def test_wrong_arguments_of_a_term_are_found_under_its_key() -> None:
 
 def test_wrong_arguments_of_a_users_function() -> None:
     use = write("my.py", "def score(completions, scale, *, power=1): return [0.0] * len(completions)")
-    config = RewardConfig(use=f"{use}:score", args={"scal": 2})
+    config = RewardSettings(use=f"{use}:score", args={"scal": 2})
     assert refused(ConfigError, config) == (
         'reward.args.scal: my.py:score has no such argument; did you mean "scale"? it takes scale, power'
     )
-    message = refused(ConfigError, RewardConfig(use=f"{use}:score", args={"power": 2}))
+    message = refused(ConfigError, RewardSettings(use=f"{use}:score", args={"power": 2}))
     assert message == "reward.args.scale: needed by my.py:score, but not given; it takes scale, power"
-    config = RewardConfig(use=f"{use}:score", args={"scale": 2, "completions": 3})
+    config = RewardSettings(use=f"{use}:score", args={"scale": 2, "completions": 3})
     assert refused(ConfigError, config).startswith(
         "reward.args.completions: my.py:score has no such argument;"
     )
@@ -146,8 +146,8 @@ def test_a_function_with_keywords_takes_any_argument_but_the_completions() -> No
     def score(completions: list[Completion], **more: float) -> list[float]:
         return [sum(more.values())] * len(completions)
 
-    assert totals(build_reward(RewardConfig(args={"a": 1, "b": 2}), score)) == [3, 3, 3]
-    message = refused(ConfigError, RewardConfig(args={"completions": []}), score)
+    assert totals(build_reward(RewardSettings(args={"a": 1, "b": 2}), score)) == [3, 3, 3]
+    message = refused(ConfigError, RewardSettings(args={"completions": []}), score)
     assert message.startswith("reward.args.completions:")
 
 
@@ -165,23 +165,23 @@ def two_by_position(completions: list[Completion], answers: list[str], /) -> lis
 
 @pytest.mark.parametrize("function", [no_argument, keyword_only])
 def test_a_function_that_takes_no_completions(function: Any) -> None:
-    message = refused(ConfigError, RewardConfig(), function)
+    message = refused(ConfigError, RewardSettings(), function)
     assert message.startswith(f"reward.use: {function.__name__}(")
     assert message.endswith(" must take the list of completions as its first argument")
 
 
 def test_a_function_that_needs_more_by_position() -> None:
-    assert 'needs "answers" by position' in refused(ConfigError, RewardConfig(), two_by_position)
+    assert 'needs "answers" by position' in refused(ConfigError, RewardSettings(), two_by_position)
 
 
 def test_what_is_no_function() -> None:
     use = write("my.py", "LIMIT = 3\nclass Helper: ...")
-    message = refused(ConfigError, RewardConfig(use=f"{use}:LIMIT"))
+    message = refused(ConfigError, RewardSettings(use=f"{use}:LIMIT"))
     assert message == "reward.use: my.py:LIMIT is of type int, not a function"
-    assert "is a class, not a function" in refused(ConfigError, RewardConfig(use=f"{use}:Helper"))
-    assert refused(ConfigError, RewardConfig(), 3) == "reward.use: int is of type int, not a function"
+    assert "is a class, not a function" in refused(ConfigError, RewardSettings(use=f"{use}:Helper"))
+    assert refused(ConfigError, RewardSettings(), 3) == "reward.use: int is of type int, not a function"
 
 
 def test_an_unknown_error_policy() -> None:
-    config = RewardConfig(use="sentiment", on_error="ignore")  # type: ignore[arg-type]
+    config = RewardSettings(use="sentiment", on_error="ignore")  # type: ignore[arg-type]
     assert refused(ConfigError, config) == 'reward.on_error = "ignore": must be fail or score'

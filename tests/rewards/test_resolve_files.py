@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from reward_helpers import own_folder, refused, totals, write
 
-from proxlm.config.schema import RewardConfig, RewardTerm
+from proxlm.config.schema import RewardSettings, RewardTerm
 from proxlm.errors import ConfigError, RewardError
 from proxlm.rewards import build_reward
 
@@ -33,25 +33,25 @@ def squares(completions):
 
 def test_a_function_in_a_file() -> None:
     use = write("some folder/my.py", SOURCE)
-    assert totals(build_reward(RewardConfig(use=f"{use}:score"))) == [2, 4, 6]
-    assert totals(build_reward(RewardConfig(use=f"{use}:score", args={"scale": 0.5}))) == [0.5, 1, 1.5]
+    assert totals(build_reward(RewardSettings(use=f"{use}:score"))) == [2, 4, 6]
+    assert totals(build_reward(RewardSettings(use=f"{use}:score", args={"scale": 0.5}))) == [0.5, 1, 1.5]
     absolute = Path(use).resolve()
-    assert totals(build_reward(RewardConfig(use=f"{absolute}:squares"))) == [1, 4, 9]
+    assert totals(build_reward(RewardSettings(use=f"{absolute}:squares"))) == [1, 4, 9]
     assert [p.name for p in absolute.parent.iterdir()] == ["my.py"]
 
 
 def test_an_edited_file_is_read_anew() -> None:
     use = write("my.py", "def score(completions): return [1.0] * len(completions)")
-    assert totals(build_reward(RewardConfig(use=f"{use}:score"))) == [1, 1, 1]
+    assert totals(build_reward(RewardSettings(use=f"{use}:score"))) == [1, 1, 1]
     write("my.py", "def score(completions): return [2.0] * len(completions)")
-    assert totals(build_reward(RewardConfig(use=f"{use}:score"))) == [2, 2, 2]
+    assert totals(build_reward(RewardSettings(use=f"{use}:score"))) == [2, 2, 2]
 
 
 def test_a_file_is_compiled_without_the_librarys_own_future_imports() -> None:
     use = write(
         "my.py", "def score(cs: list): return [1.0] * len(cs)\nassert score.__annotations__ == {'cs': list}"
     )
-    assert totals(build_reward(RewardConfig(use=f"{use}:score"))) == [1, 1, 1]
+    assert totals(build_reward(RewardSettings(use=f"{use}:score"))) == [1, 1, 1]
 
 
 def test_a_file_may_import_its_neighbours_even_late() -> None:
@@ -61,7 +61,7 @@ def test_a_file_may_import_its_neighbours_even_late() -> None:
         "def score(completions):\n    import neighbour_for_test\n"
         "    return [neighbour_for_test.VALUE] * len(completions)",
     )
-    assert totals(build_reward(RewardConfig(use=f"{use}:score"))) == [4, 4, 4]
+    assert totals(build_reward(RewardSettings(use=f"{use}:score"))) == [4, 4, 4]
 
 
 def test_two_terms_from_one_file_run_it_once() -> None:
@@ -71,22 +71,22 @@ def test_two_terms_from_one_file_run_it_once() -> None:
         "def b(cs): return [float(len(seen))] * len(cs)",
     )
     terms = {"a": RewardTerm(use=f"{use}:a"), "b": RewardTerm(use=f"{use}:b")}
-    assert totals(build_reward(RewardConfig(terms=terms))) == [1, 1, 1]
+    assert totals(build_reward(RewardSettings(terms=terms))) == [1, 1, 1]
 
 
 def test_a_missing_file_or_function() -> None:
-    message = refused(ConfigError, RewardConfig(use="no/my.py:score"))
+    message = refused(ConfigError, RewardSettings(use="no/my.py:score"))
     assert message == 'reward.use: no file "no/my.py" (seen from the current folder)'
     use = write("my.py", SOURCE)
-    message = refused(ConfigError, RewardConfig(use=f"{use}:scroe"))
+    message = refused(ConfigError, RewardSettings(use=f"{use}:scroe"))
     assert message == (
         'reward.use: no "scroe" in my.py; did you mean "score"? it defines Helper, score, squares'
     )
-    assert refused(ConfigError, RewardConfig(use=use)) == (
+    assert refused(ConfigError, RewardSettings(use=use)) == (
         'reward.use = "my.py": name the function as well: my.py:FUNCTION'
     )
     assert "it defines no functions or classes" in refused(
-        ConfigError, RewardConfig(use=f"{write('e.py', '')}:f")
+        ConfigError, RewardSettings(use=f"{write('e.py', '')}:f")
     )
 
 
@@ -106,6 +106,6 @@ def test_a_missing_file_or_function() -> None:
 )
 def test_a_file_that_cannot_be_run(source: str, message: str) -> None:
     use = write("my.py", source)
-    found = refused(RewardError, RewardConfig(use=f"{use}:score"))
+    found = refused(RewardError, RewardSettings(use=f"{use}:score"))
     assert found.startswith("reward.use: my.py")
     assert message in found

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reward_helpers import RESPONSES, THREE, score
 
-from proxlm.config.schema import RewardConfig, RewardTerm
+from proxlm.config.schema import RewardSettings, RewardTerm
 from proxlm.rewards import build_reward
 from proxlm.types import Completion, Prompt, Rollout, Scores, Sequences
 
@@ -39,7 +39,7 @@ def test_a_rollout_is_scored_by_its_completions() -> None:
         assert [c.finish for c in completions] == ["eos", "eos", "length"]
         return [[float(t) for t in c.tokens] for c in completions]
 
-    scores = build_reward(RewardConfig(), token_ids)(rollout())
+    scores = build_reward(RewardSettings(), token_ids)(rollout())
     assert scores.per_token is not None
     assert scores.per_token.dtype == torch.float32
     assert scores.per_token.tolist() == rollout().sequences.response_tokens.tolist()
@@ -74,7 +74,7 @@ def test_terms_are_a_weighted_sum_under_their_names(tmp_path: Path) -> None:
         "brevity": RewardTerm(use="length", weight=-1.0, args={"target": 2}),
         "mixed": RewardTerm(use=f"{file}:both", weight=3.0),
     }
-    scores = build_reward(RewardConfig(terms=terms))(rollout())
+    scores = build_reward(RewardSettings(terms=terms))(rollout())
     assert scores.components == {
         "words": [4, 2, 6],
         "brevity": [1, 0.5, 0.5],
@@ -103,7 +103,7 @@ def test_a_reward_works_where_a_loop_already_runs() -> None:
         return [2.0] * len(completions)
 
     async def main() -> Scores:
-        return build_reward(RewardConfig(), slowly).score(THREE)
+        return build_reward(RewardSettings(), slowly).score(THREE)
 
     assert asyncio.run(main()).total.tolist() == [2, 2, 2]
 
@@ -114,11 +114,11 @@ def test_a_function_cannot_reorder_the_batch() -> None:
         return [0.0] * len(completions)
 
     given = list(THREE)
-    build_reward(RewardConfig(), shuffle).score(given)
+    build_reward(RewardSettings(), shuffle).score(given)
     assert given == THREE
 
 
 def test_an_empty_batch_has_no_scores() -> None:
-    scores = build_reward(RewardConfig(use="sentiment")).score([])
+    scores = build_reward(RewardSettings(use="sentiment")).score([])
     assert scores.total.shape == (0,)
     assert scores.failed == 0

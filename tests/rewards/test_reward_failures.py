@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from reward_helpers import THREE, reward_of, score
 
-from proxlm.config.schema import RewardConfig, RewardTerm
+from proxlm.config.schema import RewardSettings, RewardTerm
 from proxlm.errors import ConfigError, RewardError
 from proxlm.rewards import Reward, build_reward
 from proxlm.types import Completion
@@ -78,8 +78,8 @@ async def fail_later(completions: list[Completion]) -> list[float]:
 def test_a_function_that_raises(function: Any, caplog: pytest.LogCaptureFixture) -> None:
     line = fail_here.__code__.co_firstlineno + 1
     expected = f"reward {function.__name__} raised KeyError: 'a b' at {__file__}:{line}"
-    assert failure(build_reward(RewardConfig(), function)) == expected
-    scores = build_reward(RewardConfig(on_error="score", error_score=-1.5), function).score(THREE)
+    assert failure(build_reward(RewardSettings(), function)) == expected
+    scores = build_reward(RewardSettings(on_error="score", error_score=-1.5), function).score(THREE)
     assert scores.total.tolist() == [-1.5] * 3
     assert scores.failed == 3
     assert caplog.messages == [f"{expected}; error_score = -1.5 for 3 of 3 responses"]
@@ -98,9 +98,9 @@ async def hang_later(completions: list[Completion]) -> list[float]:
 
 @pytest.mark.parametrize("function", [hang, hang_later])
 def test_a_function_that_hangs(function: Any) -> None:
-    message = failure(build_reward(RewardConfig(timeout=0.1), function))
+    message = failure(build_reward(RewardSettings(timeout=0.1), function))
     assert message == f"reward {function.__name__} took longer than 0.1 s (reward.timeout)"
-    config = RewardConfig(timeout=0.1, on_error="score", error_score=-1.0)
+    config = RewardSettings(timeout=0.1, on_error="score", error_score=-1.0)
     scores = build_reward(config, function).score(THREE)
     assert scores.total.tolist() == [-1] * 3
     assert scores.failed == 3
@@ -112,8 +112,8 @@ def test_a_term_that_fails_is_named_and_fails_the_whole_response() -> None:
     with pytest.raises(
         RewardError, match=r"^reward right \(exact_match\) failed for completion 1: the record has no"
     ):
-        build_reward(RewardConfig(terms=terms)).score(completions)
-    scores = build_reward(RewardConfig(terms=terms, on_error="score", error_score=-1.0)).score(completions)
+        build_reward(RewardSettings(terms=terms)).score(completions)
+    scores = build_reward(RewardSettings(terms=terms, on_error="score", error_score=-1.0)).score(completions)
     assert scores.total.tolist() == [2, -1]
     assert scores.components == {"right": [1, -1], "size": [1, 1]}
     assert scores.failed == 1
@@ -123,7 +123,7 @@ def test_a_response_that_fails_in_two_terms_is_counted_once(tmp_path: Path) -> N
     file = tmp_path / "my.py"
     file.write_text("def bad(cs): return [float('nan')] * len(cs)\ndef worse(cs): raise OSError('gone')")
     terms = {name: RewardTerm(use=f"{file}:{name}") for name in ("bad", "worse")}
-    scores = build_reward(RewardConfig(terms=terms, on_error="score", error_score=-1.0)).score(THREE)
+    scores = build_reward(RewardSettings(terms=terms, on_error="score", error_score=-1.0)).score(THREE)
     assert scores.failed == 3
     assert scores.components == {"bad": [-1, -1, -1], "worse": [-1, -1, -1]}
 

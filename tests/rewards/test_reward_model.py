@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from proxlm.config.schema import RewardConfig
+from proxlm.config.schema import RewardSettings
 from proxlm.data.tokenizer import train_tokenizer
 from proxlm.errors import ConfigError, ModelError, RewardError
 from proxlm.models.families import register_families
@@ -126,7 +126,7 @@ def test_a_label_is_needed_and_checked_before_anything_is_loaded(
     path = save_classifier(tmp_path, tokenizer, num_labels=2, id2label={0: "bad", 1: "good"})
     args = {"path": path} | ({} if label is None else {"label": label})
     with pytest.raises(ConfigError) as raised:
-        build_reward(RewardConfig(use="reward_model", args=args))
+        build_reward(RewardSettings(use="reward_model", args=args))
     what = "needed by a model with several classes" if label is None else "no such class"
     assert str(raised.value) == f"reward.args.label = {label!r}: {what}; the model has bad, good"
 
@@ -185,7 +185,7 @@ def test_the_longest_text_is_by_default_the_models_own_limit(tmp_path: Path, tok
 
 def test_it_is_loaded_once_at_the_first_call_or_by_prepare(tmp_path: Path, tokenizer: Any) -> None:
     path = save_classifier(tmp_path, tokenizer)
-    config = RewardConfig(
+    config = RewardSettings(
         use="reward_model", args={"path": path, "device": "cpu", "batch_size": 4}, timeout=60
     )
     reward = build_reward(config)
@@ -209,17 +209,17 @@ def test_a_language_model_without_a_trained_head_is_refused(tmp_path: Path, toke
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_labels=1, **sizes)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"not a trained classifier: it has no weights for score\.weight"):
-        build_reward(RewardConfig(use="reward_model", args={"path": str(tmp_path)})).prepare()
+        build_reward(RewardSettings(use="reward_model", args={"path": str(tmp_path)})).prepare()
 
 
 def test_a_folder_that_cannot_be_loaded(tmp_path: Path, tokenizer: Any) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(ConfigError, match=r"^reward\.args\.path = "):
-        build_reward(RewardConfig(use="reward_model", args={"path": str(empty)}))
+        build_reward(RewardSettings(use="reward_model", args={"path": str(empty)}))
 
     path = save_classifier(tmp_path / "model", tokenizer)
-    reward = build_reward(RewardConfig(use="reward_model", args={"path": path}, on_error="score"))
+    reward = build_reward(RewardSettings(use="reward_model", args={"path": path}, on_error="score"))
     weights = tmp_path / "model" / "model.safetensors"
     torch.save({}, tmp_path / "model" / "pytorch_model.bin")
     for damage in (lambda: weights.write_bytes(b"nonsense"), weights.unlink):

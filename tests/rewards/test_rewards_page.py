@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from reward_helpers import own_folder
 
-from proxlm.config.schema import RewardConfig, RewardTerm
+from proxlm.config.schema import RewardSettings, RewardTerm
 from proxlm.rewards import build_reward
 from proxlm.rewards.builtin import BUILTINS
 from proxlm.types import Completion
@@ -44,7 +44,7 @@ def test_the_settings_build_and_the_files_score() -> None:
             continue
         section = tomllib.loads(text)["reward"]
         terms = {name: RewardTerm(**term) for name, term in section.pop("terms", {}).items()}
-        config = RewardConfig(**section, terms=terms)
+        config = RewardSettings(**section, terms=terms)
         reward = build_reward(config)
         if ".py:" in config.use:
             assert reward.score([Completion("", "please", (1, 2))]).failed == 0

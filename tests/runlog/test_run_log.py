@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proxlm.config import RunConfig
+from proxlm.config import RunSettings
 from proxlm.errors import RunError
 from proxlm.runlog import loggers
 from proxlm.runlog.folder import append_jsonl, read_jsonl
@@ -16,7 +16,7 @@ from proxlm.runlog.live import LiveView
 from proxlm.runlog.plain import PlainView
 from proxlm.runlog.writer import RunLog, _view_for
 
-QUIET = RunConfig(tensorboard=False)
+QUIET = RunSettings(tensorboard=False)
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -76,7 +76,7 @@ def test_samples_carry_their_step(tmp_path: Path) -> None:
 def test_a_metric_to_keep_the_best_of_that_is_none_is_told_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = RunConfig(tensorboard=False, keep_best="rewrd")
+    run = RunSettings(tensorboard=False, keep_best="rewrd")
     with RunLog(tmp_path, "ppo", 2, run) as log:
         for step in (1, 2):
             log.metrics(step, {"reward": 0.5})
@@ -108,7 +108,7 @@ def test_a_new_run_leaves_the_rows_of_another_alone(tmp_path: Path) -> None:
 
 
 def test_tensorboard_has_the_same_numbers_and_a_resumed_run_replaces_its_later_ones(tmp_path: Path) -> None:
-    run = RunConfig()
+    run = RunSettings()
     with RunLog(tmp_path, "ppo", 3, run) as log:
         log.metrics(1, {"reward": 0.5, "kl": math.nan})
         log.metrics(2, {"reward": 0.75, "kl": 1.5})
@@ -124,7 +124,7 @@ def test_tensorboard_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("a file")
     with (
         pytest.raises(RunError, match=r"tensorboard: cannot be written: "),
-        RunLog(tmp_path, "ppo", 3, RunConfig()),
+        RunLog(tmp_path, "ppo", 3, RunSettings()),
     ):
         pass
 
@@ -159,7 +159,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
 
 
 def test_wandb_gets_the_finite_numbers_and_a_resumed_run_its_id(tmp_path: Path, wandb: FakeWandb) -> None:
-    run = RunConfig(tensorboard=False, wandb="stories")
+    run = RunSettings(tensorboard=False, wandb="stories")
     (tmp_path / "config.toml").write_text("[run]\nseed = 3\n")
     with RunLog(tmp_path, "ppo", 3, run) as log:
         log.metrics(1, {"reward": 0.5, "kl": math.nan})
@@ -176,7 +176,7 @@ def test_wandb_that_refuses_is_one_line(tmp_path: Path, wandb: FakeWandb) -> Non
     wandb.problem = RuntimeError("no API key\nmore")
     with (
         pytest.raises(RunError, match=r"^run\.wandb = stories: no API key; log in"),
-        RunLog(tmp_path, "ppo", 3, RunConfig(wandb="stories")),
+        RunLog(tmp_path, "ppo", 3, RunSettings(wandb="stories")),
     ):
         pass
 
@@ -184,7 +184,7 @@ def test_wandb_that_refuses_is_one_line(tmp_path: Path, wandb: FakeWandb) -> Non
 def test_wandb_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(RunError, match=r"pip install proxlm\[wandb\]"):
-        RunLog(tmp_path, "ppo", 3, RunConfig(wandb="stories"))
+        RunLog(tmp_path, "ppo", 3, RunSettings(wandb="stories"))
     assert list(tmp_path.iterdir()) == []
 
 

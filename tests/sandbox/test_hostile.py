@@ -14,7 +14,7 @@ import pytest
 from hostile import HOSTILE, Hostile
 
 import proxlm
-from proxlm.config import RewardConfig
+from proxlm.config import RewardSettings
 from proxlm.rewards import build_reward
 from proxlm.sandbox import Limits, isolation, run, run_python
 from proxlm.types import Completion
@@ -121,7 +121,7 @@ def test_a_hostile_program_ends_as_it_must_and_changes_nothing(
         assert result.stdout == hostile.says
 
     args = {"failure": -1.0, "seconds": seconds, "memory_mb": 256, "workers": 2}
-    reward = build_reward(RewardConfig(use="python_tests", args=args))
+    reward = build_reward(RewardSettings(use="python_tests", args=args))
     fields = {"tests": ["assert answer() == 42"]}
     scores = reward.score([Completion("", text, fields=fields) for text in (source, RIGHT)])
     status = hostile.tested or hostile.alone

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from proxlm.config import RewardConfig
+from proxlm.config import RewardSettings
 from proxlm.errors import UserError
 from proxlm.rewards import build_reward
 from proxlm.sandbox import (
@@ -142,7 +142,7 @@ def test_without_landlock_nothing_can_be_written_and_it_must_be_asked_for(
     ):
         run_python("")
     with pytest.raises(SandboxError, match="no Landlock"):
-        build_reward(RewardConfig(use="python_tests"))
+        build_reward(RewardSettings(use="python_tests"))
     canary = tmp_path / "canary"
     canary.write_text("whole")
     attempts = [

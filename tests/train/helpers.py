@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from proxlm.config import (
-    LoraConfig,
-    ModelConfig,
-    OptimiserConfig,
-    OptimisersConfig,
+    LoraSettings,
+    ModelSettings,
+    OptimiserSettings,
+    OptimisersSettings,
     PPOConfig,
-    PPOJob,
-    RolloutConfig,
-    RunConfig,
-    ShapingConfig,
+    PPOSettings,
+    RolloutSettings,
+    RunSettings,
+    ShapingSettings,
 )
 from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
@@ -95,10 +95,10 @@ def job(
     steps: int = 3,
     lr: float = 1e-3,
     seed: int = 0,
-    shaping: ShapingConfig | None = None,
+    shaping: ShapingSettings | None = None,
     packed: bool = False,
     **ppo: Any,
-) -> PPOJob:
+) -> PPOConfig:
     settings = {
         "batch_size": 12,
         "minibatches": 3,
@@ -107,28 +107,28 @@ def job(
         "steps": steps,
         **ppo,
     }
-    return PPOJob(
-        model=ModelConfig(policy="tiny", critic=critic, device="cpu", packed=packed),  # type: ignore[arg-type]
-        rollout=RolloutConfig(max_new_tokens=12),
-        ppo=PPOConfig(**settings),
-        shaping=shaping or ShapingConfig(),
-        optim=OptimisersConfig(OptimiserConfig(lr=lr), OptimiserConfig(lr=lr)),
-        run=RunConfig(seed=seed, save_every=0),
+    return PPOConfig(
+        model=ModelSettings(policy="tiny", critic=critic, device="cpu", packed=packed),  # type: ignore[arg-type]
+        rollout=RolloutSettings(max_new_tokens=12),
+        ppo=PPOSettings(**settings),
+        shaping=shaping or ShapingSettings(),
+        optim=OptimisersSettings(OptimiserSettings(lr=lr), OptimiserSettings(lr=lr)),
+        run=RunSettings(seed=seed, save_every=0),
     )
 
 
-def actors(tokenizer: Any, config: PPOJob, lora: int = 0, family: str = "llama") -> ActorCritic:
+def actors(tokenizer: Any, config: PPOConfig, lora: int = 0, family: str = "llama") -> ActorCritic:
     policy = tiny_model(tokenizer, family, packed=config.model.packed, precision=config.model.precision)
     if lora:
         torch.manual_seed(1)
-        policy = add_lora(policy, LoraConfig(rank=lora))
+        policy = add_lora(policy, LoraSettings(rank=lora))
     critic = config.model.critic if advantage_of(config.ppo.advantage).critic else "none"
     return make_actor_critic(policy, critic)
 
 
 def trainer(
     tokenizer: Any,
-    config: PPOJob,
+    config: PPOConfig,
     folder: Path,
     lora: int = 0,
     reward: Any = vowels,
@@ -149,5 +149,5 @@ def parameters(made: PPOTrainer) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in both}
 
 
-def with_ppo(config: PPOJob, **ppo: Any) -> PPOJob:
+def with_ppo(config: PPOConfig, **ppo: Any) -> PPOConfig:
     return replace(config, ppo=replace(config.ppo, **ppo))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from proxlm.checkpoint.manifest import read_json_object, write_manifest
 from proxlm.checkpoint.read import checkpoints
-from proxlm.config import RunConfig
+from proxlm.config import RunSettings
 from proxlm.errors import RunError
 from proxlm.runlog.folder import write_json_atomic
 
@@ -31,7 +31,7 @@ class Keep:
     lowest: bool = False
 
     @staticmethod
-    def of(run: RunConfig) -> Keep:
+    def of(run: RunSettings) -> Keep:
         """What a run's settings say."""
         return Keep(run.keep, run.keep_best, run.keep_best_is == "lowest")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from proxlm.config.schema import OptimiserConfig, OptimisersConfig
+from proxlm.config.schema import OptimiserSettings, OptimisersSettings
 from proxlm.config.setting import setting
 
 
 @dataclass(frozen=True)
-class EnvironmentConfig:
+class GymSettings:
     """Gymnasium environments, several side by side."""
 
     id: str = setting("", "Gymnasium's name of the environment, or module:Name (also: proxlm control ID)")
@@ -26,7 +26,7 @@ class EnvironmentConfig:
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class NetworkSettings:
     """The policy and the critic: tanh layers, orthogonal weights."""
 
     width: int = setting(64, "units of a layer", ge=1)
@@ -39,7 +39,7 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
-class ControlPPOConfig:
+class ControlPPOSettings:
     """PPO with GAE on environment steps."""
 
     horizon: int = setting(128, "steps of each environment per PPO step", ge=1)
@@ -58,7 +58,7 @@ class ControlPPOConfig:
     target_kl: float = setting(0.0, "end a step's passes once approxKL exceeds this; 0: never", ge=0)
 
 
-def control_optimisers() -> OptimisersConfig:
+def control_optimisers() -> OptimisersSettings:
     """Small networks take a thousand times a language model's learning rate; it falls to 0."""
-    optimiser = OptimiserConfig(lr=1e-3, schedule="linear", final=0.0, max_grad_norm=0.5)
-    return OptimisersConfig(policy=optimiser, critic=optimiser)
+    optimiser = OptimiserSettings(lr=1e-3, schedule="linear", final=0.0, max_grad_norm=0.5)
+    return OptimisersSettings(policy=optimiser, critic=optimiser)

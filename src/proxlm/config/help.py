@@ -7,7 +7,7 @@ import textwrap
 from typing import Any, get_args
 
 from proxlm.config.arguments import SHORT, short_for
-from proxlm.config.jobs import EvaluateJob, GenerateJob
+from proxlm.config.jobs import EvaluateConfig, GenerateConfig
 from proxlm.config.parse import JOBS, job_class
 from proxlm.config.setting import Bounds
 from proxlm.config.tree import is_section, kinds
@@ -58,7 +58,7 @@ def _bare_argument(kind: Any) -> str:
     if hasattr(kind, "positional"):
         name = str(kind.positional).upper().replace(".", "_")
         return f"[{name}] [RECIPE.toml]" if hasattr(kind, "takes_recipe") else name
-    return "[RECIPE.toml | RUN_FOLDER]" if kind in (EvaluateJob, GenerateJob) else "[RECIPE.toml]"
+    return "[RECIPE.toml | RUN_FOLDER]" if kind in (EvaluateConfig, GenerateConfig) else "[RECIPE.toml]"
 
 
 def _doc(kind: Any) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from proxlm.config.control import ControlPPOConfig, EnvironmentConfig, NetworkConfig, control_optimisers
-from proxlm.config.ppo import PPOConfig, PtxConfig, ShapingConfig
+from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings, control_optimisers
+from proxlm.config.ppo import PPOSettings, PtxSettings, ShapingSettings
 from proxlm.config.problems import (
     Problems,
     algorithm_problems,
@@ -20,17 +20,17 @@ from proxlm.config.problems import (
     optimisers_problems,
     reward_problems,
 )
-from proxlm.config.rollout import MultiTurnConfig, RolloutConfig
+from proxlm.config.rollout import EnvironmentSettings, RolloutSettings
 from proxlm.config.schema import (
-    DataConfig,
-    ModelConfig,
-    NewModelConfig,
-    OptimiserConfig,
-    OptimisersConfig,
-    RewardConfig,
-    RunConfig,
-    SupervisedConfig,
-    TextConfig,
+    DataSettings,
+    ModelSettings,
+    NewModelSettings,
+    OptimiserSettings,
+    OptimisersSettings,
+    RewardSettings,
+    RunSettings,
+    SupervisedSettings,
+    TextSettings,
 )
 from proxlm.config.secrets import secret_problems
 from proxlm.config.setting import setting
@@ -38,19 +38,19 @@ from proxlm.rl.limits import KL_ERROR_LIMIT
 
 
 @dataclass(frozen=True)
-class PPOJob:
+class PPOConfig:
     """Improve a language model with PPO on a reward."""
 
-    model: ModelConfig = setting(factory=ModelConfig)
-    data: DataConfig = setting(factory=DataConfig)
-    rollout: RolloutConfig = setting(factory=RolloutConfig)
-    environment: MultiTurnConfig = setting(factory=MultiTurnConfig)
-    reward: RewardConfig = setting(factory=RewardConfig)
-    shaping: ShapingConfig = setting(factory=ShapingConfig)
-    ppo: PPOConfig = setting(factory=PPOConfig)
-    ptx: PtxConfig = setting(factory=PtxConfig)
-    optim: OptimisersConfig = setting(factory=OptimisersConfig)
-    run: RunConfig = setting(factory=RunConfig)
+    model: ModelSettings = setting(factory=ModelSettings)
+    data: DataSettings = setting(factory=DataSettings)
+    rollout: RolloutSettings = setting(factory=RolloutSettings)
+    environment: EnvironmentSettings = setting(factory=EnvironmentSettings)
+    reward: RewardSettings = setting(factory=RewardSettings)
+    shaping: ShapingSettings = setting(factory=ShapingSettings)
+    ppo: PPOSettings = setting(factory=PPOSettings)
+    ptx: PtxSettings = setting(factory=PtxSettings)
+    optim: OptimisersSettings = setting(factory=OptimisersSettings)
+    run: RunSettings = setting(factory=RunSettings)
 
     def problems(self) -> Problems:
         found = needed(("model.policy", self.model.policy))
@@ -69,24 +69,24 @@ class PPOJob:
         return found + optimisers_problems(self.optim)
 
 
-def _optim(lr: float, **more: Any) -> OptimiserConfig:
-    return OptimiserConfig(
+def _optim(lr: float, **more: Any) -> OptimiserSettings:
+    return OptimiserSettings(
         lr=lr, schedule="cosine", warmup=20, final=0.1, beta2=0.95, eps=1e-8, weight_decay=0.1, **more
     )
 
 
 @dataclass(frozen=True)
-class PretrainJob:
+class PretrainConfig:
     """Train a new language model, tokenizer included, on text files."""
 
-    new: NewModelConfig = setting(factory=NewModelConfig)
-    model: ModelConfig = setting(
-        factory=ModelConfig, help="policy: go on from this model instead of a new one"
+    new: NewModelSettings = setting(factory=NewModelSettings)
+    model: ModelSettings = setting(
+        factory=ModelSettings, help="policy: go on from this model instead of a new one"
     )
-    text: TextConfig = setting(factory=TextConfig)
-    train: SupervisedConfig = setting(factory=SupervisedConfig)
-    optim: OptimiserConfig = setting(factory=lambda: _optim(2e-3))
-    run: RunConfig = setting(factory=RunConfig)
+    text: TextSettings = setting(factory=TextSettings)
+    train: SupervisedSettings = setting(factory=SupervisedSettings)
+    optim: OptimiserSettings = setting(factory=lambda: _optim(2e-3))
+    run: RunSettings = setting(factory=RunSettings)
 
     def problems(self) -> Problems:
         found = needed(("text.train", self.text.train)) + optimiser_problems("optim", self.optim)
@@ -98,18 +98,18 @@ class PretrainJob:
 
 
 @dataclass(frozen=True)
-class SFTJob:
+class SFTConfig:
     """Fine-tune a language model on prompts with responses, or on conversations; or train a new one on them."""
 
-    scratch: NewModelConfig = setting(
-        factory=lambda: NewModelConfig(type=""),
+    scratch: NewModelSettings = setting(
+        factory=lambda: NewModelSettings(type=""),
         help='type: train a new model of this type, tokenizer included ("t5", "bart", ...); empty: model.policy',
     )
-    model: ModelConfig = setting(factory=ModelConfig)
-    text: TextConfig = setting(factory=TextConfig)
-    train: SupervisedConfig = setting(factory=SupervisedConfig)
-    optim: OptimiserConfig = setting(factory=lambda: _optim(1e-4))
-    run: RunConfig = setting(factory=RunConfig)
+    model: ModelSettings = setting(factory=ModelSettings)
+    text: TextSettings = setting(factory=TextSettings)
+    train: SupervisedSettings = setting(factory=SupervisedSettings)
+    optim: OptimiserSettings = setting(factory=lambda: _optim(1e-4))
+    run: RunSettings = setting(factory=RunSettings)
 
     def problems(self) -> Problems:
         found = needed(("text.train", self.text.train))
@@ -123,12 +123,12 @@ class SFTJob:
 
 
 @dataclass(frozen=True)
-class GenerateJob:
+class GenerateConfig:
     """Write text with a model: one prompt, a file of them, or a conversation."""
 
-    model: ModelConfig = setting(factory=ModelConfig)
-    data: DataConfig = setting(factory=DataConfig)
-    rollout: RolloutConfig = setting(factory=RolloutConfig)
+    model: ModelSettings = setting(factory=ModelSettings)
+    data: DataSettings = setting(factory=DataSettings)
+    rollout: RolloutSettings = setting(factory=RolloutSettings)
     prompt: str = setting("", "one prompt; empty and no data.prompts: ask for prompts in a loop")
     output: str = setting("", "with data.prompts: JSONL file to write; empty: print")
     seed: int = setting(0, "seed of the sampling", ge=0, lt=2**32)
@@ -138,15 +138,15 @@ class GenerateJob:
 
 
 @dataclass(frozen=True)
-class EvaluateJob:
+class EvaluateConfig:
     """Measure models on held-out prompts, side by side."""
 
-    model: ModelConfig = setting(factory=ModelConfig, help="policy: the reference, evaluated first")
+    model: ModelSettings = setting(factory=ModelSettings, help="policy: the reference, evaluated first")
     models: list[str] = setting(factory=list, help="more models to evaluate: folders or hub names")
-    data: DataConfig = setting(factory=DataConfig)
-    rollout: RolloutConfig = setting(factory=RolloutConfig)
-    environment: MultiTurnConfig = setting(factory=MultiTurnConfig)
-    reward: RewardConfig = setting(factory=RewardConfig)
+    data: DataSettings = setting(factory=DataSettings)
+    rollout: RolloutSettings = setting(factory=RolloutSettings)
+    environment: EnvironmentSettings = setting(factory=EnvironmentSettings)
+    reward: RewardSettings = setting(factory=RewardSettings)
     output: str = setting("", "JSON file for the results; empty: only print")
     samples: int = setting(3, "completions of each model to show", ge=0)
     micro_batch_tokens: int = setting(4096, "most tokens in one forward pass", ge=1)
@@ -161,7 +161,7 @@ class EvaluateJob:
 
 
 @dataclass(frozen=True)
-class ReportJob:
+class ReportConfig:
     """Write a run's report: one HTML file that needs no network."""
 
     folder: str = setting("", "the run's folder (also: proxlm report FOLDER)")
@@ -174,7 +174,7 @@ class ReportJob:
 
 
 @dataclass(frozen=True)
-class DoctorJob:
+class DoctorConfig:
     """Read a PPO run's metrics, during the run or after it, and say what is wrong and what to try."""
 
     folder: str = setting("", "the run's folder (also: proxlm doctor FOLDER)")
@@ -187,7 +187,7 @@ class DoctorJob:
 
 
 @dataclass(frozen=True)
-class DemoJob:
+class DemoConfig:
     """From the standard library's source to a model that PPO teaches to write code that parses."""
 
     folder: str = setting("", "where the two runs are written; empty: runs/demo-DATE-TIME")
@@ -201,24 +201,26 @@ class DemoJob:
 
 
 @dataclass(frozen=True)
-class ControlJob:
+class ControlConfig:
     """Teach a small network to act in a Gymnasium environment with PPO."""
 
-    env: EnvironmentConfig = setting(factory=EnvironmentConfig)
-    model: NetworkConfig = setting(factory=NetworkConfig)
-    ppo: ControlPPOConfig = setting(factory=ControlPPOConfig)
-    optim: OptimisersConfig = setting(factory=control_optimisers)
-    run: RunConfig = setting(factory=lambda: RunConfig(threads=1))
+    environment: GymSettings = setting(factory=GymSettings)
+    model: NetworkSettings = setting(factory=NetworkSettings)
+    ppo: ControlPPOSettings = setting(factory=ControlPPOSettings)
+    optim: OptimisersSettings = setting(factory=control_optimisers)
+    run: RunSettings = setting(factory=lambda: RunSettings(threads=1))
     gif: str = setting("", "GIF file for an episode of the learned policy; empty: none", on_resume="free")
 
-    positional: ClassVar[str] = "env.id"
+    positional: ClassVar[str] = "environment.id"
     takes_recipe: ClassVar[bool] = True
 
     def problems(self) -> Problems:
-        found = needed(("env.id", self.env.id))
-        if self.env.steps < (rollout := self.env.count * self.ppo.horizon):
-            found.append(("env.steps", f"fewer than env.count · ppo.horizon = {rollout}, one PPO step"))
-        if self.ppo.minibatches > (self.env.count if self.model.lstm else rollout):
+        found = needed(("environment.id", self.environment.id))
+        if self.environment.steps < (rollout := self.environment.count * self.ppo.horizon):
+            found.append(
+                ("environment.steps", f"fewer than environment.count · ppo.horizon = {rollout}, one PPO step")
+            )
+        if self.ppo.minibatches > (self.environment.count if self.model.lstm else rollout):
             found.append(
                 ("ppo.minibatches", "more than a PPO step has steps (with model.lstm: environments)")
             )
@@ -228,7 +230,7 @@ class ControlJob:
         return found + optimisers_problems(self.optim)
 
 
-def _stability_problems(job: PPOJob) -> Problems:
+def _stability_problems(job: PPOConfig) -> Problems:
     """What cannot be combined."""
     found: Problems = []
     ppo = job.ppo
@@ -273,7 +275,7 @@ def _stability_problems(job: PPOJob) -> Problems:
     return found
 
 
-def _sampled_by_another_policy(job: PPOJob) -> Problems:
+def _sampled_by_another_policy(job: PPOConfig) -> Problems:
     """What makes the log-probs of sampling not the policy's own, as `ppo.old_logprobs` = rollout has them."""
     rollout, ppo = job.rollout, job.ppo
     others = {

@@ -12,15 +12,15 @@ from typing import Any, TypeVar, overload
 
 from proxlm.config import arguments as command_line
 from proxlm.config.jobs import (
-    ControlJob,
-    DemoJob,
-    DoctorJob,
-    EvaluateJob,
-    GenerateJob,
-    PPOJob,
-    PretrainJob,
-    ReportJob,
-    SFTJob,
+    ControlConfig,
+    DemoConfig,
+    DoctorConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    PPOConfig,
+    PretrainConfig,
+    ReportConfig,
+    SFTConfig,
 )
 from proxlm.config.secrets import SECRET
 from proxlm.config.tree import Assembly, is_section, kinds, split_key
@@ -28,15 +28,15 @@ from proxlm.config.values import Key, dotted, shown, toml_key, toml_value
 from proxlm.errors import ConfigError
 
 JOBS: dict[str, type] = {
-    "ppo": PPOJob,
-    "pretrain": PretrainJob,
-    "sft": SFTJob,
-    "generate": GenerateJob,
-    "evaluate": EvaluateJob,
-    "control": ControlJob,
-    "report": ReportJob,
-    "doctor": DoctorJob,
-    "demo": DemoJob,
+    "ppo": PPOConfig,
+    "pretrain": PretrainConfig,
+    "sft": SFTConfig,
+    "generate": GenerateConfig,
+    "evaluate": EvaluateConfig,
+    "control": ControlConfig,
+    "report": ReportConfig,
+    "doctor": DoctorConfig,
+    "demo": DemoConfig,
 }
 
 # What evaluate and generate take over from a run's settings; its other sections are about training.
@@ -107,7 +107,7 @@ def _add_file(assembly: Assembly, file: Path) -> None:
         assembly.set((), _read_toml(file), str(file))
         return
     settings = file / "config.toml"
-    if assembly.job not in (EvaluateJob, GenerateJob):
+    if assembly.job not in (EvaluateConfig, GenerateConfig):
         hint = f"; did you mean {settings}?" if settings.is_file() else ""
         raise ConfigError(f"{file}: a folder, where a TOML file is needed{hint}")
     if not settings.is_file():
@@ -117,7 +117,7 @@ def _add_file(assembly: Assembly, file: Path) -> None:
         if name in of_run and name in kinds(assembly.job):
             assembly.set((name,), _without_prompts(assembly.job, of_run[name]), source)
     policy = str(file / "policy")
-    if assembly.job is EvaluateJob:
+    if assembly.job is EvaluateConfig:
         assembly.set(("models",), [policy], source)
         of_training = of_run.get("run")
         if isinstance(of_training, dict) and "seed" in of_training:
@@ -129,7 +129,7 @@ def _add_file(assembly: Assembly, file: Path) -> None:
 
 def _without_prompts(job: type, section: Any) -> Any:
     """The section as it is, but for generate without the run's prompts: it is to ask for one."""
-    if job is not GenerateJob or not isinstance(section, dict):
+    if job is not GenerateConfig or not isinstance(section, dict):
         return section
     return {key: value for key, value in section.items() if key not in ("prompts", "eval_prompts")}
 

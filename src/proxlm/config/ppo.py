@@ -13,7 +13,7 @@ from proxlm.config.setting import setting
 
 
 @dataclass(frozen=True)
-class CorrectionConfig:
+class CorrectionSettings:
     """Weights for rollouts sampled by another policy than the trainer's: another engine, filters, stale weights."""
 
     mode: Literal["none", "truncate", "mask", "full"] = setting(
@@ -26,7 +26,7 @@ class CorrectionConfig:
 
 
 @dataclass(frozen=True)
-class TrustRegionConfig:
+class TrustRegionSettings:
     """The step of loss = "trpo": natural gradient and line search."""
 
     delta: float = setting(0.001, "largest mean KL of a step, in nats per token", gt=0)
@@ -39,7 +39,7 @@ class TrustRegionConfig:
 
 
 @dataclass(frozen=True)
-class PPOConfig:
+class PPOSettings:
     """Proximal Policy Optimisation with Generalised Advantage Estimation, and other algorithms in the same loop."""
 
     steps: int = setting(100, "PPO steps: rollout, score, update", ge=1, on_resume="free")
@@ -120,12 +120,12 @@ class PPOConfig:
         "π_old of the ratio: from a pass of the trainer's own, which makes the first ratio exactly 1, or as the"
         " responses were sampled, which spares that pass",
     )
-    correction: CorrectionConfig = setting(factory=CorrectionConfig)
-    trpo: TrustRegionConfig = setting(factory=TrustRegionConfig)
+    correction: CorrectionSettings = setting(factory=CorrectionSettings)
+    trpo: TrustRegionSettings = setting(factory=TrustRegionSettings)
 
 
 @dataclass(frozen=True)
-class ShapingConfig:
+class ShapingSettings:
     """From a response's score to the rewards that are learnt from, in this order."""
 
     scale: Literal["none", "reference", "running"] = setting(
@@ -145,7 +145,7 @@ class ShapingConfig:
 
 
 @dataclass(frozen=True)
-class PtxConfig:
+class PtxSettings:
     """PPO-ptx (Ouyang et al. 2022): the language-model loss on text, mixed into each optimiser step."""
 
     coef: float = setting(0.0, "factor of the language-model loss; 0: off", ge=0)

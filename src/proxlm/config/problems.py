@@ -6,20 +6,20 @@ import difflib
 from typing import Any
 
 from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of, is_user_function
-from proxlm.config.ppo import PPOConfig
+from proxlm.config.ppo import PPOSettings
 from proxlm.config.schema import (
-    ModelConfig,
-    NewModelConfig,
-    OptimiserConfig,
-    OptimisersConfig,
-    RewardConfig,
+    ModelSettings,
+    NewModelSettings,
+    OptimiserSettings,
+    OptimisersSettings,
+    RewardSettings,
 )
 from proxlm.config.secrets import secret_problems
 
 Problems = list[tuple[str, str]]
 
 
-def algorithm_problems(ppo: PPOConfig, model: ModelConfig) -> Problems:
+def algorithm_problems(ppo: PPOSettings, model: ModelSettings) -> Problems:
     """What the advantage and the loss ask of the other settings."""
     found: Problems = []
     for key, name, known in (("advantage", ppo.advantage, ADVANTAGES), ("loss", ppo.loss, LOSSES)):
@@ -60,7 +60,7 @@ def needed(*pairs: tuple[str, Any]) -> Problems:
     return [(key, "needed, but not given") for key, value in pairs if not value]
 
 
-def new_model_problems(key: str, new: NewModelConfig, model: ModelConfig) -> Problems:
+def new_model_problems(key: str, new: NewModelSettings, model: ModelSettings) -> Problems:
     """What cannot be in the new model of section `key`."""
     found: Problems = []
     if not new.recurrent:  # heads and positions
@@ -73,7 +73,7 @@ def new_model_problems(key: str, new: NewModelConfig, model: ModelConfig) -> Pro
     return found
 
 
-def reward_problems(reward: RewardConfig) -> Problems:
+def reward_problems(reward: RewardSettings) -> Problems:
     if reward.use and reward.terms:
         return [("reward.use", "give use or terms, not both")]
     found = secret_problems("reward.args", reward.args)
@@ -88,13 +88,13 @@ def dual_clip_problems(dual_clip: float) -> Problems:
     return [("ppo.dual_clip", "must be more than 1, or 0 for off")] if 0 < dual_clip <= 1 else []
 
 
-def optimisers_problems(optim: OptimisersConfig) -> Problems:
+def optimisers_problems(optim: OptimisersSettings) -> Problems:
     """Of the policy's and of the critic's."""
     both = ("policy", optim.policy), ("critic", optim.critic)
     return [problem for who, one in both for problem in optimiser_problems(f"optim.{who}", one)]
 
 
-def optimiser_problems(key: str, optim: OptimiserConfig) -> Problems:
+def optimiser_problems(key: str, optim: OptimiserSettings) -> Problems:
     if optim.schedule == "staged" and not optim.stages:
         return [(f"{key}.stages", 'needed with schedule = "staged"')]
     if optim.schedule == "exponential" and optim.final == 0:

@@ -11,7 +11,7 @@ RolloutWeights = Literal["policy", "bfloat16", "int8"]
 
 
 @dataclass(frozen=True)
-class RolloutConfig:
+class RolloutSettings:
     """How responses are sampled."""
 
     max_new_tokens: int = setting(64, "longest response in tokens", ge=1)
@@ -33,7 +33,7 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True)
-class MultiTurnConfig:
+class EnvironmentSettings:
     """The other side of a conversation; without one, a response is a single text."""
 
     use: str = setting("", "a built-in environment's name, or path/to/file.py:Class; empty: none")

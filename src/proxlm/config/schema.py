@@ -14,7 +14,7 @@ _ON_BAD_RECORD = (
 
 
 @dataclass(frozen=True)
-class LoraConfig:
+class LoraSettings:
     """Low-rank adapters (Hu et al. 2021) through PEFT; the base stays frozen and serves as the reference."""
 
     rank: int = setting(0, "rank of the adapters; 0 trains all weights", ge=0)
@@ -26,7 +26,7 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelSettings:
     """Which model, which critic, in which precision, on which device."""
 
     policy: str = setting("", "the language model: a folder in Hugging Face format, or a name on the hub")
@@ -57,11 +57,11 @@ class ModelConfig:
     trust_remote_code: bool = setting(
         False, "allow the model's own Python code from the hub to run", on_resume="free"
     )
-    lora: LoraConfig = setting(factory=LoraConfig)
+    lora: LoraSettings = setting(factory=LoraSettings)
 
 
 @dataclass(frozen=True)
-class NewModelConfig:
+class NewModelSettings:
     """A new model, built from a transformers configuration with random weights."""
 
     type: str = setting(
@@ -85,7 +85,7 @@ class NewModelConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataSettings:
     """Prompts for rollouts."""
 
     prompts: str = setting(
@@ -120,7 +120,7 @@ class RewardTerm:
 
 
 @dataclass(frozen=True)
-class RewardConfig:
+class RewardSettings:
     """What a response is worth: one reward, or a weighted sum of named terms."""
 
     use: str = setting("", "a built-in reward's name, or path/to/file.py:function")
@@ -163,7 +163,7 @@ Schedule = Literal["constant", "linear", "cosine", "exponential", "inverse-time"
 
 
 @dataclass(frozen=True)
-class OptimiserConfig:
+class OptimiserSettings:
     """AdamW and its learning-rate schedule."""
 
     lr: float = setting(3e-6, "highest learning rate", gt=0)
@@ -181,20 +181,20 @@ class OptimiserConfig:
     max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0: never", ge=0)
 
 
-def _falling(lr: float) -> OptimiserConfig:
-    return OptimiserConfig(lr=lr, schedule="linear", final=0.1)
+def _falling(lr: float) -> OptimiserSettings:
+    return OptimiserSettings(lr=lr, schedule="linear", final=0.1)
 
 
 @dataclass(frozen=True)
-class OptimisersConfig:
+class OptimisersSettings:
     """The policy and the critic learn at their own rates."""
 
-    policy: OptimiserConfig = setting(factory=lambda: _falling(3e-6))
-    critic: OptimiserConfig = setting(factory=lambda: _falling(1e-5))
+    policy: OptimiserSettings = setting(factory=lambda: _falling(3e-6))
+    critic: OptimiserSettings = setting(factory=lambda: _falling(1e-5))
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunSettings:
     """The run's folder, seed and logging."""
 
     folder: str = setting("", "where the run is written; empty: runs/JOB-DATE-TIME", on_resume="free")
@@ -233,7 +233,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextSettings:
     """Text for supervised training."""
 
     train: list[str] = setting(
@@ -251,7 +251,7 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
-class SupervisedConfig:
+class SupervisedSettings:
     """The loop that pretraining and supervised fine-tuning share."""
 
     steps: int = setting(1000, "most optimiser steps", ge=1, on_resume="free")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proxlm.config import ControlPPOConfig
+from proxlm.config import ControlPPOSettings
 from proxlm.control.collect import Rollout, forgotten, scaled
 from proxlm.control.network import Agent, Rows, State, rows_of
 from proxlm.control.normalise import Scale
@@ -76,7 +76,7 @@ def prepare(
     rollout: Rollout,
     rewards: Tensor,
     scale: Scale | None,
-    config: ControlPPOConfig,
+    config: ControlPPOSettings,
     critic_state: State | None,
 ) -> tuple[Experience, State | None]:
     """Values, log-probs and advantages of a rollout; rewards [T, N] as they are learnt from.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
-from proxlm.config import NetworkConfig
+from proxlm.config import NetworkSettings
 from proxlm.control.distributions import Categorical, DiagonalGaussian, Distribution
 from proxlm.control.spaces import Spaces
 
@@ -33,7 +33,7 @@ def rows_of(offsets: Tensor, state: State | None) -> Rows | None:
 class Body(nn.Module):
     """Observations → features: `layers` of Linear and tanh, then an LSTM if it has units."""
 
-    def __init__(self, inputs: int, config: NetworkConfig, generator: torch.Generator) -> None:
+    def __init__(self, inputs: int, config: NetworkSettings, generator: torch.Generator) -> None:
         super().__init__()
         widths = [inputs] + [config.width] * config.layers
         self.layers = nn.ModuleList(
@@ -76,7 +76,7 @@ class Agent(nn.Module):
     (Andrychowicz et al. 2021); the value head's have gain 1.
     """
 
-    def __init__(self, spaces: Spaces, config: NetworkConfig, seed: int) -> None:
+    def __init__(self, spaces: Spaces, config: NetworkSettings, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.continuous, self.units = spaces.continuous, config.lstm

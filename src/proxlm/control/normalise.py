@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from proxlm.config import EnvironmentConfig
+from proxlm.config import GymSettings
 from proxlm.rl.running_statistics import RunningStatistics, pooled, with_values
 
 
@@ -51,7 +51,7 @@ def scale_of(moments: VectorStatistics, limit: float, eps: float = 1e-8) -> Scal
     return Scale(moments.mean.float(), factor.float(), limit)
 
 
-def scale_for(config: EnvironmentConfig, moments: VectorStatistics) -> Scale | None:
+def scale_for(config: GymSettings, moments: VectorStatistics) -> Scale | None:
     """The scale that the settings ask for, if they do."""
     return scale_of(moments, config.clip) if config.normalise_observations else None
 

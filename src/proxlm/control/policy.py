@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from proxlm.config import ControlJob, NetworkConfig
+from proxlm.config import ControlConfig, NetworkSettings
 from proxlm.control.collect import scaled
 from proxlm.control.network import Agent, rows_of
 from proxlm.control.normalise import Scale, VectorStatistics, scale_for
@@ -21,17 +21,21 @@ from proxlm.seeds import derive_seed
 MOST_FRAMES = 1000
 
 
-def save_policy(folder: Path, agent: Agent, observed: VectorStatistics, config: ControlJob) -> None:
+def save_policy(folder: Path, agent: Agent, observed: VectorStatistics, config: ControlConfig) -> None:
     """Write policy.safetensors (weights; shift and factor of observations) and policy.json (environment, network)."""
     from safetensors.torch import save_file
 
     folder.mkdir()
     tensors = {name: p.detach() for name, p in agent.named_parameters()}
-    scale = scale_for(config.env, observed)
+    scale = scale_for(config.environment, observed)
     if scale is not None:
         tensors |= {"scale.shift": scale.shift, "scale.factor": scale.factor}
     save_file(tensors, folder / "policy.safetensors")
-    about = {"env": config.env.id, "clip": config.env.clip, "model": asdict(config.model)}
+    about = {
+        "environment": config.environment.id,
+        "clip": config.environment.clip,
+        "model": asdict(config.model),
+    }
     (folder / "policy.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
 
 
@@ -44,7 +48,7 @@ def load_policy(folder: Path, spaces: Spaces) -> tuple[Agent, Scale | None]:
         about = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "policy.safetensors")
         shift, factor = tensors.pop("scale.shift", None), tensors.pop("scale.factor", None)
-        agent = Agent(spaces, NetworkConfig(**about["model"]), seed=0)
+        agent = Agent(spaces, NetworkSettings(**about["model"]), seed=0)
         agent.load_state_dict(tensors)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from proxlm.config import EnvironmentConfig
+from proxlm.config import GymSettings
 from proxlm.errors import ConfigError
 
 
@@ -58,11 +58,13 @@ def spaces_of(env: Any, name: str) -> Spaces:
 
     seen, done = env.observation_space, env.action_space
     if not isinstance(seen, Box | Discrete):
-        raise ConfigError(f"env.id = {name}: observations are {seen}; only Box and Discrete are known")
+        raise ConfigError(
+            f"environment.id = {name}: observations are {seen}; only Box and Discrete are known"
+        )
     if not isinstance(done, Box | Discrete):
-        raise ConfigError(f"env.id = {name}: actions are {done}; only Box and Discrete are known")
+        raise ConfigError(f"environment.id = {name}: actions are {done}; only Box and Discrete are known")
     if isinstance(seen, Discrete) and seen.start != 0:
-        raise ConfigError(f"env.id = {name}: observations are {seen}; they must begin at 0")
+        raise ConfigError(f"environment.id = {name}: observations are {seen}; they must begin at 0")
     states = int(seen.n) if isinstance(seen, Discrete) else 0
     width = states or int(np.prod(seen.shape))
     if isinstance(done, Discrete):
@@ -72,7 +74,7 @@ def spaces_of(env: Any, name: str) -> Spaces:
     return Spaces(width, states, size, True, 0, low, high, done.shape, done.dtype)
 
 
-def make_environment(config: EnvironmentConfig, render: bool = False) -> Any:
+def make_environment(config: GymSettings, render: bool = False) -> Any:
     """One environment by its name. Raises ConfigError: no Gymnasium, no such name, arguments it does not take."""
     try:
         import gymnasium
@@ -87,4 +89,4 @@ def make_environment(config: EnvironmentConfig, render: bool = False) -> Any:
         return gymnasium.make(config.id, **{**config.args, **more})
     except (gymnasium.error.Error, ImportError, TypeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"env.id = {config.id}: cannot be made: {reason[:300]}") from error
+        raise ConfigError(f"environment.id = {config.id}: cannot be made: {reason[:300]}") from error

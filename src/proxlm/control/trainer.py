@@ -24,7 +24,7 @@ from proxlm.checkpoint import (
     settings_of,
     with_prefix,
 )
-from proxlm.config import ControlJob
+from proxlm.config import ControlConfig
 from proxlm.control.collect import Rollout, collect
 from proxlm.control.environments import Environments, MakeEnvironment
 from proxlm.control.experience import Experience, by_environment, prepare
@@ -59,19 +59,19 @@ RECENT = 100
 class ControlTrainer:
     """What one run holds: environments, agent, optimisers, moments, counters."""
 
-    def __init__(self, config: ControlJob, make: MakeEnvironment, folder: Path) -> None:
+    def __init__(self, config: ControlConfig, make: MakeEnvironment, folder: Path) -> None:
         self.config, self.folder, seed = config, folder, config.run.seed
         first = make()
-        self.spaces = spaces_of(first, config.env.id)
+        self.spaces = spaces_of(first, config.environment.id)
         first.close()
-        self.envs = Environments(make, config.env.count, self.spaces, seed)
+        self.envs = Environments(make, config.environment.count, self.spaces, seed)
         self.agent = Agent(self.spaces, config.model, derive_seed(seed, "weights"))
         self.optimisers = {
             who: Optimiser(self.agent.parameters_of(who), getattr(config.optim, who))
             for who in ("policy", "critic")
         }
-        count = config.env.count
-        self.step_number, self.steps = 0, config.env.steps // (count * config.ppo.horizon)
+        count = config.environment.count
+        self.step_number, self.steps = 0, config.environment.steps // (count * config.ppo.horizon)
         self.observed = no_rows(self.spaces.observation)
         self.rewarded = ReturnStatistics(RunningStatistics(), torch.zeros(count, dtype=torch.float64))
         self.states: dict[str, State | None] = dict.fromkeys(("policy", "critic"))
@@ -103,7 +103,7 @@ class ControlTrainer:
             self.started = True
         ended_before = len(self.envs.finished)
         with clock("rollout"):
-            scale = scale_for(config.env, self.observed)
+            scale = scale_for(config.environment, self.observed)
             seed = derive_seed(config.run.seed, "actions", self.step_number)
             rollout = collect(self.agent, self.envs, scale, config.ppo.horizon, self.states["policy"], seed)
         with clock("prepare"):
@@ -116,7 +116,7 @@ class ControlTrainer:
             learner = Learner(self.agent, self.optimisers, config.ppo, seed, self.step_number, self.steps)
             stats = update(learner, experience)
         self.states = {"policy": rollout.last_state, "critic": critic_state}
-        if config.env.normalise_observations:
+        if config.environment.normalise_observations:
             rows = rollout.observations.flatten(0, 1)
             # One number that is not finite would be in the moments for ever; so with the rewards.
             self.observed = with_rows(self.observed, rows[rows.isfinite().all(-1)])
@@ -130,7 +130,7 @@ class ControlTrainer:
             del metrics[unused]
         steps = rollout.rewards.numel()
         return metrics | {
-            "env_steps": float(self.step_number * steps),
+            "environment_steps": float(self.step_number * steps),
             **{f"time/{name}": s for name, s in clock.seconds.items()},
             "steps_per_second": steps / sum(clock.seconds.values()),
         }
@@ -151,12 +151,12 @@ class ControlTrainer:
 
     def _rewards(self, rollout: Rollout) -> Tensor:
         """Rewards [T, N] as they are learnt from."""
-        if not self.config.env.normalise_rewards:
+        if not self.config.environment.normalise_rewards:
             return rollout.rewards
         gamma = self.config.ppo.gamma
         finite = rollout.rewards.nan_to_num(0.0, 0.0, 0.0)
         self.rewarded = with_rewards(self.rewarded, finite, rollout.ended, gamma)
-        return scaled_rewards(self.rewarded, rollout.rewards, self.config.env.clip)
+        return scaled_rewards(self.rewarded, rollout.rewards, self.config.environment.clip)
 
     def save(self, metrics: Mapping[str, float] | None = None) -> Path:
         """Write a checkpoint of the state after the newest step, whose metrics these are."""

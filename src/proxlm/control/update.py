@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proxlm.config import ControlPPOConfig
+from proxlm.config import ControlPPOSettings
 from proxlm.control.experience import Experience, select
 from proxlm.control.network import Agent
 from proxlm.rl.losses import PolicyLoss, clipped_policy_loss, clipped_value_loss
@@ -22,7 +22,7 @@ class Learner:
 
     agent: Agent
     optimisers: dict[str, Optimiser]
-    config: ControlPPOConfig
+    config: ControlPPOSettings
     seed: int
     step: int
     steps: int

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from proxlm.config import DataConfig
+from proxlm.config import DataSettings
 from proxlm.data.chat import check_messages, encode_rendered, read_template, render, with_system
 from proxlm.data.records import iter_records, missing_field
 from proxlm.data.skipped import Record, Skipped
@@ -35,7 +35,7 @@ class LoadedPrompts:
 
 
 def load_prompts(
-    data: DataConfig,
+    data: DataSettings,
     tokenizer: Tokenizer,
     max_prompt_tokens: int,
     which: Literal["train", "eval"],
@@ -118,7 +118,7 @@ class _File:
         return [repr(content) for content in self.contents]
 
 
-def _read(data: DataConfig, path: str, skipped: Skipped) -> _File:
+def _read(data: DataSettings, path: str, skipped: Skipped) -> _File:
     if not path:
         raise ConfigError("data.prompts: needed, but not given")
     is_text = Path(path.lower().removesuffix(".gz")).suffix == ".txt"
@@ -136,7 +136,7 @@ def _read(data: DataConfig, path: str, skipped: Skipped) -> _File:
 class _Encoder:
     """A row of the file → Prompt."""
 
-    data: DataConfig
+    data: DataSettings
     tokenizer: Tokenizer
     template: str | None
     file: _File
@@ -190,7 +190,7 @@ def _content(record: Record, field: str) -> str | list[Any]:
 
 
 def _choose(
-    data: DataConfig, which: Literal["train", "eval"], seed: int, skipped: Skipped
+    data: DataSettings, which: Literal["train", "eval"], seed: int, skipped: Skipped
 ) -> tuple[_File, list[int], int, int]:
     """The file to use, its rows to use, and how many others are repeated and unused (see LoadedPrompts)."""
     if not data.eval_prompts:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from proxlm.config import TextConfig
+from proxlm.config import TextSettings
 from proxlm.data.chat import Message, check_messages, encode_rendered, read_template, render
 from proxlm.data.documents import Documents
 from proxlm.data.on_disk import NumbersOnDisk
@@ -85,7 +85,7 @@ def _encoded(tokenizer: Tokenizer, documents: Documents) -> Iterator[list[int]]:
 
 
 def sft_examples(
-    text: TextConfig,
+    text: TextSettings,
     paths: Sequence[str],
     tokenizer: Tokenizer,
     max_tokens: int,
@@ -115,14 +115,16 @@ def sft_examples(
 
 
 def record_texts(
-    text: TextConfig, paths: Sequence[str], skipped: Skipped | None = None
+    text: TextSettings, paths: Sequence[str], skipped: Skipped | None = None
 ) -> Iterator[tuple[str, ...]]:
     """What a new tokenizer is trained on: for each record its prompt and response, or all its messages."""
     for _, content in _contents(text, paths, skipped if skipped is not None else Skipped()):
         yield content if isinstance(content, tuple) else tuple(m["content"] for m in content)
 
 
-def _contents(text: TextConfig, paths: Sequence[str], skipped: Skipped) -> Iterator[tuple[Record, _Content]]:
+def _contents(
+    text: TextSettings, paths: Sequence[str], skipped: Skipped
+) -> Iterator[tuple[Record, _Content]]:
     """The records that have what is needed, and what that is."""
     if not paths:
         raise DataError("text.train: no file was given")
@@ -135,7 +137,7 @@ def _contents(text: TextConfig, paths: Sequence[str], skipped: Skipped) -> Itera
                 yield record, content
 
 
-def _content(text: TextConfig, record: Record) -> _Content:
+def _content(text: TextSettings, record: Record) -> _Content:
     """A record's prompt and response, or its conversation."""
     if text.prompt_field not in record.fields:
         if text.messages_field not in record.fields:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from proxlm.config import PPOJob
+from proxlm.config import PPOConfig
 
 # Without the settings, a step is taken to have this many responses.
 RESPONSES_UNKNOWN = 16
@@ -43,12 +43,12 @@ class Facts:
     control: bool = False
 
 
-def facts_of(settings: PPOJob | Mapping[str, Any]) -> Facts:
+def facts_of(settings: PPOConfig | Mapping[str, Any]) -> Facts:
     """Facts of a PPO job, or of the tables of a run's config.toml.
 
     A setting that is missing or of another type, as in the folder of another version's run, counts as not known.
     """
-    tables = asdict(settings) if isinstance(settings, PPOJob) else settings
+    tables = asdict(settings) if isinstance(settings, PPOConfig) else settings
     batch, samples = _get(tables, "ppo.batch_size", 0), _get(tables, "ppo.samples_per_prompt", 1)
     missing_eos = _get(tables, "shaping.missing_eos", "")
     overlong = _get(tables, "shaping.overlong_buffer", 0)
@@ -76,7 +76,7 @@ def facts_of(settings: PPOJob | Mapping[str, Any]) -> Facts:
             _get(tables, "shaping.scale", "none") != "running"
             and _get(tables, "ppo.kl_in", "reward") == "reward"
         ),
-        control="env" in tables,
+        control=_get(tables, "environment.id", "") != "",
     )
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from proxlm.config import RolloutConfig
+from proxlm.config import RolloutSettings
 from proxlm.engine.philox import uniforms
 from proxlm.engine.scheduler import Turn, Writer, response_text, text_before
 from proxlm.models.language_model import LanguageModel
@@ -26,7 +26,7 @@ class Generate(Protocol):
         self,
         model: LanguageModel,
         prompts: Sequence[Prompt],
-        config: RolloutConfig,
+        config: RolloutSettings,
         *,
         seed: int,
         step: int,
@@ -56,7 +56,7 @@ class Listener(Protocol):
 def generate(
     model: LanguageModel,
     prompts: Sequence[Prompt],
-    config: RolloutConfig,
+    config: RolloutSettings,
     *,
     seed: int,
     step: int,
@@ -113,7 +113,7 @@ def identities(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
 
 
 def _part(
-    model: LanguageModel, written: Sequence[tuple[Prompt, Turn]], config: RolloutConfig, version: int
+    model: LanguageModel, written: Sequence[tuple[Prompt, Turn]], config: RolloutSettings, version: int
 ) -> Rollout:
     """The rollout of some prompts, whose turns have ended."""
     turns = [turn for _, turn in written]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from proxlm.config import RolloutConfig
+from proxlm.config import RolloutSettings
 
 # Of a large vocabulary the cumulative distribution is taken over blocks of so many tokens, and then within the one
 # that is hit.
@@ -36,7 +36,7 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float, min_p: float) -> Ten
     return logits
 
 
-def sample(logits: Tensor, uniform: Tensor, config: RolloutConfig) -> tuple[Tensor, Tensor]:
+def sample(logits: Tensor, uniform: Tensor, config: RolloutSettings) -> tuple[Tensor, Tensor]:
     """Pick one token per row by inverting the cumulative distribution at `uniform`.
 
     Args: logits [B, V]; uniform [B] float64 in [0, 1). Returns: tokens [B] int64 and their log-probs [B] float32

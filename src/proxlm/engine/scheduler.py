@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proxlm.config import RolloutConfig
+from proxlm.config import RolloutSettings
 from proxlm.engine.decoders import Decoder, make_decoder
 from proxlm.engine.kv_cache import Memory, SlotDecoder
 from proxlm.engine.sampling import sample
@@ -47,7 +47,7 @@ class Writer:
     There are config.batch_size places. len() counts the turns that have not ended.
     """
 
-    def __init__(self, model: LanguageModel, config: RolloutConfig) -> None:
+    def __init__(self, model: LanguageModel, config: RolloutSettings) -> None:
         self.model, self.config = model, config
         self.ends = _Ends(model, config.stop)
         made = make_decoder(model, config.weights)

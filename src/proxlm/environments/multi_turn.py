@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proxlm.config import MultiTurnConfig, RolloutConfig
+from proxlm.config import EnvironmentSettings, RolloutSettings
 from proxlm.engine.native import identities
 from proxlm.engine.philox import uniforms
 from proxlm.engine.scheduler import Turn, Writer, response_text
@@ -58,14 +58,14 @@ class MultiTurn:
 
     make: MakeEnvironment
     words: Words
-    settings: MultiTurnConfig
+    settings: EnvironmentSettings
 
     @torch.no_grad()
     def __call__(
         self,
         model: LanguageModel,
         prompts: Sequence[Prompt],
-        config: RolloutConfig,
+        config: RolloutSettings,
         *,
         seed: int,
         step: int,
@@ -88,7 +88,7 @@ class MultiTurn:
         return drive.collect(version)
 
     def _open(
-        self, prompts: Sequence[Prompt], config: RolloutConfig, seed: int, step: int, stream: int
+        self, prompts: Sequence[Prompt], config: RolloutSettings, seed: int, step: int, stream: int
     ) -> list[Conversation]:
         ids, repeats = identities(prompts)
         chances = [
@@ -112,7 +112,7 @@ class _Drive:
         self,
         spec: MultiTurn,
         model: LanguageModel,
-        config: RolloutConfig,
+        config: RolloutSettings,
         calls: Calls,
         conversations: list[Conversation],
     ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from proxlm.config import DataConfig, MultiTurnConfig
+from proxlm.config import DataSettings, EnvironmentSettings
 from proxlm.config.secrets import from_environment
 from proxlm.data.chat import read_template
 from proxlm.data.prompts import LoadedPrompts
@@ -24,13 +24,13 @@ from proxlm.rl.shaping import segment_sum
 from proxlm.types import Prompt, Rollout, Scores
 
 
-def conversations(settings: MultiTurnConfig, data: DataConfig, tokenizer: Any) -> MultiTurn:
+def conversations(settings: EnvironmentSettings, data: DataSettings, tokenizer: Any) -> MultiTurn:
     """The sampler of conversations. Raises ConfigError for what is wrong in the settings."""
     words = ChatWords(tokenizer, read_template(data.chat_template), data.system) if data.chat else None
     return MultiTurn(resolve(settings), words or PlainWords(tokenizer), settings)
 
 
-def resolve(settings: MultiTurnConfig) -> MakeEnvironment:
+def resolve(settings: EnvironmentSettings) -> MakeEnvironment:
     """What makes a new environment for each conversation, its arguments checked."""
     use, key = settings.use, "environment.use"
     path, colon, name = use.rpartition(":")
@@ -57,7 +57,7 @@ def resolve(settings: MultiTurnConfig) -> MakeEnvironment:
     return functools.partial(made, **args)
 
 
-def task_prompts(settings: MultiTurnConfig, count: int) -> tuple[LoadedPrompts, LoadedPrompts]:
+def task_prompts(settings: EnvironmentSettings, count: int) -> tuple[LoadedPrompts, LoadedPrompts]:
     """Prompts without words, for environments that need none: tasks to train on, and `count` held-out ones."""
     first = settings.tasks
     train = [Prompt(i, (), "") for i in range(first)]

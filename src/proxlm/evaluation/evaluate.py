@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proxlm.config import RolloutConfig
+from proxlm.config import RolloutSettings
 from proxlm.engine.native import EVALUATION, Generate, generate
 from proxlm.evaluation.metrics import Estimate, distinct_n, mean_with_interval, perplexity, words_of
 from proxlm.models.forward import micro_batches, token_outputs
@@ -46,7 +46,7 @@ def evaluate_model(
     reference_logprobs: Callable[[Sequences, float], Tensor],
     prompts: Sequence[Prompt],
     reward: Callable[[Rollout], Scores] | None,
-    config: RolloutConfig,
+    config: RolloutSettings,
     *,
     seed: int,
     micro_batch_tokens: int = 4096,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from proxlm.checkpoint import publish_folder
-from proxlm.config import ControlJob
+from proxlm.config import ControlConfig
 from proxlm.control.environments import MakeEnvironment
 from proxlm.control.normalise import scale_for
 from proxlm.control.policy import gif_problem, write_gif
@@ -27,7 +27,7 @@ class ControlResult:
     episode_return: float
 
 
-def main(config: ControlJob) -> None:
+def main(config: ControlConfig) -> None:
     """Run the job and print where everything is."""
     result = run_control(config)
     print(f"\nmean return of the newest 100 episodes  {result.episode_return:.1f}")
@@ -36,15 +36,15 @@ def main(config: ControlJob) -> None:
         print(f"report  {result.folder / 'report.html'}")
 
 
-def run_control(config: ControlJob, make: MakeEnvironment | None = None) -> ControlResult:
-    """Run as configured; `make`, a function that makes one environment, takes the place of env.id.
+def run_control(config: ControlConfig, make: MakeEnvironment | None = None) -> ControlResult:
+    """Run as configured; `make`, a function that makes one environment, takes the place of environment.id.
 
     What can be wrong with the environment is found before the run's folder is made. Raises UserError.
     """
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    trainer = ControlTrainer(config, make or (lambda: make_environment(config.env)), Path())
-    problem = gif_problem(lambda: make_environment(config.env, render=True)) if config.gif else None
+    trainer = ControlTrainer(config, make or (lambda: make_environment(config.environment)), Path())
+    problem = gif_problem(lambda: make_environment(config.environment, render=True)) if config.gif else None
     if problem:
         print(f"note: no {config.gif}: {problem}", flush=True)
     with run_folder(config, "control") as folder:
@@ -71,10 +71,10 @@ def run_control(config: ControlJob, make: MakeEnvironment | None = None) -> Cont
     return ControlResult(folder, sum(returns) / len(returns) if returns else float("nan"))
 
 
-def _draw(config: ControlJob, trainer: ControlTrainer) -> None:
+def _draw(config: ControlConfig, trainer: ControlTrainer) -> None:
     """The GIF of one episode, and its return."""
-    env = make_environment(config.env, render=True)
-    scale = scale_for(config.env, trainer.observed)
-    total = write_gif(Path(config.gif), trainer.agent, scale, env, config.env.id, config.run.seed)
+    env = make_environment(config.environment, render=True)
+    scale = scale_for(config.environment, trainer.observed)
+    total = write_gif(Path(config.gif), trainer.agent, scale, env, config.environment.id, config.run.seed)
     env.close()
     print(f"gif     {config.gif} (an episode of the likeliest actions, return {total:.1f})")

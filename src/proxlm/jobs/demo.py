@@ -8,21 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from proxlm.config import (
-    DataConfig,
-    DemoJob,
-    ModelConfig,
-    NewModelConfig,
-    OptimiserConfig,
-    OptimisersConfig,
+    DataSettings,
+    DemoConfig,
+    ModelSettings,
+    NewModelSettings,
+    OptimiserSettings,
+    OptimisersSettings,
     PPOConfig,
-    PPOJob,
-    PretrainJob,
-    RewardConfig,
+    PPOSettings,
+    PretrainConfig,
+    RewardSettings,
     RewardTerm,
-    RolloutConfig,
-    RunConfig,
-    SupervisedConfig,
-    TextConfig,
+    RolloutSettings,
+    RunSettings,
+    SupervisedSettings,
+    TextSettings,
 )
 from proxlm.data.code import completion_prefixes, python_statements
 from proxlm.data.text import split_validation
@@ -46,7 +46,7 @@ HACKS = [
 ]
 
 
-def main(config: DemoJob) -> None:
+def main(config: DemoConfig) -> None:
     """Pretrain on the library's statements, run PPO, print the comparison and the guards at work."""
     folder = Path(config.folder) if config.folder else free_name("demo")
     config = replace(config, folder=str(folder))
@@ -65,45 +65,45 @@ def main(config: DemoJob) -> None:
     print_result(result)
 
 
-def pretrain_job(config: DemoJob) -> PretrainJob:
+def pretrain_job(config: DemoConfig) -> PretrainConfig:
     """A Llama of 0.9M parameters, trained for the given minutes, in bfloat16 where the processor has it."""
-    return PretrainJob(
-        new=NewModelConfig(vocabulary=1024, hidden=128, layers=4, heads=2, context=128),
-        model=ModelConfig(precision="auto", device="cpu"),
-        text=TextConfig(train=["the standard library"], validation_share=0.05),
-        train=SupervisedConfig(
+    return PretrainConfig(
+        new=NewModelSettings(vocabulary=1024, hidden=128, layers=4, heads=2, context=128),
+        model=ModelSettings(precision="auto", device="cpu"),
+        text=TextSettings(train=["the standard library"], validation_share=0.05),
+        train=SupervisedSettings(
             steps=5000, minutes=config.minutes, batch_tokens=2048, micro_batch_tokens=2048, block=64,
             validate_every=200, patience=0,
         ),
-        optim=OptimiserConfig(
+        optim=OptimiserSettings(
             lr=4e-3, schedule="cosine", warmup=20, final=0.05, beta2=0.95, eps=1e-8, weight_decay=0.1
         ),
-        run=RunConfig(folder=str(Path(config.folder) / "pretrain"), seed=config.seed, save_every=0),
+        run=RunSettings(folder=str(Path(config.folder) / "pretrain"), seed=config.seed, save_every=0),
     )  # fmt: skip
 
 
-def ppo_job(config: DemoJob) -> PPOJob:
+def ppo_job(config: DemoConfig) -> PPOConfig:
     """PPO on the pretrained model: reward 1 for a completion that parses and is no trick, and a little for length."""
     folder = Path(config.folder)
-    return PPOJob(
-        model=ModelConfig(
+    return PPOConfig(
+        model=ModelSettings(
             policy=str(folder / "pretrain" / "policy"), critic="shared", precision="auto", device="cpu"
         ),
-        data=DataConfig(
+        data=DataSettings(
             prompts=str(folder / "prefixes.jsonl"),
             eval_prompts=str(folder / "held-out.jsonl"),
             eval_count=config.eval_count,
         ),
-        rollout=RolloutConfig(max_new_tokens=32, batch_size=256),
+        rollout=RolloutSettings(max_new_tokens=32, batch_size=256),
         # The second term keeps responses about as long as the statements' own ends: the shortest way to parse
         # would otherwise win.
-        reward=RewardConfig(
+        reward=RewardSettings(
             terms={
                 "parses": RewardTerm(use="python_parses"),
                 "length": RewardTerm(use="length", weight=0.4, args={"target": 12, "tolerance": 12}),
             }
         ),
-        ppo=PPOConfig(
+        ppo=PPOSettings(
             steps=config.ppo_steps,
             batch_size=256,
             epochs=2,
@@ -114,11 +114,11 @@ def ppo_job(config: DemoJob) -> PPOJob:
             kl_target=5.0,
             kl_horizon=1024.0,
         ),
-        optim=OptimisersConfig(
-            policy=OptimiserConfig(lr=3e-4, schedule="linear", final=0.1),
-            critic=OptimiserConfig(lr=1e-3, schedule="linear", final=0.1),
+        optim=OptimisersSettings(
+            policy=OptimiserSettings(lr=3e-4, schedule="linear", final=0.1),
+            critic=OptimiserSettings(lr=1e-3, schedule="linear", final=0.1),
         ),
-        run=RunConfig(folder=str(folder / "ppo"), seed=config.seed, save_every=0),
+        run=RunSettings(folder=str(folder / "ppo"), seed=config.seed, save_every=0),
     )
 
 

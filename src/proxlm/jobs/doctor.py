@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from proxlm.config import DoctorJob
+from proxlm.config import DoctorConfig
 from proxlm.doctor import RULES, Finding, diagnose, facts_of
 from proxlm.errors import RunError
 from proxlm.report.data import Row, job_of, read_metrics, read_settings
@@ -15,7 +15,7 @@ from proxlm.runlog.folder import write_json_atomic
 WIDTH = 100
 
 
-def main(config: DoctorJob) -> None:
+def main(config: DoctorConfig) -> None:
     """Print the findings, and write them as JSON if a file is asked for."""
     folder = Path(config.folder)
     rows, findings = examine(folder)

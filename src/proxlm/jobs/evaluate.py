@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from proxlm.config import EvaluateJob, LoraConfig
+from proxlm.config import EvaluateConfig, LoraSettings
 from proxlm.data.prompts import LoadedPrompts, load_prompts
 from proxlm.data.skipped import Skipped
 from proxlm.environments.resolve import task_prompts
@@ -21,7 +21,7 @@ from proxlm.rewards import Reward, build_reward
 from proxlm.runlog.folder import write_json_atomic
 
 
-def main(config: EvaluateJob) -> None:
+def main(config: EvaluateConfig) -> None:
     """Evaluate, print the table and a few samples, and write the JSON file if one is asked for."""
     evaluations = run_evaluate(config)
     print(as_table(evaluations))
@@ -34,7 +34,7 @@ def main(config: EvaluateJob) -> None:
         print(f"\nwritten to {config.output}")
 
 
-def run_evaluate(config: EvaluateJob) -> list[Evaluation]:
+def run_evaluate(config: EvaluateConfig) -> list[Evaluation]:
     """model.policy, which is also the reference, and then each of `models`.
 
     Every model answers the same prompts with the same random numbers. Models must share a tokenizer.
@@ -46,7 +46,7 @@ def run_evaluate(config: EvaluateJob) -> list[Evaluation]:
     check_conversations(config)
     limit = prompt_limit(config.model, config.data, config.rollout)
     # A finished model holds its adapters already; new ones would be of no use.
-    plain = replace(config.model, lora=LoraConfig())
+    plain = replace(config.model, lora=LoraSettings())
     reference = load_language_model(plain)
     loaded = _held_out(config, reference, limit)
     sampler, scorer = sampler_of(config, reference.tokenizer, reward)
@@ -77,7 +77,7 @@ def run_evaluate(config: EvaluateJob) -> list[Evaluation]:
     return evaluations
 
 
-def _held_out(config: EvaluateJob, reference: LanguageModel, limit: int) -> LoadedPrompts:
+def _held_out(config: EvaluateConfig, reference: LanguageModel, limit: int) -> LoadedPrompts:
     data = data_of(config)
     if config.environment.use and not (data.prompts or data.eval_prompts):
         return task_prompts(config.environment, data.eval_count)[1]

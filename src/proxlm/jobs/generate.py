@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from proxlm.config import GenerateJob, LoraConfig
+from proxlm.config import GenerateConfig, LoraSettings
 from proxlm.data.chat import encode_rendered, read_template, render, with_system
 from proxlm.data.prompts import load_prompts
 from proxlm.data.skipped import Skipped
@@ -24,11 +24,11 @@ from proxlm.types import Prompt
 Message = dict[str, Any]
 
 
-def main(config: GenerateJob) -> None:
+def main(config: GenerateConfig) -> None:
     """Write text as configured."""
     set_up(config.seed, model=config.model)
     # A finished model holds its adapters already; new ones would be of no use.
-    config = replace(config, model=replace(config.model, lora=LoraConfig()))
+    config = replace(config, model=replace(config.model, lora=LoraSettings()))
     limit = prompt_limit(config.model, config.data, config.rollout)
     model = load_language_model(config.model)
     if config.prompt:
@@ -39,13 +39,13 @@ def main(config: GenerateJob) -> None:
         _conversation(model, config, limit)
 
 
-def continue_text(model: LanguageModel, config: GenerateJob, limit: int, text: str) -> str:
+def continue_text(model: LanguageModel, config: GenerateConfig, limit: int, text: str) -> str:
     """The response to one prompt, put through the chat template if data.chat is set."""
     history = with_system([{"role": "user", "content": text}], config.data.system)
     return _respond(model, config, limit, history if config.data.chat else text, turn=0)
 
 
-def _from_file(model: LanguageModel, config: GenerateJob, limit: int) -> None:
+def _from_file(model: LanguageModel, config: GenerateConfig, limit: int) -> None:
     skipped = Skipped(config.data.on_bad_record == "skip")
     loaded = load_prompts(
         replace(config.data, eval_count=0, eval_prompts=""),
@@ -76,7 +76,7 @@ def _from_file(model: LanguageModel, config: GenerateJob, limit: int) -> None:
     skipped.tell()
 
 
-def _conversation(model: LanguageModel, config: GenerateJob, limit: int) -> None:
+def _conversation(model: LanguageModel, config: GenerateConfig, limit: int) -> None:
     """Ask for prompts until an empty line or the end of the input; with data.chat the history is kept."""
     kind = "your message" if config.data.chat else "a text to continue"
     print(f"Enter {kind}; an empty line ends.", file=sys.stderr)
@@ -100,7 +100,7 @@ def _conversation(model: LanguageModel, config: GenerateJob, limit: int) -> None
 
 
 def _respond(
-    model: LanguageModel, config: GenerateJob, limit: int, asked: str | list[Message], turn: int
+    model: LanguageModel, config: GenerateConfig, limit: int, asked: str | list[Message], turn: int
 ) -> str:
     """One response. `turn` picks the random numbers, so that asking again gives another answer."""
     if isinstance(asked, str):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.checkpoint import publish_folder
-from proxlm.config import PPOJob, RolloutConfig
+from proxlm.config import PPOConfig, RolloutSettings
 from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
 from proxlm.data.skipped import FILE_NAME, Skipped
@@ -51,7 +51,7 @@ class PPOResult:
     after: Evaluation | None
 
 
-def main(config: PPOJob) -> None:
+def main(config: PPOConfig) -> None:
     """Run the job and print where everything is."""
     result = run_ppo(config)
     if result.before is not None and result.after is not None:
@@ -62,7 +62,7 @@ def main(config: PPOJob) -> None:
 
 
 def run_ppo(
-    config: PPOJob,
+    config: PPOConfig,
     reward: RewardFunction | None = None,
     advantage: Callable[..., Any] | None = None,
     loss: Callable[..., Any] | None = None,
@@ -114,7 +114,7 @@ def _train_and_measure(trainer: PPOTrainer, held_out: list[Prompt], in_python: b
     return PPOResult(folder, before, after)
 
 
-def notes(config: PPOJob) -> list[str]:
+def notes(config: PPOConfig) -> list[str]:
     """What is allowed but has a price, in words."""
     ppo, rollout, found = config.ppo, config.rollout, []
     if (rollout.top_k or rollout.top_p < 1 or rollout.min_p) and ppo.correction.mode == "none":
@@ -133,7 +133,7 @@ def notes(config: PPOJob) -> list[str]:
     return found
 
 
-def ptx_text(config: PPOJob, tokenizer: Any, skipped: Skipped) -> PtxText:
+def ptx_text(config: PPOConfig, tokenizer: Any, skipped: Skipped) -> PtxText:
     """The text of PPO-ptx, packed into blocks; says how much of it is left out.
 
     Raises DataError, and ConfigError for blocks the model cannot read.
@@ -154,7 +154,7 @@ def try_reward(
     sampler: Generate,
     scorer: RewardOfRollout,
     prompts: list[Prompt],
-    rollout: RolloutConfig,
+    rollout: RolloutSettings,
 ) -> None:
     """Score two responses before the run begins: a reward or an environment that cannot work fails here, with
     nothing written."""

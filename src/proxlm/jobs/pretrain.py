@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from proxlm.checkpoint import newest_checkpoint
-from proxlm.config import PretrainJob, RunConfig, SFTJob, SupervisedConfig
+from proxlm.config import PretrainConfig, RunSettings, SFTConfig, SupervisedSettings
 from proxlm.data.documents import Documents
 from proxlm.data.skipped import Skipped
 from proxlm.data.supervised import pretrain_blocks
@@ -47,12 +47,12 @@ class SupervisedResult:
     state: SupervisedState
 
 
-def main(config: PretrainJob) -> None:
+def main(config: PretrainConfig) -> None:
     """Run the job and print where everything is."""
     print_result(run_pretrain(config), config.run)
 
 
-def run_pretrain(config: PretrainJob, texts: Sequence[str] | None = None) -> SupervisedResult:
+def run_pretrain(config: PretrainConfig, texts: Sequence[str] | None = None) -> SupervisedResult:
     """Pretrain as configured; `texts`, a list of documents, takes the place of config.text.train.
 
     The tokenizer is trained on the training documents, unless model.policy names a model to go on from.
@@ -75,7 +75,7 @@ def run_pretrain(config: PretrainJob, texts: Sequence[str] | None = None) -> Sup
     return run_supervised("pretrain", config, model, blocks, held_out, skipped, in_python=texts is not None)
 
 
-def _check_kind(config: PretrainJob) -> None:
+def _check_kind(config: PretrainConfig) -> None:
     """Raise ConfigError for an encoder–decoder: plain text has no prompt for its encoder."""
     advice = "is an encoder–decoder, which learns from pairs: proxlm sft, with scratch.type for a new one"
     if config.model.policy:
@@ -86,7 +86,7 @@ def _check_kind(config: PretrainJob) -> None:
 
 
 def _documents(
-    config: PretrainJob, texts: Sequence[str] | None, skipped: Skipped
+    config: PretrainConfig, texts: Sequence[str] | None, skipped: Skipped
 ) -> tuple[Documents, Documents]:
     text = config.text
     found = Documents(texts) if texts is not None else read_texts(text.train, text.extensions, skipped)
@@ -102,7 +102,7 @@ def _validation_blocks(tokenizer: Any, validation: Documents, block: int) -> tor
         raise DataError(f"the validation part: {error}; or raise text.validation_share") from error
 
 
-def _tokenizer(config: PretrainJob, train: Documents) -> Any:
+def _tokenizer(config: PretrainConfig, train: Documents) -> Any:
     """That of the model to go on from, or of the run to resume, or a new one."""
     if config.run.resume:
         return tokenizer_to_resume(config.run)
@@ -113,7 +113,7 @@ def _tokenizer(config: PretrainJob, train: Documents) -> Any:
     return train_tokenizer(parts, config.new.vocabulary, config.new.context)
 
 
-def tokenizer_to_resume(run: RunConfig) -> Any:
+def tokenizer_to_resume(run: RunSettings) -> Any:
     """That of the run to go on with: it was trained on text that may no longer be what it was."""
     # What is wrong with a checkpoint is told when its weights are read.
     checkpoint = newest_checkpoint(folder_to_resume(run.folder), tell=lambda _line: None)
@@ -122,7 +122,7 @@ def tokenizer_to_resume(run: RunConfig) -> Any:
 
 def run_supervised(
     job: str,
-    config: PretrainJob | SFTJob,
+    config: PretrainConfig | SFTConfig,
     model: LanguageModel,
     train: Examples,
     validation: Examples,
@@ -142,7 +142,7 @@ def run_supervised(
         trainer = SupervisedTrainer(model, train, validation, config, folder)
         if config.run.resume:
             announce_resume(config, folder, trainer.resume())
-        settings: SupervisedConfig = config.train
+        settings: SupervisedSettings = config.train
         with RunLog(
             folder,
             job,
@@ -159,7 +159,7 @@ def run_supervised(
         return SupervisedResult(folder, state)
 
 
-def print_result(result: SupervisedResult, run: RunConfig) -> None:
+def print_result(result: SupervisedResult, run: RunSettings) -> None:
     """The best loss and where everything is."""
     state = result.state
     print(f"\nbest validation loss {state.best_loss:.4f} at step {state.best_step} of {state.step}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from proxlm.config import DataConfig, EvaluateJob, PPOJob
+from proxlm.config import DataSettings, EvaluateConfig, PPOConfig
 from proxlm.data.prompts import LoadedPrompts
 from proxlm.data.skipped import Skipped
 from proxlm.engine.native import Generate, generate
@@ -16,14 +16,14 @@ from proxlm.rewards import Reward, RewardFunction
 from proxlm.train.ppo.collect import RewardOfRollout
 
 
-def rewarded(config: PPOJob, function: RewardFunction | None = None) -> bool:
+def rewarded(config: PPOConfig, function: RewardFunction | None = None) -> bool:
     """Whether there is a reward to build, or that must be given; with an environment there need not be one."""
     return (
         function is not None or bool(config.reward.use or config.reward.terms) or not config.environment.use
     )
 
 
-def check_conversations(config: PPOJob | EvaluateJob) -> None:
+def check_conversations(config: PPOConfig | EvaluateConfig) -> None:
     """Raise ConfigError for conversations with an encoder–decoder. Reads the model's configuration only.
 
     Its encoder reads one text to the end before the decoder begins; what an environment says later has no place.
@@ -35,7 +35,7 @@ def check_conversations(config: PPOJob | EvaluateJob) -> None:
         )
 
 
-def prompts_of(config: PPOJob, skipped: Skipped) -> tuple[LoadedPrompts, LoadedPrompts]:
+def prompts_of(config: PPOConfig, skipped: Skipped) -> tuple[LoadedPrompts, LoadedPrompts]:
     """Training and held-out prompts; an environment without data.prompts has tasks instead."""
     check_conversations(config)
     data = config.data
@@ -44,13 +44,13 @@ def prompts_of(config: PPOJob, skipped: Skipped) -> tuple[LoadedPrompts, LoadedP
     return load_both(config.model, data_of(config), config.rollout, config.run.seed, skipped)
 
 
-def data_of(config: PPOJob | EvaluateJob) -> DataConfig:
+def data_of(config: PPOConfig | EvaluateConfig) -> DataSettings:
     """How prompts are read. An environment is told the bare text; what it makes of it goes through the template."""
     return replace(config.data, chat=False, system="") if config.environment.use else config.data
 
 
 def sampler_of(
-    config: PPOJob | EvaluateJob, tokenizer: Any, reward: Reward | None
+    config: PPOConfig | EvaluateConfig, tokenizer: Any, reward: Reward | None
 ) -> tuple[Generate, RewardOfRollout | None]:
     """What samples and what scores: single responses, or conversations with what the environment pays."""
     if config.environment.use:

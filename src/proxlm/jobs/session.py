@@ -13,13 +13,13 @@ import torch
 
 from proxlm.checkpoint import clear_leftovers
 from proxlm.config import (
-    ControlJob,
-    DataConfig,
-    ModelConfig,
-    PPOJob,
-    PretrainJob,
-    RolloutConfig,
-    SFTJob,
+    ControlConfig,
+    DataSettings,
+    ModelSettings,
+    PPOConfig,
+    PretrainConfig,
+    RolloutSettings,
+    SFTConfig,
     to_toml,
 )
 from proxlm.data.prompts import LoadedPrompts, load_prompts
@@ -34,10 +34,10 @@ from proxlm.runlog.loggers import check_wandb
 from proxlm.seeds import derive_seed
 from proxlm.types import Progress
 
-TrainingJob = PPOJob | PretrainJob | SFTJob | ControlJob
+TrainingConfig = PPOConfig | PretrainConfig | SFTConfig | ControlConfig
 
 
-def set_up(seed: int, threads: int = 0, model: ModelConfig | None = None) -> None:
+def set_up(seed: int, threads: int = 0, model: ModelSettings | None = None) -> None:
     """Seed what draws weights, use `threads` CPU threads (0: one per core), keep transformers' bars away.
 
     Says so where the model's precision is one that the device has no instructions for.
@@ -63,7 +63,7 @@ def set_up(seed: int, threads: int = 0, model: ModelConfig | None = None) -> Non
         )
 
 
-def prompt_limit(model: ModelConfig, data: DataConfig, rollout: RolloutConfig) -> int:
+def prompt_limit(model: ModelSettings, data: DataSettings, rollout: RolloutSettings) -> int:
     """The longest prompt in tokens: data.max_prompt_tokens, or what the context leaves for the response.
 
     An encoder–decoder has its whole context for the prompt, and as much for the start token and the response.
@@ -88,17 +88,17 @@ def prompt_limit(model: ModelConfig, data: DataConfig, rollout: RolloutConfig) -
     return data.max_prompt_tokens or room
 
 
-def model_context(model: ModelConfig) -> int | None:
+def model_context(model: ModelSettings) -> int | None:
     """The model's longest sequence in tokens, or None where its configuration names none; see LanguageModel."""
     return getattr(_configuration(model).get_text_config(), "max_position_embeddings", None)
 
 
-def is_encoder_decoder(model: ModelConfig) -> bool:
+def is_encoder_decoder(model: ModelSettings) -> bool:
     """Whether the model's prompts are for an encoder. Reads its configuration only."""
     return bool(_configuration(model).is_encoder_decoder)
 
 
-def _configuration(model: ModelConfig) -> Any:
+def _configuration(model: ModelSettings) -> Any:
     from transformers import AutoConfig
 
     from proxlm.models.families import register_families
@@ -112,7 +112,7 @@ def _configuration(model: ModelConfig) -> Any:
         raise ModelError(f'model.policy = "{model.policy}": cannot be loaded: {reason[:300]}') from error
 
 
-def check_block(key: str, block: int, model: ModelConfig) -> None:
+def check_block(key: str, block: int, model: ModelSettings) -> None:
     """Raise ConfigError where packed sequences of `block` tokens, the setting `key`, are longer than the context."""
     context = model_context(model)
     if context is not None and block > context:
@@ -120,7 +120,7 @@ def check_block(key: str, block: int, model: ModelConfig) -> None:
 
 
 def load_both(
-    model: ModelConfig, data: DataConfig, rollout: RolloutConfig, seed: int, skipped: Skipped
+    model: ModelSettings, data: DataSettings, rollout: RolloutSettings, seed: int, skipped: Skipped
 ) -> tuple[LoadedPrompts, LoadedPrompts]:
     """Training and held-out prompts, checked against the model's tokenizer and context."""
     tokenizer = load_tokenizer(model.policy, model.trust_remote_code)
@@ -145,7 +145,7 @@ def left_out(skipped: Skipped) -> str:
     return f"{skipped.summary()}: see {FILE_NAME}" if len(skipped) else ""
 
 
-def start_run(config: TrainingJob, job: str) -> Path:
+def start_run(config: TrainingConfig, job: str) -> Path:
     """Make a new run's folder with its config.toml, or find the one to resume. Raises RunError, ConfigError."""
     if config.run.wandb:
         check_wandb(config.run.wandb)
@@ -153,14 +153,14 @@ def start_run(config: TrainingJob, job: str) -> Path:
 
 
 @contextmanager
-def run_folder(config: TrainingJob, job: str) -> Iterator[Path]:
+def run_folder(config: TrainingConfig, job: str) -> Iterator[Path]:
     """`start_run`, and nobody else in that folder while this lasts. Raises RunError, ConfigError."""
     folder = start_run(config, job)
     with locked(folder):
         yield folder
 
 
-def config_of_run(config: TrainingJob, folder: Path) -> str:
+def config_of_run(config: TrainingConfig, folder: Path) -> str:
     """The text of config.toml. It names the folder and does not ask to resume: that is for the command line.
 
     So `proxlm JOB FOLDER/config.toml --resume` goes on with the run.
@@ -169,7 +169,7 @@ def config_of_run(config: TrainingJob, folder: Path) -> str:
     return to_toml(replace(config, run=run))
 
 
-def announce_resume(config: TrainingJob, folder: Path, checkpoint: Path) -> None:
+def announce_resume(config: TrainingConfig, folder: Path, checkpoint: Path) -> None:
     """After a resume that fitted: say where from, let config.toml hold the settings now in force, and tidy up what a
     crash has left."""
     clear_leftovers(folder)

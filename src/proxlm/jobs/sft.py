@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxlm.config import SFTJob
+from proxlm.config import SFTConfig
 from proxlm.data.chat import read_template
 from proxlm.data.skipped import Skipped
 from proxlm.data.supervised import record_texts, sft_examples
@@ -17,12 +17,12 @@ from proxlm.models.load import build_language_model, load_language_model
 from proxlm.train.supervised.examples import Examples
 
 
-def main(config: SFTJob) -> None:
+def main(config: SFTConfig) -> None:
     """Run the job and print where everything is."""
     print_result(run_sft(config), config.run)
 
 
-def run_sft(config: SFTJob) -> SupervisedResult:
+def run_sft(config: SFTConfig) -> SupervisedResult:
     """Train as configured: only response tokens (the assistant's turns) have a loss. Raises UserError."""
     set_up(config.run.seed, config.run.threads, config.model)
     skipped = Skipped(config.text.on_bad_record == "skip")
@@ -48,12 +48,12 @@ def run_sft(config: SFTJob) -> SupervisedResult:
     return run_supervised("sft", config, model, train, validation, skipped)
 
 
-def _split(config: SFTJob, count: int) -> tuple[list[int], list[int]]:
+def _split(config: SFTConfig, count: int) -> tuple[list[int], list[int]]:
     """Which of the records are for training and for validation."""
     return split_validation(range(count), config.text.validation_share, config.run.seed)
 
 
-def _tokenizer(config: SFTJob, skipped: Skipped) -> Any:
+def _tokenizer(config: SFTConfig, skipped: Skipped) -> Any:
     """The model's; for a new one, that of the run to resume, or one trained on the text that is trained on."""
     if not config.scratch.type:
         return load_tokenizer(config.model.policy, config.model.trust_remote_code)
@@ -70,7 +70,7 @@ def _tokenizer(config: SFTJob, skipped: Skipped) -> Any:
     return train_tokenizer(texts, config.scratch.vocabulary, config.scratch.context, two_sides)
 
 
-def _limit(config: SFTJob) -> tuple[int, bool]:
+def _limit(config: SFTConfig) -> tuple[int, bool]:
     """The longest example in tokens, and whether that is for each side of an encoder–decoder."""
     if config.scratch.type:
         return config.scratch.context, is_encoder_decoder_type(config.scratch.type)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxlm.config import ModelConfig
+from proxlm.config import ModelSettings
 from proxlm.errors import ModelError
 from proxlm.models.families import register_families
 from proxlm.models.forward import TokenOutputs, response_states, token_outputs
@@ -107,7 +107,7 @@ class ActorCritic:
         return [(name, p) for name, p in own if p.requires_grad]
 
 
-def load_actor_critic(config: ModelConfig, critic: bool = True) -> ActorCritic:
+def load_actor_critic(config: ModelSettings, critic: bool = True) -> ActorCritic:
     """Load the policy and make its reference and, if wanted, its critic. Raises ModelError, ConfigError."""
     models = make_actor_critic(load_language_model(config), config.critic if critic else "none")
     return critic_from_reward_model(models, config.critic_from) if config.critic_from else models

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from proxlm.config import LoraConfig, ModelConfig, NewModelConfig
+from proxlm.config import LoraSettings, ModelSettings, NewModelSettings
 from proxlm.data.tokenizer import load_tokenizer
 from proxlm.errors import ConfigError, ModelError
 from proxlm.kernels.blocks import FAMILIES
@@ -18,7 +18,7 @@ from proxlm.models.forward import check_packing, runs_ragged
 from proxlm.models.language_model import CRITIC, POLICY, LanguageModel, check_head, let_learn
 
 
-def load_language_model(config: ModelConfig) -> LanguageModel:
+def load_language_model(config: ModelSettings) -> LanguageModel:
     """The policy: weights in float32, adapters added if asked, in evaluation mode (no dropout).
 
     Raises ModelError if the model or its tokenizer cannot be loaded, has no EOS, or only pickled weights.
@@ -32,7 +32,7 @@ def load_language_model(config: ModelConfig) -> LanguageModel:
     return add_lora(model, config.lora) if config.lora.rank else model
 
 
-def wrap(network: Any, tokenizer: Any, config: ModelConfig) -> LanguageModel:
+def wrap(network: Any, tokenizer: Any, config: ModelSettings) -> LanguageModel:
     """A transformers model and tokenizer → LanguageModel on the configured device, checked."""
     try:
         device = resolve_device(config.device)
@@ -60,7 +60,7 @@ def wrap(network: Any, tokenizer: Any, config: ModelConfig) -> LanguageModel:
     return model
 
 
-def _load_network(config: ModelConfig) -> Any:
+def _load_network(config: ModelSettings) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     try:
@@ -77,7 +77,7 @@ def _load_network(config: ModelConfig) -> Any:
         raise ModelError(f'model.policy = "{config.policy}": cannot be loaded: {reason[:300]}') from error
 
 
-def add_lora(model: LanguageModel, lora: LoraConfig) -> LanguageModel:
+def add_lora(model: LanguageModel, lora: LoraSettings) -> LanguageModel:
     """Freeze the base and put rank-r adapters on its linear layers; the output head is left out by default."""
     try:
         import peft
@@ -120,7 +120,7 @@ def add_critic_adapters(model: LanguageModel) -> None:
 
 
 def build_language_model(
-    new: NewModelConfig, tokenizer: Any, config: ModelConfig, key: str = "new"
+    new: NewModelSettings, tokenizer: Any, config: ModelSettings, key: str = "new"
 ) -> LanguageModel:
     """A new model with random weights, of any transformers type that uses the usual field names.
 
@@ -142,14 +142,14 @@ def build_language_model(
     return wrap(network, tokenizer, replace(config, policy=config.policy or f"new {new.type}"))
 
 
-def _causal_config(new: NewModelConfig, tokenizer: Any) -> Any:
+def _causal_config(new: NewModelSettings, tokenizer: Any) -> Any:
     config = _sized_config(new, tokenizer, max_position_embeddings=new.context)
     _set_where_present(config, num_key_value_heads=new.heads, head_dim=new.hidden // new.heads)
     _set_where_present(config, intermediate_size=_intermediate(new))
     return config
 
 
-def _encoder_decoder_config(new: NewModelConfig, tokenizer: Any) -> Any:
+def _encoder_decoder_config(new: NewModelSettings, tokenizer: Any) -> Any:
     """Both sides alike. A response starts after BOS or, where the tokenizer has none, after padding (as in T5)."""
     start = tokenizer.pad_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     config = _sized_config(new, tokenizer, decoder_start_token_id=start)
@@ -173,7 +173,7 @@ def _shrink_embedding(network: Any) -> None:
         network.get_input_embeddings().weight.mul_(config.hidden_size**-0.5)
 
 
-def _sized_config(new: NewModelConfig, tokenizer: Any, **more: Any) -> Any:
+def _sized_config(new: NewModelSettings, tokenizer: Any, **more: Any) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.for_model(
@@ -190,7 +190,7 @@ def _sized_config(new: NewModelConfig, tokenizer: Any, **more: Any) -> Any:
     )
 
 
-def _intermediate(new: NewModelConfig) -> int:
+def _intermediate(new: NewModelSettings) -> int:
     return new.intermediate or -(-new.hidden * 8 // 3 // 32) * 32
 
 

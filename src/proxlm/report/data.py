@@ -59,7 +59,10 @@ def read_settings(folder: Path) -> tuple[Row, str]:
 
 def job_of(config: Row) -> str:
     """Each job that makes a run has a section of its own."""
-    sections = {"env": "control", "ppo": "ppo", "new": "pretrain", "train": "sft"}
+    environment = config.get("environment")
+    if isinstance(environment, dict) and "id" in environment:
+        return "control"
+    sections = {"ppo": "ppo", "new": "pretrain", "train": "sft"}
     return next((job for section, job in sections.items() if section in config), "run")
 
 

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from proxlm.config import ReportJob
+from proxlm.config import ReportConfig
 from proxlm.report.curves import curves
 from proxlm.report.data import RunData, read_run
 from proxlm.report.samples import sample_views
@@ -19,7 +19,7 @@ from proxlm.report.texts import before_and_after, evaluation_table, headline
 from proxlm.runlog.folder import plain, write_atomic
 
 
-def main(config: ReportJob) -> None:
+def main(config: ReportConfig) -> None:
     """Write the report of a run's folder and say where it is."""
     print(write_report(Path(config.folder), Path(config.output) if config.output else None))
 

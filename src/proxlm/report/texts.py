@@ -37,7 +37,7 @@ def _steps(run: RunData) -> str:
 
 
 def _model(run: RunData) -> str:
-    model, env = (run.config.get(name) for name in ("model", "env"))
+    model, env = (run.config.get(name) for name in ("model", "environment"))
     new = run.config.get("new", run.config.get("scratch"))
     if run.job == "control" and isinstance(env, dict):
         return f"policy for {env.get('id') or 'an environment'}"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from proxlm.config.schema import RewardConfig
+from proxlm.config.schema import RewardSettings
 from proxlm.errors import RewardError
 from proxlm.rewards.result import Component, UnusableResultError
 from proxlm.rewards.worker import receive, send
@@ -30,7 +30,7 @@ START = "from proxlm.rewards.worker import main; main()"
 class IsolatedTerms:
     """The terms of a reward, called in another process. `restarts` counts how often that was started anew."""
 
-    def __init__(self, config: RewardConfig) -> None:
+    def __init__(self, config: RewardSettings) -> None:
         self._config = config
         self._process: subprocess.Popen[bytes] | None = None
         self._end: socket.socket | None = None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from proxlm.config.schema import RewardConfig
+from proxlm.config.schema import RewardSettings
 from proxlm.config.secrets import from_environment
 from proxlm.errors import ConfigError
 from proxlm.rewards.builtin import BUILTINS
@@ -36,7 +36,7 @@ class Term:
     component_weights: Mapping[str, float] = field(default_factory=dict)
 
 
-def resolve_terms(config: RewardConfig, function: RewardFunction | None) -> list[Term]:
+def resolve_terms(config: RewardSettings, function: RewardFunction | None) -> list[Term]:
     """The functions that `config` names, or `function` instead, with their arguments checked.
 
     Raises ConfigError for what is wrong in the settings, RewardError if a user's file cannot be run.

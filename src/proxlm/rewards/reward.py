@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from proxlm.config.schema import RewardConfig
+from proxlm.config.schema import RewardSettings
 from proxlm.errors import ConfigError, RewardError
 from proxlm.rewards.call import TimedCaller
 from proxlm.rewards.isolated import IsolatedTerms
@@ -23,7 +23,7 @@ from proxlm.types import Completion, Rollout, Scores
 log = logging.getLogger(__name__)
 
 
-def build_reward(config: RewardConfig, function: RewardFunction | None = None) -> Reward:
+def build_reward(config: RewardSettings, function: RewardFunction | None = None) -> Reward:
     """The reward that `config` describes; `function`, a Python function, takes the place of `config.use`.
 
     Raises ConfigError for an unknown name, file or argument or an impossible value, and RewardError for a
@@ -40,7 +40,7 @@ def build_reward(config: RewardConfig, function: RewardFunction | None = None) -
 class Reward:
     """Callable: a rollout's responses → what they are worth. Made by `build_reward`."""
 
-    def __init__(self, terms: list[Term], config: RewardConfig) -> None:
+    def __init__(self, terms: list[Term], config: RewardSettings) -> None:
         if config.on_error not in ("fail", "score"):
             raise ConfigError(f'reward.on_error = "{config.on_error}": must be fail or score')
         self._terms = terms

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from proxlm.config.schema import RewardConfig, RewardTerm
+from proxlm.config.schema import RewardSettings, RewardTerm
 from proxlm.errors import UserError
 from proxlm.rewards.call import Outcome
 from proxlm.rewards.resolve import Term, resolve_terms
@@ -91,9 +91,9 @@ async def _result(value: Any) -> Any:
     return await value
 
 
-def _config(given: dict[str, Any]) -> RewardConfig:
+def _config(given: dict[str, Any]) -> RewardSettings:
     terms = {name: RewardTerm(**term) for name, term in given["terms"].items()}
-    return RewardConfig(**{**given, "terms": terms})
+    return RewardSettings(**{**given, "terms": terms})
 
 
 def _limit_memory(more: float) -> None:

@@ -14,7 +14,7 @@ from signal import Signals
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from proxlm.config import RunConfig
+from proxlm.config import RunSettings
 from proxlm.errors import RunError, StoppedBySignalError
 from proxlm.runlog.folder import append_jsonl, read_jsonl, sync_file, truncate_jsonl
 from proxlm.runlog.interrupt import WORDS, StopSignals
@@ -49,7 +49,7 @@ class RunLog:
         folder: Path,
         title: str,
         total_steps: int,
-        run: RunConfig,
+        run: RunSettings,
         start_step: int = 0,
         unit: str = "step",
         headline: Sequence[str] = ("reward", "kl"),

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from proxlm.config import OptimiserConfig
+from proxlm.config import OptimiserSettings
 from proxlm.train.common.optimiser import Optimiser
 
 
 def make(values, **settings):
     parameter = nn.Parameter(torch.tensor(values))
-    return parameter, Optimiser([("w", parameter)], OptimiserConfig(**settings))
+    return parameter, Optimiser([("w", parameter)], OptimiserSettings(**settings))
 
 
 @pytest.mark.checklist(36)
@@ -49,7 +49,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad):
 
 def test_weight_decay_falls_on_matrices_only():
     matrix, bias = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
-    optimiser = Optimiser([("m", matrix), ("b", bias)], OptimiserConfig(lr=0.1, weight_decay=0.5))
+    optimiser = Optimiser([("m", matrix), ("b", bias)], OptimiserSettings(lr=0.1, weight_decay=0.5))
     matrix.grad, bias.grad = torch.zeros(2, 2), torch.zeros(2)
     optimiser.step(0, 10)
     assert matrix.flatten().tolist() == pytest.approx([0.95] * 4)

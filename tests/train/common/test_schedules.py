@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-from proxlm.config import OptimiserConfig
+from proxlm.config import OptimiserSettings
 from proxlm.train.common.schedules import learning_rate
 
 
 def rates(steps, total, **settings):
-    config = OptimiserConfig(lr=2.0, **settings)
+    config = OptimiserSettings(lr=2.0, **settings)
     return [learning_rate(config, step, total) for step in steps]
 
 

@@ -10,7 +10,7 @@ from helpers import SilentLog, actors, job, parameters, trainer
 from transformers import AutoModelForCausalLM
 
 from proxlm.checkpoint import checkpoints
-from proxlm.config import LoraConfig, ModelConfig, PPOConfig
+from proxlm.config import LoraSettings, ModelSettings, PPOSettings
 from proxlm.config.problems import algorithm_problems
 from proxlm.models.forward import token_outputs
 from proxlm.models.language_model import CRITIC, POLICY
@@ -107,8 +107,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tokenizer, tmp_path):
 
 
 def test_what_does_not_go_with_it_is_said():
-    alone = ModelConfig(policy="x", critic="adapter")
-    assert [key for key, _ in algorithm_problems(PPOConfig(), alone)] == ["model.critic"]
-    both = replace(alone, lora=LoraConfig(rank=4), activation_checkpointing=True, critic_from="y")
-    found = [key for key, _ in algorithm_problems(PPOConfig(), both)]
+    alone = ModelSettings(policy="x", critic="adapter")
+    assert [key for key, _ in algorithm_problems(PPOSettings(), alone)] == ["model.critic"]
+    both = replace(alone, lora=LoraSettings(rank=4), activation_checkpointing=True, critic_from="y")
+    found = [key for key, _ in algorithm_problems(PPOSettings(), both)]
     assert found == ["model.activation_checkpointing", "model.critic_from"]

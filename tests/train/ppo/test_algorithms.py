@@ -9,7 +9,7 @@ import torch
 from helpers import actors, job, parameters, run, trainer
 from torch.func import functional_call
 
-from proxlm.config import ShapingConfig
+from proxlm.config import ShapingSettings
 from proxlm.engine.native import generate
 from proxlm.errors import ConfigError, ModelError
 from proxlm.models.forward import check_packing, token_outputs
@@ -174,7 +174,7 @@ def test_functions_of_the_users(tokenizer, tmp_path):
         ({"loss": "trpo", "entropy_coef": 0.1}, "ppo.entropy_coef"),
         ({"loss": "trpo", "target_kl": 0.1}, "ppo.target_kl"),
         ({"kl_controller": "adaptive", "kl_horizon": 1.2}, "ppo.kl_horizon"),
-        ({"shaping": ShapingConfig(overlong_buffer=13)}, "shaping.overlong_buffer"),
+        ({"shaping": ShapingSettings(overlong_buffer=13)}, "shaping.overlong_buffer"),
     ],
 )
 def test_settings_that_cannot_be(settings, key):

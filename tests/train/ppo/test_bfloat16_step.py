@@ -10,11 +10,11 @@ import torch
 from helpers import SilentLog, job, parameters, run, trainer
 from test_allocations import WideTensors
 
-from proxlm.config import PPOJob
+from proxlm.config import PPOConfig
 from proxlm.models import forward
 
 
-def bfloat16(config: PPOJob) -> PPOJob:
+def bfloat16(config: PPOConfig) -> PPOConfig:
     return replace(config, model=replace(config.model, precision="bfloat16"))
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers import START, SilentLog, actors, job, parameters, trainer, vowels
 
-from proxlm.config import RolloutConfig
-from proxlm.config.ppo import CorrectionConfig
+from proxlm.config import RolloutSettings
+from proxlm.config.ppo import CorrectionSettings
 from proxlm.doctor.facts import facts_of
 from proxlm.doctor.rules_run import rollout_gap
 from proxlm.engine.native import generate
@@ -94,15 +94,15 @@ def test_words_of_an_environment_have_no_kl(tokenizer):
         ("rollout.top_k", {"top_k": 5}, {}),
         ("rollout.top_p", {"top_p": 0.9}, {}),
         ("rollout.min_p", {"min_p": 0.1}, {}),
-        ("rollout.weights", {"weights": "int8"}, {"correction": CorrectionConfig(mode="truncate")}),
-        ("ppo.prefetch", {}, {"prefetch": True, "correction": CorrectionConfig(mode="truncate")}),
-        ("ppo.correction.mode", {}, {"correction": CorrectionConfig(mode="mask")}),
+        ("rollout.weights", {"weights": "int8"}, {"correction": CorrectionSettings(mode="truncate")}),
+        ("ppo.prefetch", {}, {"prefetch": True, "correction": CorrectionSettings(mode="truncate")}),
+        ("ppo.correction.mode", {}, {"correction": CorrectionSettings(mode="mask")}),
     ],
 )
 def test_it_is_refused_where_another_policy_samples(key, rollout, ppo):
-    found = dict(replace(job(**ppo, old_logprobs="rollout"), rollout=RolloutConfig(**rollout)).problems())
+    found = dict(replace(job(**ppo, old_logprobs="rollout"), rollout=RolloutSettings(**rollout)).problems())
     assert key in found["ppo.old_logprobs"]
-    assert "ppo.old_logprobs" not in dict(replace(job(**ppo), rollout=RolloutConfig(**rollout)).problems())
+    assert "ppo.old_logprobs" not in dict(replace(job(**ppo), rollout=RolloutSettings(**rollout)).problems())
     assert "ppo.old_logprobs" not in dict(job(old_logprobs="rollout").problems())
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import SilentLog, job, trainer
 
-from proxlm.config import RolloutConfig
+from proxlm.config import RolloutSettings
 from proxlm.train.ppo.metrics import correlation
 
 
@@ -20,7 +20,7 @@ def test_correlation() -> None:
 
 
 def test_responses_of_one_length_have_no_correlation_with_it(tokenizer, tmp_path) -> None:
-    config = replace(job(steps=1), rollout=RolloutConfig(max_new_tokens=1))
+    config = replace(job(steps=1), rollout=RolloutSettings(max_new_tokens=1))
     row = trainer(tokenizer, config, tmp_path).step(SilentLog())
     assert row["response_length"] == 1
     assert "reward_length_correlation" not in row

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import SilentLog, job, parameters, run, trainer, vowels
 
-from proxlm.config import DataConfig, MultiTurnConfig, RewardConfig, RolloutConfig
+from proxlm.config import DataSettings, EnvironmentSettings, RewardSettings, RolloutSettings
 from proxlm.engine.scheduler import Writer
 from proxlm.errors import RewardError, RunError
 from proxlm.rewards import build_reward
@@ -50,11 +50,11 @@ class Log(SilentLog):
         self.hear(self.now, done, total)
 
 
-def settings(size, batch_size=4, tokens=12, stop=(), reward=RewardConfig(), **ppo):  # noqa: B008
+def settings(size, batch_size=4, tokens=12, stop=(), reward=RewardSettings(), **ppo):  # noqa: B008
     config = job(**ppo)
     return replace(
         config,
-        rollout=RolloutConfig(max_new_tokens=tokens, batch_size=batch_size, stop=list(stop)),
+        rollout=RolloutSettings(max_new_tokens=tokens, batch_size=batch_size, stop=list(stop)),
         reward=replace(reward, overlap=size),
     )
 
@@ -87,7 +87,7 @@ def letters(completions):
 
 @pytest.mark.parametrize("size", [1, 5, 12, 100])
 def test_scores_are_bit_for_bit_those_of_all_together(tokenizer, size):
-    reward = build_reward(RewardConfig(), letters)
+    reward = build_reward(RewardSettings(), letters)
     plain, wanted, *_ = collected(tokenizer, reward, settings(0, stop=["e"]))
     rollout, scores, *_ = collected(tokenizer, reward, settings(size, stop=["e"]))
     assert torch.equal(rollout.sequences.tokens, plain.sequences.tokens)
@@ -184,7 +184,7 @@ def test_an_error_ends_the_writing_with_the_message_it_always_had(tokenizer, mon
 
     def reward(rollout):
         try:
-            return build_reward(RewardConfig(), raising)(rollout)
+            return build_reward(RewardSettings(), raising)(rollout)
         finally:
             failed.set()
 
@@ -269,7 +269,7 @@ def failing_at_times(completions):
 
 
 def test_failed_responses_are_counted_over_the_whole_step(tokenizer, tmp_path):
-    config = RewardConfig(on_error="score", error_score=-2.0)
+    config = RewardSettings(on_error="score", error_score=-2.0)
     rows, found = [], []
     for size in (0, 2):
         reward = build_reward(config, failing_at_times)
@@ -294,12 +294,12 @@ def test_a_call_that_fails_costs_its_group_alone(tokenizer, broken):
         return letters(completions)
 
     rewards = {
-        size: build_reward(RewardConfig(on_error="score", error_score=-2.0), made)
+        size: build_reward(RewardSettings(on_error="score", error_score=-2.0), made)
         for size, made in ((0, letters), (5, function))
     }
     rollout, wanted, *_ = collected(tokenizer, rewards[0], settings(0))
     scores = collected(
-        tokenizer, rewards[5], settings(5, reward=RewardConfig(on_error="score", error_score=-2.0))
+        tokenizer, rewards[5], settings(5, reward=RewardSettings(on_error="score", error_score=-2.0))
     )[1]
     assert calls == [5, 5, 2]
     # Lengths 1 2 2 2 3, then 3 4 5 5 6, then 8 9.
@@ -315,7 +315,7 @@ def test_a_call_that_fails_costs_its_group_alone(tokenizer, broken):
 
 
 def test_every_group_may_fail(tokenizer):
-    config = RewardConfig(on_error="score", error_score=-2.0)
+    config = RewardSettings(on_error="score", error_score=-2.0)
     scores = collected(tokenizer, build_reward(config, raising), settings(5, reward=config))[1]
     assert scores.total.tolist() == [-2.0] * 12
     assert scores.failed == 12
@@ -335,7 +335,7 @@ def test_the_process_of_an_isolated_reward_outlives_the_step_that_started_it(tok
     file.write_text(
         "import os\n\ndef pid(completions):\n    return [float(os.getpid())] * len(completions)\n"
     )
-    config = RewardConfig(use=f"{file}:pid", isolate=True)
+    config = RewardSettings(use=f"{file}:pid", isolate=True)
     reward = build_reward(config)
     pids = set()
     for _ in range(3):
@@ -374,7 +374,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tokenizer, tmp_path):
 
 
 def test_conversations_have_no_groups():
-    config = replace(settings(4), data=DataConfig(prompts="x"))
+    config = replace(settings(4), data=DataSettings(prompts="x"))
     assert "reward.overlap" not in dict(config.problems())
-    talks = replace(config, environment=MultiTurnConfig(use="number-game"))
+    talks = replace(config, environment=EnvironmentSettings(use="number-game"))
     assert "environment.use" in dict(talks.problems())["reward.overlap"]

@@ -8,7 +8,7 @@ from helpers import START, SilentLog, actors, job, parameters, run, trainer, vow
 from transformers import AutoModelForCausalLM
 
 from proxlm.checkpoint import checkpoints
-from proxlm.config import ShapingConfig
+from proxlm.config import ShapingSettings
 from proxlm.engine.native import generate
 from proxlm.errors import RunError
 from proxlm.rl.policy_losses import ppo_loss
@@ -161,7 +161,7 @@ def test_missing_eos_and_bootstrap_reach_the_experience(tokenizer):
     plain = experience_of(tokenizer, job())
     cut = torch.tensor([finish == "length" for finish in plain[1].finish])
     assert cut.any()
-    shaping = ShapingConfig(missing_eos="subtract", missing_eos_penalty=3.0)
+    shaping = ShapingSettings(missing_eos="subtract", missing_eos_penalty=3.0)
     penalised = experience_of(tokenizer, job(shaping=shaping))
     offsets = plain[1].sequences.response_offsets
     difference = segment_sum(penalised[3].rewards - plain[3].rewards, offsets)

@@ -14,8 +14,8 @@ import torch
 from helpers import SilentLog, job, parameters, run, trainer, vowels
 
 from proxlm.checkpoint import checkpoints, load_checkpoint
-from proxlm.config import MultiTurnConfig, OptimiserConfig, OptimisersConfig, RolloutConfig
-from proxlm.config.ppo import CorrectionConfig
+from proxlm.config import EnvironmentSettings, OptimiserSettings, OptimisersSettings, RolloutSettings
+from proxlm.config.ppo import CorrectionSettings
 from proxlm.environments.message_tokens import PlainWords
 from proxlm.environments.multi_turn import MultiTurn
 from proxlm.environments.protocol import Answer, Task
@@ -32,7 +32,7 @@ LONG = 60.0  # seconds until something that hangs is given up
 
 
 def ahead_job(critic="shared", mode="truncate", **more):
-    return job(critic, prefetch=True, correction=CorrectionConfig(mode=mode), **more)
+    return job(critic, prefetch=True, correction=CorrectionSettings(mode=mode), **more)
 
 
 def saving(config):
@@ -166,7 +166,7 @@ def settings(name):
         given["reward"] = lambda r: replace(vowels(r), total=(vowels(r).total > 0.25).float())
     if name == "temperature":
         config = replace(
-            config, rollout=RolloutConfig(max_new_tokens=12, temperature=1.0, final_temperature=0.5)
+            config, rollout=RolloutSettings(max_new_tokens=12, temperature=1.0, final_temperature=0.5)
         )
     return config, given
 
@@ -181,7 +181,7 @@ def test_it_is_the_same_as_one_thing_after_another(tokenizer, tmp_path, monkeypa
         made = trainer(tokenizer, config, tmp_path / way, **{"reward": sleepy, **given})
         if name == "words":
             made.reward = with_environment(None)
-            talks = MultiTurnConfig(use="x", max_turns=3)
+            talks = EnvironmentSettings(use="x", max_turns=3)
             made.generate = MultiTurn(Answers, PlainWords(tokenizer), talks)
         with monkeypatch.context() as patch:
             if way == "by hand":
@@ -284,7 +284,7 @@ def test_a_policy_that_stays_gives_the_synchronous_run(tokenizer, tmp_path):
         config = replace(
             config,
             ppo=replace(config.ppo, prefetch=on),
-            optim=OptimisersConfig(OptimiserConfig(lr=0.0), OptimiserConfig(lr=1e-2)),
+            optim=OptimisersSettings(OptimiserSettings(lr=0.0), OptimiserSettings(lr=1e-2)),
         )
         made = trainer(tokenizer, config, tmp_path / str(on))
         rows = [{n: v for n, v in row.items() if n != "staleness"} for row in numbers(run(made))]
@@ -418,7 +418,7 @@ def test_a_run_that_is_stopped_waits_for_no_rollout(tokenizer, tmp_path, monkeyp
 def test_a_rollout_that_nobody_waits_for_ends_between_two_tokens(tokenizer, tmp_path):
     config = ahead_job(steps=3)
     made = trainer(tokenizer, config, tmp_path)
-    short, endless = made.generate, RolloutConfig(max_new_tokens=100, temperature=1.0)
+    short, endless = made.generate, RolloutSettings(max_new_tokens=100, temperature=1.0)
     begun = threading.Event()
 
     def generate(model, prompts, sampling, **more):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from proxlm.config import OptimiserConfig
+from proxlm.config import OptimiserSettings
 from proxlm.train.common.schedules import learning_rate
 
 
@@ -21,7 +21,7 @@ class Optimiser:
     pass leaves behind, it would cut memory into pieces too small for the next pass.
     """
 
-    def __init__(self, parameters: Sequence[tuple[str, nn.Parameter]], config: OptimiserConfig) -> None:
+    def __init__(self, parameters: Sequence[tuple[str, nn.Parameter]], config: OptimiserSettings) -> None:
         self.named = list(parameters)
         self.config = config
         groups = [

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from proxlm.config import OptimiserConfig, RolloutConfig
+from proxlm.config import OptimiserSettings, RolloutSettings
 
 
-def learning_rate(config: OptimiserConfig, step: int, total: int) -> float:
+def learning_rate(config: OptimiserSettings, step: int, total: int) -> float:
     """The learning rate of optimiser step `step` (from 0) of `total`.
 
     Warm-up: lr · (step + 1) / (warmup + 1) for the first `warmup` steps. Then, with x the share of the remaining
@@ -34,7 +34,7 @@ def learning_rate(config: OptimiserConfig, step: int, total: int) -> float:
     return config.lr * (config.stages[max(reached, key=int)] if reached else 1.0)
 
 
-def temperature_at(config: RolloutConfig, step: int, steps: int) -> float:
+def temperature_at(config: RolloutSettings, step: int, steps: int) -> float:
     """The sampling temperature of PPO step `step` (from 0) of `steps`: linear to final_temperature, if set."""
     if config.final_temperature == 0 or steps < 2:
         return config.temperature

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from proxlm.config.algorithms import advantage_of, is_user_function, loss_of
-from proxlm.config.ppo import PPOConfig
+from proxlm.config.ppo import PPOSettings
 from proxlm.errors import ConfigError
 from proxlm.rewards.user_file import function_from_file
 from proxlm.rl.estimators import AdvantageInputs, Advantages
@@ -36,7 +36,7 @@ class Algorithm:
 
 
 def build_algorithm(
-    ppo: PPOConfig, advantage: Callable[..., Any] | None = None, loss: Callable[..., Any] | None = None
+    ppo: PPOSettings, advantage: Callable[..., Any] | None = None, loss: Callable[..., Any] | None = None
 ) -> Algorithm:
     """The functions that the settings name; `advantage` and `loss`, Python functions, take their places.
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from proxlm.config import PPOJob
+from proxlm.config import PPOConfig
 from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
 from proxlm.engine.native import EVALUATION, Generate, generate
@@ -41,7 +41,7 @@ def collect(
     policy: LanguageModel,
     prompts: PromptStream,
     reward: RewardOfRollout,
-    job: PPOJob,
+    job: PPOConfig,
     *,
     temperature: float,
     draw: int,
@@ -99,7 +99,7 @@ def collect(
     return Collected(rollout, scores, draws, metrics)
 
 
-def _of_conversations(rollout: Rollout, job: PPOJob, clock: Clock) -> tuple[Rollout, dict[str, int]]:
+def _of_conversations(rollout: Rollout, job: PPOConfig, clock: Clock) -> tuple[Rollout, dict[str, int]]:
     """With an environment: how many conversations and turns there were, and how many were lost, and why.
 
     Where the advantage compares a prompt's responses, one that is left alone by a loss has nothing to be compared
@@ -165,7 +165,7 @@ def reference_rewards(
     policy: LanguageModel,
     prompts: PromptStream,
     reward: RewardOfRollout,
-    job: PPOJob,
+    job: PPOConfig,
     generate: Generate = generate,
 ) -> Tensor:
     """What `shaping.reference_samples` responses of the policy at its start earn, [n] (Ziegler et al. 2019)."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proxlm.config import PPOConfig
+from proxlm.config import PPOSettings
 from proxlm.kernels.gradients import gradients_in_place
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.rl.losses import clipped_value_loss
@@ -34,7 +34,7 @@ class CriticsFirst:
 
     count: int
     weights: Tensor
-    config: PPOConfig
+    config: PPOSettings
     loss: float = 0.0
 
     def states(self, models: ActorCritic, sequences: Sequences) -> tuple[Tensor, Tensor]:

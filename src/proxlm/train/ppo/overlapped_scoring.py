@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from proxlm.config import RewardConfig
+from proxlm.config import RewardSettings
 from proxlm.engine.native import Generate
 from proxlm.errors import RewardError
 from proxlm.threads import SLICE_SECONDS, Worker
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def overlapping(
-    generate: Callable[..., Rollout], reward: RewardOfRollout, config: RewardConfig, clock: Clock
+    generate: Callable[..., Rollout], reward: RewardOfRollout, config: RewardSettings, clock: Clock
 ) -> tuple[Generate, RewardOfRollout]:
     """generate and reward, to be called in turn: with config.overlap, the first one has the second one begin.
 
@@ -42,7 +42,7 @@ class _Overlap:
     """The two functions, and what they share: the groups of the newest rollout."""
 
     def __init__(
-        self, generate: Callable[..., Rollout], reward: RewardOfRollout, config: RewardConfig, clock: Clock
+        self, generate: Callable[..., Rollout], reward: RewardOfRollout, config: RewardSettings, clock: Clock
     ) -> None:
         self._generate, self._reward, self._config, self._clock = generate, reward, config, clock
 
@@ -155,7 +155,7 @@ def _free_worker() -> Worker:
         return Worker("proxlm-overlap")
 
 
-def _alike(parts: list[Scores], config: RewardConfig) -> list[Scores]:
+def _alike(parts: list[Scores], config: RewardSettings) -> list[Scores]:
     """The scores of groups, with the same components.
 
     A group that failed altogether has none, if no call before had told their names: it has error_score in each, as

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proxlm.config import PPOConfig, PPOJob
+from proxlm.config import PPOConfig, PPOSettings
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.rl.advantages import length_adaptive_lambda, whiten
 from proxlm.rl.corrections import rollout_weights
@@ -38,7 +38,7 @@ def prepare(
     models: ActorCritic,
     rollout: Rollout,
     scores: Scores,
-    job: PPOJob,
+    job: PPOConfig,
     algorithm: Algorithm,
     now: StepNumbers,
     layout: Sequence[Tensor],
@@ -88,13 +88,13 @@ def prepare(
     return experience, metrics | ({} if ppo.old_logprobs == "rollout" else gap_metrics(experience, rollout))
 
 
-def _correction(rollout: Rollout, old_logprobs: Tensor, ppo: PPOConfig) -> Tensor:
+def _correction(rollout: Rollout, old_logprobs: Tensor, ppo: PPOSettings) -> Tensor:
     c, offsets = ppo.correction, rollout.sequences.response_offsets
     given = old_logprobs, rollout.logprobs, rollout.action_mask, offsets
     return rollout_weights(*given, c.mode, c.level, c.cap, c.low, c.high, ppo.max_log_ratio)
 
 
-def _critic_has_passes(models: ActorCritic, ppo: PPOConfig) -> bool:
+def _critic_has_passes(models: ActorCritic, ppo: PPOSettings) -> bool:
     """Whether values need passes of their own: not where the policy's are made, of a trunk that both share."""
     return models.value_head is not None and (not models.shared or ppo.old_logprobs == "rollout")
 
@@ -112,7 +112,7 @@ class _Steps:
 
 
 def _advantage_inputs(
-    rollout: Rollout, rewards: Tensor, values: Tensor, final: Tensor, ppo: PPOConfig, warmup: bool
+    rollout: Rollout, rewards: Tensor, values: Tensor, final: Tensor, ppo: PPOSettings, warmup: bool
 ) -> AdvantageInputs:
     offsets = rollout.sequences.response_offsets
     lam: float | Tensor = ppo.lam
@@ -137,7 +137,7 @@ def _advantage_inputs(
 def _of_policies(
     models: ActorCritic,
     rollout: Rollout,
-    config: PPOConfig,
+    config: PPOSettings,
     temperature: float,
     layout: Sequence[Tensor],
     steps: _Steps,
@@ -171,7 +171,7 @@ def _of_policies(
 def _of_critic(
     models: ActorCritic,
     rollout: Rollout,
-    ppo: PPOConfig,
+    ppo: PPOSettings,
     layout: Sequence[Tensor],
     inferred: dict[str, Tensor],
     steps: _Steps,

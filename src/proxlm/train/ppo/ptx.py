@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from proxlm.config import PtxConfig
+from proxlm.config import PtxSettings
 from proxlm.models.language_model import LanguageModel
 from proxlm.train.supervised.examples import Examples, TokenBatches, supervised_gradient
 
@@ -12,7 +12,7 @@ from proxlm.train.supervised.examples import Examples, TokenBatches, supervised_
 class PtxText:
     """Batches of packed text, one per optimiser step of the policy; `used` counts them, for a resume."""
 
-    def __init__(self, blocks: Tensor, config: PtxConfig, micro_batch_tokens: int, seed: int) -> None:
+    def __init__(self, blocks: Tensor, config: PtxSettings, micro_batch_tokens: int, seed: int) -> None:
         self.examples = Examples.from_blocks(blocks)
         self.coef, self.micro_batch_tokens = config.coef, micro_batch_tokens
         self.batches = TokenBatches(self.examples, config.batch_tokens, seed)

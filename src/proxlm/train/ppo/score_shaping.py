@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proxlm.config import ShapingConfig
+from proxlm.config import ShapingSettings
 from proxlm.rl.running_statistics import RunningStatistics, scale_scores
 from proxlm.rl.shaping import apply_missing_eos, overlong_penalty, potential_rewards, segment_sum
 from proxlm.types import Rollout, Scores
@@ -24,7 +24,7 @@ class ShapedScores:
 def shape_scores(
     rollout: Rollout,
     scores: Scores,
-    config: ShapingConfig,
+    config: ShapingSettings,
     moments: RunningStatistics,
     limit: int,
     gamma: float,

@@ -23,7 +23,7 @@ from proxlm.checkpoint import (
     settings_of,
     with_prefix,
 )
-from proxlm.config import PPOJob
+from proxlm.config import PPOConfig
 from proxlm.data.prompts import PromptStream
 from proxlm.doctor import Doctor, facts_of
 from proxlm.engine.native import Generate, generate
@@ -59,7 +59,7 @@ class PPOTrainer:
 
     def __init__(
         self,
-        config: PPOJob,
+        config: PPOConfig,
         models: ActorCritic,
         prompts: PromptStream,
         reward: Callable[[Rollout], Scores],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proxlm.config import PPOConfig
+from proxlm.config import PPOSettings
 from proxlm.kernels.gradients import gradients_in_place
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.models.forward import head_backward, head_logprobs, micro_batches, response_states
@@ -42,7 +42,7 @@ class Learner:
 
     models: ActorCritic
     optimisers: Optimisers
-    config: PPOConfig
+    config: PPOSettings
     loss: LossFunction
     temperature: float
     limit: int
@@ -57,7 +57,7 @@ class Learner:
     critics_first: CriticsFirst | None = None
 
 
-def plan_pass(lengths: Tensor, config: PPOConfig, seed: int, step: int, epoch: int) -> list[list[Tensor]]:
+def plan_pass(lengths: Tensor, config: PPOSettings, seed: int, step: int, epoch: int) -> list[list[Tensor]]:
     """The minibatches of one pass, each a list of micro-batches of row indices.
 
     Rows are shuffled anew for each pass, by a generator seeded with (seed, step, epoch) alone. With fewer rows

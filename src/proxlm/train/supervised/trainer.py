@@ -26,7 +26,7 @@ from proxlm.checkpoint import (
     settings_of,
     with_prefix,
 )
-from proxlm.config import PretrainJob, SFTJob
+from proxlm.config import PretrainConfig, SFTConfig
 from proxlm.errors import RunError
 from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
@@ -64,7 +64,7 @@ class SupervisedTrainer:
         model: LanguageModel,
         train: Examples,
         validation: Examples,
-        job: PretrainJob | SFTJob,
+        job: PretrainConfig | SFTConfig,
         folder: Path,
     ) -> None:
         self.model, self.train_set, self.validation_set = model, train, validation
