@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from proxlm import load_config, run_ppo, run_pretrain
-from proxlm.engine.native import EVALUATION
 from proxlm.environments.games import GAMES, random_play
 from proxlm.environments.resolve import conversations, task_prompts
 from proxlm.models.load import load_language_model
-from proxlm.seeds import derive_seed
+from proxlm.seeds import Purpose, Stream, derive_seed
 
 TEXTS = 12_000
 READ: dict[str, Any] = {
@@ -42,7 +41,7 @@ def read_random_play(game: str, folder: Path, threads: int) -> Path:
     if not model.exists():
         folder.mkdir(parents=True, exist_ok=True)
         turns = int(load_config("ppo", RECIPES[game], {"model.policy": "x"}).environment.max_turns)
-        games = [random_play(game, {}, turns, derive_seed(i, game)) for i in range(TEXTS)]
+        games = [random_play(game, {}, turns, derive_seed(i, Purpose(game))) for i in range(TEXTS)]
         (folder / "play.jsonl").write_text("".join(json.dumps({"text": g}) + "\n" for g in games), "utf-8")
         given = {"text.train": [str(folder / "play.jsonl")], "run.folder": str(folder / "read")}
         run_pretrain(load_config("pretrain", None, {**READ, **given, "run.threads": threads}))
@@ -72,7 +71,7 @@ def win_rate(game: str, model: Path, seed: int) -> float:
     policy = load_language_model(config.model)
     _, tasks = task_prompts(config.environment, config.data.eval_count)
     talk = conversations(config.environment, config.data, policy.tokenizer)
-    rollout = talk(policy, tasks.prompts, config.rollout, seed=seed, step=0, stream=EVALUATION)
+    rollout = talk(policy, tasks.prompts, config.rollout, seed=seed, step=0, stream=Stream.EVALUATION)
     last = rollout.sequences.response_offsets[1:] - 1
     assert rollout.rewards is not None
     return float((rollout.rewards[last] > 0.9).float().mean())

@@ -21,11 +21,12 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from proxlm.config import ModelSettings, RolloutSettings
 from proxlm.data.tokenizer import encode_source
-from proxlm.engine.native import EVALUATION, generate
+from proxlm.engine.native import generate
 from proxlm.evaluation.metrics import mean_with_interval
 from proxlm.jobs.session import set_up
 from proxlm.models.load import load_language_model
 from proxlm.runlog.folder import write_atomic, write_json_atomic
+from proxlm.seeds import Stream
 from proxlm.types import Prompt
 
 FOLDER = Path("runs/translation")
@@ -100,7 +101,7 @@ def translations(policy: Path, test: list[dict[str, Any]]) -> dict[str, list[str
             RolloutSettings(max_new_tokens=24, temperature=temperature, batch_size=128),
             seed=0,
             step=0,
-            stream=EVALUATION,
+            stream=Stream.EVALUATION,
         ).texts
         for mode, temperature in MODES.items()
     }

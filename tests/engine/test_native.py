@@ -10,10 +10,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from proxlm.config import ModelSettings, RolloutSettings
 from proxlm.engine.decoders import CachedDecoder, RecomputeDecoder, TargetDecoder, make_decoder
-from proxlm.engine.native import EVALUATION, generate
+from proxlm.engine.native import generate
 from proxlm.engine.scheduler import response_text, stop_position
 from proxlm.models.forward import token_outputs
 from proxlm.models.load import load_language_model, wrap
+from proxlm.seeds import Stream
 from proxlm.types import Prompt
 from small_models import WORDS, tiny_model
 
@@ -104,7 +105,7 @@ def test_order_does_not_matter_and_seed_step_stream_and_repeat_do(tokenizer):
     assert run(model, asked, seed=4).texts != base.texts
     assert run(model, asked, step=1).texts != base.texts
     config = RolloutSettings(max_new_tokens=16)
-    assert generate(model, asked, config, seed=3, step=0, stream=EVALUATION).texts != base.texts
+    assert generate(model, asked, config, seed=3, step=0, stream=Stream.EVALUATION).texts != base.texts
     twice = run(model, [asked[1], asked[0], asked[1]])
     assert twice.texts[0] == base.texts[1] != twice.texts[2]
 

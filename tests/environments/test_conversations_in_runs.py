@@ -8,12 +8,12 @@ from helpers import SilentLog, job, parameters, trainer
 from test_multi_turn import Counts
 
 from proxlm.config import EnvironmentSettings, RolloutSettings
-from proxlm.engine.native import EVALUATION
 from proxlm.environments.message_tokens import PlainWords
 from proxlm.environments.multi_turn import MultiTurn
 from proxlm.environments.resolve import with_environment
 from proxlm.evaluation.evaluate import evaluate_model
 from proxlm.models.forward import token_outputs
+from proxlm.seeds import Stream
 from proxlm.types import Prompt
 from small_models import tiny_model
 
@@ -80,7 +80,9 @@ def test_an_evaluation_is_of_the_policys_own_words(tokenizer):
         converse = MultiTurn(
             lambda w=words: Counts(words=w), PlainWords(tokenizer), EnvironmentSettings(use="x", max_turns=3)
         )
-        rollout = converse(model, asked, RolloutSettings(max_new_tokens=5), seed=0, step=0, stream=EVALUATION)
+        rollout = converse(
+            model, asked, RolloutSettings(max_new_tokens=5), seed=0, step=0, stream=Stream.EVALUATION
+        )
         evaluation = evaluate_model(
             "x",
             model,

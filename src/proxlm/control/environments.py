@@ -21,7 +21,7 @@ from torch import Tensor
 
 from proxlm.control.spaces import Spaces
 from proxlm.errors import RunError
-from proxlm.seeds import derive_seed
+from proxlm.seeds import Purpose, derive_seed
 
 Floats = NDArray[np.float32]
 MakeEnvironment = Callable[[], Any]
@@ -67,7 +67,7 @@ class Environments:
 
     def _begin(self, i: int, number: int) -> None:
         # Some environments take seeds of 31 bits only.
-        seed = derive_seed(self.seed, "episode", i, number) >> 32
+        seed = derive_seed(self.seed, Purpose.EPISODE, i, number) >> 32
         observation, _ = self.envs[i].reset(seed=seed)
         self.observations[i] = self.spaces.flat(observation)
         self.episodes[i] = Episode(number)

@@ -16,7 +16,7 @@ from proxlm.control.network import Agent, rows_of
 from proxlm.control.normalise import Scale, VectorStatistics, scale_for
 from proxlm.control.spaces import Spaces, spaces_of
 from proxlm.errors import ConfigError, RunError
-from proxlm.seeds import derive_seed
+from proxlm.seeds import Purpose, derive_seed
 
 MOST_FRAMES = 1000
 
@@ -67,7 +67,7 @@ def play(
     on_step: Callable[[], None] | None = None,
 ) -> float:
     """One episode of the likeliest actions; returns the sum of its rewards. on_step is called before each step."""
-    observation, _ = env.reset(seed=derive_seed(seed, "play") >> 32)
+    observation, _ = env.reset(seed=derive_seed(seed, Purpose.PLAY) >> 32)
     total, offsets = 0.0, torch.arange(2)
     rows = rows_of(offsets, agent.no_memory(1) if agent.units else None)
     for _ in range(most_steps):

@@ -11,7 +11,7 @@ from proxlm.config import ControlPPOSettings
 from proxlm.control.experience import Experience, select
 from proxlm.control.network import Agent
 from proxlm.rl.losses import PolicyLoss, clipped_policy_loss, clipped_value_loss
-from proxlm.seeds import derive_seed
+from proxlm.seeds import Purpose, derive_seed
 from proxlm.train.common.optimiser import Optimiser
 from proxlm.train.ppo.minibatch_statistics import MinibatchStats
 
@@ -50,7 +50,7 @@ def update(learner: Learner, experience: Experience) -> list[MinibatchStats]:
     config, stats = learner.config, list[MinibatchStats]()
     planned = config.epochs * config.minibatches
     for epoch in range(config.epochs):
-        seed = derive_seed(learner.seed, "pass", learner.step, epoch)
+        seed = derive_seed(learner.seed, Purpose.PASS, learner.step, epoch)
         plan = plan_pass(experience, config.minibatches, seed)
         for chosen in plan:
             stats.append(_gradient(learner, select(experience, chosen)))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from proxlm.errors import DataError
-from proxlm.seeds import derive_seed
+from proxlm.seeds import Purpose, derive_seed
 
 _LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 _SHORTEST, _LONGEST = 15, 100
@@ -37,7 +37,7 @@ def python_statements(limit: int | None = None, seed: int = 0) -> list[str]:
         raise DataError(f"{library}: no Python source found; this Python came without its library's source")
     statements = sorted(found)
     if limit is not None and limit < len(statements):
-        statements = sorted(random.Random(derive_seed(seed, "statements")).sample(statements, limit))
+        statements = sorted(random.Random(derive_seed(seed, Purpose.STATEMENTS)).sample(statements, limit))
     return statements
 
 
@@ -48,7 +48,7 @@ def completion_prefixes(statements: Sequence[str], count: int, seed: int) -> lis
     an operator for instance, so that there is something left to write. Raises DataError if the statements
     yield fewer.
     """
-    chance = random.Random(derive_seed(seed, "prefixes"))
+    chance = random.Random(derive_seed(seed, Purpose.PREFIXES))
     order = list(statements)
     chance.shuffle(order)
     prefixes: dict[str, None] = {}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, MutableSequence, Sequence
 
 from proxlm.data.scratch import ScratchFile
 from proxlm.errors import DataError
-from proxlm.seeds import derive_seed
+from proxlm.seeds import Purpose, derive_seed
 
 _READ_AT_ONCE = 2**20
 _CODEC = ("utf-8", "surrogatepass")
@@ -145,7 +145,7 @@ def validation_rows(count: int, share: float, seed: int) -> set[int]:
     if count < 2:
         raise DataError("one record cannot be split in training and validation; set text.validation")
     order: MutableSequence[int] = array("q", range(count))
-    random.Random(derive_seed(seed, "validation")).shuffle(order)
+    random.Random(derive_seed(seed, Purpose.VALIDATION)).shuffle(order)
     return set(order[: min(max(1, round(share * count)), count - 1)])
 
 

@@ -13,7 +13,7 @@ from proxlm.data.records import iter_records, missing_field
 from proxlm.data.skipped import Record, Skipped
 from proxlm.data.tokenizer import encode_prompt, encode_source
 from proxlm.errors import BadRecordError, ConfigError, DataError
-from proxlm.seeds import derive_seed
+from proxlm.seeds import Purpose, derive_seed
 from proxlm.types import Prompt
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class PromptStream:
         return [self.prompts[orders[position // size][position % size]] for position in positions]
 
     def _order(self, epoch: int) -> list[int]:
-        return _shuffled(len(self.prompts), derive_seed(self.seed, "prompts", epoch))
+        return _shuffled(len(self.prompts), derive_seed(self.seed, Purpose.PROMPTS, epoch))
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def _repeated(file: _File, used: set[int], skipped: Skipped) -> int:
 
 
 def _draw(size: int, count: int, seed: int) -> list[int]:
-    return sorted(_shuffled(size, derive_seed(seed, "held-out"))[:count])
+    return sorted(_shuffled(size, derive_seed(seed, Purpose.HELD_OUT))[:count])
 
 
 def _split(file: _File, count: int, seed: int) -> tuple[list[int], list[int]]:

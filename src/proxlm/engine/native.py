@@ -13,10 +13,8 @@ from proxlm.config import RolloutSettings
 from proxlm.engine.philox import uniforms
 from proxlm.engine.scheduler import Turn, Writer, response_text, text_before
 from proxlm.models.language_model import LanguageModel
+from proxlm.seeds import Stream
 from proxlm.types import Progress, Prompt, Rollout, Sequences
-
-# Streams of random numbers, so that evaluation never repeats a training sample.
-TRAINING, EVALUATION = 0, 1
 
 
 class Generate(Protocol):
@@ -30,7 +28,7 @@ class Generate(Protocol):
         *,
         seed: int,
         step: int,
-        stream: int = ...,
+        stream: Stream = ...,
         version: int = ...,
         on_progress: Progress | None = ...,
     ) -> Rollout: ...
@@ -60,7 +58,7 @@ def generate(
     *,
     seed: int,
     step: int,
-    stream: int = TRAINING,
+    stream: Stream = Stream.TRAINING,
     version: int = 0,
     on_progress: Progress | None = None,
     listener: Listener | None = None,

@@ -23,7 +23,7 @@ from proxlm.environments.pool import Calls
 from proxlm.environments.protocol import Environment, MakeEnvironment, Task, checked_answer, checked_words
 from proxlm.errors import RunError, UserError
 from proxlm.models.language_model import LanguageModel
-from proxlm.seeds import derive_seed
+from proxlm.seeds import Purpose, Stream, derive_seed
 from proxlm.types import Finish, Progress, Prompt, Rollout, Sequences
 
 # Answers as quick as this are waited for, so that with quick environments no batch depends on the clock. Waits in
@@ -69,7 +69,7 @@ class MultiTurn:
         *,
         seed: int,
         step: int,
-        stream: int = 0,
+        stream: Stream = Stream.TRAINING,
         version: int = 0,
         on_progress: Progress | None = None,
     ) -> Rollout:
@@ -88,11 +88,11 @@ class MultiTurn:
         return drive.collect(version)
 
     def _open(
-        self, prompts: Sequence[Prompt], config: RolloutSettings, seed: int, step: int, stream: int
+        self, prompts: Sequence[Prompt], config: RolloutSettings, seed: int, step: int, stream: Stream
     ) -> list[Conversation]:
         ids, repeats = identities(prompts)
         chances = [
-            derive_seed(seed, "chance", stream, step, *pair)
+            derive_seed(seed, Purpose.CHANCE, stream, step, *pair)
             for pair in zip(ids.tolist(), repeats.tolist(), strict=True)
         ]
         # An environment may add words, never choices: as many numbers as the policy can use.
@@ -100,7 +100,9 @@ class MultiTurn:
         numbers = uniforms(seed, stream, step, ids, repeats, most)
         now = time.monotonic()
         return [
-            Conversation(p, Task(p.text, p.fields, derive_seed(p.id, "task"), chance), self.make(), u, now)
+            Conversation(
+                p, Task(p.text, p.fields, derive_seed(p.id, Purpose.TASK), chance), self.make(), u, now
+            )
             for p, chance, u in zip(prompts, chances, numbers, strict=True)
         ]
 

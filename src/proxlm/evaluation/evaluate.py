@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from proxlm.config import RolloutSettings
-from proxlm.engine.native import EVALUATION, Generate, generate
+from proxlm.engine.native import Generate, generate
 from proxlm.evaluation.metrics import Estimate, distinct_n, mean_with_interval, perplexity, words_of
 from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.rl.shaping import response_rewards, segment_sum
+from proxlm.seeds import Stream
 from proxlm.types import Progress, Prompt, Rollout, Scores, Sequences, ragged_index
 
 DESCRIPTIONS = {
@@ -59,7 +60,9 @@ def evaluate_model(
     reference_logprobs(sequences, temperature) gives the reference's log-probs [R] of the responses. KL is taken
     at the sampling temperature (greedy: at 1), perplexity at 1.
     """
-    rollout = generate(model, prompts, config, seed=seed, step=0, stream=EVALUATION, on_progress=on_progress)
+    rollout = generate(
+        model, prompts, config, seed=seed, step=0, stream=Stream.EVALUATION, on_progress=on_progress
+    )
     scores = reward(rollout) if reward is not None else None
     rewards: list[float] = []
     t = config.temperature or 1.0

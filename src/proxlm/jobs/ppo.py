@@ -14,7 +14,7 @@ from proxlm.data.prompts import PromptStream
 from proxlm.data.skipped import FILE_NAME, Skipped
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.data.text import read_texts
-from proxlm.engine.native import EVALUATION, Generate
+from proxlm.engine.native import Generate
 from proxlm.errors import ConfigError, RunError
 from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
 from proxlm.jobs.sampling import prompts_of, rewarded, sampler_of
@@ -35,6 +35,7 @@ from proxlm.report.page import write_report
 from proxlm.rewards import RewardFunction, build_reward
 from proxlm.runlog.folder import write_json_atomic
 from proxlm.runlog.writer import RunLog
+from proxlm.seeds import Stream
 from proxlm.train.ppo.algorithms import build_algorithm
 from proxlm.train.ppo.collect import RewardOfRollout
 from proxlm.train.ppo.ptx import PtxText
@@ -158,7 +159,7 @@ def try_reward(
 ) -> None:
     """Score two responses before the run begins: a reward or an environment that cannot work fails here, with
     nothing written."""
-    trial = sampler(models.policy, prompts, rollout, seed=0, step=0, stream=EVALUATION + 1)
+    trial = sampler(models.policy, prompts, rollout, seed=0, step=0, stream=Stream.TRIAL)
     if trial.lost:
         raise RunError(f"environment.use: a conversation was lost: {trial.lost[0]}")
     scorer(trial)

@@ -31,7 +31,7 @@ from proxlm.models.load import build_language_model, load_language_model
 from proxlm.report.page import write_report
 from proxlm.runlog.folder import folder_to_resume
 from proxlm.runlog.writer import RunLog
-from proxlm.seeds import derive_seed
+from proxlm.seeds import Purpose, derive_seed
 from proxlm.train.supervised.examples import Examples
 from proxlm.train.supervised.trainer import SupervisedState, SupervisedTrainer
 
@@ -65,7 +65,7 @@ def run_pretrain(config: PretrainConfig, texts: Sequence[str] | None = None) -> 
     tokenizer = _tokenizer(config, train)
     block = config.train.block
     # In another order than the text's own, neighbours in a block are not near-copies of each other.
-    train = train.shuffled(derive_seed(config.run.seed, "documents"))
+    train = train.shuffled(derive_seed(config.run.seed, Purpose.DOCUMENTS))
     blocks = Examples.from_blocks(pretrain_blocks(tokenizer, train, block))
     held_out = Examples.from_blocks(_validation_blocks(tokenizer, validation, block))
     if config.model.policy:

@@ -31,7 +31,7 @@ from proxlm.kernels.device import can_widen, lacks_bfloat16, resolve_device
 from proxlm.runlog.folder import open_run, write_atomic
 from proxlm.runlog.lock import locked
 from proxlm.runlog.loggers import check_wandb
-from proxlm.seeds import derive_seed
+from proxlm.seeds import Purpose, derive_seed
 from proxlm.types import Progress
 
 TrainingConfig = PPOConfig | PretrainConfig | SFTConfig | ControlConfig
@@ -44,7 +44,7 @@ def set_up(seed: int, threads: int = 0, model: ModelSettings | None = None) -> N
     """
     from transformers.utils import logging
 
-    torch.manual_seed(derive_seed(seed, "weights"))
+    torch.manual_seed(derive_seed(seed, Purpose.WEIGHTS))
     keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)

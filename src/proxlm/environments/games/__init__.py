@@ -10,7 +10,7 @@ from proxlm.environments.games.frozen_lake import FrozenLake
 from proxlm.environments.games.number_game import NumberGame
 from proxlm.environments.games.tic_tac_toe import TicTacToe
 from proxlm.environments.protocol import Task
-from proxlm.seeds import derive_seed
+from proxlm.seeds import Purpose, derive_seed
 
 GAMES: dict[str, Callable[..., Any]] = {
     "number-game": NumberGame,
@@ -22,7 +22,7 @@ GAMES: dict[str, Callable[..., Any]] = {
 def random_play(name: str, args: dict[str, Any], turns: int, seed: int) -> str:
     """One game of legal replies at random, as the policy would read it: a text to pretrain on."""
     game, draw = GAMES[name](**args), random.Random(seed)
-    text = game.reset(Task(seed=derive_seed(seed, "task"), chance=derive_seed(seed, "chance")))
+    text = game.reset(Task(seed=derive_seed(seed, Purpose.TASK), chance=derive_seed(seed, Purpose.CHANCE)))
     for _ in range(turns):
         reply = game.random_reply(draw)
         words, _, done = game.step(reply)

@@ -13,19 +13,18 @@ from torch import Tensor
 from proxlm.config import PPOConfig
 from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
-from proxlm.engine.native import EVALUATION, Generate, generate
+from proxlm.engine.native import Generate, generate
 from proxlm.errors import RunError
 from proxlm.models.language_model import LanguageModel
 from proxlm.rl.advantages import turn_starts
 from proxlm.rl.estimators import group_numbers, varied_groups
 from proxlm.rl.shaping import response_rewards
+from proxlm.seeds import Stream
 from proxlm.train.ppo.metrics import Clock
 from proxlm.train.ppo.overlapped_scoring import overlapping
 from proxlm.types import Prompt, Rollout, Scores
 
 RewardOfRollout = Callable[[Rollout], Scores]
-# The stream of random numbers of the samples that reference moments are taken on.
-REFERENCE = EVALUATION + 2
 
 
 class Collected(NamedTuple):
@@ -172,6 +171,6 @@ def reference_rewards(
     count = job.shaping.reference_samples
     batches = -(-count // prompts.batch_size)
     drawn: list[Prompt] = [p for i in range(batches) for p in prompts.batch(i)][:count]
-    rollout = generate(policy, drawn, job.rollout, seed=job.run.seed, step=0, stream=REFERENCE)
+    rollout = generate(policy, drawn, job.rollout, seed=job.run.seed, step=0, stream=Stream.REFERENCE)
     scores = reward(rollout)
     return response_rewards(scores.total, scores.per_token, rollout.sequences.response_offsets)

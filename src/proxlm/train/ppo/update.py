@@ -14,7 +14,7 @@ from proxlm.models.forward import head_backward, head_logprobs, micro_batches, r
 from proxlm.rl.kl import kl_estimate
 from proxlm.rl.losses import PolicyLoss, token_weights
 from proxlm.rl.policy_losses import LossInputs
-from proxlm.seeds import derive_seed
+from proxlm.seeds import Purpose, derive_seed
 from proxlm.train.common.memory import TokenBudget, within_memory
 from proxlm.train.common.optimiser import Optimiser
 from proxlm.train.ppo.algorithms import LossFunction
@@ -63,7 +63,7 @@ def plan_pass(lengths: Tensor, config: PPOSettings, seed: int, step: int, epoch:
     Rows are shuffled anew for each pass, by a generator seeded with (seed, step, epoch) alone. With fewer rows
     than minibatches there are as many as rows. lengths [B].
     """
-    generator = torch.Generator().manual_seed(derive_seed(seed, "pass", step, epoch))
+    generator = torch.Generator().manual_seed(derive_seed(seed, Purpose.PASS, step, epoch))
     order = torch.randperm(len(lengths), generator=generator)
     minibatches = torch.tensor_split(order, min(config.minibatches, len(order)))
     return [

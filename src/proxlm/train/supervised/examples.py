@@ -15,7 +15,7 @@ from proxlm.errors import DataError
 from proxlm.kernels.gradients import gradients_in_place
 from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
-from proxlm.seeds import derive_seed
+from proxlm.seeds import Purpose, derive_seed
 from proxlm.types import Sequences, offsets_of, ragged_index
 
 
@@ -111,7 +111,7 @@ class TokenBatches:
     def next(self) -> list[int]:
         """Row indices of the next batch: rows are added while they fit the budget, at least one."""
         if not len(self.pending):
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, "examples", self.epoch))
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, Purpose.EXAMPLES, self.epoch))
             self.pending = torch.randperm(len(self.lengths), generator=generator)
             self.epoch += 1
         # A row has a token or more, so no more than `budget` of them fit.
