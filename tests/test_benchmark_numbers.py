@@ -21,7 +21,7 @@ def counted_products(work: Any, rank: int) -> int:
 
     The head sees the response's tokens alone; attention's products are not counted.
     """
-    from peft import LoraSettings, get_peft_model
+    from peft import LoraConfig, get_peft_model
     from torch import randint
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -38,7 +38,7 @@ def counted_products(work: Any, rank: int) -> int:
     )
     trunk, head = network.model, network.lm_head
     if rank:
-        get_peft_model(network, LoraSettings(r=rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+        get_peft_model(network, LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM"))
     ids = randint(work.vocabulary, (work.batch, work.prompt + work.response))
     with FlopCounterMode(display=False) as counter:
         states = trunk(ids).last_hidden_state[:, work.prompt :]

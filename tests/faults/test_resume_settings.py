@@ -30,7 +30,7 @@ FREE = {
     "rollout.batch_size", "environment.timeout",
     "reward.timeout", "reward.on_error", "reward.isolate", "reward.memory_gb", "ppo.steps",
     "ppo.micro_batch_tokens", "train.steps", "train.minutes", "train.micro_batch_tokens", "train.patience",
-    "env.steps", "gif",
+    "environment.steps", "gif",
 }  # fmt: skip
 
 

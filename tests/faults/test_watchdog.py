@@ -89,7 +89,7 @@ def test_it_can_end_the_process(tmp_path):
     assert time.monotonic() - began < 50
     assert done.returncode == 75
     assert "stuck: step 1 of 9, score has not moved" in done.stderr
-    assert 'File "<string>", line 8' in (tmp_path / "stuck-step-00000001.txt").read_text()
+    assert 'File "<string>", line 9' in (tmp_path / "stuck-step-00000001.txt").read_text()
 
 
 def test_a_process_that_was_suspended_is_not_stuck(tmp_path):

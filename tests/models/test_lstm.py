@@ -301,7 +301,7 @@ def test_a_critic_from_a_reward_model(tokenizer, model, tmp_path):
     "settings", [{}, {"packed": True}, {"loss": "trpo"}, {"critic": "separate", "packed": True}], ids=str
 )
 def test_ppo_begins_at_ratio_1_and_the_reward_rises(tokenizer, tmp_path, settings):
-    steps = 2 if settings else 25
+    steps = 2 if settings else 40  # how fast it rises depends on the last bits of the processor
     log = SilentLog()
     made = trainer(tokenizer, job(steps=steps, lr=1e-2, kl_coef=0.01, **settings), tmp_path, family="lstm")
     before = parameters(made)
