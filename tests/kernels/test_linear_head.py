@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from proxlm.kernels.head_gradient import backward_through_head
 from proxlm.kernels.linear_head import backward_through_linear_head, linear_head_logprobs
-from proxlm.rl.logprobs import backward_through_head, chunked_logprobs
+from proxlm.rl.logprobs import chunked_logprobs
 
 pytestmark = pytest.mark.checklist(32)
 

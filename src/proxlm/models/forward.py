@@ -22,11 +22,12 @@ from torch import Tensor
 
 from proxlm.errors import ModelError
 from proxlm.kernels.blocks import FAMILIES, fits
+from proxlm.kernels.head_gradient import backward_through_head
 from proxlm.kernels.linear_head import backward_through_linear_head, linear_head_logprobs
 from proxlm.kernels.unpadded import ragged_states
 from proxlm.models.encoder_decoder import source_and_target
 from proxlm.models.language_model import LanguageModel
-from proxlm.rl.logprobs import backward_through_head, chunked_logprobs, predicting_states
+from proxlm.rl.logprobs import chunked_logprobs, predicting_states
 from proxlm.types import Sequences
 
 # Logits held at once: 2**23 float32 numbers, 32 MiB: smaller spans do not fill the processor, larger ones its cache.

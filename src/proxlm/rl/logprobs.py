@@ -88,32 +88,6 @@ class _LogProbs(torch.autograd.Function):
         return gradient.to(logits.dtype), None, None, None
 
 
-def backward_through_head(
-    hidden: Tensor,
-    head: Callable[[Tensor], Tensor],
-    tokens: Tensor,
-    temperature: float,
-    entropy: bool,
-    chunk: int,
-    loss: Callable[[slice, Tensor, Tensor | None], Tensor],
-) -> Tensor:
-    """The gradient of a loss that is a sum over tokens, with respect to hidden; the head's weights get theirs.
-
-    Logits are computed once for each chunk, and are gone before the next one: where the loss of a token needs
-    nothing of other tokens, nothing must be computed anew in the backward pass.
-
-    Args: hidden [R, H]; head, tokens, temperature, entropy and chunk: as `chunked_logprobs`; loss(span, log-probs
-    [r], entropy [r] or None) gives the loss of the tokens of a span, a scalar. Returns: [R, H], no graph.
-    """
-    gradient = torch.empty_like(hidden)
-    for span in spans(len(tokens), chunk):
-        part = hidden.detach()[span].requires_grad_()
-        loss(span, *logprobs_and_entropy(head(part), tokens[span], temperature, entropy)).backward()
-        assert part.grad is not None
-        gradient[span] = part.grad
-    return gradient
-
-
 def spans(count: int, size: int) -> Iterator[slice]:
     """0 … count in slices of at most `size`."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
