@@ -24,6 +24,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from proxlm.rl.ragged import offsets_of, ragged_index
+
 Finish = Literal["eos", "stop", "length", "done"]
 """How a response ended: end of text, a stop text, a limit, or an environment that said so."""
 
@@ -54,20 +56,6 @@ class Completion:
     tokens: tuple[int, ...] = ()
     finish: Finish = "eos"
     fields: Mapping[str, Any] = field(default_factory=dict)
-
-
-def ragged_index(offsets: Tensor, rows: Tensor) -> Tensor:
-    """Flat indices of the given rows' elements, row after row. offsets [B+1], rows [b] → [sum of lengths]."""
-    lengths = (offsets[1:] - offsets[:-1])[rows]
-    starts = torch.repeat_interleave(offsets[:-1][rows], lengths)
-    ends = torch.cumsum(lengths, 0)
-    within = torch.arange(int(lengths.sum()), device=offsets.device)
-    return starts + within - torch.repeat_interleave(ends - lengths, lengths)
-
-
-def offsets_of(lengths: Tensor) -> Tensor:
-    """Lengths [B] → offsets [B+1]."""
-    return torch.cat([lengths.new_zeros(1), torch.cumsum(lengths, 0)])
 
 
 def _joined(tensors: Sequence[Tensor | None], counts: Sequence[int]) -> Tensor | None:

@@ -8,7 +8,7 @@ import hypothesis
 import torch
 from hypothesis import strategies as st
 
-from proxlm.types import offsets_of
+from proxlm.rl.ragged import offsets_of
 
 F64 = torch.float64
 

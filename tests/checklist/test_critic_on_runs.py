@@ -16,7 +16,7 @@ from proxlm.config import PPOSettings, ShapingSettings
 from proxlm.errors import ModelError
 from proxlm.models.actor_critic import ValueHead, critic_from_reward_model
 from proxlm.rl.advantages import gae, whiten
-from proxlm.rl.shaping import segment_sum
+from proxlm.rl.ragged import segment_sum
 from proxlm.types import Sequences
 from small_models import WORDS
 

@@ -35,7 +35,8 @@ from proxlm.rl.policy_losses import (
     ppo_loss,
     surrogate_loss,
 )
-from proxlm.rl.shaping import segment_sum, token_rewards
+from proxlm.rl.ragged import segment_sum
+from proxlm.rl.shaping import token_rewards
 from proxlm.rl.trust_region import conjugate_gradient, natural_step
 
 pytestmark = pytest.mark.checklist(39)

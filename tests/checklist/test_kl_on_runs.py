@@ -12,7 +12,7 @@ from reward_run_cases import FILTER, Seen, only_even_prompts_vary, ptx_of, steps
 
 from proxlm.config import PPOConfig, ShapingSettings
 from proxlm.rl.kl import adapt_kl_coefficient
-from proxlm.rl.shaping import segment_sum
+from proxlm.rl.ragged import segment_sum
 
 
 @pytest.mark.checklist(24)

@@ -10,13 +10,8 @@ from hypothesis import strategies as st
 from reward_cases import F64, given, normal, ragged, rows_of, seeds
 
 from proxlm.rl.advantages import gae
-from proxlm.rl.shaping import (
-    potential_rewards,
-    response_rewards,
-    segment_sum,
-    token_rewards,
-    turn_rewards,
-)
+from proxlm.rl.ragged import segment_sum
+from proxlm.rl.shaping import potential_rewards, response_rewards, token_rewards, turn_rewards
 
 
 @pytest.mark.checklist(30)

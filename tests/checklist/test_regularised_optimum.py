@@ -32,8 +32,9 @@ from proxlm.models.load import build_language_model
 from proxlm.rl.advantages import gae
 from proxlm.rl.kl import kl_estimate
 from proxlm.rl.losses import clipped_policy_loss
+from proxlm.rl.ragged import segment_sum
 from proxlm.rl.running_statistics import RunningStatistics
-from proxlm.rl.shaping import segment_sum, token_rewards
+from proxlm.rl.shaping import token_rewards
 from proxlm.train.ppo.prepare import StepNumbers, prepare
 from proxlm.train.ppo.trainer import PPOTrainer
 from proxlm.train.ppo.update import Learner, plan_pass, update

@@ -8,8 +8,8 @@ from helpers import actors, job, trainer, vowels
 from reward_run_cases import Seen, ptx_of, some_text, steps, zeros
 
 from proxlm.config import ShapingSettings
+from proxlm.rl.ragged import segment_sum
 from proxlm.rl.running_statistics import RunningStatistics, scale_scores, with_values
-from proxlm.rl.shaping import segment_sum
 from proxlm.train.ppo.collect import reference_rewards
 from proxlm.types import Scores
 

@@ -11,13 +11,9 @@ from hypothesis import strategies as st
 from reward_cases import F64, given, normal, ragged, seeds
 
 from proxlm.rl.losses import clipped_policy_loss, token_weights
+from proxlm.rl.ragged import segment_sum
 from proxlm.rl.running_statistics import RunningStatistics, clip_advantages, scale_scores, with_values
-from proxlm.rl.shaping import (
-    apply_missing_eos,
-    overlong_penalty,
-    response_rewards,
-    segment_sum,
-)
+from proxlm.rl.shaping import apply_missing_eos, overlong_penalty, response_rewards
 
 numbers = st.floats(-100, 100, allow_nan=False, width=32)
 

@@ -13,8 +13,8 @@ from proxlm.config import RewardSettings, RewardTerm, RolloutSettings, ShapingSe
 from proxlm.data.prompts import PromptStream
 from proxlm.errors import ConfigError
 from proxlm.rewards import build_reward
+from proxlm.rl.ragged import segment_sum
 from proxlm.rl.running_statistics import RunningStatistics
-from proxlm.rl.shaping import segment_sum
 from proxlm.train.common.schedules import temperature_at
 from proxlm.train.ppo.collect import collect
 from proxlm.train.ppo.metrics import Clock

@@ -20,7 +20,7 @@ from proxlm.control.collect import Rollout, forgotten, scaled
 from proxlm.control.network import Agent, Rows, State, rows_of
 from proxlm.control.normalise import Scale
 from proxlm.rl.advantages import gae, whiten
-from proxlm.types import offsets_of, ragged_index
+from proxlm.rl.ragged import offsets_of, ragged_index
 
 
 @dataclass(frozen=True)

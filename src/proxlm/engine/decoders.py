@@ -23,7 +23,8 @@ from proxlm.models.encoder_decoder import EncoderDecoderTrunk
 from proxlm.models.families import SHORT_NAMES
 from proxlm.models.forward import pad_with_mask
 from proxlm.models.language_model import LanguageModel
-from proxlm.types import Sequences, offsets_of
+from proxlm.rl.ragged import offsets_of
+from proxlm.types import Sequences
 
 
 class Decoder(Protocol):

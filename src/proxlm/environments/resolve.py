@@ -20,7 +20,7 @@ from proxlm.environments.multi_turn import MultiTurn
 from proxlm.environments.protocol import MakeEnvironment
 from proxlm.errors import ConfigError
 from proxlm.rewards.user_file import did_you_mean, function_from_file
-from proxlm.rl.shaping import segment_sum
+from proxlm.rl.ragged import segment_sum
 from proxlm.types import Prompt, Rollout, Scores
 
 

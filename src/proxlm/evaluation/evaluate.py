@@ -14,9 +14,10 @@ from proxlm.engine.native import Generate, generate
 from proxlm.evaluation.metrics import Estimate, distinct_n, mean_with_interval, perplexity, words_of
 from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
-from proxlm.rl.shaping import response_rewards, segment_sum
+from proxlm.rl.ragged import ragged_index, segment_sum
+from proxlm.rl.shaping import response_rewards
 from proxlm.seeds import Stream
-from proxlm.types import Progress, Prompt, Rollout, Scores, Sequences, ragged_index
+from proxlm.types import Progress, Prompt, Rollout, Scores, Sequences
 
 DESCRIPTIONS = {
     "reward": "mean reward of a response, with its 95% confidence interval",

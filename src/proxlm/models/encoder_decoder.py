@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from proxlm.errors import ModelError
-from proxlm.types import Sequences, offsets_of
+from proxlm.rl.ragged import offsets_of
+from proxlm.types import Sequences
 
 
 class EncoderDecoderTrunk(nn.Module):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from proxlm.rl.ragged import row_of_element
-from proxlm.rl.shaping import segment_sum
+from proxlm.rl.ragged import row_of_element, segment_sum
 
 
 def rollout_weights(

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from proxlm.rl.advantages import gae, turn_gae
-from proxlm.rl.ragged import row_of_element
-from proxlm.rl.shaping import segment_sum
+from proxlm.rl.ragged import row_of_element, segment_sum
 
 
 class AdvantageInputs(NamedTuple):

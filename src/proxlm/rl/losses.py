@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from proxlm.rl.advantages import Reduce, one_rank
-from proxlm.rl.ragged import row_of_element
-from proxlm.rl.shaping import segment_sum
+from proxlm.rl.ragged import row_of_element, segment_sum
 
 
 class PolicyLoss(NamedTuple):

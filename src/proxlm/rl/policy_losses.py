@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from proxlm.rl.losses import PolicyLoss, clipped_policy_loss
-from proxlm.rl.ragged import row_of_element
-from proxlm.rl.shaping import segment_sum
+from proxlm.rl.ragged import row_of_element, segment_sum
 
 
 class LossInputs(NamedTuple):

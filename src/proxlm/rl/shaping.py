@@ -5,13 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from proxlm.rl.ragged import row_of_element
-
-
-def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
-    """Sum over each row of a ragged tensor. values [R], offsets [B+1] → [B]; an empty row gives 0."""
-    sums = torch.zeros(len(offsets) - 1, dtype=values.dtype, device=values.device)
-    return sums.index_add(0, row_of_element(offsets), values)
+from proxlm.rl.ragged import row_of_element, segment_sum
 
 
 def last_action_index(action_mask: Tensor, offsets: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from proxlm.config import ShapingSettings
 from proxlm.engine.native import generate
 from proxlm.errors import RunError
 from proxlm.rl.policy_losses import ppo_loss
-from proxlm.rl.shaping import segment_sum
+from proxlm.rl.ragged import segment_sum
 from proxlm.train.ppo.algorithms import build_algorithm
 from proxlm.train.ppo.prepare import prepare
 from proxlm.train.ppo.update import Learner, plan_pass, update

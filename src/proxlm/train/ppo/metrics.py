@@ -16,7 +16,8 @@ from torch import Tensor
 from proxlm.data.tokenizer import response_tokens_as_text
 from proxlm.rl.advantages import explained_variance, explained_variance_by_position
 from proxlm.rl.kl import kl_estimate
-from proxlm.rl.shaping import response_rewards, segment_sum
+from proxlm.rl.ragged import segment_sum
+from proxlm.rl.shaping import response_rewards
 from proxlm.types import Experience, Rollout, Scores
 
 Metrics = dict[str, float]

@@ -14,9 +14,10 @@ import torch
 from proxlm.config import RewardSettings
 from proxlm.engine.native import Generate
 from proxlm.errors import RewardError
+from proxlm.rl.ragged import offsets_of
 from proxlm.threads import SLICE_SECONDS, Worker
 from proxlm.train.ppo.metrics import Clock
-from proxlm.types import Progress, Rollout, Scores, offsets_of
+from proxlm.types import Progress, Rollout, Scores
 
 if TYPE_CHECKING:
     from proxlm.train.ppo.collect import RewardOfRollout

@@ -14,13 +14,14 @@ from proxlm.rl.advantages import length_adaptive_lambda, whiten
 from proxlm.rl.corrections import rollout_weights
 from proxlm.rl.estimators import AdvantageInputs, Advantages, group_numbers
 from proxlm.rl.kl import kl_estimate
+from proxlm.rl.ragged import ragged_index, segment_sum
 from proxlm.rl.running_statistics import RunningStatistics, clip_advantages
-from proxlm.rl.shaping import segment_sum, token_rewards
+from proxlm.rl.shaping import token_rewards
 from proxlm.train.ppo.algorithms import Algorithm
 from proxlm.train.ppo.critic import CriticsFirst
 from proxlm.train.ppo.metrics import Metrics, experience_metrics, gap_metrics
 from proxlm.train.ppo.score_shaping import shape_scores
-from proxlm.types import Experience, Progress, Rollout, Scores, ragged_index
+from proxlm.types import Experience, Progress, Rollout, Scores
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from proxlm.config import ShapingSettings
+from proxlm.rl.ragged import segment_sum
 from proxlm.rl.running_statistics import RunningStatistics, scale_scores
-from proxlm.rl.shaping import apply_missing_eos, overlong_penalty, potential_rewards, segment_sum
+from proxlm.rl.shaping import apply_missing_eos, overlong_penalty, potential_rewards
 from proxlm.types import Rollout, Scores
 
 

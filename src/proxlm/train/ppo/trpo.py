@@ -15,10 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from proxlm.models.forward import micro_batches, response_states
 from proxlm.models.language_model import LanguageModel
 from proxlm.rl.losses import PolicyLoss
+from proxlm.rl.ragged import ragged_index
 from proxlm.rl.trust_region import trust_region_step
 from proxlm.train.ppo.minibatch_statistics import MinibatchStats
 from proxlm.train.ppo.update import Learner, minibatch_weights, plan_pass, weighted_loss
-from proxlm.types import Experience, ragged_index
+from proxlm.types import Experience
 
 Part = tuple[Experience, Tensor]
 

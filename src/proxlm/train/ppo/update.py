@@ -14,6 +14,7 @@ from proxlm.models.forward import head_backward, head_logprobs, micro_batches, r
 from proxlm.rl.kl import kl_estimate
 from proxlm.rl.losses import PolicyLoss, token_weights
 from proxlm.rl.policy_losses import LossInputs
+from proxlm.rl.ragged import offsets_of, ragged_index
 from proxlm.seeds import Purpose, derive_seed
 from proxlm.train.common.memory import TokenBudget, within_memory
 from proxlm.train.common.optimiser import Optimiser
@@ -21,7 +22,7 @@ from proxlm.train.ppo.algorithms import LossFunction
 from proxlm.train.ppo.critic import CriticsFirst, value_loss
 from proxlm.train.ppo.minibatch_statistics import MinibatchStats
 from proxlm.train.ppo.ptx import PtxText
-from proxlm.types import Experience, Progress, Rollout, offsets_of, ragged_index
+from proxlm.types import Experience, Progress, Rollout
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from proxlm.errors import DataError
 from proxlm.kernels.gradients import gradients_in_place
 from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
+from proxlm.rl.ragged import offsets_of, ragged_index
 from proxlm.seeds import Purpose, derive_seed
-from proxlm.types import Sequences, offsets_of, ragged_index
+from proxlm.types import Sequences
 
 
 @dataclass(frozen=True)
