@@ -26,7 +26,7 @@ APPS = {
     "generate": "proxlm.jobs.generate:main",
     "evaluate": "proxlm.jobs.evaluate:main",
     "control": "proxlm.jobs.control:main",
-    "report": "proxlm.report.page:main",
+    "report": "proxlm.jobs.report:main",
     "doctor": "proxlm.jobs.doctor:main",
     "demo": "proxlm.jobs.demo:main",
 }

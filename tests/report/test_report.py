@@ -12,7 +12,8 @@ import pytest
 
 from proxlm.config import ReportConfig
 from proxlm.errors import RunError
-from proxlm.report.page import main, write_report
+from proxlm.jobs.report import main
+from proxlm.report.page import write_report
 from proxlm.runlog.folder import read_jsonl
 from report_runs import edit, ppo_run, sft_run
 

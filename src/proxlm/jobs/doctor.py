@@ -9,7 +9,7 @@ from typing import Any
 from proxlm.config import DoctorConfig
 from proxlm.doctor import RULES, Finding, diagnose, facts_of
 from proxlm.errors import RunError
-from proxlm.report.data import Row, job_of, read_metrics, read_settings
+from proxlm.report.run_data import Row, job_of, read_metrics, read_settings
 from proxlm.runlog.folder import write_json_atomic
 
 WIDTH = 100

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from proxlm.report.data import Row, finite
+from proxlm.report.run_data import Row, finite
 
 MOST_POINTS = 2000
 

@@ -6,29 +6,35 @@ import base64
 import hashlib
 import json
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from proxlm.config import ReportConfig
 from proxlm.report.curves import curves
-from proxlm.report.data import RunData, read_run
+from proxlm.report.evaluation import evaluation_table, side_by_side
+from proxlm.report.headline import headline
+from proxlm.report.run_data import RunData, read_run
 from proxlm.report.samples import sample_views
-from proxlm.report.script import SCRIPT
-from proxlm.report.style import STYLE
-from proxlm.report.texts import before_and_after, evaluation_table, headline
 from proxlm.runlog.folder import plain, write_atomic
 
-
-def main(config: ReportConfig) -> None:
-    """Write the report of a run's folder and say where it is."""
-    print(write_report(Path(config.folder), Path(config.output) if config.output else None))
+ASSETS = files("proxlm.report") / "assets"
+STYLE = "style.css"
+# In the order in which the browser runs them: each may use what those before it declare.
+SCRIPTS = ("base.js", "curves.js", "texts.js", "tokens.js", "start.js")
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
-    """Write the report of a run, by default report.html in its folder; returns the file's path.
+    """Write the report of a run, which may still be going on; samples and evaluation may be missing.
 
-    Works on a run that still goes on, and without samples or evaluation. Raises RunError that names the file, and
-    the line, that is missing or not right.
+    Args:
+        folder: the run's folder.
+        output: the file to write; by default report.html in the run's folder.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        RunError: names the file, and the line, that is missing or malformed.
     """
     path = output or folder / "report.html"
     write_atomic(path, page(read_run(folder)))
@@ -36,7 +42,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
 
 
 def page(run: RunData) -> str:
-    """The whole page. Whatever came from a model or a user is escaped, and no other script than ours may run."""
+    """The whole page as HTML. Whatever came from a model or a user is escaped; only our own scripts may run."""
     from plotly.offline import get_plotlyjs
 
     samples = sample_views(run.samples)
@@ -45,13 +51,13 @@ def page(run: RunData) -> str:
     bodies = "".join(
         f'<section id="{name}"><h2>{title}</h2>{body}</section>' for name, title, body in sections
     )
-    scripts = [get_plotlyjs(), SCRIPT]
+    scripts = [get_plotlyjs(), "".join(asset(name) for name in SCRIPTS)]
     drawn = _json_for_script({"curves": curves(run.metrics), "samples": samples})
     title = f"{escape(run.name)} · proxlm report"
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{_policy(scripts)}\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{title}</title>\n<style>{asset('style.css')}</style>\n</head>\n<body>\n"
         f'<header><h1>{escape(run.name)}</h1><button type="button" id="theme">Light / dark</button></header>\n'
         f"<nav>{links}</nav>\n{headline(run)}\n"
         "<noscript><p>The curves and tokens are drawn by this page's script, which is switched off.</p></noscript>\n"
@@ -62,13 +68,18 @@ def page(run: RunData) -> str:
     )
 
 
+def asset(name: str) -> str:
+    """The text of a file in report/assets, which the page holds inline."""
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
 def _sections(run: RunData, samples: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The page's sections in order, those that there is something for: anchor, title, HTML."""
+    """The page's non-empty sections in order: anchor, title, HTML."""
     sections = []
     if run.evaluation:
         sections.append(("evaluation", "Before and after", evaluation_table(run.evaluation)))
     sections.append(("curves", "Curves", CURVES))
-    if run.evaluation and (texts := before_and_after(run.evaluation)):
+    if run.evaluation and (texts := side_by_side(run.evaluation)):
         sections.append(("side-by-side", "Samples side by side", texts))
     if samples["tokens"]:
         sections.append(("token-views", "Token by token", TOKENS))
@@ -97,12 +108,12 @@ TEXTS = """<div class="controls"><button type="button" id="text-back" aria-label
 
 
 def _json_for_script(value: Any) -> str:
-    """JSON that cannot end the script element it stands in, whatever texts it holds."""
+    """JSON that cannot close the script element around it, whatever texts it holds."""
     return json.dumps(plain(value), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _policy(scripts: list[str]) -> str:
-    """The browser may load nothing, and run these scripts only."""
+    """A content security policy: the browser may load nothing and run only these scripts."""
     hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     rules = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from proxlm.report.data import Row
+from proxlm.report.run_data import Row
 
 MOST_STEPS = 40
 TOKEN_STEPS = 3
