@@ -4,20 +4,34 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check mutation clean
+# One process a core, one thread each (tests/conftest.py). WORKERS=0 runs the tests in this process.
+WORKERS ?= logical
+PYTEST := $(BIN)/pytest -n $(WORKERS) --maxprocesses 16 --dist worksteal
+
+# The mathematics, settings, engine and a tiny PPO run; a minute at most. What else there is: CONTRIBUTING.md.
+FAST := tests/rl tests/config tests/test_layout.py tests/test_types.py
+
+.PHONY: demo test fast lint format mutation clean
 
 demo: $(READY)
 	$(BIN)/proxlm demo
 
 test: $(READY)
-	$(BIN)/pytest
+	$(PYTEST)
 
-check: $(READY)
+fast: $(READY)
+	$(PYTEST) -m "not slow" $(FAST)
+
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Changes operators and constants of the mathematics one at a time and sees whether the tests notice; about 10 minutes.
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Changes operators and constants of the mathematics one at a time and counts which changes the tests detect; 10 minutes.
 mutation: $(READY)
 	$(BIN)/python benchmarks/mutation.py
 

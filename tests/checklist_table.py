@@ -51,27 +51,31 @@ ITEMS = {
     41: "control: CartPole, Acrobot, Pendulum",
 }
 
-_items: dict[str, list[int]] = {}
+PROPERTY = "checklist"
+
 _outcomes: dict[int, list[tuple[str, str]]] = defaultdict(list)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Attach the item numbers to each test, so that its report carries them from an xdist worker to the terminal."""
     for item in items:
-        numbers = [mark.args[0] for mark in item.iter_markers("checklist")]
-        unknown = [n for n in numbers if n not in ITEMS]
-        if unknown:
-            raise pytest.UsageError(f"{item.nodeid}: the checklist has no item {unknown[0]}")
-        if numbers:
-            _items[item.nodeid] = numbers
+        for mark in item.iter_markers("checklist"):
+            number = mark.args[0]
+            if number not in ITEMS:
+                raise pytest.UsageError(f"{item.nodeid}: the checklist has no item {number}")
+            if (PROPERTY, number) not in item.user_properties:
+                item.user_properties.append((PROPERTY, number))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" or report.outcome != "passed":
-        for number in _items.get(report.nodeid, ()):
-            _outcomes[number].append((report.nodeid, report.outcome))
+        for name, value in report.user_properties:
+            if name == PROPERTY:
+                _outcomes[int(str(value))].append((report.nodeid, report.outcome))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the table; an xdist worker has no terminal, and the controller has every worker's reports."""
     if not _outcomes:
         return
     terminalreporter.section("correctness checklist")

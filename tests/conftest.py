@@ -1,21 +1,26 @@
-"""A small tokenizer and the real small model; one thread, so that small matrices stay quick."""
+"""One thread for each test process, a small tokenizer, and a small model that has learnt some stories."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+# Small matrices are fastest with one thread, and pytest-xdist runs one process a core. The environment variable is
+# for the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
+from filelock import FileLock
 
 from proxlm.data.tokenizer import train_tokenizer
 from small_models import TEXTS
+from story_model import PRETRAINED, beside_the_checkout, save_story_model
 
 pytest_plugins = ["checklist_table"]
 
 torch.set_num_threads(1)
-
-SHARED = Path(__file__).parents[1].parent / "shared"
 
 
 @pytest.fixture(scope="session")
@@ -24,8 +29,22 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="session")
-def stories() -> Path:
-    path = SHARED / "models" / "stories260K"
-    if not path.is_dir():
-        pytest.skip("needs the pretrained model stories260K beside the checkout")
-    return path
+def story_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model that has learnt the stories of tests/material; made once for all xdist workers."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder = root / "story_model"
+    with FileLock(root / "story_model.lock"):
+        if not folder.is_dir():
+            save_story_model(root / "story_model.part").rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["story_model", *(p.name for p in beside_the_checkout(PRETRAINED))])
+def stories(request: pytest.FixtureRequest) -> Path:
+    """The folder of a model of the SentencePiece type: the tiny one, and stories260K where it is there."""
+    if request.param == PRETRAINED.name:
+        return PRETRAINED
+    folder: Path = request.getfixturevalue("story_model")
+    return folder

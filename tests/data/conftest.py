@@ -1,4 +1,4 @@
-"""A tiny trained tokenizer, chat templates, and the folder of real data beside the checkout."""
+"""A tiny trained tokenizer, chat templates, and a tokenizer of the SentencePiece type."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from proxlm.data.tokenizer import train_tokenizer
-
-SHARED = Path(__file__).parents[2].parent / "shared"
+from proxlm.data.tokenizer import load_tokenizer, train_tokenizer
+from story_model import PRETRAINED, beside_the_checkout, sentencepiece_tokenizer
 
 TEXTS = [
     "Once upon a time, there was a little girl named Lily.",
@@ -57,32 +56,10 @@ def llama3() -> Any:
     return _with_template(LLAMA3, ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], "<|eot_id|>")
 
 
-@pytest.fixture(scope="session")
-def stories() -> Any:
-    """The tokenizer of a real model, SentencePiece type: a space is put before every text."""
-    return real_tokenizer()
-
-
-def real_tokenizer() -> Any:
-    from proxlm.data.tokenizer import load_tokenizer
-
-    folder = SHARED / "models" / "stories260K"
-    if not folder.is_dir():
-        pytest.skip("needs ../shared/models/stories260K")
-    return load_tokenizer(str(folder))
-
-
-@pytest.fixture(scope="session")
-def shared_file() -> Callable[[str], Path]:
-    """Path of a file under ../shared/data; skips the test where it is absent."""
-
-    def find(name: str) -> Path:
-        path = SHARED / "data" / name
-        if not path.is_file():
-            pytest.skip(f"needs ../shared/data/{name}")
-        return path
-
-    return find
+@pytest.fixture(scope="session", params=["small", *(p.name for p in beside_the_checkout(PRETRAINED))])
+def stories(request: pytest.FixtureRequest) -> Any:
+    """SentencePiece type, BOS first: a space is put before every text. Also that of stories260K where it is there."""
+    return load_tokenizer(str(PRETRAINED)) if request.param == PRETRAINED.name else sentencepiece_tokenizer()
 
 
 @pytest.fixture

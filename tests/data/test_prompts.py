@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from proxlm.data.prompts import LoadedPrompts, PromptStream, load_prompts
 from proxlm.data.tokenizer import encode_prompt
 from proxlm.errors import ConfigError, DataError
 from proxlm.types import Prompt
+from story_model import ARITHMETIC, SHARED_DATA, beside_the_checkout
 
 Write = Callable[..., str]
 
@@ -172,13 +174,15 @@ def test_system_without_chat_is_not_dropped_in_silence(write: Write, tokenizer: 
         load(tokenizer, prompts=write("p.txt", "hi\n"), system="S")
 
 
-def test_gsm8k(shared_file: Callable[[str], Any], stories: Any, write: Write) -> None:
+@pytest.mark.parametrize(
+    "file", [ARITHMETIC, *beside_the_checkout(SHARED_DATA / "gsm8k" / "test.jsonl")], ids=str
+)
+def test_word_problems(file: Path, stories: Any, write: Write) -> None:
     template = write("t.jinja", "{% for m in messages %}{{ m.content }}\n{% endfor %}Answer:")
-    path = str(shared_file("gsm8k/test.jsonl"))
     settings = {"prompt_field": "question", "chat": True, "chat_template": template, "on_long_prompt": "skip"}
-    loaded = load(stories, "eval", limit=256, eval_prompts=path, eval_count=50, **settings)
+    loaded = load(stories, "eval", limit=256, eval_prompts=str(file), eval_count=50, **settings)
     assert len(loaded.prompts) + loaded.skipped == 50
-    assert loaded.unused == 1269
+    assert loaded.unused == len(file.read_text(encoding="utf-8").splitlines()) - 50
     assert len(loaded.prompts) > 25
     assert all(len(p.input_ids) <= 256 and p.text.endswith("\nAnswer:") for p in loaded.prompts)
     assert all("#### " in p.fields["answer"] for p in loaded.prompts)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from proxlm.data.records import Record, read_records
 from proxlm.errors import DataError
+from story_model import ARITHMETIC, SHARED_DATA, beside_the_checkout
 
 Write = Callable[..., str]
 
@@ -140,11 +141,26 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         read_records(tmp_path / "folder.jsonl")
 
 
-def test_real_files(shared_file: Callable[[str], Path]) -> None:
-    gsm8k = read_records(shared_file("gsm8k/test.jsonl"))
-    assert len(gsm8k) == 1319
-    assert all(set(r.fields) == {"question", "answer"} and "#### " in r.fields["answer"] for r in gsm8k)
-    assert gsm8k[-1].line == 1319
-    preferences = read_records(shared_file("hh-rlhf/harmless-test.jsonl.gz"))
-    assert len(preferences) == 2312
-    assert all(set(r.fields) == {"chosen", "rejected"} for r in preferences)
+@pytest.mark.parametrize(
+    "path", [ARITHMETIC, *beside_the_checkout(SHARED_DATA / "gsm8k" / "test.jsonl")], ids=str
+)
+def test_word_problems(path: Path) -> None:
+    records = read_records(path)
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert len(records) == records[-1].line == lines >= 60
+    assert all(set(r.fields) == {"question", "answer"} and "#### " in r.fields["answer"] for r in records)
+
+
+def test_preferences_in_a_compressed_file(tmp_path: Path) -> None:
+    path = tmp_path / "preferences.jsonl.gz"
+    rows = [
+        {"chosen": f"\n\nHuman: {i}?\n\nAssistant: “yes”", "rejected": f"\n\nHuman: {i}"} for i in range(300)
+    ]
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    preferences = read_records(path)
+    assert [dict(r.fields) for r in preferences] == rows
+    assert preferences[-1].line == 300
+    for larger in beside_the_checkout(SHARED_DATA / "hh-rlhf" / "harmless-test.jsonl.gz"):
+        preferences = read_records(larger)
+        assert len(preferences) == 2312
+        assert all(set(r.fields) == {"chosen", "rejected"} for r in preferences)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from proxlm.config import TextSettings
 from proxlm.data.supervised import SFTExample, pretrain_blocks, record_texts, sft_examples
 from proxlm.data.tokenizer import encode_prompt, train_tokenizer
 from proxlm.errors import DataError
+from story_model import ARITHMETIC, SHARED_DATA, beside_the_checkout
 
 Write = Callable[..., str]
 
@@ -242,8 +244,11 @@ def test_a_prompt_without_tokens(write: Write) -> None:
         examples(bare, write("s.jsonl", [{"prompt": "", "response": "x"}]))
 
 
-def test_real_tokenizer_and_data(shared_file: Callable[[str], Any], stories: Any, tmp_path: Any) -> None:
-    rows = shared_file("gsm8k/test.jsonl").read_text().splitlines()[:40]
+@pytest.mark.parametrize(
+    "file", [ARITHMETIC, *beside_the_checkout(SHARED_DATA / "gsm8k" / "test.jsonl")], ids=str
+)
+def test_word_problems_with_their_answers(file: Path, stories: Any, tmp_path: Any) -> None:
+    rows = file.read_text(encoding="utf-8").splitlines()[:40]
     path = tmp_path / "some.jsonl"
     path.write_text("\n".join(rows))
     made = examples(stories, str(path), 2000, prompt_field="question", response_field="answer")

@@ -17,6 +17,7 @@ from proxlm.models.load import load_language_model, wrap
 from proxlm.seeds import Stream
 from proxlm.types import Prompt
 from small_models import WORDS, tiny_model
+from story_model import PRETRAINED, STORIES
 
 FAMILIES = [
     "llama", "qwen2", "qwen3", "gpt2", "mistral", "gemma2", "gpt_neox", "opt", "bloom", "phi3", "granite", "cohere",
@@ -280,8 +281,19 @@ def test_leading_space_of_sentencepiece_survives(stories):
     assert response_text(tokenizer, ids[:3], [*ids[3:], tokenizer.eos_token_id], ["time"]) == " a "
 
 
-def test_greedy_story_begins_as_published(stories):
-    model = load_language_model(ModelSettings(policy=str(stories), device="cpu"))
+def test_greedy_story_is_one_that_the_model_was_trained_on(story_model):
+    model = load_language_model(ModelSettings(policy=str(story_model), device="cpu"))
+    rollout = run(model, [Prompt(0, (1,), "")], temperature=0, max_new_tokens=100)
+    assert rollout.texts[0] in STORIES
+    assert rollout.finish == ["eos"]
+
+
+@pytest.mark.skipif(
+    not PRETRAINED.is_dir(),
+    reason="needs stories260K beside the checkout; the tiny story model has the same test without it",
+)
+def test_greedy_story_begins_as_published():
+    model = load_language_model(ModelSettings(policy=str(PRETRAINED), device="cpu"))
     rollout = run(model, [Prompt(0, (1,), "")], temperature=0, max_new_tokens=60)
     assert rollout.texts[0].startswith(
         "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "

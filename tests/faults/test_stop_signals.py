@@ -46,10 +46,10 @@ def test_a_signal_finishes_the_step_and_saves_it(tiny_place, capfd, name, status
 
 
 def test_a_second_ctrl_c_stops_at_once(tiny_place, capfd):  # noqa: F811
-    sends = reward_that_sends(tiny_place, "SIGINT", call=3, waits=(0.7, 60.0))
+    sends = reward_that_sends(tiny_place, "SIGINT", call=3, waits=(0.7, 250.0))
     began = time.monotonic()
     assert main([*PPO, *sends]) == 130
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 120
     assert capfd.readouterr().err.splitlines()[-1] == "proxlm: interrupted"
     assert not (tiny_place / "run" / "checkpoints").exists()
 

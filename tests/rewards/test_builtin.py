@@ -13,8 +13,9 @@ from proxlm.errors import ConfigError, RewardError
 from proxlm.rewards import builtin
 from proxlm.rewards.builtin import BUILTINS
 from proxlm.types import Completion
+from story_model import ARITHMETIC, SHARED_DATA, beside_the_checkout
 
-GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k" / "test.jsonl"
+WORD_PROBLEMS = [ARITHMETIC, *beside_the_checkout(SHARED_DATA / "gsm8k" / "test.jsonl")]
 
 
 def texts(*responses: str, prompt: str = "", **fields: Any) -> list[Completion]:
@@ -134,10 +135,9 @@ def test_numeric_answers_fallback_is_only_for_responses_without_a_mark() -> None
     assert builtin.numeric_answer(fallback=True)(completions) == [1, 1, 0, 0, 0]
 
 
-def test_numeric_answer_takes_every_gsm8k_solution_as_its_own_answer() -> None:
-    if not GSM8K.exists():
-        pytest.skip("shared/data/gsm8k is not beside the checkout")
-    answers = [json.loads(line)["answer"] for line in GSM8K.read_text(encoding="utf-8").splitlines()]
+@pytest.mark.parametrize("path", WORD_PROBLEMS, ids=str)
+def test_numeric_answer_takes_every_solution_as_its_own_answer(path: Path) -> None:
+    answers = [json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").splitlines()]
     score = builtin.numeric_answer()
     right = [Completion("", a, fields={"answer": a}) for a in answers]
     assert score(right) == [1.0] * len(answers)
