@@ -11,7 +11,8 @@ import pytest
 import torch
 from helpers import SilentLog, job, parameters, trainer
 
-from proxlm.config import load_config
+from proxlm.config import algorithms, load_config
+from proxlm.rl import estimators, policy_losses
 from proxlm.rl.estimators import AdvantageInputs
 from proxlm.rl.policy_losses import LossInputs
 
@@ -95,6 +96,24 @@ def test_both_in_a_run_named_by_path(tokenizer, tmp_path):
     assert all(row["first_minibatch/ratio_error"] == 0.0 for row in log.rows)
     moved = [name for name, p in parameters(made).items() if not torch.equal(p, before[name])]
     assert any(not name.startswith("critic.") for name in moved)
+
+
+def test_both_in_a_run_by_the_names_that_the_page_gives_them(mine, tokenizer, tmp_path, monkeypatch):
+    (entries,) = [block for block in blocks("python") if block.startswith("ADVANTAGES[")]
+    table = {**vars(algorithms), "ADVANTAGES": {}, "LOSSES": {}}
+    exec(entries, table)
+    for name, entry in table["ADVANTAGES"].items():
+        monkeypatch.setitem(algorithms.ADVANTAGES, name, entry)
+        monkeypatch.setattr(estimators, "positive_rloo", mine.positive_rloo, raising=False)
+    for name, entry in table["LOSSES"].items():
+        monkeypatch.setitem(algorithms.LOSSES, name, entry)
+        monkeypatch.setattr(policy_losses, "soft_clip", mine.soft_clip, raising=False)
+    (advantage,), (loss,) = table["ADVANTAGES"], table["LOSSES"]
+    config = job(steps=1, batch_size=6, samples_per_prompt=2, advantage=advantage, loss=loss)
+    made, log = trainer(tokenizer, config, tmp_path), SilentLog()
+    assert made.models.value_head is None
+    made.train(log)
+    assert log.rows[0]["first_minibatch/ratio_error"] == 0.0
 
 
 def test_the_page_shows_the_example_as_it_is():
