@@ -1,15 +1,19 @@
-"""Errors a user can mend. The command line prints one as a single line and exits with status 2."""
+"""Errors that a user can fix. The command line prints one as a single line and exits with status 2."""
+
+from proxlm.text import shown
+
+LONGEST_MESSAGE = 2000
 
 
 class UserError(Exception):
     """Something outside the program is wrong: a file, a setting, a model, a reward function.
 
-    The message is one line that names what was wrong, where, and what to do.
+    The message is one line that names what was wrong, where, and what to do. Control characters in it, from the
+    names of files, fields and settings for instance, are spelled out (text.py); line ends become spaces.
     """
 
     def __init__(self, message: str) -> None:
-        # Names of files, fields and settings may hold line ends.
-        super().__init__(" ".join(message.splitlines()))
+        super().__init__(shown(" ".join(message.splitlines()), LONGEST_MESSAGE))
 
 
 class ConfigError(UserError):
@@ -21,7 +25,12 @@ class DataError(UserError):
 
 
 class BadRecordError(DataError):
-    """One record of a data file cannot be used, and the others can; `kind` says why in a few words, for counts."""
+    """One record of a data file cannot be used; the other records can.
+
+    Args:
+        message: Where and what is wrong.
+        kind: The reason in a few words, the same for all such records, by which they are counted.
+    """
 
     def __init__(self, message: str, kind: str) -> None:
         super().__init__(message)
@@ -32,8 +41,12 @@ class ModelError(UserError):
     """A model or tokenizer cannot be loaded or used."""
 
 
+class UserCodeError(UserError):
+    """A user's Python file cannot be run."""
+
+
 class RewardError(UserError):
-    """A reward function raised, hung, or returned something that is not a reward."""
+    """A reward function raised an error, hung, or returned something that is not a reward."""
 
 
 class RunError(UserError):
@@ -41,9 +54,13 @@ class RunError(UserError):
 
 
 class StoppedBySignalError(KeyboardInterrupt):
-    """SIGTERM or Ctrl-C ended a run, whose newest step is saved; the message says how to go on.
+    """SIGTERM or Ctrl-C ended a run whose newest step is saved; the message says how to resume it.
 
-    Not a UserError, nor caught by `except Exception`: nothing was wrong. signal: its number.
+    Not a UserError, and not caught by `except Exception`: nothing was wrong.
+
+    Args:
+        message: How to resume the run.
+        signal: The signal's number.
     """
 
     def __init__(self, message: str, signal: int) -> None:

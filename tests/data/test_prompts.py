@@ -106,7 +106,7 @@ def test_long_prompts_fail_or_are_left_out_and_counted(write: Write, tokenizer: 
     [
         (
             {"promt": "x"},
-            r'2: no field "prompt"; did you mean "promt"\? fields here: promt \(set data\.prompt_field\)',
+            r'2: no field "prompt"; did you mean promt\? fields here: promt \(set data\.prompt_field\)',
         ),
         ({"xyz": "x", "b": 1}, r'2: no field "prompt"; fields here: xyz, b '),
         ({"prompt": " \n"}, '2: field "prompt": the prompt is empty'),

@@ -209,7 +209,7 @@ def test_a_template_that_changes_earlier_turns_is_refused(write: Write, chatml: 
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"promt": "a", "response": "b"}, r'no field "prompt"; did you mean "promt"\?'),
+        ({"promt": "a", "response": "b"}, r'no field "prompt"; did you mean promt\?'),
         ({"prompt": "a", "answer": "b"}, 'no field "response"; fields here: prompt, answer'),
         ({"prompt": "a", "response": ""}, 'field "response" is empty'),
         ({"prompt": "a", "response": None}, 'field "response" must be a text, not NoneType'),

@@ -73,7 +73,7 @@ def test_bad_rows_are_named_by_row_and_field(tmp_path: Path, tokenizer: Any) -> 
     assert [p.text for p in load(skipped).prompts] == ["你好"]
     assert skipped.counts == {"no text": 1, "empty": 1}
     with pytest.raises(
-        DataError, match=r'a\.parquet:1: no field "promt"; did you mean "prompt"\? fields here: prompt, n'
+        DataError, match=r'a\.parquet:1: no field "promt"; did you mean prompt\? fields here: prompt, n'
     ):
         load(field="promt")
     with pytest.raises(

@@ -262,14 +262,14 @@ def test_tic_tac_toe_rules():
 
 
 def test_settings_are_checked(tokenizer, tmp_path):
-    with pytest.raises(ConfigError, match='no such built-in environment; did you mean "number-game"'):
+    with pytest.raises(ConfigError, match="no such built-in environment; did you mean number-game"):
         resolve(EnvironmentSettings(use="number-gam"))
     with pytest.raises(ConfigError, match=r"environment\.args: number-game: highest must be 2 or more"):
         resolve(EnvironmentSettings(use="number-game", args={"highest": 1}))
     with pytest.raises(ConfigError, match="unexpected keyword argument 'lowest'"):
         resolve(EnvironmentSettings(use="number-game", args={"lowest": 1}))
     (tmp_path / "mine.py").write_text("class Mine:\n    def reset(self, task):\n        return 'x'\n")
-    with pytest.raises(ConfigError, match=r'no "Mien" in .*; did you mean "Mine"\? it defines Mine'):
+    with pytest.raises(ConfigError, match=r'no "Mien" in .*; did you mean Mine\? it defines Mine'):
         resolve(EnvironmentSettings(use=f"{tmp_path}/mine.py:Mien"))
     with pytest.raises(ConfigError, match="has no method step"):
         resolve(EnvironmentSettings(use=f"{tmp_path}/mine.py:Mine"))

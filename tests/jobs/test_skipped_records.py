@@ -38,7 +38,7 @@ def test_ppo(place, capsys):  # noqa: F811
         ("prompts.jsonl", 4, "field missing"),
         ("prompts.jsonl", 5, "over the length limit"),
     ]
-    assert listed[3]["reason"].startswith('no field "prompt"; did you mean "promt"?')
+    assert listed[3]["reason"].startswith('no field "prompt"; did you mean promt?')
     assert json.loads(listed[3]["record"]) == {"promt": "x"}
     assert len(listed[4]["record"]) == 1000
     printed = capsys.readouterr().out

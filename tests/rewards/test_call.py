@@ -3,13 +3,10 @@ import gc
 import subprocess
 import sys
 import threading
-import time
-from typing import Any
 
 import pytest
 
-from proxlm.errors import RewardError
-from proxlm.rewards.call import Outcome, TimedCaller, describe_error
+from proxlm.rewards.call import Outcome, TimedCaller
 
 
 def test_the_value_of_a_sync_and_of_an_async_function() -> None:
@@ -152,35 +149,3 @@ def test_a_hanging_function_does_not_keep_the_process_alive() -> None:
     )
     assert done.stdout == "True\n"
     assert done.stderr == ""
-
-
-def raised_by(function: Any) -> BaseException:
-    error = TimedCaller().call(function, 5).error
-    assert error is not None
-    return error
-
-
-def test_an_error_is_described_in_one_line_with_its_place() -> None:
-    def fail() -> None:
-        raise ValueError("one\n  two")
-
-    line = fail.__code__.co_firstlineno + 1
-    assert describe_error(raised_by(fail), __file__) == f"ValueError: one two at {__file__}:{line}"
-
-
-def test_the_place_is_in_the_rewards_own_file_even_if_a_library_raised() -> None:
-    def fail() -> None:
-        time.strptime("x", "%Y")
-
-    line = fail.__code__.co_firstlineno + 1
-    assert describe_error(raised_by(fail), __file__).endswith(f" at {__file__}:{line}")
-    assert "_strptime.py:" in describe_error(raised_by(fail), "")
-
-
-def test_errors_without_message_or_place_and_groups_and_our_own() -> None:
-    assert describe_error(KeyError()) == "KeyError"
-    assert (
-        describe_error(ExceptionGroup("many", [ExceptionGroup("more", [OSError("gone")])])) == "OSError: gone"
-    )
-    assert describe_error(RewardError("as it is")) == "as it is"
-    assert len(describe_error(ValueError("x" * 1000))) < 320

@@ -99,7 +99,7 @@ def test_a_kind_of_failure_can_be_given_a_weight_of_its_own() -> None:
         ([], 'field "tests" holds no text with a test'),
         (" ", 'field "tests" holds no text with a test'),
         (["x", 3], 'field "tests" holds no text with a test'),
-        (["assert f()", "assert ("], r'field "tests": test 1 is no Python: .*never closed'),
+        (["assert f()", "assert ("], r'field "tests": test 1 is not Python: .*never closed'),
     ],
 )
 def test_records_with_unusable_tests_are_named(tests: Any, message: str) -> None:

@@ -4,7 +4,7 @@ import pytest
 from reward_helpers import own_folder, refused, totals, write
 
 from proxlm.config.schema import RewardSettings, RewardTerm
-from proxlm.errors import ConfigError, RewardError
+from proxlm.errors import ConfigError, UserCodeError
 from proxlm.rewards import build_reward
 
 
@@ -76,14 +76,14 @@ def test_two_terms_from_one_file_run_it_once() -> None:
 
 def test_a_missing_file_or_function() -> None:
     message = refused(ConfigError, RewardSettings(use="no/my.py:score"))
-    assert message == 'reward.use: no file "no/my.py" (seen from the current folder)'
+    assert message == 'reward.use: no file "no/my.py"; relative paths start at the current folder'
     use = write("my.py", SOURCE)
     message = refused(ConfigError, RewardSettings(use=f"{use}:scroe"))
     assert message == (
-        'reward.use: no "scroe" in my.py; did you mean "score"? it defines Helper, score, squares'
+        'reward.use: no "scroe" in my.py; did you mean score? it defines Helper, score, squares'
     )
     assert refused(ConfigError, RewardSettings(use=use)) == (
-        'reward.use = "my.py": name the function as well: my.py:FUNCTION'
+        'reward.use = "my.py": add the name of the function: my.py:FUNCTION'
     )
     assert "it defines no functions or classes" in refused(
         ConfigError, RewardSettings(use=f"{write('e.py', '')}:f")
@@ -106,6 +106,6 @@ def test_a_missing_file_or_function() -> None:
 )
 def test_a_file_that_cannot_be_run(source: str, message: str) -> None:
     use = write("my.py", source)
-    found = refused(RewardError, RewardSettings(use=f"{use}:score"))
+    found = refused(UserCodeError, RewardSettings(use=f"{use}:score"))
     assert found.startswith("reward.use: my.py")
     assert message in found

@@ -19,7 +19,7 @@ def failure(reward: Reward) -> str:
         reward.score(THREE)
     message = str(raised.value)
     assert "\n" not in message
-    advice = '; mend it, or let such responses fail with reward.on_error = "score"'
+    advice = '; fix it, or set reward.on_error = "score" to go on with reward.error_score'
     assert message.endswith(advice)
     return message.removesuffix(advice)
 
@@ -159,7 +159,7 @@ def test_a_weight_needs_its_component() -> None:
             reward.score(THREE)
         assert str(raised.value) == (
             "reward.weights.stile: reward_of.<locals>.stated returns no such component; "
-            'did you mean "style"? it returns style, size'
+            "did you mean style? it returns style, size"
         )
     with pytest.raises(ConfigError, match="returns a plain list, not a dict of components"):
         score([1, 1, 1], weights={"style": 2.0})
@@ -172,7 +172,7 @@ def test_a_component_may_not_come_or_go() -> None:
     assert reward.score(THREE).total.tolist() == [2, 2, 2]
     assert (
         failure(reward)
-        == TITLE + "returned the components a, where its first call returned the components a, b"
+        == TITLE + "returned the components a, but its first call returned the components a, b"
     )
     reward = reward_of(iter([first, [1, 1, 1]]), on_error="score", error_score=-1.0)
     reward.score(THREE)

@@ -54,12 +54,17 @@ def save_classifier(folder: Path, tokenizer: Any, type: str = "llama", **config:
 
 def direct_logits(path: str, tokenizer: Any, text: str | tuple[str, str]) -> torch.Tensor:
     """One text through transformers alone, nothing padded."""
+    texts = (text,) if isinstance(text, str) else text
+    return logits_of(path, tokenizer(*texts)["input_ids"])
+
+
+def logits_of(path: str, ids: list[int]) -> torch.Tensor:
+    """One sequence of token ids through transformers alone."""
     from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
     with torch.no_grad():
-        texts = (text,) if isinstance(text, str) else text
-        return model(torch.tensor([tokenizer(*texts)["input_ids"]])).logits[0]
+        return model(torch.tensor([ids])).logits[0]
 
 
 @pytest.mark.parametrize("type", ["llama", "gpt2", "bert", "proxlm_lstm"])
@@ -127,7 +132,7 @@ def test_a_label_is_needed_and_checked_before_anything_is_loaded(
     args = {"path": path} | ({} if label is None else {"label": label})
     with pytest.raises(ConfigError) as raised:
         build_reward(RewardSettings(use="reward_model", args=args))
-    what = "needed by a model with several classes" if label is None else "no such class"
+    what = "required for a model with several classes" if label is None else "no such class"
     assert str(raised.value) == f"reward.args.label = {label!r}: {what}; the model has bad, good"
 
 
@@ -145,9 +150,7 @@ def test_a_long_text_is_an_error_or_loses_its_beginning(tmp_path: Path, tokenize
         direct_logits(path, tokenizer, SIX[0].prompt + SIX[0].text).item(), abs=1e-5
     )
     model = RewardModel(path, max_length=20, truncate=True, device="cpu")
-    model.prepare()
-    assert model._cut(long.prompt + long.text) == [ids[0], *ids[-19:]]
-    assert isinstance(model([long])[0], float)
+    assert model([long]) == pytest.approx([logits_of(path, [ids[0], *ids[-19:]]).item()], abs=1e-5)
 
 
 @pytest.mark.parametrize("type", ["t5", "bart"])
@@ -172,9 +175,11 @@ def test_encoder_decoders_score_too_and_read_a_text_or_a_pair(type: str, tmp_pat
 def test_a_long_pair_loses_the_beginning_of_its_prompt(tmp_path: Path, tokenizer: Any) -> None:
     path = save_classifier(tmp_path, tokenizer)
     model = RewardModel(path, max_length=20, truncate=True, device="cpu", pair=True)
-    model.prepare()
-    whole = tokenizer("x" * 40, " sat")["input_ids"]
-    assert model._cut("x" * 40, " sat") == [whole[0], *whole[-19:]]
+    prompt = "".join(chr(ord("a") + i % 26) for i in range(40))
+    whole = tokenizer(prompt, " sat")["input_ids"]
+    expected = logits_of(path, [whole[0], *whole[-19:]]).item()
+    assert model([Completion(prompt, " sat")]) == pytest.approx([expected], abs=1e-5)
+    assert logits_of(path, whole[:20]).item() != pytest.approx(expected, abs=1e-3)
 
 
 def test_the_longest_text_is_by_default_the_models_own_limit(tmp_path: Path, tokenizer: Any) -> None:

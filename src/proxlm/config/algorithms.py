@@ -9,8 +9,15 @@ from typing import NamedTuple
 
 
 class Advantage(NamedTuple):
-    """function: module:name; critic: uses values; whiten: followed by whitening unless a setting says otherwise;
-    groups: needs several responses to each prompt; rowwise: a response's depend on no other response."""
+    """An advantage estimator.
+
+    Attributes:
+        function: "module:name".
+        critic: It uses values.
+        whiten: Its advantages are whitened unless a setting says otherwise.
+        groups: It needs several responses to each prompt.
+        rowwise: A response's advantages depend on no other response.
+    """
 
     function: str
     critic: bool = False
@@ -29,7 +36,12 @@ ADVANTAGES = {
 
 
 class Loss(NamedTuple):
-    """function: module:name; tokenwise: a token's loss depends on no other token."""
+    """A policy loss.
+
+    Attributes:
+        function: "module:name".
+        tokenwise: A token's loss depends on no other token.
+    """
 
     function: str
     tokenwise: bool = False
@@ -46,17 +58,11 @@ LOSSES = {
 }
 
 
-def is_user_function(name: str) -> bool:
-    """Whether a setting names a function of the user's, path/to/file.py:function."""
-    path, colon, function = name.rpartition(":")
-    return bool(path and colon and function)
-
-
 def advantage_of(name: str) -> Advantage:
-    """What is known of an estimator by its setting; a user's function may use all there is."""
+    """The properties of the estimator that a setting names; a user's function is assumed to use everything."""
     return ADVANTAGES.get(name, Advantage(name, critic=True, whiten=True))
 
 
 def loss_of(name: str) -> Loss:
-    """What is known of a loss by its setting; a user's function may look at all tokens."""
+    """The properties of the loss that a setting names; a user's function is assumed to look at all tokens."""
     return LOSSES.get(name, Loss(name))

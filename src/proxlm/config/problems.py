@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
-from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of, is_user_function
+from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of
 from proxlm.config.ppo import PPOSettings
 from proxlm.config.schema import (
     ModelSettings,
@@ -15,6 +14,8 @@ from proxlm.config.schema import (
     RewardSettings,
 )
 from proxlm.config.secrets import secret_problems
+from proxlm.text import suggestion
+from proxlm.user_code import parse_reference
 
 Problems = list[tuple[str, str]]
 
@@ -23,10 +24,9 @@ def algorithm_problems(ppo: PPOSettings, model: ModelSettings) -> Problems:
     """What the advantage and the loss ask of the other settings."""
     found: Problems = []
     for key, name, known in (("advantage", ppo.advantage, ADVANTAGES), ("loss", ppo.loss, LOSSES)):
-        if name not in known and not is_user_function(name):
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            found.append((f"ppo.{key}", f"unknown; {hint} One of your own is path/to/file.py:function"))
+        if name not in known and parse_reference(name) is None:
+            listing = f"built in are {', '.join(known)}; one of your own is path/to/file.py:function"
+            found.append((f"ppo.{key}", f"unknown; {suggestion(name, known, listing)}"))
     advantage = advantage_of(ppo.advantage)
     if advantage.groups and ppo.samples_per_prompt < 2:
         found.append(("ppo.samples_per_prompt", f"must be 2 or more with ppo.advantage = {ppo.advantage}"))

@@ -19,9 +19,10 @@ from proxlm.environments.message_tokens import ChatWords, PlainWords
 from proxlm.environments.multi_turn import MultiTurn
 from proxlm.environments.protocol import MakeEnvironment
 from proxlm.errors import ConfigError
-from proxlm.rewards.user_file import did_you_mean, function_from_file
 from proxlm.rl.ragged import segment_sum
+from proxlm.text import suggestion
 from proxlm.types import Prompt, Rollout, Scores
+from proxlm.user_code import load, parse_reference
 
 
 def conversations(settings: EnvironmentSettings, data: DataSettings, tokenizer: Any) -> MultiTurn:
@@ -33,17 +34,14 @@ def conversations(settings: EnvironmentSettings, data: DataSettings, tokenizer: 
 def resolve(settings: EnvironmentSettings) -> MakeEnvironment:
     """What makes a new environment for each conversation, its arguments checked."""
     use, key = settings.use, "environment.use"
-    path, colon, name = use.rpartition(":")
     args = from_environment("environment.args", settings.args)
-    if colon and path:
-        made = function_from_file(key, path, name, {})
+    if reference := parse_reference(use):
+        made = load(key, reference)
     elif use in GAMES:
         made = GAMES[use]
     else:
-        raise ConfigError(
-            f'{key} = "{use}": no such built-in environment{did_you_mean(use, list(GAMES))} '
-            f"built in are {', '.join(GAMES)}; one of your own is path/to/file.py:Class"
-        )
+        listing = f"built in are {', '.join(GAMES)}; one of your own is path/to/file.py:Class"
+        raise ConfigError(f'{key} = "{use}": no such built-in environment; {suggestion(use, GAMES, listing)}')
     try:
         inspect.signature(made).bind(**args)
         sample = made(**args)

@@ -1,7 +1,7 @@
 """The built-in rewards: each is called once with its arguments, and returns the function that scores.
 
-A scoring function takes the completions [B] and returns B floats, with a RewardError in the place of a
-completion that it cannot score; or components by name, with `weights` for those that are not to count as 1.
+A scoring function takes the completions [B] and returns B floats, with a RewardError instead of a float for each
+completion that it cannot score; or components by name, with an attribute `weights` for those whose weight is not 1.
 A wrong argument raises ValueError("ARGUMENT: what is wrong").
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from proxlm.errors import ConfigError, RewardError
+from proxlm.rewards.fields import field_of
 from proxlm.rewards.numeric import last_number, marked_number, to_number
 from proxlm.rewards.python_code import python_parse_report
 from proxlm.rewards.python_tests import PythonTests
@@ -37,7 +38,7 @@ def sentiment(of: Literal["response", "text"] = "response") -> Scorer:
 
 
 def regex(pattern: str, full: bool = False) -> Scorer:
-    """1 where the pattern is found in the response (full: where it matches all of it), else 0."""
+    """1 if the pattern is found in the response (with `full`: if it matches all of it), else 0."""
     try:
         compiled = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
@@ -47,14 +48,14 @@ def regex(pattern: str, full: bool = False) -> Scorer:
 
 
 def exact_match(field: str = "answer", ignore_case: bool = False, strip: bool = True) -> Scorer:
-    """1 where the response is the text in the record's field, else 0; strip: but for white space around."""
+    """1 if the response equals the text in the record's field, else 0; strip: surrounding white space is ignored."""
 
     def normal(text: str) -> str:
         text = text.strip() if strip else text
         return text.casefold() if ignore_case else text
 
     def score(completion: Completion) -> float | RewardError:
-        expected = _field(completion, field)
+        expected = field_of(completion, field)
         if isinstance(expected, RewardError):
             return expected
         if isinstance(expected, bool) or not isinstance(expected, str | int | float):
@@ -65,23 +66,24 @@ def exact_match(field: str = "answer", ignore_case: bool = False, strip: bool = 
 
 
 def numeric_answer(field: str = "answer", fallback: bool = False) -> Scorer:
-    """1 where the number after the response's last "####" has the value of the field's, else 0 (GSM8K).
+    """1 if the number after the response's last "####" equals the field's, else 0 (GSM8K, Cobbe et al. 2021).
 
-    Cobbe et al. 2021. The field may be a number, a text with "####", or a text that is a number.
-    fallback: the response's last number counts where it has no "####".
+    Args:
+        field: The record's field: a number, a text with "####", or a text that is a number.
+        fallback: In a response without "####", use its last number.
     """
 
     def score(completion: Completion) -> float | RewardError:
-        expected = _field(completion, field)
+        expected = field_of(completion, field)
         if isinstance(expected, RewardError):
             return expected
         value = to_number(expected)
         if value is None:
             return RewardError(f'field "{field}" holds no number: {str(expected)[-40:]!r}')
-        given = marked_number(completion.text)
-        if given is None and fallback and "####" not in completion.text:
-            given = last_number(completion.text)
-        return float(given == value)
+        answer = marked_number(completion.text)
+        if answer is None and fallback and "####" not in completion.text:
+            answer = last_number(completion.text)
+        return float(answer == value)
 
     return lambda completions: [score(c) for c in completions]
 
@@ -89,7 +91,7 @@ def numeric_answer(field: str = "answer", fallback: bool = False) -> Scorer:
 def python_parses(
     min_tokens: int = 3, min_names: int = 1, max_string: int = 40, single_line: bool = True
 ) -> Scorer:
-    """1 where prompt + response parses as Python and the guards of `python_parse_report` hold, else 0."""
+    """1 if prompt + response parses as Python and passes the guards of `python_parse_report`, else 0."""
     for name, value in (("min_tokens", min_tokens), ("min_names", min_names), ("max_string", max_string)):
         if value < 0:
             raise ValueError(f"{name} = {value}: must be at least 0")
@@ -113,7 +115,7 @@ def length(
     unit: Literal["tokens", "words", "characters"] = "tokens",
     tolerance: float | None = None,
 ) -> Scorer:
-    """max(0, 1 − |length − target| / tolerance): 1 at the target, 0 at `tolerance` (target) from it."""
+    """max(0, 1 − |length − target| / tolerance): 1 at the target, 0 at a distance of `tolerance` (None: target)."""
     if target < 1:
         raise ValueError(f"target = {target}: must be at least 1")
     width = float(target if tolerance is None else tolerance)
@@ -123,7 +125,7 @@ def length(
 
 
 def repetition(n: int = 3, unit: Literal["tokens", "words", "characters"] = "tokens") -> Scorer:
-    """−(share of the response's n-grams that repeat an earlier one), in [-1, 0]; 0 below n units."""
+    """−(share of the response's n-grams that repeat an earlier one), in [-1, 0]; 0 for fewer than n units."""
     if n < 1:
         raise ValueError(f"n = {n}: must be at least 1")
 
@@ -136,7 +138,7 @@ def repetition(n: int = 3, unit: Literal["tokens", "words", "characters"] = "tok
 
 
 def keyword(words: list[str], all: bool = False, ignore_case: bool = True) -> Scorer:
-    """1 where the response holds one of the words (all: every one), else 0; "art" is found in "party"."""
+    """1 if the response contains one of the words (with `all`: all of them), else 0; "art" is found in "party"."""
     if not words or "" in words:
         raise ValueError(f"words = {words!r}: needs at least one word, and none may be empty")
     fold = str.casefold if ignore_case else str
@@ -148,9 +150,11 @@ def keyword(words: list[str], all: bool = False, ignore_case: bool = True) -> Sc
 
 
 def chrf(field: str = "response", word_order: int = 0) -> Scorer:
-    """chrF of the response against the field's text, in [0, 1] (Popović 2015); word_order 2: chrF++.
+    """chrF of the response against the field's text, in [0, 1] (Popović 2015), as sacrebleu computes it per sentence.
 
-    The field is a text, or a list of texts, each a right answer. sacrebleu computes it, per sentence.
+    Args:
+        field: The record's field: a text, or a list of texts each of which is a right answer.
+        word_order: 0: chrF; 2: chrF++.
     """
     if not 0 <= word_order <= 2:
         raise ValueError(f"word_order = {word_order}: must be 0, 1 or 2")
@@ -161,7 +165,7 @@ def chrf(field: str = "response", word_order: int = 0) -> Scorer:
     metric = CHRF(word_order=word_order)
 
     def score(completion: Completion) -> float | RewardError:
-        expected = _field(completion, field)
+        expected = field_of(completion, field)
         if isinstance(expected, RewardError):
             return expected
         texts = [expected] if isinstance(expected, str) else expected
@@ -170,20 +174,6 @@ def chrf(field: str = "response", word_order: int = 0) -> Scorer:
         return float(metric.sentence_score(completion.text.strip(), texts).score) / 100
 
     return lambda completions: [score(c) for c in completions]
-
-
-def reward_model(
-    path: str,
-    max_length: int = 0,
-    truncate: bool = False,
-    batch_size: int = 16,
-    device: str = "auto",
-    sigmoid: bool = False,
-    label: str | int | None = None,
-    pair: bool = False,
-) -> Scorer:
-    """What a sequence classifier gives prompt + response; see RewardModel."""
-    return RewardModel(path, max_length, truncate, batch_size, device, sigmoid, label, pair)
 
 
 def python_tests(
@@ -197,9 +187,18 @@ def python_tests(
     workers: int = 0,
     require_landlock: bool = True,
 ) -> Scorer:
-    """The share of the record's tests that the response passes as a Python program, in the sandbox.
+    """The share of the record's tests that the response, run as a Python program in the sandbox, passes.
 
-    See PythonTests. failure: of a program that does not come to the end of its tests.
+    Args:
+        field: The record's field with the tests: a text, or a list of texts.
+        fenced: Run the response's first fenced code block if it has one, instead of the whole response.
+        with_prompt: Put the prompt before the code.
+        all: 1 if every test passes, else 0, instead of the share.
+        failure: The reward of a program that does not reach the end of its tests.
+        seconds: Time limit of a program with its tests.
+        memory_mb: Address space of a program in MiB.
+        workers: Programs at a time; 0: one per CPU.
+        require_landlock: Raise SandboxError on kernels where programs could read every file.
     """
     if workers < 0:
         raise ValueError(f"workers = {workers}: must be at least 0 (0: one per CPU)")
@@ -212,28 +211,18 @@ def python_tests(
 
 
 BUILTINS: dict[str, Callable[..., Scorer]] = {
-    f.__name__: f
-    for f in (
-        sentiment,
-        regex,
-        exact_match,
-        numeric_answer,
-        python_parses,
-        length,
-        repetition,
-        keyword,
-        chrf,
-        reward_model,
-        python_tests,
-    )
+    "sentiment": sentiment,
+    "regex": regex,
+    "exact_match": exact_match,
+    "numeric_answer": numeric_answer,
+    "python_parses": python_parses,
+    "length": length,
+    "repetition": repetition,
+    "keyword": keyword,
+    "chrf": chrf,
+    "reward_model": RewardModel,
+    "python_tests": python_tests,
 }
-
-
-def _field(completion: Completion, field: str) -> Any:
-    if field in completion.fields:
-        return completion.fields[field]
-    has = ", ".join(completion.fields) or "no other fields than the prompt"
-    return RewardError(f'the record has no field "{field}"; it has {has}')
 
 
 def _units(completion: Completion, unit: str) -> Any:

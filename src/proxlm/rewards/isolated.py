@@ -1,4 +1,4 @@
-"""A reward in a process of its own: what hangs is killed, what dies is started anew, what leaks has a limit."""
+"""A reward in a separate process, which is killed if it hangs, restarted if it dies, and limited in memory."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from proxlm.config.schema import RewardSettings
 from proxlm.errors import RewardError
 from proxlm.rewards.result import Component, UnusableResultError
 from proxlm.rewards.worker import receive, send
+from proxlm.text import reason_of, system_reason
 from proxlm.threads import SLICE_SECONDS
 from proxlm.types import Completion
 
 log = logging.getLogger(__name__)
-# What importing takes at most; the reward's own time limit is for its calls.
+# The time limit for importing; the reward's own time limit is for its calls.
 START_SECONDS = 120.0
 START = "from proxlm.rewards.worker import main; main()"
 
 
 class IsolatedTerms:
-    """The terms of a reward, called in another process. `restarts` counts how often that was started anew."""
+    """The terms of a reward, called in another process. `restarts` counts how often it was started again."""
 
     def __init__(self, config: RewardSettings) -> None:
         self._config = config
@@ -37,10 +38,11 @@ class IsolatedTerms:
         self.restarts = -1
 
     def evaluate(self, term: int, completions: Sequence[Completion]) -> dict[str, Component]:
-        """What term number `term` says of the completions, checked.
+        """The checked components of term number `term` for the completions.
 
-        Raises UnusableResultError where it failed, took too long or ended its process, RewardError where the process
-        cannot be started.
+        Raises:
+            UnusableResultError: The term failed, took too long, or ended its process.
+            RewardError: The process cannot be started.
         """
         end = self._end or self._start()
         message = {"term": term, "completions": [asdict(c) for c in completions]}
@@ -48,9 +50,8 @@ class IsolatedTerms:
             send(end, message)
             reply = self._reply(end, self._config.timeout)
         except TypeError as error:
-            raise UnusableResultError(
-                f"cannot be given a prompt's fields in another process: {error}"
-            ) from None
+            reason = f"a prompt's fields cannot be sent to another process: {reason_of(error)}"
+            raise UnusableResultError(reason) from None
         except OSError as error:  # among them the time limit
             late = isinstance(error, TimeoutError)
             how = self._stop()
@@ -70,7 +71,7 @@ class IsolatedTerms:
     def _start(self) -> socket.socket:
         mine, its = socket.socketpair()
         command = [sys.executable, "-c", START, str(its.fileno())]
-        # A session of its own: Ctrl-C is for the run, which finishes its step first.
+        # In a session of its own, so that Ctrl-C reaches only the run, which finishes its step first.
         self._process = subprocess.Popen(
             command, pass_fds=[its.fileno()], stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
         )
@@ -78,13 +79,13 @@ class IsolatedTerms:
         self._end, self.restarts = mine, self.restarts + 1
         weakref.finalize(self, _end_process, self._process, mine)
         if self.restarts:
-            log.warning("the reward's process was started anew (%d times so far)", self.restarts)
+            log.warning("the reward's process was started again (%d times so far)", self.restarts)
         try:
             send(mine, {"reward": asdict(self._config), "memory_gb": self._config.memory_gb})
             reply = self._reply(mine, START_SECONDS)
         except OSError as error:
             raise RewardError(
-                f"reward.isolate: the reward's process did not start: {error}; {self._stop()}"
+                f"reward.isolate: the reward's process did not start: {system_reason(error)}; {self._stop()}"
             ) from error
         if reply is None or "refused" in reply:
             raise RewardError(f"reward.isolate: {reply['refused'] if reply else self._stop()}")
@@ -93,7 +94,7 @@ class IsolatedTerms:
     def _reply(self, end: socket.socket, timeout: float) -> dict[str, Any] | None:
         """The next message. Raises TimeoutError after `timeout` seconds."""
         until = time.monotonic() + timeout
-        # In slices, for a signal that the system gives to another thread does not end this wait.
+        # In slices: a signal that is delivered to another thread does not end this wait.
         while not _readable(end, min(SLICE_SECONDS, max(0.0, until - time.monotonic()))):
             if time.monotonic() >= until:
                 raise TimeoutError("no answer")
@@ -101,7 +102,7 @@ class IsolatedTerms:
         return receive(end)
 
     def _stop(self) -> str:
-        """End the process, if it has not ended; returns how it ended."""
+        """End the process if it still runs; returns how it ended."""
         process, self._process = self._process, None
         if self._end is not None:
             self._end.close()

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxlm.errors import RewardError
+from proxlm.rewards.fields import field_of
 from proxlm.sandbox import STATUSES, Limits, Program, check_isolation, run_programs
+from proxlm.text import reason_of
 from proxlm.types import Completion
 
 _FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
@@ -18,7 +20,7 @@ _FAILURES: list[str] = [status for status in STATUSES if status != "ok"]
 
 
 def code_in(text: str) -> str:
-    """What stands in the text's first fenced block, which may lack its end; the whole text if it has no block."""
+    """The content of the text's first fenced block, which may lack its closing line; without a block, the text."""
     block = _FENCED.search(text)
     return block[1] if block else text
 
@@ -27,8 +29,8 @@ def code_in(text: str) -> str:
 class PythonTests:
     """Callable: completions [B] → components by name, [B] each. Made by `python_tests`; see there.
 
-    "passed" is the reward. Each kind of failure is 1 where it happened, to be counted; `weights` keeps these out
-    of the sum. Raises SandboxError where this system cannot confine programs.
+    "passed" is the reward. Each kind of failure is a component too, 1 where it happened, so that it is counted in
+    the metrics; `weights` keeps these out of the sum. Raises SandboxError if this system cannot confine programs.
     """
 
     field: str
@@ -45,7 +47,7 @@ class PythonTests:
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """Of components that the settings give no weight."""
+        """Weights of components to which the settings give none."""
         return dict.fromkeys(_FAILURES, 0.0)
 
     def __call__(self, completions: Sequence[Completion]) -> dict[str, list[Any]]:
@@ -72,10 +74,9 @@ class PythonTests:
 
     def _tests(self, completion: Completion) -> Any:
         """The record's tests as a list of texts, or what is wrong with them."""
-        if self.field not in completion.fields:
-            has = ", ".join(completion.fields) or "no other fields than the prompt"
-            return RewardError(f'the record has no field "{self.field}"; it has {has}')
-        found = completion.fields[self.field]
+        found = field_of(completion, self.field)
+        if isinstance(found, RewardError):
+            return found
         tests = [found] if isinstance(found, str) else found
         if (
             not isinstance(tests, list | tuple)
@@ -85,7 +86,7 @@ class PythonTests:
             return RewardError(f'field "{self.field}" holds no text with a test and no list of such texts')
         for number, test in enumerate(tests):
             if problem := _syntax_problem(test):
-                return RewardError(f'field "{self.field}": test {number} is no Python: {problem}')
+                return RewardError(f'field "{self.field}": test {number} is not Python: {problem}')
         return tests
 
 
@@ -94,8 +95,7 @@ def _syntax_problem(text: str) -> str:
         warnings.simplefilter("ignore")
         try:
             ast.parse(text)
-        except (
-            Exception
-        ) as error:  # SyntaxError, but also null bytes, lone surrogates, and nesting beyond the stack
-            return " ".join(str(error).split()) or type(error).__name__
+        # SyntaxError, but also null bytes, lone surrogates, and nesting beyond the stack.
+        except Exception as error:
+            return reason_of(error)
     return ""

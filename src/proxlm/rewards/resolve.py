@@ -1,4 +1,4 @@
-"""From the settings of a reward to functions ready to be called; everything wrong is found here, at once."""
+"""From the settings of a reward to functions ready to be called; every mistake in the settings is found here."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import ModuleType
 from typing import Any, Literal
 
 from proxlm.config.schema import RewardSettings
 from proxlm.config.secrets import from_environment
 from proxlm.errors import ConfigError
 from proxlm.rewards.builtin import BUILTINS
-from proxlm.rewards.user_file import did_you_mean, function_from_file
+from proxlm.text import listed, suggestion
+from proxlm.user_code import load, parse_reference
 
 RewardFunction = Callable[..., Any]
 """(completions: list[Completion], **args) → B floats, B lists of floats, or a dict of such; sync or async."""
@@ -22,9 +24,16 @@ RewardFunction = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Term:
-    """A reward function with its arguments. name: "" for a reward without terms; title: for messages.
+    """A reward function with its arguments.
 
-    component_weights: of components to which the settings give none, where it is not 1.
+    Attributes:
+        name: The term's name; "" for a reward without terms.
+        title: The reward's name in messages.
+        function: The completions → the result.
+        file: The source file of a user's function, else "".
+        weight: Its factor in the sum.
+        potential: Whether its per-token values are potentials.
+        component_weights: Weights other than 1 of components to which the settings give none.
     """
 
     name: str
@@ -39,7 +48,9 @@ class Term:
 def resolve_terms(config: RewardSettings, function: RewardFunction | None) -> list[Term]:
     """The functions that `config` names, or `function` instead, with their arguments checked.
 
-    Raises ConfigError for what is wrong in the settings, RewardError if a user's file cannot be run.
+    Raises:
+        ConfigError: The settings are wrong.
+        UserCodeError: A user's file cannot be run.
     """
     if config.terms and (config.use or function is not None):
         raise ConfigError(
@@ -51,7 +62,7 @@ def resolve_terms(config: RewardSettings, function: RewardFunction | None) -> li
         args = from_environment("reward.args", config.args)
         return [_user_term("", "reward", _title(function), function, args, 1.0)]
     if config.terms:
-        modules: dict[str, dict[str, Any]] = {}
+        modules: dict[str, ModuleType] = {}
         return [
             replace(
                 _term(name, f"reward.terms.{name}", term.use, term.args, term.weight, modules),
@@ -61,37 +72,34 @@ def resolve_terms(config: RewardSettings, function: RewardFunction | None) -> li
         ]
     if not config.use:
         raise ConfigError(
-            "reward.use: needed: a built-in reward, path/to/file.py:function, or reward.terms; "
+            "reward.use: required: a built-in reward, path/to/file.py:function, or reward.terms; "
             f"built in are {', '.join(BUILTINS)}"
         )
     return [_term("", "reward", config.use, config.args, 1.0, {})]
 
 
 def _term(
-    name: str, key: str, use: str, args: Mapping[str, Any], weight: float, modules: dict[str, dict[str, Any]]
+    name: str, key: str, use: str, args: Mapping[str, Any], weight: float, modules: dict[str, ModuleType]
 ) -> Term:
-    """One term. `modules` holds the user's files that have been run, so that each is run once."""
+    """One term. `modules` has the user's files that have been run, so that each is run once."""
     args = from_environment(f"{key}.args", args)
     title = f"{name} ({use})" if name else use
-    path, colon, attribute = use.rpartition(":")
-    if colon and path:
-        function = function_from_file(f"{key}.use", path, attribute, modules)
-        return _user_term(name, key, title, function, args, weight)
+    if reference := parse_reference(use):
+        return _user_term(name, key, title, load(f"{key}.use", reference, modules), args, weight)
     if use.endswith(".py"):
-        raise ConfigError(f'{key}.use = "{use}": name the function as well: {use}:FUNCTION')
+        raise ConfigError(f'{key}.use = "{use}": add the name of the function: {use}:FUNCTION')
     if use not in BUILTINS:
+        listing = f"built in are {', '.join(BUILTINS)}; one of your own is path/to/file.py:function"
         raise ConfigError(
-            f'{key}.use = "{use}": no such built-in reward{did_you_mean(use, list(BUILTINS))} '
-            f"built in are {', '.join(BUILTINS)}; one of your own is path/to/file.py:function"
+            f'{key}.use = "{use}": no such built-in reward; {suggestion(use, BUILTINS, listing)}'
         )
     factory = BUILTINS[use]
-    _check_names(f"{key}.args", use, inspect.signature(factory), args)
-    hints = typing.get_type_hints(factory)
+    signature = inspect.signature(factory, eval_str=True)
+    _check_names(f"{key}.args", use, signature, args)
     for argument, value in args.items():
-        if not fits(value, hints[argument]):
-            raise ConfigError(
-                f"{key}.args.{argument} = {value!r}: {use} needs {_hint_name(hints[argument])} here"
-            )
+        hint = signature.parameters[argument].annotation
+        if not fits(value, hint):
+            raise ConfigError(f"{key}.args.{argument} = {value!r}: {use} needs {_hint_name(hint)} here")
     try:
         scorer = factory(**args)
     except ValueError as error:
@@ -109,15 +117,15 @@ def _user_term(
         signature = inspect.signature(function)
     except ValueError:  # some functions written in C have none to check
         signature = inspect.Signature([inspect.Parameter("_", inspect.Parameter.VAR_POSITIONAL)])
-    rest = _without_completions(f"{key}.use", title, signature)
-    _check_names(f"{key}.args", title, rest, args, taken=next(iter(signature.parameters)))
+    keywords = _without_completions(f"{key}.use", title, signature)
+    _check_names(f"{key}.args", title, keywords, args, taken=next(iter(signature.parameters)))
     code = getattr(inspect.unwrap(function), "__code__", None)
     bound = functools.partial(function, **args) if args else function
     return Term(name, title, bound, code.co_filename if code else "", weight)
 
 
 def _without_completions(key: str, title: str, signature: inspect.Signature) -> inspect.Signature:
-    """What is left for keyword arguments once the completions are given as the first one."""
+    """The signature without its first parameter, which takes the completions."""
     parameters = list(signature.parameters.values())
     kinds = inspect.Parameter
     if not parameters or parameters[0].kind in (kinds.KEYWORD_ONLY, kinds.VAR_KEYWORD):
@@ -129,7 +137,7 @@ def _without_completions(key: str, title: str, signature: inspect.Signature) -> 
     more = [p.name for p in parameters[1:] if p.kind is kinds.POSITIONAL_ONLY and p.default is kinds.empty]
     if more:
         raise ConfigError(
-            f'{key}: {title}{signature} needs "{more[0]}" by position; only completions are given so'
+            f'{key}: {title}{signature} needs "{more[0]}" by position; only the completions are passed by position'
         )
     return signature.replace(parameters=parameters[1:])
 
@@ -137,23 +145,23 @@ def _without_completions(key: str, title: str, signature: inspect.Signature) -> 
 def _check_names(
     key: str, title: str, signature: inspect.Signature, args: Mapping[str, Any], taken: str = ""
 ) -> None:
-    """Every given argument exists and is not `taken`, and every needed one is given."""
+    """Raise ConfigError unless every argument in `args` exists and is not `taken`, and none is missing."""
     kinds = inspect.Parameter
     by_name = {
         p.name: p
         for p in signature.parameters.values()
         if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
     }
-    takes = f"it takes {', '.join(by_name)}" if by_name else "it takes no arguments"
+    takes = f"it takes {listed(by_name, 'no arguments')}"
     takes_any = any(p.kind is kinds.VAR_KEYWORD for p in signature.parameters.values())
     for name in args:
         if name not in by_name and (not takes_any or name == taken):
             raise ConfigError(
-                f"{key}.{name}: {title} has no such argument{did_you_mean(name, list(by_name))} {takes}"
+                f"{key}.{name}: {title} has no such argument; {suggestion(name, by_name, takes)}"
             )
     missing = [name for name, p in by_name.items() if p.default is kinds.empty and name not in args]
     if missing:
-        raise ConfigError(f"{key}.{missing[0]}: needed by {title}, but not given; {takes}")
+        raise ConfigError(f"{key}.{missing[0]}: required by {title}; {takes}")
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Read what a reward function returned: numbers, lists per token, or named components, each value checked."""
+"""What a reward function returned, read and checked: numbers, lists per token, or named components."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxlm.errors import RewardError
-from proxlm.rewards.call import Outcome, describe_error
+from proxlm.rewards.call import Outcome
+from proxlm.text import reason_of, shown
 from proxlm.types import Completion
+from proxlm.user_code import describe_error
 
 LARGEST_FLOAT32 = 3.4028234663852886e38
 
@@ -22,8 +24,10 @@ class UnusableResultError(Exception):
 class Component:
     """One checked list of rewards for B completions.
 
-    values: [B], for per-token rewards the sum over the completion's tokens; per_token: flat [R], or None;
-    problems: row → what was wrong with it. Such a row has the value NaN, and zeros for its tokens.
+    Attributes:
+        values: [B]; for per-token rewards the sum over the completion's tokens.
+        per_token: Flat [R], or None.
+        problems: Row → what is wrong with it. Such a row has the value NaN, and zeros for its tokens.
     """
 
     values: list[float]
@@ -32,7 +36,7 @@ class Component:
 
 
 def parts_of(outcome: Outcome, file: str, completions: Sequence[Completion]) -> dict[str, Component]:
-    """What came of a call of a reward function defined in `file` → its components. Raises UnusableResultError."""
+    """The components that a call of a reward function defined in `file` returned. Raises UnusableResultError."""
     if outcome.error is not None:
         verb = "failed:" if isinstance(outcome.error, RewardError) else "raised"
         raise UnusableResultError(f"{verb} {describe_error(outcome.error, file)}")
@@ -40,7 +44,7 @@ def parts_of(outcome: Outcome, file: str, completions: Sequence[Completion]) -> 
 
 
 def read_result(result: Any, completions: Sequence[Completion]) -> dict[str, Component]:
-    """What a reward function returned → its components by name; a plain list has the name "".
+    """The components, by name, in what a reward function returned; a plain list has the name "".
 
     Raises UnusableResultError if no row can be trusted: the wrong type, the wrong count, no components.
     """
@@ -80,9 +84,9 @@ def _read_list(values: Any, completions: Sequence[Completion], place: str) -> Co
 
 
 def _read_row(row: Any, tokens: int | None, index: int, place: str, problems: dict[int, str]) -> Any:
-    """The row as a number, or as a list of `tokens` numbers, or None and an entry in `problems`.
+    """The row as a number, or as a list of `tokens` numbers; or None, with an entry in `problems`.
 
-    A row that is an exception says itself why it failed.
+    A row may be an exception, whose message is then the problem.
     """
     if isinstance(row, BaseException):
         problems[index] = f"failed{place} for completion {index}: {describe_error(row)}"
@@ -107,8 +111,8 @@ def _number(value: Any) -> float:
         raise UnusableResultError(_describe(value))
     try:
         number = float(value)
-    except Exception as error:  # whatever a stranger's __float__ raises
-        raise UnusableResultError(f"{_describe(value)} ({error})") from error
+    except Exception as error:  # a foreign __float__ may raise anything
+        raise UnusableResultError(f"{_describe(value)} ({reason_of(error)})") from error
     if not math.isfinite(number):
         raise UnusableResultError(f"{number}")
     if abs(number) > LARGEST_FLOAT32:
@@ -117,7 +121,7 @@ def _number(value: Any) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """Tensors and arrays → lists or numbers."""
+    """A tensor or array as lists or a number; everything else as it is."""
     return value.tolist() if callable(getattr(value, "tolist", None)) else value
 
 
@@ -126,8 +130,8 @@ def _describe(value: Any) -> str:
         return "None"
     kind = type(value).__name__
     article = "an" if kind[0].lower() in "aeiou" else "a"
-    shown = f" ({value[:40]!r})" if isinstance(value, str) else ""
-    return f"{article} {kind}{shown}"
+    quoted = f" ('{shown(value, 40)}')" if isinstance(value, str) else ""
+    return f"{article} {kind}{quoted}"
 
 
 def _count(values: Sequence[Any], what: str) -> str:

@@ -1,4 +1,4 @@
-"""A reward: its terms called with a time limit, their results checked, weighted and added up."""
+"""A reward: its terms are called with a time limit; their results are checked, weighted and added up."""
 
 from __future__ import annotations
 
@@ -17,28 +17,33 @@ from proxlm.rewards.isolated import IsolatedTerms
 from proxlm.rewards.resolve import RewardFunction, Term, resolve_terms
 from proxlm.rewards.result import Component, UnusableResultError, parts_of
 from proxlm.rewards.reward_model import RewardModel
-from proxlm.rewards.user_file import did_you_mean
+from proxlm.text import listed, suggestion
 from proxlm.types import Completion, Rollout, Scores
 
 log = logging.getLogger(__name__)
 
 
 def build_reward(config: RewardSettings, function: RewardFunction | None = None) -> Reward:
-    """The reward that `config` describes; `function`, a Python function, takes the place of `config.use`.
+    """The reward that `config` describes. Reward models are located but not loaded yet: see Reward.prepare.
 
-    Raises ConfigError for an unknown name, file or argument or an impossible value, and RewardError for a
-    file that cannot be run. Reward models are found but not loaded yet: see Reward.prepare.
+    Args:
+        config: The section [reward].
+        function: A Python function to use instead of `config.use`.
+
+    Raises:
+        ConfigError: An unknown name, file or argument, or an impossible value.
+        UserCodeError: A user's file cannot be run.
     """
     if config.isolate and function is not None:
         raise ConfigError(
-            "reward.isolate: a Python function cannot go to another process; put it into a file, reward.use ="
-            " path/to/file.py:function"
+            "reward.isolate: a function given in Python cannot be sent to another process; put it into a file and set"
+            " reward.use = path/to/file.py:function"
         )
     return Reward(resolve_terms(config, function), config)
 
 
 class Reward:
-    """Callable: a rollout's responses → what they are worth. Made by `build_reward`."""
+    """Callable: a rollout → the scores of its responses. Made by `build_reward`."""
 
     def __init__(self, terms: list[Term], config: RewardSettings) -> None:
         if config.on_error not in ("fail", "score"):
@@ -50,7 +55,7 @@ class Reward:
         self._components: dict[str, list[str]] = {}  # by term, once it has returned something
 
     def prepare(self) -> None:
-        """Load the reward models, outside the time limit. Raises ModelError, ConfigError for a label."""
+        """Load the reward models, outside the time limit. Raises ModelError, or ConfigError for a wrong label."""
         for term in self._terms:
             if isinstance(term.function, RewardModel):
                 term.function.prepare()
@@ -73,13 +78,14 @@ class Reward:
     def score(self, completions: Sequence[Completion]) -> Scores:
         """The weighted sum of the terms for each of B completions, on the CPU.
 
-        A component of per-token rewards counts in per_token instead of total (in potentials, where the term is
-        one), and is reported as each response's sum. With on_error = "score", a response whose reward failed in
-        any term gets error_score as total, and no per-token rewards; in `components` its failed parts are
+        A component of per-token rewards counts in per_token instead of total (in potentials, if its term is a
+        potential), and is reported as each response's sum. With on_error = "score", a response whose reward failed
+        in any term gets error_score as total, and no per-token rewards; in `components` its failed parts are
         error_score.
 
-        Raises RewardError if a term fails (on_error = "fail"), ConfigError if reward.weights names a
-        component that the function does not return.
+        Raises:
+            RewardError: A term failed, and on_error = "fail".
+            ConfigError: reward.weights names a component that the function does not return.
         """
         self.prepare()
         lengths = torch.tensor([len(c.tokens) for c in completions], dtype=torch.int64)
@@ -90,8 +96,8 @@ class Reward:
         failed: set[int] = set()
         for term in self._terms:
             for name, part in self._evaluate(term, completions).items():
-                usual = term.component_weights.get(name, 1.0)
-                weight = term.weight * self._config.weights.get(name, usual)
+                default = term.component_weights.get(name, 1.0)
+                weight = term.weight * self._config.weights.get(name, default)
                 if part.per_token is not None:
                     kind = "potentials" if term.potential else "per_token"
                     weighted = weight * torch.tensor(part.per_token, dtype=torch.float64)
@@ -117,7 +123,7 @@ class Reward:
         )
 
     def _evaluate(self, term: Term, completions: Sequence[Completion]) -> dict[str, Component]:
-        """One term's components by name; rows that failed are marked, if the settings let a reward fail."""
+        """One term's components by name; rows that failed are marked. Raises RewardError with on_error = "fail"."""
         try:
             parts = self._call(term, completions)
             self._check_components(term, list(parts))
@@ -143,7 +149,7 @@ class Reward:
         return parts_of(outcome, term.file, completions)
 
     def _check_components(self, term: Term, names: list[str]) -> None:
-        """A missing component would count as 0, and a weight without one for nothing: neither may be."""
+        """Refuse a missing component, which would count as 0, and a weight of a component that does not exist."""
         first = self._components.get(term.name)
         if first is None:
             for name in self._config.weights:
@@ -152,13 +158,13 @@ class Reward:
             self._components[term.name] = names
         elif set(first) != set(names):
             raise UnusableResultError(
-                f"returned {_listed(names)}, where its first call returned {_listed(first)}"
+                f"returned {_listed(names)}, but its first call returned {_listed(first)}"
             )
 
     def _overflows(
         self, total: Tensor, tokens: list[Tensor], row_of_token: Tensor, failed: set[int]
     ) -> set[int]:
-        """Rows, none of them failed so far, whose weighted sum float32 cannot hold."""
+        """Rows that have not failed so far and whose weighted sum does not fit in float32."""
         bad = set((~total.float().isfinite()).nonzero().flatten().tolist())
         for per_token in tokens:
             bad.update(row_of_token[~per_token.float().isfinite()].tolist())
@@ -169,15 +175,17 @@ class Reward:
         return bad
 
     def _fail(self, title: str, problems: dict[int, str], rows: int) -> None:
-        """Stop with the first of the problems, or say that it happened, as the settings have it."""
+        """Raise the first of the problems, or log it, as reward.on_error says."""
         if not problems:
             return
         text = next(iter(problems.values()))
-        # A problem of the whole call stands at every row with the same text.
+        # A problem of the whole call is recorded for every row with the same text.
         more = len(problems) - 1 if len(set(problems.values())) > 1 else 0
         line = f"reward {title} {text}{f' (and {more} more)' if more else ''}"
         if self._config.on_error == "fail":
-            raise RewardError(f'{line}; mend it, or let such responses fail with reward.on_error = "score"')
+            raise RewardError(
+                f'{line}; fix it, or set reward.on_error = "score" to go on with reward.error_score'
+            )
         log.warning(
             "%s; error_score = %g for %d of %d responses", line, self._config.error_score, len(problems), rows
         )
@@ -186,7 +194,7 @@ class Reward:
 def _returns(names: list[str], wanted: str) -> str:
     if names == [""]:
         return "returns a plain list, not a dict of components"
-    return f"returns no such component{did_you_mean(wanted, names)} it returns {', '.join(names)}"
+    return f"returns no such component; {suggestion(wanted, names, f'it returns {listed(names)}')}"
 
 
 def _listed(names: list[str]) -> str:

@@ -13,21 +13,29 @@ from proxlm.data.tokenizer import looks_like_path
 from proxlm.errors import ConfigError, ModelError, RewardError
 from proxlm.kernels.device import resolve_device
 from proxlm.models.families import register_families
+from proxlm.text import listed, reason_of
 from proxlm.types import Completion
 
 
 class RewardModel:
     """Scores prompt + response with a transformers sequence classifier, loaded by `prepare`.
 
-    path: a folder in Hugging Face format, or a name on the hub; safetensors only, and no code from there.
-    max_length: longest text in tokens, special ones included; 0: the model's own limit. A longer text is an
-    error for that completion, or with `truncate` loses its beginning.
-    batch_size: texts in one forward pass; 1 where the model has no padding token. Changes the speed only.
-    device: auto, cpu, cuda, cuda:1, ... In float32 on the CPU, in the model's own precision on a GPU.
-    pair: give prompt and response as two texts, with what the tokenizer puts between them, not as one text; for a
-    classifier that was trained on pairs (a translation and its source, for instance).
-    label: the class whose log-probability is the reward (name or number); needed with two classes or more. A
-    model with one output gives that output. sigmoid: a probability in [0, 1] instead.
+    A model with one output returns that output; a model with several returns the log-probability of one class.
+
+    Args:
+        path: A folder in Hugging Face format, or a name on the hub; safetensors only, and no code from there.
+        max_length: Longest text in tokens, special ones included; 0: the model's own limit. A longer text is an
+            error for that completion, or with `truncate` loses its beginning.
+        truncate: Cut the beginning off a text that is too long.
+        batch_size: Texts in one forward pass; 1 if the model has no padding token. Changes only the speed.
+        device: auto, cpu, cuda, cuda:1, ... In float32 on the CPU, in the model's own precision on a GPU.
+        sigmoid: Return a probability in [0, 1] instead of an output or a log-probability.
+        label: The class whose log-probability is the reward (name or number); required with two classes or more.
+        pair: Give prompt and response to the tokenizer as two texts, which it separates as it does for a
+            classifier trained on pairs (a translation and its source, for instance), instead of as one text.
+
+    Raises:
+        ValueError: An argument is impossible ("ARGUMENT: what is wrong").
     """
 
     def __init__(
@@ -71,7 +79,7 @@ class RewardModel:
         self._model, self._tokenizer = model, tokenizer
 
     def __call__(self, completions: list[Completion]) -> list[float | RewardError]:
-        """[B] scores, each the same whatever else is in the batch, up to rounding."""
+        """The scores, [B]; each is independent of the rest of the batch, up to rounding."""
         self.prepare()
         texts = [(c.prompt, c.text) if self.pair else (c.prompt + c.text,) for c in completions]
         rows: list[list[int]] = [self._tokenizer(*text)["input_ids"] for text in texts]
@@ -79,7 +87,7 @@ class RewardModel:
         fitting = []
         for i, row in enumerate(rows):
             if len(row) > self.max_length and self.truncate:
-                rows[i] = self._cut(*texts[i])
+                rows[i] = self._truncated(*texts[i])
             elif len(row) > self.max_length:
                 scores[i] = RewardError(
                     f"{len(row)} tokens with the prompt are more than max_length = {self.max_length}; "
@@ -93,21 +101,21 @@ class RewardModel:
                 scores[i] = score
         return scores
 
-    def _cut(self, *text: str) -> list[int]:
-        """The end of the text (of a pair: the prompt's) in max_length tokens, special tokens where they belong."""
+    def _truncated(self, *text: str) -> list[int]:
+        """The last max_length tokens of the text (of a pair, only the prompt is cut), special tokens in place."""
         how = "only_first" if self.pair else "longest_first"
         ids: list[int] = self._tokenizer(*text, truncation=how, max_length=self.max_length)["input_ids"]
         return ids
 
     def _batches(self, indices: list[int], rows: list[list[int]]) -> Iterator[list[int]]:
-        """Row numbers, rows of like length together."""
+        """Row numbers in batches of similar length."""
         ordered = sorted(indices, key=lambda i: len(rows[i]))
         size = 1 if self._pad_id() is None else self.batch_size
         for start in range(0, len(ordered), size):
             yield ordered[start : start + size]
 
     def _pad_id(self) -> int | None:
-        """The model's own, not the tokenizer's: decoders find a text's last token by it."""
+        """The model's padding id, not the tokenizer's: decoders find a text's last token by it."""
         return getattr(self._model.config.get_text_config(), "pad_token_id", None)
 
     @torch.inference_mode()
@@ -134,15 +142,15 @@ class RewardModel:
         return logprob.exp() if self.sigmoid else logprob
 
     def _class_index(self, config: Any) -> int:
-        """The output that `label` names; 0 for a model with one. Raises ValueError if there is none."""
+        """The output that `label` names; 0 for a model with one output. Raises ValueError for an unknown label."""
         names = {int(i): str(name) for i, name in config.id2label.items()}
         if len(names) == 1 and self.label is None:
             return 0
         for i, name in names.items():
             if self.label in (i, name):
                 return i
-        given = "needed by a model with several classes" if self.label is None else "no such class"
-        raise ValueError(f"label = {self.label!r}: {given}; the model has {', '.join(names.values())}")
+        problem = "required for a model with several classes" if self.label is None else "no such class"
+        raise ValueError(f"label = {self.label!r}: {problem}; the model has {listed(names.values())}")
 
 
 def _load_config(path: str) -> Any:
@@ -152,7 +160,7 @@ def _load_config(path: str) -> Any:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f'path = "{path}": {_one_line(error)}') from error
+        raise ValueError(f'path = "{path}": {reason_of(error)}') from error
 
 
 def _load_tokenizer(path: str) -> Any:
@@ -161,7 +169,7 @@ def _load_tokenizer(path: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"reward model {path}: no tokenizer: {_one_line(error)}") from error
+        raise ModelError(f"reward model {path}: no tokenizer: {reason_of(error)}") from error
 
 
 def _load_model(path: str, device: torch.device) -> Any:
@@ -178,14 +186,10 @@ def _load_model(path: str, device: torch.device) -> Any:
             output_loading_info=True,
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"reward model {path}: cannot be loaded: {_one_line(error)}") from error
+        raise ModelError(f"reward model {path}: cannot be loaded: {reason_of(error)}") from error
     if info["missing_keys"] or info["mismatched_keys"]:
         names = sorted(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]])
         raise ModelError(
             f"reward model {path}: not a trained classifier: it has no weights for {', '.join(names[:3])}"
         )
     return model.to(device).eval()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

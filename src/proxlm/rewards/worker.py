@@ -1,7 +1,8 @@
 """The process that a reward runs in with reward.isolate.
 
-It reads messages from a socket and answers each one, until the other end is gone. A message is its length in four
-bytes, and JSON: first the settings of the reward, then a term's number and the completions. Nothing is pickled.
+It reads messages from a socket and answers each one, until the other end closes. A message is its length in four
+bytes, then JSON: first the settings of the reward, then for each call a term's number and the completions. Nothing
+is pickled.
 """
 
 from __future__ import annotations
@@ -24,18 +25,19 @@ from proxlm.rewards.call import Outcome
 from proxlm.rewards.resolve import Term, resolve_terms
 from proxlm.rewards.result import UnusableResultError, parts_of
 from proxlm.types import Completion
+from proxlm.user_code import without_caller
 
 PR_SET_PDEATHSIG = 1
 
 
 def send(end: socket.socket, message: dict[str, Any]) -> None:
-    """Send one message. Raises OSError where the other end is gone, TypeError for what JSON cannot hold."""
+    """Send one message. Raises OSError if the other end is closed, TypeError for what JSON cannot hold."""
     data = json.dumps(message).encode()
     end.sendall(len(data).to_bytes(4, "big") + data)
 
 
 def receive(end: socket.socket) -> dict[str, Any] | None:
-    """The next message; None where the other end is gone. Raises TimeoutError as the socket is set."""
+    """The next message; None if the other end is closed. Raises TimeoutError after the socket's time limit."""
     size = _exactly(end, 4)
     data = size and _exactly(end, int.from_bytes(size, "big"))
     return dict(json.loads(data)) if data else None
@@ -52,12 +54,12 @@ def _exactly(end: socket.socket, count: int) -> bytes:
 
 
 def serve(end: socket.socket) -> None:
-    """Answer until the other end is gone."""
+    """Answer messages until the other end closes."""
     first = receive(end)
     if first is None:
         return
     try:
-        terms = resolve_terms(_config(first["reward"]), None)
+        terms = resolve_terms(_settings(first["reward"]), None)
     except UserError as error:
         send(end, {"refused": str(error)})
         return
@@ -66,7 +68,7 @@ def serve(end: socket.socket) -> None:
     send(end, {"ready": True})
     with asyncio.Runner() as runner:
         while (message := receive(end)) is not None:
-            completions = [Completion(**given) for given in message["completions"]]
+            completions = [Completion(**fields) for fields in message["completions"]]
             reply = answer(terms[message["term"]], completions, runner)
             send(end, reply)
             if reply.get("last"):
@@ -74,12 +76,12 @@ def serve(end: socket.socket) -> None:
 
 
 def answer(term: Term, completions: Sequence[Completion], runner: asyncio.Runner) -> dict[str, Any]:
-    """What a term says of the completions: parts, or a problem. last: this process ends, its memory is used up."""
+    """A term's reply: its parts, or a problem. last: this process ends, because its memory is used up."""
     try:
         value = term.function(list(completions))
         outcome = Outcome(runner.run(_result(value)) if inspect.isawaitable(value) else value)
-    except BaseException as error:  # sys.exit() in a reward must not end the process unheard
-        outcome = Outcome(error=error)
+    except BaseException as error:  # sys.exit() in a reward must not end the process without a reply
+        outcome = Outcome(error=without_caller(error))
     try:
         parts = parts_of(outcome, term.file, completions)
     except UnusableResultError as error:
@@ -91,13 +93,13 @@ async def _result(value: Any) -> Any:
     return await value
 
 
-def _config(given: dict[str, Any]) -> RewardSettings:
-    terms = {name: RewardTerm(**term) for name, term in given["terms"].items()}
-    return RewardSettings(**{**given, "terms": terms})
+def _settings(fields: dict[str, Any]) -> RewardSettings:
+    terms = {name: RewardTerm(**term) for name, term in fields["terms"].items()}
+    return RewardSettings(**{**fields, "terms": terms})
 
 
 def _limit_memory(more: float) -> None:
-    """At most so many GiB beyond what the process has now."""
+    """Limit the process to `more` GiB beyond the address space it has now."""
     with open("/proc/self/statm", encoding="ascii") as file:
         pages = int(file.read().split()[0])
     limit = pages * resource.getpagesize() + int(more * 2**30)
@@ -107,6 +109,6 @@ def _limit_memory(more: float) -> None:
 def main() -> None:
     """Serve the socket whose number is the process's argument."""
     if sys.platform == "linux":
-        # Whatever a reward hangs in, it ends with the run, even with one that is killed.
+        # A reward that hangs ends with the run, even if the run is killed.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from proxlm.config.algorithms import advantage_of, is_user_function, loss_of
+from proxlm.config.algorithms import advantage_of, loss_of
 from proxlm.config.ppo import PPOSettings
 from proxlm.errors import ConfigError
-from proxlm.rewards.user_file import function_from_file
 from proxlm.rl.estimators import AdvantageInputs, Advantages
 from proxlm.rl.losses import PolicyLoss
 from proxlm.rl.policy_losses import LossInputs, measured
+from proxlm.user_code import load, parse_reference
 
 AdvantageFunction = Callable[[AdvantageInputs], Advantages]
 LossFunction = Callable[[LossInputs], PolicyLoss]
@@ -42,7 +42,7 @@ def build_algorithm(
 
     An advantage of the user's takes AdvantageInputs and returns Advantages, or a tensor [R]; a loss takes
     LossInputs and returns PolicyLoss, or a tensor [R]. Raises ConfigError for a file or function that is not
-    there, RewardError for a file that cannot be run.
+    there, UserCodeError for a file that cannot be run.
     """
     known = advantage_of("" if advantage is not None else ppo.advantage)
     known_loss = loss_of("" if loss is not None else ppo.loss)
@@ -57,13 +57,13 @@ def build_algorithm(
     )
 
 
-def _function(key: str, name: str, place: str) -> Callable[..., Any]:
-    module, _, function = place.rpartition(":")
-    if is_user_function(name):
-        found: Any = function_from_file(key, module, function, {})
+def _function(key: str, name: str, built_in: str) -> Callable[..., Any]:
+    if reference := parse_reference(name):
+        found: Any = load(key, reference)
         if not callable(found):
             raise ConfigError(f'{key} = "{name}": not a function')
         return found
+    module, _, function = built_in.partition(":")
     return getattr(import_module(module), function)
 
 

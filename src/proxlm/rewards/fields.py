@@ -1,0 +1,17 @@
+"""A field of a completion's record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from proxlm.errors import RewardError
+from proxlm.text import listed
+from proxlm.types import Completion
+
+
+def field_of(completion: Completion, name: str) -> Any:
+    """The record's field `name`, or a RewardError (returned, not raised) that says which fields there are."""
+    if name in completion.fields:
+        return completion.fields[name]
+    has = listed(completion.fields, "no other fields than the prompt")
+    return RewardError(f'the record has no field "{name}"; it has {has}')
