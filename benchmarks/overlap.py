@@ -28,8 +28,8 @@ from proxlm.data.prompts import PromptStream
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
 from proxlm.rewards import Reward, build_reward
+from proxlm.train.common.clock import Clock
 from proxlm.train.ppo.collect import collect
-from proxlm.train.ppo.metrics import Clock
 from proxlm.types import Completion, Prompt
 
 RESULTS = Path(__file__).parent / "results"

@@ -15,9 +15,9 @@ from proxlm.errors import ConfigError
 from proxlm.rewards import build_reward
 from proxlm.rl.ragged import segment_sum
 from proxlm.rl.running_statistics import RunningStatistics
+from proxlm.train.common.clock import Clock
 from proxlm.train.common.schedules import temperature_at
 from proxlm.train.ppo.collect import collect
-from proxlm.train.ppo.metrics import Clock
 from proxlm.train.ppo.score_shaping import shape_scores
 from proxlm.types import Prompt, Rollout, Scores, Sequences
 

@@ -15,9 +15,9 @@ from proxlm.config import DataSettings, EnvironmentSettings, RewardSettings, Rol
 from proxlm.engine.scheduler import Writer
 from proxlm.errors import RewardError, RunError
 from proxlm.rewards import build_reward
+from proxlm.train.common.clock import Clock
 from proxlm.train.ppo import overlapped_scoring as overlap_module
 from proxlm.train.ppo.collect import collect
-from proxlm.train.ppo.metrics import Clock
 from proxlm.types import Prompt, Scores
 from small_models import WORDS, tiny_model
 

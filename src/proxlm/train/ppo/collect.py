@@ -20,7 +20,7 @@ from proxlm.rl.advantages import turn_starts
 from proxlm.rl.estimators import group_numbers, varied_groups
 from proxlm.rl.shaping import response_rewards
 from proxlm.seeds import Stream
-from proxlm.train.ppo.metrics import Clock
+from proxlm.train.common.clock import Clock
 from proxlm.train.ppo.overlapped_scoring import overlapping
 from proxlm.types import Prompt, Rollout, Scores
 

@@ -1,14 +1,9 @@
-"""What a step shows of itself: metrics, sampled texts with per-token numbers, and memory."""
+"""What a step shows of itself: metrics, and sampled texts with per-token numbers."""
 
 from __future__ import annotations
 
-import resource
-import sys
-import time
-from collections.abc import Callable
-from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -142,53 +137,3 @@ def sample_rows(
             }
         )
     return rows
-
-
-def peak_memory_gb() -> float:
-    """The most memory held so far, in GiB: on the GPU if one is used, else by this process."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
-        return torch.cuda.max_memory_allocated() / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
-
-
-class Stopwatch:
-    """Seconds by phase; a phase may come more than once. `tell` hears the name of each as it begins."""
-
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self.tell, self.seconds = tell, dict[str, float]()
-
-    @contextmanager
-    def __call__(self, phase: str) -> Any:
-        self.tell(phase)
-        began = time.perf_counter()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
-
-
-class Teller(Protocol):
-    """Is told how far a step is: the run's log, or what keeps it for that."""
-
-    def phase(self, name: str) -> None: ...
-    def progress(self, done: int, total: int) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
-class Clock(Stopwatch):
-    """The stopwatch of a PPO step, told to its log. beside: seconds by phase that are no part of the step's time."""
-
-    def __init__(self, log: Teller) -> None:
-        super().__init__(log.phase)
-        self.log, self.beside = log, dict[str, float]()
-
-    def metrics(self, tokens: int) -> dict[str, float]:
-        """Seconds, response tokens per second for `tokens` of them, and peak memory."""
-        total, phases = sum(self.seconds.values()), self.beside | self.seconds
-        return {
-            **{f"time/{phase}": s for phase, s in phases.items()},
-            "time/step": total,
-            "tokens_per_second": tokens / total,
-            "tokens_per_second/generate": tokens / phases["generate"],
-            "tokens_per_second/update": tokens / phases["update"],
-            "memory_gb": peak_memory_gb(),
-        }

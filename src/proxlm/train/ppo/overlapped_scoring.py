@@ -16,7 +16,7 @@ from proxlm.engine.native import Generate
 from proxlm.errors import RewardError
 from proxlm.rl.ragged import offsets_of
 from proxlm.threads import SLICE_SECONDS, Worker
-from proxlm.train.ppo.metrics import Clock
+from proxlm.train.common.clock import Clock
 from proxlm.types import Progress, Rollout, Scores
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from proxlm.errors import ConfigError
 from proxlm.models.families import SHORT_NAMES
 from proxlm.models.language_model import LanguageModel
 from proxlm.threads import SLICE_SECONDS, Worker
+from proxlm.train.common.clock import Clock, StepLog
 from proxlm.train.common.memory import is_out_of_memory
 from proxlm.train.ppo.collect import Collected
-from proxlm.train.ppo.metrics import Clock, Teller
 
 # (policy, step, number of the first batch of prompts, version of the policy, clock) → the step's scored rollout.
 Collect = Callable[[LanguageModel, int, int, int, Clock], Collected]
@@ -113,7 +113,7 @@ class Prefetcher(Collector):
         self._job = _Job(step, partial(collect, self.snapshot, step, draw, self.version))
         self._worker.do(self._job.run)
 
-    def _made(self, log: Teller) -> tuple[Collected, dict[str, float]] | None:
+    def _made(self, log: StepLog) -> tuple[Collected, dict[str, float]] | None:
         """What the thread has made, and its seconds by phase; None if there is nothing. Raises what it raised."""
         job = self._job
         if job is None:
@@ -134,7 +134,7 @@ class Prefetcher(Collector):
         return None
 
     def _make(
-        self, collect: Collect, step: int, draw: int, log: Teller
+        self, collect: Collect, step: int, draw: int, log: StepLog
     ) -> tuple[Collected, dict[str, float]]:
         """The same here and now: in the first step, and in the first one after a resume."""
         assert self.version is not None

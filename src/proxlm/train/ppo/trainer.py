@@ -36,6 +36,7 @@ from proxlm.rl.losses import entropy_coefficient
 from proxlm.rl.running_statistics import RunningStatistics, with_values
 from proxlm.rl.shaping import response_rewards
 from proxlm.runlog.writer import RunLog
+from proxlm.train.common.clock import Clock
 from proxlm.train.common.memory import TokenBudget, within_memory
 from proxlm.train.common.non_finite import end_of_run, nothing_learnt, offending_rows
 from proxlm.train.common.optimiser import Optimiser
@@ -43,7 +44,7 @@ from proxlm.train.common.schedules import temperature_at
 from proxlm.train.ppo.algorithms import Algorithm, build_algorithm
 from proxlm.train.ppo.collect import Collected, collect, reference_rewards
 from proxlm.train.ppo.critic import CriticsFirst
-from proxlm.train.ppo.metrics import Clock, Metrics, sample_rows
+from proxlm.train.ppo.metrics import Metrics, sample_rows
 from proxlm.train.ppo.minibatch_statistics import MinibatchStats, summarise
 from proxlm.train.ppo.prefetch import Collector, Prefetcher
 from proxlm.train.ppo.prepare import StepNumbers, prepare

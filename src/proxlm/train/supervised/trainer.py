@@ -32,10 +32,10 @@ from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
 from proxlm.runlog.writer import RunLog
+from proxlm.train.common.clock import peak_memory_gb
 from proxlm.train.common.memory import TokenBudget, within_memory
 from proxlm.train.common.non_finite import end_of_run
 from proxlm.train.common.optimiser import Optimiser
-from proxlm.train.ppo.metrics import peak_memory_gb
 from proxlm.train.supervised.examples import Examples, TokenBatches, supervised_gradient
 
 
