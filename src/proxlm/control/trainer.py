@@ -46,7 +46,7 @@ from proxlm.errors import RunError
 from proxlm.rl.advantages import explained_variance
 from proxlm.rl.running_statistics import RunningStatistics
 from proxlm.runlog.writer import RunLog
-from proxlm.seeds import derive_seed
+from proxlm.seeds import Purpose, derive_seed
 from proxlm.train.common.clock import Stopwatch
 from proxlm.train.common.non_finite import end_of_run, nothing_learnt
 from proxlm.train.common.optimiser import Optimiser
@@ -65,7 +65,7 @@ class ControlTrainer:
         self.spaces = spaces_of(first, config.environment.id)
         first.close()
         self.envs = Environments(make, config.environment.count, self.spaces, seed)
-        self.agent = Agent(self.spaces, config.model, derive_seed(seed, "weights"))
+        self.agent = Agent(self.spaces, config.model, derive_seed(seed, Purpose.WEIGHTS))
         self.optimisers = {
             who: Optimiser(self.agent.parameters_of(who), getattr(config.optim, who))
             for who in ("policy", "critic")
@@ -104,7 +104,7 @@ class ControlTrainer:
         ended_before = len(self.envs.finished)
         with clock("rollout"):
             scale = scale_for(config.environment, self.observed)
-            seed = derive_seed(config.run.seed, "actions", self.step_number)
+            seed = derive_seed(config.run.seed, Purpose.ACTIONS, self.step_number)
             rollout = collect(self.agent, self.envs, scale, config.ppo.horizon, self.states["policy"], seed)
         with clock("prepare"):
             rewards = self._rewards(rollout)
@@ -112,7 +112,7 @@ class ControlTrainer:
                 self.agent, rollout, rewards, scale, config.ppo, self.states["critic"]
             )
         with clock("update"):
-            seed = derive_seed(config.run.seed, "update")
+            seed = derive_seed(config.run.seed, Purpose.UPDATE)
             learner = Learner(self.agent, self.optimisers, config.ppo, seed, self.step_number, self.steps)
             stats = update(learner, experience)
         self.states = {"policy": rollout.last_state, "critic": critic_state}
