@@ -155,9 +155,9 @@ def test_a_misspelt_key_in_a_section_that_is_used_is_still_an_error(run_folder: 
 @pytest.mark.usefixtures("run_folder")
 def test_folders_that_are_no_recipe() -> None:
     assert error("evaluate", "runs") == "runs: not a run's folder: it holds no config.toml"
-    assert error("ppo", "runs") == "runs: a folder, where a TOML file is needed"
+    assert error("ppo", "runs") == "runs: a folder, but a TOML file is needed"
     assert error("ppo", "runs/a") == (
-        "runs/a: a folder, where a TOML file is needed; did you mean runs/a/config.toml?"
+        "runs/a: a folder, but a TOML file is needed; did you mean runs/a/config.toml?"
     )
 
 
@@ -281,10 +281,10 @@ def test_an_unknown_job_names_the_nearest() -> None:
 
 
 def test_what_is_needed_and_not_given_says_how_to_give_it() -> None:
-    assert error() == "model.policy: needed, but not given (set it in a recipe, or with --model.policy)"
-    assert error("report") == "folder: needed, but not given (set it in a recipe, or with --folder)"
+    assert error() == "model.policy: required, but not given (set it in a recipe, or with --model.policy)"
+    assert error("report") == "folder: required, but not given (set it in a recipe, or with --folder)"
     assert error("ppo", overrides={**NEEDED, "reward.terms.a.weight": 1}) == (
-        "reward.terms.a.use: needed, but not given (set it in a recipe, or with --reward.terms.a.use)"
+        "reward.terms.a.use: required, but not given (set it in a recipe, or with --reward.terms.a.use)"
     )
 
 
@@ -312,13 +312,13 @@ def test_a_clash_inside_tables_finds_the_latest_source_below() -> None:
         "overrides: optim.policy.stages = {ten = "
     )
     assert error("ppo", file, {"optim.policy.stages": {}}) == (
-        'overrides: optim.policy.stages = {}: needed with schedule = "staged"'
+        'overrides: optim.policy.stages = {}: required with schedule = "staged"'
     )
 
 
 def test_a_term_whose_name_has_a_dot_is_found() -> None:
     file = recipe("[reward.terms.'a.b']\nuse = ''\n")
-    assert error("ppo", file) == 'x.toml: reward.terms.a.b.use = "": needed, but not given'
+    assert error("ppo", file) == 'x.toml: reward.terms.a.b.use = "": required, but not given'
 
 
 # --- the recipes ---

@@ -70,7 +70,7 @@ def test_what_stands_first_is_the_environment_or_a_recipe():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "environment.id: needed, but not given"),
+        ([], "environment.id: required, but not given"),
         (
             ["CartPole-v1", "--environment.steps", "10"],
             "fewer than environment.count · ppo.horizon = 1024, one PPO step",

@@ -113,7 +113,7 @@ def fails(capsys, arguments, *wanted):
 
 
 def test_errors_of_folders(run, tmp_path, capsys):
-    fails(capsys, [], "folder: needed, but not given")
+    fails(capsys, [], "folder: required, but not given")
     fails(capsys, [tmp_path / "none"], str(tmp_path / "none"), "no such folder")
     fails(capsys, [tmp_path], "not a run's folder: it holds no config.toml")
     fails(capsys, [run / "metrics.jsonl"], "no such folder")

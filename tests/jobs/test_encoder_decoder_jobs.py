@@ -124,7 +124,7 @@ BAD = {
     "pretrain new": (["pretrain", "--text.train", "text.txt", "--new.type", "t5"], "learns from pairs"),
     "pretrain on": (["pretrain", "--text.train", "text.txt", "--model.policy", "bart"], "learns from pairs"),
     "both": (["sft", "--text.train", "pairs.jsonl", "--model.policy", "t5", "--scratch.type", "t5"], "not both"),
-    "neither": (["sft", "--text.train", "pairs.jsonl"], "scratch.type makes a new model"),
+    "neither": (["sft", "--text.train", "pairs.jsonl"], "set scratch.type to train a new model"),
     "heads": (
         ["sft", "--text.train", "pairs.jsonl", "--scratch.type", "t5", "--scratch.hidden", "30"],
         "must be a multiple of scratch.heads",

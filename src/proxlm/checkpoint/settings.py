@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.config.tree import is_section, kinds
-from proxlm.config.values import dotted, shown
+from proxlm.config.values import dotted, shown_value
 from proxlm.errors import RunError
 
 MISSING = object()
@@ -68,4 +68,4 @@ def _changed(
 
 
 def _shown(value: Any) -> str:
-    return "a setting of this version" if value is MISSING else shown(value)
+    return "a setting of this version" if value is MISSING else shown_value(value)

@@ -13,7 +13,7 @@ from proxlm.config.jobs import (
     ReportConfig,
     SFTConfig,
 )
-from proxlm.config.parse import JOBS, load_config, to_toml
+from proxlm.config.parse import JOBS, load_config, to_toml, validate
 from proxlm.config.ppo import (
     CorrectionSettings,
     PPOSettings,
@@ -72,4 +72,5 @@ __all__ = [
     "describe",
     "load_config",
     "to_toml",
+    "validate",
 ]

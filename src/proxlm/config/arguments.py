@@ -1,4 +1,4 @@
-"""The command line's arguments as settings: --section.key value, --section.key=value, --flag, bare ones."""
+"""Command-line arguments as settings: --section.key value, --section.key=value, --flag, and bare arguments."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from proxlm.config.values import Key, dotted, from_text, is_table
 from proxlm.errors import ConfigError
 
 SOURCE = "command line"
-# What stands for a longer key: the first of those that the job has.
+# Short names, each for the first of the keys that the job has.
 SHORT = {"resume": ("run.resume",), "on-bad-record": ("data.on_bad_record", "text.on_bad_record")}
 
-# Words taken as a flag's value, so that "--run.resume yes" is an error about yes, not about a recipe yes.
-_BOOLEAN_WORDS = {"true", "false", "yes", "no", "on", "off", "1", "0"}
+# Taken as a flag's value, so that "--run.resume yes" is an error about yes, not about a recipe yes.
+_FLAG_VALUES = {"true", "false", "yes", "no", "on", "off", "1", "0"}
 
 
 def read_arguments(job: Any, arguments: Sequence[str]) -> tuple[list[str], dict[Key, Any]]:
     """The bare arguments, and the settings in the order in which they take effect.
 
-    A key given twice counts as it was given last, but a list's values are put together.
+    Of a key that is given twice the last value counts, but the values of a list are joined.
     """
     bare: list[str] = []
     settings: dict[Key, Any] = {}
@@ -46,13 +46,13 @@ def read_arguments(job: Any, arguments: Sequence[str]) -> tuple[list[str], dict[
 
 
 def short_for(job: Any, name: str) -> str | None:
-    """The key that a short name stands for in a job; None where the job has none of them."""
+    """The key that a short name stands for in a job; None if the job has none of its keys."""
     return next((key for key in SHORT[name] if key.split(".")[0] in kinds(job)), None)
 
 
 def _following(key: Key, kind: Any, waiting: list[str]) -> str:
     """The value after --key, taken from `waiting`."""
-    if kind is bool and not (waiting and waiting[0].lower() in _BOOLEAN_WORDS):
+    if kind is bool and not (waiting and waiting[0].lower() in _FLAG_VALUES):
         return "true"
     if not waiting or waiting[0].startswith("--"):
         name = dotted(key)
@@ -65,8 +65,8 @@ def _following(key: Key, kind: Any, waiting: list[str]) -> str:
 def _declared(job: Any, key: Key) -> tuple[Key, Any]:
     """The key as it is spelled in the tree, and its declared type.
 
-    Only the names that users choose themselves (of terms, components, stages) keep their dashes; the keys of
-    dict[str, Any] are keyword arguments, which have none.
+    Dashes become underscores, except in names that users choose themselves (of terms, components, stages); the keys
+    of dict[str, Any] are keyword arguments, which have no dashes.
     """
     kind: Any = job
     spelled: list[str] = []

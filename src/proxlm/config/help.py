@@ -1,4 +1,4 @@
-"""The help texts: every setting of a job with its type, default, bounds and meaning."""
+"""The help texts: the jobs, and every setting of a job with its type, default, bounds and meaning."""
 
 from __future__ import annotations
 
@@ -14,19 +14,25 @@ from proxlm.config.tree import is_section, kinds
 from proxlm.config.values import Key, choices, is_table, toml_value
 
 _WIDTH = 100
-_WORDS = {str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "true|false", list[str]: "TEXT, repeatable"}
+_GROUPS = {
+    "Train": ("pretrain", "sft", "ppo", "control"),
+    "Use and compare models": ("generate", "evaluate"),
+    "Look at a run": ("report", "doctor"),
+    "See it work": ("demo",),
+}
+_TYPES = {str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "true|false", list[str]: "TEXT, repeatable"}
 
 
 def overview() -> str:
-    """What `proxlm --help` prints: the jobs, one line each."""
-    jobs = [f"  {name:<10}{_doc(kind)}" for name, kind in JOBS.items()]
+    """What `proxlm --help` prints: the jobs, one line each, in groups."""
+    jobs: list[str] = []
+    for title, names in _GROUPS.items():
+        jobs += ["", f"{title}:", *(f"  {name:<10}{_doc(JOBS[name])}" for name in names)]
     return "\n".join(
         [
             "Usage: proxlm JOB [RECIPE.toml] [--section.key VALUE ...]",
             "",
-            "Language models improved by Proximal Policy Optimisation.",
-            "",
-            "Jobs:",
+            "Train language models with Proximal Policy Optimisation (PPO).",
             *jobs,
             "",
             "proxlm JOB --help    every setting of a job, with its default and meaning",
@@ -40,10 +46,10 @@ def describe(job: str) -> str:
     kind = job_class(job)
     lines = [f"Usage: proxlm {job} {_bare_argument(kind)} [--section.key VALUE ...]", "", _doc(kind), ""]
     lines += _paragraph(
-        "A setting is what the command line says, or else the recipe, or else its default below. A recipe "
-        'is a TOML file with the same names: --model.policy X is policy = "X" under [model]. On the command '
-        "line - and _ are the same in a name; a list's option may be repeated; a table takes one key "
-        "(--table.key VALUE) or all of them ('{key = 1}').",
+        "A setting has the value from the command line if it is given there, else from the recipe, else the "
+        'default below. A recipe is a TOML file with the same names: --model.policy X is policy = "X" under '
+        "[model]. On the command line, - and _ in a name are the same; the option of a list may be repeated; "
+        "of a table, set one key (--table.key VALUE) or the whole table ('{key = 1}').",
         "",
     )
     for short in SHORT:
@@ -77,7 +83,7 @@ def _paragraph(text: str, indent: str) -> list[str]:
 
 
 def _section(kind: Any, at: Key, default: Any, note: str) -> list[str]:
-    """A section's own settings, then the sections below it. `note` is what its parent says of it."""
+    """The lines of a section's own settings, then of the sections in it. note: its parent's remark about it."""
     own: list[str] = []
     below: list[str] = []
     for field in dataclasses.fields(kind):
@@ -106,14 +112,14 @@ def _type_word(kind: Any) -> str:
     if is_table(kind):
         value = get_args(kind)[1]
         return "{KEY = NUMBER, ...}" if value is float else "{KEY = VALUE, ...}"
-    return _WORDS.get(kind, "VALUE")
+    return _TYPES.get(kind, "VALUE")
 
 
 def _bounds(bounds: Bounds) -> list[str]:
-    words = [
+    limits = [
         ("at least", bounds.ge),
         ("more than", bounds.gt),
         ("at most", bounds.le),
         ("less than", bounds.lt),
     ]
-    return [f"{word} {bound:.10g}" for word, bound in words if bound is not None]
+    return [f"{word} {bound:.10g}" for word, bound in limits if bound is not None]

@@ -1,6 +1,6 @@
-"""The jobs: each is a tree of sections, and knows what cannot be right between two fields.
+"""The jobs: each is a tree of sections, and checks which settings are missing or cannot be combined.
 
-A job's `problems()` returns (key, message) pairs; the bounds of a single field stand beside it in schema.py.
+A job's `problems()` returns (key, message) pairs; the type and bounds of a single setting are declared with it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from proxlm.config.problems import (
     Problems,
     algorithm_problems,
     dual_clip_problems,
-    needed,
     new_model_problems,
     optimiser_problems,
     optimisers_problems,
+    required,
     reward_problems,
 )
 from proxlm.config.rollout import EnvironmentSettings, RolloutSettings
@@ -53,12 +53,12 @@ class PPOConfig:
     run: RunSettings = setting(factory=RunSettings)
 
     def problems(self) -> Problems:
-        found = needed(("model.policy", self.model.policy))
+        found = required(("model.policy", self.model.policy))
         if not self.environment.use:
-            found += needed(("data.prompts", self.data.prompts))
+            found += required(("data.prompts", self.data.prompts))
         elif self.reward.overlap:
             found.append(
-                ("reward.overlap", "conversations (environment.use) are scored all together; set it to 0")
+                ("reward.overlap", "conversations (environment.use) are all scored together; set it to 0")
             )
         found += reward_problems(self.reward) + secret_problems("environment.args", self.environment.args)
         if self.rollout.temperature == 0:
@@ -81,7 +81,7 @@ class PretrainConfig:
 
     new: NewModelSettings = setting(factory=NewModelSettings)
     model: ModelSettings = setting(
-        factory=ModelSettings, help="policy: go on from this model instead of a new one"
+        factory=ModelSettings, help="policy: continue from this model instead of a new one"
     )
     text: TextSettings = setting(factory=TextSettings)
     train: SupervisedSettings = setting(factory=SupervisedSettings)
@@ -89,7 +89,7 @@ class PretrainConfig:
     run: RunSettings = setting(factory=RunSettings)
 
     def problems(self) -> Problems:
-        found = needed(("text.train", self.text.train)) + optimiser_problems("optim", self.optim)
+        found = required(("text.train", self.text.train)) + optimiser_problems("optim", self.optim)
         if not self.model.policy:
             found += new_model_problems("new", self.new, self.model)
             if not self.new.recurrent and self.train.block > self.new.context:
@@ -99,7 +99,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class SFTConfig:
-    """Fine-tune a language model on prompts with responses, or on conversations; or train a new one on them."""
+    """Fine-tune a language model on prompts with responses or on conversations, or train a new one on them."""
 
     scratch: NewModelSettings = setting(
         factory=lambda: NewModelSettings(type=""),
@@ -112,34 +112,36 @@ class SFTConfig:
     run: RunSettings = setting(factory=RunSettings)
 
     def problems(self) -> Problems:
-        found = needed(("text.train", self.text.train))
+        found = required(("text.train", self.text.train))
         if self.model.policy and self.scratch.type:
             found.append(("scratch.type", "give model.policy or scratch.type, not both"))
         elif self.scratch.type:
             found += new_model_problems("scratch", self.scratch, self.model)
         elif not self.model.policy:
-            found.append(("model.policy", "needed, but not given; scratch.type makes a new model instead"))
+            found.append(
+                ("model.policy", "required, but not given; or set scratch.type to train a new model")
+            )
         return found + optimiser_problems("optim", self.optim)
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Write text with a model: one prompt, a file of them, or a conversation."""
+    """Generate text with a model, for one prompt, a file of prompts, or a conversation."""
 
     model: ModelSettings = setting(factory=ModelSettings)
     data: DataSettings = setting(factory=DataSettings)
     rollout: RolloutSettings = setting(factory=RolloutSettings)
-    prompt: str = setting("", "one prompt; empty and no data.prompts: ask for prompts in a loop")
+    prompt: str = setting("", "one prompt; if empty and data.prompts is not set, ask for prompts in a loop")
     output: str = setting("", "with data.prompts: JSONL file to write; empty: print")
     seed: int = setting(0, "seed of the sampling", ge=0, lt=2**32)
 
     def problems(self) -> Problems:
-        return needed(("model.policy", self.model.policy))
+        return required(("model.policy", self.model.policy))
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure models on held-out prompts, side by side."""
+    """Evaluate models on held-out prompts, side by side."""
 
     model: ModelSettings = setting(factory=ModelSettings, help="policy: the reference, evaluated first")
     models: list[str] = setting(factory=list, help="more models to evaluate: folders or hub names")
@@ -148,14 +150,14 @@ class EvaluateConfig:
     environment: EnvironmentSettings = setting(factory=EnvironmentSettings)
     reward: RewardSettings = setting(factory=RewardSettings)
     output: str = setting("", "JSON file for the results; empty: only print")
-    samples: int = setting(3, "completions of each model to show", ge=0)
+    samples: int = setting(3, "number of each model's completions to show", ge=0)
     micro_batch_tokens: int = setting(4096, "most tokens in one forward pass", ge=1)
     seed: int = setting(0, "seed of the sampling", ge=0, lt=2**32)
 
     def problems(self) -> Problems:
-        found = needed(("model.policy", self.model.policy))
+        found = required(("model.policy", self.model.policy))
         if not (self.data.eval_prompts or self.data.prompts or self.environment.use):
-            found.append(("data.eval_prompts", "needed: a file of prompts to evaluate on"))
+            found.append(("data.eval_prompts", "required: a file of prompts to evaluate on"))
         found += secret_problems("environment.args", self.environment.args)
         return found + reward_problems(self.reward)
 
@@ -170,12 +172,12 @@ class ReportConfig:
     positional: ClassVar[str] = "folder"
 
     def problems(self) -> Problems:
-        return needed(("folder", self.folder))
+        return required(("folder", self.folder))
 
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Read a PPO run's metrics, during the run or after it, and say what is wrong and what to try."""
+    """Diagnose a PPO run from its metrics, during the run or after it: what is wrong, and what to try."""
 
     folder: str = setting("", "the run's folder (also: proxlm doctor FOLDER)")
     output: str = setting("", "JSON file for the findings; empty: only print")
@@ -183,18 +185,18 @@ class DoctorConfig:
     positional: ClassVar[str] = "folder"
 
     def problems(self) -> Problems:
-        return needed(("folder", self.folder))
+        return required(("folder", self.folder))
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """From the standard library's source to a model that PPO teaches to write code that parses."""
+    """Train a model on the standard library's source, then teach it with PPO to write code that parses."""
 
     folder: str = setting("", "where the two runs are written; empty: runs/demo-DATE-TIME")
-    seed: int = setting(0, "seed of everything random", ge=0, lt=2**32)
+    seed: int = setting(0, "seed of all random numbers", ge=0, lt=2**32)
     minutes: float = setting(1.25, "minutes of pretraining", gt=0)
     ppo_steps: int = setting(75, "PPO steps", ge=1)
-    eval_count: int = setting(512, "held-out prefixes", ge=2)
+    eval_count: int = setting(512, "number of held-out prefixes", ge=2)
 
     def problems(self) -> Problems:
         return []
@@ -202,7 +204,7 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """Teach a small network to act in a Gymnasium environment with PPO."""
+    """Train a small network with PPO to act in a Gymnasium environment."""
 
     environment: GymSettings = setting(factory=GymSettings)
     model: NetworkSettings = setting(factory=NetworkSettings)
@@ -215,7 +217,7 @@ class ControlConfig:
     takes_recipe: ClassVar[bool] = True
 
     def problems(self) -> Problems:
-        found = needed(("environment.id", self.environment.id))
+        found = required(("environment.id", self.environment.id))
         if self.environment.steps < (rollout := self.environment.count * self.ppo.horizon):
             found.append(
                 ("environment.steps", f"fewer than environment.count · ppo.horizon = {rollout}, one PPO step")
@@ -231,7 +233,7 @@ class ControlConfig:
 
 
 def _stability_problems(job: PPOConfig) -> Problems:
-    """What cannot be combined."""
+    """Settings that cannot be combined."""
     found: Problems = []
     ppo = job.ppo
     responses = ppo.batch_size * ppo.samples_per_prompt
@@ -245,20 +247,20 @@ def _stability_problems(job: PPOConfig) -> Problems:
     if job.shaping.overlong_buffer > job.rollout.max_new_tokens:
         found.append(("shaping.overlong_buffer", "must not be more than rollout.max_new_tokens"))
     if job.ptx.coef > 0 and not job.ptx.text:
-        found.append(("ptx.text", "needed with ptx.coef above 0"))
+        found.append(("ptx.text", "required with ptx.coef above 0"))
     if ppo.correction.mode == "none":
         for key, used, written_by in (
             ("rollout.weights", job.rollout.weights != "policy", "a policy with rounded weights"),
             ("ppo.prefetch", ppo.prefetch, "an older policy"),
         ):
             if used:
-                mend = "set ppo.correction.mode to truncate, mask or full"
-                found.append((key, f"its responses come from {written_by}: {mend}"))
+                fix = "set ppo.correction.mode to truncate, mask or full"
+                found.append((key, f"its responses come from {written_by}: {fix}"))
     if ppo.old_logprobs == "rollout":
         found += _sampled_by_another_policy(job)
     if ppo.prefetch and ppo.loss == "trpo":
         reason = (
-            "cannot be used with ppo.loss = trpo, which switches the kernels that a rollout beside it uses"
+            "cannot be used with ppo.loss = trpo, which switches the kernels that a concurrent rollout uses"
         )
         found.append(("ppo.prefetch", reason))
     if ppo.loss == "trpo":
@@ -269,14 +271,12 @@ def _stability_problems(job: PPOConfig) -> Problems:
             ("ppo.target_kl", ppo.target_kl > 0),
         ):
             if used:
-                found.append(
-                    (key, "cannot be used with ppo.loss = trpo, whose step is on the surrogate alone")
-                )
+                found.append((key, "cannot be used with ppo.loss = trpo, whose step uses only the surrogate"))
     return found
 
 
 def _sampled_by_another_policy(job: PPOConfig) -> Problems:
-    """What makes the log-probs of sampling not the policy's own, as `ppo.old_logprobs` = rollout has them."""
+    """Settings with which the responses are not samples of the policy itself, as ppo.old_logprobs = rollout needs."""
     rollout, ppo = job.rollout, job.ppo
     others = {
         "rollout.top_k": rollout.top_k > 0,
@@ -287,5 +287,7 @@ def _sampled_by_another_policy(job: PPOConfig) -> Problems:
         "ppo.correction.mode": ppo.correction.mode != "none",
     }
     used = [key for key, is_so in others.items() if is_so]
-    reason = f"cannot be rollout with {', '.join(used)}: only where the policy itself samples, unfiltered"
+    reason = (
+        f"cannot be rollout with {', '.join(used)}: it needs responses of the policy itself, without filters"
+    )
     return [("ppo.old_logprobs", reason)] if used else []

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 from proxlm.config import arguments as command_line
 from proxlm.config.jobs import (
@@ -24,8 +23,9 @@ from proxlm.config.jobs import (
 )
 from proxlm.config.secrets import SECRET
 from proxlm.config.tree import Assembly, is_section, kinds, split_key
-from proxlm.config.values import Key, dotted, shown, toml_key, toml_value
+from proxlm.config.values import Key, dotted, shown_value, toml_key, toml_value
 from proxlm.errors import ConfigError
+from proxlm.text import did_you_mean, shown, system_reason
 
 JOBS: dict[str, type] = {
     "ppo": PPOConfig,
@@ -39,7 +39,7 @@ JOBS: dict[str, type] = {
     "demo": DemoConfig,
 }
 
-# What evaluate and generate take over from a run's settings; its other sections are about training.
+# The sections that evaluate and generate read from a run's settings; the others are about training.
 RUN_SECTIONS = ("model", "data", "rollout", "reward")
 
 T = TypeVar("T")
@@ -48,57 +48,94 @@ T = TypeVar("T")
 @overload
 def load_config(
     job: str,
-    file: str | Path | None = None,
+    file: str | Path | Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
     arguments: Sequence[str] = (),
 ) -> Any: ...
 @overload
 def load_config(
     job: type[T],
-    file: str | Path | None = None,
+    file: str | Path | Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
     arguments: Sequence[str] = (),
 ) -> T: ...
 def load_config(
     job: Any,
-    file: str | Path | None = None,
+    file: str | Path | Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
     arguments: Sequence[str] = (),
 ) -> Any:
     """A job's settings: defaults < TOML file < overrides < command-line arguments.
 
-    `job` is a name in JOBS or a class; `overrides` has dotted keys ({"ppo.kl_coef": 0.1}); `arguments` are
-    what follows the job's name on the command line, and may name the file. For evaluate and generate the file
-    may also be a run's folder. Raises ConfigError: one line with source, key, value and what is allowed.
+    Args:
+        job: A name in JOBS, or the class of a job's settings.
+        file: A TOML file; for evaluate and generate also a run's folder. Or a mapping with the same content: tables
+            as in the file ({"ppo": {"steps": 3}}), dotted keys, or both.
+        overrides: Values by dotted key ({"ppo.kl_coef": 0.1}).
+        arguments: What follows the job's name on the command line; it may name the file.
+
+    Raises:
+        ConfigError: One line with the source, the key, the value and what is allowed.
     """
     kind = job_class(job) if isinstance(job, str) else job
-    bare, given = command_line.read_arguments(kind, arguments)
+    bare, options = command_line.read_arguments(kind, arguments)
     positional = getattr(kind, "positional", "")
     takes_recipe = getattr(kind, "takes_recipe", not positional)
     if positional and bare and not (takes_recipe and bare[0].endswith(".toml")):
-        given = {tuple(positional.split(".")): bare.pop(0), **given}
+        options = {tuple(positional.split(".")): bare.pop(0), **options}
     if takes_recipe and bare and file is None:
         file = bare.pop(0)
     if bare:
-        raise ConfigError(f"{command_line.SOURCE}: {shown(bare[0])}: one argument too many")
+        raise ConfigError(f"{command_line.SOURCE}: {shown_value(bare[0])}: one argument too many")
     assembly = Assembly(kind)
-    if file is not None:
+    if isinstance(file, Mapping):
+        _add_mapping(assembly, file, "settings")
+    elif file is not None:
         _add_file(assembly, Path(file))
-    for name, value in (overrides or {}).items():
-        assembly.set(split_key(name, "overrides"), value, "overrides")
-    for key, value in given.items():
+    _add_mapping(assembly, overrides or {}, "overrides")
+    for key, value in options.items():
         assembly.set(key, value, command_line.SOURCE)
     _check(assembly)
     return assembly.config
 
 
+def validate(config: T) -> T:
+    """Check a job's settings that were built in Python, as load_config checks those it reads.
+
+    Every type, bound and choice is checked, and then what cannot be combined.
+
+    Args:
+        config: A job's settings, `PPOConfig(ppo=PPOSettings(steps=3))` for instance.
+
+    Returns:
+        The settings with values of exactly the declared types: a path has become text, a tuple a list, a whole
+        number where a number is declared a float, and a dict in place of a section that section.
+
+    Raises:
+        ConfigError: "CLASS: key = value: what is wrong".
+    """
+    kind = type(config)
+    if not is_section(kind):
+        raise ConfigError(f"expected a job's settings such as PPOConfig(), got {shown_value(config)}")
+    assembly = Assembly(kind)
+    assembly.set((), config, kind.__name__)
+    _check(assembly)
+    return cast("T", assembly.config)
+
+
 def job_class(name: str) -> type:
     """The settings of the job called `name`. Raises ConfigError that names the nearest job."""
     if name not in JOBS:
-        near = difflib.get_close_matches(name, JOBS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"the jobs are {', '.join(JOBS)}"
-        raise ConfigError(f"{shown(name)}: unknown job; {hint}")
+        hint = did_you_mean(name, JOBS, otherwise=f"the jobs are {', '.join(JOBS)}")
+        raise ConfigError(f"{shown_value(name)}: unknown job; {hint}")
     return JOBS[name]
+
+
+def _add_mapping(assembly: Assembly, values: Mapping[str, Any], source: str) -> None:
+    for name, value in values.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"{source}: {shown_value(name)}: not a key; write section.key")
+        assembly.set(split_key(name, source), value, source)
 
 
 def _add_file(assembly: Assembly, file: Path) -> None:
@@ -109,7 +146,7 @@ def _add_file(assembly: Assembly, file: Path) -> None:
     settings = file / "config.toml"
     if assembly.job not in (EvaluateConfig, GenerateConfig):
         hint = f"; did you mean {settings}?" if settings.is_file() else ""
-        raise ConfigError(f"{file}: a folder, where a TOML file is needed{hint}")
+        raise ConfigError(f"{file}: a folder, but a TOML file is needed{hint}")
     if not settings.is_file():
         raise ConfigError(f"{file}: not a run's folder: it holds no config.toml")
     of_run, source = _read_toml(settings), str(settings)
@@ -128,7 +165,7 @@ def _add_file(assembly: Assembly, file: Path) -> None:
 
 
 def _without_prompts(job: type, section: Any) -> Any:
-    """The section as it is, but for generate without the run's prompts: it is to ask for one."""
+    """The section; for generate without the run's prompts, so that it asks for one."""
     if job is not GenerateConfig or not isinstance(section, dict):
         return section
     return {key: value for key, value in section.items() if key not in ("prompts", "eval_prompts")}
@@ -141,7 +178,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such file") from None
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{file}: cannot be read: {system_reason(error)}") from None
     except ValueError:
         raise ConfigError(f"{str(file)!a}: not a path") from None
     try:
@@ -157,25 +194,25 @@ def _read_toml(file: Path) -> dict[str, Any]:
         place = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", str(error))
         line_number = (place and place[1]) or str(text.count("\n") + 1)
         reason = str(error)[: place.start()] if place else str(error)
-        raise ConfigError(f"{file}: line {line_number}: not valid TOML: {reason}") from None
+        raise ConfigError(f"{file}: line {line_number}: not valid TOML: {shown(reason, 200)}") from None
 
 
 def _check(assembly: Assembly) -> None:
-    """Raise ConfigError for the first thing that cannot be right between two settings."""
+    """Raise ConfigError for the first settings that cannot be combined, or for a required one that is missing."""
     for name, problem in assembly.config.problems():
         key, value = _find(assembly.config, name) or ((name,), None)
         source = assembly.source(key)
         if source is not None:
-            # A secret must not be shown, so not on the terminal either.
-            told = name if problem == SECRET else f"{name} = {shown(value)}"
-            raise ConfigError(f"{source}: {told}: {problem}")
+            # A secret must not be shown on the terminal either.
+            what = name if problem == SECRET else f"{name} = {shown_value(value)}"
+            raise ConfigError(f"{source}: {what}: {problem}")
         if value in ("", [], {}, None):
             raise ConfigError(f"{name}: {problem} (set it in a recipe, or with --{name})")
-        raise ConfigError(f"{name} = {shown(value)} (the default): {problem}")
+        raise ConfigError(f"{name} = {shown_value(value)} (the default): {problem}")
 
 
 def _find(node: Any, name: str) -> tuple[Key, Any] | None:
-    """The key and value that a dotted name stands for; names that users chose may hold dots themselves."""
+    """The key and value that a dotted name stands for; names that users choose may contain dots."""
     if is_section(node):
         node = {field: getattr(node, field) for field in kinds(type(node))}
     if not isinstance(node, Mapping):
@@ -192,7 +229,7 @@ def _find(node: Any, name: str) -> tuple[Key, Any] | None:
 def to_toml(config: Any) -> str:
     """All settings of a job as TOML, from which load_config makes an equal object.
 
-    Raises ConfigError for a value that TOML cannot hold, which only Python can have put there.
+    Raises ConfigError for a value that TOML cannot hold, which only Python code can have set.
     """
     return "\n".join(_toml_lines(config, ())).strip() + "\n"
 
@@ -210,6 +247,8 @@ def _toml_lines(section: Any, at: Key) -> list[str]:
             try:
                 own.append(f"{toml_key(name)} = {toml_value(value)}")
             except TypeError:
-                raise ConfigError(f"{dotted(key)} = {shown(value)}: cannot be written as TOML") from None
+                raise ConfigError(
+                    f"{dotted(key)} = {shown_value(value)}: cannot be written as TOML"
+                ) from None
     header = ["", f"[{dotted(at)}]"] if at and own else []
     return [*header, *own, *below]

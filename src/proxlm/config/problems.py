@@ -1,4 +1,4 @@
-"""What cannot be right between the settings of one section or two, as (key, message) pairs."""
+"""Settings that are missing or cannot be combined, as (key, message) pairs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Problems = list[tuple[str, str]]
 
 
 def algorithm_problems(ppo: PPOSettings, model: ModelSettings) -> Problems:
-    """What the advantage and the loss ask of the other settings."""
+    """Settings that the chosen advantage and loss cannot be combined with."""
     found: Problems = []
     for key, name, known in (("advantage", ppo.advantage, ADVANTAGES), ("loss", ppo.loss, LOSSES)):
         if name not in known and parse_reference(name) is None:
@@ -40,9 +40,9 @@ def algorithm_problems(ppo: PPOSettings, model: ModelSettings) -> Problems:
                 found.append((key, f"ppo.advantage = {ppo.advantage} has no critic"))
     if advantage.critic and model.critic == "adapter":
         if not model.lora.rank:
-            found.append(("model.critic", "adapter needs adapters: set model.lora.rank"))
+            found.append(("model.critic", "adapter needs LoRA adapters: set model.lora.rank"))
         if model.activation_checkpointing:
-            # What a block computes again it would compute with the adapters then in force.
+            # A block would be recomputed with the adapters that are active at that time.
             found.append(("model.activation_checkpointing", "cannot be used with model.critic = adapter"))
     if model.critic_from and model.critic != "separate":
         found.append(("model.critic_from", "needs model.critic = separate"))
@@ -56,12 +56,13 @@ def algorithm_problems(ppo: PPOSettings, model: ModelSettings) -> Problems:
     return found
 
 
-def needed(*pairs: tuple[str, Any]) -> Problems:
-    return [(key, "needed, but not given") for key, value in pairs if not value]
+def required(*pairs: tuple[str, Any]) -> Problems:
+    """A problem for each (key, value) whose value is empty."""
+    return [(key, "required, but not given") for key, value in pairs if not value]
 
 
 def new_model_problems(key: str, new: NewModelSettings, model: ModelSettings) -> Problems:
-    """What cannot be in the new model of section `key`."""
+    """Problems of the section `key`, which describes a new model."""
     found: Problems = []
     if not new.recurrent:  # heads and positions
         if new.hidden % new.heads:
@@ -69,7 +70,7 @@ def new_model_problems(key: str, new: NewModelSettings, model: ModelSettings) ->
         elif new.hidden // new.heads % 2:
             found.append((f"{key}.hidden", f"{key}.hidden / {key}.heads must be even (rotary positions)"))
     if model.lora.rank:
-        found.append(("model.lora.rank", "adapters need model.policy, a model to go on from"))
+        found.append(("model.lora.rank", "adapters need model.policy, a model to continue from"))
     return found
 
 
@@ -78,8 +79,7 @@ def reward_problems(reward: RewardSettings) -> Problems:
         return [("reward.use", "give use or terms, not both")]
     found = secret_problems("reward.args", reward.args)
     for name, term in reward.terms.items():
-        if not term.use:
-            found.append((f"reward.terms.{name}.use", "needed, but not given"))
+        found += required((f"reward.terms.{name}.use", term.use))
         found += secret_problems(f"reward.terms.{name}.args", term.args)
     return found
 
@@ -89,14 +89,13 @@ def dual_clip_problems(dual_clip: float) -> Problems:
 
 
 def optimisers_problems(optim: OptimisersSettings) -> Problems:
-    """Of the policy's and of the critic's."""
-    both = ("policy", optim.policy), ("critic", optim.critic)
-    return [problem for who, one in both for problem in optimiser_problems(f"optim.{who}", one)]
+    """Problems of the policy's and of the critic's optimiser."""
+    return optimiser_problems("optim.policy", optim.policy) + optimiser_problems("optim.critic", optim.critic)
 
 
 def optimiser_problems(key: str, optim: OptimiserSettings) -> Problems:
     if optim.schedule == "staged" and not optim.stages:
-        return [(f"{key}.stages", 'needed with schedule = "staged"')]
+        return [(f"{key}.stages", 'required with schedule = "staged"')]
     if optim.schedule == "exponential" and optim.final == 0:
         return [(f"{key}.final", 'must be more than 0 with schedule = "exponential"')]
     return [

@@ -1,4 +1,4 @@
-"""The settings of how responses and conversations are written."""
+"""The settings of how responses and conversations are generated."""
 
 from __future__ import annotations
 
@@ -14,32 +14,44 @@ RolloutWeights = Literal["policy", "bfloat16", "int8"]
 class RolloutSettings:
     """How responses are sampled."""
 
-    max_new_tokens: int = setting(64, "longest response in tokens", ge=1)
-    temperature: float = setting(1.0, "divides the logits; 0: greedy (not for training)", ge=0)
-    final_temperature: float = setting(
-        0.0, "PPO: the temperature moves linearly to this one over the run; 0: it stays", ge=0
+    max_new_tokens: int = setting(64, "most tokens of a response", ge=1)
+    temperature: float = setting(
+        1.0, "sampling temperature, which divides the logits; 0: greedy (not in PPO)", ge=0
     )
-    top_k: int = setting(0, "keep the k likeliest tokens; 0: all (in PPO: biased, see docs)", ge=0)
-    top_p: float = setting(1.0, "keep the smallest set of tokens with this much probability", gt=0, le=1)
-    min_p: float = setting(0.0, "drop tokens below this share of the likeliest one's probability", ge=0, lt=1)
-    stop: list[str] = setting(factory=list, help="texts that end a response, besides the end-of-text token")
+    final_temperature: float = setting(
+        0.0, "PPO: change the temperature linearly to this over the run; 0: keep it constant", ge=0
+    )
+    top_k: int = setting(
+        0, "sample from the k most likely tokens; 0: all (biased in PPO, see docs/theory.md)", ge=0
+    )
+    top_p: float = setting(
+        1.0, "sample from the smallest set of tokens with at least this total probability", gt=0, le=1
+    )
+    min_p: float = setting(
+        0.0, "exclude tokens less probable than this share of the most likely token's probability", ge=0, lt=1
+    )
+    stop: list[str] = setting(factory=list, help="texts that end a response, in addition to the EOS token")
     batch_size: int = setting(
-        64, "sequences generated at once; does not change what is sampled", ge=1, on_resume="free"
+        64, "sequences generated at the same time; does not change what is sampled", ge=1, on_resume="free"
     )
     weights: RolloutWeights = setting(
         "policy",
-        "weights to write with: the policy's, or rounded to bfloat16 or int8 (then see ppo.correction)",
+        "weights to generate with: the policy's, or rounded to bfloat16 or int8 (see ppo.correction)",
     )
 
 
 @dataclass(frozen=True)
 class EnvironmentSettings:
-    """The other side of a conversation; without one, a response is a single text."""
+    """The environment that the policy converses with; without one, a response is a single text."""
 
     use: str = setting("", "a built-in environment's name, or path/to/file.py:Class; empty: none")
     args: dict[str, Any] = setting(factory=dict, help="keyword arguments of the environment")
-    tasks: int = setting(256, "without data.prompts: how many different tasks there are to train on", ge=1)
-    max_turns: int = setting(16, "most replies of the policy in one conversation", ge=1)
-    max_tokens: int = setting(512, "longest conversation in tokens, the environment's words included", ge=1)
-    timeout: float = setting(30.0, "seconds that one call of reset or step may take", gt=0, on_resume="free")
-    time_limit: float = setting(0.0, "seconds after which a conversation gets no further turn; 0: none", ge=0)
+    tasks: int = setting(256, "without data.prompts: number of different tasks to train on", ge=1)
+    max_turns: int = setting(16, "most turns of the policy in one conversation", ge=1)
+    max_tokens: int = setting(512, "most tokens of a conversation, the environment's messages included", ge=1)
+    timeout: float = setting(
+        30.0, "time limit of one call of reset or step, in seconds", gt=0, on_resume="free"
+    )
+    time_limit: float = setting(
+        0.0, "seconds after which a conversation gets no further turn; 0: no limit", ge=0
+    )

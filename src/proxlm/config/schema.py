@@ -8,54 +8,54 @@ from typing import Any, Literal
 from proxlm.config.setting import setting
 
 _ON_BAD_RECORD = (
-    "a record that cannot be read or used: stop with an error, or leave it out, count it and list it in the run's"
+    "a record that cannot be read or used: stop with an error, or skip it, count it and list it in the run's"
     " skipped.jsonl (also: --on-bad-record)"
 )
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Low-rank adapters (Hu et al. 2021) through PEFT; the base stays frozen and serves as the reference."""
+    """Low-rank adapters (Hu et al. 2021) with PEFT; the base is frozen and serves as the reference."""
 
-    rank: int = setting(0, "rank of the adapters; 0 trains all weights", ge=0)
-    alpha: float = setting(16.0, "scale: the update is multiplied by alpha / rank", gt=0)
+    rank: int = setting(0, "rank of the adapters; 0: train all weights", ge=0)
+    alpha: float = setting(16.0, "the adapters' update is multiplied by alpha / rank", gt=0)
     targets: list[str] = setting(
         factory=list,
-        help="names of the linear layers to adapt; empty: every linear layer but the output head",
+        help="names of the linear layers to adapt; empty: every linear layer except the output head",
     )
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model, which critic, in which precision, on which device."""
+    """The model, its critic, the precision and the device."""
 
     policy: str = setting("", "the language model: a folder in Hugging Face format, or a name on the hub")
     critic: Literal["shared", "separate", "adapter"] = setting(
         "separate",
-        "value head on the policy's trunk (shared), on a copy of it (separate), or, with model.lora, on the policy's"
-        " base with adapters of the critic's own (adapter); advantages that use no values have no critic",
+        "the value head is on the policy's trunk (shared), on a copy of it (separate), or, with model.lora, on the"
+        " policy's base with LoRA adapters for the critic (adapter); no critic where the advantage uses no values",
     )
     critic_from: str = setting(
         "", "start the critic from this reward model (folder or hub name), trunk and head; empty: V = 0"
     )
     activation_checkpointing: bool = setting(
         False,
-        "keep only each layer's input for the backward pass and compute the rest again: less memory, slower",
+        "keep only each layer's input for the backward pass and recompute the rest: less memory, slower",
         on_resume="free",
     )
     packed: bool = setting(
         False,
-        "put sequences one after another without padding in a forward pass (same numbers, other speed)",
+        "pack sequences without padding in a forward pass; the numbers are the same, the speed differs",
         on_resume="free",
     )
     precision: Literal["float32", "bfloat16", "auto"] = setting(
         "float32",
-        "precision of the computation; weights, optimiser, losses and log-probs stay in float32; auto: bfloat16"
-        " where the device has instructions for it",
+        "precision of the computation; weights, optimiser, losses and log-probs are always float32; auto: bfloat16"
+        " if the device has instructions for it",
     )
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...", on_resume="free")
     trust_remote_code: bool = setting(
-        False, "allow the model's own Python code from the hub to run", on_resume="free"
+        False, "allow Python code that comes with the model to run", on_resume="free"
     )
     lora: LoraSettings = setting(factory=LoraSettings)
 
@@ -66,27 +66,31 @@ class NewModelSettings:
 
     type: str = setting(
         "llama",
-        "transformers model type: llama, qwen3, gpt2, ...; or lstm, proxlm's own; for pairs (sft) also t5, bart",
+        "transformers model type: llama, qwen3, gpt2, ...; lstm, which is proxlm's own; with sft also t5, bart",
     )
     vocabulary: int = setting(4096, "size of the byte-level BPE tokenizer trained on the text", ge=260)
     hidden: int = setting(256, "width of the residual stream", ge=8)
-    layers: int = setting(4, "number of blocks; of an encoder–decoder, on each side", ge=1)
+    layers: int = setting(4, "number of blocks; of an encoder–decoder, in each half", ge=1)
     heads: int = setting(4, "number of attention heads (lstm: none)", ge=1)
-    intermediate: int = setting(0, "width inside the MLP; 0: 8/3 of hidden, to a multiple of 32", ge=0)
+    intermediate: int = setting(
+        0, "width of the MLP's inner layer; 0: 8/3 of hidden, rounded to a multiple of 32", ge=0
+    )
     context: int = setting(
-        512, "longest sequence in tokens (lstm and t5 have none; sft holds its examples to it)", ge=8
+        512,
+        "longest sequence in tokens (lstm and t5 have no limit of their own; sft applies it to its examples)",
+        ge=8,
     )
     tie_embeddings: bool = setting(True, "use the input embedding as the output head")
 
     @property
     def recurrent(self) -> bool:
-        """Whether it has neither attention heads nor a longest sequence."""
+        """Whether the model has neither attention heads nor a longest sequence."""
         return self.type == "lstm"
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Prompts for rollouts."""
+    """The prompts."""
 
     prompts: str = setting(
         "",
@@ -94,15 +98,15 @@ class DataSettings:
     )
     prompt_field: str = setting("prompt", "field that holds the prompt (text, or a list of chat messages)")
     eval_prompts: str = setting("", "file of held-out prompts; empty: eval_count are set aside from prompts")
-    eval_count: int = setting(64, "how many held-out prompts to evaluate on", ge=0)
-    chat: bool = setting(False, "put each prompt through the tokenizer's chat template as a user's message")
+    eval_count: int = setting(64, "number of held-out prompts to evaluate on", ge=0)
+    chat: bool = setting(False, "render each prompt with the tokenizer's chat template, as a user's message")
     chat_template: str = setting("", "file with a Jinja chat template, for a tokenizer without one")
-    system: str = setting("", "system message put before each prompt (with chat)")
+    system: str = setting("", "system message before each prompt (with chat)")
     max_prompt_tokens: int = setting(
-        0, "longest prompt; 0: what the model's context leaves for the response", ge=0
+        0, "longest prompt; 0: the model's context minus the longest response", ge=0
     )
     on_long_prompt: Literal["fail", "skip"] = setting(
-        "fail", "a prompt over max_prompt_tokens: stop with an error, or leave it out and say how many"
+        "fail", "a prompt longer than max_prompt_tokens: stop with an error, or skip it and count it"
     )
     on_bad_record: Literal["fail", "skip"] = setting("fail", _ON_BAD_RECORD)
 
@@ -115,46 +119,49 @@ class RewardTerm:
     weight: float = setting(1.0, "factor in the sum")
     args: dict[str, Any] = setting(factory=dict, help="keyword arguments of the reward")
     potential: bool = setting(
-        False, "its per-token values are potentials: hints on the way that leave the best policy as it is"
+        False,
+        "its per-token values are potentials (Ng et al. 1999): hints that do not change the optimal policy",
     )
 
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """What a response is worth: one reward, or a weighted sum of named terms."""
+    """The reward of a response: one function, or a weighted sum of named terms."""
 
     use: str = setting("", "a built-in reward's name, or path/to/file.py:function")
     args: dict[str, Any] = setting(factory=dict, help="keyword arguments of the reward")
     weights: dict[str, float] = setting(
-        factory=dict, help="weights of the components, where the function returns a dict of them; default 1"
+        factory=dict, help="weights of the components, if the function returns a dict of them; default 1"
     )
     terms: dict[str, RewardTerm] = setting(
         factory=dict, help="named terms, instead of use: [reward.terms.NAME] with use, weight, args"
     )
-    timeout: float = setting(120.0, "seconds one call of the reward may take", gt=0, on_resume="free")
+    timeout: float = setting(
+        120.0, "time limit of one call of the reward, in seconds", gt=0, on_resume="free"
+    )
     on_error: Literal["fail", "score"] = setting(
         "fail",
-        "a reward that raises, hangs or returns no number: stop, or give error_score and count it",
+        "a reward that raises, hangs or returns no number: stop, or use error_score and count it",
         on_resume="free",
     )
     isolate: bool = setting(
         False,
-        "call the reward in a process of its own, which is killed after timeout and started anew after it died (not"
-        " reward models, nor a function given in Python)",
+        "call the reward in a separate process, which is killed after timeout and restarted if it dies (not for"
+        " reward models or functions given in Python)",
         on_resume="free",
     )
     memory_gb: float = setting(
         0.0,
-        "isolate: GiB that the reward may take beyond what its start took; 0: no limit",
+        "isolate: memory limit in GiB, in addition to what the process uses at its start; 0: no limit",
         ge=0,
         on_resume="free",
     )
     error_score: float = setting(0.0, "score of a response whose reward failed (with on_error = score)")
-    # Fixed on resume: a reward that looks at all it is given would see others beside each response.
+    # Fixed on resume: a reward may compare the responses that it is called with.
     overlap: int = setting(
         0,
-        "score responses in groups of this many as they end, beside the writing of others; 0: all together when all"
-        " are written",
+        "score responses in groups of this size as soon as they are finished, while others are generated; 0: score"
+        " all of them at the end",
         ge=0,
     )
 
@@ -167,18 +174,20 @@ class OptimiserSettings:
     """AdamW and its learning-rate schedule."""
 
     lr: float = setting(3e-6, "highest learning rate", gt=0)
-    schedule: Schedule = setting("constant", "how the learning rate falls after warm-up, by optimiser step")
-    warmup: int = setting(0, "optimiser steps of linear rise from 0", ge=0)
-    final: float = setting(0.0, "share of lr at the end (linear, cosine, exponential)", ge=0, le=1)
-    half_life: float = setting(100.0, "optimiser steps after which inverse-time has halved lr", gt=0)
+    schedule: Schedule = setting("constant", "how the learning rate falls after warm-up, per optimiser step")
+    warmup: int = setting(0, "optimiser steps over which the learning rate rises linearly from 0", ge=0)
+    final: float = setting(
+        0.0, "learning rate at the end, as a share of lr (linear, cosine, exponential)", ge=0, le=1
+    )
+    half_life: float = setting(100.0, "inverse-time: optimiser steps after which lr is halved", gt=0)
     stages: dict[str, float] = setting(
-        factory=dict, help='staged: factor of lr from an optimiser step on, e.g. {"100" = 0.5, "200" = 0.1}'
+        factory=dict, help='staged: factor of lr from each optimiser step on, e.g. {"100" = 0.5, "200" = 0.1}'
     )
     beta1: float = setting(0.9, "AdamW's β1", ge=0, lt=1)
     beta2: float = setting(0.999, "AdamW's β2", ge=0, lt=1)
     eps: float = setting(1e-5, "AdamW's ε", gt=0)
-    weight_decay: float = setting(0.0, "decoupled weight decay of matrices", ge=0)
-    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0: never", ge=0)
+    weight_decay: float = setting(0.0, "decoupled weight decay of weight matrices", ge=0)
+    max_grad_norm: float = setting(1.0, "clip the gradient to this norm; 0: no clipping", ge=0)
 
 
 def _falling(lr: float) -> OptimiserSettings:
@@ -187,7 +196,7 @@ def _falling(lr: float) -> OptimiserSettings:
 
 @dataclass(frozen=True)
 class OptimisersSettings:
-    """The policy and the critic learn at their own rates."""
+    """The optimisers of the policy and of the critic."""
 
     policy: OptimiserSettings = setting(factory=lambda: _falling(3e-6))
     critic: OptimiserSettings = setting(factory=lambda: _falling(1e-5))
@@ -198,34 +207,36 @@ class RunSettings:
     """The run's folder, seed and logging."""
 
     folder: str = setting("", "where the run is written; empty: runs/JOB-DATE-TIME", on_resume="free")
-    seed: int = setting(0, "seed of everything random", ge=0, lt=2**32)
-    resume: bool = setting(False, "go on from the folder's newest complete checkpoint", on_resume="free")
+    seed: int = setting(0, "seed of all random numbers", ge=0, lt=2**32)
+    resume: bool = setting(False, "continue from the folder's newest complete checkpoint", on_resume="free")
     save_every: int = setting(50, "steps between checkpoints; 0: only at the end", ge=0, on_resume="free")
-    keep: int = setting(2, "how many of the newest checkpoints to keep", ge=1, on_resume="free")
+    keep: int = setting(2, "number of newest checkpoints to keep", ge=1, on_resume="free")
     keep_best: str = setting(
         "",
-        "keep the checkpoint with the best value of this metric, too: reward, for instance; empty: none",
+        "also keep the checkpoint with the best value of this metric (reward, for instance); empty: none",
         on_resume="free",
     )
     keep_best_is: Literal["highest", "lowest"] = setting(
-        "highest", "which value of keep_best is the best", on_resume="free"
+        "highest", "whether the highest or the lowest value of keep_best is the best", on_resume="free"
     )
     max_skipped: int = setting(
         5,
-        "stop after this many steps in a row without an update, where gradients are no finite numbers; 0: never",
+        "stop after this many steps in a row without an update because of non-finite gradients; 0: never",
         ge=0,
         on_resume="free",
     )
     watchdog: float = setting(
         30.0,
-        "minutes without any progress after which it is said where the run is stuck; 0: never",
+        "minutes without progress after which the place where the run is stuck is reported; 0: never",
         ge=0,
         on_resume="free",
     )
     watchdog_stop: bool = setting(
-        False, "a run that the watchdog finds stuck ends with status 75", on_resume="free"
+        False, "end a run that the watchdog finds stuck, with status 75", on_resume="free"
     )
-    log_samples: int = setting(4, "responses per step written to samples.jsonl", ge=0, on_resume="free")
+    log_samples: int = setting(
+        4, "number of responses per step to write to samples.jsonl", ge=0, on_resume="free"
+    )
     tensorboard: bool = setting(True, "write TensorBoard events", on_resume="free")
     wandb: str = setting("", "Weights & Biases project to log to (needs proxlm[wandb])", on_resume="free")
     threads: int = setting(0, "CPU threads; 0: one per core", ge=0, on_resume="free")
@@ -237,24 +248,26 @@ class TextSettings:
     """Text for supervised training."""
 
     train: list[str] = setting(
-        factory=list, help="files, folders of text (pretrain) or data sets; for sft, of records"
+        factory=list, help="files or data sets: of text, or folders of it (pretrain); of records (sft)"
     )
     validation: list[str] = setting(factory=list, help="held-out files; empty: validation_share is set aside")
-    validation_share: float = setting(0.05, "share of the records set aside for validation", gt=0, lt=1)
+    validation_share: float = setting(0.05, "share of the records to set aside for validation", gt=0, lt=1)
     extensions: list[str] = setting(factory=lambda: [".txt", ".md"], help="which files of a folder to read")
     on_bad_record: Literal["fail", "skip"] = setting("fail", _ON_BAD_RECORD)
     prompt_field: str = setting("prompt", "sft: field with the prompt (text)")
     response_field: str = setting("response", "sft: field with the response (text)")
-    messages_field: str = setting("messages", "sft: field with chat messages, used where prompt is absent")
-    chat: bool = setting(False, "sft: put prompt and response through the chat template")
+    messages_field: str = setting(
+        "messages", "sft: field with chat messages, used if a record has no prompt field"
+    )
+    chat: bool = setting(False, "sft: render prompt and response with the chat template")
     chat_template: str = setting("", "file with a Jinja chat template, for a tokenizer without one")
 
 
 @dataclass(frozen=True)
 class SupervisedSettings:
-    """The loop that pretraining and supervised fine-tuning share."""
+    """The training loop of pretraining and supervised fine-tuning."""
 
-    steps: int = setting(1000, "most optimiser steps", ge=1, on_resume="free")
+    steps: int = setting(1000, "largest number of optimiser steps", ge=1, on_resume="free")
     minutes: float = setting(
         0.0, "stop after this many minutes of training; 0: no limit", ge=0, on_resume="free"
     )

@@ -1,6 +1,6 @@
-"""Keys and tokens among the arguments of rewards and environments: named in the settings, kept in the environment.
+"""Secrets among the arguments of rewards and environments: settings name an environment variable that holds them.
 
-Settings are written to config.toml, to checkpoints and into reports. So an argument may be env:NAME, which is what is
+Settings are written to config.toml, to checkpoints and into reports. So an argument may be env:NAME: that is what is
 written, and the function gets the value of the environment variable NAME.
 """
 
@@ -15,14 +15,14 @@ from proxlm.errors import ConfigError
 
 PREFIX = "env:"
 SECRET = (
-    "looks like a secret, and settings are written to files: put it into an environment variable NAME and give"
+    "looks like a secret, and settings are written to files: put it into an environment variable NAME and write"
     f" {PREFIX}NAME"
 )
 _NAME = re.compile(
     r"(^|_)(api_?key|access_?key|private_?key|auth|authorization|token|secret|passw(or)?d|credentials?)$",
     re.I,
 )
-# As OpenAI, Hugging Face, GitHub, GitLab, Slack, AWS and Google begin theirs; and tokens in three parts (JWT).
+# The prefixes of OpenAI, Hugging Face, GitHub, GitLab, Slack, AWS and Google; and tokens in three parts (JWT).
 _VALUE = re.compile(
     r"(sk-|hf_|gh[pousr]_|github_pat_|glpat-|xox[abprs]-|AKIA|AIza)[\w-]{12,}|eyJ[\w-]+\.[\w-]+\.[\w-]+"
 )
@@ -43,7 +43,7 @@ def _is_secret(name: str, value: str) -> bool:
 
 
 def from_environment(key: str, args: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with the values of the variables that they name. Raises ConfigError for one that is not set."""
+    """The arguments, env:NAME replaced by the variable's value. Raises ConfigError for a variable that is not set."""
     found = dict(args)
     for name, value in args.items():
         if isinstance(value, str) and value.startswith(PREFIX):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a number may be, and what a text may not be; None: no bound."""
+    """The range of a number: at least `ge`, more than `gt`, at most `le`, less than `lt`; None: no bound."""
 
     ge: float | None = None
     gt: float | None = None

@@ -1,20 +1,20 @@
-"""Trees of settings: walking a job's sections, and setting one key of them after another."""
+"""Trees of settings: the sections and keys of a job, and setting them one key after another."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from proxlm.config.setting import Bounds
-from proxlm.config.values import Key, convert, dotted, is_table, mismatch, shown
+from proxlm.config.values import Key, convert, dotted, is_table, mismatch, shown_value
 from proxlm.errors import ConfigError
+from proxlm.text import nearest
 
 
 def kinds(section: Any) -> dict[str, Any]:
-    """The settings of a section, a dataclass, in order, and their declared types."""
+    """The names of a section's settings, in order, with their declared types. section: a dataclass."""
     return _kinds(section)
 
 
@@ -25,12 +25,12 @@ def _kinds(section: Any) -> dict[str, Any]:
 
 
 def is_section(kind: Any) -> bool:
-    """Whether a declared type is a section of settings, not a single one or a table."""
+    """Whether a declared type is a section of settings, not a single value or a table."""
     return dataclasses.is_dataclass(kind)
 
 
 def known_keys(section: Any, at: Key = ()) -> Iterator[Key]:
-    """Every section and setting below `at`, but not what users name themselves inside tables."""
+    """The keys of every section and setting in `section`, which stands at `at`; not those inside tables."""
     for name, kind in kinds(section).items():
         yield (*at, name)
         if is_section(kind):
@@ -45,70 +45,82 @@ def split_key(text: str, source: str) -> Key:
     return key
 
 
-def unknown_key(job: Any, section: Any, at: Key, rest: Key, source: str) -> ConfigError:
-    """The error for a key that `section`, at `at`, does not have: names the nearest key that exists."""
-    key, names = (*at, *rest), list(kinds(section))
+def unknown_key(job: Any, section: Any, at: Key, below: Key, source: str) -> ConfigError:
+    """The error for a key that does not exist; it names the nearest key that does.
+
+    Args:
+        job: The class of the job's settings.
+        section: The section, a dataclass, that lacks the key.
+        at: The section's key.
+        below: The unknown key, relative to the section.
+        source: Where the key was given.
+    """
+    key, names = (*at, *below), list(kinds(section))
     known = list(known_keys(job))
     near = [dotted(other) for other in known if other[-1] == key[-1]]
-    if not near and len(rest) == 1:
-        near = [dotted((*at, name)) for name in difflib.get_close_matches(rest[0], names, n=1)]
-    if not near:
-        last = difflib.get_close_matches(key[-1], [other[-1] for other in known], n=1)
-        alike = [dotted(other) for other in known if other[-1:] == tuple(last)]
-        near = difflib.get_close_matches(dotted(key), alike, n=1, cutoff=0)
+    if not near and len(below) == 1 and (name := nearest(below[0], names)):
+        near = [dotted((*at, name))]
+    if not near and (last := nearest(key[-1], [other[-1] for other in known])):
+        alike = [dotted(other) for other in known if other[-1] == last]
+        near = [nearest(dotted(key), alike) or alike[0]]
     hint = f"did you mean {' or '.join(near)}?" if near else f"allowed here: {', '.join(names)}"
     return ConfigError(f"{source}: {dotted(key)}: unknown key; {hint}")
 
 
-def key_below_value(at: Key, rest: Key, source: str) -> ConfigError:
-    """The error for a key `rest` below `at`, which is a single value."""
-    return ConfigError(f"{source}: {dotted((*at, *rest))}: unknown key; {dotted(at)} is a single value")
+def key_below_value(at: Key, below: Key, source: str) -> ConfigError:
+    """The error for a key `below` the key `at`, which holds a single value."""
+    return ConfigError(f"{source}: {dotted((*at, *below))}: unknown key; {dotted(at)} is a single value")
 
 
 class Assembly:
-    """A job's settings while they are put together, and where each came from."""
+    """A job's settings while they are put together, and the source of each.
+
+    Attributes:
+        job: The class of the settings.
+        config: The settings so far; at first the defaults.
+    """
 
     def __init__(self, job: Any) -> None:
         self.job = job
         self.config: Any = job()
-        self._given: dict[Key, str] = {}
+        self._sources: dict[Key, str] = {}
 
     def set(self, key: Key, value: Any, source: str) -> None:
-        """Set one key. A table for a section sets the keys in it; for a dict it replaces the dict."""
+        """Set one key; () is the whole tree. A table sets the keys of a section in it, but replaces a whole dict."""
         self.config = self._assigned(self.job, self.config, (), key, value, source, Bounds())
 
     def source(self, key: Key) -> str | None:
-        """Where the key, or the latest of the keys below it, was given; None: nowhere, it is a default."""
-        sources = [source for given, source in self._given.items() if given[: len(key)] == key]
+        """The source that last set the key or one below it; None if it has its default."""
+        sources = [source for other, source in self._sources.items() if other[: len(key)] == key]
         return sources[-1] if sources else None
 
     def _assigned(
-        self, kind: Any, current: Any, at: Key, rest: Key, value: Any, source: str, bounds: Bounds
+        self, kind: Any, current: Any, at: Key, below: Key, value: Any, source: str, bounds: Bounds
     ) -> Any:
-        """`current`, which stands at `at`, with `value` at `rest` below it."""
+        """A copy of `current`, the value at the key `at`, with `value` set at the key `below` it."""
         if is_section(kind):
-            return self._section(kind, current, at, rest, value, source)
-        if is_table(kind) or (kind is Any and rest):
-            return self._table(kind, current, at, rest, value, source, bounds)
-        if rest:
-            raise key_below_value(at, rest, source)
+            return self._section(kind, current, at, below, value, source)
+        if is_table(kind) or (kind is Any and below):
+            return self._table(kind, current, at, below, value, source, bounds)
+        if below:
+            raise key_below_value(at, below, source)
         try:
             value = convert(kind, value)
         except ValueError as error:
             raise ConfigError(f"{source}: {dotted(at)}: {error}") from None
         problem = bounds.problem(value) if kind in (int, float) else None
         if problem:
-            raise ConfigError(f"{source}: {dotted(at)} = {shown(value)}: {problem}")
+            raise ConfigError(f"{source}: {dotted(at)} = {shown_value(value)}: {problem}")
         self._record(at, source)
         return value
 
     def _record(self, at: Key, source: str) -> None:
-        self._given.pop(at, None)  # so that it stands last again
-        self._given[at] = source
+        self._sources.pop(at, None)  # so that it is the last one again
+        self._sources[at] = source
 
-    def _section(self, kind: Any, current: Any, at: Key, rest: Key, value: Any, source: str) -> Any:
-        if rest:
-            entries = [(rest, value)]
+    def _section(self, kind: Any, current: Any, at: Key, below: Key, value: Any, source: str) -> Any:
+        if below:
+            entries = [(below, value)]
         elif isinstance(value, kind):
             entries = [((name,), getattr(value, name)) for name in kinds(kind)]
         else:
@@ -125,12 +137,12 @@ class Assembly:
         return current
 
     def _table(
-        self, kind: Any, current: Any, at: Key, rest: Key, value: Any, source: str, bounds: Bounds
+        self, kind: Any, current: Any, at: Key, below: Key, value: Any, source: str, bounds: Bounds
     ) -> dict[str, Any]:
         element = get_args(kind)[1] if is_table(kind) else Any
-        if rest:
+        if below:
             table = dict(current) if isinstance(current, Mapping) else {}
-            entries = [(rest, value)]
+            entries = [(below, value)]
         else:
             table = {}
             entries = [((name,), item) for name, item in _items(kind, value, at, source)]

@@ -1,7 +1,7 @@
-"""Single values: what a declared type accepts, how text becomes one, and how one is written as TOML.
+"""Single values: what a declared type accepts, how text becomes a value, and how a value is written as TOML.
 
-The declared types are str, int, float, bool, Literal of texts, list[str], and Any (whatever TOML can hold but
-dates); tables and sections are taken apart in tree.py.
+The declared types are str, int, float, bool, Literal of texts, list[str], and Any (all that TOML can hold except
+dates); tree.py handles tables and sections.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
+from proxlm.text import one_line, shown
+
 Key = tuple[str, ...]
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_LONGEST_SHOWN = 80
 
 
 def toml_key(name: str) -> str:
@@ -36,7 +37,7 @@ def toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        # JSON's escapes are TOML's too, but JSON lets DEL stand as it is.
+        # TOML has JSON's escapes, but JSON leaves DEL unescaped, which TOML forbids.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
     if isinstance(value, int):
         return str(int(value))
@@ -50,13 +51,12 @@ def toml_value(value: Any) -> str:
     raise TypeError(f"no TOML for {type(value).__name__}")
 
 
-def shown(value: Any) -> str:
-    """`value` for an error message: one line, cut where it is long."""
+def shown_value(value: Any) -> str:
+    """`value` as TOML for an error message: one line, shortened; what TOML cannot hold as Python's repr."""
     try:
-        text = toml_value(value)
+        return shown(toml_value(value))
     except TypeError:
-        text = " ".join(repr(value).split())
-    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
+        return shown(one_line(repr(value)))
 
 
 def choices(kind: Any) -> tuple[str, ...]:
@@ -70,7 +70,7 @@ def is_table(kind: Any) -> bool:
 
 
 def expected(kind: Any) -> str:
-    """The declared type in the words of an error message."""
+    """The declared type, for an error message."""
     if choices(kind):
         return "one of " + ", ".join(f'"{choice}"' for choice in choices(kind))
     if is_dataclass(kind):
@@ -79,20 +79,23 @@ def expected(kind: Any) -> str:
         return "a table such as {name = 1}"
     if kind == list[str]:
         return "a list of texts"
-    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-    return words.get(kind, "text, a number, true, false, a list or a table")
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    return names.get(kind, "text, a number, true, false, a list or a table")
 
 
 def mismatch(kind: Any, value: Any) -> ValueError:
     """The error for a value that is not of the declared type."""
-    return ValueError(f"expected {expected(kind)}, got {shown(value)}")
+    return ValueError(f"expected {expected(kind)}, got {shown_value(value)}")
 
 
 def convert(kind: Any, value: Any) -> Any:
-    """`value` as a new object of the declared type, a single one.
+    """`value` as a new object of the declared type, which is not a table or section.
 
-    Raises ValueError that says what was expected. Nothing is guessed: true is not a number, 1.0 is not a
-    whole number, "1" is not a number; but a whole number is a number, a tuple a list, and a path a text.
+    A whole number is accepted as a number, a tuple as a list, and a path as text. Nothing else is converted: true
+    is not a number, 1.0 is not a whole number, "1" is not a number.
+
+    Raises:
+        ValueError: The message says what was expected.
     """
     if kind is Any:
         return _anything(value)
@@ -132,7 +135,7 @@ def _anything(value: Any) -> Any:
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"expected a finite number, got {shown(value)}")
+        raise ValueError(f"expected a finite number, got {shown_value(value)}")
     if isinstance(value, bool | int | float):
         return value
     if isinstance(value, list | tuple):
@@ -143,9 +146,9 @@ def _anything(value: Any) -> Any:
 
 
 def from_text(kind: Any, text: str) -> Any:
-    """What `text` on the command line means for the declared type.
+    """The value of the declared type that `text` on the command line stands for.
 
-    Text that means nothing there is returned as it is; `convert` then says what was expected.
+    Text that is not of the type is returned unchanged; `convert` then says what was expected.
     """
     if kind is int or kind is float:
         try:
