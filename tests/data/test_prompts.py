@@ -76,7 +76,7 @@ def test_a_held_out_file_leaves_the_other_whole(write: Write, tokenizer: Any) ->
     assert all(p.text == "defg"[p.id] for p in held.prompts)
     every = load(tokenizer, "eval", eval_prompts=other, eval_count=64)
     assert [p.id for p in every.prompts] == [0, 1, 2, 3]
-    with pytest.raises(ConfigError, match=r"data\.prompts: needed"):
+    with pytest.raises(ConfigError, match=r"data\.prompts: required"):
         load(tokenizer, "train", eval_prompts=other)
 
 
@@ -85,7 +85,7 @@ def test_prompts_of_a_held_out_file_are_never_trained_on(write: Write, tokenizer
     train = load(tokenizer, "train", prompts=path, eval_prompts=other, eval_count=1)
     assert [(p.id, p.text) for p in train.prompts] == [(0, "a"), (2, "c")]
     assert train.repeated == 2
-    with pytest.raises(DataError, match=r"every prompt also stands in data\.eval_prompts = .*p\.txt"):
+    with pytest.raises(DataError, match=r"every prompt is also in data\.eval_prompts = .*p\.txt"):
         load(tokenizer, "train", prompts=path, eval_prompts=path)
 
 

@@ -200,9 +200,7 @@ def test_a_template_that_changes_earlier_turns_is_refused(write: Write, chatml: 
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     )
     path = write("c.jsonl", [{"messages": messages(CHAT)}])
-    with pytest.raises(
-        DataError, match=r"c\.jsonl:1: the chat template renders what stands before message 3"
-    ):
+    with pytest.raises(DataError, match=r"c\.jsonl:1: the chat template renders what comes before message 3"):
         examples(chatml, path, chat_template=forgets)
 
 

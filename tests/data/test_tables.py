@@ -227,7 +227,7 @@ def test_the_hub_is_asked_for_a_stream_without_code(monkeypatch: pytest.MonkeyPa
     with pytest.raises(DataError, match="hf:a/broken: cannot be read from the hub"):
         read_records("hf:a/broken")
     for name in ("hf:", "hf:../x", "hf:/etc", "hf:a/b/c/d", "hf:./a", "hf::train", "hf:a b"):
-        with pytest.raises(DataError, match="not a data set's name"):
+        with pytest.raises(DataError, match="not the name of a data set"):
             read_records(name)
     assert len(asked) == 5
 

@@ -60,7 +60,7 @@ def test_reading_errors_name_file_and_line(write: Write, tmp_path: Path) -> None
         ),
         (write("b.jsonl", [{"text": 3}]), r'b\.jsonl:1: field "text" must be a text'),
         (str(tmp_path / "none.txt"), r"none\.txt: no such file"),
-        (str(tmp_path), r"of the 4 files in this folder none ends as text\.extensions says: \.rst"),
+        (str(tmp_path), r"of the 4 files in this folder none has an extension in text\.extensions: \.rst"),
     ]
     for path, said in cases:
         with pytest.raises(DataError, match=said):

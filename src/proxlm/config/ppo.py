@@ -14,7 +14,7 @@ from proxlm.config.setting import setting
 
 @dataclass(frozen=True)
 class CorrectionSettings:
-    """Importance weights for responses not sampled by the trainer's policy: another engine, filters, stale weights."""
+    """Importance weights for responses not sampled by the trainer's policy: other engine, filters, stale weights."""
 
     mode: Literal["none", "truncate", "mask", "full"] = setting(
         "none",

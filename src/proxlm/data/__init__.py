@@ -1,1 +1,1 @@
-"""From files to prompts, texts, token ids and training examples."""
+"""Reading files into prompts, texts, token ids and training examples."""

@@ -1,4 +1,4 @@
-"""Render conversations with a tokenizer's chat template."""
+"""Conversations, rendered with a tokenizer's chat template."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxlm.data.lines import read_lines
 from proxlm.errors import BadRecordError, DataError
+from proxlm.text import reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -16,7 +17,7 @@ Message = dict[str, Any]
 
 
 def read_template(path: str) -> str | None:
-    """The Jinja template in the file `path`, or None where no file is set."""
+    """The Jinja template in the file `path`, or None if `path` is empty."""
     if not path:
         return None
     text = "\n".join(read_lines(Path(path).expanduser()))
@@ -26,7 +27,12 @@ def read_template(path: str) -> str | None:
 
 
 def check_messages(value: Any, where: str) -> list[Message]:
-    """`value` if it is a list of {"role": text, "content": text}, else BadRecordError that begins with `where`."""
+    """`value`, checked to be a list of {"role": text, "content": text}; else raises BadRecordError.
+
+    Args:
+        value: What a record holds.
+        where: Beginning of the error's message: the file, line and field.
+    """
     kind = "malformed messages"
     if not isinstance(value, list) or not value:
         raise BadRecordError(f"{where}: must be a list of messages, each with role and content", kind)
@@ -42,7 +48,7 @@ def check_messages(value: Any, where: str) -> list[Message]:
 
 
 def with_system(messages: Sequence[Message], system: str) -> list[Message]:
-    """The messages, with `system` first, unless it is empty or they begin with a system message."""
+    """The messages with `system` as the first one, unless it is empty or they already begin with a system message."""
     if not system or (messages and messages[0]["role"] == "system"):
         return list(messages)
     return [{"role": "system", "content": system}, *messages]
@@ -58,8 +64,16 @@ def render(
 ) -> str:
     """The conversation as the model sees it, special tokens spelled out.
 
-    `template` goes before the tokenizer's own. Raises DataError, beginning with `where`, if there is
-    neither; BadRecordError if the template refuses the messages.
+    Args:
+        tokenizer: Its chat template is used unless `template` is given.
+        messages: The conversation.
+        template: A Jinja template, or None.
+        where: Beginning of an error's message: the file, line and field.
+        add_generation_prompt: Whether to add what comes before the assistant's answer.
+
+    Raises:
+        DataError: There is no template.
+        BadRecordError: The template refuses the messages.
     """
     from jinja2 import TemplateError
 
@@ -75,12 +89,10 @@ def render(
             )
         )
     except (TemplateError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadRecordError(
-            f"{where}: the chat template refuses these messages: {reason}", "refused by the chat template"
-        ) from error
+        reason = f"{where}: the chat template refuses these messages: {reason_of(error)}"
+        raise BadRecordError(reason, "refused by the chat template") from error
 
 
 def encode_rendered(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a rendered conversation; the template has put the special tokens, so none is added."""
+    """Token ids of a rendered conversation; no special tokens are added, because the template contains them."""
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -1,4 +1,4 @@
-"""The demo's text: single-line statements of Python's standard library, and beginnings to complete."""
+"""The demo's text: single-line statements of Python's standard library, and prefixes of them to complete."""
 
 from __future__ import annotations
 
@@ -20,11 +20,17 @@ _SHORTEST, _LONGEST = 15, 100
 
 
 def python_statements(limit: int | None = None, seed: int = 0) -> list[str]:
-    """Statements of the running Python's own library that stand on one line, sorted, each once.
+    """One-line statements in the source of the running Python's standard library, sorted and without repeats.
 
-    Simple statements (assignments, calls, returns, imports ...) of 15 to 100 characters, without indentation
-    or comments; no docstrings, no tests. With a limit, `limit` of them drawn by `seed`. Raises DataError
-    where the library's source is not installed.
+    They are simple statements (assignments, calls, returns, imports ...) of 15 to 100 characters, without
+    indentation or comments; docstrings and the library's tests are left out.
+
+    Args:
+        limit: How many to draw from them; None: all.
+        seed: Of the draw.
+
+    Raises:
+        DataError: The library's source is not installed.
     """
     found: set[str] = set()
     library = Path(sysconfig.get_path("stdlib"))
@@ -34,7 +40,9 @@ def python_statements(limit: int | None = None, seed: int = 0) -> list[str]:
             if name.endswith(".py"):
                 found.update(_statements_of(Path(parent) / name))
     if not found:
-        raise DataError(f"{library}: no Python source found; this Python came without its library's source")
+        raise DataError(
+            f"{library}: no Python source found; this Python was installed without its library's source"
+        )
     statements = sorted(found)
     if limit is not None and limit < len(statements):
         statements = sorted(random.Random(derive_seed(seed, Purpose.STATEMENTS)).sample(statements, limit))
@@ -42,11 +50,10 @@ def python_statements(limit: int | None = None, seed: int = 0) -> list[str]:
 
 
 def completion_prefixes(statements: Sequence[str], count: int, seed: int) -> list[str]:
-    """`count` different beginnings of statements, none of which parses as it stands.
+    """`count` different prefixes of statements, none of which parses.
 
     Each is cut at the end of a Python token, between 30% and 70% of its statement, inside a bracket or after
-    an operator for instance, so that there is something left to write. Raises DataError if the statements
-    yield fewer.
+    an operator for instance, so that something is left to complete. Raises DataError if the statements yield fewer.
     """
     chance = random.Random(derive_seed(seed, Purpose.PREFIXES))
     order = list(statements)
@@ -88,7 +95,7 @@ def _statements_of(file: Path) -> list[str]:
 
 
 def _token_ends(statement: str) -> list[int]:
-    """Where the statement's tokens end; not inside an f-string, which older Pythons take for one token."""
+    """Where the statement's tokens end, except inside an f-string, which is one token before Python 3.12."""
     ends = []
     depth = 0
     for token in tokenize.generate_tokens(io.StringIO(statement).readline):

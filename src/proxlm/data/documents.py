@@ -1,4 +1,4 @@
-"""Documents of text on disk: any number of them, of any length."""
+"""Documents of text kept on disk: any number of them, of any length."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _CODEC = ("utf-8", "surrogatepass")
 
 
 class Documents(Sequence[str]):
-    """A sequence of texts in a scratch file; in memory it has two numbers for each.
+    """A sequence of texts in a scratch file; only two numbers for each are in memory.
 
-    What `select` and `split` return shares the file.
+    The documents that `select`, `shuffled` and `split` return share the file.
     """
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
@@ -35,7 +35,7 @@ class Documents(Sequence[str]):
         self._ends.append(self._file.size)
 
     def drop_last(self) -> None:
-        """Take the last document away again."""
+        """Remove the last document."""
         self._ends.pop()
         self._file.size = self._starts.pop()
 
@@ -50,9 +50,10 @@ class Documents(Sequence[str]):
         return self._ends[i] - self._starts[i]
 
     def parts(self, i: int, longest: int) -> Iterator[str]:
-        """A document in parts of at most `longest` bytes, cut where GPT-2's splitter into words cuts too.
+        """A document in parts of at most `longest` bytes, cut where GPT-2's pre-tokenizer splits words too.
 
-        So they have the tokens of the whole for every tokenizer with that splitter, proxlm's own among them.
+        So the tokens of the parts are those of the whole for every tokenizer with that pre-tokenizer, including
+        proxlm's own.
         """
         at, end = self._starts[i], self._ends[i]
         while at < end:
@@ -67,18 +68,24 @@ class Documents(Sequence[str]):
             yield text
 
     def select(self, rows: Iterable[int]) -> Documents:
-        """The given documents, in that order."""
+        """The documents at `rows`, in that order."""
         rows = rows if isinstance(rows, Sequence) else list(rows)
         return self._sharing((self._starts[i] for i in rows), (self._ends[i] for i in rows))
 
     def shuffled(self, seed: int) -> Documents:
-        """In another order, drawn by `seed`."""
+        """The documents in a random order, which depends on `seed` only."""
         order: MutableSequence[int] = array("q", range(len(self)))
         random.Random(seed).shuffle(order)
         return self.select(order)
 
     def split(self, share: float, seed: int) -> tuple[Documents, Documents]:
-        """Documents to train on and to validate on; see text.split_validation."""
+        """Documents for training and for validation.
+
+        A share of the documents, at least one, is drawn by `seed` for validation. If there are too few for that
+        (share × count < 1, one long file for instance), the last `share` of each text is set aside instead, from the
+        end of a line or a word. Order is kept; nothing is lost or in both parts. Raises DataError if there is too
+        little for two parts.
+        """
         if len(self) * share < 1:
             cuts = [self._cut_position(i, share) for i in range(len(self))]
             train = self._sharing(*_spans((s, c) for s, c in zip(self._starts, cuts, strict=True)))
@@ -98,7 +105,7 @@ class Documents(Sequence[str]):
         return made
 
     def _cut_position(self, i: int, share: float) -> int:
-        """Where the last `share` of a document begins, moved back to after the line break or space before it."""
+        """Where the last `share` of a document begins, moved back to just after a line break or space."""
         start, end = self._starts[i], self._ends[i]
         length = sum(len(block.decode(*_CODEC)) for block in self._blocks(start, end))
         target = length - max(1, round(length * share))
@@ -121,7 +128,7 @@ class Documents(Sequence[str]):
         return at
 
     def _last(self, separator: bytes, start: int, end: int) -> int:
-        """Where `separator`, one byte, stands last in a range of the file, or -1."""
+        """The last position of `separator`, one byte, in a range of the file, or -1."""
         while end > start:
             begin = max(start, end - _READ_AT_ONCE)
             found = self._file.read(begin, end).rfind(separator)
@@ -131,7 +138,7 @@ class Documents(Sequence[str]):
         return -1
 
     def _blocks(self, start: int, end: int) -> Iterator[bytes]:
-        """A range of the file in blocks of whole characters."""
+        """A range of the file, in blocks of whole characters."""
         while start < end:
             block = self._file.read(start, min(start + _READ_AT_ONCE, end))
             if start + len(block) < end:
@@ -141,22 +148,22 @@ class Documents(Sequence[str]):
 
 
 def validation_rows(count: int, share: float, seed: int) -> set[int]:
-    """Which of `count` records are for validation: `share` of them, at least one and not all, drawn by `seed`."""
+    """Which of `count` records are for validation: a share of them, at least one and not all, drawn by `seed`."""
     if count < 2:
-        raise DataError("one record cannot be split in training and validation; set text.validation")
+        raise DataError("one record cannot be split into training and validation; set text.validation")
     order: MutableSequence[int] = array("q", range(count))
     random.Random(derive_seed(seed, Purpose.VALIDATION)).shuffle(order)
     return set(order[: min(max(1, round(share * count)), count - 1)])
 
 
 def _spans(spans: Iterable[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Starts and ends of those that are not empty."""
+    """Starts and ends of the spans that are not empty."""
     kept = [(start, end) for start, end in spans if start < end]
     return [start for start, _ in kept], [end for _, end in kept]
 
 
 def _whole(block: bytes) -> bytes:
-    """The block without its last character, of which only a part may be there."""
+    """The block without its last character, which may be incomplete."""
     end = len(block) - 1
     while block[end] & 0xC0 == 0x80:
         end -= 1
@@ -164,7 +171,7 @@ def _whole(block: bytes) -> bytes:
 
 
 def _cut(text: str) -> int:
-    """Where to cut a text in two, in its second half: before a line break, else after a word, else at its end."""
+    """Where to cut a text, in its second half: before a line break, else after a word, else at its end."""
     at = len(text)
     while (at := text.rfind("\n", len(text) // 2, at)) > 0:
         if not text[at - 1].isspace():

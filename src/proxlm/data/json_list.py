@@ -10,20 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from proxlm.data.lines import LONGEST_LINE, pieces, shown_name, shown_size
+from proxlm.data.lines import LONGEST_LINE, pieces, shown_size
 from proxlm.errors import DataError
+from proxlm.text import shown
 
 _AT_ONCE = 2**16
 _SPACE = re.compile(r"[ \t\n\r]*")
-# An error this near to the end of what has been read may only be that of a text cut in the middle.
+# An error this close to the end of what has been read may only mean that the text continues.
 _NEAR_END = 20
 
 
 @dataclass(frozen=True)
 class Element:
-    """An element of the list, the line on which it begins, its text, and what forbids to use it, if anything.
+    """An element of the list.
 
-    Bytes that are not UTF-8 stand in `source` as lone surrogates.
+    Attributes:
+        value: The element.
+        line: The line on which it begins.
+        source: Its text; bytes that are not UTF-8 are lone surrogates in it.
+        problem: Why it cannot be used; empty if it can.
     """
 
     value: Any
@@ -33,32 +38,35 @@ class Element:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; a second value for a key would otherwise hide the first in silence."""
+    """A JSON object. Raises ValueError for a repeated key, whose first value would otherwise be lost silently."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'the key "{shown_name(twice)}" stands twice in one object')
+        raise ValueError(f'duplicate key "{shown(twice)}" in an object')
     return found
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
-# Finds where an element ends that DECODER refuses for what it says, not for how it is written.
+# Finds the end of an element that DECODER refuses because of its content, not its syntax.
 _LENIENT = json.JSONDecoder(parse_int=str)
 
 
 def json_reason(error: Exception) -> str:
-    """Why a text is not JSON, without the place."""
+    """Why a text is not JSON, without the position."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
     return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 class JsonList:
-    """The elements of the list in a .json file; holds one of them, and a little more of the file.
+    """The elements of the list in a .json file, read one at a time.
 
-    Raises DataError where the file is no list, or where its text breaks off or cannot be JSON: what follows such a
-    place cannot be told apart any more.
+    Raises DataError if the file is not a list, or at a syntax error, after which elements cannot be told apart.
+
+    Args:
+        path: The file.
+        longest: The most bytes of an element.
     """
 
     def __init__(self, path: Path, longest: int = LONGEST_LINE) -> None:
@@ -67,7 +75,7 @@ class JsonList:
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._text, self._ended = "", False
         self._counted, self._line = 0, 1  # lines are counted up to a place in _text
-        self._column = 0  # characters of the first line of _text that have been dropped
+        self._column = 0  # how many characters of the first line of _text have been dropped
 
     def __iter__(self) -> Iterator[Element]:
         at = self._skip_space(0)
@@ -89,13 +97,13 @@ class JsonList:
             if follows == ",":
                 at = self._skip_space(at + 1)
             elif follows != "]":
-                raise DataError(f"{self.path}:{last_line}: not valid JSON: a , or ] must follow")
+                raise DataError(f"{self.path}:{last_line}: not valid JSON: expected , or ] after the element")
         at = self._skip_space(at + 1)
         if at < len(self._text):
-            raise DataError(f"{self.path}:{self._line_of(at)}: more text after the end of the list")
+            raise DataError(f"{self.path}:{self._line_of(at)}: text after the end of the list")
 
     def _element(self, at: int) -> tuple[Any, int, str]:
-        """The value at a place, where it ends, and why it cannot be used, if so."""
+        """The value at a position, where it ends, and why it cannot be used (empty if it can)."""
         decoder, problem = DECODER, ""
         while True:
             try:
@@ -120,7 +128,7 @@ class JsonList:
             else:
                 if end < len(self._text) or self._ended:
                     return value, end, problem
-                self._more(at)  # a number may go on
+                self._more(at)  # a number may continue
 
     def _skip_space(self, at: int) -> int:
         while True:
@@ -132,7 +140,7 @@ class JsonList:
             self._more(at)
 
     def _more(self, at: int) -> None:
-        """Read on: as much again as is held from `at` on, so that a long element is not parsed too often."""
+        """Read more: as much as is held from `at` on, so that a long element is not parsed too often."""
         parts, wanted = [self._text], max(_AT_ONCE, len(self._text) - at)
         while wanted > 0 and not self._ended:
             piece = next(self._pieces, b"")
@@ -142,7 +150,7 @@ class JsonList:
         self._text = "".join(parts)
 
     def _drop(self, at: int) -> int:
-        """Forget the text before `at`, once there is much of it; returns where `at` is then."""
+        """Forget the text before `at` if there is much of it; returns the new position of `at`."""
         if at < _AT_ONCE:
             return at
         self._line_of(at)

@@ -1,9 +1,8 @@
-"""From a file, packed or not, to its lines, a few at a time."""
+"""The lines of a file, compressed or not, read a few at a time."""
 
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,21 +10,21 @@ from pathlib import Path
 
 from proxlm.data.skipped import LONGEST_SHOWN, Skipped
 from proxlm.errors import BadRecordError, DataError
+from proxlm.text import system_reason
 
 LONGEST_LINE = 64 * 2**20
 PIECE = 2**20
-_LONGEST_NAME = 80
 
 _MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 def read_lines(path: Path) -> list[str]:
-    """All lines of a UTF-8 file, as `text_lines` gives them; for small files."""
+    """All lines of a small UTF-8 file, as `text_lines` yields them."""
     return [text for _, text in text_lines(path, Skipped())]
 
 
 def text_lines(path: Path, skipped: Skipped) -> Iterator[tuple[int, str]]:
-    """Number and text of each line, without line end, byte order mark and CR before LF; bad lines go to `skipped`."""
+    """The number and text of each line, without LF or CRLF and byte order mark; bad lines go to `skipped`."""
     for number, line in byte_lines(path, skipped):
         try:
             text = line.decode()
@@ -41,14 +40,14 @@ def text_lines(path: Path, skipped: Skipped) -> Iterator[tuple[int, str]]:
 
 
 def byte_lines(path: Path, skipped: Skipped, longest: int = LONGEST_LINE) -> Iterator[tuple[int, bytes]]:
-    """Number and bytes of each line, as in text_lines; a line of more than `longest` bytes is a bad record."""
+    """The number and bytes of each line, as text_lines; a line of more than `longest` bytes is a bad record."""
     number, size = 1, 0
     parts: list[bytes] = []
     for piece in pieces(path):
         size += len(piece)
         if size <= longest:
             parts.append(piece)
-        elif parts or size == len(piece):  # the line has just grown too long; the rest of it is passed over
+        elif parts or size == len(piece):  # the line has just become too long; the rest of it is ignored
             start = b"".join([*parts, piece])[: 4 * LONGEST_SHOWN].decode(errors="backslashreplace").rstrip()
             parts.clear()
             reason = f"{path}:{number}: the line is longer than {shown_size(longest)}; cut it into several"
@@ -63,10 +62,10 @@ def byte_lines(path: Path, skipped: Skipped, longest: int = LONGEST_LINE) -> Ite
 
 
 def pieces(path: Path) -> Iterator[bytes]:
-    """The file's bytes (.gz is unpacked) without a UTF-8 byte order mark, in pieces of at most PIECE bytes.
+    """The file's bytes (.gz is decompressed) without a UTF-8 byte order mark, in pieces of at most PIECE bytes.
 
-    A piece ends where a line does, or is full, or is the file's last. Raises DataError where the file cannot be read
-    or is UTF-16 or UTF-32.
+    A piece ends at the end of a line unless it is full or the file's last. Raises DataError if the file cannot be
+    read, or is UTF-16 or UTF-32.
     """
     packed = path.suffix.lower() == ".gz"
     with _reading(path), gzip.open(path, "rb") if packed else open(path, "rb") as file:
@@ -76,12 +75,6 @@ def pieces(path: Path) -> Iterator[bytes]:
         while piece:
             yield piece
             piece = file.readline(PIECE)
-
-
-def shown_name(name: str) -> str:
-    """A name from a file for a message of one line."""
-    shown = json.dumps(name, ensure_ascii=False)[1:-1]
-    return shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 3] + "..."
 
 
 def shown_size(size: int) -> str:
@@ -97,7 +90,7 @@ def _check_encoding(path: Path, start: bytes) -> None:
             )
     head = start[:1024]
     if head.count(0) * 3 > len(head):
-        raise DataError(f"{path}:1: the file is full of NUL bytes: UTF-16, or no text; save it as UTF-8")
+        raise DataError(f"{path}:1: the file has many NUL bytes: it is UTF-16, or not text; save it as UTF-8")
 
 
 @contextmanager
@@ -111,4 +104,4 @@ def _reading(path: Path) -> Iterator[None]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: the gzip data is cut off or damaged ({error}); copy it again") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{path}: cannot be read: {system_reason(error)}") from error

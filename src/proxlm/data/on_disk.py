@@ -16,9 +16,10 @@ _AT_ONCE = 2**18
 
 
 class NumbersOnDisk:
-    """Numbers appended one after another, then read as one tensor whose pages come from the disk when needed.
+    """Numbers appended one after another, then read as one memory-mapped tensor.
 
-    dtype: torch.int32 or torch.bool.
+    Args:
+        dtype: torch.int32 or torch.bool.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -37,7 +38,7 @@ class NumbersOnDisk:
             self._flush()
 
     def tensor(self) -> Tensor:
-        """All numbers, [n]. Changes of it stay in memory. Nothing may be appended any more."""
+        """All numbers, [n]; a change of the tensor is not written to disk. Nothing may be appended after this."""
         self._flush()
         if not len(self):
             return torch.empty(0, dtype=self.dtype)

@@ -1,4 +1,4 @@
-"""Prompts for rollouts: load and check them, set some aside, and deal them out in batches."""
+"""Prompts for rollouts: loading and checking them, setting some aside, and batches of them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedPrompts:
-    """The prompts to use, and how many records were left out for what is no fault of theirs.
+    """The prompts to use, and how many valid records were left out.
 
-    skipped: longer than the limit (where that is no error); repeated: in training, the same prompt as a
-    held-out one; unused: of the held-out file, beyond eval_count.
+    Attributes:
+        prompts: The prompts.
+        skipped: Records longer than the limit (if that is not an error).
+        repeated: In training: records with the same prompt as a held-out one.
+        unused: Records of the held-out file beyond eval_count.
     """
 
     prompts: list[Prompt]
@@ -43,14 +46,25 @@ def load_prompts(
     source: bool = False,
     skipped: Skipped | None = None,
 ) -> LoadedPrompts:
-    """The prompts to train on, or those to evaluate on; never one in both.
+    """The prompts to train on, or those to evaluate on; no prompt is in both.
 
-    eval: eval_count records, drawn by `seed`, of data.eval_prompts or else of data.prompts, whose rest is for
-    training. Prompt.id is the row in its file, from 0, among those that can be used; Prompt.text is what the model
-    sees (with chat: the rendered conversation); Prompt.fields is the whole record. A training record with the same
-    prompt as a held-out one is left out, also where each has its own file. source: the prompts are for an encoder,
-    whole texts with what the tokenizer puts at their ends. All that is left out but unused ones goes to `skipped`,
-    which by default raises the error of the first bad record. Raises DataError naming file and line.
+    Held-out prompts are data.eval_count records of data.eval_prompts or, without such a file, of data.prompts; the
+    others are for training. A training record with the same prompt as a held-out one is left out, also if each has
+    its own file. Prompt.id is the row in the file, from 0, among the usable records; Prompt.text is what the model
+    sees (with chat: the rendered conversation); Prompt.fields is the whole record.
+
+    Args:
+        data: The section [data].
+        tokenizer: The policy's.
+        max_prompt_tokens: The longest prompt.
+        which: Prompts to train on, or held-out ones.
+        seed: Draws the held-out prompts.
+        source: The prompts are for an encoder: whole texts, with what the tokenizer puts at their ends.
+        skipped: Receives what is left out, except unused held-out records; by default the first bad record raises
+            its error.
+
+    Raises:
+        DataError: With file and line.
     """
     skipped = skipped if skipped is not None else Skipped()
     file, rows, repeated, unused = _choose(data, which, seed, skipped)
@@ -68,24 +82,22 @@ def load_prompts(
             reason = f"the prompt has {length} tokens, the limit is {max_prompt_tokens}"
             if data.on_long_prompt == "fail" and not skipped.skip:
                 raise DataError(
-                    f"{record.where}: {reason}; shorten it, or leave such prompts out: data.on_long_prompt = skip"
+                    f"{record.where}: {reason}; shorten it, or skip such prompts with data.on_long_prompt = skip"
                 )
             skipped.leave_out(record, "over the length limit", reason)
             too_long += 1
     if too_long and too_long == len(rows):
         raise DataError(f"{file.path}: every prompt has more than {max_prompt_tokens} tokens; none is left")
     if rows and not prompts:
-        raise DataError(
-            f"{file.path}: no prompt that can be used is left; the first bad one: {skipped.first}"
-        )
+        raise DataError(f"{file.path}: no usable prompt is left; the first bad one: {skipped.first}")
     return LoadedPrompts(prompts, too_long, repeated, unused)
 
 
 class PromptStream:
-    """Batches of prompts without end: each epoch has every prompt once, in a new order.
+    """An endless stream of batches of prompts; each epoch has every prompt once, in a new order.
 
-    A batch is a pure function of (seed, step), so there is no state to save. Epochs may meet within a batch;
-    the same prompt can then stand in it twice.
+    A batch is a pure function of (seed, step), so there is no state to save. Where one epoch ends and the next
+    begins within a batch, the same prompt can be in it twice.
     """
 
     def __init__(self, prompts: list[Prompt], batch_size: int, seed: int) -> None:
@@ -94,7 +106,7 @@ class PromptStream:
         self.prompts, self.batch_size, self.seed = prompts, batch_size, seed
 
     def batch(self, step: int) -> list[Prompt]:
-        """The prompts of step `step`, from 0: batch_size of them."""
+        """The batch_size prompts of a step, which counts from 0."""
         first, size = step * self.batch_size, len(self.prompts)
         positions = range(first, first + self.batch_size)
         orders = {epoch: self._order(epoch) for epoch in {position // size for position in positions}}
@@ -120,7 +132,7 @@ class _File:
 
 def _read(data: DataSettings, path: str, skipped: Skipped) -> _File:
     if not path:
-        raise ConfigError("data.prompts: needed, but not given")
+        raise ConfigError("data.prompts: required, but not given")
     is_text = Path(path.lower().removesuffix(".gz")).suffix == ".txt"
     file = _File(path, "text" if is_text else data.prompt_field, [], [])
     for record in iter_records(path, skipped):
@@ -134,7 +146,7 @@ def _read(data: DataSettings, path: str, skipped: Skipped) -> _File:
 
 @dataclass(frozen=True)
 class _Encoder:
-    """A row of the file → Prompt."""
+    """Callable: a row of the file → its Prompt."""
 
     data: DataSettings
     tokenizer: Tokenizer
@@ -195,10 +207,10 @@ def _choose(
     """The file to use, its rows to use, and how many others are repeated and unused (see LoadedPrompts)."""
     if not data.eval_prompts:
         file = _read(data, data.prompts, skipped)
-        rest, held_out = _split(file, data.eval_count, seed)
+        training, held_out = _split(file, data.eval_count, seed)
         if which == "eval":
             return file, held_out, 0, 0
-        return file, rest, _repeated(file, {*rest, *held_out}, skipped), 0
+        return file, training, _repeated(file, {*training, *held_out}, skipped), 0
     other = _read(data, data.eval_prompts, skipped)
     if which == "eval":
         rows = _draw(len(other.records), data.eval_count, seed)
@@ -206,12 +218,12 @@ def _choose(
     file, held_out_keys = _read(data, data.prompts, skipped), set(other.keys)
     rows = [row for row, key in enumerate(file.keys) if key not in held_out_keys]
     if not rows:
-        raise DataError(f"{file.path}: every prompt also stands in data.eval_prompts = {other.path}")
+        raise DataError(f"{file.path}: every prompt is also in data.eval_prompts = {other.path}")
     return file, rows, _repeated(file, set(rows), skipped), 0
 
 
 def _repeated(file: _File, used: set[int], skipped: Skipped) -> int:
-    """Leave out the rows that are not used, because a held-out prompt is the same; returns how many they are."""
+    """Leave out the rows that are not used because a held-out prompt is the same; returns their number."""
     rows = [row for row in range(len(file.records)) if row not in used]
     for row in rows:
         skipped.leave_out(
@@ -227,7 +239,7 @@ def _draw(size: int, count: int, seed: int) -> list[int]:
 def _split(file: _File, count: int, seed: int) -> tuple[list[int], list[int]]:
     """Rows to train on and held-out rows, both in file order.
 
-    The held-out prompts are all different; rows that repeat one of them are in neither.
+    The held-out prompts are all different; rows that repeat one of them are in neither list.
     """
     rows_by_prompt: dict[str, list[int]] = {}
     for row, key in enumerate(file.keys):

@@ -1,9 +1,8 @@
-"""Read records from files one after another, with errors that name the file and the line."""
+"""Records of files, read one after another, with errors that name the file and the line."""
 
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -11,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.data.json_list import DECODER, JsonList, json_reason
-from proxlm.data.lines import LONGEST_LINE, byte_lines, shown_name, shown_size, text_lines
+from proxlm.data.lines import LONGEST_LINE, byte_lines, shown_size, text_lines
 from proxlm.data.skipped import Record, Skipped
 from proxlm.data.tables import is_hub_name, read_folder, read_hub, read_parquet, split_of_folder
 from proxlm.errors import BadRecordError, DataError
+from proxlm.text import listed, shown, suggestion
 
 
 def read_records(path: str | Path, skipped: Skipped | None = None) -> list[Record]:
-    """All records of a file, as iter_records gives them, in a list."""
+    """All records of a file, as iter_records yields them, in a list."""
     return list(iter_records(path, skipped))
 
 
@@ -27,11 +27,18 @@ def iter_records(path: str | Path, skipped: Skipped | None = None) -> Iterator[R
 
     .jsonl: an object per line; .json: one list of objects; .csv and .tsv: the first row names the fields, and
     every value is text; .txt: each non-empty line is the record {"text": line}. Empty lines, a byte order
-    mark and CRLF line ends are no part of the data. A folder is a data set that Hugging Face's `datasets` has
-    saved, or one of Parquet files; FOLDER:SPLIT names one of several splits; hf:NAME:SPLIT is one of the hub.
+    mark and CRLF line ends are not part of the data. A folder is a data set saved by Hugging Face's `datasets`, or
+    one of Parquet files; FOLDER:SPLIT names one of several splits; hf:NAME:SPLIT is a data set on the hub.
 
-    Never holds more than one record of a text file, or one batch of rows of a table. Bad records go to `skipped`, by
-    default an error; what makes the rest of the file unreadable is always one. Raises DataError, with file and line.
+    At most one record of a text file, or one batch of rows of a table, is in memory.
+
+    Args:
+        path: The file or data set.
+        skipped: Receives bad records; by default the first one raises its error.
+
+    Raises:
+        DataError: With file and line: a bad record, a file that cannot be read, or one that holds no records. An
+            error after which the rest of a file cannot be read is raised whatever `skipped` says.
     """
     skipped = skipped if skipped is not None else Skipped()
     found = False
@@ -45,17 +52,13 @@ def iter_records(path: str | Path, skipped: Skipped | None = None) -> Iterator[R
 
 
 def missing_field(record: Record, wanted: str, key: str) -> BadRecordError:
-    """The error for a record without field `wanted`; `key` is the setting that asks for it."""
-    near = difflib.get_close_matches(wanted, record.fields, n=1, cutoff=0.5)
-    hint = f'did you mean "{shown_name(near[0])}"? ' if near else ""
-    present = ", ".join(map(shown_name, record.fields)) or "none"
-    return BadRecordError(
-        f'{record.where}: no field "{wanted}"; {hint}fields here: {present} (set {key})', "field missing"
-    )
+    """The error for a record without the field `wanted`; key: the setting that names the field."""
+    hint = suggestion(wanted, record.fields, f"fields here: {listed(record.fields)} (set {key})")
+    return BadRecordError(f'{record.where}: no field "{wanted}"; {hint}', "field missing")
 
 
 def _source(name: str | Path) -> Callable[[Skipped], Iterator[Record]]:
-    """What reads the records of a file or data set. Raises DataError where its kind is unknown."""
+    """The function that reads a file or data set. Raises DataError if its kind is unknown."""
     if is_hub_name(name):
         return lambda _: read_hub(str(name))
     path = Path(os.path.expanduser(name))
@@ -115,12 +118,11 @@ def _parse_json(path: Path, skipped: Skipped) -> Iterator[Record]:
 
 def _json_record(path: Path, line: int, value: Any, source: str) -> Record:
     if not isinstance(value, dict):
-        shown = json.dumps(value, ensure_ascii=True)
-        shown = shown if len(shown) <= 40 else shown[:37] + "..."
+        found = shown(json.dumps(value, ensure_ascii=True), 40)
         raise BadRecordError(
-            f"{path}:{line}: a record must be an object {{...}}, not {shown}", "not an object"
+            f"{path}:{line}: a record must be an object {{...}}, not {found}", "not an object"
         )
-    # Only an escape can bring half a character into a text; no tokenizer could encode it later.
+    # Only an escape can put half a character into a text; no tokenizer could encode it later.
     if "\\ud" in source or "\\uD" in source:
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -131,7 +133,7 @@ def _json_record(path: Path, line: int, value: Any, source: str) -> Record:
 
 
 def _check_bytes(path: Path, line: int, text: str, what: str) -> None:
-    """Raise BadRecordError where `text` was decoded from bytes that are not UTF-8: they stand as surrogates."""
+    """Raise BadRecordError if `text` has surrogates, which stand for bytes that are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -142,14 +144,14 @@ def _check_bytes(path: Path, line: int, text: str, what: str) -> None:
 
 
 class _Rows:
-    """A CSV file's lines for csv.reader, which can be given back where a row turns out to be none.
+    """The lines of a CSV file for csv.reader; they can be given back if a row turns out to be invalid.
 
-    An open quotation mark would otherwise swallow every record after it.
+    Otherwise an unclosed quotation mark would swallow every record after it.
     """
 
     def __init__(self, path: Path, skipped: Skipped) -> None:
         self._lines = self._split(byte_lines(path, skipped))
-        self._back: list[tuple[int, str]] = []  # the next one last
+        self._back: list[tuple[int, str]] = []  # given back, in reverse order
         self.row: list[tuple[int, str]] = []
         self._size = 0
 
@@ -168,14 +170,14 @@ class _Rows:
         self.row, self._size = [], 0
 
     def give_back(self) -> None:
-        """Read the lines of this row again, but the first."""
+        """Give the lines of this row back, except the first."""
         self._back += reversed(self.row[1:])
 
     @staticmethod
     def _split(lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, str]]:
         number = 0
         for _, line in lines:
-            # CR alone ends a line too, as csv wants it.
+            # CR alone ends a line too, as in the csv module.
             *ended, last = line.decode(errors="surrogateescape").split("\r")
             for part in [*(f"{text}\r" for text in ended), f"{last}\n"]:
                 number += 1
@@ -229,7 +231,7 @@ def _csv_record(path: Path, line: int, header: list[str], values: list[str]) -> 
         raise BadRecordError(reason, "wrong number of values")
     for name, value in zip(header, values, strict=True):
         if not value.isascii():
-            _check_bytes(path, line, value, f'field "{shown_name(name)}"')
+            _check_bytes(path, line, value, f'field "{shown(name)}"')
     return Record(dict(zip(header, values, strict=True)), line, str(path))
 
 

@@ -1,4 +1,4 @@
-"""Files without a name for what is too large for memory: gone when the last object that uses one is."""
+"""Temporary files without a name, for what is too large for memory; deleted with the last object that uses them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import weakref
 
 
 class ScratchFile:
-    """A file that is appended to and read at any place. It lies where TMPDIR says."""
+    """A temporary file, in TMPDIR, that is appended to and read at any position."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by the finalizer
@@ -32,6 +32,6 @@ class ScratchFile:
         return bytes(found)
 
     def fileno(self) -> int:
-        """The open file's number, with everything written."""
+        """The file descriptor, after everything is written."""
         self._file.flush()
         return self._file.fileno()

@@ -1,4 +1,4 @@
-"""What is left out of the data: told record by record, counted by reason, and written to the run's folder."""
+"""Records left out of the data: counted by reason, and listed in a file in the run's folder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from proxlm.data.scratch import ScratchFile
 from proxlm.errors import BadRecordError, RunError
+from proxlm.text import system_reason
 
 FILE_NAME = "skipped.jsonl"
 LONGEST_SHOWN = 1000
@@ -21,7 +22,13 @@ _COPIED_AT_ONCE = 2**20
 
 @dataclass(frozen=True)
 class Record:
-    """One record of a data file, and the line (from 1; in tables: the row) of `file` on which it begins."""
+    """One record of a data file.
+
+    Attributes:
+        fields: The record.
+        line: The line of `file`, from 1, on which it begins; in tables the row.
+        file: The file or data set.
+    """
 
     fields: dict[str, Any]
     line: int
@@ -29,15 +36,21 @@ class Record:
 
     @property
     def where(self) -> str:
-        """file:line, which every message about the record begins with."""
+        """file:line, the beginning of every message about the record."""
         return f"{self.file}:{self.line}"
 
 
 class Skipped:
-    """Takes each bad record: raises its error or, with `skip`, leaves it out, counts it and keeps the details.
+    """Receives each bad record: raises its error or, with `skip`, leaves it out, counts it and keeps the details.
 
-    counts: records left out, by kind, each once however often its file is read. The details wait in a scratch
-    file without a name until `save` puts them in a run's folder as skipped.jsonl.
+    The details are kept in a temporary file until `save` writes them to a run's folder as skipped.jsonl.
+
+    Args:
+        skip: Whether bad records are left out.
+
+    Attributes:
+        counts: The number of records left out, by kind; a record counts once however often its file is read.
+        first: The error of the first bad record, or "".
     """
 
     def __init__(self, skip: bool = False) -> None:
@@ -48,7 +61,7 @@ class Skipped:
         self._rows: ScratchFile | None = None
 
     def bad(self, error: BadRecordError, file: str, line: int, raw: str) -> None:
-        """Raise `error`, or leave the record out. raw: the record as it stands in the file."""
+        """Raise `error`, or leave the record out. raw: the record as it is in the file."""
         if not self.skip:
             raise error
         reason = str(error).removeprefix(f"{file}:{line}: ")
@@ -57,18 +70,18 @@ class Skipped:
 
     @contextmanager
     def judging(self, record: Record) -> Iterator[None]:
-        """Where the block raises BadRecordError, the record is bad, and with `skip` the block ends quietly."""
+        """A context in which a BadRecordError marks the record as bad; with `skip` it ends the block silently."""
         try:
             yield
         except BadRecordError as error:
             self.bad(error, record.file, record.line, _as_text(record.fields))
 
     def leave_out(self, record: Record, kind: str, reason: str) -> None:
-        """Leave out a record that is not bad: what a setting or the job itself has no use for."""
+        """Leave out a record that is not bad, but that a setting or the job excludes."""
         self.note(record.file, record.line, kind, reason, _as_text(record.fields))
 
     def note(self, file: str, line: int, kind: str, reason: str, raw: str) -> None:
-        """Count and keep one record that is left out, unless it has been."""
+        """Count and keep one record that is left out, unless it has been counted before."""
         if (file, line) in self._seen:
             return
         self._seen.add((file, line))
@@ -82,17 +95,17 @@ class Skipped:
         return len(self._seen)
 
     def summary(self) -> str:
-        """ "7 left out, not valid JSON; 1 left out, empty"; nothing where nothing was."""
+        """ "7 left out, not valid JSON; 1 left out, empty"; "" if none was left out."""
         return "; ".join(f"{count} left out, {kind}" for kind, count in self.counts.items())
 
     def tell(self) -> None:
-        """Say on standard error what was left out, and the first bad record; for jobs without a folder."""
+        """Print to standard error what was left out, and the first bad record; for jobs without a folder."""
         if len(self):
             first = f" (the first bad one: {self.first})" if self.first else ""
             print(f"{self.summary()}{first}", file=sys.stderr, flush=True)
 
     def save(self, folder: Path) -> None:
-        """Write skipped.jsonl, whole or not at all; where nothing was left out there is none. Raises RunError."""
+        """Write skipped.jsonl, completely or not at all; no file if no record was skipped. Raises RunError."""
         path = folder / FILE_NAME
         beside = path.with_name(f".writing-{path.name}-{os.getpid()}")
         try:
@@ -105,7 +118,7 @@ class Skipped:
             os.replace(beside, path)
         except OSError as error:
             beside.unlink(missing_ok=True)
-            raise RunError(f"{path}: cannot be written: {error.strerror}") from error
+            raise RunError(f"{path}: cannot be written: {system_reason(error)}") from error
 
 
 def _as_text(fields: dict[str, Any]) -> str:

@@ -39,7 +39,10 @@ _Content = tuple[str, str] | list[Message]
 class SFTExample:
     """A prompt and its response, which ends with EOS.
 
-    loss_mask is aligned with response_ids: True for the tokens that the model is to write itself.
+    Attributes:
+        prompt_ids: The prompt's token ids.
+        response_ids: The response's token ids.
+        loss_mask: Aligned with response_ids: True for the tokens that the model learns to generate.
     """
 
     prompt_ids: tuple[int, ...]
@@ -50,21 +53,21 @@ class SFTExample:
 def pretrain_blocks(tokenizer: Tokenizer, texts: Sequence[str], block: int) -> Tensor:
     """Documents joined as BOS text EOS BOS text EOS ..., cut into blocks, [n, block] int32, kept on disk.
 
-    BOS is there if the tokenizer puts one. A document of more than 256 KiB is encoded in parts (Documents.parts). The
-    tokens after the last whole block, fewer than `block`, are left out and their number is logged. Raises DataError
-    if there is not one whole block.
+    There is a BOS only if the tokenizer puts one. A document of more than 256 KiB is encoded in parts
+    (Documents.parts). The tokens after the last whole block, fewer than `block`, are left out and their number is
+    logged. Raises DataError if there is not even one whole block.
     """
     stream = NumbersOnDisk(torch.int32)
     for ids in _encoded(tokenizer, texts if isinstance(texts, Documents) else Documents(texts)):
         stream.extend(ids)
-    count, rest = divmod(len(stream), block)
+    count, left_over = divmod(len(stream), block)
     if count == 0:
         raise DataError(
             f"the text has {len(stream)} tokens, less than one block of {block}; give more text"
             " or a lower train.block"
         )
-    if rest:
-        _log.info("packed %d tokens in blocks of %d; left out at the end: %d", len(stream), block, rest)
+    if left_over:
+        _log.info("packed %d tokens in blocks of %d; left out at the end: %d", len(stream), block, left_over)
     return stream.tensor()[: count * block].view(count, block)
 
 
@@ -92,16 +95,24 @@ def sft_examples(
     encoder_decoder: bool = False,
     skipped: Skipped | None = None,
 ) -> Iterator[SFTExample | None]:
-    """The files' records as examples of at most `max_tokens` tokens, prompt and response together.
+    """The files' records as training examples.
 
-    None stands for a record that record_texts has but that makes no example; it goes to `skipped`, as all bad
-    records do, which by default raises the error of the first one.
+    A record has text.prompt_field and text.response_field, or a conversation in text.messages_field, whose response
+    begins with the assistant's first turn. Messages after its last turn are not used.
 
-    For an encoder–decoder prompt and response are texts of their own, each of at most `max_tokens`.
+    Args:
+        text: The section [text].
+        paths: The files.
+        tokenizer: The model's.
+        max_tokens: The longest prompt and response together; of an encoder–decoder, each by itself.
+        encoder_decoder: Whether the model is an encoder–decoder.
+        skipped: Receives bad records; by default the first one raises its error.
 
-    A record has text.prompt_field and text.response_field, or a conversation in text.messages_field, whose
-    response begins with the assistant's first turn. Messages after its last turn teach nothing and are not
-    used. Raises DataError naming file and line.
+    Yields:
+        An example, or None for a record that record_texts yields but that makes no example.
+
+    Raises:
+        DataError: With file and line.
     """
     skipped = skipped if skipped is not None else Skipped()
     template = read_template(text.chat_template)
@@ -117,7 +128,7 @@ def sft_examples(
 def record_texts(
     text: TextSettings, paths: Sequence[str], skipped: Skipped | None = None
 ) -> Iterator[tuple[str, ...]]:
-    """What a new tokenizer is trained on: for each record its prompt and response, or all its messages."""
+    """The texts to train a new tokenizer on: each record's prompt and response, or all its messages."""
     for _, content in _contents(text, paths, skipped if skipped is not None else Skipped()):
         yield content if isinstance(content, tuple) else tuple(m["content"] for m in content)
 
@@ -125,7 +136,7 @@ def record_texts(
 def _contents(
     text: TextSettings, paths: Sequence[str], skipped: Skipped
 ) -> Iterator[tuple[Record, _Content]]:
-    """The records that have what is needed, and what that is."""
+    """The usable records, and the content of each."""
     if not paths:
         raise DataError("text.train: no file was given")
     for path in paths:
@@ -193,9 +204,10 @@ def _text(record: Record, name: str) -> str:
 def _conversation(
     messages: Sequence[Message], tokenizer: Tokenizer, template: str | None, where: str
 ) -> SFTExample:
-    """Renders longer and longer beginnings of the conversation; what a turn of the assistant adds is its own.
+    """A conversation as an example: the tokens that each turn of the assistant adds are those to learn.
 
-    That holds only where each beginning's tokens begin the next one's, which is checked.
+    They are found by rendering longer and longer prefixes of the conversation. That is right only if the tokens of
+    each prefix are a prefix of the next one's, which is checked.
     """
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
@@ -212,8 +224,8 @@ def _conversation(
         after = encode_rendered(tokenizer, render(tokenizer, messages[: turn + 1], template, where))
         if before[: len(ids)] != ids or after[: len(before)] != before:
             raise BadRecordError(
-                f"{where}: the chat template renders what stands before message {turn + 1} differently"
-                " without it, so its own tokens cannot be told; use another chat_template",
+                f"{where}: the chat template renders what comes before message {turn + 1} differently"
+                " without it, so the message's own tokens cannot be identified; use another chat_template",
                 "refused by the chat template",
             )
         if turn == turns[0]:
@@ -230,6 +242,6 @@ def _conversation(
 
 
 def _own_tokens(turn: Sequence[int], eos: int) -> list[bool]:
-    """Which tokens of a rendered turn the model writes: up to its EOS; all, where the template puts none."""
+    """Which tokens of a rendered turn the model generates: those up to its EOS; all, if the template writes none."""
     end = max((i for i, token in enumerate(turn) if token == eos), default=len(turn) - 1)
     return [i <= end for i in range(len(turn))]

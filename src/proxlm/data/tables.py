@@ -1,6 +1,6 @@
-"""Records from tables: Parquet files, data sets that Hugging Face's `datasets` has saved, and those of the hub.
+"""Records from tables: Parquet files, data sets saved by Hugging Face's `datasets`, and data sets on the hub.
 
-The line of a record is its row, from 1. Local files need pyarrow alone.
+The line of a record is its row, from 1. Local files need only pyarrow.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 from proxlm.data.skipped import Record, Skipped
 from proxlm.errors import BadRecordError, DataError
+from proxlm.text import listed, reason_of
+from proxlm.user_code import parse_reference
 
 _ROWS_AT_ONCE = 256
 _READ_AHEAD = 2**20
@@ -23,12 +25,12 @@ _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Whether a data set of the hub is meant: hf:OWNER/NAME, hf:OWNER/NAME/CONFIGURATION:SPLIT."""
+    """Whether the name is of a data set on the hub: hf:OWNER/NAME, hf:OWNER/NAME/CONFIGURATION:SPLIT."""
     return str(name).startswith(_HUB)
 
 
 def is_data_set(name: str, texts: list[Path]) -> bool:
-    """Whether a path is a data set, not a file or a folder of texts. texts: the files of text in the folder."""
+    """Whether a path is a data set, not a file or a folder of texts. texts: the text files in the folder."""
     path = Path(os.path.expanduser(name))
     if is_hub_name(name) or split_of_folder(path) is not None:
         return True
@@ -40,11 +42,11 @@ def is_data_set(name: str, texts: list[Path]) -> bool:
 
 
 def split_of_folder(path: Path) -> tuple[Path, str] | None:
-    """FOLDER:SPLIT taken apart, where there is such a folder and nothing by the whole name."""
-    folder, colon, split = str(path).rpartition(":")
-    if colon and split and not os.path.exists(path) and os.path.isdir(folder):
-        return Path(folder), split
-    return None
+    """The folder and the split in FOLDER:SPLIT; None if there is no such folder, or a file of the whole name."""
+    named = parse_reference(str(path))
+    if named is None or os.path.exists(path) or not os.path.isdir(named.path):
+        return None
+    return Path(named.path), named.name
 
 
 def read_parquet(path: Path, skipped: Skipped) -> Iterator[Record]:
@@ -60,7 +62,7 @@ def read_parquet(path: Path, skipped: Skipped) -> Iterator[Record]:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except (arrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a Parquet file, or damaged: {_one_line(error)}") from error
+        raise DataError(f"{path}: not a Parquet file, or damaged: {reason_of(error)}") from error
 
 
 def read_folder(folder: Path, split: str, skipped: Skipped) -> Iterator[Record]:
@@ -81,15 +83,15 @@ def read_folder(folder: Path, split: str, skipped: Skipped) -> Iterator[Record]:
 
 
 def read_hub(name: str) -> Iterator[Record]:
-    """The rows of a data set of the hub, as they arrive; no code of the data set's is run."""
+    """The rows of a data set on the hub, streamed; no code that comes with the data set is run."""
     full, _, split = name.removeprefix(_HUB).partition(":")
     if not _HUB_NAME.fullmatch(full):
-        raise DataError(f"{name}: not a data set's name; write hf:OWNER/NAME:SPLIT")
+        raise DataError(f"{name}: not the name of a data set; write hf:OWNER/NAME:SPLIT")
     try:
         import datasets
     except ImportError as error:
         raise DataError(
-            f'{name}: data sets of the hub need the package datasets: pip install "proxlm[datasets]"'
+            f'{name}: data sets on the hub need the package datasets: pip install "proxlm[datasets]"'
         ) from error
     parts = full.split("/")
     configuration = parts[2] if len(parts) == 3 else None
@@ -100,11 +102,11 @@ def read_hub(name: str) -> Iterator[Record]:
         for number, row in enumerate(rows, 1):
             yield Record(dict(row), number, name)
     except Exception as error:  # datasets raises many kinds, of its own and of what it calls
-        raise DataError(f"{name}: cannot be read from the hub: {_one_line(error)}") from error
+        raise DataError(f"{name}: cannot be read from the hub: {reason_of(error)}") from error
 
 
 def _saved_files(folder: Path) -> list[Path]:
-    """The Arrow files of a data set saved with save_to_disk, all in its own folder."""
+    """The Arrow files of a data set saved with save_to_disk; they must be in its folder."""
     state = folder / "state.json"
     try:
         names = [entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
@@ -126,11 +128,11 @@ def _read_arrow(path: Path, skipped: Skipped) -> Iterator[Record]:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file, but the data set's state.json names it") from error
     except (arrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not an Arrow file, or damaged: {_one_line(error)}") from error
+        raise DataError(f"{path}: not an Arrow file, or damaged: {reason_of(error)}") from error
 
 
 def _parquet_files(folder: Path, split: str) -> list[Path]:
-    """The Parquet files of one split, which must be in one folder."""
+    """The Parquet files of one split; they must be in one folder."""
     every = sorted(folder.rglob("*.parquet"))
     if not every:
         raise DataError(f"{folder}: is a folder, but a file is needed, or a data set (Parquet, save_to_disk)")
@@ -141,13 +143,14 @@ def _parquet_files(folder: Path, split: str) -> list[Path]:
     files = [file for file in every if not split or splits[file] == split]
     parents = sorted({file.parent for file in files})
     if len(parents) > 1:
-        said = ", ".join(str(parent) for parent in parents)
-        raise DataError(f"{folder}: holds Parquet files in several folders; name one of {said}")
+        raise DataError(
+            f"{folder}: holds Parquet files in several folders; name one of {listed(map(str, parents))}"
+        )
     return files
 
 
 def _which_split(folder: Path, splits: list[str]) -> DataError:
-    return DataError(f"{folder}: the data set has the splits {', '.join(splits)}; write {folder}:SPLIT")
+    return DataError(f"{folder}: the data set has the splits {listed(splits)}; write {folder}:SPLIT")
 
 
 def _rows(path: Path, batches: Any, skipped: Skipped) -> Iterator[Record]:
@@ -156,7 +159,7 @@ def _rows(path: Path, batches: Any, skipped: Skipped) -> Iterator[Record]:
         for i, row in enumerate(_as_dicts(batch)):
             if isinstance(row, Exception):
                 kind = "not UTF-8" if isinstance(row, UnicodeDecodeError) else "unreadable value"
-                reason = f"{path}:{first + i}: {kind}: {_one_line(row)}"
+                reason = f"{path}:{first + i}: {kind}: {reason_of(row)}"
                 skipped.bad(BadRecordError(reason, kind), str(path), first + i, "")
             else:
                 yield Record(row, first + i, str(path))
@@ -188,7 +191,3 @@ def _arrow() -> Any:
     except ImportError as error:
         raise DataError('Parquet and saved data sets need pyarrow: pip install "proxlm[parquet]"') from error
     return pyarrow
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -1,4 +1,4 @@
-"""Plain text for pretraining: read it, clean it, set some aside for validation."""
+"""Plain text for pretraining: reading and cleaning it, and setting some aside for validation."""
 
 from __future__ import annotations
 
@@ -22,11 +22,17 @@ _CLEANED_AT_ONCE = 2**16
 def read_texts(paths: Sequence[str], extensions: Sequence[str], skipped: Skipped | None = None) -> Documents:
     """The documents in `paths`, cleaned, in a fixed order; blank ones are left out.
 
-    A file is one document, whatever its extension, but a .jsonl file (or .jsonl.gz), a .parquet file and a data set
-    (see records.iter_records) hold one per record, in the field "text". Of a folder and all folders in it, the files
-    whose names end in one of `extensions` are read; a file reached twice is read once. What is left out goes to
-    `skipped`, which by default raises the error of a bad record. Raises DataError if a path is missing or has no
-    text.
+    A file is one document, whatever its extension, except that a .jsonl file (or .jsonl.gz), a .parquet file and a
+    data set (see records.iter_records) hold one document per record, in the field "text". A file that is reached
+    twice is read once.
+
+    Args:
+        paths: Files, folders and data sets.
+        extensions: Which files of a folder, and of all folders in it, are read: those whose names end so.
+        skipped: Receives what is left out; by default a bad record raises its error.
+
+    Raises:
+        DataError: A path does not exist or has no text.
     """
     skipped = skipped if skipped is not None else Skipped()
     documents = Documents()
@@ -51,7 +57,7 @@ def read_texts(paths: Sequence[str], extensions: Sequence[str], skipped: Skipped
 
 
 def clean_text(text: str) -> str:
-    """Unicode NFC, LF line ends, and no byte order mark or control character but tab and line feed."""
+    """The text in Unicode NFC with LF line ends, without byte order mark and control characters except tab and LF."""
     text = text.translate(_DROPPED).replace("\r\n", "\n").replace("\r", "\n")
     return unicodedata.normalize("NFC", text)
 
@@ -79,7 +85,7 @@ def split_validation(records: Sequence[T], share: float, seed: int) -> tuple[lis
 
 
 def _sources(paths: Sequence[str], extensions: Sequence[str]) -> Iterator[tuple[str, bool]]:
-    """Files and data sets to read, each once, and whether it was named itself, not found in a folder."""
+    """Files and data sets to read, each once, and whether it was named itself or found in a folder."""
     found: dict[str, str] = {}
     named: set[str] = set()
     for name in paths:
@@ -94,7 +100,7 @@ def _sources(paths: Sequence[str], extensions: Sequence[str]) -> Iterator[tuple[
             if not texts:
                 raise DataError(
                     f"{path}: of the {sum(len(names) for _, _, names in os.walk(path))} files in this folder none"
-                    f" ends as text.extensions says: {', '.join(extensions)}"
+                    f" has an extension in text.extensions: {', '.join(extensions)}"
                 )
         else:
             named.add(os.path.realpath(path))
@@ -104,7 +110,7 @@ def _sources(paths: Sequence[str], extensions: Sequence[str]) -> Iterator[tuple[
 
 
 def _files_in(folder: Path, extensions: Sequence[str]) -> list[Path]:
-    """The files of a folder, and of all folders in it, that end as wanted; none where there is no such folder."""
+    """The files in a folder and all folders in it with one of the extensions; none if there is no such folder."""
     endings = tuple(extension.lower() for extension in extensions)
     every = (Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
     return sorted(file for file in every if file.name.lower().endswith(endings))
@@ -141,7 +147,7 @@ def _add_file(documents: Documents, file: Path, skipped: Skipped) -> None:
 
 
 def _cleaned(file: Path, skipped: Skipped) -> Iterator[str]:
-    """The file's text, some lines at a time; no rule of cleaning reaches across the end of a line."""
+    """The file's cleaned text, some lines at a time; cleaning works line by line."""
     waiting: list[str] = []
     size = 0
     for _, line in text_lines(file, skipped):

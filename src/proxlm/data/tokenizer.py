@@ -1,4 +1,4 @@
-"""Train, load and apply tokenizers. How text becomes token ids, and back, is decided here alone."""
+"""Training, loading and using tokenizers: the only module that turns text into token ids and back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxlm.errors import ModelError
+from proxlm.text import reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -19,12 +20,16 @@ INCOMPLETE = "�"
 def train_tokenizer(
     texts: Iterable[str], vocabulary: int, context: int, encoder_decoder: bool = False
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer (Sennrich et al. 2016, on bytes as in GPT-2) of at most `vocabulary` tokens.
+    """A byte-level BPE tokenizer (Sennrich et al. 2016, on bytes as in GPT-2).
 
-    Any text comes back as it was, whatever its script. BOS, EOS and PAD have ids 0, 1, 2; encoding puts BOS
-    first and no EOS last or, for an encoder–decoder, EOS last and no BOS, as in T5. A small text can have fewer
-    pairs to merge than asked for: len(tokenizer) is the size. `context` is the longest sequence of the model that
-    it is made for.
+    Decoding returns every text unchanged, whatever its script. BOS, EOS and PAD have ids 0, 1, 2. Encoding puts BOS
+    first and no EOS last or, for an encoder–decoder, EOS last and no BOS, as in T5.
+
+    Args:
+        texts: What to train on.
+        vocabulary: The most tokens; a small text has fewer pairs to merge, then len(tokenizer) is smaller.
+        context: The longest sequence of the model that the tokenizer is for.
+        encoder_decoder: Whether that model is an encoder–decoder.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
@@ -61,7 +66,7 @@ def looks_like_path(name: str) -> bool:
 
 
 def require_folder(path: str) -> None:
-    """Raise ModelError where a model's name can only be a path and there is no such folder."""
+    """Raise ModelError if a model's name can only be a path and there is no such folder."""
     if looks_like_path(path) and not Path(path).is_dir():
         raise ModelError(
             f'model.policy = "{path}": no such folder; give a model\'s folder or its name on the hub'
@@ -80,8 +85,7 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
         where = "damaged or not supported" if folder.exists() else "no such folder, and not found on the hub"
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f'"{path}": cannot load the tokenizer ({where}): {reason}') from error
+        raise ModelError(f'"{path}": cannot load the tokenizer ({where}): {reason_of(error)}') from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f'"{path}": the tokenizer has no EOS token, so no response could end; set eos_token in its'
@@ -91,10 +95,10 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> Tokenizer:
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of the start of a text, with what the tokenizer itself puts first (BOS or nothing).
+    """Token ids of the beginning of a text, with what the tokenizer puts first (BOS or nothing).
 
-    An EOS that the tokenizer adds at the end is taken off: the model is to go on. A special token spelled out
-    in `text` is that token, as the tokenizer has it.
+    An EOS that the tokenizer adds at the end is removed, because the model is to continue the text. A special token
+    spelled out in `text` is encoded as that token.
     """
     ids = list(tokenizer(text, verbose=False)["input_ids"])
     if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
@@ -110,31 +114,31 @@ def encode_source(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def encode_target(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a decoder's whole output: as the tokenizer writes a target, and EOS at the end."""
+    """Token ids of a decoder's whole output: the text as a target of the tokenizer, ending with EOS."""
     ids = list(tokenizer(text_target=text, verbose=False)["input_ids"])
     return ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
 
 
 def encode_continuation(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a text that goes on from another one: nothing is put before, between or after.
+    """Token ids of a text that continues another one: no special tokens are added.
 
-    SentencePiece-type tokenizers put a space before every text they encode; here that space is left out, by
-    encoding after a line break whose tokens are then taken off.
+    SentencePiece-type tokenizers put a space before every text they encode. To avoid it, the text is encoded after a
+    line break, whose tokens are then removed.
     """
     plain = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     if _decode_after_text(tokenizer, plain) == text:
         return plain
     before = list(tokenizer("\n", add_special_tokens=False, verbose=False)["input_ids"])
     whole = list(tokenizer("\n" + text, add_special_tokens=False, verbose=False)["input_ids"])
-    rest = whole[len(before) :]
-    exact = whole[: len(before)] == before and _decode_after_text(tokenizer, rest) == text
-    return rest if exact else plain
+    after = whole[len(before) :]
+    exact = whole[: len(before)] == before and _decode_after_text(tokenizer, after) == text
+    return after if exact else plain
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of whole documents: what the tokenizer puts first, the text, EOS.
 
-    Unlike in a prompt, a special token spelled out in a document is only text.
+    Unlike in a prompt, a special token spelled out in a document is encoded as plain text.
     """
     if not texts:
         return []
@@ -144,7 +148,7 @@ def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[in
 
 
 def encode_document_parts(tokenizer: Tokenizer, parts: Iterable[str]) -> Iterator[list[int]]:
-    """Token ids of one document that comes in parts: what the tokenizer puts first, each part, EOS."""
+    """Token ids of one document given in parts: what the tokenizer puts first, each part, EOS."""
     options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     yield encode_prompt(tokenizer, "")
     before = None
@@ -161,10 +165,10 @@ def encode_document_parts(tokenizer: Tokenizer, parts: Iterable[str]) -> Iterato
 
 
 def response_tokens_as_text(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """Each token as a piece of text for display; joined they read like the response. One piece per id.
+    """The text of each token, for display; joined, the pieces read like the response.
 
-    Special tokens show their name. A token that ends inside a character shows � for it, and the character
-    stands in the piece of the token that completes it.
+    A special token is shown by its name. A token that ends inside a character is shown with � for it, and the
+    character is in the piece of the token that completes it.
     """
     pieces = []
     group: list[int] = []  # tokens since the last whole character
@@ -182,7 +186,7 @@ def response_tokens_as_text(tokenizer: Tokenizer, ids: Sequence[int]) -> list[st
 
 
 def _decode_after_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The ids' text as it reads after other text: alone, some tokenizers strip its first space."""
+    """The ids' text as it reads after other text; without text before it some tokenizers strip its first space."""
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
     options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     before: str = tokenizer.decode(anchor, **options)
@@ -190,5 +194,5 @@ def _decode_after_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 
 def _trailing(ids: Sequence[int], token: int) -> int:
-    """How many times `token` stands at the end."""
+    """How many times `token` is repeated at the end."""
     return next((n for n, other in enumerate(reversed(ids)) if other != token), len(ids))
