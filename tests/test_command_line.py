@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import proxlm
-from proxlm.__main__ import APPS, ENVIRONMENT, main
+from proxlm.__main__ import ENVIRONMENT, JOB_MODULES, main
 from proxlm.config import JOBS, DemoConfig, describe
 from proxlm.errors import DataError
 
@@ -32,7 +32,7 @@ def fake_app(monkeypatch: pytest.MonkeyPatch, job: str, app: Callable[[Any], Non
     """Put `app` where the job's module is looked for."""
     module = types.ModuleType("fake")
     module.main = app  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, APPS[job].split(":")[0], module)
+    monkeypatch.setitem(sys.modules, JOB_MODULES[job].split(":")[0], module)
 
 
 def raising(error: BaseException) -> Callable[[Any], None]:
@@ -217,8 +217,8 @@ def test_bugs_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyP
 
 
 def test_every_job_has_an_app() -> None:
-    assert list(APPS) == list(JOBS)
-    for target in APPS.values():
+    assert list(JOB_MODULES) == list(JOBS)
+    for target in JOB_MODULES.values():
         module, function = target.split(":")
         assert defines(module, function), target
 

@@ -19,7 +19,7 @@ import pytest
 
 import proxlm
 from markdown_blocks import PAGES, ROOT, Block, all_blocks, blocks_of
-from proxlm.__main__ import APPS
+from proxlm.__main__ import JOB_MODULES
 from proxlm.config import JOBS, load_config
 
 LANGUAGES = {"python", "toml", "bash", "json", "text"}
@@ -194,7 +194,7 @@ def check_proxlm(words: list[str]) -> None:
     job, *rest = words
     if job in ("--help", "--version", "COMMAND"):
         return
-    assert job in APPS
+    assert job in JOB_MODULES
     if "--help" in rest:
         return
     stand_ins(job, rest)

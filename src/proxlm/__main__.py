@@ -1,7 +1,7 @@
 """The command line: `proxlm JOB [recipe.toml] [--section.key value ...]`.
 
-Exit status: 0 done, 2 something the user can mend (one line on stderr), 130 stopped by Ctrl-C, 143 stopped by
-SIGTERM, 141 the reader of the output is gone, 75 ended by the watchdog. Everything else is a bug, and keeps its
+Exit status: 0 done, 2 an error that the user can fix (one line on stderr), 130 stopped by Ctrl-C, 143 stopped by
+SIGTERM, 141 the reader of the output closed it, 75 ended by the watchdog. Every other error is a bug and keeps its
 traceback.
 """
 
@@ -18,8 +18,9 @@ from proxlm import __version__
 from proxlm.config.help import describe, overview
 from proxlm.config.parse import load_config
 from proxlm.errors import StoppedBySignalError, UserError
+from proxlm.text import shown, system_reason
 
-APPS = {
+JOB_MODULES = {
     "ppo": "proxlm.jobs.ppo:main",
     "pretrain": "proxlm.jobs.pretrain:main",
     "sft": "proxlm.jobs.sft:main",
@@ -31,7 +32,7 @@ APPS = {
     "demo": "proxlm.jobs.demo:main",
 }
 
-# Read by the libraries when they are imported, so they must stand before an app is.
+# The libraries read these when they are imported, so they must be set before a job's module is imported.
 ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("proxlm: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        if not _reader_is_gone():
+        if not _output_is_closed():
             raise
         _discard_output()
         return 141
@@ -64,26 +65,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _discard_output()
-        where = f" (writing {error.filename})" if error.filename else ""
-        return _fail(f"{error.strerror}{where}: free some space, or give another folder")
+        where = f" (writing {shown(str(error.filename), 300)})" if error.filename else ""
+        return _fail(f"{system_reason(error)}{where}: free some space, or give another folder")
 
 
 def _run(arguments: list[str]) -> int:
     if not arguments:
         print(overview(), file=sys.stderr)
         return 2
-    job, *rest = arguments
+    job, *options = arguments
     if job in ("-h", "--help"):
         print(overview())
     elif job == "--version":
         print(f"proxlm {__version__}")
-    elif "-h" in rest or "--help" in rest:
+    elif "-h" in options or "--help" in options:
         print(describe(job))
     else:
-        config = load_config(job, arguments=rest)
+        config = load_config(job, arguments=options)
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        module, function = APPS[job].split(":")
+        module, function = JOB_MODULES[job].split(":")
         getattr(import_module(module), function)(config)
     return 0
 
@@ -93,8 +94,8 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _reader_is_gone() -> bool:
-    """Whether it was standard output that broke, not a pipe to some other process."""
+def _output_is_closed() -> bool:
+    """Whether the reader of standard output closed it; the broken pipe may be one to another process."""
     try:
         print(flush=True)
     except BrokenPipeError:
@@ -103,7 +104,7 @@ def _reader_is_gone() -> bool:
 
 
 def _discard_output() -> None:
-    """Let what standard output still holds go nowhere, so that Python does not fail on it at exit."""
+    """Discard what standard output has buffered, so that Python does not fail on it at exit."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

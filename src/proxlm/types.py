@@ -4,7 +4,7 @@ B sequences; N tokens, prompts and responses together; R response tokens. A ragg
 [B + 1]: row b is `flat[offsets[b] : offsets[b + 1]]`. Everything per response token is a flat [R] tensor
 aligned with the response's own tokens: element t belongs to generated token t.
 
-An encoder–decoder's row is the same: its encoder reads the prompt, its decoder writes the response.
+In an encoder–decoder a row is the same: the encoder reads the prompt, the decoder generates the response.
 
 Worked example, two sequences, "a b → x y z" and "c → u":
 
@@ -27,15 +27,22 @@ from torch import Tensor
 from proxlm.rl.ragged import offsets_of, ragged_index
 
 Finish = Literal["eos", "stop", "length", "done"]
-"""How a response ended: end of text, a stop text, a limit, or an environment that said so."""
+"""How a response ended: at the EOS token, a stop text, a length limit, or the end of its environment's episode."""
 
-# Called with (done, total) while something long goes on.
+# Called with (done, total) during a long operation.
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt. `id` is its row in the data, the same in every run; it seeds the sampling."""
+    """One prompt.
+
+    Attributes:
+        id: Its row in the data, the same in every run; it seeds the sampling.
+        input_ids: Token ids.
+        text: What the model sees.
+        fields: The prompt's whole record, for the reward.
+    """
 
     id: int
     input_ids: tuple[int, ...]
@@ -45,10 +52,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a reward function sees of one response.
+    """One response, as a reward function sees it.
 
-    `text` is the response without special tokens and without the stop text; `tokens` are all its token ids.
-    `fields` holds whatever else the prompt's record held, an answer for instance.
+    Attributes:
+        prompt: The prompt's text.
+        text: The response without special tokens and without the stop text.
+        tokens: All token ids of the response.
+        finish: How the response ended.
+        fields: The prompt's record, with an answer for instance.
     """
 
     prompt: str
@@ -59,11 +70,11 @@ class Completion:
 
 
 def _joined(tensors: Sequence[Tensor | None], counts: Sequence[int]) -> Tensor | None:
-    """One after another, with `counts` zeros for those that are None, or None where all are."""
-    there = [t for t in tensors if t is not None]
-    if not there:
+    """The tensors concatenated, with `counts` zeros for each that is None; None if all are None."""
+    present = [t for t in tensors if t is not None]
+    if not present:
         return None
-    zeros = there[0].new_zeros
+    zeros = present[0].new_zeros
     return torch.cat([zeros(n) if t is None else t for t, n in zip(tensors, counts, strict=True)])
 
 
@@ -108,13 +119,13 @@ class Sequences:
 
     @property
     def row_and_position(self) -> tuple[Tensor, Tensor]:
-        """The row of each token and its place in that row, from 0; both [N] int64."""
+        """The row of each token and its position in that row, from 0; both [N] int64."""
         row = torch.repeat_interleave(torch.arange(len(self), device=self.offsets.device), self.lengths)
         return row, torch.arange(len(self.tokens), device=self.offsets.device) - self.offsets[:-1][row]
 
     @property
     def response_index(self) -> Tensor:
-        """Where each response token stands in `tokens`, [R]."""
+        """The index in `tokens` of each response token, [R]."""
         row, position = self.row_and_position
         return (position >= self.prompt_lengths[row]).nonzero().squeeze(-1)
 
@@ -124,7 +135,7 @@ class Sequences:
         return self.tokens[self.response_index]
 
     def select(self, rows: Tensor) -> Sequences:
-        """The given rows, in that order. rows [b] int64."""
+        """The rows with these indices, in that order. rows [b] int64."""
         lengths = self.lengths[rows]
         return Sequences(
             self.tokens[ragged_index(self.offsets, rows)], offsets_of(lengths), self.prompt_lengths[rows]
@@ -132,7 +143,7 @@ class Sequences:
 
     @staticmethod
     def join(parts: Sequence[Sequences]) -> Sequences:
-        """One after another."""
+        """The parts concatenated."""
         return Sequences(
             torch.cat([part.tokens for part in parts]),
             offsets_of(torch.cat([part.lengths for part in parts])),
@@ -148,10 +159,18 @@ class Sequences:
 class Rollout:
     """B sampled responses with the log-probs they were sampled with.
 
-    action_mask [R] bool: True where the policy chose the token; logprobs [R] float32: natural log of the
-    behaviour policy's probability (temperature and filters applied). A completion is never re-tokenised.
-    Of conversations with an environment: rewards [R] float32, what it paid, on the last token of each turn; lost: why
-    each conversation that has no row was lost.
+    A completion is never re-tokenised.
+
+    Attributes:
+        prompts: The prompts, [B].
+        sequences: The tokens.
+        action_mask: [R] bool, True where the policy chose the token.
+        logprobs: [R] float32, natural log of the behaviour policy's probability (temperature and filters applied).
+        finish: How each response ended, [B].
+        texts: The responses' texts, [B].
+        policy_version: Of the policy that sampled the responses.
+        rewards: Of conversations with an environment: [R] float32, its rewards, on the last token of each turn.
+        lost: Of conversations: for each that failed and so has no row, why.
     """
 
     prompts: list[Prompt]
@@ -169,11 +188,11 @@ class Rollout:
 
     @property
     def ended(self) -> Tensor:
-        """True where a response ended by itself, not at the length limit. [B] bool."""
+        """False where a response was cut at the length limit. [B] bool."""
         return torch.tensor([finish != "length" for finish in self.finish])
 
     def select(self, rows: Tensor) -> Rollout:
-        """The given rows, in that order. rows [b] int64."""
+        """The rows with these indices, in that order. rows [b] int64."""
         at, chosen = ragged_index(self.sequences.response_offsets, rows), rows.tolist()
         return Rollout(
             prompts=[self.prompts[b] for b in chosen],
@@ -189,7 +208,7 @@ class Rollout:
 
     @staticmethod
     def join(parts: Sequence[Rollout]) -> Rollout:
-        """One after another; of one policy version. Raises ValueError if only some are of conversations."""
+        """The parts, all of one policy version, concatenated. Raises ValueError if only some are of conversations."""
         rewards = [part.rewards for part in parts if part.rewards is not None]
         if 0 < len(rewards) < len(parts):
             raise ValueError(
@@ -219,12 +238,15 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Scores:
-    """What the responses are worth.
+    """The rewards of B responses.
 
-    total [B] float32: the weighted sum for the whole response; per_token [R] float32 or None: rewards given to
-    single tokens, besides total; components: each named part before weighting, [B] floats; failed: how many
-    responses got error_score because the reward failed; potentials [R] float32 or None: potentials of the states
-    after the tokens, hints that are no part of the reward.
+    Attributes:
+        total: [B] float32, the weighted sum for the whole response.
+        per_token: [R] float32 or None, rewards of single tokens, in addition to total.
+        components: Each named part before weighting, [B] floats.
+        failed: The number of responses that got error_score because the reward failed.
+        potentials: [R] float32 or None, potentials of the states after the tokens: hints that are not part of the
+            reward.
     """
 
     total: Tensor
@@ -234,7 +256,7 @@ class Scores:
     potentials: Tensor | None = None
 
     def select(self, rows: Tensor, offsets: Tensor) -> Scores:
-        """The given rows, in that order. rows [b] int64; offsets: the responses', [B+1]."""
+        """The rows with these indices, in that order. rows [b] int64; offsets: the responses', [B+1]."""
         at = ragged_index(offsets, rows)
         return Scores(
             self.total[rows],
@@ -246,10 +268,16 @@ class Scores:
 
     @staticmethod
     def join(parts: Sequence[Scores], tokens: Sequence[int]) -> Scores:
-        """One after another; all of one reward. tokens: how many the responses of each part have.
+        """The parts, all of the same reward, concatenated.
 
-        A part without per_token or potentials gave its tokens nothing: it has zeros, where others have some. Raises
-        ValueError for parts with other components than the first one's.
+        A part without per_token or potentials gets zeros if another part has them.
+
+        Args:
+            parts: The scores.
+            tokens: The number of response tokens of each part.
+
+        Raises:
+            ValueError: Two parts have different components.
         """
         if odd := {n for part in parts for n in parts[0].components.keys() ^ part.components.keys()}:
             raise ValueError(f"Scores.components: {', '.join(sorted(odd))}: all parts must have it, or none")
@@ -264,11 +292,18 @@ class Scores:
 
 @dataclass(frozen=True)
 class Experience:
-    """A rollout with all that the update needs; every tensor [R] float32, aligned with the response tokens.
+    """A rollout with everything that the update needs; every tensor is [R], aligned with the response tokens.
 
-    old_logprobs: the policy's before the update; ref_logprobs: the reference's; values: V of the state before
-    the token, 0 without a critic; rewards: KL penalty and score; advantages: whitened and clipped if asked;
-    returns: what the critic is to predict; correction: factor of the token's policy loss (rollout correction).
+    Attributes:
+        sequences: The tokens.
+        action_mask: bool, True where the policy chose the token.
+        old_logprobs: float32, the policy's log-probs before the update.
+        ref_logprobs: float32, the reference's log-probs.
+        values: float32, V of the state before the token; 0 without a critic.
+        rewards: float32, KL penalty and score.
+        advantages: float32, whitened and clipped if the settings say so.
+        returns: float32, the critic's targets.
+        correction: float32, factor of the token's policy loss (rollout correction).
     """
 
     sequences: Sequences
@@ -282,7 +317,7 @@ class Experience:
     correction: Tensor
 
     def select(self, rows: Tensor) -> Experience:
-        """The given rows, in that order. rows [b] int64."""
+        """The rows with these indices, in that order. rows [b] int64."""
         at = ragged_index(self.sequences.response_offsets, rows)
         tensors = {f.name: getattr(self, f.name)[at] for f in fields(self) if f.name != "sequences"}
         return Experience(self.sequences.select(rows), **tensors)

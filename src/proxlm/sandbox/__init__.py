@@ -1,4 +1,4 @@
-"""Programs that a model wrote, run where they can harm nothing: confined processes with limits on all they use."""
+"""A sandbox for programs that a model wrote: confined processes with limits on everything they use."""
 
 from proxlm.sandbox.run import (
     STATUSES,

@@ -1,8 +1,8 @@
-"""Give up, for ever and before a strange program runs, what this process could do to anything but itself.
+"""Confining this process, permanently and before it runs an untrusted program.
 
-Three things of the Linux kernel, none of which needs a privilege or fails to bind the superuser: resource limits,
-Landlock (which files may be opened, https://docs.kernel.org/userspace-api/landlock.html) and a seccomp filter
-(which system calls are answered, https://docs.kernel.org/userspace-api/seccomp_filter.html).
+Three features of the Linux kernel, which need no privileges and bind the superuser too: resource limits, Landlock
+(which files may be opened, https://docs.kernel.org/userspace-api/landlock.html) and a seccomp filter (which system
+calls are allowed, https://docs.kernel.org/userspace-api/seccomp_filter.html).
 """
 
 from __future__ import annotations
@@ -44,27 +44,34 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def landlock_version() -> int:
-    """The kernel's version of Landlock, 0 where there is none."""
+    """The kernel's version of Landlock; 0: none."""
     return max(0, _syscall(LANDLOCK_CREATE, None, 0, 1))
 
 
 def seccomp_available() -> bool:
-    """Whether this kernel takes seccomp filters and the filter here knows the machine."""
+    """Whether this kernel supports seccomp filters and the filter here supports the machine."""
     return os.uname().machine in MACHINES and _prctl(_GET_SECCOMP, 0) >= 0
 
 
 def die_with_parent(parent: int) -> None:
-    """Be killed when the thread that forked this process ends; parent: its process."""
+    """Have this process killed when the thread that forked it ends; parent: the process id of that thread."""
     _prctl(_SET_DEATH_SIGNAL, 9)
     if os.getppid() != parent:
         os._exit(1)
 
 
 def limit_resources(seconds: float, memory: int, file_size: int, open_files: int) -> None:
-    """Bounds that the kernel keeps by itself. memory: bytes of address space; file_size: bytes."""
+    """Set limits that the kernel enforces.
+
+    Args:
+        seconds: CPU time.
+        memory: Bytes of address space.
+        file_size: Bytes of a file.
+        open_files: Files open at the same time.
+    """
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # if memory runs out, this one goes first
-    cpu = int(seconds) + 2  # behind the limit on the clock, in case nobody is left to watch that
+        file.write("1000")  # if memory runs out, this process is killed first
+    cpu = int(seconds) + 2  # later than the wall-clock limit, in case no process is left to enforce that
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_CPU, cpu),
@@ -78,10 +85,15 @@ def limit_resources(seconds: float, memory: int, file_size: int, open_files: int
 
 
 def confine(readable: Sequence[str], folder: str | None) -> None:
-    """Restrict this process, which must have one thread, for good.
+    """Restrict this process, which must have only one thread, permanently.
 
-    readable: files and folders that may be read; folder: the one that may also be written to. None: the kernel
-    has no Landlock; then everything may be read, and nothing written. Raises OSError where the kernel refuses.
+    Args:
+        readable: Files and folders that may be read.
+        folder: The folder that may also be written to; None if the kernel has no Landlock: then everything may be
+            read, and nothing written.
+
+    Raises:
+        OSError: The kernel refused.
     """
     _checked(_prctl(_NO_NEW_PRIVILEGES, 1), "no_new_privs")
     if folder is not None:
@@ -99,13 +111,13 @@ def _restrict_files(readable: Sequence[str], folder: str) -> None:
     write = _WRITE | _REMOVE | _MAKE | _CUT
     for path, rights in [*((path, 0) for path in readable), (os.devnull, _WRITE), (folder, write)]:
         try:
-            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
         rights |= _READ | _LIST if os.path.isdir(path) else _READ
-        rule = struct.pack("=Qi", rights & handled, place)
+        rule = struct.pack("=Qi", rights & handled, descriptor)
         _checked(_syscall(LANDLOCK_ADD, rules, 1, rule, 0), f"landlock_add_rule for {path}")
-        os.close(place)
+        os.close(descriptor)
     _checked(_syscall(LANDLOCK_RESTRICT, rules, 0), "landlock_restrict_self")
     os.close(rules)
 
@@ -135,11 +147,11 @@ def _filter(machine: str, folder: bool) -> bytes:
 
 
 def _check(condition: Condition) -> list[tuple[int, int, int, int]]:
-    """Go on behind these lines if the condition holds, else refuse."""
-    place = 16 + 8 * condition.argument + (4 if condition.high else 0)
+    """Lines that refuse the call unless the condition holds."""
+    offset = 16 + 8 * condition.argument + (4 if condition.high else 0)
     count = len(condition.allowed)
     return [
-        (_LOAD, 0, 0, place),
+        (_LOAD, 0, 0, offset),
         (_AND, 0, 0, condition.mask),
         *((_EQUAL, count - i, 0, value) for i, value in enumerate(condition.allowed)),
         (_RETURN, 0, 0, _ERRNO | EPERM),
@@ -151,12 +163,12 @@ def _syscall(number: int, *arguments: int | bytes | None) -> int:
 
 
 def _prctl(option: int, *arguments: int | bytes | None) -> int:
-    given = _wide(arguments)
-    return int(_libc.prctl(option, *given, *[ctypes.c_long(0)] * (4 - len(given))))
+    wide = _wide(arguments)
+    return int(_libc.prctl(option, *wide, *[ctypes.c_long(0)] * (4 - len(wide))))
 
 
 def _wide(arguments: Sequence[int | bytes | None]) -> list[Any]:
-    """Numbers as 64 bits: both functions take any arguments, so nothing else would widen them."""
+    """Numbers as 64 bits; both functions are variadic, so ctypes would pass them as 32 bits."""
     return [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
 
 

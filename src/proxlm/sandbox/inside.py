@@ -1,4 +1,4 @@
-"""What runs confined: a program by itself, a program that answers its tests, and the tests."""
+"""What runs in a confined process: a program alone, a program that its tests call, or the tests."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _LONGEST_MESSAGE, _LONGEST_TRACEBACK = 200, 4000
 
 
 def run_program(source: str, peer: Peer | None) -> int:
-    """Run a program as `python program.py` does, or with a peer as a module whose names are then published.
+    """Run a program as `python program.py` does; with a peer, as a module whose names are then published to it.
 
-    Gives the exit status.
+    Returns the exit status.
     """
     module = types.ModuleType("__main__" if peer is None else "solution")
     sys.modules[module.__name__] = module
@@ -40,13 +40,13 @@ def run_program(source: str, peer: Peer | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError, AttributeError):  # the program closed it, or put something in its place
+        except (OSError, ValueError, AttributeError):  # the program closed it, or replaced it
             continue
     return status
 
 
 def _traceback(error: BaseException) -> str:
-    """Its end, without our own lines and those of a deep recursion."""
+    """The end of the traceback, without our own lines and most of those of a deep recursion."""
     below = error.__traceback__.tb_next if error.__traceback__ else None
     lines = traceback.format_exception(type(error), error, below, limit=-20, chain=False)
     return "".join(lines)[-_LONGEST_TRACEBACK:]
@@ -62,20 +62,20 @@ def _exit_status(code: Any) -> int:
 
 
 def run_tests(tests: list[str], peer: Peer, report: int) -> None:
-    """Run the tests one by one in one namespace, and report each: "" where it passed, else what was wrong.
+    """Run the tests one by one in one namespace, and report each: "" if it passed, else what was wrong.
 
-    The report ends with true if the program was there to the end, else with false.
+    The report ends with true if the program was alive until the end, else with false.
     """
     module, solution = types.ModuleType("tests"), types.ModuleType("solution")
     sys.modules.update(tests=module, solution=solution)
     try:
         for name, value in peer.request("call", 0, (), {})[0].items():
-            # A program whose `abs` gives 0 must not be what its tests compare with.
+            # The tests must not compare with a program's own `abs`, for instance, which may return anything.
             if not name.startswith("__") and not hasattr(builtins, name):
                 vars(module)[name] = vars(solution)[name] = value
         for number, test in enumerate(tests):
             message = _run_test(test, number, vars(module))
-            if peer.lost:  # and caught by the test, perhaps
+            if peer.lost:  # the test may have caught the exception
                 break
             write_frame(report, message)
     except LostError:
@@ -95,13 +95,17 @@ def _run_test(test: str, number: int, names: dict[str, Any]) -> str:
 
 
 def take_streams(wanted: dict[int, int]) -> None:
-    """Make {number: open file} the only open files of this process. Numbers are below 10."""
-    moved = {number: os.dup2(place, number + 100, inheritable=False) for number, place in wanted.items()}
-    for number, place in moved.items():
-        os.dup2(place, number)
-    border = 0
+    """Make these the only open files of this process.
+
+    Args:
+        wanted: Descriptor numbers, below 10, with the open files to put there.
+    """
+    moved = {number: os.dup2(source, number + 100, inheritable=False) for number, source in wanted.items()}
+    for number, source in moved.items():
+        os.dup2(source, number)
+    first = 0
     for number in [*sorted(wanted), os.sysconf("SC_OPEN_MAX")]:
-        if border < number:  # closerange(0, 0) closes everything
-            os.closerange(border, number)
-        border = number + 1
+        if first < number:  # closerange(0, 0) closes everything
+            os.closerange(first, number)
+        first = number + 1
     os.environ.clear()

@@ -1,11 +1,11 @@
-"""The process between us and strange programs. It runs one after the other, each in processes of its own.
+"""The keeper: a process that runs untrusted programs one after another, each in processes of its own.
 
-    ours ── keeper: never sees a program
-              └─ watcher, one for each program: reads it, keeps its limits, ends it, answers
-                   ├─ the program, confined
-                   └─ its tests, confined; they come from us only once the program has its process
+    run ── keeper: never reads a program
+             └─ watcher, one for each program: reads it, enforces its limits, ends it, replies
+                  ├─ the program, confined
+                  └─ its tests, confined; they are sent only after the program has its process
 
-So a program can neither reach the tests in its own memory nor what was left there by an earlier one.
+So a program finds neither its tests nor anything of an earlier program in its own memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/
 def main() -> None:
     """Serve on standard input and output until the input ends, then remove the folder in which this was started.
 
-    Whoever ends this process first, as the run does when all is well, removes that folder himself.
+    Normally the run ends this process before that, and removes the folder itself.
     """
     site.setquit()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -57,12 +57,12 @@ def _serve_one() -> int:
     folder = os.path.join(job["folder"], str(os.getpid()))
     os.mkdir(folder, 0o700)
     os.chdir(folder)
-    # A program may open no more than its own folder; where nothing keeps it there, it has none.
+    # A program may open only its own folder; without Landlock, which enforces this, it has none.
     own = folder if job["landlock"] else None
     pipes = {name: os.pipe() for name in ("ready", "output", "error", "report", "asked", "answered")}
 
     def start(body: Callable[[], int], streams: dict[int, int]) -> int:
-        """Fork a process that confines itself, says so, and does nothing else before `body`."""
+        """Fork a process that confines itself, reports that it is confined, and then runs `body`."""
         watcher = os.getpid()
         child = os.fork()
         if child == 0:
@@ -72,7 +72,7 @@ def _serve_one() -> int:
         return child
 
     def program() -> int:
-        # The ready end, 5, was closed: the line to the tests is all there is beside the usual three.
+        # Descriptor 5 is closed by now; besides the three standard streams only the line to the tests is open.
         return run_program(job["source"], Peer(3, 4, open=True) if job["tested"] else None)
 
     line = {3: pipes["asked"][0], 4: pipes["answered"][1]} if job["tested"] else {}
@@ -108,22 +108,22 @@ def _confined(job: dict[str, Any], folder: str | None, body: Callable[[], int]) 
     os.write(5, READY)
     os.close(5)
     for name in [name for name in sys.modules if name.split(".")[0] == "proxlm"]:
-        del sys.modules[name]  # a program finds what it would in a new interpreter
+        del sys.modules[name]  # so that a program sees the modules of a new interpreter
     return body()
 
 
 def _file(text: str) -> int:
-    """An open file with the text in memory, at its beginning."""
-    place = os.memfd_create("stdin")
+    """The descriptor of an in-memory file with the text, positioned at its beginning."""
+    descriptor = os.memfd_create("stdin")
     left = text.encode("utf-8", "surrogatepass")
     while left:
-        left = left[os.write(place, left) :]
-    os.lseek(place, 0, os.SEEK_SET)
-    return place
+        left = left[os.write(descriptor, left) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 def _or_exit(body: Callable[[], int]) -> None:
-    """End this process with what `body` gives, whatever happens: no child may go on as if it were the keeper."""
+    """End this process with the status that `body` returns, whatever happens: a child must not go on as keeper."""
     status = 1
     try:
         status = body()

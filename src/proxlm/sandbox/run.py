@@ -1,4 +1,4 @@
-"""Run Python programs that a model wrote, each confined in processes of its own, many beside each other."""
+"""Running Python programs that a model wrote, each in confined processes of its own, several at a time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 from proxlm.errors import UserError
+from proxlm.text import one_line, shown
 
 log = logging.getLogger(__name__)
 
 Status = Literal["ok", "error", "timeout", "memory", "output", "files", "threads", "crashed"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
-# Beyond a program's own seconds: to be started, confined, ended and cleared away on a busy machine.
+# In addition to a program's own seconds: to start, confine, end and clean up on a busy machine.
 _GRACE_SECONDS = 300.0
 _IN_MEMORY = "/dev/shm"
 _START = "import sys; sys.path.insert(0, {path!r}); from proxlm.sandbox.keeper import main; del sys.path[0]; main()"
@@ -34,11 +35,19 @@ class SandboxError(UserError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use. Raises ValueError("NAME = VALUE: what is wrong").
+    """What one program may use.
 
-    seconds: of the clock, tests included; memory: bytes of address space, of which the interpreter itself takes
-    about 20 MB; output: bytes of standard output, and of standard error; files: how many in its folder; file_size:
-    bytes of each, and of all together; open_files: at a time; threads: its first one counts.
+    Attributes:
+        seconds: Wall-clock time, tests included.
+        memory: Bytes of address space; the interpreter itself takes about 20 MB.
+        output: Bytes of standard output, and of standard error.
+        files: Number of files in its folder.
+        file_size: Bytes of each file, and of all of them together.
+        open_files: Files open at the same time.
+        threads: Threads, the main one included.
+
+    Raises:
+        ValueError: "NAME = VALUE: what is wrong".
     """
 
     seconds: float = 5.0
@@ -62,7 +71,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Program:
-    """Python source with what it reads from standard input, or with tests: each a piece of Python, run in order."""
+    """Python source with its standard input, or with tests, each of which is a piece of Python; they run in order."""
 
     source: str
     stdin: str = ""
@@ -73,9 +82,14 @@ class Program:
 class SandboxResult:
     """How a program ended.
 
-    status: "ok", "error" (an exception, an exit status other than 0, or an end before the tests'), "crashed" (by a
-    signal), or the limit that it broke; exit_code: None if it was ended from outside, −(signal) if by a signal;
-    tests: "" for each that passed, else what was wrong, as far as they came. stdout, stderr: cut at the limit.
+    Attributes:
+        status: "ok", "error" (an exception, an exit status other than 0, or an end before its tests were done),
+            "crashed" (by a signal), or the limit that it exceeded.
+        stdout: Standard output, cut at the limit.
+        stderr: Standard error, cut at the limit.
+        exit_code: The exit status; −(signal) if a signal ended it, None if the sandbox did.
+        seconds: How long it ran.
+        tests: For each test that was run, "" if it passed, else what was wrong.
     """
 
     status: Status
@@ -88,7 +102,12 @@ class SandboxResult:
 
 @dataclass(frozen=True)
 class Isolation:
-    """What this system offers. problem: why no program can be run, or ""; landlock: its version, 0 for none."""
+    """What this system offers for confining programs.
+
+    Attributes:
+        problem: Why no program can be run, or "".
+        landlock: The version of Landlock; 0: none.
+    """
 
     problem: str
     landlock: int
@@ -96,7 +115,7 @@ class Isolation:
 
 @cache
 def isolation() -> Isolation:
-    """What keeps programs apart here. Looks once."""
+    """What this system offers for confining programs; found out once."""
     if not sys.platform.startswith("linux"):
         return Isolation(f"the sandbox needs Linux (seccomp), this is {sys.platform}", 0)
     from proxlm.sandbox.confine import landlock_version, seccomp_available
@@ -111,7 +130,7 @@ def isolation() -> Isolation:
 
 
 def check_isolation(require_landlock: bool) -> None:
-    """Raise SandboxError unless programs can be confined; with a note where only part of it can be had."""
+    """Raise SandboxError unless programs can be confined; log a warning if they can be confined only partly."""
     found = isolation()
     if found.problem:
         raise SandboxError(found.problem)
@@ -119,7 +138,7 @@ def check_isolation(require_landlock: bool) -> None:
         missing = "no Landlock in this kernel (Linux 5.13 with it in its list of security modules)"
         if require_landlock:
             raise SandboxError(
-                f"{missing}: programs could read every file that you can; require_landlock = false runs them so"
+                f"{missing}: programs could read every file that you can; require_landlock = false runs them anyway"
             )
         _note(f"sandbox: {missing}: programs can read every file that you can, and write none")
 
@@ -141,9 +160,19 @@ def run_programs(
     workers: int = 0,
     require_landlock: bool = True,
 ) -> list[SandboxResult]:
-    """Run programs, `workers` of them at a time (0: one per CPU); results in their order.
+    """Run programs, each confined.
 
-    Whatever a program does, it becomes a result. Raises SandboxError where this system cannot confine programs.
+    Args:
+        programs: The programs.
+        limits: What each may use.
+        workers: How many run at the same time; 0: one per CPU.
+        require_landlock: Raise SandboxError on a kernel without Landlock, where programs could read every file.
+
+    Returns:
+        A result for each program, in their order, whatever a program does.
+
+    Raises:
+        SandboxError: This system cannot confine programs.
     """
     check_isolation(require_landlock)
     limits = limits or Limits()
@@ -166,7 +195,7 @@ def run_programs(
 
 
 class _Keeper:
-    """A keeper process (keeper.py) and the program it has at the moment."""
+    """A keeper process (keeper.py) and the program that it is running."""
 
     def __init__(self, folder: str, limits: Limits) -> None:
         self._folder, self._limits = folder, limits
@@ -177,7 +206,7 @@ class _Keeper:
     def _start(self) -> None:
         self._log = Path(self._folder) / f"keeper-{id(self)}.log"
         with self._log.open("wb") as errors:
-            # No variable of ours reaches a program; the seed makes sets of texts come in the same order each time.
+            # No environment variable of ours reaches a program; the hash seed makes the order of sets reproducible.
             self.process = subprocess.Popen(
                 [
                     sys.executable,
@@ -226,7 +255,7 @@ class _Keeper:
             return  # result() sees the same end
 
     def result(self) -> SandboxResult:
-        """What came of its program; a keeper that died, or does not answer, is replaced."""
+        """The result of its program; a keeper that died or does not answer is replaced."""
         from proxlm.sandbox.wire import read_frame
 
         try:
@@ -237,7 +266,8 @@ class _Keeper:
             self.close()
             reason = self._log.read_text(encoding="utf-8", errors="replace")[-2000:]
             log.warning(
-                "sandbox: a keeper of programs ended, its program counts as crashed: %s", reason.strip()
+                "sandbox: a keeper process ended, its program counts as crashed: %s",
+                shown(one_line(reason), 2000),
             )
             self._start()
             return SandboxResult("crashed", stderr=reason)
@@ -246,7 +276,7 @@ class _Keeper:
         return SandboxResult(**{**answer, "tests": tuple(answer["tests"])})
 
     def close(self) -> None:
-        """End it; a program that still runs is killed with it."""
+        """End it; a program that is still running is killed too."""
         self.process.kill()
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
@@ -255,19 +285,19 @@ class _Keeper:
 
 
 def _ready(busy: list[_Keeper]) -> list[_Keeper]:
-    """Those that have answered, have ended, or are overdue; waits until there is one."""
+    """Wait for keepers that have answered, ended or are overdue, and return them."""
     poll = select.poll()
     for keeper in busy:
         poll.register(keeper, select.POLLIN)
     while True:
-        readable = {place for place, _ in poll.poll(500)}
+        readable = {descriptor for descriptor, _ in poll.poll(500)}
         now = time.monotonic()
         if done := [keeper for keeper in busy if keeper.fileno() in readable or now >= keeper.deadline]:
             return done
 
 
 def _memory_folder() -> str | None:
-    """Where files do not wait for a busy disk, if there is such a place; None: where all temporary files go."""
+    """A folder in memory, where files do not wait for a busy disk; None: use the usual temporary folder."""
     return _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK | os.X_OK) else None
 
 

@@ -1,4 +1,4 @@
-"""What a confined program may ask of the kernel: calls by name, their numbers, and limits on their arguments."""
+"""The system calls of a confined program: their numbers by name, and limits on their arguments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
 _NONE = -1  # the machine has no such call
 
-# Anything that is not here is refused: processes, programs, sockets, signals to others, rights, owners, times,
+# All other calls are refused: processes, programs, sockets, signals to others, rights, owners, times,
 # mounts, tracing, System V memory, io_uring and whatever a later kernel adds.
 ALWAYS = {
     "read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66), "pread64": (17, 67),
@@ -40,7 +40,7 @@ ALWAYS = {
     "getpeername": (52, 205), "getsockopt": (55, 209),
 }  # fmt: skip
 
-# Only where Landlock keeps them inside the program's own folder.
+# Only if Landlock restricts them to the program's own folder.
 WITH_FOLDER = {
     "ftruncate": (77, 46), "unlink": (87, _NONE), "unlinkat": (263, 35), "rename": (82, _NONE),
     "renameat": (264, 38), "renameat2": (316, 276), "fsync": (74, 82), "fdatasync": (75, 83),
@@ -53,18 +53,25 @@ CONDITIONAL = {
 }  # fmt: skip
 
 CLONE3 = (435, 435)
-"""Answered with ENOSYS, after which C libraries start a thread with clone, whose flags a filter can read."""
+"""Fails with ENOSYS; C libraries then start a thread with clone, whose flags a filter can read."""
 
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446  # the same on every machine
 
-# What glibc's and musl's pthread_create ask for; the one bit in which they differ means nothing.
+# The flags of glibc's and musl's pthread_create; the one bit in which they differ has no effect.
 _THREAD_FLAGS, _DETACHED = 0x3D0F00, 0x400000
 _ACCESS, _CREATE, _TRUNCATE, _TEMPORARY = 3, 0x40, 0x200, 0x400000
 
 
 @dataclass(frozen=True)
 class Condition:
-    """argument & mask must be one of `allowed`. argument: counted from 0; high: its upper 32 bits."""
+    """argument & mask must be one of `allowed`.
+
+    Attributes:
+        argument: Number of the argument, from 0.
+        allowed: Values.
+        mask: The bits that count.
+        high: Whether the upper 32 bits of the argument are meant instead of the lower ones.
+    """
 
     argument: int
     allowed: tuple[int, ...]
@@ -73,10 +80,10 @@ class Condition:
 
 
 def conditions(name: str, folder: bool) -> list[Condition]:
-    """What must hold, all of it, for a call of CONDITIONAL. folder: there is one that may be written to."""
+    """The conditions, all of which must hold, of a call in CONDITIONAL. folder: whether one may be written to."""
     own = Condition(0, (os.getpid(),))
     if folder:
-        # Before its third version Landlock let a file be cut short by opening it for reading.
+        # Before its third version, Landlock allowed opening for reading to truncate a file.
         flags = Condition(2, (0, 1, 2, 3, _TRUNCATE | 1, _TRUNCATE | 2), _ACCESS | _TRUNCATE)
     else:
         flags = Condition(2, (0,), _ACCESS | _CREATE | _TRUNCATE | _TEMPORARY)
@@ -92,7 +99,7 @@ def conditions(name: str, folder: bool) -> list[Condition]:
         # TCGETS, TIOCGWINSZ, FIONBIO, FIONCLEX, FIOCLEX
         "ioctl": [Condition(1, (0x5401, 0x5413, 0x5421, 0x5450, 0x5451))],
         "prlimit64": [Condition(0, (0,)), Condition(2, (0,)), Condition(2, (0,), high=True)],
-        # asyncio wakes itself through a pair of sockets; one that names an address could leave the pair.
+        # asyncio wakes its loop through a pair of sockets; a message with an address could leave the pair.
         "socketpair": [Condition(0, (1,))],
         "sendto": [Condition(4, (0,)), Condition(4, (0,), high=True)],
     }[name]

@@ -1,4 +1,4 @@
-"""Watch a program from outside: keep the limits that the kernel does not keep, end it, say how it ended."""
+"""Watching a program from outside: enforcing the limits that the kernel does not, and ending it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-_TICK = 0.02  # seconds between looks at threads and files
-_STALL = 0.5  # seconds between two looks beyond which this process, and then the program too, was not let run
-_GRACE = 2.0  # seconds for a process that ended, as its closed line says, to be seen as ended
+_TICK = 0.02  # seconds between checks of threads and files
+_STALL = (
+    0.5  # seconds between two checks beyond which this process, and so the program too, was not scheduled
+)
+_GRACE = 2.0  # seconds until a process whose pipe is closed is visible as ended
 _LARGEST_REPORT = 4 << 20
 READY = b"\0"
-"""What a process writes once it is confined, before it runs anything strange."""
+"""What a process writes once it is confined, before it runs untrusted code."""
 
 
 @dataclass
 class Watched:
-    """A program's process, that of its tests, the folder of both, and the reading ends of their pipes."""
+    """A program's process, that of its tests (None without tests), their folder, and the read ends of their pipes."""
 
     process: int
     judge: int | None
@@ -33,17 +35,19 @@ class Watched:
 
 
 def watch(watched: Watched, job: dict[str, Any]) -> dict[str, Any]:
-    """Wait for the end, or bring it about. Nothing of the program is left when this returns."""
+    """Wait until the program ends, or end it; returns the result. Nothing of the program is left afterwards."""
     started = time.monotonic()
-    watched.read = {place: bytearray() for place in (watched.output, watched.error, watched.report)}
+    watched.read = {descriptor: bytearray() for descriptor in (watched.output, watched.error, watched.report)}
     refusal = _refusal(watched)
     status = "unconfined" if refusal else _wait(watched, job)
     seconds = time.monotonic() - started
     if status == "judged" and not _verdict(watched):
         status = "lost" if _gone(watched.process) else "error"
     code: int | None = _end(watched)
-    for place in watched.read:
-        while status in ("ended", "lost", "judged") and (some := _read(watched, place, job)) is not False:
+    for descriptor in watched.read:
+        while (
+            status in ("ended", "lost", "judged") and (some := _read(watched, descriptor, job)) is not False
+        ):
             if some is None:
                 status = "output"
     count, size = _clear(watched.folder)
@@ -65,7 +69,7 @@ def watch(watched: Watched, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refusal(watched: Watched) -> str:
-    """Why a process could not be confined; "" once all are, which have then closed their end."""
+    """Why a process could not be confined; "" once all are confined and have closed the pipe."""
     text = b""
     while part := os.read(watched.ready, 1 << 12):
         text += part
@@ -75,12 +79,12 @@ def _refusal(watched: Watched) -> str:
 
 
 def _wait(watched: Watched, job: dict[str, Any]) -> str:
-    """How it came to an end: "ended" by itself, "judged" by its tests, "abandoned" by us, or the limit it broke."""
+    """Wait for the end: "ended" by itself, "judged" by its tests, "abandoned" by the run, or the exceeded limit."""
     end = os.pidfd_open(watched.process if watched.judge is None else watched.judge)
     poll = select.poll()
-    for place in (end, watched.output, watched.error, watched.report):
-        poll.register(place, select.POLLIN)
-    poll.register(0, 0)  # it only tells that those who want the result are gone
+    for descriptor in (end, watched.output, watched.error, watched.report):
+        poll.register(descriptor, select.POLLIN)
+    poll.register(0, 0)  # reports only that the run no longer waits for the result
     before = look = time.monotonic()
     deadline = before + job["seconds"]
     while (now := time.monotonic()) < (deadline := deadline + max(0.0, now - before - _STALL)):
@@ -89,25 +93,25 @@ def _wait(watched: Watched, job: dict[str, Any]) -> str:
             if limit := _broken_limit(watched, job):
                 return limit
             look = now + _TICK
-        for place, _ in poll.poll(1000 * max(0.001, min(look, deadline) - now)):
-            if place == end:
+        for descriptor, _ in poll.poll(1000 * max(0.001, min(look, deadline) - now)):
+            if descriptor == end:
                 return "ended" if watched.judge is None else "judged"
-            if place == 0:
+            if descriptor == 0:
                 return "abandoned"
-            some = _read(watched, place, job)
+            some = _read(watched, descriptor, job)
             if some is None:
                 return "output"
             if not some:
-                poll.unregister(place)
+                poll.unregister(descriptor)
     return "timeout"
 
 
-def _read(watched: Watched, place: int, job: dict[str, Any]) -> bool | None:
-    """Read some: whether there was any; None: it was too much."""
-    part = os.read(place, 1 << 16)
-    watched.read[place] += part
-    largest = _LARGEST_REPORT if place == watched.report else job["output"]
-    return None if len(watched.read[place]) > largest else bool(part)
+def _read(watched: Watched, descriptor: int, job: dict[str, Any]) -> bool | None:
+    """Read what is there; returns whether there was anything, or None if it was too much."""
+    part = os.read(descriptor, 1 << 16)
+    watched.read[descriptor] += part
+    largest = _LARGEST_REPORT if descriptor == watched.report else job["output"]
+    return None if len(watched.read[descriptor]) > largest else bool(part)
 
 
 def _broken_limit(watched: Watched, job: dict[str, Any]) -> str:
@@ -126,14 +130,14 @@ def _broken_limit(watched: Watched, job: dict[str, Any]) -> str:
 
 
 def _gone(process: int) -> bool:
-    """Whether the process ends by itself, with a little time for it."""
+    """Whether the process ends by itself within a short time."""
     poll = select.poll()
     poll.register(os.pidfd_open(process), select.POLLIN)
     return bool(poll.poll(1000 * _GRACE))
 
 
 def _end(watched: Watched) -> int:
-    """Kill what is left; the program's exit status, or −(the signal that ended it)."""
+    """Kill what is left; returns the program's exit status, or −(the signal that ended it)."""
     if watched.judge is not None:
         os.kill(watched.judge, signal.SIGKILL)
         os.waitpid(watched.judge, 0)
@@ -142,9 +146,9 @@ def _end(watched: Watched) -> int:
 
 
 def _clear(folder: str) -> tuple[int, int]:
-    """Remove the folder; how many files were in it, and their bytes together.
+    """Remove the folder; returns the number of files in it and their total bytes.
 
-    A confined program can make neither folders nor links, so there is nothing to follow.
+    A confined program can create neither folders nor links, so there is nothing to follow.
     """
     count, size = 0, 0
     with os.scandir(folder) as entries:
@@ -165,14 +169,14 @@ def _how_it_ended(code: int, error: bytes, tested: bool) -> str:
 
 
 def _verdict(watched: Watched) -> bool:
-    """Whether the program was there until its tests were done."""
+    """Whether the program was alive until its tests were done."""
     while _read(watched, watched.report, {}):
         pass
     return _reports(watched)[-1:] == [True]
 
 
 def _reports(watched: Watched) -> list[Any]:
-    """The messages that the tests' process wrote, as far as they are whole."""
+    """The complete messages that the tests' process wrote."""
     data, messages = bytes(watched.read[watched.report]), []
     while len(data) >= 4 and len(data) >= 4 + (size := int.from_bytes(data[:4], "big")):
         messages.append(json.loads(data[4 : 4 + size]))

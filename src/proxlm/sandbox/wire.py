@@ -1,7 +1,7 @@
-"""What may pass between a program and its tests, and how one side calls the functions of the other.
+"""The protocol between a program and its tests: which values pass, and how one side calls the other's functions.
 
-Values cross as copies of plain data, so that nothing of the program ever runs where its tests are judged: a value
-whose `==` always says yes arrives as what it is underneath, or as a handle that is equal to nothing.
+Values are copied as plain data, so that no code of the program runs in the process of its tests: an object whose
+`==` always returns True arrives as the plain data that it is derived from, or as a handle that equals nothing.
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ _LONGEST_MESSAGE = 300
 
 
 class LostError(BaseException):
-    """The other side is gone, or speaks nonsense. No Exception: tests that expect one must not catch it."""
+    """The other side ended or broke the protocol. Not an Exception, so that tests that expect one do not catch it."""
 
 
-def write_frame(place: int, message: Any) -> None:
+def write_frame(descriptor: int, message: Any) -> None:
+    """Write a message: its length in four bytes, then JSON."""
     data = json.dumps(message).encode()
     view = memoryview(len(data).to_bytes(4, "big") + data)
     while view:
-        view = view[os.write(place, view) :]
+        view = view[os.write(descriptor, view) :]
 
 
-def read_frame(place: int, largest: int = LARGEST_FRAME) -> Any:
-    """The next message. Raises EOFError at the end, ValueError for nonsense."""
-    size = int.from_bytes(_read(place, 4), "big")
+def read_frame(descriptor: int, largest: int = LARGEST_FRAME) -> Any:
+    """The next message. Raises EOFError at the end, ValueError for an invalid message."""
+    size = int.from_bytes(_read(descriptor, 4), "big")
     if size > largest:
         raise ValueError(f"a message of {size} bytes")
-    return json.loads(_read(place, size))
+    return json.loads(_read(descriptor, size))
 
 
-def _read(place: int, size: int) -> bytes:
+def _read(descriptor: int, size: int) -> bytes:
     parts = []
     while size:
-        part = os.read(place, min(size, 1 << 16))
+        part = os.read(descriptor, min(size, 1 << 16))
         if not part:
             raise EOFError
         parts.append(part)
@@ -51,7 +52,7 @@ def _read(place: int, size: int) -> bytes:
 
 
 class Handle:
-    """Something on the other side that is no plain data. It can be called, looped over, and asked for what it has."""
+    """An object on the other side that is not plain data; it can be called, iterated, and its attributes read."""
 
     def __init__(self, peer: Peer, number: int) -> None:
         self._peer, self._number = peer, number
@@ -91,15 +92,21 @@ class Handle:
 
 
 class Peer:
-    """One end of the line. open: the other side may ask for attributes of what it has a handle to."""
+    """One end of the connection.
+
+    Args:
+        reads: The descriptor to read from.
+        writes: The descriptor to write to.
+        open: Whether the other side may read attributes of the objects that it has handles to.
+    """
 
     def __init__(self, reads: int, writes: int, *, open: bool) -> None:
         self._reads, self._writes, self._open = reads, writes, open
-        self._given: list[Any] = []
+        self._objects: list[Any] = []  # those that the other side has handles to
         self.lost = False
 
     def call(self, number: int, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """Call what the handle stands for; lists, dicts and sets that it changed are changed here too."""
+        """Call the object of a handle; changes that it makes to lists, dicts and sets are made here too."""
         value, after = self.request("call", number, arguments, named)
         for mine, theirs in zip(arguments, after, strict=False):
             if type(mine) is not type(theirs):
@@ -111,26 +118,26 @@ class Peer:
                 mine.update(theirs)
         return value
 
-    def request(self, *words: Any) -> Any:
-        """Ask, and serve the other side until it answers. Raises what was raised there, or LostError."""
+    def request(self, kind: str, *arguments: Any) -> Any:
+        """Send a request, and serve the other side until it answers. Raises what was raised there, or LostError."""
         if self.lost:
             raise LostError
         try:
-            write_frame(self._writes, [words[0], [self._pack(word) for word in words[1:]]])
+            write_frame(self._writes, [kind, [self._pack(one) for one in arguments]])
             while True:
-                kind, content = read_frame(self._reads)
-                if kind == "value":
+                answer, content = read_frame(self._reads)
+                if answer == "value":
                     return self._unpack(content)
-                if kind == "raise":
+                if answer == "raise":
                     break
-                self._serve(kind, content)
+                self._serve(answer, content)
         except Exception as error:
             self.lost = True
             raise LostError from error
         raise _exception(*content)
 
     def serve_for_ever(self) -> None:
-        """Answer requests until the other side closes the line."""
+        """Answer requests until the other side closes the connection."""
         while True:
             try:
                 kind, content = read_frame(self._reads)
@@ -140,7 +147,7 @@ class Peer:
 
     def _serve(self, kind: str, content: list[Any]) -> None:
         try:
-            answer = ["value", self._pack(self._answer(kind, *(self._unpack(word) for word in content)))]
+            answer = ["value", self._pack(self._answer(kind, *(self._unpack(one) for one in content)))]
         except MemoryError:
             raise
         except BaseException as error:
@@ -148,22 +155,22 @@ class Peer:
             answer = ["raise", [names, str(error)[:_LONGEST_MESSAGE]]]
         write_frame(self._writes, answer)
 
-    def _answer(self, kind: str, number: int, *words: Any) -> Any:
-        thing = self._given[number]
+    def _answer(self, kind: str, number: int, *details: Any) -> Any:
+        thing = self._objects[number]
         if kind == "call":
-            arguments, named = words
+            arguments, named = details
             value = thing(*arguments, **named)
             return value, tuple(one if isinstance(one, list | dict | set) else None for one in arguments)
         if not self._open or kind != "get":
-            raise TypeError("what the tests pass to a program can be called, and no more")
-        return getattr(thing, words[0])
+            raise TypeError("what the tests pass to a program can only be called")
+        return getattr(thing, details[0])
 
     def publish(self, names: dict[str, Any]) -> None:
-        """Give the other side the right to ask for these, as its handle 0."""
-        self._given.insert(0, lambda: names)
+        """Let the other side ask for these objects by name, through its handle 0."""
+        self._objects.insert(0, lambda: names)
 
     def _pack(self, value: Any) -> Any:
-        """Plain data as JSON; subclasses as their base; a handle for all else."""
+        """Plain data as JSON; an object of a subclass as its base type; a handle for everything else."""
         if value is None or isinstance(value, bool | float):
             return value
         if isinstance(value, str):
@@ -186,21 +193,21 @@ class Peer:
             return ["module", value.__name__]
         if isinstance(value, Handle) and value._peer is self:
             return ["yours", value._number]
-        self._given.append(value)
-        return ["mine", len(self._given) - 1]
+        self._objects.append(value)
+        return ["mine", len(self._objects) - 1]
 
     def _unpack(self, value: Any) -> Any:
         if not isinstance(value, list):
             return value
-        tag, *rest = value
+        tag, *items = value
         for known, make in _CONTAINERS.values():
             if tag == known:
-                return make([self._unpack(one) for one in rest])
+                return make([self._unpack(one) for one in items])
         if tag == "mine":
-            return Handle(self, int(rest[0]))
+            return Handle(self, int(items[0]))
         if tag == "yours":
-            return self._given[rest[0]]
-        return _SCALARS[tag](*rest)
+            return self._objects[items[0]]
+        return _SCALARS[tag](*items)
 
 
 def _pairs(flat: list[Any]) -> dict[Any, Any]:
@@ -208,7 +215,7 @@ def _pairs(flat: list[Any]) -> dict[Any, Any]:
 
 
 def _module(name: str) -> Any:
-    """The module itself, not the program's idea of it; only one of Python's own."""
+    """The module of Python's own standard library by that name, not the program's; None for any other."""
     return import_module(name) if name.split(".")[0] in stdlib_module_names else None
 
 
@@ -231,12 +238,12 @@ _SCALARS: dict[str, Callable[..., Any]] = {
 
 
 def _exception(names: list[str], text: str) -> BaseException:
-    """The nearest of Python's own exceptions among the names of one's classes, most special first."""
+    """An instance of the most specific built-in exception among the names of an exception's classes."""
     for name in names:
         kind = getattr(builtins, name, None)
         if isinstance(kind, type) and issubclass(kind, BaseException):
             try:
                 return kind(text)
-            except TypeError:  # UnicodeDecodeError, for instance, wants more than a text
+            except TypeError:  # UnicodeDecodeError, for instance, needs more arguments
                 continue
     return Exception(text)
