@@ -7,6 +7,7 @@ import pytest
 from proxlm.errors import LONGEST_MESSAGE, BadRecordError, UserError
 from proxlm.text import (
     did_you_mean,
+    headline,
     listed,
     nearest,
     reason_of,
@@ -59,6 +60,8 @@ def test_the_reason_of_an_error_is_one_line_or_its_type() -> None:
     assert reason_of(ValueError(" one\n\n  two \x1b[1m")) == r"one two \x1b[1m"
     assert reason_of(KeyError()) == "KeyError"
     assert len(reason_of(ValueError("x" * 1000))) == 300
+    assert headline(RuntimeError("\n out of\tmemory \nTry this:\n - that")) == r"out of\tmemory"
+    assert headline(RuntimeError()) == "RuntimeError"
     assert system_reason(PermissionError(13, "Permission denied", "/a/b")) == "Permission denied"
     assert system_reason(OSError("no number")) == "no number"
 

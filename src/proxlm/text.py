@@ -59,6 +59,11 @@ def reason_of(error: BaseException, limit: int = LONGEST_REASON) -> str:
     return shown(one_line(str(error)), limit) or type(error).__name__
 
 
+def headline(error: BaseException, limit: int = LONGEST_REASON) -> str:
+    """The first line of an error's message, for libraries that add pages of advice; its type without a message."""
+    return shown(str(error).strip().split("\n")[0].strip(), limit) or type(error).__name__
+
+
 def system_reason(error: OSError) -> str:
     """What the operating system said, without the error's number and path ("Permission denied")."""
     return error.strerror or reason_of(error)

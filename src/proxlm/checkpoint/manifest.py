@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from proxlm.errors import RunError
 from proxlm.runlog.folder import write_json_atomic
+from proxlm.text import shortened, system_reason
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -68,7 +69,7 @@ def damage(folder: Path) -> str | None:
             if now.sha256 != record.sha256:
                 return f"{name} is not what was written (another SHA-256)"
     except OSError as error:
-        return f"{error.filename or folder}: {error.strerror or error}"
+        return f"{error.filename or folder}: {system_reason(error)}"
     strange = sorted(there - written.keys())
     return f"{strange[0]} was not there when it was written" if strange else None
 
@@ -90,7 +91,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_not_json)
     except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+        raise RunError(f"{path}: cannot be read: {system_reason(error)}") from error
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -103,5 +104,4 @@ def _not_json(word: str) -> NoReturn:
 
 
 def _short(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:59] + "…"
+    return shortened(ascii(value), 60)

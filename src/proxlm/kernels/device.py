@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from proxlm.text import headline
+
 
 def resolve_device(name: str) -> torch.device:
     """ "auto": the first GPU if there is one, else the CPU; otherwise that device. Raises ValueError."""
@@ -13,7 +15,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f'device = "{name}": {str(error).splitlines()[0]}') from error
+        raise ValueError(f'device = "{name}": {headline(error)}') from error
     return device
 
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from proxlm.errors import RunError
 from proxlm.runlog.folder import read_jsonl
+from proxlm.text import shortened, system_reason
 
 Row = dict[str, Any]
 
@@ -70,7 +71,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+        raise RunError(f"{path}: cannot be read: {system_reason(error)}") from error
     except UnicodeDecodeError as error:
         raise RunError(f"{path}: not UTF-8 text (byte {error.start})") from error
 
@@ -182,8 +183,7 @@ def _is_number(value: Any) -> bool:
 def _shown(value: Any) -> str:
     if value is None:
         return "nothing"
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:59] + "…"
+    return shortened(json.dumps(value), 60)
 
 
 def _not_json(word: str) -> NoReturn:

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from proxlm.errors import RunError
 from proxlm.runlog.lock import refuse_if_held
+from proxlm.text import reason_of, system_reason
 
 JsonRow = dict[str, Any]
 
@@ -51,7 +52,7 @@ def open_run(folder: str, job: str, resume: bool, config_toml: Callable[[Path], 
         for created in reversed(made):
             created.rmdir()
         if isinstance(error, OSError):
-            raise RunError(f"{path}: the run's folder cannot be read: {error.strerror}") from error
+            raise RunError(f"{path}: the run's folder cannot be read: {system_reason(error)}") from error
         raise
     return path
 
@@ -91,7 +92,7 @@ def _make_folders(path: Path) -> list[Path]:
     except (OSError, ValueError) as error:
         for created in reversed(made):
             created.rmdir()
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        reason = system_reason(error) if isinstance(error, OSError) else reason_of(error)
         raise RunError(
             f"{path}: the run's folder cannot be made: {reason}; choose another run.folder"
         ) from error
@@ -191,7 +192,7 @@ def _lines(path: Path) -> Iterator[tuple[str, JsonRow]]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+        raise RunError(f"{path}: cannot be read: {system_reason(error)}") from error
     lines = data.split(b"\n")
     torn = lines.pop()  # empty where the file ends as it should
     for number, line in enumerate([*lines, torn] if torn else lines, start=1):
@@ -222,4 +223,4 @@ def _encoded(text: str) -> bytes:
 
 
 def _cannot_write(path: Path, error: OSError) -> NoReturn:
-    raise RunError(f"{path}: cannot be written: {error.strerror}") from error
+    raise RunError(f"{path}: cannot be written: {system_reason(error)}") from error

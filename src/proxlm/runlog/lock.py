@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from proxlm.errors import RunError
+from proxlm.text import system_reason
 
 NAME = ".lock"
 
@@ -46,7 +47,7 @@ def _take(folder: Path) -> int | None:
         try:
             handle = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise RunError(f"{folder / NAME}: cannot be written: {error.strerror}") from error
+            raise RunError(f"{folder / NAME}: cannot be written: {system_reason(error)}") from error
         try:
             if not _lock(handle, folder):
                 os.close(handle)
@@ -69,7 +70,7 @@ def _lock(handle: int, folder: Path) -> bool:
         if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
             return False
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise RunError(f"{folder / NAME}: cannot be locked: {error.strerror}") from error
+            raise RunError(f"{folder / NAME}: cannot be locked: {system_reason(error)}") from error
         who = os.read(handle, 200).decode("utf-8", "replace").split()
         by = f"process {who[0]} on {who[1]}" if len(who) == 2 else "another process"
         raise RunError(

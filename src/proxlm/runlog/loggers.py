@@ -10,6 +10,7 @@ from pathlib import Path
 
 from proxlm.errors import RunError
 from proxlm.runlog.folder import write_atomic
+from proxlm.text import headline, system_reason
 
 
 class TensorBoard:
@@ -41,7 +42,7 @@ class TensorBoard:
                 raise self._problem(error) from error
 
     def _problem(self, error: OSError) -> RunError:
-        return RunError(f"{self.folder}: cannot be written: {error.strerror or error}")
+        return RunError(f"{self.folder}: cannot be written: {system_reason(error)}")
 
 
 class WeightsAndBiases:
@@ -64,9 +65,8 @@ class WeightsAndBiases:
                 config=tomllib.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {},
             )
         except Exception as error:  # its own kinds, for no login and no network among others
-            problem = next(iter(str(error).splitlines()), type(error).__name__)
             advice = "log in, set WANDB_MODE=offline, or leave it empty"
-            raise RunError(f"run.wandb = {project}: {problem}; {advice}") from error
+            raise RunError(f"run.wandb = {project}: {headline(error)}; {advice}") from error
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Send one step's finite numbers."""

@@ -12,6 +12,7 @@ from typing import Self
 
 from proxlm.runlog.state import RunState
 from proxlm.runlog.text import duration
+from proxlm.text import system_reason
 
 # What a supervisor may take as "start it again with --resume": the system's code for a temporary failure.
 STATUS = 75
@@ -82,7 +83,7 @@ class Watchdog:
                 faulthandler.dump_traceback(file, all_threads=True)
             line += f"; what each thread does is in {path}"
         except OSError as error:
-            line += f"; what each thread does cannot be written to {path}: {error.strerror}"
+            line += f"; what each thread does cannot be written to {path}: {system_reason(error)}"
         if not self.stop:
             self.tell(line)
             return

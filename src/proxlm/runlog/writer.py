@@ -8,7 +8,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from signal import Signals
 from types import TracebackType
@@ -22,6 +21,7 @@ from proxlm.runlog.loggers import TensorBoard, WeightsAndBiases, check_wandb
 from proxlm.runlog.plain import PlainView
 from proxlm.runlog.state import RunState
 from proxlm.runlog.watchdog import Watchdog
+from proxlm.text import did_you_mean
 
 
 class View(Protocol):
@@ -144,8 +144,7 @@ class RunLog:
         name = self.run.keep_best
         if name and name not in self.state.latest and name not in self._unknown:
             self._unknown.add(name)
-            near = get_close_matches(name, self.state.latest, n=1)
-            hint = f"did you mean {near[0]}?" if near else "no checkpoint is kept for it so far"
+            hint = did_you_mean(name, self.state.latest, otherwise="no checkpoint is kept for it so far")
             self.note(f"run.keep_best = {name}: no step has had this metric; {hint}")
 
     def _how_to_go_on(self, stop: Signals) -> str:
