@@ -28,9 +28,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from proxlm.checkpoint import load_checkpoint
+from proxlm.checkpoint import load_checkpoint, read_state
 from proxlm.checkpoint.manifest import damage, read_manifest, write_manifest
-from proxlm.checkpoint.read import list_of_numbers, numbers_of
 from proxlm.config import JOBS, DataSettings, TextSettings, load_config, to_toml
 from proxlm.config.tree import known_keys
 from proxlm.config.values import dotted
@@ -41,6 +40,7 @@ from proxlm.data.supervised import sft_examples
 from proxlm.data.text import read_texts
 from proxlm.data.tokenizer import train_tokenizer
 from proxlm.errors import UserError
+from proxlm.train.ppo.state import PPOState
 
 Feed = Callable[[Any, Path], None]
 VALID = {
@@ -171,8 +171,7 @@ def feed_checkpoint(state: bytes, folder: Path) -> None:
     (checkpoint / "state.json").write_bytes(state)
     write_manifest(checkpoint)
     _, found = load_checkpoint(checkpoint)
-    numbers_of(checkpoint, found, {"step": int, "kl_coef": float, "draws": int})
-    list_of_numbers(checkpoint, found, "moments", 3)
+    read_state(PPOState, checkpoint, found)
 
 
 def feed_toml(value: tuple[str, bytes], folder: Path) -> None:

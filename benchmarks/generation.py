@@ -25,7 +25,7 @@ from step_models import EOS, Work, make_models
 
 from proxlm.config import ModelSettings, RolloutSettings
 from proxlm.engine.native import generate
-from proxlm.jobs.session import set_up
+from proxlm.jobs.startup import set_up
 from proxlm.models.forward import token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model

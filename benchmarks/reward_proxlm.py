@@ -63,7 +63,7 @@ def main() -> None:
     given = parser.parse_args()
     task = Task(**given.task)
 
-    from proxlm.jobs.session import set_up
+    from proxlm.jobs.startup import set_up
 
     set_up(task.seed, task.threads)
     from proxlm.data.prompts import PromptStream

@@ -99,7 +99,7 @@ def main() -> None:
 
     import torch
 
-    from proxlm.jobs.session import set_up
+    from proxlm.jobs.startup import set_up
 
     set_up(work.seed, given.threads)
     from transformers import AutoModelForSequenceClassification

@@ -122,7 +122,7 @@ def prepare(kind: str, path: str) -> int:
         tokenizer = train_tokenizer(parts, 1024, 256)
         train = Examples.from_blocks(pretrain_blocks(tokenizer, documents.shuffled(0), 256))
         every = Examples.from_blocks(pretrain_blocks(tokenizer, held_out, 256))
-    batches = TokenBatches(train, 8192, 0)
+    batches = TokenBatches(train.lengths, 8192, 0)
     for _ in range(20):
         train.batch(batches.next())
     return int(train.lengths.sum()) + int(every.lengths.sum()) * (kind != "pairs")

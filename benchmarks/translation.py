@@ -23,7 +23,7 @@ from proxlm.config import ModelSettings, RolloutSettings
 from proxlm.data.tokenizer import encode_source
 from proxlm.engine.native import generate
 from proxlm.evaluation.metrics import mean_with_interval
-from proxlm.jobs.session import set_up
+from proxlm.jobs.startup import set_up
 from proxlm.models.load import load_language_model
 from proxlm.runlog.folder import write_atomic, write_json_atomic
 from proxlm.seeds import Stream

@@ -101,7 +101,9 @@ def test_two_and_two_steps_are_four(tokenizer, tmp_path, name):
     assert not moved(parameters(whole), parameters(second))
     assert moved(parameters(first), parameters(second))
     assert second.state == whole.state
-    for (who, a), (other, b) in zip(whole._optimisers(), second._optimisers(), strict=True):
+    for (who, a), (other, b) in zip(
+        whole.optimisers_by_name().items(), second.optimisers_by_name().items(), strict=True
+    ):
         assert who == other
         one, two = a.state_tensors(), b.state_tensors()
         assert set(one) == set(two)

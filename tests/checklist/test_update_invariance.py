@@ -26,7 +26,7 @@ class Gradients:
 
     def __init__(self, made, monkeypatch):
         self.steps: list[dict[str, torch.Tensor]] = []
-        for who, optimiser in made._optimisers():
+        for who, optimiser in made.optimisers_by_name().items():
             monkeypatch.setattr(optimiser, "step", self._looking(who, optimiser, optimiser.step))
 
     def _looking(self, who, optimiser, step):

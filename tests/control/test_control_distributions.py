@@ -42,12 +42,12 @@ def test_categorical_by_hand():
     assert choice.mode().tolist() == [2]
 
 
-def test_picks_have_the_distribution():
+def test_samples_have_the_distribution():
     shares, count = torch.tensor([0.1, 0.2, 0.7]), 200_000
-    picked = Categorical(shares.log().expand(count, 3)).pick(noise_for(False, (count, 3), seed=5))
+    picked = Categorical(shares.log().expand(count, 3)).sample(noise_for(False, (count, 3), seed=5))
     error = 4 * (0.25 / count) ** 0.5
     assert (torch.bincount(picked) / count).tolist() == pytest.approx(shares.tolist(), abs=error)
-    numbers = DiagonalGaussian(torch.full((count, 1), 3.0), torch.tensor([math.log(2.0)])).pick(
+    numbers = DiagonalGaussian(torch.full((count, 1), 3.0), torch.tensor([math.log(2.0)])).sample(
         noise_for(True, (count, 1), seed=5)
     )
     assert numbers.mean().item() == pytest.approx(3.0, abs=4 * 2 / count**0.5)
@@ -65,11 +65,11 @@ def test_noise_is_of_the_seed_alone():
 def test_actions_are_clipped_for_the_environment_only():
     spaces = spaces_of(Signs(continuous=True), "toy")
     drawn = np.array([[3.0], [-0.25], [-9.0]], np.float32)
-    assert [a.tolist() for a in spaces.sent(drawn)] == [[0.5], [-0.25], [-0.5]]
+    assert [a.tolist() for a in spaces.to_environment(drawn)] == [[0.5], [-0.25], [-0.5]]
     assert drawn.tolist() == [[3.0], [-0.25], [-9.0]]
 
 
 def test_discrete_actions_that_do_not_begin_at_0():
     spaces = spaces_of(Walk(continuous=False), "toy")
-    assert spaces.sent(np.array([0, 1, 2])) == [-1, 0, 1]
-    assert spaces.sent(spaces.stored([-1, 0, 1]), clip=False) == [-1, 0, 1]
+    assert spaces.to_environment(np.array([0, 1, 2])) == [-1, 0, 1]
+    assert spaces.from_array(spaces.to_array([-1, 0, 1])) == [-1, 0, 1]

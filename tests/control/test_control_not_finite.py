@@ -44,8 +44,8 @@ def test_control_skips_and_goes_on(tmp_path, broken):
     assert skipped[1] > 0
     assert skipped[3:] == [0, 0, 0]
     assert all(bool(p.isfinite().all()) for p in made.agent.parameters())
-    assert bool(made.observed.mean.isfinite().all())
-    assert math.isfinite(made.rewarded.moments.mean)
+    assert bool(made.observation_statistics.mean.isfinite().all())
+    assert math.isfinite(made.return_statistics.returns.mean)
 
 
 def test_control_ends_where_it_only_skips(tmp_path):
@@ -53,5 +53,7 @@ def test_control_ends_where_it_only_skips(tmp_path):
     with pytest.raises(RunError, match=r"no update in the last 2 steps.*environment 0, environment 1"):
         made.train(SilentLog())
     assert newest_checkpoint(tmp_path).name == "step-00000003"
-    rows = [json.loads(line) for line in (tmp_path / "skipped-step-00000003.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "non-finite-step-00000003.jsonl").read_text().splitlines()
+    ]
     assert [row["environment"] for row in rows] == [0, 1]

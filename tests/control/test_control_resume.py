@@ -9,7 +9,8 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from toys import Signs, Walk, job, trainer, with_env
+from helpers import SilentLog
+from toys import Signs, Walk, job, trainer, with_environment
 
 from proxlm.config import ControlConfig
 from proxlm.errors import RunError
@@ -43,10 +44,13 @@ def state_of(made) -> dict[str, torch.Tensor]:
     tensors = {name: p.detach().clone() for name, p in made.agent.named_parameters()}
     for who, optimiser in made.optimisers.items():
         tensors |= {f"{who}.{name}": t.clone() for name, t in optimiser.state_tensors().items()}
-    tensors |= {f"env.{name}": t for name, t in made.envs.state_tensors().items()}
-    tensors |= {"observed": made.observed.mean, "squares": made.observed.squares}
-    tensors |= {"running": made.rewarded.running, "moments": torch.tensor(made.rewarded.moments)}
-    for who, state in made.states.items():
+    tensors |= {f"env.{name}": t for name, t in made.environments.state_tensors().items()}
+    tensors |= {"observed": made.observation_statistics.mean, "squares": made.observation_statistics.squares}
+    tensors |= {
+        "running": made.return_statistics.discounted,
+        "moments": torch.tensor(made.return_statistics.returns),
+    }
+    for who, state in made.lstm_states.items():
         tensors |= {} if state is None else {f"{who}.h": state[0], f"{who}.c": state[1]}
     return tensors
 
@@ -56,10 +60,10 @@ def test_two_and_two_steps_are_four(tmp_path, name):
     make, more = CASES[name]
     config = job(steps=4, **more)
     whole = trainer(config, make)
-    rows = [whole.step() for _ in range(4)]
+    rows = [whole.step(SilentLog()) for _ in range(4)]
     first = trainer(config, make, tmp_path)
     for _ in range(2):
-        first.step()
+        first.step(SilentLog())
     first.save()
     disturb()
     second = trainer(config, make, tmp_path)
@@ -67,11 +71,11 @@ def test_two_and_two_steps_are_four(tmp_path, name):
     one, two = state_of(first), state_of(second)
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
-    later = [second.step() for _ in range(2)]
+    later = [second.step(SilentLog()) for _ in range(2)]
     one, two = state_of(whole), state_of(second)
     assert one.keys() == two.keys()
     assert [key for key in one if not torch.equal(one[key], two[key])] == []
-    assert whole.envs.finished == second.envs.finished
+    assert whole.environments.finished == second.environments.finished
     for x, y in zip(rows[2:], later, strict=True):
         assert x.keys() == y.keys()
         assert [k for k in x if not k.startswith(("time", "steps_per")) and x[k] != y[k]] == []
@@ -80,7 +84,7 @@ def test_two_and_two_steps_are_four(tmp_path, name):
 def test_another_seed_is_another_run():
     made = [trainer(job(seed=seed), lambda: Walk(True)) for seed in (0, 0, 1)]
     for t in made:
-        t.step()
+        t.step(SilentLog())
     one, two, other = map(state_of, made)
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert not torch.equal(one["policy_head.weight"], other["policy_head.weight"])
@@ -99,7 +103,7 @@ class Careless(Walk):
 
 def saved(tmp_path, config: ControlConfig, make):
     made = trainer(config, make, tmp_path)
-    made.step()
+    made.step(SilentLog())
     made.save()
 
 
@@ -114,7 +118,7 @@ def test_a_resume_that_does_not_fit_is_refused(tmp_path):
     config = job()
     for changed, message in (
         (replace(config, run=replace(config.run, seed=1)), "made with run.seed = 0"),
-        (with_env(config, count=4), "made with environment.count = 3"),
+        (with_environment(config, count=4), "made with environment.count = 3"),
         (replace(config, model=replace(config.model, width=8)), "made with model.width = 16, not 8"),
     ):
         with pytest.raises(RunError, match=message):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
+from helpers import SilentLog
 from toys import Signs, job, trainer
 
 from proxlm.__main__ import main
@@ -124,9 +125,9 @@ def test_spaces_that_are_not_known():
             spaces_of(Spaced(seen, done), "toy")
     spaces = spaces_of(Spaced(box, box), "toy")
     assert (spaces.observation, spaces.action, spaces.continuous) == (6, 6, True)
-    assert spaces.sent(np.zeros((4, 6), np.float32))[0].shape == (2, 3)
+    assert spaces.to_environment(np.zeros((4, 6), np.float32))[0].shape == (2, 3)
     one_hot = spaces_of(Spaced(Discrete(4), Discrete(2)), "toy")
-    assert one_hot.flat(np.int64(2)).tolist() == [0, 0, 1, 0]
+    assert one_hot.flat_observation(np.int64(2)).tolist() == [0, 0, 1, 0]
 
 
 def test_a_time_limit_truncates():
@@ -139,8 +140,8 @@ def test_a_time_limit_truncates():
 
 def test_a_saved_policy_acts_as_the_trained_one(tmp_path):
     made = trainer(job(steps=2), Signs)
-    made.step()
-    made.save_policy(tmp_path / "policy")
+    made.step(SilentLog())
+    made.save_model(tmp_path / "policy")
     agent, scale = load_policy(tmp_path / "policy", made.spaces)
     x = torch.randn(5, 1)
     assert torch.equal(agent.act(scale(x), None)[0].outputs, made.agent.act(scale(x), None)[0].outputs)
@@ -149,7 +150,7 @@ def test_a_saved_policy_acts_as_the_trained_one(tmp_path):
     )
     with pytest.raises(RunError, match="not a policy for this environment"):
         load_policy(tmp_path / "policy", spaces_of(Signs(continuous=True), "toy"))
-    save_policy(tmp_path / "raw", made.agent, made.observed._replace(n=0.0), made.config)
+    save_policy(tmp_path / "raw", made.agent, made.observation_statistics._replace(n=0.0), made.config)
     assert load_policy(tmp_path / "raw", made.spaces)[1] is None
 
 

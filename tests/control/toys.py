@@ -99,7 +99,7 @@ def job(steps: int = 4, count: int = 3, seed: int = 0, **more: Any) -> ControlCo
     )
 
 
-def with_env(config: ControlConfig, **env: Any) -> ControlConfig:
+def with_environment(config: ControlConfig, **env: Any) -> ControlConfig:
     return replace(config, environment=replace(config.environment, **env))
 
 

@@ -147,7 +147,7 @@ def test_batches_keep_to_the_budget_and_deal_every_row_once(
     lengths: list[int], budget: int, seed: int
 ) -> None:
     examples = Examples.from_rows(SFTExample((0,), (0,) * (n - 1), (True,) * (n - 1)) for n in lengths)
-    batches = TokenBatches(examples, budget, seed)
+    batches = TokenBatches(examples.lengths, budget, seed)
     dealt: list[list[int]] = []
     while batches.epoch < 2 or len(batches.pending):
         dealt.append(batches.next())
@@ -159,6 +159,6 @@ def test_batches_keep_to_the_budget_and_deal_every_row_once(
     for i, (batch, following) in enumerate(pairwise(dealt)):
         if i != ends[0]:
             assert sum(lengths[j] for j in [*batch, following[0]]) > budget
-    again = TokenBatches(examples, budget, seed)
+    again = TokenBatches(examples.lengths, budget, seed)
     again.skip(len(dealt) - 1)
     assert again.next() == dealt[-1]

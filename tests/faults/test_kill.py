@@ -17,9 +17,9 @@ KILL = Path(__file__).parents[2] / "benchmarks" / "kill.py"
 FORGETFUL = """
 import runpy, sys
 from dataclasses import replace
-import proxlm.train.ppo.trainer as ppo
-whole = ppo.state_from
-ppo.state_from = lambda checkpoint, saved: replace(whole(checkpoint, saved), kl_coef=0.05)
+import proxlm.train.common.run_loop as loop
+whole = loop.read_state
+loop.read_state = lambda *given: replace(whole(*given), kl_coef=0.05) if "kl_coef" in given[2] else whole(*given)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -17,7 +17,7 @@ from proxlm.config import ShapingSettings
 from proxlm.errors import RunError
 from proxlm.rl.losses import token_weights
 from proxlm.train.ppo import update
-from proxlm.train.supervised import trainer as supervised
+from proxlm.train.supervised import objective
 
 
 def bad_from(step, value=math.nan):
@@ -47,7 +47,7 @@ def test_a_reward_that_is_no_number_changes_no_policy_and_no_controller(tokenize
     assert all(name.startswith("critic.") for name in moved)
     assert all(bool(after[name].isfinite().all()) for name in moved)
     assert (row["grad_norm/policy_not_finite"], row["grad_norm/critic_not_finite"]) == (6, 2)
-    assert made.state.skipped == 1
+    assert made.state.non_finite == 1
     assert made.state.moments.n == moments.n + 11  # of 12 responses one had no number
     assert math.isfinite(made.state.moments.mean)
     assert math.isfinite(made.state.kl_coef)
@@ -61,7 +61,9 @@ def test_after_k_steps_in_a_row_the_run_is_saved_and_ends_with_its_samples_named
         made.train(SilentLog())
     assert made.state.step == 5
     assert newest_checkpoint(tmp_path).name == "step-00000005"
-    rows = [json.loads(line) for line in (tmp_path / "skipped-step-00000005.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "non-finite-step-00000005.jsonl").read_text().splitlines()
+    ]
     # The one response whose own reward was no number, not the twelve that whitening made so.
     assert [row["not_finite"] for row in rows if "reward" in row["not_finite"]] == [rows[0]["not_finite"]]
     assert rows[0]["step"] == 5
@@ -72,7 +74,7 @@ def test_after_k_steps_in_a_row_the_run_is_saved_and_ends_with_its_samples_named
     again = trainer(tokenizer, config, tmp_path)
     again.resume()
     again.train(SilentLog())
-    assert (again.state.step, again.state.skipped) == (9, 0)
+    assert (again.state.step, again.state.non_finite) == (9, 0)
 
 
 def test_one_good_step_begins_the_count_anew(tokenizer, tmp_path):
@@ -99,22 +101,22 @@ def test_a_loss_that_is_no_number_is_skipped_in_one_minibatch_alone(tokenizer, t
     row = made.step(SilentLog())
     assert row["grad_norm/policy_not_finite"] == 1
     assert row["optimiser_steps"] == 6
-    assert made.state.skipped == 0
+    assert made.state.non_finite == 0
     assert all(bool(p.isfinite().all()) for p in parameters(made).values())
 
 
 def test_fine_tuning_counts_and_ends_too(tiny_place, capsys, monkeypatch):  # noqa: F811
-    real, calls = supervised.supervised_gradient, []
+    real, calls = objective.next_token_gradient, []
 
     def gradient(model, examples, rows, tokens):
         calls.append(rows)
         return real(model, examples, rows, tokens, math.nan if len(calls) > 2 else 1.0)
 
-    monkeypatch.setattr(supervised, "supervised_gradient", gradient)
+    monkeypatch.setattr(objective, "next_token_gradient", gradient)
     assert main([*SFT, "--run.max-skipped", "2"]) == 2
     error = capsys.readouterr().err
     assert "no update in the last 2 steps" in error
-    rows = (tiny_place / "sft-run" / "skipped-step-00000004.jsonl").read_text().splitlines()
+    rows = (tiny_place / "sft-run" / "non-finite-step-00000004.jsonl").read_text().splitlines()
     assert [json.loads(line)["row"] for line in rows] == calls[3]
     metrics = (tiny_place / "sft-run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["grad_norm_not_finite"] for line in metrics] == [0, 0, 1, 1]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from proxlm.config import ModelSettings
-from proxlm.jobs.session import set_up
+from proxlm.jobs.startup import set_up
 from proxlm.kernels.device import has_bfloat16, lacks_bfloat16, uses_bfloat16
 from small_models import tiny_model
 

@@ -26,7 +26,8 @@ from proxlm.models.language_model import check_head
 from proxlm.models.load import add_lora, build_language_model, load_language_model
 from proxlm.models.save import save_language_model
 from proxlm.train.supervised.examples import Examples
-from proxlm.train.supervised.trainer import SupervisedTrainer, mean_loss
+from proxlm.train.supervised.objective import LanguageModelObjective, next_token_loss
+from proxlm.train.supervised.trainer import SupervisedTrainer
 from proxlm.types import Sequences
 from small_models import tiny_model
 
@@ -229,18 +230,16 @@ def test_sft_lowers_the_loss_of_copying(tokenizer, tmp_path, family):
     torch.manual_seed(0)
     new = NewModelSettings(type=family, hidden=32, layers=1, heads=2, context=32)
     model = build_language_model(new, tokenizer, ModelSettings(device="cpu"))
-    before = mean_loss(model, held_out, 4096)
+    before = next_token_loss(model, held_out, 4096)
     optimiser = OptimiserSettings(lr=1e-2, schedule="cosine", warmup=10)
     settings = SupervisedSettings(steps=300, batch_tokens=448, validate_every=150)
     made = SupervisedTrainer(
-        model,
-        train,
-        held_out,
+        LanguageModelObjective(model, train, held_out),
         SFTConfig(train=settings, optim=optimiser, run=RunSettings(seed=0, save_every=0)),
         tmp_path,
     )
     made.train(SilentLog())
-    after = mean_loss(model, held_out, 4096)
+    after = next_token_loss(model, held_out, 4096)
     # Knowing the ten words but not the prompt would leave three quarters of log 10, 1.73.
     assert before > 4
     assert after < 1.2

@@ -1,27 +1,26 @@
-"""Checkpoints: a folder that is there whole or not at all, and that knows what it holds.
+"""Checkpoints: folders that exist either complete or not at all, with a record of their contents.
 
     checkpoints/step-00000050/
-        state.safetensors   what learns and the optimisers' moments
-        state.json          counters, the KL coefficient, the step's metrics, the settings of the run
+        state.safetensors   weights, optimiser.NAME.… (the optimisers' moments), extra.… (other tensors of a trainer)
+        state.json          the trainer's state (`read_state`), the step's metrics, the settings of the run
         policy/             the model in Hugging Face format
         manifest.json       size and SHA-256 of every other file
 
-A checkpoint is written beside its place and renamed when it is complete and on disk, so a crash leaves only a
-folder named .writing-…, which the next save removes. What happened to it since is seen by its manifest.
+A checkpoint is written under a temporary name and renamed when it is complete and on disk, so a crash leaves only a
+folder named .writing-…, which the next save removes. Later damage is detected by the manifest.
 """
 
 from proxlm.checkpoint.manifest import damage, read_manifest
 from proxlm.checkpoint.read import (
     check_fit,
     checkpoints,
-    list_of_numbers,
     load_checkpoint,
     newest_checkpoint,
-    numbers_of,
     set_aside_newer,
     with_prefix,
 )
 from proxlm.checkpoint.settings import check_settings, settings_of
+from proxlm.checkpoint.state import read_state
 from proxlm.checkpoint.write import Keep, clear_leftovers, publish_folder, save_checkpoint
 
 __all__ = [
@@ -31,12 +30,11 @@ __all__ = [
     "checkpoints",
     "clear_leftovers",
     "damage",
-    "list_of_numbers",
     "load_checkpoint",
     "newest_checkpoint",
-    "numbers_of",
     "publish_folder",
     "read_manifest",
+    "read_state",
     "save_checkpoint",
     "set_aside_newer",
     "settings_of",

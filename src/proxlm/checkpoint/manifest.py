@@ -1,4 +1,4 @@
-"""A checkpoint's manifest: what it held when it was written, so that a torn or altered file is seen and named."""
+"""A checkpoint's manifest: size and hash of each file, so that a torn or altered file is detected and named."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FileRecord(NamedTuple):
 
 
 def write_manifest(folder: Path) -> None:
-    """Record every file below `folder`, and bring the record to the disk. Raises RunError."""
+    """Record every file below `folder`, and flush the record to the disk. Raises RunError."""
     files = {name: _record(folder / name)._asdict() for name in _files(folder)}
     write_json_atomic(folder / NAME, {"format": FORMAT, "files": files})
 
@@ -52,9 +52,9 @@ def _record_of(path: Path, name: str, value: Any) -> FileRecord:
 
 
 def damage(folder: Path) -> str | None:
-    """The first thing that is not as it was written, with the file's name; None: all is well.
+    """The first difference from what was written, with the file's name; None: there is none.
 
-    Every file is read. Hidden files that some system put there are not looked at. Raises RunError where the
+    Every file is read. Hidden files, which file systems leave there, are ignored. Raises RunError if the
     manifest cannot be read.
     """
     written = read_manifest(folder)
@@ -75,7 +75,7 @@ def damage(folder: Path) -> str | None:
 
 
 def _files(folder: Path) -> list[str]:
-    """Paths of the files below `folder`, its manifest and hidden ones left out."""
+    """Paths of the files below `folder`, without its manifest and hidden ones."""
     found = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()]
     return [p.as_posix() for p in found if p.as_posix() != NAME and not p.name.startswith(".")]
 

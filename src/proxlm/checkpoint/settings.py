@@ -1,7 +1,7 @@
-"""Which settings a resume may change: those that leave the numbers of a step as they are.
+"""Which settings a resume may change: those that do not change the numbers of a step.
 
 A checkpoint holds the settings of its run. A setting that is not marked `on_resume="free"` where it is declared must
-be the same again, or what is resumed would be another run under the old one's name.
+be the same, or the resumed run would be another run under the old one's name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def settings_of(job: Any) -> dict[str, Any]:
 
 
 def check_settings(checkpoint: Path, saved: Any, job: Any) -> None:
-    """Raise RunError for the first setting that must not change and has; names it with both values.
+    """Raise RunError for the first setting that has changed and must not; the message has both values.
 
     saved: what `settings_of` gave when the checkpoint was written.
     """

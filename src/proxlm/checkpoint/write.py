@@ -1,4 +1,4 @@
-"""Writing a checkpoint, and deleting those that are no longer wanted."""
+"""Writing a checkpoint, and deleting those that are no longer needed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ from proxlm.errors import RunError
 from proxlm.runlog.folder import write_json_atomic
 
 State = dict[str, Any]
-# What a crash leaves of a folder that was being written, replaced or deleted.
+# Prefixes of folders that a crash interrupted in being written, replaced or deleted.
 LEFTOVERS = (".writing-", ".replaced-", ".removing-")
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Which checkpoints stay: the newest ones, and the one with the best value of a metric ("": of none)."""
+    """Which checkpoints are kept.
+
+    Attributes:
+        newest: How many of the newest.
+        best: A metric; the checkpoint with its best value is kept too. "": none.
+        lowest: Whether the lowest value is the best.
+    """
 
     newest: int
     best: str = ""
@@ -32,7 +38,7 @@ class Keep:
 
     @staticmethod
     def of(run: RunSettings) -> Keep:
-        """What a run's settings say."""
+        """As a run's settings ask."""
         return Keep(run.keep, run.keep_best, run.keep_best_is == "lowest")
 
 
@@ -55,40 +61,41 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     for left in (f for prefix in LEFTOVERS for f in folder.glob(f"{prefix}*")):
         shutil.rmtree(left)
-    beside = folder / f".writing-{step:08d}"
+    temporary = folder / f".writing-{step:08d}"
     try:
-        beside.mkdir()
+        temporary.mkdir()
         save_file(
-            {name: t.detach().contiguous().cpu() for name, t in tensors.items()}, beside / "state.safetensors"
+            {name: t.detach().contiguous().cpu() for name, t in tensors.items()},
+            temporary / "state.safetensors",
         )
-        write_json_atomic(beside / "state.json", {"step": step, **state})
-        write_policy(beside / "policy")
-        sync_tree(beside)
-        write_manifest(beside)
-        _sync(beside)
+        write_json_atomic(temporary / "state.json", {"step": step, **state})
+        write_policy(temporary / "policy")
+        sync_tree(temporary)
+        write_manifest(temporary)
+        _sync(temporary)
     except Exception as error:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         if _is_disk_full(error):
             raise RunError(
                 f"{folder}: no space left on the disk for the checkpoint of step {step}"
             ) from error
         raise
     final = folder / f"step-{step:08d}"
-    _put_in_place(beside, final)
+    _put_in_place(temporary, final)
     for old in _unwanted(checkpoints(run), keep):
         _remove(old)
     return final
 
 
 def _remove(folder: Path) -> None:
-    """Delete a folder that, half deleted, would look like a whole one."""
+    """Delete a folder under another name: half deleted, it would look complete."""
     aside = folder.with_name(f".removing-{folder.name}")
     os.replace(folder, aside)
     shutil.rmtree(aside)
 
 
 def _unwanted(found: list[Path], keep: Keep) -> list[Path]:
-    """Which of the checkpoints, oldest first, are to go."""
+    """Which of the checkpoints, oldest first, are to be deleted."""
     old = found[: -keep.newest]
     if not keep.best or not old:
         return old
@@ -99,7 +106,7 @@ def _unwanted(found: list[Path], keep: Keep) -> list[Path]:
 
 
 def _metric(folder: Path, name: str) -> float | None:
-    """The value of a metric at a checkpoint's step; None where it had none."""
+    """The value of a metric at a checkpoint's step; None if it had none."""
     try:
         value = read_json_object(folder / "state.json")["metrics"][name]
     except (RunError, KeyError, TypeError):
@@ -108,33 +115,37 @@ def _metric(folder: Path, name: str) -> float | None:
 
 
 def publish_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder (a model for instance) beside its place, and put it there when it is complete."""
-    beside = target.with_name(f".writing-{target.name}")
-    shutil.rmtree(beside, ignore_errors=True)
+    """Write a folder (a model for instance) under a temporary name, and rename it when it is complete.
+
+    Raises:
+        RunError: The disk is full.
+    """
+    temporary = target.with_name(f".writing-{target.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        write(beside)
-        sync_tree(beside)
+        write(temporary)
+        sync_tree(temporary)
     except Exception as error:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         if _is_disk_full(error):
             raise RunError(f"{target}: no space left on the disk") from error
         raise
-    _put_in_place(beside, target)
+    _put_in_place(temporary, target)
 
 
-def _put_in_place(beside: Path, target: Path) -> None:
-    """Two renames with nothing between them; what stood there before is deleted last."""
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Replace `target` by two renames in a row; the old folder is deleted last."""
     aside = target.with_name(f".replaced-{target.name}")
     shutil.rmtree(aside, ignore_errors=True)
     if target.exists():
         os.replace(target, aside)
-    os.replace(beside, target)
+    os.replace(temporary, target)
     _sync(target.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Tidy up what a crash left in a run's folder; what stood in the middle of being replaced is put back."""
+    """Remove what a crash left in a run's folder; a folder that was about to be replaced is put back."""
     for prefix in LEFTOVERS:
         for left in folder.glob(f"{prefix}*"):
             target = folder / left.name.removeprefix(prefix)
@@ -147,7 +158,7 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Bring every file below `folder` to the disk."""
+    """Flush every file below `folder` to the disk."""
     for path in [*folder.rglob("*"), folder]:
         _sync(path)
 

@@ -1,4 +1,4 @@
-"""Distributions over actions: drawn from given random numbers, so that a run holds no generator's state."""
+"""Distributions over actions. Samples are functions of given noise, so that a run holds no generator state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Categorical:
 
     outputs: Tensor
 
-    def pick(self, noise: Tensor) -> Tensor:
+    def sample(self, noise: Tensor) -> Tensor:
         """The action whose logit plus Gumbel noise [..., A] is the largest, a sample (Gumbel 1954). → [...] int64"""
         return (self.outputs + noise).argmax(-1)
 
@@ -38,14 +38,14 @@ class Categorical:
 class DiagonalGaussian:
     """A independent numbers; outputs [..., A] are means, log_std [A] is the same in every state.
 
-    An action outside the environment's bounds is clipped on its way there; its log-prob is that of the number
-    that was drawn: clipping is a part of the environment, and the policy a Gaussian as its gradient takes it to be.
+    An action outside the environment's bounds is clipped before it is sent; its log-prob is that of the number that
+    was sampled: clipping is part of the environment, and the policy is the Gaussian that its gradient assumes.
     """
 
     outputs: Tensor
     log_std: Tensor
 
-    def pick(self, noise: Tensor) -> Tensor:
+    def sample(self, noise: Tensor) -> Tensor:
         """μ + σ · noise, standard normal noise [..., A]. → [..., A]"""
         return self.outputs + self.log_std.exp() * noise
 
@@ -68,7 +68,7 @@ Distribution = Categorical | DiagonalGaussian
 
 
 def noise_for(continuous: bool, shape: tuple[int, ...], seed: int) -> Tensor:
-    """What `pick` needs: normal or Gumbel numbers, from the seed alone."""
+    """The noise of `sample`: normal or Gumbel numbers, from the seed alone."""
     generator = torch.Generator().manual_seed(seed)
     if continuous:
         return torch.randn(shape, generator=generator)

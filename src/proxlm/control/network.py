@@ -14,23 +14,23 @@ from proxlm.config import NetworkSettings
 from proxlm.control.distributions import Categorical, DiagonalGaussian, Distribution
 from proxlm.control.spaces import Spaces
 
-State = tuple[Tensor, Tensor]
+LSTMState = tuple[Tensor, Tensor]
 """An LSTM's hidden and cell state, [B, H] each."""
 
 
-class Rows(NamedTuple):
-    """Which steps belong together: offsets [B + 1], and the LSTM's state before each row's first step."""
+class Segments(NamedTuple):
+    """Which steps belong together: offsets [B + 1], and the LSTM's state before each segment's first step."""
 
     offsets: Tensor
-    state: State
+    state: LSTMState
 
 
-def rows_of(offsets: Tensor, state: State | None) -> Rows | None:
-    """The rows for a network with this state; None for one without an LSTM, which needs none."""
-    return None if state is None else Rows(offsets, state)
+def segments_for(offsets: Tensor, state: LSTMState | None) -> Segments | None:
+    """The segments for a network with this state; None for one without an LSTM, which needs none."""
+    return None if state is None else Segments(offsets, state)
 
 
-class Body(nn.Module):
+class Trunk(nn.Module):
     """Observations → features: `layers` of Linear and tanh, then an LSTM if it has units."""
 
     def __init__(self, inputs: int, config: NetworkSettings, generator: torch.Generator) -> None:
@@ -48,20 +48,20 @@ class Body(nn.Module):
                 else:
                     nn.init.zeros_(p)
 
-    def forward(self, x: Tensor, rows: Rows | None = None) -> tuple[Tensor, State | None]:
-        """Features [R, F] of observations [R, D], and the LSTM's state after each row [B, H].
+    def forward(self, x: Tensor, segments: Segments | None = None) -> tuple[Tensor, LSTMState | None]:
+        """Features [R, F] of observations [R, D], and the LSTM's state after each segment [B, H].
 
-        Without an LSTM, x may have any shape [..., D] and rows are not looked at.
+        Without an LSTM, x may have any shape [..., D] and segments are not used.
         """
         for layer in self.layers:
             x = torch.tanh(layer(x))
         if self.lstm is None:
             return x, None
-        if rows is None:
+        if segments is None:
             raise ValueError("an LSTM needs to know which steps belong together")
-        lengths = rows.offsets[1:] - rows.offsets[:-1]
-        h, c = (part.unsqueeze(0) for part in rows.state)
-        if len(x) == len(lengths):  # every row has one step, as in a rollout
+        lengths = segments.offsets[1:] - segments.offsets[:-1]
+        h, c = (part.unsqueeze(0) for part in segments.state)
+        if len(x) == len(lengths):  # every segment has one step, as while acting
             out, (h, c) = self.lstm(x.unsqueeze(0), (h, c))
             return out.squeeze(0), (h.squeeze(0), c.squeeze(0))
         packed = pack_sequence(list(torch.split(x, lengths.tolist())), enforce_sorted=False)
@@ -70,9 +70,9 @@ class Body(nn.Module):
 
 
 class Agent(nn.Module):
-    """A policy and a critic. With a shared critic both heads stand on the policy's body.
+    """A policy and a critic. With a shared critic both heads use the policy's trunk.
 
-    Heads: the policy's weights begin a hundredth as large as the others', so that the first policy is nearly uniform
+    Heads: the policy's initial weights are a hundredth of the usual size, so that the first policy is nearly uniform
     (Andrychowicz et al. 2021); the value head's have gain 1.
     """
 
@@ -80,42 +80,44 @@ class Agent(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.continuous, self.units = spaces.continuous, config.lstm
-        self.policy_body = Body(spaces.observation, config, generator)
-        self.policy_head = orthogonal(nn.Linear(self.policy_body.features, spaces.action), 0.01, generator)
-        self.critic_body = (
-            Body(spaces.observation, config, generator) if config.critic == "separate" else None
+        self.policy_trunk = Trunk(spaces.observation, config, generator)
+        self.policy_head = orthogonal(nn.Linear(self.policy_trunk.features, spaces.action), 0.01, generator)
+        self.critic_trunk = (
+            Trunk(spaces.observation, config, generator) if config.critic == "separate" else None
         )
-        self.critic_head = orthogonal(nn.Linear(self.policy_body.features, 1), 1.0, generator)
+        self.critic_head = orthogonal(nn.Linear(self.policy_trunk.features, 1), 1.0, generator)
         if spaces.continuous:
             self.policy_log_std = nn.Parameter(torch.full((spaces.action,), config.log_std))
 
-    def no_memory(self, count: int) -> State:
+    def initial_state(self, count: int) -> LSTMState:
         """The LSTM's state at the beginning of `count` episodes."""
         return torch.zeros(count, self.units), torch.zeros(count, self.units)
 
-    def act(self, x: Tensor, rows: Rows | None) -> tuple[Distribution, State | None]:
-        """The distribution over actions for observations [R, D], and the state after each row."""
-        features, state = self.policy_body(x, rows)
+    def act(self, x: Tensor, segments: Segments | None) -> tuple[Distribution, LSTMState | None]:
+        """The distribution over actions for observations [R, D], and the state after each segment."""
+        features, state = self.policy_trunk(x, segments)
         return self._distribution(features), state
 
-    def value(self, x: Tensor, rows: Rows | None) -> tuple[Tensor, State | None]:
-        """V [R] of observations [R, D], and the critic's state after each row."""
-        features, state = (self.critic_body or self.policy_body)(x, rows)
+    def value(self, x: Tensor, segments: Segments | None) -> tuple[Tensor, LSTMState | None]:
+        """V [R] of observations [R, D], and the critic's state after each segment."""
+        features, state = (self.critic_trunk or self.policy_trunk)(x, segments)
         return self.critic_head(features).squeeze(-1), state
 
-    def both(self, x: Tensor, policy: Rows | None, critic: Rows | None) -> tuple[Distribution, Tensor]:
-        """Distribution and V of the same observations; a shared body is run once."""
-        features, _ = self.policy_body(x, policy)
-        seen = features if self.critic_body is None else self.critic_body(x, critic)[0]
+    def both(
+        self, x: Tensor, policy: Segments | None, critic: Segments | None
+    ) -> tuple[Distribution, Tensor]:
+        """Distribution and V of the same observations; a shared trunk is run once."""
+        features, _ = self.policy_trunk(x, policy)
+        seen = features if self.critic_trunk is None else self.critic_trunk(x, critic)[0]
         return self._distribution(features), self.critic_head(seen).squeeze(-1)
 
     def _distribution(self, features: Tensor) -> Distribution:
         outputs = self.policy_head(features)
         return DiagonalGaussian(outputs, self.policy_log_std) if self.continuous else Categorical(outputs)
 
-    def parameters_of(self, who: str) -> list[tuple[str, nn.Parameter]]:
+    def parameters_of(self, part: str) -> list[tuple[str, nn.Parameter]]:
         """The named parameters of the "policy" or the "critic"."""
-        return [(name, p) for name, p in self.named_parameters() if name.startswith(f"{who}_")]
+        return [(name, p) for name, p in self.named_parameters() if name.startswith(f"{part}_")]
 
 
 def orthogonal(layer: nn.Linear, gain: float, generator: torch.Generator) -> nn.Linear:

@@ -1,4 +1,4 @@
-"""Observations and rewards brought to a common scale by running moments, which are part of a checkpoint."""
+"""Observations and rewards scaled by running statistics, which are part of a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ class VectorStatistics(NamedTuple):
     squares: Tensor
 
 
-def no_rows(width: int) -> VectorStatistics:
-    """The moments before the first row."""
+def empty_statistics(width: int) -> VectorStatistics:
+    """The statistics before the first row."""
     return VectorStatistics(
         0.0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
     )
 
 
-def with_rows(moments: VectorStatistics, rows: Tensor) -> VectorStatistics:
-    """The moments with more rows [n, D], n ≥ 0, taken in."""
-    return VectorStatistics(*pooled(*moments, rows)) if len(rows) else moments
+def with_rows(statistics: VectorStatistics, rows: Tensor) -> VectorStatistics:
+    """The statistics with more rows [n, D], n ≥ 0, added."""
+    return VectorStatistics(*pooled(*statistics, rows)) if len(rows) else statistics
 
 
 class Scale(NamedTuple):
-    """x → clip((x − shift) · factor, ± limit), all that a rollout needs of the moments; shift, factor [D] float32."""
+    """x → clip((x − shift) · factor, ± limit), the scaling of observations; shift, factor [D] float32."""
 
     shift: Tensor
     factor: Tensor
@@ -43,40 +43,48 @@ class Scale(NamedTuple):
         return ((observations - self.shift) * self.factor).clamp(-self.limit, self.limit)
 
 
-def scale_of(moments: VectorStatistics, limit: float, eps: float = 1e-8) -> Scale | None:
-    """To mean 0 and variance 1; None, which leaves everything as it is, before there are two rows."""
-    if moments.n < 2:
+def scale_of(statistics: VectorStatistics, limit: float, eps: float = 1e-8) -> Scale | None:
+    """Scaling to mean 0 and variance 1; None, which changes nothing, before there are two rows."""
+    if statistics.n < 2:
         return None
-    factor = (moments.squares / moments.n + eps).rsqrt()
-    return Scale(moments.mean.float(), factor.float(), limit)
+    factor = (statistics.squares / statistics.n + eps).rsqrt()
+    return Scale(statistics.mean.float(), factor.float(), limit)
 
 
-def scale_for(config: GymSettings, moments: VectorStatistics) -> Scale | None:
-    """The scale that the settings ask for, if they do."""
-    return scale_of(moments, config.clip) if config.normalise_observations else None
+def scale_for(config: GymSettings, statistics: VectorStatistics) -> Scale | None:
+    """The scaling of observations by the settings; None if they ask for none."""
+    return scale_of(statistics, config.clip) if config.normalise_observations else None
 
 
 class ReturnStatistics(NamedTuple):
-    """What rewards are divided by: moments of the discounted sums of rewards, and each environment's sum so far [N].
+    """Statistics of the discounted sums of rewards, by whose deviation rewards are divided.
 
-    The sum G ← γ G + r begins anew with an episode (Engstrom et al. 2020, "reward scaling").
+    The sum G ← γ G + r starts at 0 in each episode (Engstrom et al. 2020, "reward scaling").
+
+    Attributes:
+        returns: Statistics of G after each step.
+        discounted: G of each environment's running episode, [N] float64.
     """
 
-    moments: RunningStatistics
-    running: Tensor
+    returns: RunningStatistics
+    discounted: Tensor
 
 
-def with_rewards(state: ReturnStatistics, rewards: Tensor, ended: Tensor, gamma: float) -> ReturnStatistics:
-    """Take in a rollout's rewards [T, N]; ended [T, N] bool: the episode's last step."""
-    running, sums = state.running, []
+def with_rewards(
+    statistics: ReturnStatistics, rewards: Tensor, ended: Tensor, gamma: float
+) -> ReturnStatistics:
+    """The statistics with more rewards [T, N] added; ended [T, N] bool: the episode's last step."""
+    discounted, sums = statistics.discounted, []
     for reward, end in zip(rewards.double().unbind(0), ended.unbind(0), strict=True):
-        total = gamma * running + reward
+        total = gamma * discounted + reward
         sums.append(total)
-        running = torch.where(end, 0.0, total)
-    return ReturnStatistics(with_values(state.moments, torch.cat(sums)), running)
+        discounted = torch.where(end, 0.0, total)
+    return ReturnStatistics(with_values(statistics.returns, torch.cat(sums)), discounted)
 
 
-def scaled_rewards(state: ReturnStatistics, rewards: Tensor, limit: float) -> Tensor:
-    """Rewards over the standard deviation of the returns, within ± limit; their mean is not taken off, which would
-    change what is learnt where episodes end early."""
-    return (rewards / state.moments.std).clamp(-limit, limit)
+def scaled_rewards(statistics: ReturnStatistics, rewards: Tensor, limit: float) -> Tensor:
+    """Rewards over the standard deviation of the returns, clipped to ± limit.
+
+    Their mean is not subtracted: that would change what is optimal in tasks whose episodes may end early.
+    """
+    return (rewards / statistics.returns.std).clamp(-limit, limit)

@@ -1,4 +1,4 @@
-"""A learned policy on its own: saved, loaded, and played into a GIF."""
+"""A learned policy by itself: saved, loaded, and shown as a GIF."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 import torch
 
 from proxlm.config import ControlConfig, NetworkSettings
-from proxlm.control.collect import scaled
-from proxlm.control.network import Agent, rows_of
+from proxlm.control.network import Agent, segments_for
 from proxlm.control.normalise import Scale, VectorStatistics, scale_for
 from proxlm.control.spaces import Spaces, spaces_of
+from proxlm.control.trajectories import scale_observations
 from proxlm.errors import ConfigError, RunError
 from proxlm.seeds import Purpose, derive_seed
 
-MOST_FRAMES = 1000
+MAX_FRAMES = 1000
 
 
-def save_policy(folder: Path, agent: Agent, observed: VectorStatistics, config: ControlConfig) -> None:
+def save_policy(folder: Path, agent: Agent, observations: VectorStatistics, config: ControlConfig) -> None:
     """Write policy.safetensors (weights; shift and factor of observations) and policy.json (environment, network)."""
     from safetensors.torch import save_file
 
     folder.mkdir()
     tensors = {name: p.detach() for name, p in agent.named_parameters()}
-    scale = scale_for(config.environment, observed)
+    scale = scale_for(config.environment, observations)
     if scale is not None:
         tensors |= {"scale.shift": scale.shift, "scale.factor": scale.factor}
     save_file(tensors, folder / "policy.safetensors")
@@ -60,23 +60,38 @@ def load_policy(folder: Path, spaces: Spaces) -> tuple[Agent, Scale | None]:
 def play(
     agent: Agent,
     scale: Scale | None,
-    env: Any,
+    environment: Any,
     spaces: Spaces,
     seed: int,
-    most_steps: int = MOST_FRAMES,
+    max_steps: int = MAX_FRAMES,
     on_step: Callable[[], None] | None = None,
 ) -> float:
-    """One episode of the likeliest actions; returns the sum of its rewards. on_step is called before each step."""
-    observation, _ = env.reset(seed=derive_seed(seed, Purpose.PLAY) >> 32)
+    """Play one episode of the likeliest actions.
+
+    Args:
+        agent: The policy.
+        scale: Of its observations.
+        environment: A Gymnasium environment.
+        spaces: Its spaces.
+        seed: Of the episode.
+        max_steps: Steps after which it is ended.
+        on_step: Called before each step.
+
+    Returns:
+        The sum of its rewards.
+    """
+    observation, _ = environment.reset(seed=derive_seed(seed, Purpose.PLAY) >> 32)
     total, offsets = 0.0, torch.arange(2)
-    rows = rows_of(offsets, agent.no_memory(1) if agent.units else None)
-    for _ in range(most_steps):
+    segments = segments_for(offsets, agent.initial_state(1) if agent.units else None)
+    for _ in range(max_steps):
         if on_step is not None:
             on_step()
-        x = scaled(torch.from_numpy(spaces.flat(observation)).unsqueeze(0), scale)
-        choice, state = agent.act(x, rows)
-        rows = rows_of(offsets, state)
-        observation, reward, terminated, truncated, _ = env.step(spaces.sent(choice.mode().numpy())[0])
+        x = scale_observations(torch.from_numpy(spaces.flat_observation(observation)).unsqueeze(0), scale)
+        choice, state = agent.act(x, segments)
+        segments = segments_for(offsets, state)
+        observation, reward, terminated, truncated, _ = environment.step(
+            spaces.to_environment(choice.mode().numpy())[0]
+        )
         total += float(reward)
         if terminated or truncated:
             break
@@ -88,10 +103,10 @@ def gif_problem(make: Callable[[], Any]) -> str | None:
     try:
         import PIL.Image  # noqa: F401
 
-        env = make()
-        env.reset(seed=0)
-        frame = env.render()
-        env.close()
+        environment = make()
+        environment.reset(seed=0)
+        frame = environment.render()
+        environment.close()
     except ImportError as error:
         return f"{error}; pip install proxlm[control]"
     except ConfigError as error:
@@ -101,20 +116,32 @@ def gif_problem(make: Callable[[], Any]) -> str | None:
     return None if getattr(frame, "ndim", 0) == 3 else "the environment draws no picture (rgb_array)"
 
 
-def write_gif(path: Path, agent: Agent, scale: Scale | None, env: Any, name: str, seed: int) -> float:
-    """Play one episode of an environment that draws, and write it as a GIF; returns the sum of its rewards."""
+def write_gif(path: Path, agent: Agent, scale: Scale | None, environment: Any, name: str, seed: int) -> float:
+    """Play one episode of an environment that draws, and write it as a GIF.
+
+    Args:
+        path: The file to write.
+        agent: The policy.
+        scale: Of its observations.
+        environment: A Gymnasium environment with render_mode "rgb_array".
+        name: Its name, for messages.
+        seed: Of the episode.
+
+    Returns:
+        The sum of the episode's rewards.
+    """
     from PIL import Image
 
     frames: list[Any] = []
 
     def draw() -> None:
-        picture = Image.fromarray(env.render())
+        picture = Image.fromarray(environment.render())
         picture.thumbnail((300, 300))
         frames.append(picture.quantize(32))
 
-    total = play(agent, scale, env, spaces_of(env, name), seed, on_step=draw)
-    rate = float(env.metadata.get("render_fps") or 30)
-    # A GIF counts in hundredths of a second, and viewers slow down what is faster than two of them.
+    total = play(agent, scale, environment, spaces_of(environment, name), seed, on_step=draw)
+    rate = float(environment.metadata.get("render_fps") or 30)
+    # A GIF counts in hundredths of a second, and viewers slow down frames shorter than two of them.
     every = max(1, round(rate / 25))
     path.parent.mkdir(parents=True, exist_ok=True)
     frames[0].save(

@@ -14,10 +14,18 @@ from proxlm.errors import ConfigError
 
 @dataclass(frozen=True)
 class Spaces:
-    """What a policy must know of an environment.
+    """An environment's observations and actions as flat numbers.
 
-    observation: D, numbers of a flat observation; states: how many there are if observations are single integers
-    (then one-hot), else 0; action: A; continuous: numbers in [low, high] [A], else one of A integers from `start`.
+    Attributes:
+        observation: D, numbers of a flat observation.
+        states: The number of possible observations if they are single integers (then one-hot), else 0.
+        action: A, numbers of a continuous action, or how many discrete ones there are.
+        continuous: Whether actions are numbers.
+        start: The first discrete action.
+        low: The lower bounds of a continuous action, [A].
+        high: The upper bounds, [A].
+        action_shape: The environment's own shape of a continuous action.
+        action_type: The environment's own type of its numbers.
     """
 
     observation: int
@@ -30,7 +38,7 @@ class Spaces:
     action_shape: tuple[int, ...] = ()
     action_type: Any = np.int64
 
-    def flat(self, observation: Any) -> NDArray[np.float32]:
+    def flat_observation(self, observation: Any) -> NDArray[np.float32]:
         """One observation as [D] numbers."""
         if self.states:
             one_hot = np.zeros(self.states, np.float32)
@@ -38,40 +46,45 @@ class Spaces:
             return one_hot
         return np.asarray(observation, np.float32).reshape(-1)
 
-    def sent(self, actions: NDArray[Any], clip: bool = True) -> list[Any]:
-        """Actions [n] or [n, A] of the policy as the environment takes them, within its bounds."""
+    def to_environment(self, actions: NDArray[Any]) -> list[Any]:
+        """The policy's actions [n] or [n, A] as the environment takes them, clipped to its bounds."""
         if not self.continuous:
-            return [int(action) + self.start for action in actions.tolist()] if clip else actions.tolist()
-        bounded = np.clip(actions, self.low, self.high) if clip else actions
-        return list(bounded.astype(self.action_type).reshape(len(actions), *self.action_shape))
+            return [int(action) + self.start for action in actions.tolist()]
+        return self.from_array(np.clip(actions, self.low, self.high).astype(self.action_type))
 
-    def stored(self, sent: list[Any]) -> NDArray[Any]:
-        """Actions as they were sent, as one array: [n] int64 or [n, A]."""
+    def to_array(self, actions: list[Any]) -> NDArray[Any]:
+        """Actions as the environment took them, in one array: [n] int64, or [n, A]."""
         if not self.continuous:
-            return np.asarray(sent, np.int64)
-        return np.asarray(sent, self.action_type).reshape(len(sent), self.action)
+            return np.asarray(actions, np.int64)
+        return np.asarray(actions, self.action_type).reshape(len(actions), self.action)
+
+    def from_array(self, actions: NDArray[Any]) -> list[Any]:
+        """Inverse of `to_array`."""
+        return (
+            list(actions.reshape(len(actions), *self.action_shape)) if self.continuous else actions.tolist()
+        )
 
 
-def spaces_of(env: Any, name: str) -> Spaces:
-    """The spaces of an environment. Raises ConfigError, naming the space, where they are of another kind."""
+def spaces_of(environment: Any, name: str) -> Spaces:
+    """The spaces of an environment. Raises ConfigError, naming the space, if it is of an unknown kind."""
     from gymnasium.spaces import Box, Discrete
 
-    seen, done = env.observation_space, env.action_space
-    if not isinstance(seen, Box | Discrete):
+    observations, actions = environment.observation_space, environment.action_space
+    if not isinstance(observations, Box | Discrete):
         raise ConfigError(
-            f"environment.id = {name}: observations are {seen}; only Box and Discrete are known"
+            f"environment.id = {name}: observations are {observations}; only Box and Discrete are known"
         )
-    if not isinstance(done, Box | Discrete):
-        raise ConfigError(f"environment.id = {name}: actions are {done}; only Box and Discrete are known")
-    if isinstance(seen, Discrete) and seen.start != 0:
-        raise ConfigError(f"environment.id = {name}: observations are {seen}; they must begin at 0")
-    states = int(seen.n) if isinstance(seen, Discrete) else 0
-    width = states or int(np.prod(seen.shape))
-    if isinstance(done, Discrete):
-        return Spaces(width, states, int(done.n), continuous=False, start=int(done.start))
-    size = int(np.prod(done.shape))
-    low, high = (np.asarray(bound, np.float32).reshape(-1) for bound in (done.low, done.high))
-    return Spaces(width, states, size, True, 0, low, high, done.shape, done.dtype)
+    if not isinstance(actions, Box | Discrete):
+        raise ConfigError(f"environment.id = {name}: actions are {actions}; only Box and Discrete are known")
+    if isinstance(observations, Discrete) and observations.start != 0:
+        raise ConfigError(f"environment.id = {name}: observations are {observations}; they must begin at 0")
+    states = int(observations.n) if isinstance(observations, Discrete) else 0
+    width = states or int(np.prod(observations.shape))
+    if isinstance(actions, Discrete):
+        return Spaces(width, states, int(actions.n), continuous=False, start=int(actions.start))
+    size = int(np.prod(actions.shape))
+    low, high = (np.asarray(bound, np.float32).reshape(-1) for bound in (actions.low, actions.high))
+    return Spaces(width, states, size, True, 0, low, high, actions.shape, actions.dtype)
 
 
 def make_environment(config: GymSettings, render: bool = False) -> Any:

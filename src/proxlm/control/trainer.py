@@ -1,38 +1,24 @@
-"""The loop of `proxlm control`: act → scale → advantages → update, on one page."""
+"""The steps of `proxlm control`: act → scale rewards → advantages → update, on one page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from proxlm.checkpoint import (
-    Keep,
-    check_fit,
-    check_settings,
-    list_of_numbers,
-    load_checkpoint,
-    newest_checkpoint,
-    numbers_of,
-    save_checkpoint,
-    set_aside_newer,
-    settings_of,
-    with_prefix,
-)
+from proxlm.checkpoint import with_prefix
 from proxlm.config import ControlConfig
-from proxlm.control.collect import Rollout, collect
+from proxlm.control.batch import ControlBatch, build_batch, by_environment
 from proxlm.control.environments import Environments, MakeEnvironment
-from proxlm.control.experience import Experience, by_environment, prepare
-from proxlm.control.network import Agent, State
+from proxlm.control.network import Agent, LSTMState
 from proxlm.control.normalise import (
     ReturnStatistics,
     VectorStatistics,
-    no_rows,
+    empty_statistics,
     scale_for,
     scaled_rewards,
     with_rewards,
@@ -40,192 +26,198 @@ from proxlm.control.normalise import (
 )
 from proxlm.control.policy import save_policy
 from proxlm.control.spaces import spaces_of
-from proxlm.control.update import Learner, update
-from proxlm.doctor import Doctor, facts_of
-from proxlm.errors import RunError
+from proxlm.control.trajectories import Trajectories, collect_trajectories
+from proxlm.control.update import update_agent
+from proxlm.doctor import Facts, facts_of
 from proxlm.rl.advantages import explained_variance
 from proxlm.rl.running_statistics import RunningStatistics
+from proxlm.runlog.folder import JsonRow
 from proxlm.runlog.writer import RunLog
 from proxlm.seeds import Purpose, derive_seed
 from proxlm.train.common.clock import Stopwatch
-from proxlm.train.common.non_finite import end_of_run, nothing_learnt
+from proxlm.train.common.non_finite import finite_update
 from proxlm.train.common.optimiser import Optimiser
-from proxlm.train.ppo.minibatch_statistics import MinibatchStats, summarise
+from proxlm.train.common.run_loop import Trainer, TrainerState
+from proxlm.train.ppo.minibatch_statistics import summarise
 
-# Of so many newest episodes the mean is told, as is the custom.
+# The mean return is of so many newest episodes, as is the custom.
 RECENT = 100
 
 
-class ControlTrainer:
-    """What one run holds: environments, agent, optimisers, moments, counters."""
+@dataclass
+class ControlState(TrainerState):
+    """The numbers of a checkpoint, besides its tensors.
+
+    Attributes:
+        observations_seen: Observations in the running statistics.
+        returns: Statistics of the discounted sums of rewards.
+        episodes: (undiscounted return, length in steps) of the newest episodes.
+    """
+
+    observations_seen: float = 0.0
+    returns: RunningStatistics = RunningStatistics()  # noqa: RUF009 (immutable)
+    episodes: list[tuple[float, int]] = field(default_factory=list)
+
+
+class ControlTrainer(Trainer[ControlState]):
+    """One run: environments, agent, optimisers, running statistics.
+
+    Args:
+        config: The settings.
+        make: Makes one environment.
+        folder: The run's folder.
+    """
+
+    config: ControlConfig
 
     def __init__(self, config: ControlConfig, make: MakeEnvironment, folder: Path) -> None:
-        self.config, self.folder, seed = config, folder, config.run.seed
-        first = make()
-        self.spaces = spaces_of(first, config.environment.id)
-        first.close()
-        self.envs = Environments(make, config.environment.count, self.spaces, seed)
+        super().__init__(config, folder, ControlState())
+        seed, count = config.run.seed, config.environment.count
+        example = make()
+        self.spaces = spaces_of(example, config.environment.id)
+        example.close()
+        self.environments = Environments(make, count, self.spaces, seed)
         self.agent = Agent(self.spaces, config.model, derive_seed(seed, Purpose.WEIGHTS))
         self.optimisers = {
-            who: Optimiser(self.agent.parameters_of(who), getattr(config.optim, who))
-            for who in ("policy", "critic")
+            "policy": Optimiser(self.agent.parameters_of("policy"), config.optim.policy),
+            "critic": Optimiser(self.agent.parameters_of("critic"), config.optim.critic),
         }
-        count = config.environment.count
-        self.step_number, self.steps = 0, config.environment.steps // (count * config.ppo.horizon)
-        self.observed = no_rows(self.spaces.observation)
-        self.rewarded = ReturnStatistics(RunningStatistics(), torch.zeros(count, dtype=torch.float64))
-        self.states: dict[str, State | None] = dict.fromkeys(("policy", "critic"))
+        self.steps = config.environment.steps // (count * config.ppo.horizon)
+        self.observation_statistics = empty_statistics(self.spaces.observation)
+        self.return_statistics = ReturnStatistics(
+            RunningStatistics(), torch.zeros(count, dtype=torch.float64)
+        )
+        self.lstm_states: dict[str, LSTMState | None] = dict.fromkeys(self.optimisers)
         if config.model.lstm:
-            self.states = {who: self.agent.no_memory(count) for who in self.states}
-        self.started, self.skipped = False, 0
-        self.problem = ""  # why the run cannot go on
+            self.lstm_states = {name: self.agent.initial_state(count) for name in self.optimisers}
+        self._started = False
 
-    def train(self, log: RunLog) -> None:
-        """Run from the newest step to the last one."""
-        run = self.config.run
-        doctor = Doctor.of_run(facts_of(asdict(self.config)), self.folder, self.step_number)
-        while self.step_number < self.steps:
-            metrics = self.step(log.phase)
-            log.metrics(self.step_number, metrics)
-            for finding in doctor.see({"step": self.step_number, **metrics}):
-                log.note(finding.line())
-            due = run.save_every > 0 and self.step_number % run.save_every == 0
-            ended = self.step_number == self.steps or bool(self.problem)
-            log.checkpoint(partial(self.save, metrics), due or ended)
-            if self.problem:
-                raise RunError(self.problem)
+    def finished(self) -> bool:
+        return self.state.step >= self.steps
 
-    def step(self, phase: Callable[[str], None] = lambda _name: None) -> dict[str, float]:
-        """One PPO step: a rollout and an update. Returns its metrics."""
-        config, clock = self.config, Stopwatch(phase)
-        if not self.started:
-            self.envs.start()
-            self.started = True
-        ended_before = len(self.envs.finished)
+    def step(self, log: RunLog) -> dict[str, float]:
+        """One PPO step: trajectories and an update. Returns its metrics."""
+        config, environments, clock = self.config, self.environments, Stopwatch(log.phase)
+        if not self._started:
+            environments.start()
+            self._started = True
+        ended_before = len(environments.finished)
         with clock("rollout"):
-            scale = scale_for(config.environment, self.observed)
-            seed = derive_seed(config.run.seed, Purpose.ACTIONS, self.step_number)
-            rollout = collect(self.agent, self.envs, scale, config.ppo.horizon, self.states["policy"], seed)
+            scale = scale_for(config.environment, self.observation_statistics)
+            seed = derive_seed(config.run.seed, Purpose.ACTIONS, self.state.step)
+            trajectories = collect_trajectories(
+                self.agent, environments, scale, config.ppo.horizon, self.lstm_states["policy"], seed
+            )
         with clock("prepare"):
-            rewards = self._rewards(rollout)
-            experience, critic_state = prepare(
-                self.agent, rollout, rewards, scale, config.ppo, self.states["critic"]
+            rewards = self._scaled_rewards(trajectories)
+            batch, critic_state = build_batch(
+                self.agent, trajectories, rewards, scale, config.ppo, self.lstm_states["critic"]
             )
         with clock("update"):
-            seed = derive_seed(config.run.seed, Purpose.UPDATE)
-            learner = Learner(self.agent, self.optimisers, config.ppo, seed, self.step_number, self.steps)
-            stats = update(learner, experience)
-        self.states = {"policy": rollout.last_state, "critic": critic_state}
-        if config.environment.normalise_observations:
-            rows = rollout.observations.flatten(0, 1)
-            # One number that is not finite would be in the moments for ever; so with the rewards.
-            self.observed = with_rows(self.observed, rows[rows.isfinite().all(-1)])
-        self.step_number += 1
-        self._count_skipped(stats, rollout)
-        episodes = self.envs.finished[ended_before:]
-        self.envs.finished = self.envs.finished[-RECENT:]
-        metrics = episode_metrics(episodes, self.envs.finished)
-        metrics |= step_metrics(rollout, experience) | summarise(stats)
+            stats = update_agent(
+                self.agent,
+                self.optimisers,
+                batch,
+                config.ppo,
+                seed=derive_seed(config.run.seed, Purpose.UPDATE),
+                step=self.state.step,
+                steps=self.steps,
+            )
+        self.lstm_states = {"policy": trajectories.last_state, "critic": critic_state}
+        self._count_observations(trajectories)
+        self.state.step += 1
+        finite = finite_update([s.grad_norm for s in stats])
+        self.count_update(finite, partial(self._offending_rows, trajectories), "environment {environment}")
+        ended = environments.finished[ended_before:]
+        environments.finished = environments.finished[-RECENT:]
+        metrics = episode_metrics(ended, environments.finished)
+        metrics |= batch_metrics(trajectories, batch) | summarise(stats)
         for unused in ("kl_loss", "ptx_loss"):
             del metrics[unused]
-        steps = rollout.rewards.numel()
+        steps = trajectories.rewards.numel()
         return metrics | {
-            "environment_steps": float(self.step_number * steps),
-            **{f"time/{name}": s for name, s in clock.seconds.items()},
+            "environment_steps": float(self.state.step * steps),
+            **clock.time_metrics(),
             "steps_per_second": steps / sum(clock.seconds.values()),
         }
 
-    def _count_skipped(self, stats: list[MinibatchStats], rollout: Rollout) -> None:
-        """Whether this step's updates were skipped, and whether that has happened too often."""
-        self.skipped = self.skipped + 1 if nothing_learnt(stats) else 0
-        if 0 < self.config.run.max_skipped <= self.skipped:
-            finite = rollout.rewards.isfinite() & rollout.observations.isfinite().all(-1)
-            bad = [i for i, ok in enumerate(finite.all(0).tolist()) if not ok]
-            rows = [
-                {"step": self.step_number, "environment": i, "rewards": rollout.rewards[:, i].tolist()}
-                for i in bad or range(len(self.envs.envs))
-            ]
-            what = "environment {environment}"
-            self.problem = end_of_run(self.folder, self.step_number, self.skipped, rows, what)
-            self.skipped = 0  # whoever goes on from here wants to try again
-
-    def _rewards(self, rollout: Rollout) -> Tensor:
+    def _scaled_rewards(self, trajectories: Trajectories) -> Tensor:
         """Rewards [T, N] as they are learnt from."""
-        if not self.config.environment.normalise_rewards:
-            return rollout.rewards
-        gamma = self.config.ppo.gamma
-        finite = rollout.rewards.nan_to_num(0.0, 0.0, 0.0)
-        self.rewarded = with_rewards(self.rewarded, finite, rollout.ended, gamma)
-        return scaled_rewards(self.rewarded, rollout.rewards, self.config.environment.clip)
+        settings = self.config.environment
+        if not settings.normalise_rewards:
+            return trajectories.rewards
+        # One number that is not finite would stay in the statistics for ever; so with the observations.
+        finite = trajectories.rewards.nan_to_num(0.0, 0.0, 0.0)
+        self.return_statistics = with_rewards(
+            self.return_statistics, finite, trajectories.ended, self.config.ppo.gamma
+        )
+        return scaled_rewards(self.return_statistics, trajectories.rewards, settings.clip)
+
+    def _count_observations(self, trajectories: Trajectories) -> None:
+        if self.config.environment.normalise_observations:
+            rows = trajectories.observations.flatten(0, 1)
+            rows = rows[rows.isfinite().all(-1)]
+            self.observation_statistics = with_rows(self.observation_statistics, rows)
+
+    def _offending_rows(self, trajectories: Trajectories) -> list[JsonRow]:
+        """The environments whose rewards or observations are not finite, or all if each one's are."""
+        finite = trajectories.rewards.isfinite() & trajectories.observations.isfinite().all(-1)
+        bad = [i for i, ok in enumerate(finite.all(0).tolist()) if not ok]
+        return [
+            {"step": self.state.step, "environment": i, "rewards": trajectories.rewards[:, i].tolist()}
+            for i in bad or range(len(self.environments))
+        ]
+
+    def facts(self) -> Facts:
+        return facts_of(asdict(self.config))
+
+    def weights(self) -> dict[str, Tensor]:
+        return {f"agent.{name}": p for name, p in self.agent.named_parameters()}
+
+    def optimisers_by_name(self) -> dict[str, Optimiser]:
+        return self.optimisers
+
+    def extra_tensors(self) -> dict[str, Tensor]:
+        """Environments, running statistics, and the LSTMs' states."""
+        observed = self.observation_statistics
+        tensors = {f"environments.{name}": t for name, t in self.environments.state_tensors().items()}
+        tensors |= {"observations.mean": observed.mean, "observations.squares": observed.squares}
+        tensors["discounted_rewards"] = self.return_statistics.discounted
+        for name, state in self.lstm_states.items():
+            if state is not None:
+                tensors |= {f"lstm.{name}.h": state[0], f"lstm.{name}.c": state[1]}
+        return tensors
 
     def save(self, metrics: Mapping[str, float] | None = None) -> Path:
-        """Write a checkpoint of the state after the newest step, whose metrics these are."""
-        tensors: dict[str, Tensor] = {f"agent.{name}": p for name, p in self.agent.named_parameters()}
-        for who, optimiser in self.optimisers.items():
-            tensors |= {f"optimiser.{who}.{name}": t for name, t in optimiser.state_tensors().items()}
-        tensors |= {f"environments.{name}": t for name, t in self.envs.state_tensors().items()}
-        for who, state in self.states.items():
-            if state is not None:
-                tensors |= {f"memory.{who}.h": state[0], f"memory.{who}.c": state[1]}
-        tensors |= {"observed.mean": self.observed.mean, "observed.squares": self.observed.squares}
-        tensors["rewarded.running"] = self.rewarded.running
-        state_json: dict[str, Any] = {
-            "metrics": metrics or {},
-            "settings": settings_of(self.config),
-            "observed": self.observed.n,
-            "skipped": self.skipped,
-            "rewarded": list(self.rewarded.moments),
-            "finished": self.envs.finished,
-        }
-        return save_checkpoint(
-            self.folder, self.step_number, tensors, state_json, Keep.of(self.config.run), self.save_policy
+        self.state.observations_seen = self.observation_statistics.n
+        self.state.returns = self.return_statistics.returns
+        self.state.episodes = self.environments.finished
+        return super().save(metrics)
+
+    def restore(self, checkpoint: Path, state: ControlState, extra: Mapping[str, Tensor]) -> None:  # noqa: ARG002
+        self.environments.restore(with_prefix(extra, "environments."))
+        self.environments.finished = state.episodes
+        self._started = True
+        self.observation_statistics = VectorStatistics(
+            state.observations_seen, extra["observations.mean"], extra["observations.squares"]
         )
+        self.return_statistics = ReturnStatistics(state.returns, extra["discounted_rewards"])
+        if self.config.model.lstm:
+            self.lstm_states = {n: (extra[f"lstm.{n}.h"], extra[f"lstm.{n}.c"]) for n in self.optimisers}
 
-    def save_policy(self, folder: Path) -> None:
-        """Write what acting needs: weights, observation moments, settings."""
-        save_policy(folder, self.agent, self.observed, self.config)
-
-    @torch.no_grad()
-    def resume(self) -> Path:
-        """Go on from the newest whole checkpoint of the run's folder.
-
-        Raises RunError where it does not fit the network or the settings, or the environment cannot be played again.
-        """
-        checkpoint = newest_checkpoint(self.folder)
-        tensors, saved = load_checkpoint(checkpoint)
-        check_settings(checkpoint, saved.get("settings"), self.config)
-        current = {f"agent.{name}": p for name, p in self.agent.named_parameters()}
-        check_fit(checkpoint, {n: t for n, t in tensors.items() if n.startswith("agent.")}, current)
-        numbers = numbers_of(checkpoint, saved, {"step": int, "skipped": int, "observed": float})
-        rewarded = list_of_numbers(checkpoint, saved, "rewarded", 3)
-        self.envs.restore(with_prefix(tensors, "environments."))
-        self.envs.finished = _finished(checkpoint, saved)
-        set_aside_newer(checkpoint)
-        for name, p in current.items():
-            p.copy_(tensors[name])
-        for who, optimiser in self.optimisers.items():
-            optimiser.load_state_tensors(with_prefix(tensors, f"optimiser.{who}."))
-            if self.config.model.lstm:
-                self.states[who] = tensors[f"memory.{who}.h"], tensors[f"memory.{who}.c"]
-        self.observed = VectorStatistics(
-            numbers["observed"], tensors["observed.mean"], tensors["observed.squares"]
-        )
-        self.rewarded = ReturnStatistics(RunningStatistics(*rewarded), tensors["rewarded.running"])
-        self.step_number, self.skipped, self.started = numbers["step"], numbers["skipped"], True
-        return checkpoint
-
-
-def _finished(checkpoint: Path, saved: Mapping[str, Any]) -> list[tuple[float, int]]:
-    """(return, length) of the newest episodes. Raises RunError."""
-    try:
-        return [(float(total), int(length)) for total, length in saved["finished"]]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise RunError(f"{checkpoint / 'state.json'}: no episodes at 'finished'") from error
+    def save_model(self, folder: Path) -> None:
+        """Write what acting needs: weights, scaling of observations, settings of the network."""
+        save_policy(folder, self.agent, self.observation_statistics, self.config)
 
 
 def episode_metrics(ended: list[tuple[float, int]], recent: list[tuple[float, int]]) -> dict[str, float]:
-    """reward: mean undiscounted return of the episodes that ended in this step, reward_std; episode_return and
-    episode_length: means of the newest 100. Nothing where there is no episode yet."""
+    """Returns and lengths of episodes; nothing of what there is no episode for yet.
+
+    Args:
+        ended: (undiscounted return, length in steps) of the episodes that ended in this step: `reward` is their mean
+            return, `reward_std` its deviation.
+        recent: Of the newest 100: `episode_return` and `episode_length` are their means.
+    """
     metrics = {"episodes_ended": float(len(ended))}
     if ended:
         returns = torch.tensor([total for total, _ in ended], dtype=torch.float64)
@@ -236,16 +228,16 @@ def episode_metrics(ended: list[tuple[float, int]], recent: list[tuple[float, in
     return metrics
 
 
-def step_metrics(rollout: Rollout, experience: Experience) -> dict[str, float]:
-    """The numbers of a rollout before the update, named as those of a language model's."""
-    e, every = experience, torch.ones(len(experience.values), dtype=torch.bool)
-    gap = by_environment(rollout.logprobs) - e.logprobs
+def batch_metrics(trajectories: Trajectories, batch: ControlBatch) -> dict[str, float]:
+    """The numbers of a batch before the update, named as those of a language model."""
+    every = torch.ones(len(batch.values), dtype=torch.bool)
+    gap = by_environment(trajectories.logprobs) - batch.logprobs
     return {
-        "entropy": float(e.entropy.mean()),
-        "return_mean": float(e.returns.mean()),
-        "value_mean": float(e.values.mean()),
-        "advantage_mean": float(e.raw.mean()),
-        "advantage_std": float(e.raw.std(correction=0)),
-        "explained_variance": explained_variance(e.values, e.returns, every),
+        "entropy": float(batch.entropy.mean()),
+        "return_mean": float(batch.returns.mean()),
+        "value_mean": float(batch.values.mean()),
+        "advantage_mean": float(batch.raw_advantages.mean()),
+        "advantage_std": float(batch.raw_advantages.std(correction=0)),
+        "explained_variance": explained_variance(batch.values, batch.returns, every),
         "rollout_gap": float(gap.abs().max()),
     }

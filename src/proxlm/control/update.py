@@ -1,14 +1,14 @@
-"""One update: passes × minibatches over an experience, with the losses of proxlm.rl."""
+"""One update: passes × minibatches over a batch, with the losses of proxlm.rl."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from proxlm.config import ControlPPOSettings
-from proxlm.control.experience import Experience, select
+from proxlm.control.batch import ControlBatch
 from proxlm.control.network import Agent
 from proxlm.rl.losses import PolicyLoss, clipped_policy_loss, clipped_value_loss
 from proxlm.seeds import Purpose, derive_seed
@@ -16,58 +16,68 @@ from proxlm.train.common.optimiser import Optimiser
 from proxlm.train.ppo.minibatch_statistics import MinibatchStats
 
 
-@dataclass(frozen=True)
-class Learner:
-    """All that an update needs besides the experience. steps: PPO steps of the whole run, for the schedules."""
+def shuffled_minibatches(batch: ControlBatch, count: int, seed: int) -> list[Tensor]:
+    """The minibatches of one pass: indices of steps, or of whole segments with an LSTM, in a random order.
 
-    agent: Agent
-    optimisers: dict[str, Optimiser]
-    config: ControlPPOSettings
-    seed: int
-    step: int
-    steps: int
-
-
-def plan_pass(experience: Experience, minibatches: int, seed: int) -> list[Tensor]:
-    """The minibatches of one pass: indices of steps, or of whole segments where there is an LSTM, shuffled anew.
-
-    Segments are dealt out so that each minibatch has about as many steps as the others.
+    Segments are dealt so that each minibatch has about as many steps as the others.
     """
     generator = torch.Generator().manual_seed(seed)
-    if experience.policy_state is None:
-        order = torch.randperm(len(experience.values), generator=generator)
-        return list(torch.tensor_split(order, minibatches))
-    lengths = experience.offsets[1:] - experience.offsets[:-1]
+    if batch.policy_state is None:
+        order = torch.randperm(len(batch.values), generator=generator)
+        return list(torch.tensor_split(order, count))
+    lengths = batch.offsets[1:] - batch.offsets[:-1]
     order = torch.randperm(len(lengths), generator=generator)
-    # The minibatch in which a segment's middle lies, when all are laid end to end.
+    # With all segments laid end to end, a segment belongs to the minibatch that its middle lies in.
     middle = torch.cumsum(lengths[order], 0) - lengths[order] // 2 - 1
-    part = middle * minibatches // int(lengths.sum())
-    return [rows for k in range(minibatches) if len(rows := order[part == k])]
+    part = middle * count // int(lengths.sum())
+    return [rows for k in range(count) if len(rows := order[part == k])]
 
 
-def update(learner: Learner, experience: Experience) -> list[MinibatchStats]:
-    """Learn from an experience. Returns the statistics of each optimiser step, in order."""
-    config, stats = learner.config, list[MinibatchStats]()
+def update_agent(
+    agent: Agent,
+    optimisers: Mapping[str, Optimiser],
+    batch: ControlBatch,
+    config: ControlPPOSettings,
+    *,
+    seed: int,
+    step: int,
+    steps: int,
+) -> list[MinibatchStats]:
+    """Learn from a batch.
+
+    Args:
+        agent: Policy and critic, changed in place.
+        optimisers: The policy's and the critic's.
+        batch: The steps to learn from.
+        config: Losses, passes and minibatches.
+        seed: Of the minibatches.
+        step: Number of this PPO step, from 0.
+        steps: PPO steps of the whole run, for the learning-rate schedules.
+
+    Returns:
+        The statistics of each optimiser step, in order.
+    """
+    stats = list[MinibatchStats]()
     planned = config.epochs * config.minibatches
     for epoch in range(config.epochs):
-        seed = derive_seed(learner.seed, Purpose.PASS, learner.step, epoch)
-        plan = plan_pass(experience, config.minibatches, seed)
-        for chosen in plan:
-            stats.append(_gradient(learner, select(experience, chosen)))
-            done, total = learner.step * planned + len(stats) - 1, learner.steps * planned
-            for who, optimiser in learner.optimisers.items():
-                stats[-1].grad_norm[who], stats[-1].lr[who] = optimiser.step(done, total)
-        seen = [s.approx_kl for s in stats[-len(plan) :]]
-        if config.target_kl > 0 and sum(seen) / len(seen) > config.target_kl:
+        minibatches = shuffled_minibatches(
+            batch, config.minibatches, derive_seed(seed, Purpose.PASS, step, epoch)
+        )
+        for chosen in minibatches:
+            stats.append(_gradient(agent, batch.select(chosen), config))
+            done, total = step * planned + len(stats) - 1, steps * planned
+            for name, optimiser in optimisers.items():
+                stats[-1].grad_norm[name], stats[-1].lr[name] = optimiser.step(done, total)
+        kls = [s.approx_kl for s in stats[-len(minibatches) :]]
+        if config.target_kl > 0 and sum(kls) / len(kls) > config.target_kl:
             break
     return stats
 
 
-def _gradient(learner: Learner, part: Experience) -> MinibatchStats:
+def _gradient(agent: Agent, part: ControlBatch, config: ControlPPOSettings) -> MinibatchStats:
     """The gradient of a minibatch's mean loss: policy + value_coef · critic − entropy_coef · entropy."""
-    config = learner.config
-    choice, values = learner.agent.both(
-        part.observations, part.rows(part.policy_state), part.rows(part.critic_state)
+    choice, values = agent.both(
+        part.observations, part.segments(part.policy_state), part.segments(part.critic_state)
     )
     terms = clipped_policy_loss(
         choice.logprob(part.actions),
@@ -89,7 +99,7 @@ def _gradient(learner: Learner, part: Experience) -> MinibatchStats:
 
 @torch.no_grad()
 def _stats(terms: PolicyLoss, policy_loss: Tensor, value_loss: Tensor) -> MinibatchStats:
-    """What this minibatch saw; every step is one the policy chose."""
+    """The statistics of this minibatch; the policy chose every step of it."""
     ratio = terms.ratio
     return MinibatchStats(
         tokens=len(ratio),

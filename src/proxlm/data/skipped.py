@@ -98,6 +98,10 @@ class Skipped:
         """ "7 left out, not valid JSON; 1 left out, empty"; "" if none was left out."""
         return "; ".join(f"{count} left out, {kind}" for kind, count in self.counts.items())
 
+    def report(self) -> str:
+        """How many records were left out, by reason, and the file that has them; nothing where none was."""
+        return f"{self.summary()}: see {FILE_NAME}" if len(self) else ""
+
     def tell(self) -> None:
         """Print to standard error what was left out, and the first bad record; for jobs without a folder."""
         if len(self):

@@ -14,7 +14,7 @@ from proxlm.control.normalise import scale_for
 from proxlm.control.policy import gif_problem, write_gif
 from proxlm.control.spaces import make_environment
 from proxlm.control.trainer import ControlTrainer
-from proxlm.jobs.session import announce_resume, run_folder
+from proxlm.jobs.run_folder import resume_if_asked, run_folder
 from proxlm.report.page import write_report
 from proxlm.runlog.writer import RunLog
 
@@ -37,9 +37,14 @@ def main(config: ControlConfig) -> None:
 
 
 def run_control(config: ControlConfig, make: MakeEnvironment | None = None) -> ControlResult:
-    """Run as configured; `make`, a function that makes one environment, takes the place of environment.id.
+    """Run as configured. What is wrong with the environment is found before the run's folder is made.
 
-    What can be wrong with the environment is found before the run's folder is made. Raises UserError.
+    Args:
+        config: The settings.
+        make: Makes one environment, instead of config.environment.id.
+
+    Raises:
+        UserError: The settings or the environment are wrong, or the run cannot continue.
     """
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -49,32 +54,33 @@ def run_control(config: ControlConfig, make: MakeEnvironment | None = None) -> C
         print(f"note: no {config.gif}: {problem}", flush=True)
     with run_folder(config, "control") as folder:
         trainer.folder = folder
-        if config.run.resume:
-            announce_resume(config, folder, trainer.resume())
+        resume_if_asked(config, trainer)
         with RunLog(
             folder,
             "control",
             trainer.steps,
             config.run,
-            trainer.step_number,
+            trainer.state.step,
             headline=("reward", "episode_return"),
             in_python=make is not None,
         ) as log:
             trainer.train(log)
-        publish_folder(folder / "policy", trainer.save_policy)
+        publish_folder(folder / "policy", trainer.save_model)
         if config.gif and not problem:
             _draw(config, trainer)
-        trainer.envs.close()
+        trainer.environments.close()
         if config.run.report:
             write_report(folder)
-    returns = [total for total, _ in trainer.envs.finished]
+    returns = [total for total, _ in trainer.environments.finished]
     return ControlResult(folder, sum(returns) / len(returns) if returns else float("nan"))
 
 
 def _draw(config: ControlConfig, trainer: ControlTrainer) -> None:
-    """The GIF of one episode, and its return."""
-    env = make_environment(config.environment, render=True)
-    scale = scale_for(config.environment, trainer.observed)
-    total = write_gif(Path(config.gif), trainer.agent, scale, env, config.environment.id, config.run.seed)
-    env.close()
+    """Write the GIF of one episode, and print its return."""
+    environment = make_environment(config.environment, render=True)
+    scale = scale_for(config.environment, trainer.observation_statistics)
+    total = write_gif(
+        Path(config.gif), trainer.agent, scale, environment, config.environment.id, config.run.seed
+    )
+    environment.close()
     print(f"gif     {config.gif} (an episode of the likeliest actions, return {total:.1f})")

@@ -12,8 +12,10 @@ from proxlm.data.skipped import Skipped
 from proxlm.environments.resolve import task_prompts
 from proxlm.errors import DataError, ModelError
 from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
+from proxlm.jobs.model_limits import prompt_limit
+from proxlm.jobs.progress import progress_line
 from proxlm.jobs.sampling import check_conversations, data_of, sampler_of
-from proxlm.jobs.session import progress_line, prompt_limit, set_up
+from proxlm.jobs.startup import set_up
 from proxlm.models.forward import token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model

@@ -15,7 +15,9 @@ from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import encode_prompt, encode_source
 from proxlm.engine.native import generate
 from proxlm.errors import DataError
-from proxlm.jobs.session import progress_line, prompt_limit, set_up
+from proxlm.jobs.model_limits import prompt_limit
+from proxlm.jobs.progress import progress_line
+from proxlm.jobs.startup import set_up
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
 from proxlm.runlog.folder import write_atomic

@@ -17,16 +17,12 @@ from proxlm.data.text import read_texts
 from proxlm.engine.native import Generate
 from proxlm.errors import ConfigError, RunError
 from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
+from proxlm.jobs.model_limits import check_block, is_encoder_decoder
+from proxlm.jobs.progress import progress_line
+from proxlm.jobs.prompts import describe_prompts
+from proxlm.jobs.run_folder import resume_if_asked, run_folder
 from proxlm.jobs.sampling import prompts_of, rewarded, sampler_of
-from proxlm.jobs.session import (
-    announce_resume,
-    check_block,
-    describe_prompts,
-    is_encoder_decoder,
-    progress_line,
-    run_folder,
-    set_up,
-)
+from proxlm.jobs.startup import set_up
 from proxlm.models.actor_critic import ActorCritic, load_actor_critic
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
@@ -98,8 +94,7 @@ def run_ppo(
 def _train_and_measure(trainer: PPOTrainer, held_out: list[Prompt], in_python: bool) -> PPOResult:
     """The run itself: measured, trained, measured again; everything it leaves is in its folder."""
     config, folder = trainer.config, trainer.folder
-    if config.run.resume:
-        announce_resume(config, folder, trainer.resume())
+    resume_if_asked(config, trainer)
     before = _evaluate("before", trainer, held_out)
     if before is not None:
         write_json_atomic(folder / "evaluation.json", as_json([before], config.run.seed))

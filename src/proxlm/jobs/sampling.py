@@ -11,7 +11,8 @@ from proxlm.data.skipped import Skipped
 from proxlm.engine.native import Generate, generate
 from proxlm.environments.resolve import conversations, task_prompts, with_environment
 from proxlm.errors import ConfigError
-from proxlm.jobs.session import is_encoder_decoder, load_both
+from proxlm.jobs.model_limits import is_encoder_decoder
+from proxlm.jobs.prompts import load_prompt_sets
 from proxlm.rewards import Reward, RewardFunction
 from proxlm.train.ppo.collect import RewardOfRollout
 
@@ -41,7 +42,7 @@ def prompts_of(config: PPOConfig, skipped: Skipped) -> tuple[LoadedPrompts, Load
     data = config.data
     if config.environment.use and not data.prompts:
         return task_prompts(config.environment, data.eval_count)
-    return load_both(config.model, data_of(config), config.rollout, config.run.seed, skipped)
+    return load_prompt_sets(config.model, data_of(config), config.rollout, config.run.seed, skipped)
 
 
 def data_of(config: PPOConfig | EvaluateConfig) -> DataSettings:

@@ -10,8 +10,9 @@ from proxlm.data.skipped import Skipped
 from proxlm.data.supervised import record_texts, sft_examples
 from proxlm.data.text import split_validation
 from proxlm.data.tokenizer import load_tokenizer, train_tokenizer
-from proxlm.jobs.pretrain import SupervisedResult, print_result, run_supervised, tokenizer_to_resume
-from proxlm.jobs.session import is_encoder_decoder, model_context, set_up
+from proxlm.jobs.model_limits import is_encoder_decoder, model_context
+from proxlm.jobs.startup import set_up
+from proxlm.jobs.supervised import SupervisedResult, print_result, tokenizer_to_resume, train_supervised
 from proxlm.models.families import is_encoder_decoder_type
 from proxlm.models.load import build_language_model, load_language_model
 from proxlm.train.supervised.examples import Examples
@@ -23,7 +24,7 @@ def main(config: SFTConfig) -> None:
 
 
 def run_sft(config: SFTConfig) -> SupervisedResult:
-    """Train as configured: only response tokens (the assistant's turns) have a loss. Raises UserError."""
+    """Fine-tune as configured: only response tokens (the assistant's turns) have a loss. Raises UserError."""
     set_up(config.run.seed, config.run.threads, config.model)
     skipped = Skipped(config.text.on_bad_record == "skip")
     tokenizer = _tokenizer(config, skipped)
@@ -43,9 +44,9 @@ def run_sft(config: SFTConfig) -> SupervisedResult:
     else:
         model = load_language_model(config.model)
     if config.text.chat_template:
-        # The saved model then speaks the way it was taught.
+        # The saved model is used with the template that it was trained with.
         model.tokenizer.chat_template = read_template(config.text.chat_template)
-    return run_supervised("sft", config, model, train, validation, skipped)
+    return train_supervised("sft", config, model, train, validation, skipped)
 
 
 def _split(config: SFTConfig, count: int) -> tuple[list[int], list[int]]:
@@ -54,14 +55,14 @@ def _split(config: SFTConfig, count: int) -> tuple[list[int], list[int]]:
 
 
 def _tokenizer(config: SFTConfig, skipped: Skipped) -> Any:
-    """The model's; for a new one, that of the run to resume, or one trained on the text that is trained on."""
+    """The model's tokenizer; of a new model, that of the run to resume, or one trained on the training text."""
     if not config.scratch.type:
         return load_tokenizer(config.model.policy, config.model.trust_remote_code)
     if config.run.resume:
         return tokenizer_to_resume(config.run)
     held_out: set[int] = set()
     if not config.text.validation:
-        # The split depends on the number of records alone, so it is the one that the examples get.
+        # The split depends on the number of records only, so it is the same as that of the examples.
         count = sum(1 for _ in record_texts(config.text, config.text.train, skipped))
         held_out.update(_split(config, count)[1])
     two_sides = is_encoder_decoder_type(config.scratch.type)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import SilentLog, job, parameters, run, trainer
-from test_allocations import WideTensors
+from wide_tensors import WideTensors
 
 from proxlm.config import PPOConfig
 from proxlm.models import forward
@@ -35,7 +35,7 @@ def test_adapters_begin_at_ratio_1(tokenizer, tmp_path) -> None:
 def steps_of(made: Any) -> dict[str, torch.Tensor]:
     """The gradient of the first minibatch, for each parameter."""
     found: dict[str, torch.Tensor] = {}
-    for who, optimiser in made._optimisers():
+    for who, optimiser in made.optimisers_by_name().items():
         step = optimiser.step
 
         def look(*given: Any, who: str = who, optimiser: Any = optimiser, step: Any = step) -> Any:

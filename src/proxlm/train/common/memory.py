@@ -1,4 +1,4 @@
-"""Out of memory in a forward or backward pass: the same work again, with fewer tokens in a pass."""
+"""Out of memory in a forward or backward pass: the same work is done again with fewer tokens in a pass."""
 
 from __future__ import annotations
 
@@ -16,24 +16,41 @@ from proxlm.models.forward import micro_batches
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-# How torch's CPU allocator, CUDA and others say it, where they have no error type of their own for it.
+# The texts of torch's CPU allocator, CUDA and others, which have no error type of their own for it.
 PHRASES = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 @dataclass
 class TokenBudget:
-    """The most tokens in one pass. It falls to half where the memory does not do, and stays there."""
+    """The most tokens in one pass. It is halved on out-of-memory and stays lowered for the rest of the run.
+
+    Attributes:
+        tokens: The limit now.
+        lowered: The limit that out-of-memory has left, for a checkpoint; 0: never lowered.
+    """
 
     tokens: int
+    lowered: int = 0
+
+    def restore(self, lowered: int) -> None:
+        """Take over what out-of-memory had left in the run that is resumed."""
+        self.lowered = lowered
+        self.tokens = min(self.tokens, lowered or self.tokens)
 
 
 def within_memory(
     budget: TokenBudget, work: Callable[[int], T], lengths: Tensor, clear: Callable[[], None] = lambda: None
 ) -> T:
-    """work(tokens in a pass), and again with half the budget each time that it runs out of memory.
+    """Call `work` with the tokens in a pass, and again with half of them each time it runs out of memory.
 
-    lengths [B]: of the sequences that it splits into passes; clear: takes back what a part of it has done. Raises
-    RunError where even single sequences do not fit.
+    Args:
+        budget: The tokens in a pass; lowered on out-of-memory.
+        work: Does the work in passes of at most so many tokens.
+        lengths: Of the sequences that it splits into passes, [B].
+        clear: Undoes what an unfinished call of `work` has done.
+
+    Raises:
+        RunError: Even single sequences do not fit.
     """
     while True:
         try:
@@ -42,7 +59,7 @@ def within_memory(
             if not is_out_of_memory(error):
                 raise
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        # Here the error is gone, and with it the tensors that its traceback held.
+        # Only here the error is freed, and with it the tensors that its traceback held.
         clear()
         gc.collect()
         if torch.cuda.is_available():
@@ -52,17 +69,18 @@ def within_memory(
                 f"out of memory with one sequence of up to {int(lengths.max())} tokens in a pass ({reason[:200]});"
                 " shorten the sequences, or take a smaller model, bfloat16 or adapters (model.lora.rank)"
             )
-        # A budget far above what there is would have to be halved in vain for a while.
+        # A budget far above the size of the batch would be halved several times without effect.
         budget.tokens = max(1, min(budget.tokens, len(lengths) * int(lengths.max())) // 2)
+        budget.lowered = budget.tokens
         log.warning(
-            "out of memory (%s): going on with at most %d tokens in a pass (micro_batch_tokens)",
+            "out of memory (%s): continuing with at most %d tokens in a pass (micro_batch_tokens)",
             reason[:200],
             budget.tokens,
         )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an error says, of the processor's memory or of an accelerator's."""
+    """Whether an error reports that memory has run out, the processor's or an accelerator's."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in PHRASES)

@@ -12,13 +12,13 @@ from proxlm.train.common.schedules import learning_rate
 
 
 class Optimiser:
-    """AdamW (Loshchilov and Hutter 2019). Weight decay falls on matrices only, not on biases and norms.
+    """AdamW (Loshchilov and Hutter 2019). Weight decay applies to matrices only, not to biases and norms.
 
     A step whose gradient is not finite is skipped: one bad batch must not destroy the weights. Its norm is
-    returned as it is, so that the metrics count it.
+    returned unchanged, so that the metrics count it.
 
-    What stays for long is made at once, the moments here and the gradients by `hold`: made one by one, between what a
-    pass leaves behind, it would cut memory into pieces too small for the next pass.
+    Long-lived tensors are allocated together, the moments here and the gradients by `hold`: allocated one by one
+    among the tensors of a pass, they would fragment memory into pieces too small for the next pass.
     """
 
     def __init__(self, parameters: Sequence[tuple[str, nn.Parameter]], config: OptimiserSettings) -> None:
@@ -40,7 +40,15 @@ class Optimiser:
             self.adamw.state[p] = {"step": torch.zeros((), device=p.device), **state}
 
     def step(self, step: int, total: int) -> tuple[float, float]:
-        """Clip, step number `step` of `total` on the schedule, clear. Returns (gradient norm before, lr)."""
+        """Clip the gradient, update the parameters and clear the gradient.
+
+        Args:
+            step: Number of this step on the schedule, from 0.
+            total: Steps of the whole schedule.
+
+        Returns:
+            The gradient's norm before clipping, and the learning rate.
+        """
         lr = learning_rate(self.config, step, total)
         for group in self.adamw.param_groups:
             group["lr"] = lr
@@ -52,16 +60,16 @@ class Optimiser:
         return norm, lr
 
     def hold(self) -> None:
-        """Gradients of all parameters: 0 where there is none yet."""
+        """Allocate the gradients of all parameters, as zeros, unless they are there."""
         for _, p in self.named:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
 
     def clear(self) -> None:
-        """Gradients back to 0."""
+        """Set the gradients to 0."""
         self.adamw.zero_grad(set_to_none=False)
 
     def release(self) -> None:
-        """Drop the gradients."""
+        """Free the gradients."""
         self.adamw.zero_grad(set_to_none=True)
 
     def state_tensors(self) -> dict[str, Tensor]:
@@ -74,7 +82,7 @@ class Optimiser:
         }
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of `state_tensors`. A parameter that it has nothing of keeps its state."""
+        """Inverse of `state_tensors`. A parameter without tensors there keeps its state."""
         keys = {key.split(".", 1)[0] for key in tensors}
         for name, p in self.named:
             found = {key: tensors[f"{key}.{name}"] for key in keys if f"{key}.{name}" in tensors}

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from proxlm.config import PtxSettings
 from proxlm.models.language_model import LanguageModel
-from proxlm.train.supervised.examples import Examples, TokenBatches, supervised_gradient
+from proxlm.train.supervised.examples import Examples, TokenBatches
+from proxlm.train.supervised.objective import next_token_gradient
 
 
 class PtxText:
@@ -15,7 +16,7 @@ class PtxText:
     def __init__(self, blocks: Tensor, config: PtxSettings, micro_batch_tokens: int, seed: int) -> None:
         self.examples = Examples.from_blocks(blocks)
         self.coef, self.micro_batch_tokens = config.coef, micro_batch_tokens
-        self.batches = TokenBatches(self.examples, config.batch_tokens, seed)
+        self.batches = TokenBatches(self.examples.lengths, config.batch_tokens, seed)
         self.used = 0
         self._begun: list[int] = []
 
@@ -32,7 +33,7 @@ class PtxText:
         """
         self._begun = self._begun or self.batches.next()
         tokens = micro_batch_tokens or self.micro_batch_tokens
-        loss = supervised_gradient(model, self.examples, self._begun, tokens, self.coef)[0]
+        loss = next_token_gradient(model, self.examples, self._begun, tokens, self.coef)[0]
         self._begun = []
         self.used += 1
         return loss

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import closing
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from proxlm.checkpoint import (
-    Keep,
-    check_fit,
-    check_settings,
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-    set_aside_newer,
-    settings_of,
-    with_prefix,
-)
 from proxlm.config import PPOConfig
 from proxlm.data.prompts import PromptStream
-from proxlm.doctor import Doctor, facts_of
+from proxlm.doctor import Facts, facts_of
 from proxlm.engine.native import Generate, generate
-from proxlm.errors import RunError
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
@@ -38,25 +24,29 @@ from proxlm.rl.shaping import response_rewards
 from proxlm.runlog.writer import RunLog
 from proxlm.train.common.clock import Clock
 from proxlm.train.common.memory import TokenBudget, within_memory
-from proxlm.train.common.non_finite import end_of_run, nothing_learnt, offending_rows
+from proxlm.train.common.non_finite import finite_update
 from proxlm.train.common.optimiser import Optimiser
+from proxlm.train.common.run_loop import Trainer
 from proxlm.train.common.schedules import temperature_at
 from proxlm.train.ppo.algorithms import Algorithm, build_algorithm
 from proxlm.train.ppo.collect import Collected, collect, reference_rewards
 from proxlm.train.ppo.critic import CriticsFirst
 from proxlm.train.ppo.metrics import Metrics, sample_rows
 from proxlm.train.ppo.minibatch_statistics import MinibatchStats, summarise
+from proxlm.train.ppo.offending_rows import offending_rows
 from proxlm.train.ppo.prefetch import Collector, Prefetcher
 from proxlm.train.ppo.prepare import StepNumbers, prepare
 from proxlm.train.ppo.ptx import PtxText
-from proxlm.train.ppo.state import PPOState, state_from
+from proxlm.train.ppo.state import PPOState
 from proxlm.train.ppo.trpo import trust_region_update
 from proxlm.train.ppo.update import Learner, Optimisers, minibatch_weights, plan_pass, update
 from proxlm.types import Experience, Rollout, Scores
 
 
-class PPOTrainer:
+class PPOTrainer(Trainer[PPOState]):
     """What one PPO run holds. `train` is the loop; everything it calls is a function you can call yourself."""
+
+    config: PPOConfig
 
     def __init__(
         self,
@@ -69,13 +59,8 @@ class PPOTrainer:
         ptx: PtxText | None = None,
         generate: Generate = generate,
     ) -> None:
-        self.config, self.models, self.prompts, self.reward, self.folder = (
-            config,
-            models,
-            prompts,
-            reward,
-            folder,
-        )
+        super().__init__(config, folder, PPOState(kl_coef=config.ppo.kl_coef))
+        self.models, self.prompts, self.reward = models, prompts, reward
         self.algorithm, self.ptx, self.generate = algorithm or build_algorithm(config.ppo), ptx, generate
         critic = models.critic_parameters()
         self.optimisers = Optimisers(
@@ -84,25 +69,7 @@ class PPOTrainer:
         )
         ahead = config.ppo.prefetch
         self.collector = Prefetcher(models.policy, config.ppo.steps) if ahead else Collector(models.policy)
-        self.state = PPOState(step=0, kl_coef=config.ppo.kl_coef)
         self.budget = TokenBudget(config.ppo.micro_batch_tokens)
-        self.problem = ""  # why the run cannot go on
-
-    def train(self, log: RunLog) -> None:
-        """Run from the state's step to the last one."""
-        ppo, run = self.config.ppo, self.config.run
-        doctor = Doctor.of_run(facts_of(self.config), self.folder, self.state.step)
-        with closing(self.collector):
-            while self.state.step < ppo.steps:
-                metrics = self.step(log)
-                log.metrics(self.state.step, metrics)
-                for finding in doctor.see({"step": self.state.step, **metrics}):
-                    log.note(finding.line())
-                due = run.save_every > 0 and self.state.step % run.save_every == 0
-                ended = self.state.step == ppo.steps or bool(self.problem)
-                log.checkpoint(partial(self.save, metrics), due or ended)
-                if self.problem:
-                    raise RunError(self.problem)
 
     def step(self, log: RunLog) -> dict[str, float]:
         """One PPO step; returns its metrics."""
@@ -114,18 +81,19 @@ class PPOTrainer:
         with clock("prepare"):
             experience, seen, critics_first = self._prepare(rollout, scores, now, log)
         with clock("update"):
-            for _, optimiser in self._optimisers():
+            for optimiser in self.optimisers_by_name().values():
                 optimiser.hold()
             stats = self._update(experience, now, seen["entropy"], critics_first, log)
-            for _, optimiser in self._optimisers():
+            for optimiser in self.optimisers_by_name().values():
                 optimiser.release()
         metrics |= seen | summarise(stats) | self._own_metrics(now, rollout)
         metrics |= clock.metrics(len(rollout.logprobs))
         self._advance(metrics["kl"], len(rollout), stats)
-        if 0 < config.run.max_skipped <= state.skipped:
-            rows = offending_rows(state.step, rollout, experience, scores)
-            self.problem = end_of_run(self.folder, state.step, state.skipped, rows, "prompt {prompt_id}")
-            state.skipped = 0  # whoever goes on from here wants to try again
+        self.count_update(
+            finite_update([s.grad_norm for s in stats]),
+            lambda: offending_rows(state.step, rollout, experience, scores),
+            "prompt {prompt_id}",
+        )
         count = config.run.log_samples
         log.samples(state.step, sample_rows(rollout, experience, scores, self.models.policy.tokenizer, count))
         return metrics
@@ -243,59 +211,36 @@ class PPOTrainer:
         if ppo.reference_decay < 1 and any(s.policy for s in stats):
             self.models.move_reference(ppo.reference_decay)
         state.ptx_batches = self.ptx.used if self.ptx is not None else 0
-        state.skipped = state.skipped + 1 if nothing_learnt(stats) else 0
-        if self.budget.tokens < ppo.micro_batch_tokens:
-            state.pass_tokens = self.budget.tokens
+        state.lowered_budget = self.budget.lowered
         state.step += 1
 
-    def save(self, metrics: Mapping[str, float] | None = None) -> Path:
-        """Write a checkpoint of the state after the newest step, whose metrics these are."""
-        tensors: dict[str, Tensor] = {**self._tensors()}
-        for who, optimiser in self._optimisers():
-            tensors |= {f"optimiser.{who}.{name}": t for name, t in optimiser.state_tensors().items()}
-        return save_checkpoint(
-            self.folder,
-            self.state.step,
-            tensors,
-            {**asdict(self.state), "metrics": metrics or {}, "settings": settings_of(self.config)},
-            Keep.of(self.config.run),
-            lambda folder: save_language_model(self.models.policy, folder),
-        )
+    def finished(self) -> bool:
+        return self.state.step >= self.config.ppo.steps
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """All that changes, by the names it has in a checkpoint: the reference where it moves, an older policy."""
+    def facts(self) -> Facts:
+        return facts_of(self.config)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Policy, critic, the reference if it moves, and the older policy of a prefetching run."""
         models = self.models
-        tensors: dict[str, Tensor] = {f"policy.{name}": p for name, p in models.policy_parameters()}
-        tensors |= {f"critic.{name}": p for name, p in models.critic_parameters()}
+        weights: dict[str, Tensor] = {f"policy.{name}": p for name, p in models.policy_parameters()}
+        weights |= {f"critic.{name}": p for name, p in models.critic_parameters()}
         if self.config.ppo.reference_decay < 1 and models.reference is not None:
-            tensors |= {f"reference.{name}": p for name, p in models.reference.network.named_parameters()}
-        return tensors | self.collector.tensors()
+            weights |= {f"reference.{name}": p for name, p in models.reference.network.named_parameters()}
+        return weights | self.collector.tensors()
 
-    def _optimisers(self) -> list[tuple[str, Optimiser]]:
-        both = ("policy", self.optimisers.policy), ("critic", self.optimisers.critic)
-        return [(who, optimiser) for who, optimiser in both if optimiser is not None]
+    def optimisers_by_name(self) -> dict[str, Optimiser]:
+        both = {"policy": self.optimisers.policy, "critic": self.optimisers.critic}
+        return {name: optimiser for name, optimiser in both.items() if optimiser is not None}
 
-    @torch.no_grad()
-    def resume(self) -> Path:
-        """Go on from the newest whole checkpoint of the run's folder.
+    def save_model(self, folder: Path) -> None:
+        save_language_model(self.models.policy, folder)
 
-        Raises RunError, before anything is changed, where it does not fit the model, the critic or the settings.
-        """
-        checkpoint = newest_checkpoint(self.folder)
-        tensors, saved = load_checkpoint(checkpoint)
-        check_settings(checkpoint, saved.get("settings"), self.config)
-        current = self._tensors()
-        check_fit(checkpoint, tensors, current)
-        state = state_from(checkpoint, saved)
-        set_aside_newer(checkpoint)
+    def restore(self, checkpoint: Path, state: PPOState, extra: Mapping[str, Tensor]) -> None:  # noqa: ARG002
         self.collector.go_on_from(state.step)
-        for name, p in current.items():
-            p.copy_(tensors[name])
-        for who, optimiser in self._optimisers():
-            optimiser.load_state_tensors(with_prefix(tensors, f"optimiser.{who}."))
-        self.state = state
-        if state.pass_tokens:
-            self.budget.tokens = min(state.pass_tokens, self.budget.tokens)
+        self.budget.restore(state.lowered_budget)
         if self.ptx is not None:
-            self.ptx.skip(self.state.ptx_batches)
-        return checkpoint
+            self.ptx.skip(state.ptx_batches)
+
+    def close(self) -> None:
+        self.collector.close()

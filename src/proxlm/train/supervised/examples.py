@@ -1,4 +1,4 @@
-"""Supervised examples as ragged batches, dealt out by a token budget."""
+"""Supervised examples as ragged rows, and batches of them by a token budget."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from torch import Tensor
 from proxlm.data.on_disk import NumbersOnDisk
 from proxlm.data.supervised import SFTExample
 from proxlm.errors import DataError
-from proxlm.kernels.gradients import gradients_in_place
-from proxlm.models.forward import micro_batches, token_outputs
-from proxlm.models.language_model import LanguageModel
-from proxlm.rl.ragged import offsets_of, ragged_index
+from proxlm.rl.ragged import offsets_of
 from proxlm.seeds import Purpose, derive_seed
 from proxlm.types import Sequences
 
@@ -36,7 +33,7 @@ class Examples:
 
     @staticmethod
     def from_rows(rows: Iterable[SFTExample | None]) -> Examples:
-        """The rows, kept on disk; None becomes a row of length 0, for `select` to leave out."""
+        """The rows, kept on disk; None becomes a row of length 0, which `select` omits."""
         tokens, counted = NumbersOnDisk(torch.int32), NumbersOnDisk(torch.bool)
         lengths, prompt_lengths = array("q"), array("q")
         for row in rows:
@@ -59,7 +56,7 @@ class Examples:
 
     @staticmethod
     def from_blocks(blocks: Tensor) -> Examples:
-        """Packed text [n, block]: each block predicts all its tokens but the first."""
+        """Packed text [n, block]: each block predicts all its tokens except the first."""
         count, block = blocks.shape
         return Examples(
             blocks.flatten(),
@@ -73,7 +70,7 @@ class Examples:
         return len(self.lengths)
 
     def select(self, rows: Iterable[int]) -> Examples:
-        """The given rows but those of length 0. Raises DataError where none is left."""
+        """The given rows except those of length 0. Raises DataError if none is left."""
         chosen = torch.tensor(list(rows), dtype=torch.int64)
         chosen = chosen[self.lengths[chosen] > 0]
         if not len(chosen):
@@ -99,18 +96,23 @@ class Examples:
 
 
 class TokenBatches:
-    """Batches of about `budget` tokens; each epoch has every row once, in a new order made from (seed, epoch).
+    """Batches of rows by a token budget; each epoch has every row once, in an order made from (seed, epoch).
 
     `next` must be called once per step; `skip` replays the order for a resume.
+
+    Args:
+        lengths: Tokens of each row, [n].
+        budget: Tokens of a batch; a longer row is a batch of its own.
+        seed: Of the order.
     """
 
-    def __init__(self, examples: Examples, budget: int, seed: int) -> None:
-        self.lengths = examples.lengths
+    def __init__(self, lengths: Tensor, budget: int, seed: int) -> None:
+        self.lengths = lengths
         self.budget, self.seed, self.epoch = budget, seed, 0
         self.pending = torch.empty(0, dtype=torch.int64)  # rows of this epoch
 
     def next(self) -> list[int]:
-        """Row indices of the next batch: rows are added while they fit the budget, at least one."""
+        """Row indices of the next batch: as many rows as fit the budget, at least one."""
         if not len(self.pending):
             generator = torch.Generator().manual_seed(derive_seed(self.seed, Purpose.EXAMPLES, self.epoch))
             self.pending = torch.randperm(len(self.lengths), generator=generator)
@@ -122,24 +124,6 @@ class TokenBatches:
         return batch.tolist()
 
     def skip(self, batches: int) -> None:
-        """Pass over the batches of the steps already done."""
+        """Skip the batches of the steps already done."""
         for _ in range(batches):
             self.next()
-
-
-def supervised_gradient(
-    model: LanguageModel, examples: Examples, rows: list[int], micro_batch_tokens: int, factor: float = 1.0
-) -> tuple[float, int]:
-    """Accumulate `factor` times the gradient of the mean loss of the given rows. Returns (loss, tokens read)."""
-    sequences, mask = examples.batch(rows)
-    total = max(1, int(mask.sum()))
-    loss = 0.0
-    offsets = sequences.response_offsets
-    for micro in micro_batches(sequences.lengths, micro_batch_tokens):
-        part = sequences.select(micro).to(model.device)
-        weights = mask[ragged_index(offsets, micro)].to(model.device) / total
-        with gradients_in_place():
-            share = -(weights * token_outputs(model, part).logprobs).sum()
-        torch.mul(share, factor).backward()
-        loss += float(share.detach())
-    return loss, len(sequences.tokens)

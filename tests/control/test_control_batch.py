@@ -6,18 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import SilentLog
 from toys import Count, Signs, Walk, job, trainer
 
-from proxlm.control.collect import collect
-from proxlm.control.experience import prepare, segment_offsets
+from proxlm.control.batch import build_batch, segment_offsets
 from proxlm.control.normalise import (
     ReturnStatistics,
-    no_rows,
+    empty_statistics,
     scale_of,
     scaled_rewards,
     with_rewards,
     with_rows,
 )
+from proxlm.control.trajectories import collect_trajectories
 from proxlm.rl.running_statistics import RunningStatistics, with_values
 
 pytestmark = pytest.mark.checklist(41)
@@ -26,31 +27,33 @@ pytestmark = pytest.mark.checklist(41)
 def counted(monkeypatch, lam: float):
     """Five steps of Count, with V(observation) = observation and γ = 1/2."""
     made = trainer(job(count=1, horizon=5, gamma=0.5, lam=lam, minibatches=1), Count)
-    made.envs.start()
+    made.environments.start()
     monkeypatch.setattr(made.agent, "value", lambda x, rows: (x[:, 0], None))
-    rollout = collect(made.agent, made.envs, None, 5, None, seed=0)
-    return rollout, prepare(made.agent, rollout, rollout.rewards, None, made.config.ppo, None)[0]
+    trajectories = collect_trajectories(made.agent, made.environments, None, 5, None, seed=0)
+    return trajectories, build_batch(
+        made.agent, trajectories, trajectories.rewards, None, made.config.ppo, None
+    )[0]
 
 
 def test_segments_of_the_counting_environment(monkeypatch):
-    rollout, experience = counted(monkeypatch, 0.0)
-    assert rollout.observations.flatten().tolist() == [0.0, 1.0, 10.0, 11.0, 20.0]
-    assert rollout.after.flatten().tolist() == [1.0, 2.0, 11.0, 12.0, 21.0]
-    assert rollout.terminated.flatten().tolist() == [False, True, False, False, False]
-    assert rollout.ended.flatten().tolist() == [False, True, False, True, False]
-    assert experience.offsets.tolist() == [0, 2, 4, 5]
+    trajectories, batch = counted(monkeypatch, 0.0)
+    assert trajectories.observations.flatten().tolist() == [0.0, 1.0, 10.0, 11.0, 20.0]
+    assert trajectories.next_observations.flatten().tolist() == [1.0, 2.0, 11.0, 12.0, 21.0]
+    assert trajectories.terminated.flatten().tolist() == [False, True, False, False, False]
+    assert trajectories.ended.flatten().tolist() == [False, True, False, True, False]
+    assert batch.offsets.tolist() == [0, 2, 4, 5]
 
 
 def test_one_step_advantages_by_hand(monkeypatch):
     """r + γ V' − V: nothing after a termination; after a truncation V of the last observation, 12, not of the next
-    episode's first, 20; after the rollout V of what comes next, 21."""
-    _, experience = counted(monkeypatch, 0.0)
-    assert experience.raw.tolist() == [1 + 0.5 - 0, 1 - 1, 1 + 5.5 - 10, 1 + 6 - 11, 1 + 10.5 - 20]
+    episode's first, 20; after the trajectories V of what comes next, 21."""
+    _, batch = counted(monkeypatch, 0.0)
+    assert batch.raw_advantages.tolist() == [1 + 0.5 - 0, 1 - 1, 1 + 5.5 - 10, 1 + 6 - 11, 1 + 10.5 - 20]
 
 
 def test_monte_carlo_returns_by_hand(monkeypatch):
-    _, experience = counted(monkeypatch, 1.0)
-    assert experience.returns.tolist() == [
+    _, batch = counted(monkeypatch, 1.0)
+    assert batch.returns.tolist() == [
         1 + 0.5 * 1,
         1,
         1 + 0.5 * (1 + 0.5 * 12),
@@ -61,12 +64,12 @@ def test_monte_carlo_returns_by_hand(monkeypatch):
 
 def test_whitening_is_asked_for(monkeypatch):
     made = trainer(job(whiten_advantages=False), Signs)
-    made.envs.start()
-    rollout = collect(made.agent, made.envs, None, 16, None, seed=0)
-    plain = prepare(made.agent, rollout, rollout.rewards, None, made.config.ppo, None)[0]
-    assert torch.equal(plain.advantages, plain.raw)
+    made.environments.start()
+    trajectories = collect_trajectories(made.agent, made.environments, None, 16, None, seed=0)
+    plain = build_batch(made.agent, trajectories, trajectories.rewards, None, made.config.ppo, None)[0]
+    assert torch.equal(plain.advantages, plain.raw_advantages)
     config = replace(made.config.ppo, whiten_advantages=True)
-    white = prepare(made.agent, rollout, rollout.rewards, None, config, None)[0].advantages
+    white = build_batch(made.agent, trajectories, trajectories.rewards, None, config, None)[0].advantages
     assert white.mean().item() == pytest.approx(0.0, abs=1e-6)
     assert white.std(correction=0).item() == pytest.approx(1.0, abs=1e-4)
 
@@ -78,10 +81,10 @@ def test_segments_of_several_environments():
 
 def test_returns_and_lengths_of_episodes():
     made = trainer(job(count=2), Signs)
-    metrics = made.step()
+    metrics = made.step(SilentLog())
     assert metrics["episodes_ended"] == 4  # two environments, 16 steps, 6 an episode
     assert metrics["episode_length"] == 6
-    totals = [total for total, _ in made.envs.finished]
+    totals = [total for total, _ in made.environments.finished]
     assert metrics["reward"] == metrics["episode_return"] == pytest.approx(sum(totals) / 4)
     assert metrics["environment_steps"] == 32
     assert metrics["first_minibatch/ratio_error"] <= 1e-5
@@ -90,7 +93,7 @@ def test_returns_and_lengths_of_episodes():
 
 def test_moments_are_those_of_all_rows():
     rows = torch.randn(100, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5.0, 0.1]) + 7
-    moments = no_rows(3)
+    moments = empty_statistics(3)
     for part in torch.split(rows, [1, 0, 30, 69]):
         moments = with_rows(moments, part)
     torch.testing.assert_close(moments.mean, rows.double().mean(0), rtol=0, atol=1e-12)
@@ -100,12 +103,12 @@ def test_moments_are_those_of_all_rows():
     inside = ((rows - rows.mean(0)) / rows.std(0, correction=0)).clamp(-2, 2)
     torch.testing.assert_close(normal, inside, rtol=1e-4, atol=1e-4)
     assert normal.abs().max() == 2.0
-    assert scale_of(with_rows(no_rows(3), rows[:1]), 2.0) is None
+    assert scale_of(with_rows(empty_statistics(3), rows[:1]), 2.0) is None
 
 
 def test_moments_of_rows_by_hand_are_those_of_each_column():
     rows = torch.tensor([[1.0, 10.0], [2.0, 20.0], [6.0, 60.0]])
-    moments = with_rows(with_rows(no_rows(2), rows[:2]), rows[2:])
+    moments = with_rows(with_rows(empty_statistics(2), rows[:2]), rows[2:])
     assert moments.n == 3.0
     assert moments.mean.tolist() == [3.0, 30.0]
     assert moments.squares.tolist() == [14.0, 1400.0]
@@ -117,19 +120,19 @@ def test_moments_of_rows_by_hand_are_those_of_each_column():
 
 def test_the_normaliser_of_a_run_has_seen_every_observation():
     made, seen = trainer(job(), lambda: Walk(True)), []
-    step = made.envs.step
+    step = made.environments.step
 
     def watch(actions):
-        seen.append(torch.from_numpy(made.envs.observations.copy()))
+        seen.append(torch.from_numpy(made.environments.observations.copy()))
         return step(actions)
 
-    made.envs.step = watch
+    made.environments.step = watch
     for _ in range(3):
-        made.step()
+        made.step(SilentLog())
     rows = torch.cat(seen).double()
-    assert made.observed.n == len(rows) == 3 * 3 * 16
-    torch.testing.assert_close(made.observed.mean, rows.mean(0))
-    torch.testing.assert_close(made.observed.squares / len(rows), rows.var(0, correction=0))
+    assert made.observation_statistics.n == len(rows) == 3 * 3 * 16
+    torch.testing.assert_close(made.observation_statistics.mean, rows.mean(0))
+    torch.testing.assert_close(made.observation_statistics.squares / len(rows), rows.var(0, correction=0))
 
 
 def test_rewards_are_divided_by_the_deviation_of_returns():
@@ -146,7 +149,7 @@ def test_rewards_are_divided_by_the_deviation_of_returns():
             if ended[t, i]:
                 running[i] = 0.0
     whole = torch.tensor(sums, dtype=torch.float64)
-    assert state.moments.std == pytest.approx(float(whole.std(correction=0)), rel=1e-12)
-    assert state.running.tolist() == pytest.approx(running)
-    torch.testing.assert_close(scaled_rewards(state, rewards, 100.0), rewards / state.moments.std)
+    assert state.returns.std == pytest.approx(float(whole.std(correction=0)), rel=1e-12)
+    assert state.discounted.tolist() == pytest.approx(running)
+    torch.testing.assert_close(scaled_rewards(state, rewards, 100.0), rewards / state.returns.std)
     assert scaled_rewards(state, rewards, 0.5).abs().max() == 0.5

@@ -1,0 +1,54 @@
+"""Opening a run's folder: a new one with its config.toml, or one to resume, held by one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from proxlm.checkpoint import clear_leftovers
+from proxlm.config import to_toml
+from proxlm.runlog.folder import open_run, write_atomic
+from proxlm.runlog.lock import locked
+from proxlm.runlog.loggers import check_wandb
+from proxlm.train.common.run_loop import Trainer, TrainingConfig
+
+
+@contextmanager
+def run_folder(config: TrainingConfig, job: str) -> Iterator[Path]:
+    """Make a new run's folder with its config.toml, or find the one to resume, and lock it while the context lasts.
+
+    Raises:
+        RunError: Another process holds it, or it cannot be written.
+        ConfigError: The settings name no folder to resume, or a logger that is not there.
+    """
+    if config.run.wandb:
+        check_wandb(config.run.wandb)
+    folder = open_run(config.run.folder, job, config.run.resume, lambda folder: config_of_run(config, folder))
+    with locked(folder):
+        yield folder
+
+
+def config_of_run(config: TrainingConfig, folder: Path) -> str:
+    """The text of config.toml. It names the folder and does not ask to resume: that is for the command line.
+
+    So `proxlm JOB FOLDER/config.toml --resume` continues the run.
+    """
+    run = replace(config.run, resume=False, folder=str(folder))
+    return to_toml(replace(config, run=run))
+
+
+def resume_if_asked(config: TrainingConfig, trainer: Trainer[Any]) -> None:
+    """With run.resume: continue from the newest checkpoint, and say so.
+
+    config.toml then holds the settings now in force, and what a crash has left in the folder is removed. Raises
+    RunError if the checkpoint does not fit; nothing is changed then.
+    """
+    if not config.run.resume:
+        return
+    checkpoint, folder = trainer.resume(), trainer.folder
+    clear_leftovers(folder)
+    write_atomic(folder / "config.toml", config_of_run(config, folder))
+    print(f"resumed from {checkpoint}", flush=True)

@@ -1,0 +1,95 @@
+"""What pretraining and supervised fine-tuning share: the run's folder, training, report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from proxlm.checkpoint import newest_checkpoint
+from proxlm.config import PretrainConfig, RunSettings, SFTConfig
+from proxlm.data.skipped import Skipped
+from proxlm.data.tokenizer import load_tokenizer
+from proxlm.jobs.run_folder import resume_if_asked, run_folder
+from proxlm.models.language_model import LanguageModel
+from proxlm.report.page import write_report
+from proxlm.runlog.folder import folder_to_resume
+from proxlm.runlog.writer import RunLog
+from proxlm.train.supervised.examples import Examples
+from proxlm.train.supervised.objective import LanguageModelObjective
+from proxlm.train.supervised.trainer import SupervisedState, SupervisedTrainer
+
+
+@dataclass(frozen=True)
+class SupervisedResult:
+    """A finished run: its folder, whose policy/ holds the best weights, and where training ended."""
+
+    folder: Path
+    state: SupervisedState
+
+
+def train_supervised(
+    job: str,
+    config: PretrainConfig | SFTConfig,
+    model: LanguageModel,
+    training: Examples,
+    validation: Examples,
+    skipped: Skipped,
+    in_python: bool = False,
+) -> SupervisedResult:
+    """Train a model on examples, in the run's folder, and write the report.
+
+    Args:
+        job: The command's name.
+        config: Its settings.
+        model: Trained in place.
+        training: The examples to learn.
+        validation: The examples that choose the best weights.
+        skipped: The records that were left out, for the run's folder.
+        in_python: See `RunLog`.
+
+    Raises:
+        UserError: See `SupervisedTrainer.train`.
+    """
+    parameters = sum(p.numel() for p in model.network.parameters()) / 1e6
+    tokens, validation_tokens = int(training.lengths.sum()), int(validation.lengths.sum())
+    left_out = f" ({skipped.report()})" if len(skipped) else ""
+    print(
+        f"{parameters:.2f}M parameters; {tokens:,} tokens to train on, {validation_tokens:,} to validate on"
+        f"{left_out}",
+        flush=True,
+    )
+    with run_folder(config, job) as folder:
+        skipped.save(folder)
+        trainer = SupervisedTrainer(LanguageModelObjective(model, training, validation), config, folder)
+        resume_if_asked(config, trainer)
+        with RunLog(
+            folder,
+            job,
+            config.train.steps,
+            config.run,
+            trainer.state.step,
+            headline=("loss", "validation_loss"),
+            limit_seconds=max(0.0, config.train.minutes * 60 - trainer.state.seconds),
+            in_python=in_python,
+        ) as log:
+            trainer.train(log)
+        if config.run.report:
+            write_report(folder)
+        return SupervisedResult(folder, trainer.state)
+
+
+def tokenizer_to_resume(run: RunSettings) -> Any:
+    """The tokenizer of the run to resume; the text that it was trained on may have changed since."""
+    # Damaged checkpoints are reported when the weights are read.
+    checkpoint = newest_checkpoint(folder_to_resume(run.folder), on_damaged=lambda _line: None)
+    return load_tokenizer(str(checkpoint / "policy"))
+
+
+def print_result(result: SupervisedResult, run: RunSettings) -> None:
+    """Print the best loss and where everything is."""
+    state = result.state
+    print(f"\nbest validation loss {state.best_loss:.4f} at step {state.best_step} of {state.step}")
+    print(f"model   {result.folder / 'policy'}")
+    if run.report:
+        print(f"report  {result.folder / 'report.html'}")

@@ -1,0 +1,183 @@
+"""The loop of every training run: steps, metrics, findings, checkpoints, and how a run ends or goes on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from proxlm.checkpoint import (
+    Keep,
+    check_fit,
+    check_settings,
+    load_checkpoint,
+    newest_checkpoint,
+    read_state,
+    save_checkpoint,
+    set_aside_newer,
+    settings_of,
+    with_prefix,
+)
+from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, SFTConfig
+from proxlm.doctor import Doctor, Facts
+from proxlm.errors import RunError
+from proxlm.runlog.folder import JsonRow
+from proxlm.runlog.writer import RunLog
+from proxlm.train.common.non_finite import save_offending_rows
+from proxlm.train.common.optimiser import Optimiser
+
+TrainingConfig = PPOConfig | PretrainConfig | SFTConfig | ControlConfig
+
+
+@dataclass
+class TrainerState:
+    """What every run carries from step to step, besides tensors; a trainer adds fields that `read_state` can read.
+
+    Attributes:
+        step: Steps done.
+        non_finite: Steps in a row without a finite update.
+    """
+
+    step: int = 0
+    non_finite: int = 0
+
+
+S = TypeVar("S", bound=TrainerState)
+
+
+class Trainer(ABC, Generic[S]):
+    """One training run. `train` is its loop; a subclass says what a step is and what a checkpoint holds.
+
+    A checkpoint holds `weights`, the state of the optimisers, `extra_tensors` and `state`. A resumed run continues
+    bit for bit, so together they must determine every later step.
+
+    Args:
+        config: The run's settings; a subclass narrows their type.
+        folder: The run's folder.
+        state: The state before the first step.
+    """
+
+    config: TrainingConfig
+
+    def __init__(self, config: TrainingConfig, folder: Path, state: S) -> None:
+        self.config, self.folder, self.state = config, folder, state
+        self.problem = ""  # why the run cannot continue
+
+    @abstractmethod
+    def step(self, log: RunLog) -> dict[str, float]:
+        """Do one step, add 1 to `state.step`, and return its metrics. Calls `count_update` once."""
+
+    @abstractmethod
+    def finished(self) -> bool:
+        """Whether no step is left to do."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors that change in a run, by their names in a checkpoint. A resume copies them back in place."""
+
+    @abstractmethod
+    def optimisers_by_name(self) -> dict[str, Optimiser]:
+        """The optimisers, by their names in a checkpoint."""
+
+    @abstractmethod
+    def save_model(self, folder: Path) -> None:
+        """Write the model alone, in the form in which it is used after the run."""
+
+    def extra_tensors(self) -> dict[str, Tensor]:
+        """Tensors that a checkpoint must hold besides weights; `restore` gets them."""
+        return {}
+
+    def restore(self, checkpoint: Path, state: S, extra: Mapping[str, Tensor]) -> None:
+        """Continue from a checkpoint: everything except weights, optimisers and `state`, which are set afterwards.
+
+        Args:
+            checkpoint: Its folder, for messages.
+            state: Its state.
+            extra: Its `extra_tensors`.
+
+        Raises:
+            RunError: The run cannot continue from there.
+        """
+
+    def facts(self) -> Facts | None:
+        """What the doctor must know of the run; None: its rules are not for this kind of run."""
+        return None
+
+    def close(self) -> None:
+        """Release what only training needs, at the end of `train`."""
+
+    def train(self, log: RunLog) -> None:
+        """Run from the state's step to the end, and leave a checkpoint there.
+
+        Raises:
+            RunError: The run cannot continue, because its updates are not finite for example.
+            StoppedBySignalError: A signal has ended it; the newest step is saved.
+        """
+        facts, every = self.facts(), self.config.run.save_every
+        doctor = None if facts is None else Doctor.of_run(facts, self.folder, self.state.step)
+        try:
+            while not self.finished():
+                metrics = self.step(log)
+                step = self.state.step
+                log.metrics(step, metrics)
+                for finding in doctor.see({"step": step, **metrics}) if doctor is not None else []:
+                    log.note(finding.line())
+                due = every > 0 and step % every == 0
+                log.checkpoint(partial(self.save, metrics), due or self.finished() or bool(self.problem))
+                if self.problem:
+                    raise RunError(self.problem)
+        finally:
+            self.close()
+
+    def count_update(self, finite: bool, samples: Callable[[], Sequence[JsonRow]], name: str) -> None:
+        """Count the steps in a row whose update was not finite; `run.max_skipped` of them end the run.
+
+        Args:
+            finite: Whether this step's update was.
+            samples: Returns this step's samples, for the file that the message names; only called then.
+            name: How the message names a sample, see `save_offending_rows`.
+        """
+        state, limit = self.state, self.config.run.max_skipped
+        state.non_finite = 0 if finite else state.non_finite + 1
+        if 0 < limit <= state.non_finite:
+            self.problem = save_offending_rows(self.folder, state.step, state.non_finite, samples(), name)
+            state.non_finite = 0  # a resume is a new attempt
+
+    def save(self, metrics: Mapping[str, float] | None = None) -> Path:
+        """Write a checkpoint of the state after the newest step, whose metrics these are."""
+        tensors = self.weights()
+        for name, optimiser in self.optimisers_by_name().items():
+            tensors |= {f"optimiser.{name}.{key}": t for key, t in optimiser.state_tensors().items()}
+        tensors |= {f"extra.{name}": t for name, t in self.extra_tensors().items()}
+        settings = settings_of(self.config)
+        state = {**asdict(self.state), "metrics": metrics or {}, "settings": settings}
+        keep = Keep.of(self.config.run)
+        return save_checkpoint(self.folder, self.state.step, tensors, state, keep, self.save_model)
+
+    @torch.no_grad()
+    def resume(self) -> Path:
+        """Continue from the newest whole checkpoint of the run's folder; returns it.
+
+        Raises:
+            RunError: It does not fit the settings, the model or the data; weights and state are unchanged then.
+        """
+        checkpoint = newest_checkpoint(self.folder)
+        tensors, saved = load_checkpoint(checkpoint)
+        check_settings(checkpoint, saved.get("settings"), self.config)
+        weights = self.weights()
+        check_fit(checkpoint, tensors, weights)
+        state = read_state(type(self.state), checkpoint, saved)
+        self.restore(checkpoint, state, with_prefix(tensors, "extra."))
+        set_aside_newer(checkpoint)
+        for name, p in weights.items():
+            p.copy_(tensors[name])
+        for name, optimiser in self.optimisers_by_name().items():
+            optimiser.load_state_tensors(with_prefix(tensors, f"optimiser.{name}."))
+        self.state = state
+        return checkpoint

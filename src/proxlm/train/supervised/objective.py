@@ -1,0 +1,130 @@
+"""What supervised training minimises: the objective's interface, and the next-token loss of a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from proxlm.kernels.gradients import gradients_in_place
+from proxlm.models.forward import micro_batches, token_outputs
+from proxlm.models.language_model import LanguageModel
+from proxlm.models.save import save_language_model
+from proxlm.rl.ragged import ragged_index
+from proxlm.runlog.folder import JsonRow
+from proxlm.train.supervised.examples import Examples
+
+
+class Objective(Protocol):
+    """A model, its training and validation data, and the loss between them.
+
+    The trainer draws batches of rows, steps the optimiser, validates, stops early and writes checkpoints. A new
+    objective (preferences, regression, distillation) supplies what follows; rows are numbered from 0.
+
+    Attributes:
+        lengths: Tokens of each training row that a pass reads, [n]; batches are dealt by them.
+        validation_lengths: The same of the validation rows.
+    """
+
+    @property
+    def lengths(self) -> Tensor: ...
+
+    @property
+    def validation_lengths(self) -> Tensor: ...
+
+    def trainable(self) -> Sequence[tuple[str, nn.Parameter]]:
+        """The named parameters that learn."""
+
+    def gradient(self, rows: Sequence[int], micro_batch_tokens: int) -> tuple[float, int]:
+        """Add the gradient of the rows' mean loss to the parameters' `.grad`, in passes of limited size.
+
+        It must not depend on how the rows are split into passes, and may be called again for the same rows.
+
+        Returns:
+            The loss, and the number of tokens read.
+        """
+
+    def validate(self, micro_batch_tokens: int) -> dict[str, float]:
+        """Metrics on the validation rows. The weights with the lowest "validation_loss" are kept."""
+
+    def save(self, folder: Path) -> None:
+        """Write the model, in the form in which it is used after the run."""
+
+    def describe(self, rows: Sequence[int]) -> list[JsonRow]:
+        """The training rows in readable form, for the user who must find out what is wrong with them."""
+
+
+class LanguageModelObjective:
+    """The mean negative log-likelihood of the counted tokens, in nats per token."""
+
+    def __init__(self, model: LanguageModel, training: Examples, validation: Examples) -> None:
+        self.model, self.training, self.validation = model, training, validation
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.training.lengths
+
+    @property
+    def validation_lengths(self) -> Tensor:
+        return self.validation.lengths
+
+    def trainable(self) -> Sequence[tuple[str, nn.Parameter]]:
+        return self.model.trainable()
+
+    def gradient(self, rows: Sequence[int], micro_batch_tokens: int) -> tuple[float, int]:
+        return next_token_gradient(self.model, self.training, rows, micro_batch_tokens)
+
+    def validate(self, micro_batch_tokens: int) -> dict[str, float]:
+        return {"validation_loss": next_token_loss(self.model, self.validation, micro_batch_tokens)}
+
+    def save(self, folder: Path) -> None:
+        save_language_model(self.model, folder)
+
+    def describe(self, rows: Sequence[int]) -> list[JsonRow]:
+        decode, found = self.model.tokenizer.decode, list[JsonRow]()
+        for row in rows:
+            sequence, _ = self.training.batch([row])
+            prompt, response = sequence.tokens.tensor_split(sequence.prompt_lengths.cpu())
+            found.append({"row": row, "prompt": decode(prompt), "response": decode(response)})
+        return found
+
+
+def next_token_gradient(
+    model: LanguageModel,
+    examples: Examples,
+    rows: Sequence[int],
+    micro_batch_tokens: int,
+    factor: float = 1.0,
+) -> tuple[float, int]:
+    """Add `factor` times the gradient of the rows' mean next-token loss to the parameters' `.grad`.
+
+    Returns:
+        The loss in nats per counted token, and the number of tokens read.
+    """
+    sequences, mask = examples.batch(rows)
+    total = max(1, int(mask.sum()))
+    loss = 0.0
+    offsets = sequences.response_offsets
+    for micro in micro_batches(sequences.lengths, micro_batch_tokens):
+        part = sequences.select(micro).to(model.device)
+        weights = mask[ragged_index(offsets, micro)].to(model.device) / total
+        with gradients_in_place():
+            share = -(weights * token_outputs(model, part).logprobs).sum()
+        torch.mul(share, factor).backward()
+        loss += float(share.detach())
+    return loss, len(sequences.tokens)
+
+
+@torch.no_grad()
+def next_token_loss(model: LanguageModel, examples: Examples, micro_batch_tokens: int) -> float:
+    """Mean negative log-likelihood per counted token over all examples, in nats."""
+    total, count = 0.0, 0
+    for rows in micro_batches(examples.lengths, micro_batch_tokens):
+        sequences, mask = examples.batch(rows.tolist())
+        logprobs = token_outputs(model, sequences.to(model.device)).logprobs.cpu()
+        total -= float(logprobs[mask].double().sum())
+        count += int(mask.sum())
+    return total / max(1, count)

@@ -1,0 +1,111 @@
+"""Supervised training of an objective that is no language model: the trainer knows nothing else of it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from helpers import SilentLog
+from torch import nn
+
+from proxlm.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
+from proxlm.config import OptimiserSettings, RunSettings, SFTConfig, SupervisedSettings
+from proxlm.errors import RunError
+from proxlm.train.supervised.trainer import SupervisedTrainer
+
+
+class Line:
+    """Least squares: y = 2 x − 1 on twelve rows; the last four are for validation."""
+
+    def __init__(self, rows=8):
+        torch.manual_seed(0)
+        self.model = nn.Linear(1, 1)
+        self.x = torch.linspace(-1, 1, rows + 4).unsqueeze(1)
+        self.lengths = torch.ones(rows, dtype=torch.int64)
+        self.validation_lengths = torch.ones(4, dtype=torch.int64)
+        self.saved = 0
+
+    def loss(self, x):
+        return (self.model(x) - (2 * x - 1)).square().mean()
+
+    def trainable(self):
+        return list(self.model.named_parameters())
+
+    def gradient(self, rows, micro_batch_tokens):
+        loss = self.loss(self.x[rows])
+        loss.backward()
+        return float(loss.detach()), len(rows)
+
+    @torch.no_grad()
+    def validate(self, micro_batch_tokens):
+        return {"validation_loss": float(self.loss(self.x[-4:])), "slope": float(self.model.weight)}
+
+    def save(self, folder):
+        self.saved += 1
+        folder.mkdir()
+        torch.save(self.model.state_dict(), folder / "line.pt")
+
+    def describe(self, rows):
+        return [{"row": row, "x": float(self.x[row])} for row in rows]
+
+
+def line(folder, objective=None, steps=60, patience=0, lr=0.1, **run):
+    settings = SupervisedSettings(steps=steps, batch_tokens=4, validate_every=5, patience=patience)
+    config = SFTConfig(train=settings, optim=OptimiserSettings(lr=lr), run=RunSettings(save_every=0, **run))
+    return SupervisedTrainer(objective or Line(), config, folder)
+
+
+def test_a_line_is_learnt_and_the_best_one_is_kept(tmp_path):
+    made, log = line(tmp_path), SilentLog()
+    made.train(log)
+    validated = [row for row in log.rows if "validation_loss" in row]
+    assert [row["step"] for row in validated] == list(range(5, 61, 5))
+    assert validated[-1]["slope"] == pytest.approx(2.0, abs=0.1)
+    best = min(validated, key=lambda row: row["validation_loss"])
+    assert (made.state.best_step, made.state.best_loss) == (best["step"], best["validation_loss"])
+    kept = torch.load(tmp_path / "policy" / "line.pt")
+    assert float(kept["weight"]) == best["slope"]
+
+
+def test_a_resumed_line_is_the_line(tmp_path):
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    whole = line(tmp_path / "whole")
+    whole.train(SilentLog())
+    first, log = line(tmp_path / "parts"), SilentLog()
+    for _ in range(13):
+        first.step(log)
+    first.save()
+    second = line(tmp_path / "parts")
+    second.resume()
+    second.train(SilentLog())
+    for (_, one), (_, two) in zip(whole.objective.trainable(), second.objective.trainable(), strict=True):
+        assert torch.equal(one, two)
+    assert second.state.best_loss == whole.state.best_loss
+
+
+def test_the_end_of_patience_leaves_a_checkpoint_of_the_last_step(tmp_path):
+    made, log = line(tmp_path, patience=2, lr=0.0), SilentLog()
+    made.train(log)
+    assert made.state.step == 15
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000015"]
+    assert load_checkpoint(newest_checkpoint(tmp_path))[1]["without_better"] == 2
+
+
+def test_other_rows_are_refused(tmp_path):
+    line(tmp_path, steps=5).train(SilentLog())
+    with pytest.raises(RunError, match="made with 8 training rows, not 9"):
+        line(tmp_path, Line(rows=9)).resume()
+
+
+def test_rows_with_a_gradient_that_is_not_finite_are_described(tmp_path):
+    objective = Line()
+    objective.x[3] = math.nan
+    made = line(tmp_path, objective, steps=20, max_skipped=1)
+    with pytest.raises(RunError, match="no update in the last 1 steps"):
+        made.train(SilentLog())
+    (file,) = tmp_path.glob("non-finite-step-*.jsonl")
+    rows = [json.loads(text) for text in file.read_text().splitlines()]
+    assert {"step": made.state.step, "row": 3, "x": None} in rows
