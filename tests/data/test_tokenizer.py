@@ -74,9 +74,9 @@ def test_any_text_comes_back(tokenizer: Any, text: str) -> None:
 
 
 def test_training_is_the_same_in_another_process(tokenizer: Any, tmp_path: Path) -> None:
-    folder = Path(__file__).parent
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     code = (
-        f"import sys; sys.path.insert(0, {str(folder)!r}); from conftest import TEXTS;"
+        f"import sys; sys.path[:0] = {folders}; from conftest import TEXTS;"
         "from proxlm.data.tokenizer import train_tokenizer as train;"
         f"train(iter(TEXTS), 300, 128).save_pretrained({str(tmp_path / 'other')!r})"
     )
