@@ -49,8 +49,8 @@ FAILED = {
     "kill": r"ended its process \(signal 9, SIGKILL\)",
     "exit": r"ended its process \(status 3\)",
     "sys.exit": "raised SystemExit: 4",
-    "hang": r"took longer than 1\.5 s \(reward\.timeout\); its process was ended",
-    "hang in C": r"took longer than 1\.5 s \(reward\.timeout\); its process was ended",
+    "hang": r"took longer than 4 s \(reward\.timeout\); its process was ended",
+    "hang in C": r"took longer than 4 s \(reward\.timeout\); its process was ended",
     "leak": "raised MemoryError",
     "raise": r"raised ValueError: no at .*rewards\.py:\d+",
 }
@@ -69,7 +69,7 @@ def batch(word: str) -> list[Completion]:
 
 def test_every_way_to_fail_costs_its_batch_alone(file, caplog):
     config = RewardSettings(
-        use=f"{file}:score", isolate=True, timeout=1.5, memory_gb=1.0, on_error="score", error_score=-1.0,
+        use=f"{file}:score", isolate=True, timeout=4.0, memory_gb=1.0, on_error="score", error_score=-1.0,
         weights={"pid": 0.0},
     )  # fmt: skip
     reward = build_reward(config)
@@ -89,7 +89,7 @@ def test_every_way_to_fail_costs_its_batch_alone(file, caplog):
 
 def test_by_default_a_failure_stops_the_run(file):
     reward = build_reward(RewardSettings(use=f"{file}:score", isolate=True))
-    with pytest.raises(RewardError, match=r"ended its process \(signal 9, SIGKILL\); mend it"):
+    with pytest.raises(RewardError, match=r"ended its process \(signal 9, SIGKILL\); fix it"):
         reward.score(batch("kill"))
 
 
@@ -119,5 +119,7 @@ def test_the_process_ends_with_the_reward(file):
 
 
 def test_a_python_function_cannot_be_isolated():
-    with pytest.raises(ConfigError, match=r"reward\.isolate: a Python function cannot go to another process"):
+    with pytest.raises(
+        ConfigError, match=r"reward\.isolate: a function given in Python cannot be sent to another process"
+    ):
         build_reward(RewardSettings(isolate=True), lambda completions: [0.0] * len(completions))

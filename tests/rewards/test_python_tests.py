@@ -68,7 +68,7 @@ def test_blocks_and_prompts() -> None:
 
 def test_failures_have_their_score_and_are_counted_by_kind() -> None:
     texts = [RIGHT, "while True: pass", "1 / 0", "x = bytes(1 << 40)", "import os\nos.abort()", HALF]
-    scores = score(texts, failure=-0.5, seconds=1.0)
+    scores = score(texts, failure=-0.5, seconds=3.0)
     assert scores.total.tolist() == [1.0, -0.5, -0.5, -0.5, -0.5, 0.75]
     assert scores.failed == 0
     assert set(scores.components) == {"passed", *STATUSES} - {"ok"}

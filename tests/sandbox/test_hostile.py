@@ -38,16 +38,32 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 def processes() -> list[str]:
-    """Ids of processes that run this checkout's keeper, or were forked by it."""
+    """Ids of processes that run this checkout's keeper, or were forked by it; not those of other xdist workers."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             line = (path / "cmdline").read_bytes()
         except OSError:
             continue
-        if str(SOURCE.parent).encode() in line and b"proxlm.sandbox.keeper" in line:
+        ours = str(SOURCE.parent).encode() in line and b"proxlm.sandbox.keeper" in line
+        if ours and not of_another_worker(int(path.name)):
             found.append(path.name)
     return found
+
+
+def of_another_worker(process: int) -> bool:
+    """Whether the process descends from the controller of pytest-xdist, but not from this worker of it."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return False
+    while process > 1 and process != os.getpid():
+        if process == os.getppid():
+            return True
+        try:
+            stat = Path(f"/proc/{process}/stat").read_text()
+        except OSError:
+            return False
+        process = int(stat.rpartition(")")[2].split()[1])
+    return False
 
 
 @pytest.fixture
