@@ -61,7 +61,7 @@ def test_soft_clip_by_hand(mine):
             old_logprobs=torch.zeros(5, dtype=torch.float64),
             advantages=advantages,
             action_mask=torch.ones(5, dtype=torch.bool),
-            offsets=torch.tensor([0, 5]),
+            response_offsets=torch.tensor([0, 5]),
             clip_low=0.4,
             clip_high=0.2,
         )

@@ -48,7 +48,7 @@ def inputs(new, old, advantages, offsets=None, mask=None, **more):
         old_logprobs=f64(old),
         advantages=f64(advantages),
         action_mask=torch.ones(count, dtype=torch.bool) if mask is None else torch.tensor(mask),
-        offsets=torch.tensor([0, count] if offsets is None else offsets),
+        response_offsets=torch.tensor([0, count] if offsets is None else offsets),
         **more,
     )
 

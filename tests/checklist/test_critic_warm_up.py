@@ -148,7 +148,7 @@ def test_the_critic_has_its_own_learning_rate(tokenizer, tmp_path, critic):
 def test_without_a_critic_a_run_has_no_value_loss_and_no_critic_parameters(tokenizer, tmp_path, settings):
     made = trainer(tokenizer, job(steps=2, **settings), tmp_path)
     assert made.models.critic_parameters() == []
-    assert made.optimisers.critic is None
+    assert made.learner.optimisers.critic is None
     before = parameters(made)
     for row in run(made):
         mentions = {key for key in row if "value" in key or "critic" in key or "explained" in key}

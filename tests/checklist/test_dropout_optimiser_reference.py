@@ -132,7 +132,7 @@ def test_defaults_of_the_optimisers():
 def test_the_settings_reach_adamw_and_each_network_has_its_own_rate(tokenizer, tmp_path, critic):
     config = replace(job(critic, steps=1), optim=OptimisersSettings())
     made = trainer(tokenizer, config, tmp_path)
-    policy, value = made.optimisers.policy, made.optimisers.critic
+    policy, value = made.learner.optimisers.policy, made.learner.optimisers.critic
     for optimiser, lr in ((policy, config.optim.policy.lr), (value, config.optim.critic.lr)):
         assert isinstance(optimiser.adamw, torch.optim.AdamW)
         for group in optimiser.adamw.param_groups:
@@ -242,7 +242,7 @@ def test_lora_leaves_the_base_without_gradients_and_the_reference_as_it_was(
     base = {n: p for n, p in network.named_parameters() if "lora_" not in n}
     start = {n: p.detach().clone() for n, p in base.items()}
     reference = made.models.reference_logprobs(sequences, 1.0)
-    original, steps = made.optimisers.policy.step, []
+    original, steps = made.learner.optimisers.policy.step, []
 
     def looking(*arguments):
         assert all(p.grad is None and not p.requires_grad for p in base.values())
@@ -250,7 +250,7 @@ def test_lora_leaves_the_base_without_gradients_and_the_reference_as_it_was(
         steps.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(made.optimisers.policy, "step", looking)
+    monkeypatch.setattr(made.learner.optimisers.policy, "step", looking)
     log = SilentLog()
     made.train(log)
     assert len(steps) == 12

@@ -230,7 +230,7 @@ def test_the_numbers_of_the_settings_reach_the_loss(tokenizer, loss):
         "max_log_ratio": 5.5,
     }
     made, _, experience = prepared(tokenizer, job(loss=loss, **numbers))
-    inner, seen = made.algorithm.loss, []
+    inner, seen = made.learner.algorithm.loss, []
 
     def watched(x):
         seen.append(x)

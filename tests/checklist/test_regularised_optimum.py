@@ -201,7 +201,7 @@ def test_the_trainers_own_gradient_is_exact():
     )
     layout = [m for part in plan_pass(SEQUENCES.lengths, config.ppo, 0, 0, 0) for m in part]
     now = StepNumbers(temperature=1.0, kl_coef=BETA, moments=RunningStatistics(), warmup=False)
-    experience, _ = prepare(networks, rollout, table_of(rollout), config, made.algorithm, now, layout)
+    experience, _ = prepare(networks, rollout, table_of(rollout), config, made.learner.algorithm, now, layout)
     chance = distribution(networks.policy).float().repeat_interleave(SEQUENCES.response_lengths)
     got = []
 
@@ -209,12 +209,12 @@ def test_the_trainers_own_gradient_is_exact():
         got.extend(p.grad.clone() for p in networks.policy.network.parameters())
         return 0.0, 0.0
 
-    made.optimisers.policy.step = step
+    made.learner.optimisers.policy.step = step
     learner = Learner(
         networks,
-        made.optimisers,
+        made.learner.optimisers,
         config.ppo,
-        made.algorithm.loss,
+        made.learner.algorithm.loss,
         temperature=1.0,
         limit=LIMIT,
         seed=0,

@@ -25,13 +25,15 @@ def test_scores_are_scaled_by_moments_of_the_references_samples(tokenizer, monke
     assert float(scaled.std(correction=0)) == pytest.approx(1.0, abs=1e-6)
     seen = Seen(made, monkeypatch)
     rows = steps(made, 2)
-    assert made.state.moments == with_values(RunningStatistics(), rewards)
-    assert made.state.moments.std == pytest.approx(float(rewards.double().std(correction=0)), rel=1e-6)
+    assert made.state.score_statistics == with_values(RunningStatistics(), rewards)
+    assert made.state.score_statistics.std == pytest.approx(
+        float(rewards.double().std(correction=0)), rel=1e-6
+    )
     assert len(seen.rollouts) == 3  # measured once, then a rollout for each step
     assert len(seen.rollouts[0]) == 30
     assert torch.equal(seen.scores[0].total, rewards)
     for row, scores in zip(rows, seen.scores[1:], strict=True):
-        wanted = (scores.total - made.state.moments.mean) / made.state.moments.std
+        wanted = (scores.total - made.state.score_statistics.mean) / made.state.score_statistics.std
         assert row["score"] == pytest.approx(float(wanted.mean()), abs=1e-5)
         assert row["reward"] == pytest.approx(float(scores.total.mean()), abs=1e-6)
 
@@ -131,7 +133,7 @@ def test_a_step_without_advantages_has_the_language_models_gradient(tokenizer, m
     config = job("separate", steps=1, kl_coef=0.0, epochs=1, minibatches=1)
     made = trainer(tokenizer, config, None, reward=zeros, ptx=ptx_of(0.3, batch_tokens=12 * 16))
     network, found = made.models.policy.network, {}
-    step = made.optimisers.policy.step
+    step = made.learner.optimisers.policy.step
 
     def looking(done, total):
         found.update({n: p.grad.clone() for n, p in network.named_parameters()})
@@ -143,7 +145,7 @@ def test_a_step_without_advantages_has_the_language_models_gradient(tokenizer, m
             assert torch.allclose(found[name], 0.3 * p.grad, atol=1e-6, rtol=1e-4), name
         return step(done, total)
 
-    monkeypatch.setattr(made.optimisers.policy, "step", looking)
+    monkeypatch.setattr(made.learner.optimisers.policy, "step", looking)
     (row,) = steps(made, 1)
     assert row["ptx_loss"] == pytest.approx(float(found["loss"]), rel=1e-5)
     assert row["policy_loss"] == 0.0

@@ -138,8 +138,8 @@ def test_going_backward_in_spans_of_tokens_changes_nothing(tokenizer, tmp_path, 
     for budget, tokenwise in ((7 * 320, True), (2**24, True), (2**24, False)):
         monkeypatch.setattr(forward, "LOGIT_BUDGET", budget)
         made = made_with(tokenizer, config, tmp_path)
-        assert made.algorithm.tokenwise
-        made.algorithm = replace(made.algorithm, tokenwise=tokenwise)
+        assert made.learner.algorithm.tokenwise
+        made.learner.algorithm = replace(made.learner.algorithm, tokenwise=tokenwise)
         results.append(after_a_step(made))
     for other in results[1:]:
         close(other, results[0])

@@ -64,7 +64,7 @@ def rollout_of(tokenizer, config):
 def prepared(made, rollout, scores):
     plan = plan_pass(rollout.sequences.lengths, made.config.ppo, 0, 0, 0)
     layout = [micro for minibatch in plan for micro in minibatch]
-    return prepare(made.models, rollout, scores, made.config, made.algorithm, START, layout)[0]
+    return prepare(made.models, rollout, scores, made.config, made.learner.algorithm, START, layout)[0]
 
 
 def learnt_from(tokenizer, config, rollout, scores):

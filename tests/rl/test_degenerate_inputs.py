@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def inputs(old: Tensor, new: Tensor, advantages: Tensor, mask: Tensor, offsets: 
         old_logprobs=old,
         advantages=advantages,
         action_mask=mask,
-        offsets=torch.tensor(offsets),
+        response_offsets=torch.tensor(offsets),
         clip_low=0.2,
         clip_high=0.2,
         max_log_ratio=1.0,
@@ -99,7 +100,7 @@ def test_dppo_cuts_beyond_its_limit_and_not_at_it() -> None:
     advantages = torch.tensor([1.0, -1.0, 1.0])
     # exp(log 0.5) need not be 0.5: the limit is what the first token did move.
     given = inputs(old, new, advantages, torch.ones(3, dtype=torch.bool), [0, 3])
-    at_the_first = given._replace(divergence_limit=float((new.detach().exp() - old.exp())[0]))
+    at_the_first = replace(given, divergence_limit=float((new.detach().exp() - old.exp())[0]))
     clipped = dppo_loss(at_the_first).clipped.tolist()
     assert (clipped[0], clipped[2]) == (False, True)
 

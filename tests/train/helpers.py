@@ -24,10 +24,9 @@ from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
 from proxlm.models.actor_critic import ActorCritic, make_actor_critic
 from proxlm.models.load import add_lora
-from proxlm.rl.running_statistics import RunningStatistics
-from proxlm.train.ppo.prepare import StepNumbers
+from proxlm.train.ppo.learner import step_parameters
+from proxlm.train.ppo.prepare import Prepared, prepare
 from proxlm.train.ppo.trainer import PPOTrainer
-from proxlm.train.ppo.update import Learner
 from proxlm.types import Prompt, Rollout, Scores
 from small_models import WORDS, tiny_model
 
@@ -58,9 +57,6 @@ class SilentLog:
         pass
 
 
-START = StepNumbers(temperature=1.0, kl_coef=0.05, moments=RunningStatistics(), warmup=False)
-
-
 def run(made: PPOTrainer) -> list[dict[str, float]]:
     """Train to the end; the rows of metrics."""
     log = SilentLog()
@@ -68,20 +64,21 @@ def run(made: PPOTrainer) -> list[dict[str, float]]:
     return log.rows
 
 
-def learner_of(made: PPOTrainer, limit: int = 12, **more: Any) -> Learner:
-    """What the first update of a run needs."""
-    return Learner(
+def prepared_by(made: PPOTrainer, rollout: Rollout, scores: Scores, **parameters: Any) -> Prepared:
+    """What a run's first update would learn from; parameters: of the step, other than the settings' own."""
+    return prepare(
         made.models,
-        made.optimisers,
-        made.config.ppo,
-        made.algorithm.loss,
-        temperature=1.0,
-        limit=limit,
-        seed=0,
-        step=0,
-        tokenwise=made.algorithm.tokenwise,
-        **more,
+        rollout,
+        scores,
+        made.config,
+        parameters=replace(step_parameters(made.config), **parameters),
+        algorithm=made.learner.algorithm,
     )
+
+
+def with_experience(prepared: Prepared, **tensors: torch.Tensor) -> Prepared:
+    """The same with other tensors in its experience, and nothing computed from the old ones."""
+    return replace(prepared, experience=replace(prepared.experience, **tensors), first_gradient=None)
 
 
 def vowels(rollout: Rollout) -> Scores:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings, control_optimisers
-from proxlm.config.ppo import PPOSettings, PtxSettings, ShapingSettings
+from proxlm.config.ppo import KL_ERROR_LIMIT, PPOSettings, PtxSettings, ShapingSettings
 from proxlm.config.problems import (
     Problems,
     algorithm_problems,
@@ -34,7 +34,6 @@ from proxlm.config.schema import (
 )
 from proxlm.config.secrets import secret_problems
 from proxlm.config.setting import setting
-from proxlm.rl.limits import KL_ERROR_LIMIT
 
 
 @dataclass(frozen=True)

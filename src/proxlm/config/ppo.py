@@ -11,6 +11,9 @@ from typing import Literal
 
 from proxlm.config.setting import setting
 
+# The adaptive KL controller takes no larger relative error into account (Ziegler et al. 2019, section 2.2).
+KL_ERROR_LIMIT = 0.2
+
 
 @dataclass(frozen=True)
 class CorrectionSettings:

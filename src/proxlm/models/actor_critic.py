@@ -70,7 +70,7 @@ class ActorCritic:
     def critic_states(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """The critic's states before each response token [R, H] and after each row's last token [B, H].
 
-        A shared trunk's are without gradient: whoever learns the policy takes them from `policy_outputs`.
+        A shared trunk's are without gradient: an update of the policy takes them from `policy_outputs`.
         """
         if self.own_adapters:
             with self.policy.with_critic_adapters():
@@ -101,10 +101,11 @@ class ActorCritic:
 
     def critic_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """What the critic's learning rate moves: the value head, and its trunk or adapters if it has its own."""
-        own = [] if self.critic_trunk is None else list(self.critic_trunk.named_parameters(prefix="trunk"))
-        own += self.policy.trainable(CRITIC) if self.own_adapters else []
-        own += [] if self.value_head is None else list(self.value_head.named_parameters(prefix="head"))
-        return [(name, p) for name, p in own if p.requires_grad]
+        trunk = [] if self.critic_trunk is None else list(self.critic_trunk.named_parameters(prefix="trunk"))
+        head = [] if self.value_head is None else list(self.value_head.named_parameters(prefix="head"))
+        # PEFT marks adapters that are not active as frozen, so theirs is no sign of what learns.
+        adapters = self.policy.trainable(CRITIC) if self.own_adapters else []
+        return [(name, p) for name, p in trunk if p.requires_grad] + adapters + head
 
 
 def load_actor_critic(config: ModelSettings, critic: bool = True) -> ActorCritic:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from proxlm.rl.limits import KL_ERROR_LIMIT
-
 
 def kl_estimate(
     logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1", max_log_ratio: float = 20.0
@@ -33,16 +31,21 @@ def kl_estimate(
 
 
 def adapt_kl_coefficient(
-    coefficient: float, kl: float, target: float, responses: int, horizon: float
+    coefficient: float, kl: float, target: float, responses: int, horizon: float, error_limit: float = 0.2
 ) -> float:
     """The next β of the adaptive controller (Ziegler et al. 2019, section 2.2).
 
-    β ← β · (1 + clip(kl / target − 1, −0.2, 0.2) · responses / horizon)
+    β ← β · (1 + clip(kl / target − 1, −error_limit, error_limit) · responses / horizon)
 
-    Args: coefficient β; kl: mean KL per response, in nats; target > 0 in nats; responses in this step;
-    horizon in responses, more than 0.2 · responses, or β could fall to 0 or below.
+    Args:
+        coefficient: β of this step.
+        kl: Mean KL per response in this step, in nats.
+        target: The KL per response to hold, in nats, > 0.
+        responses: How many responses this step had.
+        horizon: In responses; more than error_limit · responses, or β could fall to 0 or below.
+        error_limit: No larger relative error counts.
     """
-    if horizon <= KL_ERROR_LIMIT * responses:
-        raise ValueError(f"horizon must be more than {KL_ERROR_LIMIT} · {responses} responses, got {horizon}")
-    error = min(max(kl / target - 1.0, -KL_ERROR_LIMIT), KL_ERROR_LIMIT)
+    if horizon <= error_limit * responses:
+        raise ValueError(f"horizon must be more than {error_limit} · {responses} responses, got {horizon}")
+    error = min(max(kl / target - 1.0, -error_limit), error_limit)
     return coefficient * (1.0 + error * responses / horizon)

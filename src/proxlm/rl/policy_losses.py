@@ -5,7 +5,7 @@ How tokens become one number is `losses.token_weights`, the same for all of them
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,24 +14,46 @@ from proxlm.rl.losses import PolicyLoss, clipped_policy_loss
 from proxlm.rl.ragged import row_of_element, segment_sum
 
 
-class LossInputs(NamedTuple):
-    """What a policy loss may use: a micro-batch of whole responses, every tensor [R].
+@dataclass(frozen=True)
+class LossInputs:
+    """What a policy loss may use; every tensor [R].
 
-    logprobs: of the policy that learns, with gradient; old_logprobs: its own before this step's update;
-    advantages; action_mask bool; offsets [B+1]; and the numbers of the settings ppo.clip_low, clip_high,
-    dual_clip (0: off), divergence_limit, max_log_ratio.
+    A loss of which a token depends on others gets whole responses. A token-wise loss may get any span of a
+    micro-batch's tokens, and then there are no offsets.
+
+    Args:
+        logprobs: log π of the tokens under the policy that learns, with gradient.
+        old_logprobs: The same policy's before this step's update.
+        advantages: 0 where the policy did not choose.
+        action_mask: bool, True where the policy chose the token.
+        response_offsets: Offsets [B+1] of the responses, or None for a token-wise loss; read them as `offsets`.
+        clip_low: ε below 1 in the clipped ratio, `ppo.clip_low`; the following are settings of `ppo`, too.
+        clip_high: ε above 1 in the clipped ratio.
+        dual_clip: With A < 0 the loss is at most this times |A|; 0: off.
+        divergence_limit: δ, how far a token's probability may move.
+        max_log_ratio: Log-ratios are clamped to ± this before exp.
     """
 
     logprobs: Tensor
     old_logprobs: Tensor
     advantages: Tensor
     action_mask: Tensor
-    offsets: Tensor
+    response_offsets: Tensor | None = None
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float = 0.0
     divergence_limit: float = 0.2
     max_log_ratio: float = 20.0
+
+    @property
+    def offsets(self) -> Tensor:
+        """Offsets [B+1] of whole responses. Raises ValueError for a token-wise loss, which has none."""
+        if self.response_offsets is None:
+            raise ValueError(
+                "LossInputs.offsets: a token-wise loss sees spans of tokens, not whole responses; a loss that needs"
+                " responses must not be declared token-wise (Algorithm.tokenwise, or config/algorithms.py)"
+            )
+        return self.response_offsets
 
 
 def log_ratio(inputs: LossInputs) -> Tensor:

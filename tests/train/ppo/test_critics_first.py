@@ -25,7 +25,7 @@ def learnt(tokenizer, folder, monkeypatch, apart, **settings):
         if apart:
             patch.setattr(ppo_module.PPOTrainer, "_critics_first", lambda *_: None)
         made = trainer(tokenizer, job("separate", steps=2, **settings), folder)
-        for optimiser in (made.optimisers.policy, made.optimisers.critic):
+        for optimiser in (made.learner.optimisers.policy, made.learner.optimisers.critic):
             for group in optimiser.adamw.param_groups:
                 group["eps"] = 1e-3  # or its sign-like first steps would blow rounding up
         torch.manual_seed(3)

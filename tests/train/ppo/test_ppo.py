@@ -47,7 +47,7 @@ def test_splitting_into_micro_batches_changes_nothing(tokenizer, tmp_path, criti
         # ε of AdamW large against the gradient: its sign-like first steps would blow rounding up.
         config = job(critic, steps=1, micro_batch_tokens=budget, aggregation=aggregation)
         made = trainer(tokenizer, config, tmp_path, family=family)
-        for optimiser in (made.optimisers.policy, made.optimisers.critic):
+        for optimiser in (made.learner.optimisers.policy, made.learner.optimisers.critic):
             for group in optimiser.adamw.param_groups:
                 group["eps"] = 1.0
         made.step(SilentLog())
@@ -223,7 +223,7 @@ def test_no_policy_movement_without_advantage(tokenizer, tmp_path):
     still = type(experience)(**{**vars(experience), "advantages": torch.zeros_like(experience.advantages)})
     before = parameters(made)
     learner = Learner(
-        made.models, made.optimisers, made.config.ppo, ppo_loss, temperature=1.0, limit=12, seed=0, step=0
+        made.models, made.learner.optimisers, made.config.ppo, ppo_loss, temperature=1.0, limit=12, seed=0, step=0
     )
     update(learner, still)
     after = parameters(made)

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from proxlm.distributed.ranks import Ranks
 from proxlm.errors import RunError
 from proxlm.models.forward import micro_batches
 
@@ -77,6 +78,22 @@ def within_memory(
             reason[:200],
             budget.tokens,
         )
+
+
+def failing_together(ranks: Ranks, work: Callable[[], T]) -> T:
+    """work(); when it runs out of memory on any rank, OutOfMemoryError is raised on all. It must not communicate."""
+    if ranks.size == 1:
+        return work()
+    found, reason = list[T](), ""
+    try:
+        found.append(work())
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error) or type(error).__name__
+    if bool(ranks.max(torch.tensor(not found, dtype=torch.int32))):
+        raise torch.OutOfMemoryError(reason or "out of memory on another rank")
+    return found[0]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,50 +1,176 @@
-"""The critic's part of an update: its loss, and how its first gradient is taken on the pass that reads its values."""
+"""The critic's work in a PPO step: reading values before the update, and its loss in the update.
+
+A critic that shares no weights with the policy can take its gradient of the update's first minibatch on the pass that
+reads its values: before the first optimiser step that forward pass is the same, so it is made once. The gradient is
+handed to the update as a `PendingGradient`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from proxlm.config import PPOSettings
 from proxlm.kernels.gradients import gradients_in_place
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.rl.losses import clipped_value_loss
+from proxlm.train.common.memory import failing_together
+from proxlm.train.ppo.algorithms import Algorithm
+from proxlm.train.ppo.plan import MicroBatch, Minibatch, UpdatePlan
 from proxlm.types import Sequences
+
+Named = Sequence[tuple[str, nn.Parameter]]
+# (rows [b], their values [r], their final values [b]) → the critic's targets [r].
+ReturnsOf = Callable[[MicroBatch, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class PendingGradient:
+    """The critic's gradient of the update's first minibatch, computed before the update.
+
+    loss: the value loss of this rank's share; gradients: by parameter name, value_coef included.
+    """
+
+    loss: float
+    gradients: dict[str, Tensor]
+
+    def install(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        """Add the gradients to `.grad` of the parameters of these names; where there is none, they become it."""
+        for name, p in parameters:
+            gradient = self.gradients[name]
+            p.grad = gradient if p.grad is None else p.grad.add_(gradient)
+
+
+class CriticValues(NamedTuple):
+    """values [R]: V before each response token; final_values [B]: V after each row's last token; float32."""
+
+    values: Tensor
+    final_values: Tensor
+    first_gradient: PendingGradient | None = None
+
+
+def no_values(rows: int, tokens: int) -> CriticValues:
+    """Zeros: of a run without a critic, and to be filled by `fill_values`."""
+    return CriticValues(torch.zeros(tokens), torch.zeros(rows))
+
+
+def fill_values(
+    found: CriticValues, models: ActorCritic, micro: MicroBatch, states: Tensor, final_states: Tensor
+) -> None:
+    """Write the values of one micro-batch's states [r, H] and final states [b, H] into `found`."""
+    if not micro.padding:
+        found.values[micro.tokens] = models.value_of(states).detach().cpu()
+        found.final_values[micro.rows] = models.value_of(final_states).detach().cpu()
+
+
+def has_own_passes(models: ActorCritic, ppo: PPOSettings) -> bool:
+    """Whether values need forward passes of their own: not on a shared trunk that the policy's passes run through."""
+    return models.value_head is not None and (not models.shared or ppo.old_logprobs == "rollout")
+
+
+def can_learn_while_reading(models: ActorCritic, ppo: PPOSettings, algorithm: Algorithm) -> bool:
+    """Whether `read_values` may take the first minibatch's gradient.
+
+    The critic must share no weights with the policy, and a response's returns must not depend on other responses.
+    """
+    return models.value_head is not None and not models.shared and algorithm.rowwise and ppo.loss != "trpo"
+
+
+@torch.no_grad()
+def read_values(
+    models: ActorCritic,
+    sequences: Sequences,
+    plan: UpdatePlan,
+    ppo: PPOSettings,
+    returns_of: ReturnsOf | None = None,
+    on_pass: Callable[[], None] = lambda: None,
+) -> CriticValues:
+    """The critic's passes over the update's first epoch.
+
+    Args:
+        models: With a critic.
+        sequences: All rows of the batch.
+        plan: Of the update.
+        ppo: value_coef and clip_value are used.
+        returns_of: The critic's targets of a micro-batch, to take the first minibatch's gradient; None: do not.
+        on_pass: Called after each micro-batch.
+    """
+    found, minibatches = no_values(len(sequences), len(plan.action_mask)), plan.epoch(0)
+
+    def passes() -> PendingGradient | None:
+        pending, remaining = None, minibatches
+        if returns_of is not None:
+            pending = _read_and_learn(models, sequences, minibatches[0], ppo, returns_of, found, on_pass)
+            remaining = minibatches[1:]
+        for micro in (micro for minibatch in remaining for micro in minibatch.micro_batches):
+            part = sequences.select(micro.rows).to(models.policy.device)
+            fill_values(found, models, micro, *models.critic_states(part))
+            on_pass()
+        return pending
+
+    pending = failing_together(plan.ranks, passes)
+    return CriticValues(plan.ranks.sum(found.values), plan.ranks.sum(found.final_values), pending)
+
+
+def _read_and_learn(
+    models: ActorCritic,
+    sequences: Sequences,
+    minibatch: Minibatch,
+    ppo: PPOSettings,
+    returns_of: ReturnsOf,
+    found: CriticValues,
+    on_pass: Callable[[], None],
+) -> PendingGradient:
+    """Fill in the values of the first minibatch, and return the gradient of its value loss."""
+    loss = 0.0
+    with _gradients_apart(models.critic_parameters()) as gradients:
+        for micro in minibatch.micro_batches:
+            part = sequences.select(micro.rows).to(models.policy.device)
+            with torch.enable_grad(), gradients_in_place():
+                states, final_states = models.critic_states(part)
+            fill_values(found, models, micro, states, final_states)
+            values = found.values[micro.tokens]
+            returns = returns_of(micro, values, found.final_values[micro.rows])
+            with torch.enable_grad():
+                share = value_loss(models, states, values, returns, micro.weights, ppo.clip_value)
+                (ppo.value_coef * share).backward()
+            loss += float(share.detach())
+            on_pass()
+    return PendingGradient(loss, gradients)
+
+
+@contextmanager
+def _gradients_apart(parameters: Named) -> Iterator[dict[str, Tensor]]:
+    """Gradients of the parameters go to the dictionary, from 0; their `.grad` is afterwards what it was before."""
+    before = [p.grad for _, p in parameters]
+    gradients = dict[str, Tensor]()
+    for _, p in parameters:
+        p.grad = torch.zeros_like(p)
+    try:
+        yield gradients
+        gradients |= {name: p.grad for name, p in parameters if p.grad is not None}
+    finally:
+        for (_, p), gradient in zip(parameters, before, strict=True):
+            p.grad = gradient
 
 
 def value_loss(
     models: ActorCritic, states: Tensor, old: Tensor, returns: Tensor, weights: Tensor, clip: float
 ) -> Tensor:
-    """Σ weight · clipped squared error of the values of states [R, H]; old values, returns and weights [R]."""
+    """Σ weight · clipped squared error of the values of states.
+
+    Args:
+        models: With a critic.
+        states: [r, H], with graph.
+        old: Values before the update [r].
+        returns: What the critic is to predict [r].
+        weights: Of the tokens in the minibatch's loss [r].
+        clip: How far a value may move before its loss is clipped; 0: no clip.
+    """
     old, returns, weights = (x.to(states.device) for x in (old, returns, weights))
     return (weights * clipped_value_loss(models.value_of(states), old, returns, clip)).sum()
-
-
-@dataclass
-class CriticsFirst:
-    """The critic's gradient of an update's first minibatch.
-
-    Before the first optimiser step its forward pass is the one that values are read on, so it is made once. For a
-    critic that shares no weights with the policy, and advantages that need nothing of other rows.
-
-    count: the micro-batches of that minibatch, which come first; weights [R]: of its tokens in the loss; loss: found.
-    """
-
-    count: int
-    weights: Tensor
-    config: PPOSettings
-    loss: float = 0.0
-
-    def states(self, models: ActorCritic, sequences: Sequences) -> tuple[Tensor, Tensor]:
-        """As `critic_states`, with what the way back needs."""
-        with torch.enable_grad(), gradients_in_place():
-            return models.critic_states(sequences)
-
-    def learn(self, models: ActorCritic, states: Tensor, values: Tensor, returns: Tensor, at: Tensor) -> None:
-        """Go back from the states of a micro-batch, whose tokens are at [r]; values and returns [r]."""
-        with torch.enable_grad():
-            loss = value_loss(models, states, values, returns, self.weights[at], self.config.clip_value)
-            (self.config.value_coef * loss).backward()
-        self.loss += float(loss.detach())

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
+from proxlm.distributed.ranks import Ranks
 from proxlm.rl.losses import PolicyLoss
+
+SUMS = (
+    "policy_loss",
+    "value_loss",
+    "kl_loss",
+    "ptx_loss",
+    "ratio_mean",
+    "clip_fraction",
+    "approx_kl",
+)
+MAXIMA = ("ratio_max", "ratio_error")
 
 
 @dataclass
 class MinibatchStats:
-    """What one optimiser step saw; means are over the minibatch's `tokens` chosen tokens.
+    """What one optimiser step saw; means are over the minibatch's `tokens` chosen tokens, those of all ranks.
 
-    policy: whether the policy learnt in it, so that its numbers mean something; extra: a trust-region step's own.
+    policy: whether the policy learned in it, so that its numbers mean something; extra: a trust-region step's own.
     """
 
     tokens: int = 0
@@ -44,14 +57,23 @@ class MinibatchStats:
         self.ratio_max = max(self.ratio_max, float(ratio.max()))
         self.ratio_error = max(self.ratio_error, float((ratio - 1).abs().max()))
 
+    def over(self, ranks: Ranks) -> MinibatchStats:
+        """The statistics of all ranks' micro-batches together."""
+        if ranks.size == 1:
+            return self
+        sums = ranks.sum(torch.tensor([getattr(self, name) for name in SUMS], dtype=torch.float64))
+        maxima = ranks.max(torch.tensor([getattr(self, name) for name in MAXIMA], dtype=torch.float64))
+        numbers = [*zip(SUMS, sums.tolist(), strict=True), *zip(MAXIMA, maxima.tolist(), strict=True)]
+        return replace(self, **dict(numbers))
 
-POLICY = ("policy_loss", "kl_loss", "ptx_loss", "ratio_mean", "clip_fraction", "approx_kl")
+
+POLICY = [name for name in SUMS if name != "value_loss"]
 
 
 def summarise(stats: list[MinibatchStats]) -> dict[str, float]:
     """The step's metrics: means over its optimiser steps, maxima of maxima, the last learning rates.
 
-    The policy's are there if it learnt, the critic's if there is one.
+    The policy's are there if it learned, the critic's if there is one.
     """
     policy = [s for s in stats if s.policy]
     critic = [s for s in stats if "critic" in s.grad_norm]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,26 +13,42 @@ from proxlm.config import PPOConfig, PPOSettings
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.rl.advantages import length_adaptive_lambda, whiten
 from proxlm.rl.corrections import rollout_weights
-from proxlm.rl.estimators import AdvantageInputs, Advantages, group_numbers
+from proxlm.rl.estimators import AdvantageInputs, group_numbers
 from proxlm.rl.kl import kl_estimate
-from proxlm.rl.ragged import ragged_index, segment_sum
-from proxlm.rl.running_statistics import RunningStatistics, clip_advantages
+from proxlm.rl.ragged import segment_sum
+from proxlm.rl.running_statistics import clip_advantages
 from proxlm.rl.shaping import token_rewards
-from proxlm.train.ppo.algorithms import Algorithm
-from proxlm.train.ppo.critic import CriticsFirst
+from proxlm.train.common.memory import failing_together
+from proxlm.train.ppo.algorithms import Algorithm, build_algorithm
+from proxlm.train.ppo.critic import (
+    CriticValues,
+    PendingGradient,
+    can_learn_while_reading,
+    fill_values,
+    has_own_passes,
+    no_values,
+    read_values,
+)
+from proxlm.train.ppo.learner import StepParameters, step_parameters
 from proxlm.train.ppo.metrics import Metrics, experience_metrics, gap_metrics
+from proxlm.train.ppo.plan import MicroBatch, UpdatePlan, plan_update
 from proxlm.train.ppo.score_shaping import shape_scores
 from proxlm.types import Experience, Progress, Rollout, Scores
 
 
 @dataclass(frozen=True)
-class StepNumbers:
-    """What changes from step to step: temperature, β, the moments of the scores, whether only the critic learns."""
+class Prepared:
+    """What `update` learns from.
 
-    temperature: float
-    kl_coef: float
-    moments: RunningStatistics
-    warmup: bool
+    metrics: the rollout's; plan: that the passes followed, and that the update follows; parameters: of this step;
+    first_gradient: the critic's of the first minibatch, where it was taken while values were read.
+    """
+
+    experience: Experience
+    metrics: Metrics
+    plan: UpdatePlan
+    parameters: StepParameters
+    first_gradient: PendingGradient | None = None
 
 
 @torch.no_grad()
@@ -39,158 +56,233 @@ def prepare(
     models: ActorCritic,
     rollout: Rollout,
     scores: Scores,
-    job: PPOConfig,
-    algorithm: Algorithm,
-    now: StepNumbers,
-    layout: Sequence[Tensor],
+    config: PPOConfig,
+    *,
+    plan: UpdatePlan | None = None,
+    parameters: StepParameters | None = None,
+    algorithm: Algorithm | None = None,
     on_progress: Progress | None = None,
-    critics_first: CriticsFirst | None = None,
-) -> tuple[Experience, Metrics]:
-    """Log-probs → KL → shaped reward → advantages → whitening.
+) -> Prepared:
+    """Log-probs → KL → shaped rewards of tokens → values → advantages → whitening.
 
-    `layout` lists the micro-batches (row indices, each row once) of the update's first pass. Running the same
-    forward passes here makes the ratio of the first minibatch exactly 1 in float32. With `ppo.old_logprobs` =
-    "rollout" the policy makes no pass here, and the entropy is that of the sampled tokens, −log π, whose mean it is.
-    critics_first: the critic's first gradient is taken here, too.
+    The passes are those of the plan's first epoch. Running the same forward passes here and in the update makes the
+    ratio of the first minibatch exactly 1 in float32. With `ppo.old_logprobs` = "rollout" the policy makes no pass
+    here, and the entropy is that of the sampled tokens, −log π, whose mean it is. On out-of-memory the passes run
+    again in smaller micro-batches, and the update follows.
+
+    Args:
+        models: The networks, as they were when the rollout was sampled.
+        rollout: The responses.
+        scores: What they are worth.
+        config: `ppo`, `shaping` and `rollout.max_new_tokens` are used.
+        plan: Of the update; None: that of step 0.
+        parameters: Of this step; None: as the settings have them for the plan's step.
+        algorithm: The advantage and the loss; None: those that the settings name.
+        on_progress: Called with (done, total) passes.
+
+    Raises:
+        RunError: Where a single sequence is too much for the memory.
     """
-    ppo = job.ppo
-    passes = 2 if _critic_has_passes(models, ppo) else 1
-    steps = _Steps(passes * len(layout), on_progress)
-    inferred = _of_policies(models, rollout, ppo, now.temperature, layout, steps)
-    mask, offsets = rollout.action_mask, rollout.sequences.response_offsets
-    limit, bootstrap = job.rollout.max_new_tokens, ppo.truncation == "bootstrap"
-    shaped = shape_scores(rollout, scores, job.shaping, now.moments, limit, ppo.gamma, bootstrap)
-    kl = kl_estimate(inferred["logprobs"], inferred["ref_logprobs"], ppo.kl_estimator, ppo.max_log_ratio)
-    in_reward = now.kl_coef if ppo.kl_in == "reward" else 0.0
-    rewards = token_rewards(shaped.total, kl, in_reward, mask, offsets, shaped.per_token)
-    rewards = whiten(rewards, mask, shift_mean=False) if job.shaping.whiten_rewards else rewards
+    plan = plan or plan_update(rollout, config)
+    parameters = parameters or step_parameters(config, plan.step)
+    algorithm, ppo, mask = algorithm or build_algorithm(config.ppo), config.ppo, rollout.action_mask
 
-    def advantages_of(part: Rollout, at: Tensor, values: Tensor, final: Tensor) -> Advantages:
-        return algorithm.advantage(_advantage_inputs(part, rewards[at], values, final, ppo, now.warmup))
+    def passes() -> tuple[LogProbs, TokenRewards, CriticValues]:
+        count = _PassCount(models, ppo, plan, on_progress)
+        logprobs = read_logprobs(models, rollout, plan, ppo, parameters.temperature, count.one)
+        rewards = shaped_rewards(rollout, scores, logprobs, config, parameters)
+        if not has_own_passes(models, ppo):
+            return logprobs, rewards, logprobs.values
 
-    values, final = _of_critic(models, rollout, ppo, layout, inferred, steps, critics_first, advantages_of)
-    raw, returns = advantages_of(rollout, torch.arange(len(values)), values, final)
-    advantages = clip_advantages(whiten(raw, mask) if algorithm.whiten else raw, ppo.advantage_clip)
+        def returns_of(micro: MicroBatch, values: Tensor, final_values: Tensor) -> Tensor:
+            part, found = rollout.select(micro.rows), CriticValues(values, final_values)
+            inputs = advantage_inputs(part, rewards.rewards[micro.tokens], found, ppo, parameters.critic_only)
+            return algorithm.advantage(inputs).returns
+
+        learn = returns_of if can_learn_while_reading(models, ppo, algorithm) else None
+        return logprobs, rewards, read_values(models, rollout.sequences, plan, ppo, learn, count.one)
+
+    logprobs, rewards, critic = plan.within_memory(passes)
+    inputs = advantage_inputs(rollout, rewards.rewards, critic, ppo, parameters.critic_only)
+    raw = algorithm.advantage(inputs)
+    advantages = whiten(raw.advantages, mask) if algorithm.whiten else raw.advantages
     experience = Experience(
         sequences=rollout.sequences,
         action_mask=mask,
-        old_logprobs=inferred["logprobs"],
-        ref_logprobs=inferred["ref_logprobs"],
-        values=values,
-        rewards=rewards,
-        advantages=advantages,
-        returns=returns,
-        correction=_correction(rollout, inferred["logprobs"], ppo),
+        old_logprobs=logprobs.policy,
+        ref_logprobs=logprobs.reference,
+        values=critic.values,
+        rewards=rewards.rewards,
+        advantages=clip_advantages(advantages, ppo.advantage_clip),
+        returns=raw.returns,
+        correction=correction_weights(rollout, logprobs.policy, ppo),
     )
-    has_critic = models.value_head is not None
-    metrics = experience_metrics(
-        experience, rollout, scores, shaped.total, raw, inferred["entropy"], has_critic
+
+    def metrics() -> Metrics:
+        found = experience_metrics(
+            experience,
+            rollout,
+            scores,
+            rewards.scores,
+            raw.advantages,
+            logprobs.entropy,
+            critic=models.value_head is not None,
+        )
+        return found if ppo.old_logprobs == "rollout" else found | gap_metrics(experience, rollout)
+
+    # β and the entropy bonus follow them, so all ranks take the numbers of one.
+    return Prepared(experience, plan.ranks.broadcast(metrics), plan, parameters, critic.first_gradient)
+
+
+class LogProbs(NamedTuple):
+    """policy, reference, entropy [R] float32: log π of the tokens under both, and the policy's entropy.
+
+    values: of a trunk that policy and critic share; 0 if they do not, or where the policy makes no pass.
+    """
+
+    policy: Tensor
+    reference: Tensor
+    entropy: Tensor
+    values: CriticValues
+
+
+def read_logprobs(
+    models: ActorCritic,
+    rollout: Rollout,
+    plan: UpdatePlan,
+    ppo: PPOSettings,
+    temperature: float,
+    on_pass: Callable[[], None] = lambda: None,
+) -> LogProbs:
+    """The passes of policy and reference over the update's first epoch.
+
+    Args:
+        models: The networks.
+        rollout: The responses.
+        plan: Of the update.
+        ppo: With `old_logprobs` = "rollout" the policy makes no pass.
+        temperature: Of the policy, and of the reference.
+        on_pass: Called after each micro-batch.
+    """
+    sequences, device, known = rollout.sequences, models.policy.device, ppo.old_logprobs == "rollout"
+    policy, reference, entropy = (torch.zeros(len(rollout.logprobs)) for _ in range(3))
+    values = no_values(len(rollout), len(rollout.logprobs))
+
+    def passes() -> None:
+        for micro in (micro for minibatch in plan.epoch(0) for micro in minibatch.micro_batches):
+            part, at = sequences.select(micro.rows).to(device), micro.tokens
+            if not known:
+                outputs = models.policy_outputs(part, temperature, entropy=True)
+                assert outputs.entropy is not None
+                if models.shared:
+                    fill_values(values, models, micro, outputs.states, outputs.final_states)
+                if not micro.padding:
+                    policy[at], entropy[at] = outputs.logprobs.cpu(), outputs.entropy.cpu()
+            of_reference = models.reference_logprobs(part, temperature)
+            if not micro.padding:
+                reference[at] = of_reference.cpu()
+            on_pass()
+
+    failing_together(plan.ranks, passes)
+    policy, reference, entropy = (plan.ranks.sum(x) for x in (policy, reference, entropy))
+    values = CriticValues(plan.ranks.sum(values.values), plan.ranks.sum(values.final_values))
+    if known:
+        # What an environment wrote was not sampled: no KL there.
+        policy = torch.where(rollout.action_mask, rollout.logprobs, reference)
+        entropy = -policy
+    return LogProbs(policy, reference, entropy, values)
+
+
+class TokenRewards(NamedTuple):
+    """rewards [R]: KL penalty and score included; scores [B]: shaped scores of the responses, a part of them."""
+
+    rewards: Tensor
+    scores: Tensor
+
+
+def shaped_rewards(
+    rollout: Rollout, scores: Scores, logprobs: LogProbs, config: PPOConfig, parameters: StepParameters
+) -> TokenRewards:
+    """The reward of each token: shaped scores, per-token rewards, −β KL, whitened if the settings say so."""
+    ppo, mask, offsets = config.ppo, rollout.action_mask, rollout.sequences.response_offsets
+    shaped = shape_scores(
+        rollout,
+        scores,
+        config.shaping,
+        parameters.score_statistics,
+        limit=config.rollout.max_new_tokens,
+        gamma=ppo.gamma,
+        bootstrap=ppo.truncation == "bootstrap",
     )
-    return experience, metrics | ({} if ppo.old_logprobs == "rollout" else gap_metrics(experience, rollout))
+    kl = kl_estimate(logprobs.policy, logprobs.reference, ppo.kl_estimator, ppo.max_log_ratio)
+    kl_coef = parameters.kl_coef if ppo.kl_in == "reward" else 0.0
+    rewards = token_rewards(shaped.total, kl, kl_coef, mask, offsets, shaped.per_token)
+    if config.shaping.whiten_rewards:
+        rewards = whiten(rewards, mask, shift_mean=False)
+    return TokenRewards(rewards, shaped.total)
 
 
-def _correction(rollout: Rollout, old_logprobs: Tensor, ppo: PPOSettings) -> Tensor:
-    c, offsets = ppo.correction, rollout.sequences.response_offsets
-    given = old_logprobs, rollout.logprobs, rollout.action_mask, offsets
-    return rollout_weights(*given, c.mode, c.level, c.cap, c.low, c.high, ppo.max_log_ratio)
-
-
-def _critic_has_passes(models: ActorCritic, ppo: PPOSettings) -> bool:
-    """Whether values need passes of their own: not where the policy's are made, of a trunk that both share."""
-    return models.value_head is not None and (not models.shared or ppo.old_logprobs == "rollout")
-
-
-class _Steps:
-    """Counts passes over micro-batches."""
-
-    def __init__(self, total: int, tell: Progress | None) -> None:
-        self.done, self.total, self.tell = 0, total, tell
-
-    def one(self) -> None:
-        self.done += 1
-        if self.tell is not None:
-            self.tell(self.done, self.total)
-
-
-def _advantage_inputs(
-    rollout: Rollout, rewards: Tensor, values: Tensor, final: Tensor, ppo: PPOSettings, warmup: bool
+def advantage_inputs(
+    rollout: Rollout, rewards: Tensor, critic: CriticValues, ppo: PPOSettings, critic_only: bool = False
 ) -> AdvantageInputs:
+    """What an advantage estimator gets for these responses.
+
+    Args:
+        rollout: The responses, all of a batch or some.
+        rewards: Of their tokens [R].
+        critic: Their values.
+        ppo: The settings.
+        critic_only: In the critic's warm-up its targets are Monte-Carlo returns.
+    """
     offsets = rollout.sequences.response_offsets
     lam: float | Tensor = ppo.lam
     if ppo.lam_length > 0:
         lam = length_adaptive_lambda(segment_sum(rollout.action_mask.float(), offsets), ppo.lam_length)
     critic_lam = ppo.critic_lam if ppo.critic_lam >= 0 else None
+    bootstrap = torch.where(rollout.ended, 0.0, critic.final_values)
     return AdvantageInputs(
         rewards=rewards,
-        values=values,
+        values=critic.values,
         action_mask=rollout.action_mask,
         offsets=offsets,
         groups=group_numbers(torch.tensor([p.id for p in rollout.prompts])),
-        bootstrap=torch.where(rollout.ended, 0.0, final) if ppo.truncation == "bootstrap" else None,
+        bootstrap=bootstrap if ppo.truncation == "bootstrap" else None,
         gamma=ppo.gamma,
         lam=lam,
-        critic_lam=1.0 if warmup else critic_lam,
+        critic_lam=1.0 if critic_only else critic_lam,
         turns=ppo.gae_steps == "turn",
         group_std=ppo.group_std,
     )
 
 
-def _of_policies(
-    models: ActorCritic,
-    rollout: Rollout,
-    config: PPOSettings,
-    temperature: float,
-    layout: Sequence[Tensor],
-    steps: _Steps,
-) -> dict[str, Tensor]:
-    """Log-probs of policy and reference and the policy's entropy, [R] float32; values [R] and final_values [B] of a
-    trunk that policy and critic share, 0 if they do not or it makes no pass here."""
-    sequences, device = rollout.sequences, models.policy.device
-    known = config.old_logprobs == "rollout"
-    count = len(rollout.logprobs)
-    result = {name: torch.zeros(count) for name in ("logprobs", "entropy", "values", "ref_logprobs")}
-    result["final_values"] = torch.zeros(len(rollout))
-    for rows in layout:
-        part, at = sequences.select(rows).to(device), ragged_index(sequences.response_offsets, rows)
-        if not known:
-            outputs = models.policy_outputs(part, temperature, entropy=True)
-            assert outputs.entropy is not None
-            result["logprobs"][at] = outputs.logprobs.cpu()
-            result["entropy"][at] = outputs.entropy.cpu()
-            if models.shared:
-                result["values"][at] = models.value_of(outputs.states).cpu()
-                result["final_values"][rows] = models.value_of(outputs.final_states).cpu()
-        result["ref_logprobs"][at] = models.reference_logprobs(part, temperature).cpu()
-        steps.one()
-    if known:
-        # What an environment said was not sampled: no KL there.
-        chosen = torch.where(rollout.action_mask, rollout.logprobs, result["ref_logprobs"])
-        result |= {"logprobs": chosen, "entropy": -chosen}
-    return result
+def correction_weights(rollout: Rollout, old_logprobs: Tensor, ppo: PPOSettings) -> Tensor:
+    """The factor of each token's policy loss where another policy sampled than the update starts from, [R]."""
+    correction = ppo.correction
+    return rollout_weights(
+        old_logprobs,
+        rollout.logprobs,
+        rollout.action_mask,
+        rollout.sequences.response_offsets,
+        mode=correction.mode,
+        level=correction.level,
+        cap=correction.cap,
+        low=correction.low,
+        high=correction.high,
+        max_log_ratio=ppo.max_log_ratio,
+    )
 
 
-def _of_critic(
-    models: ActorCritic,
-    rollout: Rollout,
-    ppo: PPOSettings,
-    layout: Sequence[Tensor],
-    inferred: dict[str, Tensor],
-    steps: _Steps,
-    first: CriticsFirst | None,
-    advantages_of: Callable[[Rollout, Tensor, Tensor, Tensor], Advantages],
-) -> tuple[Tensor, Tensor]:
-    """V before each response token [R] and after each row's last token [B], float32; 0 without a critic."""
-    values, final = inferred["values"], inferred["final_values"]
-    if not _critic_has_passes(models, ppo):
-        return values, final
-    offsets = rollout.sequences.response_offsets
-    for done, rows in enumerate(layout):
-        part, at = rollout.sequences.select(rows).to(models.policy.device), ragged_index(offsets, rows)
-        learns = first if first is not None and done < first.count else None
-        states, ends = learns.states(models, part) if learns else models.critic_states(part)
-        values[at], final[rows] = models.value_of(states).detach().cpu(), models.value_of(ends).detach().cpu()
-        if learns:
-            returns = advantages_of(rollout.select(rows), at, values[at], final[rows]).returns
-            learns.learn(models, states, values[at], returns, at)
-        steps.one()
-    return values, final
+class _PassCount:
+    """Reports how many of this rank's micro-batches have been read, by policy and critic together."""
+
+    def __init__(
+        self, models: ActorCritic, ppo: PPOSettings, plan: UpdatePlan, on_progress: Progress | None
+    ) -> None:
+        micro_batches = sum(len(minibatch.micro_batches) for minibatch in plan.epoch(0))
+        self.done, self.total = 0, micro_batches * (2 if has_own_passes(models, ppo) else 1)
+        self.on_progress = on_progress
+
+    def one(self) -> None:
+        self.done += 1
+        if self.on_progress is not None:
+            self.on_progress(self.done, self.total)

@@ -5,35 +5,56 @@ from __future__ import annotations
 from torch import Tensor
 
 from proxlm.config import PtxSettings
+from proxlm.distributed.ranks import ONE_PROCESS, Ranks
 from proxlm.models.language_model import LanguageModel
 from proxlm.train.supervised.examples import Examples, TokenBatches
 from proxlm.train.supervised.objective import next_token_gradient
 
 
 class PtxText:
-    """Batches of packed text, one per optimiser step of the policy; `used` counts them, for a resume."""
+    """Batches of packed text, one per optimiser step of the policy; `used` counts them, for a resume.
+
+    Args:
+        blocks: The text, [n, block] token ids.
+        config: The loss's factor and the tokens of a batch.
+        micro_batch_tokens: The most tokens in a pass.
+        seed: Of the order of the blocks.
+    """
 
     def __init__(self, blocks: Tensor, config: PtxSettings, micro_batch_tokens: int, seed: int) -> None:
         self.examples = Examples.from_blocks(blocks)
         self.coef, self.micro_batch_tokens = config.coef, micro_batch_tokens
         self.batches = TokenBatches(self.examples.lengths, config.batch_tokens, seed)
         self.used = 0
-        self._begun: list[int] = []
+        self._batch: list[int] = []
 
     def skip(self, batches: int) -> None:
         """Pass over the batches that a resumed run has used."""
         self.batches.skip(batches)
         self.used += batches
 
-    def backward(self, model: LanguageModel, micro_batch_tokens: int = 0) -> float:
-        """Add coef times the gradient of the next batch's mean loss; returns that loss, nats per token.
+    def backward(
+        self, model: LanguageModel, micro_batch_tokens: int = 0, ranks: Ranks = ONE_PROCESS
+    ) -> float:
+        """Add coef times the gradient of the present batch's mean loss; its next one comes after `advance`.
 
-        A batch whose gradient failed, for want of memory, is the next one again. micro_batch_tokens: the most tokens
-        in a pass; 0: as it is set.
+        Args:
+            model: The policy.
+            micro_batch_tokens: The most tokens in a pass; 0: as it was set.
+            ranks: They share the batch's blocks; gradient and loss of the whole batch are the sums over ranks.
+
+        Returns:
+            The loss, in nats per token; this rank's summand of it.
         """
-        self._begun = self._begun or self.batches.next()
+        self._batch = self._batch or self.batches.next()
+        rows = self._batch[ranks.rank :: ranks.size]
+        if not rows:
+            return 0.0
+        share = len(rows) / len(self._batch)  # blocks have equally many tokens
         tokens = micro_batch_tokens or self.micro_batch_tokens
-        loss = next_token_gradient(model, self.examples, self._begun, tokens, self.coef)[0]
-        self._begun = []
+        return share * next_token_gradient(model, self.examples, rows, tokens, self.coef * share)[0]
+
+    def advance(self) -> None:
+        """The present batch is used. Until then a failed pass, on out-of-memory, does not lose it."""
+        self._batch = []
         self.used += 1
-        return loss

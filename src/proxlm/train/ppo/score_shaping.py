@@ -1,4 +1,4 @@
-"""From what a reward function says to what is learnt from: scaling, clipping, length penalties, potentials."""
+"""From a reward function's scores to those that are learned from: scaling, clipping, length penalties, potentials."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from proxlm.types import Rollout, Scores
 
 @dataclass(frozen=True)
 class ShapedScores:
-    """total [B]: what falls on each response's last token; per_token [R] or None: on the others besides."""
+    """total [B]: given on each response's last token; per_token [R] or None: given on single tokens besides."""
 
     total: Tensor
     per_token: Tensor | None
@@ -26,20 +26,27 @@ def shape_scores(
     rollout: Rollout,
     scores: Scores,
     config: ShapingSettings,
-    moments: RunningStatistics,
+    statistics: RunningStatistics,
     limit: int,
     gamma: float,
     bootstrap: bool,
 ) -> ShapedScores:
-    """Scale and clip by `moments`, then the penalties for a missing end and for length, then potentials.
+    """Scale and clip, then subtract penalties for a missing end and for length, then add potentials.
 
-    limit: the longest response in tokens; bootstrap: a response that was cut goes on, for its return does.
+    Args:
+        rollout: The responses.
+        scores: What they are worth.
+        config: The settings.
+        statistics: Mean and standard deviation that scores are scaled by.
+        limit: The longest response in tokens.
+        gamma: Discount factor, for potentials.
+        bootstrap: Whether the return of a response cut at the limit goes on with the critic's value.
     """
     offsets = rollout.sequences.response_offsets
     total, per_token = scores.total, scores.per_token
     if config.scale != "none" or config.clip > 0:
         sums = torch.zeros_like(total) if per_token is None else segment_sum(per_token, offsets)
-        by = moments if config.scale != "none" else RunningStatistics()
+        by = statistics if config.scale != "none" else RunningStatistics()
         total, per_token = scale_scores(total, per_token, sums, by, config.clip)
     total = apply_missing_eos(total, rollout.ended, config.missing_eos, config.missing_eos_penalty)
     lengths = segment_sum(rollout.action_mask.float(), offsets)

@@ -15,13 +15,13 @@ class PPOState(TrainerState):
     Attributes:
         kl_coef: β, the coefficient of the KL penalty.
         draws: Batches of prompts taken (more than steps if prompts are filtered).
-        moments: Running statistics of the scores, for `shaping.scale`.
+        score_statistics: Mean and deviation of the scores, for `shaping.scale`.
         ptx_batches: Batches of text used.
         lowered_budget: The most tokens in a pass, if out-of-memory has lowered it; else 0.
     """
 
     kl_coef: float
     draws: int = 0
-    moments: RunningStatistics = RunningStatistics()  # noqa: RUF009 (immutable)
+    score_statistics: RunningStatistics = RunningStatistics()  # noqa: RUF009 (immutable)
     ptx_batches: int = 0
     lowered_budget: int = 0

@@ -6,50 +6,63 @@ logits are held at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from proxlm.models.forward import micro_batches, response_states
+from proxlm.models.actor_critic import ActorCritic
+from proxlm.models.forward import response_states
 from proxlm.models.language_model import LanguageModel
 from proxlm.rl.losses import PolicyLoss
-from proxlm.rl.ragged import ragged_index
 from proxlm.rl.trust_region import trust_region_step
+from proxlm.train.ppo.learner import Learner
 from proxlm.train.ppo.minibatch_statistics import MinibatchStats
-from proxlm.train.ppo.update import Learner, minibatch_weights, plan_pass, weighted_loss
+from proxlm.train.ppo.plan import Minibatch
+from proxlm.train.ppo.policy_loss import StepLoss, step_loss
+from proxlm.train.ppo.prepare import Prepared
 from proxlm.types import Experience
 
+# A micro-batch, and what each of its tokens counts.
 Part = tuple[Experience, Tensor]
 
 
-def trust_region_update(learner: Learner, experience: Experience) -> MinibatchStats:
+def trust_region_update(learner: Learner, prepared: Prepared) -> MinibatchStats:
     """One step of the policy on the whole batch: the surrogate rises and the mean KL per token is at most δ.
 
-    The parameters are left as they were where the line search finds no such step.
+    The parameters stay as they were where the line search finds no such step.
+
+    Args:
+        learner: Its policy's parameters are moved; no optimiser is used.
+        prepared: The experience, with the plan and the numbers of its step.
     """
-    model, settings = learner.models.policy, learner.config.trpo
-    parameters = [p for _, p in learner.models.policy_parameters()]
-    parts = _whole(learner, experience)
+    models, settings = learner.models, learner.config.ppo.trpo
+    parameters = [p for _, p in models.policy_parameters()]
+    loss = step_loss(prepared, learner.config.ppo, learner.algorithm)
+    experience, plan, ranks = prepared.experience, prepared.plan, prepared.plan.ranks
+    parts = _parts(experience, plan.whole(), models.policy.device)
     share = max(1, round(settings.fisher_share * len(experience.sequences)))
-    sample = parts if share == len(experience.sequences) else _first(learner, experience, share)
+    sample = parts
+    if share < len(experience.sequences):
+        sample = _parts(experience, plan.of_rows(torch.arange(share)), models.policy.device)
     stats = MinibatchStats(tokens=max(1, int(experience.action_mask.sum())))
-    loss_gradient, before = _loss_gradient(learner, parts, parameters, stats)
-    gradient = -loss_gradient
-    start = _flat(parameters)
+    surrogate = _Surrogate(models, loss, parts, parameters)
+    gradient = -ranks.sum(surrogate.loss_gradient(stats))
 
     def fisher(v: Tensor) -> Tensor:
-        product = fisher_product(model, sample, parameters, v, learner.temperature)
+        product = ranks.sum(fisher_product(models.policy, sample, parameters, v, loss.temperature))
         return product + settings.damping * v
 
     def measure(step: Tensor) -> tuple[float, float]:
-        return _try_step(learner, parts, before, parameters, start, step)
+        rise_and_kl = ranks.sum(torch.tensor(surrogate.change(step), dtype=torch.float64))
+        return float(rise_and_kl[0]), float(rise_and_kl[1])
 
     found = trust_region_step(
         gradient, fisher, measure, settings.delta, settings.iterations, settings.halvings
     )
-    _assign(parameters, start + found.step)
+    surrogate.move(found.step)
+    stats = stats.over(ranks)
     stats.grad_norm["policy"] = float(gradient.norm())
     # What the ratios above saw was the policy before its one step; this is how far the step went.
     stats.approx_kl = found.kl
@@ -63,47 +76,57 @@ def trust_region_update(learner: Learner, experience: Experience) -> MinibatchSt
     return stats
 
 
-def _whole(learner: Learner, experience: Experience) -> list[Part]:
-    """All rows, in the micro-batches that `prepare` ran: the same forward passes, so the ratio is exactly 1."""
-    plan = plan_pass(experience.sequences.lengths, learner.config, learner.seed, learner.step, epoch=0)
-    layout = [micro for minibatch in plan for micro in minibatch]
-    return _parts(learner, experience, torch.cat(layout), layout)
+def _parts(experience: Experience, minibatch: Minibatch, device: torch.device) -> list[Part]:
+    return [(experience.select(micro.rows), micro.weights.to(device)) for micro in minibatch.micro_batches]
 
 
-def _first(learner: Learner, experience: Experience, count: int) -> list[Part]:
-    """The first `count` rows."""
-    rows = torch.arange(count)
-    budget = learner.config.micro_batch_tokens
-    return _parts(learner, experience, rows, micro_batches(experience.sequences.lengths[rows], budget))
+class _Surrogate:
+    """The surrogate on these micro-batches, this rank's, as a function of a step from the present parameters."""
 
+    def __init__(
+        self, models: ActorCritic, loss: StepLoss, parts: Sequence[Part], parameters: Sequence[nn.Parameter]
+    ) -> None:
+        self.models, self.loss, self.parts, self.parameters = models, loss, parts, parameters
+        self.start = _flat(parameters)
+        self.losses = list[Tensor]()  # of each micro-batch, at the start
 
-def _parts(learner: Learner, experience: Experience, rows: Tensor, layout: list[Tensor]) -> list[Part]:
-    """The micro-batches of `layout`, each with its tokens' weights over all of `rows`."""
-    weights = minibatch_weights(experience, rows, learner.config.aggregation, learner.limit)
-    offsets = experience.sequences.response_offsets
-    return [
-        (experience.select(micro), weights[ragged_index(offsets, micro)].to(learner.models.policy.device))
-        for micro in layout
-    ]
+    def loss_gradient(self, stats: MinibatchStats) -> Tensor:
+        """The gradient [P] of the policy loss at the start, where `change` then measures from."""
+        total = torch.zeros_like(self.start)
+        for part, weights in self.parts:
+            share, terms = self._loss(part, weights)
+            stats.policy_loss += float(share.detach())
+            stats.add_terms(terms, part.action_mask.to(weights.device))
+            self.losses.append(share.detach())
+            total += _flat(torch.autograd.grad(share, list(self.parameters)))
+        return total
 
+    @torch.no_grad()
+    def change(self, step: Tensor) -> tuple[float, float]:
+        """How much the surrogate rises with `step` [P] taken, and the exact mean KL from the old policy."""
+        rise = kl = 0.0
+        for (part, weights), loss_before in zip(self.parts, self.losses, strict=True):
+            self.move(None)
+            old = torch.log_softmax(_logits(self.models.policy, part, self.loss.temperature), -1)
+            self.move(step)
+            new = torch.log_softmax(_logits(self.models.policy, part, self.loss.temperature), -1)
+            after, _ = self._loss(part, weights)
+            rise += float(loss_before - after)
+            kl += float((weights * (old.exp() * (old - new)).sum(-1)).sum())
+        self.move(None)
+        return rise, kl
 
-def _loss_gradient(
-    learner: Learner, parts: Sequence[Part], parameters: Sequence[nn.Parameter], stats: MinibatchStats
-) -> tuple[Tensor, list[Tensor]]:
-    """The gradient [P] of the policy loss at the present parameters, and each micro-batch's loss there."""
-    total, losses = torch.zeros_like(_flat(parameters)), []
-    for part, weights in parts:
-        loss, terms = _surrogate(learner, part, weights)
-        stats.policy_loss += float(loss.detach())
-        stats.add_terms(terms, part.action_mask.to(weights.device))
-        losses.append(loss.detach())
-        total += _flat(torch.autograd.grad(loss, list(parameters)))
-    return total, losses
+    @torch.no_grad()
+    def move(self, step: Tensor | None) -> None:
+        """Set the parameters to the start plus `step` [P]; None: to the start."""
+        flat = self.start if step is None else self.start + step
+        pieces = flat.split([p.numel() for p in self.parameters])
+        for p, values in zip(self.parameters, pieces, strict=True):
+            p.copy_(values.view_as(p))
 
-
-def _surrogate(learner: Learner, part: Experience, weights: Tensor) -> tuple[Tensor, PolicyLoss]:
-    outputs = learner.models.policy_outputs(part.sequences.to(weights.device), learner.temperature)
-    return weighted_loss(learner, part, weights, outputs.logprobs)
+    def _loss(self, part: Experience, weights: Tensor) -> tuple[Tensor, PolicyLoss]:
+        outputs = self.models.policy_outputs(part.sequences.to(weights.device), self.loss.temperature)
+        return self.loss.weighted(part, weights, outputs.logprobs)
 
 
 def fisher_product(
@@ -113,10 +136,20 @@ def fisher_product(
     vector: Tensor,
     temperature: float,
 ) -> Tensor:
-    """F v: the Hessian of the mean KL from the present policy, at the present parameters, times v. [P] → [P]
+    """F v: the Hessian of the mean KL from the present policy, at the present parameters, times v.
 
-    Exact over the vocabulary, not from the sampled tokens alone. Its cross-entropy has the same derivatives as
-    the KL, for the entropy of the fixed side is a constant.
+    Exact over the vocabulary, not from the sampled tokens alone. The cross-entropy used here has the same derivatives
+    as the KL, because the entropy of the fixed side is a constant.
+
+    Args:
+        model: The policy.
+        parts: Micro-batches, with what each token counts in the mean.
+        parameters: Those that F is over, P numbers in all.
+        vector: v [P].
+        temperature: Of the policy.
+
+    Returns:
+        F v [P], of these micro-batches alone.
     """
     total = torch.zeros_like(vector)
     with sdpa_kernel(SDPBackend.MATH):
@@ -134,41 +167,5 @@ def _logits(model: LanguageModel, part: Experience, temperature: float, twice: b
     return model.logits(states).float() / temperature
 
 
-@torch.no_grad()
-def _try_step(
-    learner: Learner,
-    parts: Sequence[Part],
-    before: Sequence[Tensor],
-    parameters: Sequence[nn.Parameter],
-    start: Tensor,
-    step: Tensor,
-) -> tuple[float, float]:
-    """How much the surrogate rises from `before`, each part's loss at `start`, and the exact mean KL from the old
-    policy, with `step` taken.
-    """
-    model, rise, kl = learner.models.policy, 0.0, 0.0
-    for (part, weights), loss_before in zip(parts, before, strict=True):
-        _assign(parameters, start)
-        old = torch.log_softmax(_logits(model, part, learner.temperature), -1)
-        _assign(parameters, start + step)
-        new = torch.log_softmax(_logits(model, part, learner.temperature), -1)
-        after, _ = _surrogate(learner, part, weights)
-        rise += float(loss_before - after)
-        kl += float((weights * (old.exp() * (old - new)).sum(-1)).sum())
-    _assign(parameters, start)
-    return rise, kl
-
-
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([t.reshape(-1) for t in tensors])
-
-
-@torch.no_grad()
-def _assign(parameters: Sequence[nn.Parameter], flat: Tensor) -> None:
-    for p, values in zip(parameters, _pieces(parameters, flat), strict=True):
-        p.copy_(values)
-
-
-def _pieces(parameters: Sequence[nn.Parameter], flat: Tensor) -> Iterator[Tensor]:
-    for p, values in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        yield values.view_as(p)
