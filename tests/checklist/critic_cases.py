@@ -6,12 +6,11 @@ from dataclasses import replace
 from itertools import pairwise
 
 import torch
-from helpers import START, actors, trainer, vowels
+from helpers import actors, trainer, vowels
 
 from proxlm.engine.native import generate
-from proxlm.train.ppo.algorithms import build_algorithm
+from proxlm.train.ppo.learner import step_parameters
 from proxlm.train.ppo.prepare import prepare
-from proxlm.train.ppo.update import plan_pass
 
 CRITICS = ["shared", "separate"]
 
@@ -35,10 +34,10 @@ def experience_of(tokenizer, config, warmup=False, head=True):
     if head and models.value_head is not None:
         with_values(models)
     rollout = rollout_of(tokenizer, config, models)
-    layout = [m for mb in plan_pass(rollout.sequences.lengths, config.ppo, 0, 0, 0) for m in mb]
-    now, algorithm = replace(START, warmup=warmup), build_algorithm(config.ppo)
-    experience, metrics = prepare(models, rollout, vowels(rollout), config, algorithm, now, layout)
-    return experience, metrics, experience.sequences.response_offsets
+    parameters = replace(step_parameters(config), critic_only=warmup)
+    prepared = prepare(models, rollout, vowels(rollout), config, parameters=parameters)
+    experience = prepared.experience
+    return experience, prepared.metrics, experience.sequences.response_offsets
 
 
 def future(rewards, offsets):

@@ -6,6 +6,7 @@ import torch
 from helpers import SilentLog, vowels
 
 from proxlm.config import PtxSettings
+from proxlm.train.ppo import trainer as trainer_module
 from proxlm.train.ppo.ptx import PtxText
 from proxlm.types import Scores
 
@@ -20,12 +21,13 @@ class Seen:
 
     def __init__(self, made, monkeypatch):
         self.experiences, self.numbers, self.rollouts, self.scores = [], [], [], []
-        update, reward = made._update, made.reward
+        update, reward = trainer_module.update, made.reward
 
-        def looking(experience, now, *rest):
-            self.experiences.append(experience)
-            self.numbers.append(now)
-            return update(experience, now, *rest)
+        def looking(learner, prepared, *more):
+            if learner is made.learner:
+                self.experiences.append(prepared.experience)
+                self.numbers.append(prepared.parameters)
+            return update(learner, prepared, *more)
 
         def scored(rollout):
             scores = reward(rollout)
@@ -33,7 +35,7 @@ class Seen:
             self.scores.append(scores)
             return scores
 
-        monkeypatch.setattr(made, "_update", looking)
+        monkeypatch.setattr(trainer_module, "update", looking)
         monkeypatch.setattr(made, "reward", scored)
 
 

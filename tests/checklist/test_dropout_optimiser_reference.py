@@ -25,7 +25,7 @@ from proxlm.models.forward import token_outputs
 from proxlm.models.load import add_lora, wrap
 from proxlm.train.common.optimiser import Optimiser
 from proxlm.train.common.schedules import learning_rate
-from proxlm.train.ppo import update as update_module
+from proxlm.types import Experience
 from small_models import tiny_model
 
 
@@ -192,20 +192,19 @@ def test_one_adamw_step_by_hand():
 
 @pytest.mark.checklist(36)
 def test_four_passes_each_in_its_own_order(tokenizer, tmp_path, monkeypatch):
-    passes = []
-    original = update_module.plan_pass
+    learned, select = [], Experience.select
 
-    def recording(*arguments, **named):
-        plan = original(*arguments, **named)
-        passes.append([row for minibatch in plan for row in torch.cat(minibatch).tolist()])
-        return plan
+    def recording(self, rows):
+        learned.extend(rows.tolist())
+        return select(self, rows)
 
-    monkeypatch.setattr(update_module, "plan_pass", recording)
+    monkeypatch.setattr(Experience, "select", recording)
     config = job(steps=2, epochs=PPOSettings().epochs, minibatches=4, micro_batch_tokens=1)
     log = SilentLog()
     trainer(tokenizer, config, tmp_path).train(log)
     assert [row["optimiser_steps"] for row in log.rows] == [16, 16]
-    assert len(passes) == 8
+    assert len(learned) == 8 * 12
+    passes = [learned[12 * k : 12 * k + 12] for k in range(8)]
     assert all(sorted(rows) == list(range(12)) for rows in passes)
     # Which rows share a minibatch also changes from pass to pass.
     groups = [tuple(frozenset(rows[3 * i : 3 * i + 3]) for i in range(4)) for rows in passes]

@@ -18,9 +18,8 @@ from proxlm.config import (
 from proxlm.engine import native, scheduler
 from proxlm.engine.native import generate
 from proxlm.models.forward import token_outputs
-from proxlm.rl.running_statistics import RunningStatistics
-from proxlm.train.ppo.algorithms import build_algorithm
-from proxlm.train.ppo.prepare import StepNumbers, prepare
+from proxlm.train.ppo.learner import step_parameters
+from proxlm.train.ppo.prepare import prepare
 from proxlm.types import Scores
 from small_models import tiny_model
 
@@ -28,10 +27,10 @@ NEVER = -1
 
 
 def prepared(models, rollout, config, temperature=1.0):
-    now = StepNumbers(temperature=temperature, kl_coef=0.05, moments=RunningStatistics(), warmup=False)
     scores = Scores(torch.linspace(-1.0, 1.0, len(rollout)))
-    layout = [torch.arange(len(rollout))]
-    return prepare(models, rollout, scores, config, build_algorithm(config.ppo), now, layout)
+    parameters = replace(step_parameters(config), temperature=temperature, kl_coef=0.05)
+    found = prepare(models, rollout, scores, config, parameters=parameters)
+    return found.experience, found.metrics
 
 
 def with_noise(models, scale=0.3):

@@ -6,16 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import parameters
+from helpers import of_rows, parameters, prepared_by, with_experience
 from update_cases import (
     AGGREGATIONS,
     CRITICS,
     close,
-    learner_as_set,
     learnt_from,
     made_with,
     moved,
-    prepared,
     rollout_of,
     settings,
 )
@@ -64,7 +62,8 @@ def test_masked_tokens_have_no_part_in_the_update(tokenizer, critic, aggregation
     results = []
     for noise in (0.0, 50.0):
         made = made_with(tokenizer, config, None)
-        experience = prepared(made, rollout, scores)
+        prepared = prepared_by(made, rollout, scores)
+        experience = prepared.experience
         torch.manual_seed(int(noise))
         changed = {
             name: torch.where(masked, noise * torch.randn(len(masked)), getattr(experience, name))
@@ -74,7 +73,7 @@ def test_masked_tokens_have_no_part_in_the_update(tokenizer, critic, aggregation
             name: getattr(experience, name) - torch.where(masked, 0.1 * noise, 0.0)
             for name in ("old_logprobs", "ref_logprobs")
         }
-        update(learner_as_set(made), replace(experience, **changed))
+        update(made.learner, with_experience(prepared, **changed))
         results.append(parameters(made))
     assert not moved(results[0], results[1])
 
@@ -88,13 +87,14 @@ def test_the_same_changes_on_chosen_tokens_do_change_the_update(tokenizer, criti
     results = []
     for noise in (0.0, 1.0):
         made = made_with(tokenizer, config, None)
-        experience = prepared(made, rollout, scores)
+        prepared = prepared_by(made, rollout, scores)
+        experience = prepared.experience
         torch.manual_seed(1)
         change = torch.where(rollout.action_mask, noise * torch.randn(len(rollout.logprobs)), 0.0)
         update(
-            learner_as_set(made),
-            replace(
-                experience,
+            made.learner,
+            with_experience(
+                prepared,
                 advantages=experience.advantages + change,
                 returns=experience.returns + change,
             ),
@@ -113,8 +113,7 @@ def test_a_row_without_a_chosen_token_counts_for_nothing(tokenizer, critic, aggr
     results = []
     for rows in (torch.arange(12), torch.tensor([b for b in range(12) if b != 4])):
         made = made_with(tokenizer, config, None)
-        experience = prepared(made, rollout, scores).select(rows)
-        update(learner_as_set(made), experience)
+        update(made.learner, of_rows(prepared_by(made, rollout, scores), rows, config))
         results.append(parameters(made))
     close(results[1], results[0])
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import job, learner_of, parameters, run, trainer, with_ppo
+from helpers import job, parameters, run, trainer, with_experience, with_ppo
 from loss_run_cases import prepared
 
 from proxlm.config.ppo import CorrectionSettings
@@ -15,8 +15,7 @@ from proxlm.errors import ConfigError
 from proxlm.rl.losses import PolicyLoss, token_weights
 from proxlm.rl.policy_losses import LossInputs
 from proxlm.train.ppo.algorithms import build_algorithm
-from proxlm.train.ppo.trpo import trust_region_update
-from proxlm.train.ppo.update import minibatch_weights, update
+from proxlm.train.ppo.update import update
 
 LOSSES = ["ppo", "gspo", "cispo", "dppo", "pg"]
 
@@ -59,15 +58,17 @@ def test_with_a_single_minibatch_all_there_is_is_on_policy(tokenizer, tmp_path, 
 @pytest.mark.checklist(18)
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "fixed"])
 def test_weights_of_a_minibatch_are_those_of_its_rows_alone(tokenizer, aggregation):
-    _, _, experience = prepared(tokenizer, job(aggregation=aggregation))
-    rows = torch.tensor([7, 2, 11])
-    found = minibatch_weights(experience, rows, aggregation, 12)
+    _, _, found = prepared(tokenizer, job(aggregation=aggregation))
+    rows, experience = torch.tensor([7, 2, 11]), found.experience
+    minibatch = found.plan.of_rows(rows)
     alone = experience.select(rows)
     wanted = token_weights(alone.action_mask, alone.sequences.response_offsets, aggregation, 12)
     offsets = experience.sequences.response_offsets.tolist()
-    pieces = [found[offsets[b] : offsets[b + 1]] for b in rows.tolist()]
+    pieces = [minibatch.weights[offsets[b] : offsets[b + 1]] for b in rows.tolist()]
     assert torch.equal(torch.cat(pieces), wanted)
-    assert float(found.sum()) == pytest.approx(float(wanted.sum()))
+    assert float(minibatch.weights.sum()) == pytest.approx(float(wanted.sum()))
+    for micro in minibatch.micro_batches:
+        assert torch.equal(micro.weights, minibatch.weights[micro.tokens])
 
 
 @pytest.mark.checklist(20)
@@ -75,8 +76,8 @@ def test_weights_of_a_minibatch_are_those_of_its_rows_alone(tokenizer, aggregati
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_correction_of_the_native_engine_is_1(tokenizer, mode, level):
     config = job(correction=CorrectionSettings(mode=mode, level=level))
-    _, _, experience = prepared(tokenizer, config)
-    assert float((experience.correction - 1).abs().max()) < 1e-4
+    _, _, found = prepared(tokenizer, config)
+    assert float((found.experience.correction - 1).abs().max()) < 1e-4
 
 
 @pytest.mark.checklist(20)
@@ -89,7 +90,7 @@ def test_correction_of_another_engine_by_hand(tokenizer, mode):
         gap = torch.tensor(gaps).repeat(len(rollout.logprobs))[: len(rollout.logprobs)]
         return replace(rollout, logprobs=rollout.logprobs - gap)
 
-    _, _, experience = prepared(tokenizer, job(correction=CorrectionSettings(mode=mode)), off)
+    experience = prepared(tokenizer, job(correction=CorrectionSettings(mode=mode)), off)[2].experience
     e = math.e
     wanted = {"truncate": [1, 2, 1 / e, 2], "mask": [1, e, 0, 0], "full": [1, e, 1 / e, e * e]}[mode]
     assert experience.correction[:4].tolist() == pytest.approx(wanted, rel=1e-4)
@@ -101,13 +102,13 @@ def test_correction_of_another_engine_by_hand(tokenizer, mode):
 def test_decoupled_update_with_behaviour_equal_to_proximal_is_ppo(tokenizer, critic, level):
     """Bit for bit: after a whole update, with the stored log-probs those the update starts from."""
     plain = settings(critic)
-    _, _, first = prepared(tokenizer, plain)
+    first = prepared(tokenizer, plain)[2].experience
     decoupled = with_ppo(plain, correction=CorrectionSettings(mode="full", level=level))
     results = []
     for config in (plain, decoupled):
-        made, _, experience = prepared(tokenizer, config, lambda r: replace(r, logprobs=first.old_logprobs))
-        assert (experience.correction == 1).all()
-        update(learner_of(made), experience)
+        made, _, found = prepared(tokenizer, config, lambda r: replace(r, logprobs=first.old_logprobs))
+        assert (found.experience.correction == 1).all()
+        update(made.learner, found)
         results.append(parameters(made))
     assert all(float((results[0][n] - results[1][n]).abs().max()) < 1e-6 for n in results[0])
 
@@ -115,12 +116,12 @@ def test_decoupled_update_with_behaviour_equal_to_proximal_is_ppo(tokenizer, cri
 @pytest.mark.checklist(20)
 def test_correction_multiplies_the_gradient(tokenizer):
     """A factor of 0 for all tokens: the policy gets no gradient; of 2: twice the gradient."""
-    _, _, experience = prepared(tokenizer, job("separate", minibatches=1, epochs=1))
+    _, _, found = prepared(tokenizer, job("separate", minibatches=1, epochs=1))
     norms = []
     for factor in (0.0, 1.0, 2.0):
         again, _, _ = prepared(tokenizer, job("separate", minibatches=1, epochs=1))
-        scaled = replace(experience, correction=torch.full_like(experience.correction, factor))
-        norms.append(update(learner_of(again), scaled)[0].grad_norm["policy"])
+        scaled = with_experience(found, correction=torch.full_like(found.experience.correction, factor))
+        norms.append(update(again.learner, scaled)[0].grad_norm["policy"])
     assert norms[0] == 0.0 < norms[1]
     assert norms[2] == pytest.approx(2 * norms[1], rel=1e-5)
 
@@ -157,14 +158,14 @@ def test_the_bonus_is_off_by_default_and_rests_above_the_floor(tokenizer, tmp_pa
 def test_passes_end_once_the_approximate_kl_exceeds_the_target(tokenizer, tmp_path):
     """The pass whose mean over its minibatches is the first above the target is the last."""
     config = job(lr=3e-3, epochs=5)
-    made, _, experience = prepared(tokenizer, config)
-    every = update(learner_of(made), experience)
+    made, _, found = prepared(tokenizer, config)
+    every = update(made.learner, found)
     assert len(every) == 15
     means = [sum(s.approx_kl for s in every[k : k + 3]) / 3 for k in range(0, 15, 3)]
     assert means[0] < means[1]
     for target, passes in ((means[0] * 1.01, 2), (means[0] * 0.99, 1), (1e9, 5), (0.0, 5)):
-        made, _, experience = prepared(tokenizer, with_ppo(config, target_kl=target))
-        assert len(update(learner_of(made), experience)) == 3 * passes
+        made, _, found = prepared(tokenizer, with_ppo(config, target_kl=target))
+        assert len(update(made.learner, found)) == 3 * passes
 
 
 def clipped(x: LossInputs) -> torch.Tensor:
@@ -221,7 +222,7 @@ def test_a_function_that_returns_something_else_is_refused(wrong):
 @pytest.mark.checklist(14)
 @pytest.mark.parametrize("loss", [*LOSSES, "trpo"])
 def test_the_numbers_of_the_settings_reach_the_loss(tokenizer, loss):
-    """Each of them, from ppo.* into LossInputs; and only whole responses."""
+    """Each of them, from ppo.* into LossInputs; whole responses, or with a token-wise loss no offsets at all."""
     numbers = {
         "clip_low": 0.11,
         "clip_high": 0.22,
@@ -229,16 +230,21 @@ def test_the_numbers_of_the_settings_reach_the_loss(tokenizer, loss):
         "divergence_limit": 0.44,
         "max_log_ratio": 5.5,
     }
-    made, _, experience = prepared(tokenizer, job(loss=loss, **numbers))
+    made, _, found = prepared(tokenizer, job(loss=loss, **numbers))
     inner, seen = made.learner.algorithm.loss, []
 
     def watched(x):
         seen.append(x)
         return inner(x)
 
-    learner = replace(learner_of(made), loss=watched)
-    trust_region_update(learner, experience) if loss == "trpo" else update(learner, experience)
+    algorithm = replace(made.learner.algorithm, loss=watched)
+    update(replace(made.learner, algorithm=algorithm), found)
     assert seen
     for x in seen:
         assert {name: getattr(x, name) for name in numbers} == numbers
-        assert int(x.offsets[-1]) == len(x.logprobs) == len(x.old_logprobs) == len(x.action_mask)
+        assert len(x.logprobs) == len(x.old_logprobs) == len(x.action_mask)
+        if algorithm.tokenwise:
+            with pytest.raises(ValueError, match="token-wise loss sees spans of tokens"):
+                _ = x.offsets
+        else:
+            assert int(x.offsets[-1]) == len(x.logprobs)

@@ -7,11 +7,10 @@ Vocabulary a, b, EOS and at most three tokens: 15 responses. J = E[score] − β
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
-from helpers import SilentLog
+from helpers import SilentLog, prepared_by, with_experience
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -33,11 +32,9 @@ from proxlm.rl.advantages import gae
 from proxlm.rl.kl import kl_estimate
 from proxlm.rl.losses import clipped_policy_loss
 from proxlm.rl.ragged import segment_sum
-from proxlm.rl.running_statistics import RunningStatistics
 from proxlm.rl.shaping import token_rewards
-from proxlm.train.ppo.prepare import StepNumbers, prepare
 from proxlm.train.ppo.trainer import PPOTrainer
-from proxlm.train.ppo.update import Learner, plan_pass, update
+from proxlm.train.ppo.update import update
 from proxlm.types import Prompt, Rollout, Scores, Sequences
 
 pytestmark = pytest.mark.checklist(39)
@@ -199,9 +196,7 @@ def test_the_trainers_own_gradient_is_exact():
         texts=[""] * len(OUTCOMES),
         policy_version=0,
     )
-    layout = [m for part in plan_pass(SEQUENCES.lengths, config.ppo, 0, 0, 0) for m in part]
-    now = StepNumbers(temperature=1.0, kl_coef=BETA, moments=RunningStatistics(), warmup=False)
-    experience, _ = prepare(networks, rollout, table_of(rollout), config, made.learner.algorithm, now, layout)
+    prepared = prepared_by(made, rollout, table_of(rollout), temperature=1.0, kl_coef=BETA)
     chance = distribution(networks.policy).float().repeat_interleave(SEQUENCES.response_lengths)
     got = []
 
@@ -210,21 +205,11 @@ def test_the_trainers_own_gradient_is_exact():
         return 0.0, 0.0
 
     made.learner.optimisers.policy.step = step
-    learner = Learner(
-        networks,
-        made.learner.optimisers,
-        config.ppo,
-        made.learner.algorithm.loss,
-        temperature=1.0,
-        limit=LIMIT,
-        seed=0,
-        step=0,
-    )
-    update(learner, replace(experience, correction=chance))
+    update(made.learner, with_experience(prepared, correction=chance))
     # "fixed" divides by responses × limit.
     scale = -len(OUTCOMES) * LIMIT
     worst = max(float((scale * g - e).abs().max()) for g, e in zip(got, wanted, strict=True))
     largest = max(float(e.abs().max()) for e in wanted)
     print("trainer's gradient: worst", worst, "largest", largest)
-    assert len(layout) > 2
+    assert sum(len(minibatch.micro_batches) for minibatch in prepared.plan.epoch(0)) > 2
     assert worst < 1e-5 * largest

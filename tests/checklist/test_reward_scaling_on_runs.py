@@ -48,7 +48,7 @@ def test_a_running_scale_counts_the_step_itself_and_clips(tokenizer, monkeypatch
     clipped = 0
     for experience, scores, now in zip(seen.experiences, seen.scores, seen.numbers, strict=True):
         moments = with_values(moments, scores.total)
-        assert now.moments == moments
+        assert now.score_statistics == moments
         wanted = ((scores.total - moments.mean) / moments.std).clamp(-0.8, 0.8)
         sums = segment_sum(experience.rewards, experience.sequences.response_offsets)
         assert torch.allclose(sums, wanted, atol=1e-6)

@@ -7,14 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import job, learner_of, parameters, run, trainer, with_ppo
+from helpers import job, parameters, run, trainer, with_ppo
 from loss_run_cases import prepared
 from torch.func import functional_call, jacrev
 
 from proxlm.models.forward import pad_right
 from proxlm.rl.losses import token_weights
 from proxlm.train.ppo.trpo import fisher_product, trust_region_update
-from proxlm.train.ppo.update import minibatch_weights
 from proxlm.types import Scores
 
 
@@ -22,8 +21,8 @@ from proxlm.types import Scores
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_fisher_product_is_that_of_the_explicit_matrix(tokenizer, temperature):
     """F = Σ_t w_t J_tᵀ (diag p_t − p_t p_tᵀ) J_t, written out for the norms' weights of the model."""
-    made, _, experience = prepared(tokenizer, job())
-    part = experience.select(torch.arange(2))
+    made, _, found = prepared(tokenizer, job())
+    part = found.experience.select(torch.arange(2))
     network = made.models.policy.network
     named = {n: p for n, p in network.named_parameters() if p.dim() == 1}
     sizes = [p.numel() for p in named.values()]
@@ -76,11 +75,10 @@ def test_trust_region_run_stays_in_the_region_and_learns(tokenizer, tmp_path):
 def test_what_the_step_reports_is_true(tokenizer):
     """The KL after it, measured anew over the vocabulary, and how far the parameters went."""
     config = trpo_job(critic="separate")
-    made, _, experience = prepared(tokenizer, config)
+    made, _, found = prepared(tokenizer, config)
+    experience = found.experience
     names = [n for n, _ in made.models.policy_parameters()]
-    weights = minibatch_weights(
-        experience, torch.arange(len(experience.sequences)), made.config.ppo.aggregation, 12
-    )
+    weights = found.plan.whole().weights
     padded, place = pad_right(experience.sequences)
     where = place[experience.sequences.response_index - 1]
 
@@ -89,7 +87,7 @@ def test_what_the_step_reports_is_true(tokenizer):
         return torch.log_softmax(made.models.policy.network(padded).logits.flatten(0, 1)[where].double(), -1)
 
     old, before = distribution(), parameters(made)
-    stats = trust_region_update(learner_of(made), experience)
+    stats = trust_region_update(made.learner, found)
     new, after = distribution(), parameters(made)
     kl = float((weights * (old.exp() * (old - new)).sum(-1)).sum())
     chosen = experience.sequences.response_tokens[:, None]
@@ -127,8 +125,8 @@ def test_where_no_step_is_good_the_policy_stays(tokenizer, tmp_path):
 def test_a_smaller_region_gives_a_smaller_step(tokenizer, share):
     norms, kls = [], []
     for delta in (1e-2, 1e-3, 1e-4):
-        made, _, experience = prepared(tokenizer, trpo_job(delta=delta, fisher_share=share))
-        extra = trust_region_update(learner_of(made), experience).extra
+        made, _, found = prepared(tokenizer, trpo_job(delta=delta, fisher_share=share))
+        extra = trust_region_update(made.learner, found).extra
         assert extra["trpo/accepted"] == 1.0
         assert 0 < extra["trpo/kl"] <= delta
         norms.append(extra["trpo/step_norm"])

@@ -139,7 +139,8 @@ def test_going_backward_in_spans_of_tokens_changes_nothing(tokenizer, tmp_path, 
         monkeypatch.setattr(forward, "LOGIT_BUDGET", budget)
         made = made_with(tokenizer, config, tmp_path)
         assert made.learner.algorithm.tokenwise
-        made.learner.algorithm = replace(made.learner.algorithm, tokenwise=tokenwise)
+        algorithm = replace(made.learner.algorithm, tokenwise=tokenwise)
+        made.learner = replace(made.learner, algorithm=algorithm)
         results.append(after_a_step(made))
     for other in results[1:]:
         close(other, results[0])

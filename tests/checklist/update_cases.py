@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-from helpers import START, actors, job, learner_of, parameters, vowels
+from helpers import actors, job, parameters, prepared_by, vowels
 
 from proxlm.data.prompts import PromptStream
 from proxlm.engine.native import generate
-from proxlm.train.ppo.prepare import prepare
 from proxlm.train.ppo.trainer import PPOTrainer
-from proxlm.train.ppo.update import plan_pass, update
+from proxlm.train.ppo.update import update
 from proxlm.types import Prompt
 from small_models import WORDS
 
@@ -47,13 +46,6 @@ def made_with(tokenizer, config, folder, lora=0):
     return PPOTrainer(config, actors(tokenizer, config, lora), stream, vowels, folder)
 
 
-def learner_as_set(made, limit=12):
-    """The learner with what the settings say of KL and entropy."""
-    ppo = made.config.ppo
-    kl_coef = 0.05 if ppo.kl_in == "loss" else 0.0
-    return learner_of(made, limit, kl_coef=kl_coef, entropy_coef=ppo.entropy_coef)
-
-
 def rollout_of(tokenizer, config):
     models = actors(tokenizer, config)
     stream = made_with(tokenizer, config, None).prompts
@@ -61,13 +53,7 @@ def rollout_of(tokenizer, config):
     return rollout, vowels(rollout)
 
 
-def prepared(made, rollout, scores):
-    plan = plan_pass(rollout.sequences.lengths, made.config.ppo, 0, 0, 0)
-    layout = [micro for minibatch in plan for micro in minibatch]
-    return prepare(made.models, rollout, scores, made.config, made.learner.algorithm, START, layout)[0]
-
-
 def learnt_from(tokenizer, config, rollout, scores):
     made = made_with(tokenizer, config, None)
-    update(learner_as_set(made), prepared(made, rollout, scores))
+    update(made.learner, prepared_by(made, rollout, scores))
     return parameters(made)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from proxlm.data.prompts import PromptStream
 from proxlm.models.actor_critic import ActorCritic, make_actor_critic
 from proxlm.models.load import add_lora
 from proxlm.train.ppo.learner import step_parameters
+from proxlm.train.ppo.plan import plan_update
 from proxlm.train.ppo.prepare import Prepared, prepare
 from proxlm.train.ppo.trainer import PPOTrainer
-from proxlm.types import Prompt, Rollout, Scores
+from proxlm.types import Prompt, Rollout, Scores, Sequences
 from small_models import WORDS, tiny_model
 
 
@@ -79,6 +80,28 @@ def prepared_by(made: PPOTrainer, rollout: Rollout, scores: Scores, **parameters
 def with_experience(prepared: Prepared, **tensors: torch.Tensor) -> Prepared:
     """The same with other tensors in its experience, and nothing computed from the old ones."""
     return replace(prepared, experience=replace(prepared.experience, **tensors), first_gradient=None)
+
+
+def of_rows(prepared: Prepared, rows: torch.Tensor, config: PPOConfig) -> Prepared:
+    """The same of some rows alone, with a plan of theirs."""
+    experience = prepared.experience.select(rows)
+    plan = plan_update(experience, config)
+    return replace(prepared, experience=experience, plan=plan, first_gradient=None)
+
+
+def blank_rollout(lengths: Iterable[int]) -> Rollout:
+    """Rows of these lengths, each a prompt of one token and a response; nothing else about them matters."""
+    rows = [[0] * (length - 1) for length in lengths]
+    tokens = sum(map(len, rows))
+    return Rollout(
+        prompts=[Prompt(i, (0,), "") for i in range(len(rows))],
+        sequences=Sequences.from_lists([[0]] * len(rows), rows),
+        action_mask=torch.ones(tokens, dtype=torch.bool),
+        logprobs=torch.zeros(tokens),
+        finish=["eos"] * len(rows),
+        texts=[""] * len(rows),
+        policy_version=0,
+    )
 
 
 def vowels(rollout: Rollout) -> Scores:

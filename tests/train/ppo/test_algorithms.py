@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import actors, job, parameters, run, trainer
+from helpers import actors, blank_rollout, job, parameters, run, trainer
 from torch.func import functional_call
 
 from proxlm.config import ShapingSettings
@@ -14,8 +14,8 @@ from proxlm.engine.native import generate
 from proxlm.errors import ConfigError, ModelError
 from proxlm.models.forward import check_packing, token_outputs
 from proxlm.train.ppo.algorithms import build_algorithm
+from proxlm.train.ppo.plan import plan_update
 from proxlm.train.ppo.trpo import fisher_product
-from proxlm.train.ppo.update import plan_pass
 from small_models import tiny_model
 
 GROUPS = {"samples_per_prompt": 3, "batch_size": 4}
@@ -127,9 +127,9 @@ def test_a_family_that_cannot_be_packed_is_refused(tokenizer):
 
 
 def test_fewer_rows_than_minibatches():
-    plan = plan_pass(torch.tensor([3, 4]), job(minibatches=3).ppo, 0, 0, 0)
-    assert sorted(torch.cat([torch.cat(m) for m in plan]).tolist()) == [0, 1]
-    assert len(plan) == 2
+    minibatches = plan_update(blank_rollout([3, 4]), job(minibatches=3)).epoch(0)
+    assert sorted(torch.cat([m.rows for m in minibatches]).tolist()) == [0, 1]
+    assert len(minibatches) == 2
 
 
 def test_functions_of_the_users(tokenizer, tmp_path):

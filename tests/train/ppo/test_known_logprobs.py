@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import START, SilentLog, actors, job, parameters, trainer, vowels
+from helpers import SilentLog, actors, job, parameters, trainer, vowels
 
 from proxlm.config import RolloutSettings
 from proxlm.config.ppo import CorrectionSettings
@@ -14,9 +14,7 @@ from proxlm.doctor.facts import facts_of
 from proxlm.doctor.rules_run import rollout_gap
 from proxlm.engine.native import generate
 from proxlm.models.actor_critic import ActorCritic
-from proxlm.train.ppo.algorithms import build_algorithm
 from proxlm.train.ppo.prepare import prepare
-from proxlm.train.ppo.update import plan_pass
 
 CRITICS = ["shared", "separate"]
 
@@ -26,10 +24,8 @@ def prepared(tokenizer, config, rollout=None):
     if rollout is None:
         prompts = trainer(tokenizer, config, None).prompts.batch(0)  # type: ignore[arg-type]
         rollout = generate(models.policy, prompts, config.rollout, seed=0, step=0)
-    layout = [m for mb in plan_pass(rollout.sequences.lengths, config.ppo, 0, 0, 0) for m in mb]
-    return rollout, *prepare(
-        models, rollout, vowels(rollout), config, build_algorithm(config.ppo), START, layout
-    )
+    found = prepare(models, rollout, vowels(rollout), config)
+    return rollout, found.experience, found.metrics
 
 
 @pytest.mark.checklist(15)

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import START, SilentLog, actors, job, parameters, run, trainer, vowels, with_ppo
+from helpers import (
+    SilentLog,
+    actors,
+    blank_rollout,
+    job,
+    parameters,
+    prepared_by,
+    run,
+    trainer,
+    vowels,
+    with_experience,
+    with_ppo,
+)
 from transformers import AutoModelForCausalLM
 
 from proxlm.checkpoint import checkpoints
 from proxlm.config import ShapingSettings
 from proxlm.engine.native import generate
 from proxlm.errors import RunError
-from proxlm.rl.policy_losses import ppo_loss
 from proxlm.rl.ragged import segment_sum
-from proxlm.train.ppo.algorithms import build_algorithm
+from proxlm.train.ppo.plan import plan_update
 from proxlm.train.ppo.prepare import prepare
-from proxlm.train.ppo.update import Learner, plan_pass, update
+from proxlm.train.ppo.update import update
 from proxlm.types import Scores
 
 CRITICS = ["shared", "separate"]
@@ -135,10 +146,9 @@ def experience_of(tokenizer, config, scorer=vowels):
     models = actors(tokenizer, config)
     made = trainer(tokenizer, config, None)  # type: ignore[arg-type]
     rollout = generate(models.policy, made.prompts.batch(0), config.rollout, seed=0, step=0)
-    layout = [m for mb in plan_pass(rollout.sequences.lengths, config.ppo, 0, 0, 0) for m in mb]
     scores = scorer(rollout)
-    experience, metrics = prepare(models, rollout, scores, config, build_algorithm(config.ppo), START, layout)
-    return models, rollout, scores, experience, metrics
+    found = prepare(models, rollout, scores, config)
+    return models, rollout, scores, found.experience, found.metrics
 
 
 def test_experience_at_the_start(tokenizer):
@@ -174,9 +184,7 @@ def test_bootstrap_adds_the_final_value(tokenizer):
     models, rollout, _, terminal, _ = experience_of(tokenizer, job(lam=1.0, whiten_advantages="never"))
     with torch.no_grad():
         models.value_head.linear.bias.fill_(2.0)
-    layout = [torch.arange(len(rollout))]
-    scores = vowels(rollout)
-    booted, _ = prepare(models, rollout, scores, config, build_algorithm(config.ppo), START, layout)
+    booted = prepare(models, rollout, vowels(rollout), config).experience
     extra = torch.repeat_interleave(
         torch.tensor([2.0 if f == "length" else 0.0 for f in rollout.finish]),
         rollout.sequences.response_lengths,
@@ -194,16 +202,19 @@ def test_early_stop_on_approx_kl(tokenizer, tmp_path):
 
 @pytest.mark.checklist(36)
 def test_passes_hold_every_row_once_and_are_shuffled_anew():
-    config = job().ppo
-    lengths = torch.arange(5, 25)
-    plans = [plan_pass(lengths, config, 0, step, epoch) for step, epoch in ((0, 0), (0, 1), (1, 0))]
+    config, rollout = job(), blank_rollout(range(5, 25))
+    lengths = rollout.sequences.lengths
+    plans = [plan_update(rollout, config, step).epoch(epoch) for step, epoch in ((0, 0), (0, 1), (1, 0))]
     for plan in plans:
-        assert len(plan) == config.minibatches
-        rows = torch.cat([torch.cat(minibatch) for minibatch in plan])
-        assert sorted(rows.tolist()) == list(range(20))
-        for micro in (m for minibatch in plan for m in minibatch):
-            assert len(micro) == 1 or len(micro) * int(lengths[micro].max()) <= config.micro_batch_tokens
-    firsts = [sorted(torch.cat(plan[0]).tolist()) for plan in plans]
+        assert len(plan) == config.ppo.minibatches
+        assert sorted(torch.cat([minibatch.rows for minibatch in plan]).tolist()) == list(range(20))
+        for minibatch in plan:
+            micro_batches = [micro.rows for micro in minibatch.micro_batches]
+            assert sorted(torch.cat(micro_batches).tolist()) == sorted(minibatch.rows.tolist())
+            for rows in micro_batches:
+                padded = len(rows) * int(lengths[rows].max())
+                assert len(rows) == 1 or padded <= config.ppo.micro_batch_tokens
+    firsts = [sorted(plan[0].rows.tolist()) for plan in plans]
     assert firsts[0] != firsts[1] != firsts[2] != firsts[0]
 
 
@@ -218,19 +229,16 @@ def test_entropy_bonus_raises_entropy(tokenizer, tmp_path):
 
 def test_no_policy_movement_without_advantage(tokenizer, tmp_path):
     """Equal rewards, no KL, whitened advantages 0: only the critic may move."""
-    models, _, _, experience, _ = experience_of(tokenizer, job("separate"))
     made = trainer(tokenizer, job("separate"), tmp_path)
-    still = type(experience)(**{**vars(experience), "advantages": torch.zeros_like(experience.advantages)})
+    rollout = generate(made.models.policy, made.prompts.batch(0), made.config.rollout, seed=0, step=0)
+    prepared = prepared_by(made, rollout, vowels(rollout))
     before = parameters(made)
-    learner = Learner(
-        made.models, made.learner.optimisers, made.config.ppo, ppo_loss, temperature=1.0, limit=12, seed=0, step=0
-    )
-    update(learner, still)
+    update(made.learner, with_experience(prepared, advantages=torch.zeros_like(rollout.logprobs)))
     after = parameters(made)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert all(name.startswith("critic.") for name in moved)
-    assert models.shared is False
+    assert made.models.shared is False
 
 
 @pytest.mark.checklist(38)

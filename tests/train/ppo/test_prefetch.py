@@ -110,18 +110,18 @@ def forced(made, monkeypatch, order):
 
 
 @pytest.mark.checklist(21)
-def test_every_later_step_learns_from_the_policy_before_the_newest_update(tokenizer, tmp_path):
+def test_every_later_step_learns_from_the_policy_before_the_newest_update(tokenizer, tmp_path, monkeypatch):
     config = saving(ahead_job(mode="full", steps=4, lr=3e-3))
     rollouts, experiences = [], []
     made = trainer(tokenizer, config, tmp_path, reward=lambda r: (rollouts.append(r), vowels(r))[1])
-    prepare = made._prepare
+    prepare = ppo.prepare
 
-    def kept(*given):
-        found = prepare(*given)
-        experiences.append(found[0])
+    def kept(*given, **more):
+        found = prepare(*given, **more)
+        experiences.append(found.experience)
         return found
 
-    made._prepare = kept
+    monkeypatch.setattr(ppo, "prepare", kept)
     start = {name: p.detach().clone() for name, p in made.models.policy_parameters()}
     rows = run(made)
     assert [row["staleness"] for row in rows] == [0.0, 1.0, 1.0, 1.0]

@@ -7,7 +7,7 @@ handed to the update as a `PendingGradient`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -33,16 +33,21 @@ ReturnsOf = Callable[[MicroBatch, Tensor, Tensor], Tensor]
 class PendingGradient:
     """The critic's gradient of the update's first minibatch, computed before the update.
 
-    loss: the value loss of this rank's share; gradients: by parameter name, value_coef included.
+    loss: the value loss of this rank's share; gradients: by parameter name, value_coef included; none once an update
+    has taken them.
     """
 
     loss: float
     gradients: dict[str, Tensor]
 
-    def install(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Add the gradients to `.grad` of the parameters of these names; where there is none, they become it."""
+    @property
+    def used(self) -> bool:
+        return not self.gradients
+
+    def install(self, parameters: Named) -> None:
+        """Move the gradients to `.grad` of the parameters of these names; none are left here."""
         for name, p in parameters:
-            gradient = self.gradients[name]
+            gradient = self.gradients.pop(name)
             p.grad = gradient if p.grad is None else p.grad.add_(gradient)
 
 

@@ -30,7 +30,7 @@ def update(learner: Learner, prepared: Prepared, on_progress: Progress | None = 
     Args:
         learner: What learns.
         prepared: The experience, with the plan and the numbers of its step. A first gradient of the critic in it is
-            used up.
+            used once.
         on_progress: Called with (done, total) optimiser steps.
 
     Returns:
@@ -41,8 +41,11 @@ def update(learner: Learner, prepared: Prepared, on_progress: Progress | None = 
     """
     stats, optimisers = list[MinibatchStats](), dict(learner.optimisers)
     policy_learns = not prepared.parameters.critic_only
-    if prepared.first_gradient is not None and "critic" in optimisers:
-        prepared.first_gradient.install(optimisers["critic"].named)
+    pending = prepared.first_gradient
+    if pending is not None and pending.used:
+        pending = None  # by an earlier update from this experience
+    if pending is not None:
+        pending.install(optimisers["critic"].named)
     for optimiser in optimisers.values():
         optimiser.hold()
     if learner.config.ppo.loss == "trpo" and policy_learns:
@@ -51,19 +54,23 @@ def update(learner: Learner, prepared: Prepared, on_progress: Progress | None = 
     if not policy_learns:
         del optimisers["policy"]
     if optimisers:
-        stats += _epochs(learner, prepared, optimisers, on_progress)
+        stats += _epochs(learner, prepared, optimisers, pending, on_progress)
     for _, optimiser in learner.optimisers:
         optimiser.release()
     return stats
 
 
 def _epochs(
-    learner: Learner, prepared: Prepared, optimisers: dict[str, Optimiser], on_progress: Progress | None
+    learner: Learner,
+    prepared: Prepared,
+    optimisers: dict[str, Optimiser],
+    pending: PendingGradient | None,
+    on_progress: Progress | None,
 ) -> list[MinibatchStats]:
-    """The optimiser steps of all epochs, of the optimisers given."""
+    """The steps of these optimisers in all epochs; pending: the critic's first gradient, where it is installed."""
     ppo, plan, stats = learner.config.ppo, prepared.plan, list[MinibatchStats]()
     planned = ppo.epochs * ppo.minibatches
-    gradient = _MinibatchGradient(learner, prepared, optimisers)
+    gradient = _MinibatchGradient(learner, prepared, optimisers, pending)
     for epoch in range(ppo.epochs):
         minibatches = plan.epoch(epoch)
         for minibatch in minibatches:
@@ -85,11 +92,17 @@ class _MinibatchGradient:
     pending: the critic's gradient of the first minibatch, which already is in its parameters' `.grad`.
     """
 
-    def __init__(self, learner: Learner, prepared: Prepared, optimisers: dict[str, Optimiser]) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        prepared: Prepared,
+        optimisers: dict[str, Optimiser],
+        pending: PendingGradient | None,
+    ) -> None:
         self.learner, self.experience, self.optimisers = learner, prepared.experience, optimisers
         self.plan: UpdatePlan = prepared.plan
         self.loss: StepLoss = step_loss(prepared, learner.config.ppo, learner.algorithm)
-        self.pending: PendingGradient | None = prepared.first_gradient
+        self.pending = pending
 
     def __call__(self, minibatch: Minibatch) -> MinibatchStats:
         """Leave the sum over all micro-batches and ranks in `.grad`; returns the statistics of all ranks.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import SilentLog, job, parameters, run, trainer
+from helpers import SilentLog, job, parameters, prepared_by, run, trainer, vowels
 
+from proxlm.engine.native import generate
 from proxlm.models.actor_critic import ActorCritic
-from proxlm.train.ppo import trainer as ppo_module
+from proxlm.train.ppo import prepare as prepare_module
+from proxlm.train.ppo.update import update
 
 SETTINGS = [
     {},
@@ -23,7 +25,7 @@ def learnt(tokenizer, folder, monkeypatch, apart, **settings):
     """Parameters and metrics after two steps; apart: with a forward pass of its own in the first minibatch."""
     with monkeypatch.context() as patch:
         if apart:
-            patch.setattr(ppo_module.PPOTrainer, "_critics_first", lambda *_: None)
+            patch.setattr(prepare_module, "can_learn_while_reading", lambda *_: False)
         made = trainer(tokenizer, job("separate", steps=2, **settings), folder)
         for optimiser in (made.learner.optimisers.policy, made.learner.optimisers.critic):
             for group in optimiser.adamw.param_groups:
@@ -44,6 +46,45 @@ def test_it_learns_the_same(tokenizer, tmp_path, monkeypatch, settings):
     for row, expected in zip(rows, wanted, strict=True):
         for name in ("value_loss", "grad_norm/critic", "explained_variance", "return_mean"):
             assert row[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
+
+
+def prepared_first(made):
+    rollout = generate(made.models.policy, made.prompts.batch(0), made.config.rollout, seed=0, step=0)
+    return prepared_by(made, rollout, vowels(rollout))
+
+
+@pytest.mark.parametrize("critic", ["separate", "adapter"])
+def test_it_is_a_value_that_leaves_the_parameters_alone(tokenizer, tmp_path, critic):
+    """`prepare` leaves `.grad` as it was; the update uses the gradient once, and ends without gradients."""
+    made = trainer(tokenizer, job(critic), tmp_path, lora=4 if critic == "adapter" else 0)
+    kept = torch.ones_like(made.models.value_head.linear.weight)
+    made.models.value_head.linear.weight.grad = kept.clone()
+    pending = prepared_first(made).first_gradient
+    assert torch.equal(made.models.value_head.linear.weight.grad, kept)
+    named = dict(made.models.critic_parameters())
+    assert set(pending.gradients) == set(named)
+    assert any(bool(gradient.any()) for gradient in pending.gradients.values())
+    assert [name for name, p in named.items() if p.grad is not None] == ["head.linear.weight"]
+    made.models.value_head.linear.weight.grad = None
+    update(made.learner, prepared_first(made))
+    assert all(p.grad is None for p in named.values())
+
+
+def test_a_second_update_from_one_experience_computes_it_again(tokenizer, tmp_path, monkeypatch):
+    results = []
+    for apart in (False, True):
+        with monkeypatch.context() as patch:
+            if apart:
+                patch.setattr(prepare_module, "can_learn_while_reading", lambda *_: False)
+            made = trainer(tokenizer, job("separate"), tmp_path)
+            for optimiser in (made.learner.optimisers.policy, made.learner.optimisers.critic):
+                for group in optimiser.adamw.param_groups:
+                    group["eps"] = 1e-3
+            prepared = prepared_first(made)
+            for _ in range(2):
+                update(made.learner, prepared)
+            results.append(parameters(made))
+    assert all(float((results[0][name] - p).abs().max()) <= 1e-6 for name, p in results[1].items())
 
 
 def passes(monkeypatch, made):
@@ -97,7 +138,7 @@ def test_out_of_memory_takes_it_back(tokenizer, tmp_path, monkeypatch):
 
 
 def test_out_of_memory_in_the_update_computes_it_again(tokenizer, tmp_path, monkeypatch):
-    """The policy's pass of the first minibatch fails: the critic's gradient is dropped with it, and made anew."""
+    """The policy's first pass fails: the critic's gradient is dropped with it, and computed again."""
     from proxlm.train.ppo import update
 
     config = job("separate", steps=1, minibatches=1, epochs=1, micro_batch_tokens=100)
