@@ -46,7 +46,7 @@ class MinibatchStats:
     extra: dict[str, float] = field(default_factory=dict)
 
     def add_terms(self, terms: PolicyLoss, mask: Tensor) -> None:
-        """Take in a micro-batch's terms [R]."""
+        """Take in a micro-batch's terms [R]; mask [R] bool: the tokens that count."""
         self.policy = True
         if not bool(mask.any()):
             return

@@ -90,7 +90,7 @@ class StepLoss:
             loss = loss + self.kl_coef * kl_loss
             stats.kl_loss += float(kl_loss.detach())
         stats.policy_loss += float(policy_loss.detach())
-        stats.add_terms(terms, part.action_mask[span].to(device))
+        stats.add_terms(terms, weights[span] > 0)
         return loss
 
 

@@ -96,7 +96,7 @@ class _Surrogate:
         for part, weights in self.parts:
             share, terms = self._loss(part, weights)
             stats.policy_loss += float(share.detach())
-            stats.add_terms(terms, part.action_mask.to(weights.device))
+            stats.add_terms(terms, weights > 0)
             self.losses.append(share.detach())
             total += _flat(torch.autograd.grad(share, list(self.parameters)))
         return total

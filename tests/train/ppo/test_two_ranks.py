@@ -1,0 +1,250 @@
+"""Two real processes over gloo take whole PPO steps as one process does."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from helpers import SilentLog, blank_rollout, job, parameters, trainer, vowels
+
+from proxlm.config import PPOConfig, PtxSettings, ShapingSettings
+from proxlm.distributed.ranks import ONE_PROCESS, Ranks, TorchRanks
+from proxlm.train.ppo import update as update_module
+from proxlm.train.ppo.plan import Minibatch, plan_update
+from proxlm.train.ppo.ptx import PtxText
+from proxlm.train.ppo.trainer import PPOTrainer
+from proxlm.types import Scores
+
+SHAPED = ShapingSettings(scale="running", clip=2.0, whiten_rewards=True)
+ADAPTIVE = {"kl_controller": "adaptive", "kl_target": 0.1, "kl_horizon": 100.0}
+TWO = {"epochs": 2, "minibatches": 2, "batch_size": 11, "steps": 2, "micro_batch_tokens": 60}
+CASES: dict[str, dict[str, Any]] = {
+    "separate": {"critic": "separate", "shaping": SHAPED, **ADAPTIVE},
+    "shared": {"critic": "shared", "shaping": SHAPED, **ADAPTIVE},
+    "shared in sequences": {
+        "critic": "shared",
+        "aggregation": "sequence",
+        "loss": "gspo",
+        "entropy_coef": 0.1,
+        "kl_in": "loss",
+        "kl_estimator": "k3",
+    },
+    "without a critic": {"advantage": "rloo", "samples_per_prompt": 2, "batch_size": 5},
+    "trust region": {"critic": "separate", "loss": "trpo"},
+    "more ranks than rows": {"critic": "separate", "batch_size": 1, "minibatches": 1},
+    "ends early": {"critic": "separate", "target_kl": 1e-6, "lr": 1e-2},
+}
+
+
+def made_on(tokenizer: Any, name: str, ranks: Ranks, **more: Any) -> PPOTrainer:
+    config = job(**TWO | CASES[name])
+    made = trainer(tokenizer, config, Path("nowhere"), ranks=ranks, **more)
+    for _, optimiser in made.learner.optimisers:
+        for group in optimiser.adamw.param_groups:
+            group["eps"] = 1e-3  # or its sign-like first steps would blow rounding up
+    return made
+
+
+def plain(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
+    """A step in each case; two where something is carried from step to step."""
+    found = {}
+    for name, settings in CASES.items():
+        made, log = made_on(tokenizer, name, ranks), SilentLog()
+        rows = [made.step(log) for _ in range(2 if "shaping" in settings else 1)]  # type: ignore[arg-type]
+        found[name] = {"parameters": parameters(made), "rows": rows, "state": made.state}
+    return found
+
+
+def mixed_text(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
+    """A step with text mixed in, in batches of 3 blocks: one rank has two of them, the other one."""
+    text = torch.randint(5, 300, (12, 16), generator=torch.Generator().manual_seed(0))
+    made = made_on(
+        tokenizer, "shared", ranks, ptx=PtxText(text, PtxSettings(coef=0.3, batch_tokens=48), 1000, seed=0)
+    )
+    return {"rows": [made.step(SilentLog())], "parameters": parameters(made), "state": made.state}  # type: ignore[arg-type]
+
+
+def not_finite(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
+    """One response's reward is no number; without whitening only its own minibatch's gradient is spoilt."""
+
+    def reward(rollout: Any) -> Scores:
+        scores = vowels(rollout)
+        scores.total[0] = float("nan")
+        return scores
+
+    made = trainer(
+        tokenizer,
+        job("separate", **TWO, whiten_advantages="never", critic_lam=1.0, lam=1.0),
+        Path("nowhere"),
+        ranks=ranks,
+        reward=reward,
+    )
+    return {"rows": [made.step(SilentLog())], "parameters": parameters(made), "state": made.state}  # type: ignore[arg-type]
+
+
+def out_of_memory(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
+    """The last rank's memory fails in its second pass of the update; all go on in smaller passes."""
+    made, real, calls = made_on(tokenizer, "separate", ranks), update_module.response_states, []
+
+    def fails_once(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 2 and ranks.rank == ranks.size - 1:
+            raise torch.OutOfMemoryError("full")
+        return real(*given)
+
+    update_module.response_states = fails_once
+    try:
+        row = made.step(SilentLog())  # type: ignore[arg-type]
+    finally:
+        update_module.response_states = real
+    return {"rows": [row], "parameters": parameters(made), "state": made.state, "tokens": made.budget.tokens}
+
+
+def fails_on_rank_0(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
+    """What rank 0 alone does and fails in ends all ranks with the same error."""
+
+    def make() -> None:
+        raise ValueError(f"made on rank {ranks.rank}")
+
+    try:
+        ranks.broadcast(make)
+    except ValueError as error:
+        return {"error": str(error)}
+    return {}
+
+
+WORK: list[Callable[[Any, Ranks], dict[str, Any]]] = [
+    plain,
+    mixed_text,
+    not_finite,
+    out_of_memory,
+    fails_on_rank_0,
+]
+
+
+def all_work(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
+    return {work.__name__: work(tokenizer, ranks) for work in WORK}
+
+
+def on_rank(rank: int, port: int, folder: str, tokenizer: Any) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    torch.save(all_work(tokenizer, TorchRanks()), Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
+    """What one process finds, and what each of two ranks does."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(on_rank, args=(port, str(folder), tokenizer), nprocs=2)
+    ranks = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    return all_work(tokenizer, ONE_PROCESS), ranks
+
+
+def same_metrics(row: dict[str, float], wanted: dict[str, float], label: str) -> None:
+    measured = {name for name in wanted if name.startswith(("time/", "tokens_per_second", "memory"))}
+    assert row.keys() == wanted.keys()
+    for name in wanted.keys() - measured:
+        assert row[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-6, nan_ok=True), f"{label}: {name}"
+
+
+def same(one: dict[str, Any], two: dict[str, Any], label: str) -> None:
+    assert one["parameters"].keys() == two["parameters"].keys()
+    for name, p in one["parameters"].items():
+        assert float((two["parameters"][name] - p).abs().max()) <= 1e-6, f"{label}: {name}"
+    for row, wanted in zip(two["rows"], one["rows"], strict=True):
+        same_metrics(row, wanted, label)
+    assert two["state"].kl_coef == pytest.approx(one["state"].kl_coef, rel=1e-6)
+    assert two["state"].score_statistics == pytest.approx(one["state"].score_statistics)
+    assert two["state"].skipped == one["state"].skipped
+
+
+@pytest.mark.checklist(8)
+@pytest.mark.checklist(18)
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_take_the_steps_of_one_process(found, name: str) -> None:
+    whole, ranks = found
+    for rank in ranks:
+        same(whole["plain"][name], rank["plain"][name], name)
+        assert {row["first_minibatch/ratio_error"] for row in rank["plain"][name]["rows"]} == {0.0}
+    assert all(
+        torch.equal(p, ranks[1]["plain"][name]["parameters"][n])
+        for n, p in ranks[0]["plain"][name]["parameters"].items()
+    )
+
+
+def test_an_early_end_is_decided_together(found) -> None:
+    rows = [row for rank in found[1] for row in rank["plain"]["ends early"]["rows"]]
+    assert {row["optimiser_steps"] for row in rows} == {2.0}
+
+
+def test_text_is_mixed_in_once(found) -> None:
+    whole, ranks = found
+    for rank in ranks:
+        same(whole["mixed_text"], rank["mixed_text"], "text")
+        assert rank["mixed_text"]["rows"][0]["ptx_loss"] > 0
+
+
+def test_an_update_that_is_not_finite_is_skipped_on_all_ranks(found) -> None:
+    whole, ranks = found
+    for rank in ranks:
+        same(whole["not_finite"], rank["not_finite"], "not finite")
+        assert rank["not_finite"]["rows"][0]["grad_norm/policy_not_finite"] == 2.0
+
+
+def test_out_of_memory_on_one_rank_makes_all_passes_smaller(found) -> None:
+    whole, ranks = found
+    for rank in ranks:
+        same(whole["out_of_memory"], rank["out_of_memory"], "out of memory")
+        assert rank["out_of_memory"]["tokens"] == whole["out_of_memory"]["tokens"] < 60
+
+
+def test_an_error_of_rank_0_reaches_all(found) -> None:
+    assert [rank["fails_on_rank_0"]["error"] for rank in found[1]] == ["made on rank 0"] * 2
+
+
+class Rank:
+    """A rank that only says which one it is: enough for a plan."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+
+def config_of(tokens: int) -> PPOConfig:
+    return replace(job(minibatches=1), ppo=replace(job().ppo, minibatches=1, micro_batch_tokens=tokens))
+
+
+def rows_of(minibatch: Minibatch) -> torch.Tensor:
+    """The rows that this rank's passes count for."""
+    rows = [micro.rows for micro in minibatch.micro_batches if not micro.padding]
+    return torch.cat([torch.empty(0, dtype=torch.int64), *rows])
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_ranks_share_rows_by_their_tokens_with_equally_many_passes(size: int) -> None:
+    rollout = blank_rollout([30, 5, 5, 5, 5, 5, 2])
+    plans = [plan_update(rollout, config_of(12), ranks=Rank(rank, size)) for rank in range(size)]  # type: ignore[arg-type]
+    minibatches = [plan.epoch(0)[0] for plan in plans]
+    assert len({len(m.micro_batches) for m in minibatches}) == 1
+    own = [rows_of(minibatch) for minibatch in minibatches]
+    assert sorted(torch.cat(own).tolist()) == list(range(7))
+    tokens = sorted(int(rollout.sequences.lengths[rows].sum()) for rows in own)
+    assert tokens == {2: [27, 30], 3: [12, 15, 30], 8: [0, 2, 5, 5, 5, 5, 5, 30]}[size]
+    assert len({len(rows) for rows in own}) > 1  # one rank has more rows than another
+    assert all(torch.equal(m.weights, minibatches[0].weights) for m in minibatches)
+    for minibatch in minibatches:
+        for micro in minibatch.micro_batches:
+            assert micro.padding is (not bool(micro.weights.any()))
