@@ -38,7 +38,7 @@ def test_a_reward_that_is_no_number_changes_no_policy_and_no_controller(tokenize
     config = job("separate", steps=3, shaping=ShapingSettings(scale="running"), **settings)
     made = trainer(tokenizer, config, tmp_path, reward=bad_from(1, value))
     made.step(SilentLog())
-    before, moments = parameters(made), made.state.moments
+    before, moments = parameters(made), made.state.score_statistics
     row = made.step(SilentLog())
     after = parameters(made)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -48,8 +48,8 @@ def test_a_reward_that_is_no_number_changes_no_policy_and_no_controller(tokenize
     assert all(bool(after[name].isfinite().all()) for name in moved)
     assert (row["grad_norm/policy_not_finite"], row["grad_norm/critic_not_finite"]) == (6, 2)
     assert made.state.non_finite == 1
-    assert made.state.moments.n == moments.n + 11  # of 12 responses one had no number
-    assert math.isfinite(made.state.moments.mean)
+    assert made.state.score_statistics.n == moments.n + 11  # of 12 responses one had no number
+    assert math.isfinite(made.state.score_statistics.mean)
     assert math.isfinite(made.state.kl_coef)
 
 

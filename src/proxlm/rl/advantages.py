@@ -14,7 +14,7 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 def one_rank(total: Tensor) -> Tensor:
-    """The Reduce of a run that is not spread over ranks."""
+    """The `Reduce` of a batch that is all here."""
     return total
 
 
@@ -35,9 +35,17 @@ def gae(
     a step: V and A are carried across it unchanged, and a reward on it belongs to the chosen token before it.
     Its own advantage is 0 and its own return is its value.
 
-    Args: rewards, values [R]; action_mask [R] bool; offsets [B+1]; 0 ≤ γ, λ ≤ 1, λ a number or one
-    for each row [B]; bootstrap [B] or None (zeros).
-    Returns: raw advantages [R] and returns [R], in the dtype of values.
+    Args:
+        rewards: [R].
+        values: V before each token [R].
+        action_mask: [R] bool, True where the policy chose the token.
+        offsets: [B+1].
+        gamma: Discount factor γ, in [0, 1].
+        lam: λ in [0, 1]; one number, or one for each row [B].
+        bootstrap: V after each row's last token [B]; None: zeros.
+
+    Returns:
+        Raw advantages [R] and returns [R], in the dtype of `values`.
     """
     if not rewards.shape == values.shape == action_mask.shape or int(offsets[-1]) != len(values):
         raise ValueError(
@@ -65,7 +73,7 @@ def gae(
 def _discounted_sums(x: Tensor, rows: Tensor, count: int, decay: float | Tensor) -> Tensor:
     """Σ_{s ≥ t} decay^{s−t} x_s within each of `count` rows; x and its elements' rows, ascending, [n] → [n].
 
-    decay: one number or one for each row.
+    decay: one number, or one for each row.
     """
     lengths = torch.bincount(rows, minlength=count)
     position = torch.arange(len(x), device=x.device) - (torch.cumsum(lengths, 0) - lengths)[rows]
@@ -79,7 +87,7 @@ def _discounted_sums(x: Tensor, rows: Tensor, count: int, decay: float | Tensor)
 
 
 def turn_starts(action_mask: Tensor, offsets: Tensor) -> Tensor:
-    """True at the first token of each turn, a run of chosen tokens without others between them. → [R] bool."""
+    """True at the first token of each turn, a run of chosen tokens with no others between them. → [R] bool"""
     row = row_of_element(offsets)
     continues = torch.zeros_like(action_mask)
     continues[1:] = action_mask[:-1] & (row[1:] == row[:-1])
@@ -101,7 +109,7 @@ def turn_gae(
     act between turns. Every token of a turn has the turn's advantage and return. One token a turn: `gae`.
     A response of one turn: a bandit, A = Σ r − V(prompt). (Zhou et al. 2024, ArCHer, is the two-level view.)
 
-    Args and returns: as `gae`.
+    Args and returns are those of `gae`.
     """
     starts = turn_starts(action_mask, offsets)
     advantages, returns = gae(rewards, values, starts, offsets, gamma, lam, bootstrap)
@@ -118,7 +126,12 @@ def length_adaptive_lambda(lengths: Tensor, alpha: float) -> Tensor:
 
     Long responses need λ near 1, or the reward at their end never reaches their beginning.
 
-    Args: lengths [B]; α > 0. Returns: [B] float32; 0 for a response without chosen tokens.
+    Args:
+        lengths: In chosen tokens [B].
+        alpha: α > 0.
+
+    Returns:
+        λ of each response [B] float32; 0 for one without chosen tokens.
     """
     return (1.0 - 1.0 / (alpha * lengths.float().clamp(min=1))).clamp(min=0.0)
 
@@ -128,11 +141,18 @@ def whiten(
 ) -> Tensor:
     """(x − mean) / sqrt(var + eps) with the masked mean and population variance; 0 where mask is False.
 
-    With shift_mean False the mean is added back (openai/lm-human-preferences, `whiten`). With `reduce`, mean and
-    variance are those of all ranks' values together. Computed in float64: in float32 the mean of equal values is
-    off by a rounding, and dividing by so small a deviation would make an advantage of it.
+    Computed in float64: in float32 the mean of equal values is off by a rounding, and dividing by so small a
+    deviation would turn it into an advantage.
 
-    Args: values [R]; mask [R] bool. Returns: [R]. Without any masked-in element: zeros.
+    Args:
+        values: [R].
+        mask: [R] bool, True for the elements that count.
+        shift_mean: False: the mean is added back (openai/lm-human-preferences, `whiten`).
+        eps: Added to the variance.
+        reduce: Sums over ranks, where each holds other rows: mean and variance are then those of all values.
+
+    Returns:
+        [R]; zeros without any element that counts.
     """
     if values.shape != mask.shape:
         raise ValueError(f"values {tuple(values.shape)} and mask {tuple(mask.shape)} differ in shape")
@@ -148,9 +168,15 @@ def whiten(
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 − Var(return − value) / Var(return) over masked elements: 1 perfect, 0 no better than the mean.
+    """1 − Var(return − value) / Var(return) over masked elements: 1 is perfect, 0 no better than the mean.
 
-    Args: values, returns [R]; mask [R] bool. Returns: a float; NaN where the returns do not vary.
+    Args:
+        values: The critic's [R].
+        returns: What it is to predict [R].
+        mask: [R] bool, True for the elements that count.
+
+    Returns:
+        A float; NaN where the returns do not vary.
     """
     if not values.shape == returns.shape == mask.shape:
         raise ValueError(f"shapes differ: {tuple(values.shape)}, {tuple(returns.shape)}, {tuple(mask.shape)}")
@@ -165,9 +191,17 @@ def explained_variance_by_position(
 ) -> list[float]:
     """`explained_variance` of the first, second, … of `parts` equal shares of every row, by position.
 
-    A critic that is right near the end of a response and blind at its beginning shows here.
+    It shows a critic that is right near the end of a response and wrong at its beginning.
 
-    Args: values, returns [R]; mask [R] bool; offsets [B+1]. Returns: `parts` floats.
+    Args:
+        values: The critic's [R].
+        returns: What it is to predict [R].
+        mask: [R] bool, True for the elements that count.
+        offsets: [B+1].
+        parts: Into how many parts each row is cut.
+
+    Returns:
+        `parts` floats.
     """
     if int(offsets[-1]) != len(mask):
         raise ValueError(f"offsets end at {int(offsets[-1])}, but there are {len(mask)} tokens")

@@ -1,4 +1,4 @@
-"""Weights for rollouts that another policy sampled than the one whose log-probs the update starts from."""
+"""Weights for rollouts sampled by another policy than the one whose log-probs the update starts from."""
 
 from __future__ import annotations
 
@@ -29,7 +29,20 @@ def rollout_weights(
     level "token": of that token alone; low variance, but the states are still those of the other policy.
     level "sequence": the product over the response's chosen tokens; with "full" unbiased.
 
-    Args: log-probs [R]; action_mask [R] bool; offsets [B+1]. Returns: [R], 1 where the policy did not choose.
+    Args:
+        old_logprobs: log π_old of the tokens [R].
+        rollout_logprobs: log π_rollout, which sampled them [R].
+        action_mask: [R] bool, True where the policy chose the token.
+        offsets: [B+1].
+        mode: "none", "full", "truncate" or "mask".
+        level: "token" or "sequence".
+        cap: The largest weight of "truncate".
+        low: The smallest weight that "mask" keeps.
+        high: The largest weight that "mask" keeps.
+        max_log_ratio: Log-ratios are clamped to ± this before exp.
+
+    Returns:
+        Weights [R], 1 where the policy did not choose.
     """
     if not old_logprobs.shape == rollout_logprobs.shape == action_mask.shape:
         raise ValueError(

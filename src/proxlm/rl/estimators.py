@@ -1,7 +1,7 @@
 """Advantage estimators: shaped rewards in, advantages and the critic's targets out.
 
-One is chosen by `ppo.advantage`; one of your own is any function of this signature. Whitening, if the estimator
-is to be followed by it, is done afterwards.
+`ppo.advantage` chooses one; one of your own is any function of this signature. Whitening, if there is any, comes
+after the estimator.
 """
 
 from __future__ import annotations
@@ -18,11 +18,18 @@ from proxlm.rl.ragged import row_of_element, segment_sum
 class AdvantageInputs(NamedTuple):
     """What an estimator may use.
 
-    rewards [R]: shaped, KL penalty and score included; values [R]: V before each token, zeros without a critic;
-    action_mask [R] bool; offsets [B+1]; groups [B] int64: rows that answer the same prompt have the same number,
-    0 to G − 1; bootstrap [B] or None: V after the last token; gamma; lam: one number, or one per row [B];
-    critic_lam: λ of the critic's targets, None for lam; turns: GAE steps are turns, not tokens; group_std: GRPO
-    divides by it.
+    Args:
+        rewards: Shaped, KL penalty and score included [R].
+        values: V before each token [R]; zeros without a critic.
+        action_mask: [R] bool, True where the policy chose the token.
+        offsets: [B+1].
+        groups: [B] int64, 0 to G − 1; rows that answer the same prompt have the same number.
+        bootstrap: V after each row's last token [B], or None: zeros.
+        gamma: Discount factor.
+        lam: λ of GAE; one number, or one per row [B].
+        critic_lam: λ of the critic's targets; None: `lam`.
+        turns: Steps of GAE are turns, not tokens.
+        group_std: GRPO divides by the standard deviation of a prompt's rewards.
     """
 
     rewards: Tensor
@@ -52,11 +59,15 @@ def gae_advantages(inputs: AdvantageInputs) -> Advantages:
     while the policy has less variance. A2C is this with λ = 1 and the loss "pg".
     """
     estimate = turn_gae if inputs.turns else gae
-    given = inputs.rewards, inputs.values, inputs.action_mask, inputs.offsets, inputs.gamma
-    advantages, returns = estimate(*given, inputs.lam, inputs.bootstrap)
+
+    def estimated(lam: float | Tensor) -> Advantages:
+        x = inputs
+        return Advantages(*estimate(x.rewards, x.values, x.action_mask, x.offsets, x.gamma, lam, x.bootstrap))
+
+    found = estimated(inputs.lam)
     if inputs.critic_lam is not None:
-        returns = estimate(*given, inputs.critic_lam, inputs.bootstrap)[1]
-    return Advantages(advantages, returns)
+        found = found._replace(returns=estimated(inputs.critic_lam).returns)
+    return found
 
 
 def reinforce_advantages(inputs: AdvantageInputs) -> Advantages:
@@ -95,8 +106,10 @@ def grpo_advantages(inputs: AdvantageInputs, eps: float = 1e-6) -> Advantages:
 
 
 def _group_moments(inputs: AdvantageInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Each row's whole reward [B]; each group's count, sum, and sum of squared deviations [G]; all in float64,
-    for in float32 the mean of equal rewards is off by a rounding, which dividing by their deviation would blow up.
+    """Each row's whole reward [B]; each group's count, sum, and sum of squared deviations [G].
+
+    All in float64: in float32 the mean of equal rewards is off by a rounding, and dividing by their deviation would
+    blow it up.
     """
     totals = segment_sum(inputs.rewards.double(), inputs.offsets)
     count = torch.bincount(inputs.groups).to(totals.dtype)

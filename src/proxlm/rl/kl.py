@@ -13,9 +13,16 @@ def kl_estimate(
 
     k1 = log π − log π_ref;  k2 = k1² / 2;  k3 = exp(−k1) − 1 + k1.
     E_π[k1] = E_π[k3] = KL and k3 ≥ 0; k2 is biased but its gradient as a loss is the KL's (Schulman 2020,
-    "Approximating KL divergence"). In k3 the log-ratio is clamped to ± max_log_ratio before exp.
+    "Approximating KL divergence").
 
-    Args: logprobs and ref_logprobs of the same shape; estimator "k1", "k2" or "k3". Returns: that shape.
+    Args:
+        logprobs: log π of the tokens, any shape.
+        ref_logprobs: log π_ref, the same shape.
+        estimator: "k1", "k2" or "k3".
+        max_log_ratio: In k3 the log-ratio is clamped to ± this before exp.
+
+    Returns:
+        That shape.
     """
     if logprobs.shape != ref_logprobs.shape:
         raise ValueError(f"shapes differ: {tuple(logprobs.shape)} and {tuple(ref_logprobs.shape)}")

@@ -15,9 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 def predicting_states(response_index: Tensor) -> Tensor:
-    """The shift: where each response token stands in the flat tokens [R] → where the state that predicts it does.
+    """The shift: indices of response tokens in the flat tokens [R] → indices of the states that predict them [R].
 
-    Every prompt holds at least one token, so index − 1 is in the same sequence.
+    Every prompt has at least one token, so index − 1 is in the same sequence.
     """
     return response_index - 1
 
@@ -29,8 +29,14 @@ def logprobs_and_entropy(
 
     log π(a) = z_a − log Σ_v exp z_v;  H = log Σ_v exp z_v − Σ_v π(v) z_v,  z = logits / temperature.
 
-    Args: logits [R, V], any float dtype (computed in float32, or float64 if given); tokens [R] int64;
-    temperature > 0. Returns: log-probs [R] and, if asked, entropy [R], in nats.
+    Args:
+        logits: [R, V], of any float dtype; computed in float32, or in float64 if they are.
+        tokens: [R] int64.
+        temperature: > 0.
+        entropy: Whether entropies are wanted.
+
+    Returns:
+        Log-probs [R] and entropies [R] or None, in nats.
     """
     if logits.dim() != 2 or tokens.shape != logits.shape[:1]:
         raise ValueError(
@@ -103,9 +109,18 @@ def chunked_logprobs(
 ) -> tuple[Tensor, Tensor | None]:
     """`logprobs_and_entropy(head(hidden), ...)` without ever holding logits for more than `chunk` states.
 
-    Memory follows the response, not the vocabulary: in the backward pass each chunk's logits are computed anew.
+    Memory follows the response, not the vocabulary: the backward pass computes each chunk's logits again.
 
-    Args: hidden [R, H]; head maps [r, H] to logits [r, V]; tokens [R] int64. Returns: as `logprobs_and_entropy`.
+    Args:
+        hidden: States that predict the tokens [R, H].
+        head: Maps states [r, H] to logits [r, V].
+        tokens: [R] int64.
+        temperature: > 0.
+        entropy: Whether entropies are wanted.
+        chunk: How many states' logits are held at once.
+
+    Returns:
+        Log-probs [R] and entropies [R] or None, in nats.
     """
     if hidden.shape[:1] != tokens.shape:
         raise ValueError(

@@ -34,9 +34,19 @@ def clipped_policy_loss(
     The gradient is 0 exactly where A > 0 and ρ > 1 + ε_high, or A < 0 and ρ < 1 − ε_low. The log-ratio is
     clamped to ± max_log_ratio before exp, so that the loss is finite for any input; beyond that there is no
     gradient either. approx_kl = (log ρ)² / 2.
-    dual_clip c > 1 (0: off): for A < 0 the loss is at most −c A, so a ρ beyond c has no gradient (Ye et al. 2020).
 
-    Args: all [R]; logprobs with gradient. Returns: per-token terms, [R] each; `clipped` is bool.
+    Args:
+        logprobs: log π_new of the tokens [R], with gradient.
+        old_logprobs: log π_old [R].
+        advantages: A [R].
+        clip_low: ε_low.
+        clip_high: ε_high.
+        max_log_ratio: The largest log-ratio, either way.
+        dual_clip: c > 1: for A < 0 the loss is at most −c A, so a ρ beyond c has no gradient (Ye et al. 2020);
+            0: off.
+
+    Returns:
+        Per-token terms [R]; `clipped` is bool.
     """
     if not logprobs.shape == old_logprobs.shape == advantages.shape:
         raise ValueError(
@@ -57,9 +67,16 @@ def clipped_policy_loss(
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float = 0.2) -> Tensor:
     """½ max((V − R)², (clip(V, V_old ± c) − R)²) per token (openai/baselines ppo2; Ziegler et al. 2019).
 
-    Where the clipped branch is the larger, the gradient is 0. clip = 0 turns clipping off: ½ (V − R)².
+    Where the clipped branch is the larger, the gradient is 0.
 
-    Args: all [R]; values with gradient. Returns: [R].
+    Args:
+        values: V [R], with gradient.
+        old_values: V before the update [R].
+        returns: R, what V is to predict [R].
+        clip: c; 0: no clipping, ½ (V − R)².
+
+    Returns:
+        The loss of each token [R].
     """
     if not values.shape == old_values.shape == returns.shape:
         raise ValueError(
@@ -73,9 +90,12 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
 
 
 def entropy_coefficient(coefficient: float, entropy: float, floor: float) -> float:
-    """The factor of the entropy bonus in a step whose policy had this mean entropy, in nats per token.
+    """The factor of the entropy bonus in this step.
 
-    floor 0: always the coefficient. Else it acts only while the entropy is below the floor, as a thermostat.
+    Args:
+        coefficient: The bonus's factor.
+        entropy: The policy's mean entropy in this step, in nats per token.
+        floor: The bonus acts only while the entropy is below it, like a thermostat; 0: always.
     """
     return coefficient if floor == 0 or entropy < floor else 0.0
 
@@ -87,11 +107,17 @@ def token_weights(
 
     "token": 1 / (chosen tokens). "sequence": 1 / (sequences with a chosen token · its chosen tokens), the mean of
     per-sequence means. "fixed": 1 / (sequences with a chosen token · limit) (Liu et al. 2025, Dr. GRPO).
-    Summing over micro-batches in any split gives the same loss and gradient; and over ranks, where `reduce` adds
-    up the counts of all ranks.
+    Summing over micro-batches in any split gives the same loss and gradient.
 
-    Args: action_mask [R] bool; offsets [B+1]; limit: the longest response in tokens. Returns: [R] float32, 0
-    where the token was not chosen.
+    Args:
+        action_mask: [R] bool, True where the policy chose the token.
+        offsets: [B+1].
+        aggregation: "token", "sequence" or "fixed".
+        limit: The longest response in tokens.
+        reduce: Sums over ranks, where each holds other rows of the minibatch.
+
+    Returns:
+        [R] float32, 0 where the token was not chosen.
     """
     if int(offsets[-1]) != len(action_mask):
         raise ValueError(f"offsets end at {int(offsets[-1])}, but there are {len(action_mask)} tokens")

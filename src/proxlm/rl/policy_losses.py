@@ -1,6 +1,6 @@
-"""Policy losses, per token. One is chosen by `ppo.loss`; one of your own is any function of this signature.
+"""Policy losses, per token. `ppo.loss` chooses one; one of your own is any function of this signature.
 
-How tokens become one number is `losses.token_weights`, the same for all of them.
+`losses.token_weights` turns tokens into one number, for all of them alike.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def log_ratio(inputs: LossInputs) -> Tensor:
 
 
 def measured(inputs: LossInputs, loss: Tensor, clipped: Tensor | None = None) -> PolicyLoss:
-    """A per-token loss [R] with the ratio and the approximate KL that every run reports."""
+    """A per-token loss [R] with the ratio and the approximate KL that every run reports; clipped [R] bool or None."""
     with torch.no_grad():
         none = torch.zeros_like(inputs.action_mask)
         approx_kl = 0.5 * (inputs.logprobs - inputs.old_logprobs).square()
@@ -128,10 +128,10 @@ def cispo_loss(inputs: LossInputs) -> PolicyLoss:
 
 
 def dppo_loss(inputs: LossInputs) -> PolicyLoss:
-    """−ρ A, without gradient where the step goes on away from π_old and |π − π_old| > δ (Qi et al. 2026, DPPO).
+    """−ρ A, without gradient where the step leads further from π_old and |π − π_old| > δ (Qi et al. 2026, DPPO).
 
-    |π(a) − π_old(a)| is the total variation of "this token or another", a bound that rare tokens hardly meet and
-    likely ones do: PPO's ratio does the opposite. δ is ppo.divergence_limit.
+    |π(a) − π_old(a)| is the total variation of "this token or another", a bound that likely tokens meet and rare
+    ones hardly do; PPO's ratio does the opposite. δ is ppo.divergence_limit.
     """
     logs = log_ratio(inputs)
     with torch.no_grad():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class RunningStatistics(NamedTuple):
-    """Count, mean and sum of squared deviations of the numbers seen: three floats, the whole state."""
+    """Count, mean and sum of squared deviations of the numbers seen: three floats are the whole state."""
 
     n: float = 0.0
     mean: float = 0.0
@@ -24,11 +24,11 @@ class RunningStatistics(NamedTuple):
         return deviation if deviation > 1e-12 * abs(self.mean) else 1.0
 
 
-def with_values(moments: RunningStatistics, values: Tensor) -> RunningStatistics:
-    """The moments with more numbers taken in. values [n], n ≥ 0."""
+def with_values(statistics: RunningStatistics, values: Tensor) -> RunningStatistics:
+    """The statistics with more numbers taken in. values [n], n ≥ 0"""
     if not len(values):
-        return moments
-    n, mean, squares = pooled(*moments, values)
+        return statistics
+    n, mean, squares = pooled(*statistics, values)
     return RunningStatistics(n, float(mean), float(squares))
 
 
@@ -39,8 +39,14 @@ def pooled(
 
     Chan et al. 1979, in float64: any split into batches gives the same.
 
-    Args: n rows so far, with mean [...] and squares [...], or floats for all elements; rows [m, ...], m ≥ 1.
-    Returns: n + m, mean [...], squares [...].
+    Args:
+        n: How many rows there were.
+        mean: Their mean [...], or a float for all elements.
+        squares: Their sum of squared deviations [...], or a float.
+        rows: More rows [m, ...], m ≥ 1.
+
+    Returns:
+        n + m, and mean and squares of all rows [...], float64.
     """
     r, more = rows.double(), float(len(rows))
     total, own = n + more, r.mean(0)
@@ -50,24 +56,35 @@ def pooled(
 
 
 def scale_scores(
-    scores: Tensor, per_token: Tensor | None, token_sums: Tensor, moments: RunningStatistics, limit: float
+    scores: Tensor,
+    per_token: Tensor | None,
+    token_sums: Tensor,
+    statistics: RunningStatistics,
+    limit: float,
 ) -> tuple[Tensor, Tensor | None]:
     """(R − mean) / std of each response's whole reward R = score + Σ per-token, clipped to ± limit.
 
-    Zheng et al. 2023 (PPO-max) with running moments; Ziegler et al. 2019, section 2.1, with those of the
-    reference's samples. Per-token rewards are divided by std; mean and clip fall on the response's score.
+    Zheng et al. 2023 (PPO-max) with running statistics; Ziegler et al. 2019, section 2.1, with those of the
+    reference's samples. Per-token rewards are divided by std; mean and clip act on the response's score.
 
-    Args: scores [B]; per_token [R] or None; token_sums [B]: Σ per-token of each response; limit: 0 for none.
-    Returns: the new scores [B] and per-token rewards [R] or None.
+    Args:
+        scores: [B].
+        per_token: Rewards of single tokens [R], or None.
+        token_sums: Σ per-token of each response [B].
+        statistics: Mean and std.
+        limit: The largest score, either way; 0: none.
+
+    Returns:
+        The new scores [B] and per-token rewards [R] or None.
     """
-    whole = (scores + token_sums - moments.mean) / moments.std
+    whole = (scores + token_sums - statistics.mean) / statistics.std
     if limit > 0:
         whole = whole.clamp(-limit, limit)
     if per_token is None:
         return whole, None
-    return whole - token_sums / moments.std, per_token / moments.std
+    return whole - token_sums / statistics.std, per_token / statistics.std
 
 
 def clip_advantages(advantages: Tensor, limit: float) -> Tensor:
-    """Advantages within ± limit, so that no single token rules the gradient; limit 0: as they are. [R] → [R]."""
+    """Advantages within ± limit, so that no single token dominates the gradient; limit 0: as they are. [R] → [R]"""
     return torch.clamp(advantages, -limit, limit) if limit > 0 else advantages

@@ -9,7 +9,7 @@ from proxlm.rl.ragged import row_of_element, segment_sum
 
 
 def last_action_index(action_mask: Tensor, offsets: Tensor) -> Tensor:
-    """Where each row's last chosen token stands in the flat tensor; −1 for a row without one. → [B] int64."""
+    """The index of each row's last chosen token in the flat tensor; −1 for a row without one. → [B] int64"""
     if offsets.dim() != 1 or int(offsets[-1]) != len(action_mask):
         raise ValueError(f"offsets end at {int(offsets[-1])}, but there are {len(action_mask)} tokens")
     position = torch.where(action_mask, torch.arange(len(action_mask), device=offsets.device), -1)
@@ -30,8 +30,16 @@ def token_rewards(
     So Σ_t r_t = score + Σ per-token − β Σ kl, and the last token of an ended response, EOS, keeps its share
     (Ziegler et al. 2019, equation 2; Ouyang et al. 2022).
 
-    Args: scores [B]; kl [R]; action_mask [R] bool; offsets [B+1]; per_token [R] or None. Returns: [R].
-    A row without a chosen token gets no score.
+    Args:
+        scores: [B].
+        kl: Of each token, in nats [R].
+        kl_coefficient: β.
+        action_mask: [R] bool, True where the policy chose the token.
+        offsets: [B+1].
+        per_token: Rewards of single tokens [R], or None.
+
+    Returns:
+        [R]. A row without a chosen token gets no score.
     """
     if kl.shape != action_mask.shape or scores.shape != offsets[1:].shape:
         raise ValueError(
@@ -46,7 +54,7 @@ def token_rewards(
 
 
 def response_rewards(scores: Tensor, per_token: Tensor | None, offsets: Tensor) -> Tensor:
-    """What each response earned in all: its score and the rewards of its tokens. → [B]."""
+    """What each response earned in all: its score and the rewards of its tokens. → [B]"""
     return scores if per_token is None else scores + segment_sum(per_token, offsets)
 
 
@@ -56,7 +64,14 @@ def apply_missing_eos(scores: Tensor, ended: Tensor, mode: str, penalty: float) 
     "ignore": unchanged; "subtract": score − penalty (TRL's missing_eos_penalty); "replace": the score
     is −penalty (openai/lm-human-preferences sets −1).
 
-    Args: scores [B]; ended [B] bool: true where the response ended by itself. Returns: [B].
+    Args:
+        scores: [B].
+        ended: [B] bool, True where the response ended by itself.
+        mode: "ignore", "subtract" or "replace".
+        penalty: ≥ 0.
+
+    Returns:
+        [B].
     """
     if scores.shape != ended.shape:
         raise ValueError(f"scores {tuple(scores.shape)} and ended {tuple(ended.shape)} differ in shape")
@@ -73,9 +88,16 @@ def overlong_penalty(lengths: Tensor, limit: int, buffer: int, penalty: float) -
     """What a response loses for its length: nothing up to limit − buffer tokens, then linearly up to `penalty`.
 
     0 for l ≤ limit − buffer; penalty · (l − (limit − buffer)) / buffer up to the limit, and no more beyond it
-    (Yu et al. 2025, DAPO, equation 13: soft overlong punishment). buffer 0: nothing.
+    (Yu et al. 2025, DAPO, equation 13: soft overlong punishment).
 
-    Args: lengths [B] in tokens. Returns: [B] float32, ≥ 0, to be subtracted.
+    Args:
+        lengths: In tokens [B].
+        limit: The longest response in tokens.
+        buffer: In tokens; 0: no penalty.
+        penalty: At the limit.
+
+    Returns:
+        [B] float32, ≥ 0, to be subtracted.
     """
     if buffer == 0:
         return torch.zeros(len(lengths))
@@ -86,14 +108,21 @@ def overlong_penalty(lengths: Tensor, limit: int, buffer: int, penalty: float) -
 def potential_rewards(
     potentials: Tensor, action_mask: Tensor, offsets: Tensor, gamma: float, goes_on: Tensor | None = None
 ) -> Tensor:
-    """F_t = γ Φ_t − Φ_{t−1}: a hint on the way that leaves the best policy as it is (Ng et al. 1999).
+    """F_t = γ Φ_t − Φ_{t−1}: a hint on the way that does not change the best policy (Ng et al. 1999).
 
     Φ_t is the potential of the state after chosen token t; it counts as 0 before the response and after its
     last chosen token, so with γ = 1 a response's F add up to 0. Where a response `goes_on` (its return is
-    bootstrapped with the value of the state behind it) that state is no end, and its potential counts.
+    bootstrapped with the value of the state after it) that state is no end, and its potential counts.
 
-    Args: potentials [R]; action_mask [R] bool; offsets [B+1]; goes_on [B] bool or None (nowhere).
-    Returns: [R], 0 where the policy did not choose.
+    Args:
+        potentials: Φ [R].
+        action_mask: [R] bool, True where the policy chose the token.
+        offsets: [B+1].
+        gamma: Discount factor γ.
+        goes_on: [B] bool; None: nowhere.
+
+    Returns:
+        [R], 0 where the policy did not choose.
     """
     last = last_action_index(action_mask, offsets)
     ends = last >= 0 if goes_on is None else (last >= 0) & ~goes_on
@@ -107,7 +136,7 @@ def potential_rewards(
 
 
 def turn_rewards(rewards: Tensor, turn_ends: Tensor) -> Tensor:
-    """Rewards of turns, in order, on the tokens that end them. rewards [turns]; turn_ends [R] bool → [R]."""
+    """Rewards of turns, in order, on the tokens that end them. rewards [turns]; turn_ends [R] bool → [R]"""
     if len(rewards) != int(turn_ends.sum()):
         raise ValueError(f"{len(rewards)} rewards for {int(turn_ends.sum())} turns")
     return torch.zeros(len(turn_ends), dtype=rewards.dtype).masked_scatter(turn_ends, rewards)

@@ -16,9 +16,18 @@ from torch import Tensor
 def conjugate_gradient(
     product: Callable[[Tensor], Tensor], target: Tensor, iterations: int, tolerance: float = 1e-10
 ) -> Tensor:
-    """x with M x ≈ target for a symmetric positive definite M, known by product(v) = M v. target [P] → x [P].
+    """x with M x ≈ target for a symmetric positive definite M.
 
-    Exact after P iterations (in exact arithmetic); stops early once |M x − target|² ≤ tolerance · |target|².
+    Exact after P iterations (in exact arithmetic).
+
+    Args:
+        product: v → M v, for v [P].
+        target: [P].
+        iterations: The most iterations.
+        tolerance: Stops early once |M x − target|² ≤ tolerance · |target|².
+
+    Returns:
+        x [P].
     """
     x = torch.zeros_like(target)
     residual, direction = target.clone(), target.clone()
@@ -41,9 +50,10 @@ def conjugate_gradient(
 
 
 class TrustRegionStep(NamedTuple):
-    """step [P] to add to the parameters; what the line search saw there; tries: halvings it took.
+    """What the line search found.
 
-    accepted False: no step was good, `step` is zero.
+    step [P]: to add to the parameters, zero if none was accepted; kl, improvement: measured there; tries: how often
+    the step was halved; accepted: whether a step was good.
     """
 
     step: Tensor
@@ -58,7 +68,16 @@ def natural_step(
 ) -> Tensor:
     """√(2 δ / sᵀ F s) · s with F s = gradient: the longest step whose quadratic KL is δ, in nats.
 
-    On a quadratic objective with Hessian −F this is along Newton's step. gradient [P] of what is to rise → [P].
+    On a quadratic objective with Hessian −F this is along Newton's step.
+
+    Args:
+        gradient: Of what is to rise [P].
+        fisher: v → F v.
+        delta: δ.
+        iterations: Of conjugate gradients.
+
+    Returns:
+        The step [P].
     """
     direction = conjugate_gradient(fisher, gradient, iterations)
     curvature = float(direction.dot(fisher(direction)))
@@ -77,8 +96,13 @@ def trust_region_step(
 ) -> TrustRegionStep:
     """The natural step, halved until the surrogate rises and the true mean KL is at most δ.
 
-    Args: gradient [P] of the surrogate; fisher(v) = F v, damped; measure(step) → (surrogate's rise, mean KL in
-    nats) with the step taken; delta > 0; halvings: how often the step may be halved.
+    Args:
+        gradient: Of the surrogate [P].
+        fisher: v → F v, damped.
+        measure: step → (the surrogate's rise, the mean KL in nats) with the step taken.
+        delta: δ > 0.
+        iterations: Of conjugate gradients.
+        halvings: How often the step may be halved.
     """
     step = natural_step(gradient, fisher, delta, iterations)
     for tries in range(halvings + 1):

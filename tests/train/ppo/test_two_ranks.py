@@ -169,7 +169,7 @@ def same(one: dict[str, Any], two: dict[str, Any], label: str) -> None:
         same_metrics(row, wanted, label)
     assert two["state"].kl_coef == pytest.approx(one["state"].kl_coef, rel=1e-6)
     assert two["state"].score_statistics == pytest.approx(one["state"].score_statistics)
-    assert two["state"].skipped == one["state"].skipped
+    assert two["state"].non_finite == one["state"].non_finite
 
 
 @pytest.mark.checklist(8)

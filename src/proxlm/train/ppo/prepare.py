@@ -57,6 +57,7 @@ def prepare(
     rollout: Rollout,
     scores: Scores,
     config: PPOConfig,
+    step: int = 0,
     *,
     plan: UpdatePlan | None = None,
     parameters: StepParameters | None = None,
@@ -75,15 +76,16 @@ def prepare(
         rollout: The responses.
         scores: What they are worth.
         config: `ppo`, `shaping` and `rollout.max_new_tokens` are used.
-        plan: Of the update; None: that of step 0.
-        parameters: Of this step; None: as the settings have them for the plan's step.
+        step: The PPO step, from 0, if there is no plan; schedules and the order of rows follow it.
+        plan: Of the update; None: a new one.
+        parameters: Of this step; None: as the settings have them for this step.
         algorithm: The advantage and the loss; None: those that the settings name.
         on_progress: Called with (done, total) passes.
 
     Raises:
         RunError: Where a single sequence is too much for the memory.
     """
-    plan = plan or plan_update(rollout, config)
+    plan = plan or plan_update(rollout, config, step)
     parameters = parameters or step_parameters(config, plan.step)
     algorithm, ppo, mask = algorithm or build_algorithm(config.ppo), config.ppo, rollout.action_mask
 
