@@ -35,10 +35,14 @@ class ValueHead(nn.Module):
 
 @dataclass(eq=False)
 class ActorCritic:
-    """value_head None: there is no critic. critic_trunk None: the critic is the value head on the policy's trunk, or
-    with own_adapters on the policy's base with adapters of its own.
+    """The networks that a PPO step needs.
 
-    reference None: the reference is the policy's base with its adapters off (LoRA).
+    Args:
+        policy: What samples and learns.
+        value_head: The critic's last layer; None: no critic.
+        critic_trunk: The critic's own trunk; None: its value head reads the policy's.
+        reference: The frozen policy that the KL is taken to; None: the policy's base with its adapters off (LoRA).
+        own_adapters: The critic is the policy's base with adapters of its own.
     """
 
     policy: LanguageModel
@@ -49,6 +53,7 @@ class ActorCritic:
 
     @property
     def shared(self) -> bool:
+        """Whether the critic is a value head on the policy's own states."""
         return self.value_head is not None and self.critic_trunk is None and not self.own_adapters
 
     def policy_outputs(self, sequences: Sequences, temperature: float, entropy: bool = False) -> TokenOutputs:
@@ -64,7 +69,7 @@ class ActorCritic:
         )
 
     def values(self, sequences: Sequences) -> Tensor:
-        """V of the state before each response token, [R] float32, from the critic's own pass."""
+        """V of the state before each response token, [R] float32, from a pass of the critic's own."""
         return self.value_of(self.critic_states(sequences)[0])
 
     def critic_states(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
@@ -79,7 +84,7 @@ class ActorCritic:
             return response_states(self.policy, sequences, self.critic_trunk)
 
     def reference_logprobs(self, sequences: Sequences, temperature: float) -> Tensor:
-        """Log-probs of the response tokens under the reference, [R] float32; never with gradient."""
+        """Log-probs of the response tokens under the reference, [R] float32, without gradient."""
         with torch.no_grad():
             if self.reference is not None:
                 return token_outputs(self.reference, sequences, temperature).logprobs
@@ -96,11 +101,11 @@ class ActorCritic:
             p.lerp_(moved[name].detach(), 1.0 - decay)
 
     def policy_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """What the policy's learning rate moves."""
+        """The parameters that the policy's optimiser updates, by name."""
         return self.policy.trainable()
 
     def critic_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """What the critic's learning rate moves: the value head, and its trunk or adapters if it has its own."""
+        """The parameters that the critic's optimiser updates: the value head, and a trunk or adapters of its own."""
         trunk = [] if self.critic_trunk is None else list(self.critic_trunk.named_parameters(prefix="trunk"))
         head = [] if self.value_head is None else list(self.value_head.named_parameters(prefix="head"))
         # PEFT marks adapters that are not active as frozen, so theirs is no sign of what learns.
@@ -109,13 +114,27 @@ class ActorCritic:
 
 
 def load_actor_critic(config: ModelSettings, critic: bool = True) -> ActorCritic:
-    """Load the policy and make its reference and, if wanted, its critic. Raises ModelError, ConfigError."""
+    """Load the policy, and make its reference and its critic.
+
+    Args:
+        config: The settings.
+        critic: Whether there is one.
+
+    Raises:
+        ModelError: For a model that cannot be loaded or used.
+        ConfigError: For settings that do not fit it.
+    """
     models = make_actor_critic(load_language_model(config), config.critic if critic else "none")
     return critic_from_reward_model(models, config.critic_from) if config.critic_from else models
 
 
 def make_actor_critic(policy: LanguageModel, critic: str) -> ActorCritic:
-    """A critic ("shared", "separate", "adapter" or "none") and a frozen reference for a policy at its start."""
+    """A critic and a frozen reference for a policy at its start.
+
+    Args:
+        policy: The policy; its weights are copied.
+        critic: "shared", "separate", "adapter" or "none".
+    """
     reference = None
     if policy.adapters is None:
         frozen = copy.deepcopy(policy.network).requires_grad_(False)
@@ -130,8 +149,10 @@ def make_actor_critic(policy: LanguageModel, critic: str) -> ActorCritic:
 def critic_from_reward_model(models: ActorCritic, path: str) -> ActorCritic:
     """The critic starts as the reward model at `path`: its trunk and its score head (Ziegler et al. 2019).
 
-    So V of the state after a text is at first the reward model's score of it. Raises ModelError where the model
-    cannot be loaded, is of another width or vocabulary, or has more than one output.
+    So V of the state after a text is at first the reward model's score of it.
+
+    Raises:
+        ModelError: The model cannot be loaded, has another width or vocabulary, or more than one output.
     """
     from transformers import AutoModelForSequenceClassification
 

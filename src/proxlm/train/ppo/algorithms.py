@@ -23,9 +23,16 @@ LossFunction = Callable[[LossInputs], PolicyLoss]
 
 @dataclass(frozen=True)
 class Algorithm:
-    """What `ppo.advantage` and `ppo.loss` stand for. critic: values are used; whiten: advantages are whitened;
-    rowwise: a response's raw advantages need nothing of other responses; tokenwise: a token's loss needs nothing of
-    other tokens."""
+    """What `ppo.advantage` and `ppo.loss` stand for.
+
+    Args:
+        advantage: The estimator.
+        loss: The policy's loss.
+        critic: Whether values are used.
+        whiten: Whether advantages are whitened.
+        rowwise: A response's raw advantages do not depend on other responses.
+        tokenwise: A token's loss does not depend on other tokens; such a loss gets spans of tokens, without offsets.
+    """
 
     advantage: AdvantageFunction
     loss: LossFunction
@@ -38,11 +45,16 @@ class Algorithm:
 def build_algorithm(
     ppo: PPOSettings, advantage: Callable[..., Any] | None = None, loss: Callable[..., Any] | None = None
 ) -> Algorithm:
-    """The functions that the settings name; `advantage` and `loss`, Python functions, take their places.
+    """The functions that the settings name, or those given here.
 
-    An advantage of the user's takes AdvantageInputs and returns Advantages, or a tensor [R]; a loss takes
-    LossInputs and returns PolicyLoss, or a tensor [R]. Raises ConfigError for a file or function that is not
-    there, UserCodeError for a file that cannot be run.
+    Args:
+        ppo: The settings.
+        advantage: Takes AdvantageInputs and returns Advantages, or a tensor [R]; None: that of `ppo.advantage`.
+        loss: Takes LossInputs and returns PolicyLoss, or a tensor [R]; None: that of `ppo.loss`.
+
+    Raises:
+        ConfigError: For a file or function that does not exist.
+        UserCodeError: For a file that cannot be run.
     """
     known = advantage_of("" if advantage is not None else ppo.advantage)
     known_loss = loss_of("" if loss is not None else ppo.loss)
@@ -68,7 +80,7 @@ def _function(key: str, name: str, built_in: str) -> Callable[..., Any]:
 
 
 def _checked_advantage(function: Callable[..., Any]) -> AdvantageFunction:
-    """The function, with a plain tensor taken for advantages, and everything else refused with a clear error."""
+    """The function; a plain tensor is taken as advantages, and anything else is refused with a clear error."""
 
     def advantage(inputs: AdvantageInputs) -> Advantages:
         found = function(inputs)
@@ -85,6 +97,8 @@ def _checked_advantage(function: Callable[..., Any]) -> AdvantageFunction:
 
 
 def _checked_loss(function: Callable[..., Any]) -> LossFunction:
+    """The function; a plain tensor is taken as the loss, and anything else is refused with a clear error."""
+
     def loss(inputs: LossInputs) -> PolicyLoss:
         found = function(inputs)
         if isinstance(found, Tensor) and found.shape == inputs.logprobs.shape:

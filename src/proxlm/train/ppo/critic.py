@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from proxlm.config import PPOSettings
-from proxlm.kernels.gradients import gradients_in_place
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.rl.losses import clipped_value_loss
 from proxlm.train.common.memory import failing_together
@@ -136,7 +135,7 @@ def _read_and_learn(
     with _gradients_apart(models.critic_parameters()) as gradients:
         for micro in minibatch.micro_batches:
             part = sequences.select(micro.rows).to(models.policy.device)
-            with torch.enable_grad(), gradients_in_place():
+            with torch.enable_grad():
                 states, final_states = models.critic_states(part)
             fill_values(found, models, micro, states, final_states)
             values = found.values[micro.tokens]

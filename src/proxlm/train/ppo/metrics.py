@@ -1,4 +1,4 @@
-"""What a step shows of itself: metrics, and sampled texts with per-token numbers."""
+"""What a PPO step reports: metrics of its rollout, and sampled texts with per-token numbers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,16 @@ def experience_metrics(
     entropy: Tensor,
     critic: bool,
 ) -> Metrics:
-    """The numbers of a scored rollout before the update. total [B]: shaped scores; raw [R]: raw advantages.
+    """Metrics of a scored rollout before the update; of a conversation, over the policy's own tokens.
 
-    Of a conversation they count the policy's own tokens, not what an environment said.
+    Args:
+        experience: What the update learns from.
+        rollout: The responses.
+        scores: What they are worth.
+        total: Their shaped scores [B].
+        raw: Advantages before whitening [R].
+        entropy: The policy's at each token, in nats [R].
+        critic: Whether there is one.
     """
     mask, offsets = experience.action_mask, experience.sequences.response_offsets
     k1 = torch.where(mask, experience.old_logprobs - experience.ref_logprobs, 0.0)
@@ -53,9 +60,9 @@ def experience_metrics(
         "ended_share": sum(finish != "length" for finish in rollout.finish) / len(rollout),
         **_weight_metrics(experience.correction[mask]),
     }
-    along = correlation(reward, lengths)
-    if along is not None:
-        metrics["reward_length_correlation"] = along
+    length_correlation = correlation(reward, lengths)
+    if length_correlation is not None:
+        metrics["reward_length_correlation"] = length_correlation
     if critic:
         values, returns = experience.values, experience.returns
         by_quarter = explained_variance_by_position(values, returns, mask, offsets)
@@ -66,7 +73,7 @@ def experience_metrics(
 
 
 def gap_metrics(experience: Experience, rollout: Rollout) -> Metrics:
-    """From the policy that sampled to the one that learns: the largest difference of log-probs, and the KL."""
+    """The largest difference of log-probs between the policy that sampled and the one that learns, and their KL."""
     old, sampled = (x[experience.action_mask] for x in (experience.old_logprobs, rollout.logprobs))
     return {
         "rollout_gap": float((sampled - old).abs().max()),
@@ -75,7 +82,7 @@ def gap_metrics(experience: Experience, rollout: Rollout) -> Metrics:
 
 
 def _weight_metrics(weights: Tensor) -> Metrics:
-    """Of the rollout correction's weights [n]. The share is (Σ w)² / (n Σ w²): how many equal ones they are worth."""
+    """Metrics of the rollout correction's weights [n]; the share is (Σ w)² / (n Σ w²), the effective sample size."""
     w = weights.double()
     square = float(w.square().sum())
     return {
@@ -86,16 +93,16 @@ def _weight_metrics(weights: Tensor) -> Metrics:
 
 
 def correlation(x: Tensor, y: Tensor) -> float | None:
-    """Pearson's correlation of two [B] tensors; None where one does not vary but for rounding."""
+    """Pearson's correlation of two [B] tensors; None where one varies by no more than rounding."""
     a, b = x.double() - x.double().mean(), y.double() - y.double().mean()
     varies = all(float(d.norm()) > 1e-6 * float(v.double().norm()) for d, v in ((a, x), (b, y)))
     return float(a.dot(b) / (a.norm() * b.norm())) if varies else None
 
 
 def mean_repetition(rollout: Rollout) -> float:
-    """Mean share of a response's token pairs that it already had; 0 for one without pairs.
+    """Mean share of a response's token pairs that occurred in it before; 0 for a response without pairs.
 
-    A pair is two tokens that the policy chose one after the other; none reaches over an environment's words.
+    A pair is two tokens that the policy chose one after the other, with no environment's message between them.
     """
     lengths = rollout.sequences.response_lengths.tolist()
     tokens, chosen = rollout.sequences.response_tokens, rollout.action_mask

@@ -7,7 +7,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from proxlm.kernels.gradients import gradients_in_place
 from proxlm.models.forward import head_backward, head_logprobs, response_states
 from proxlm.train.common.memory import failing_together
 from proxlm.train.common.optimiser import Optimiser
@@ -134,9 +133,8 @@ class _MinibatchGradient:
         stats = MinibatchStats(tokens=minibatch.chosen)
         if self.pending is not None:
             stats.value_loss = self.pending.loss
-        with gradients_in_place():
-            for micro in minibatch.micro_batches:
-                self._of_micro_batch(micro, stats)
+        for micro in minibatch.micro_batches:
+            self._of_micro_batch(micro, stats)
         if policy_learns and learner.ptx is not None:
             stats.ptx_loss = learner.ptx.backward(models.policy, self.plan.budget.tokens, self.plan.ranks)
         return stats
