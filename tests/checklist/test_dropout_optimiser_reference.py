@@ -21,8 +21,9 @@ from proxlm.config import (
 )
 from proxlm.models import forward
 from proxlm.models.actor_critic import make_actor_critic
+from proxlm.models.adapters import add_lora
 from proxlm.models.forward import token_outputs
-from proxlm.models.load import add_lora, wrap
+from proxlm.models.load import wrap
 from proxlm.train.common.optimiser import Optimiser
 from proxlm.train.common.schedules import learning_rate
 from proxlm.types import Experience

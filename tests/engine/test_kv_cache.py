@@ -14,7 +14,7 @@ from proxlm.config import RolloutSettings
 from proxlm.engine.decoders import CachedDecoder, make_decoder
 from proxlm.engine.kv_cache import SlotDecoder
 from proxlm.engine.scheduler import Turn, Writer
-from proxlm.kernels.blocks import fits
+from proxlm.kernels.block_layouts import has_layout
 from proxlm.models.language_model import LanguageModel
 from small_models import tiny_model
 
@@ -100,10 +100,10 @@ def test_bf16_is_as_near_as_transformers_in_bf16(name: str) -> None:
 def test_types_that_look_back_through_a_window_go_through_transformers() -> None:
     window = MistralConfig(**SIZES, sliding_window=4)
     model = LanguageModel(AutoModelForCausalLM.from_config(window), None, torch.device("cpu"))
-    assert not fits(model.network.config)
+    assert not has_layout(model.network.config)
     assert isinstance(make_decoder(model), CachedDecoder)
     dynamic = LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
-    assert not fits(dynamic)
+    assert not has_layout(dynamic)
 
 
 def written(model: LanguageModel, batch: int, late: int) -> list[tuple[list[int], list[float]]]:

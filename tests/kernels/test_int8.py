@@ -14,10 +14,10 @@ from proxlm.engine.decoders import make_decoder
 from proxlm.engine.native import generate
 from proxlm.errors import ConfigError, ModelError
 from proxlm.kernels import int8
-from proxlm.kernels.frozen import one_product
+from proxlm.kernels.inference_products import inference_product
 from proxlm.kernels.int8 import Int8Product, can_multiply
+from proxlm.models.adapters import adapters_off, add_lora
 from proxlm.models.forward import token_outputs
-from proxlm.models.load import add_lora
 from proxlm.types import Prompt
 from small_models import tiny_model
 
@@ -74,7 +74,7 @@ def test_a_row_depends_on_no_other_row() -> None:
 def test_several_layers_side_by_side() -> None:
     torch.manual_seed(3)
     two = [nn.Linear(32, 8), nn.Linear(32, 4)]
-    together, x = one_product(two, "int8"), torch.randn(6, 32)
+    together, x = inference_product(two, "int8"), torch.randn(6, 32)
     assert together is not None
     apart = torch.cat([Int8Product(m.weight.detach(), m.bias.detach())(x) for m in two], -1)
     torch.testing.assert_close(together(x), apart)
@@ -149,7 +149,7 @@ def test_adapters_are_part_of_what_is_written_with(tokenizer: Any, weights: Any)
     rollout = generate(model, prompts(), RolloutSettings(max_new_tokens=12, weights=weights), seed=3, step=0)
     with torch.no_grad():
         own = token_outputs(model, rollout.sequences).logprobs
-        with model.without_adapters():
+        with adapters_off(model):
             base = token_outputs(model, rollout.sequences).logprobs
     gap = float((own - rollout.logprobs).abs().mean())
     assert gap < 1e-5 if weights == "policy" else 1e-4 < gap < 0.1

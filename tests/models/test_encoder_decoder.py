@@ -19,11 +19,12 @@ from proxlm.config import (
 from proxlm.data.supervised import SFTExample
 from proxlm.errors import ModelError
 from proxlm.models.actor_critic import critic_from_reward_model, make_actor_critic
+from proxlm.models.adapters import adapters_off, add_lora
 from proxlm.models.encoder_decoder import source_and_target, start_token
-from proxlm.models.families import is_encoder_decoder_type
 from proxlm.models.forward import response_states, token_outputs
 from proxlm.models.language_model import check_head
-from proxlm.models.load import add_lora, build_language_model, load_language_model
+from proxlm.models.load import build_language_model, load_language_model
+from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.models.save import save_language_model
 from proxlm.train.supervised.examples import Examples
 from proxlm.train.supervised.objective import LanguageModelObjective, next_token_loss
@@ -147,7 +148,7 @@ def test_adapters_start_as_the_reference_bit_for_bit_and_merge(tokenizer, tmp_pa
                 p.normal_(std=0.3)
         adapted = token_outputs(model, batch()).logprobs
         assert not torch.allclose(adapted, bare, atol=1e-2)
-        with model.without_adapters():
+        with adapters_off(model):
             assert torch.equal(token_outputs(model, batch()).logprobs, bare)
         save_language_model(model, tmp_path)
         merged = load_language_model(ModelSettings(policy=str(tmp_path), device="cpu"))

@@ -25,9 +25,9 @@ from proxlm.engine.decoders import RecomputeDecoder, RecurrentDecoder, make_deco
 from proxlm.errors import ConfigError
 from proxlm.jobs.pretrain import run_pretrain
 from proxlm.models.actor_critic import critic_from_reward_model, make_actor_critic
-from proxlm.models.families import register_families
+from proxlm.models.adapters import add_lora
 from proxlm.models.forward import token_outputs
-from proxlm.models.load import add_lora, build_language_model, load_language_model
+from proxlm.models.load import build_language_model, load_language_model
 from proxlm.models.lstm import (
     LSTMConfig,
     LSTMForCausalLM,
@@ -36,6 +36,7 @@ from proxlm.models.lstm import (
     LSTMState,
     plain_kernels,
 )
+from proxlm.models.model_types import register_model_types
 from proxlm.models.save import save_language_model
 from proxlm.types import Sequences
 from small_models import TEXTS, WORDS, tiny_model
@@ -248,8 +249,8 @@ def test_saved_and_loaded_it_is_the_same(model, tmp_path):
 
 
 def test_the_auto_classes_know_it(model, tmp_path):
-    register_families()
-    register_families()
+    register_model_types()
+    register_model_types()
     save_language_model(model, tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(config, LSTMConfig)

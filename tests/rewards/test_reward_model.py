@@ -8,7 +8,7 @@ import torch
 from proxlm.config.schema import RewardSettings
 from proxlm.data.tokenizer import train_tokenizer
 from proxlm.errors import ConfigError, ModelError, RewardError
-from proxlm.models.families import register_families
+from proxlm.models.model_types import register_model_types
 from proxlm.rewards import build_reward
 from proxlm.rewards.reward_model import RewardModel
 from proxlm.types import Completion
@@ -29,7 +29,7 @@ def save_classifier(folder: Path, tokenizer: Any, type: str = "llama", **config:
     """A random sequence classifier with weights large enough to tell texts apart."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    register_families()
+    register_model_types()
     sizes = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
     made = AutoConfig.for_model(
         type,

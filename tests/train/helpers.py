@@ -23,7 +23,7 @@ from proxlm.config import (
 from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
 from proxlm.models.actor_critic import ActorCritic, make_actor_critic
-from proxlm.models.load import add_lora
+from proxlm.models.adapters import add_lora
 from proxlm.train.ppo.learner import step_parameters
 from proxlm.train.ppo.plan import plan_update
 from proxlm.train.ppo.prepare import Prepared, prepare

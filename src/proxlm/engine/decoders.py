@@ -18,11 +18,11 @@ from torch import Tensor
 from proxlm.config import RolloutWeights
 from proxlm.engine.kv_cache import SlotDecoder
 from proxlm.errors import ModelError
-from proxlm.kernels.blocks import FAMILIES, fits
+from proxlm.kernels.block_layouts import LAYOUTS, has_layout
 from proxlm.models.encoder_decoder import EncoderDecoderTrunk
-from proxlm.models.families import SHORT_NAMES
 from proxlm.models.forward import pad_with_mask
 from proxlm.models.language_model import LanguageModel
+from proxlm.models.model_types import SHORT_NAMES
 from proxlm.rl.ragged import offsets_of
 from proxlm.types import Sequences
 
@@ -179,11 +179,11 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor
 def make_decoder(model: LanguageModel, weights: RolloutWeights = "policy") -> SlotDecoder | BatchDecoder:
     """The decoder for what the model is: two halves, a type we know, one that keeps a state of ours, plain keys and
     values, or nothing that drops rows. Raises ModelError for rounded weights of a type we do not know."""
-    if fits(model.network.config):
+    if model.own_kernels and has_layout(model.network.config):
         return SlotDecoder(model, weights)
     if weights != "policy":
         raise ModelError(
-            f"{model.source}: rollout.weights = {weights} is for model types {', '.join(FAMILIES)}, and this is"
+            f"{model.source}: rollout.weights = {weights} is for model types {', '.join(LAYOUTS)}, and this is"
             f' {model.network.config.model_type}; set it to "policy"'
         )
     if model.encoder_decoder:

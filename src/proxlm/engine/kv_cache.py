@@ -1,7 +1,7 @@
 """Decoding with a key–value cache of our own: rows come and go, and none waits for another.
 
 A row is a slot of one tensor. It begins at position 0, so rows need no padding between them; rows that end leave
-their slots to others; rows that join read only what the cache does not hold. Model types: kernels/blocks.py.
+their slots to others; rows that join read only what the cache does not hold. Model types: kernels/block_layouts.py.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from proxlm.config import RolloutWeights
-from proxlm.kernels.attention import SHORT
-from proxlm.kernels.blocks import FAMILIES, Family
-from proxlm.kernels.frozen import Weights, one_product
-from proxlm.kernels.widened import widen_products, widens
+from proxlm.kernels.attention import cached_attention
+from proxlm.kernels.block_layouts import Layout, layout_of
+from proxlm.kernels.inference_products import Weights, inference_product
 from proxlm.models.forward import micro_batches
 from proxlm.models.language_model import LanguageModel
 
@@ -43,12 +41,9 @@ class SlotDecoder:
         self.model, self.own = model, weights == "policy"
         kind: Weights = weights if weights != "policy" else "bfloat16" if model.bfloat16 else "own"
         self.bfloat16 = kind == "bfloat16"
-        if self.bfloat16 and widens(model.device):
-            widen_products()
-        self.family: Family = FAMILIES[model.network.config.model_type](model.trunk, kind)
+        self.layout: Layout = layout_of(model.trunk, kind)
         head = model.network.get_output_embeddings()
-        # The trainer's logits are unrounded just where the head's matrix is known.
-        self.head = one_product([head], kind, model.head_weight is None) or head
+        self.head = inference_product([head], kind) or head
         self.cache: list[Tensor] = []  # of each layer, keys and values [2, slots, G, length, D]
         self.lengths = torch.zeros(0, dtype=torch.int64, device=model.device)
 
@@ -159,13 +154,13 @@ class SlotDecoder:
         mask = torch.zeros(hidden.shape, dtype=self.cache[0].dtype, device=tokens.device)
         mask = mask.masked_fill_(hidden, -torch.inf)[:, None]
         with self._autocast():
-            x, turn = self.family.embed(tokens, positions)
-            for layer, block in enumerate(self.family.blocks):
-                q, k, v = block.heads(x, turn)
+            x, rotation = self.layout.embed(tokens, positions)
+            for layer, block in enumerate(self.layout.blocks):
+                q, k, v = block.heads(x, rotation)
                 keys, values = self._store(layer, k, v, cells, slots, top)
-                x = block.after(x, _attend(q, keys, values, mask, block.scale))
+                x = block.after_attention(x, cached_attention(q, keys, values, mask, block.scale))
             last = x[:, -1] if counts is None else x[torch.arange(rows, device=x.device), counts - 1]
-            return self.family.final(last)
+            return self.layout.final(last)
 
     def _store(
         self, layer: int, k: Tensor, v: Tensor, cells: Tensor, slots: Tensor | None, top: int
@@ -200,39 +195,10 @@ class SlotDecoder:
         ]
         dtype = torch.bfloat16 if self.bfloat16 else next(self.model.trunk.parameters()).dtype
         rows, top = len(self.lengths), int(self.lengths.max()) if len(self.lengths) else 0
-        for layer in range(len(self.family.blocks)):
+        for layer in range(len(self.layout.blocks)):
             # Zeros, for attention multiplies what it masks by 0, and 0 · NaN would be NaN.
             more = torch.zeros(2, shape[0], heads, shape[1], width, dtype=dtype, device=self.model.device)
             if self.cache[layer:]:
                 more[:, :rows, :, :top] = self.cache[layer][:, :rows, :, :top]
             self.cache[layer : layer + 1] = [more]
-        self.family.reach(shape[1])
-
-
-def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Queries [b, t, Q, D] over keys and values [b, G, T, D] → [b, t, Q · D]; mask [b, 1, t, T] is added to scores.
-
-    The queries of a group of heads go as one longer row of queries, so that keys are not repeated for them.
-    """
-    rows, width, heads, size = q.shape
-    groups = keys.shape[1]
-    each = heads // groups
-    q = q.view(rows, width, groups, each, size).permute(0, 2, 3, 1, 4).reshape(rows, groups, -1, size)
-    q = q.to(keys.dtype)
-    if each > 1 and width > 1:
-        mask = mask.repeat(1, 1, each, 1)
-    if width == 1 and _plain_is_quicker(q, keys):
-        shares = torch.softmax(torch.matmul(q * scale, keys.transpose(2, 3)).add_(mask), -1)
-        attended = torch.matmul(shares, values)
-    else:
-        attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
-    attended = attended.view(rows, groups, each, width, size).permute(0, 3, 1, 2, 4)
-    return attended.reshape(rows, width, heads * size)
-
-
-def _plain_is_quicker(q: Tensor, keys: Tensor) -> bool:
-    """Of single tokens of many rows on a CPU, for short rows or where a group of heads shares its keys."""
-    rows, groups, each, _ = q.shape
-    if q.device.type != "cpu" or q.dtype == torch.bfloat16 or rows * groups < 16:
-        return False
-    return each > 1 or keys.shape[2] <= SHORT
+        self.layout.prepare_positions(shape[1])

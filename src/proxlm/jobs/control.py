@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from proxlm.checkpoint import publish_folder
 from proxlm.config import ControlConfig
 from proxlm.control.environments import MakeEnvironment
@@ -15,6 +13,7 @@ from proxlm.control.policy import gif_problem, write_gif
 from proxlm.control.spaces import make_environment
 from proxlm.control.trainer import ControlTrainer
 from proxlm.jobs.run_folder import resume_if_asked, run_folder
+from proxlm.kernels.startup import start
 from proxlm.report.page import write_report
 from proxlm.runlog.writer import RunLog
 
@@ -46,8 +45,7 @@ def run_control(config: ControlConfig, make: MakeEnvironment | None = None) -> C
     Raises:
         UserError: The settings or the environment are wrong, or the run cannot continue.
     """
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
+    start(threads=config.run.threads, quiet_transformers=False, keep_memory=False)
     trainer = ControlTrainer(config, make or (lambda: make_environment(config.environment)), Path())
     problem = gif_problem(lambda: make_environment(config.environment, render=True)) if config.gif else None
     if problem:

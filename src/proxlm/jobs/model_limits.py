@@ -47,9 +47,9 @@ def is_encoder_decoder(model: ModelSettings) -> bool:
 def _configuration(model: ModelSettings) -> Any:
     from transformers import AutoConfig
 
-    from proxlm.models.families import register_families
+    from proxlm.models.model_types import register_model_types
 
-    register_families()
+    register_model_types()
     require_folder(model.policy)
     try:
         return AutoConfig.from_pretrained(model.policy, trust_remote_code=model.trust_remote_code)

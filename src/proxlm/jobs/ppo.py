@@ -24,6 +24,7 @@ from proxlm.jobs.run_folder import resume_if_asked, run_folder
 from proxlm.jobs.sampling import prompts_of, rewarded, sampler_of
 from proxlm.jobs.startup import set_up
 from proxlm.models.actor_critic import ActorCritic, load_actor_critic
+from proxlm.models.adapters import adapters_off
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
 from proxlm.models.save import save_language_model
@@ -188,7 +189,7 @@ def _evaluate(name: str, trainer: PPOTrainer, prompts: list[Prompt]) -> Evaluati
         return replace(measure(models.policy), model=str(trainer.folder / "policy"))
     if models.reference is not None:
         return measure(models.reference)
-    with models.policy.without_adapters():
+    with adapters_off(models.policy):
         return measure(models.policy)
 
 

@@ -17,8 +17,8 @@ from proxlm.errors import ConfigError, DataError
 from proxlm.jobs.model_limits import check_block, is_encoder_decoder
 from proxlm.jobs.startup import set_up
 from proxlm.jobs.supervised import SupervisedResult, print_result, tokenizer_to_resume, train_supervised
-from proxlm.models.families import is_encoder_decoder_type
 from proxlm.models.load import build_language_model, load_language_model
+from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.seeds import Purpose, derive_seed
 from proxlm.train.supervised.examples import Examples
 

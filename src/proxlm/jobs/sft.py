@@ -13,8 +13,8 @@ from proxlm.data.tokenizer import load_tokenizer, train_tokenizer
 from proxlm.jobs.model_limits import is_encoder_decoder, model_context
 from proxlm.jobs.startup import set_up
 from proxlm.jobs.supervised import SupervisedResult, print_result, tokenizer_to_resume, train_supervised
-from proxlm.models.families import is_encoder_decoder_type
 from proxlm.models.load import build_language_model, load_language_model
+from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.train.supervised.examples import Examples
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-
 from proxlm.config import ModelSettings
-from proxlm.kernels.allocator import keep_freed_memory
-from proxlm.kernels.device import can_widen, lacks_bfloat16, resolve_device
+from proxlm.kernels.device import lacks_bfloat16
+from proxlm.kernels.startup import start
 from proxlm.seeds import Purpose, derive_seed
 
 
 def set_up(seed: int, threads: int = 0, model: ModelSettings | None = None) -> None:
-    """Seed torch, set the number of threads, and silence transformers.
+    """Set up the process (`kernels/startup.py`): seed torch, set the number of threads, and silence transformers.
 
     Prints a note if the device has no instructions for the model's precision.
 
@@ -20,22 +18,10 @@ def set_up(seed: int, threads: int = 0, model: ModelSettings | None = None) -> N
         threads: CPU threads; 0: one per core.
         model: Whose precision and device are compared; None: no note.
     """
-    from transformers.utils import logging
-
-    torch.manual_seed(derive_seed(seed, Purpose.WEIGHTS))
-    keep_freed_memory()
-    if threads:
-        torch.set_num_threads(threads)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    start(derive_seed(seed, Purpose.WEIGHTS), threads)
     if model is not None and model.precision == "bfloat16" and lacks_bfloat16(model.device):
-        how = (
-            "multiplies in float32 and rounds to bfloat16, which takes less memory but no less time than float32"
-            if resolve_device(model.device).type == "cpu" and can_widen()
-            else "emulates it, far slower than float32"
-        )
         print(
-            f"note: model.precision = bfloat16, but this device has no instructions for it: it {how};"
-            " auto takes what is there",
+            "note: model.precision = bfloat16, but this device has no instructions for it: torch emulates it, far"
+            " slower than float32; auto takes float32 here",
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""The C library's allocator, told what a training process does with memory."""
+"""glibc's memory allocator, set up for a training process. Only `startup.py` calls this."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import ctypes
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-# The largest that glibc takes.
+# The largest value that glibc accepts.
 MMAP_THRESHOLD = 32 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Large freed blocks stay with the process, for the next step needs them again.
+    """Let the process keep large blocks that it frees, for the next step needs them again.
 
-    By default glibc gives such blocks back to the system at once, and every step the system clears as many pages
-    anew. The peak is the same. Returns whether it was done: other C libraries have no such setting.
+    By default glibc returns such blocks to the system at once, and the system clears as many pages in every step. The
+    peak is the same.
+
+    Returns:
+        Whether the allocator was changed; other C libraries have no such setting.
     """
     try:
         set_option = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""Devices by name, and whether one computes in bf16 or only pretends to."""
+"""Devices by name, and whether a device has instructions for bf16."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def resolve_device(name: str) -> torch.device:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for bf16; on a processor without them see `widened.py`."""
+    """Whether the device has instructions for bf16; without them torch emulates it, far slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return True
-    # torch has no public way to ask; where these are gone, nothing is known and nothing is said.
-    known = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
-    return any(ask is None or ask() for ask in known)
+    # torch has no public way to ask; where these functions are gone, nothing is known and nothing is reported.
+    checks = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+    return any(check is None or check() for check in checks)
 
 
 def uses_bfloat16(precision: str, device: torch.device) -> bool:
@@ -35,13 +35,8 @@ def uses_bfloat16(precision: str, device: torch.device) -> bool:
     return precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
 
 
-def can_widen() -> bool:
-    """Whether this torch lets its products be replaced by wider ones (`widened.py`)."""
-    return hasattr(torch.library, "get_kernel")
-
-
 def lacks_bfloat16(device: str) -> bool:
-    """Whether the device of that name has no instructions for bf16; no for a device that is not there."""
+    """Whether the device of that name has no instructions for bf16; False for a device that does not exist."""
     try:
         return not has_bfloat16(resolve_device(device))
     except ValueError:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from proxlm.errors import ModelError
-from proxlm.kernels.few_shapes import in_few_shapes
+from proxlm.kernels.padded_row_counts import with_padded_rows
 
 
 class Int8Product:
@@ -34,7 +34,7 @@ class Int8Product:
         self.bias = None if bias is None else bias.float()
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = in_few_shapes(x.float().flatten(0, -2), self._of_rows)
+        y = with_padded_rows(x.float().flatten(0, -2), self._of_rows)
         if self.bias is not None:
             y = y + self.bias
         return y.view(*x.shape[:-1], -1)

@@ -1,15 +1,14 @@
-"""Log-probabilities behind an output head that is one matrix, in place: the logits of a span stand in one buffer.
+"""Log-probabilities behind an output head that is one matrix, in place: one buffer holds the logits of a span.
 
-The same formulas as `logprobs.py`, which takes any head. Here nothing else of the logits' size is made but, for the
-entropy, a second buffer; the head's gradient is added up where it is kept.
-
-With bfloat16 = True what goes into a product is rounded to bf16 first, as with autocast, but what comes out is not:
-logits, softmax and the head's gradient stay in the dtype of hidden.
+The same formulas as `rl/logprobs.py`, which takes any head. Here the logits become their probabilities and then their
+gradient in the same buffer (with a second one for the entropy), and the head's gradient is added to where it is kept:
+`backward_through_linear_head` writes to `weight.grad` itself, so it is used for weights without hooks only
+(`LanguageModel.head_weight`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,21 +17,18 @@ from torch.autograd.function import once_differentiable
 
 from proxlm.rl.logprobs import spans
 
-ROUNDED_ROWS = 1024
-
 
 class _Buffers:
-    """Room for the logits of a span, over and over."""
+    """Memory for the logits of one span [r, V] at a time, and for log-probabilities where entropies are asked for."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, rows: int, entropy: bool, bfloat16: bool) -> None:
-        self.bfloat16 = bfloat16
+    def __init__(self, hidden: Tensor, weight: Tensor, rows: int, entropy: bool) -> None:
         self.probabilities = hidden.new_empty(rows, len(weight))
         self.log_probabilities = hidden.new_empty(rows, len(weight)) if entropy else None
 
     def fill(
         self, hidden: Tensor, weight: Tensor, tokens: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor | None]:
-        """log π(token) and entropy [r] for hidden [r, H]; leaves π, and log π where it has room for it, [r, V].
+        """log π(token) and entropy [r] for hidden [r, H]; leaves π, and log π if there is a buffer for it, [r, V].
 
         With m the largest logit and p its probability: log Σ exp z = m − log p, which rounds no worse than the sum.
         """
@@ -58,58 +54,48 @@ class _Buffers:
         weight: Tensor,
         tokens: Tensor,
         temperature: float,
-        given: Sequence[Tensor],
+        grad_logprobs: Tensor,
+        grad_entropies: Tensor | None,
         entropies: Tensor | None,
-        of_weight: Tensor | None,
+        weight_grad: Tensor | None,
     ) -> Tensor:
-        """After `fill` with the same: gradients of the log-probs and the entropies → of hidden [r, H].
+        """The gradient of hidden [r, H], after `fill` with the same arguments; the weight's is added to weight_grad.
 
-        ∂ / ∂ z_v = g ([v = a] − π_v) − g_H π_v (log π_v + H), in place of π. The weight's is added to of_weight.
+        ∂ / ∂ z_v = g ([v = a] − π_v) − g_H π_v (log π_v + H), in place of π.
         """
-        of_z, of_logprobs = self.probabilities[: len(tokens)], given[0][:, None]
-        if entropies is None:
-            of_z.mul_(-of_logprobs)
+        grad_z, grad_logprobs = self.probabilities[: len(tokens)], grad_logprobs[:, None]
+        if entropies is None or grad_entropies is None:
+            grad_z.mul_(-grad_logprobs)
         else:
             assert self.log_probabilities is not None
-            factor = self.log_probabilities[: len(tokens)].add_(entropies[:, None]).mul_(given[1][:, None])
-            of_z.mul_(factor.add_(of_logprobs).neg_())
-        of_z.scatter_add_(-1, tokens[:, None], of_logprobs)
+            factor = self.log_probabilities[: len(tokens)].add_(entropies[:, None])
+            factor.mul_(grad_entropies[:, None])
+            grad_z.mul_(factor.add_(grad_logprobs).neg_())
+        grad_z.scatter_add_(-1, tokens[:, None], grad_logprobs)
         if temperature != 1.0:
-            of_z.div_(temperature)
-        if self.bfloat16:
-            _round(of_z, of_z)
-        if of_weight is not None:
-            of_weight.addmm_(of_z.T, hidden)
-        return of_z @ weight
-
-
-def _ready(x: Tensor, bfloat16: bool) -> Tensor:
-    """What goes into the product in the place of x."""
-    return _round(x, torch.empty_like(x)) if bfloat16 else x
-
-
-def _round(x: Tensor, out: Tensor) -> Tensor:
-    """x [n, m] rounded to bf16, in the dtype of out, which may be x. A few rows at a time: a head is large."""
-    for part, place in zip(x.split(ROUNDED_ROWS), out.split(ROUNDED_ROWS), strict=True):
-        place.copy_(part.bfloat16())
-    return out
+            grad_z.div_(temperature)
+        if weight_grad is not None:
+            weight_grad.addmm_(grad_z.T, hidden)
+        return grad_z @ weight
 
 
 def linear_head_logprobs(
-    hidden: Tensor,
-    weight: Tensor,
-    tokens: Tensor,
-    temperature: float,
-    entropy: bool,
-    chunk: int,
-    bfloat16: bool = False,
+    hidden: Tensor, weight: Tensor, tokens: Tensor, temperature: float, entropy: bool, chunk: int
 ) -> tuple[Tensor, Tensor | None]:
-    """log π(token) [R] and, if asked, H(π) [R] of π = softmax(hidden weightᵀ / temperature).
+    """Log-probs of tokens under π = softmax(hidden weightᵀ / temperature). Not for differentiating twice.
 
-    hidden [R, H] and weight [V, H] float32 or float64, tokens [R] int64; logits of `chunk` tokens at once, in the
-    backward pass anew. bfloat16: see the module. Not for differentiating twice.
+    Args:
+        hidden: States [R, H], float32 or float64.
+        weight: The head's matrix [V, H], of the same dtype.
+        tokens: [R] int64.
+        temperature: > 0.
+        entropy: Whether entropies are computed.
+        chunk: How many tokens' logits exist at once; they are computed again in the backward pass.
+
+    Returns:
+        log π(token) [R] and H(π) [R] or None, in nats.
     """
-    logprobs, entropies = _LinearHead.apply(hidden, weight, tokens, temperature, entropy, chunk, bfloat16)
+    logprobs, entropies = _LinearHead.apply(hidden, weight, tokens, temperature, entropy, chunk)
     return logprobs, entropies if entropy else None
 
 
@@ -123,12 +109,10 @@ class _LinearHead(torch.autograd.Function):
         temperature: float,
         entropy: bool,
         chunk: int,
-        bfloat16: bool,
     ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(hidden, weight, tokens)
-        ctx.rest = temperature, entropy, chunk, bfloat16
-        hidden, weight = _ready(hidden, bfloat16), _ready(weight, bfloat16)
-        buffers = _Buffers(hidden, weight, min(chunk, len(tokens)), entropy, bfloat16)
+        ctx.temperature, ctx.entropy, ctx.chunk = temperature, entropy, chunk
+        buffers = _Buffers(hidden, weight, min(chunk, len(tokens)), entropy)
         logprobs = hidden.new_empty(len(tokens))
         entropies = torch.empty_like(logprobs) if entropy else None
         for span in spans(len(tokens), chunk):
@@ -139,20 +123,19 @@ class _LinearHead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, tokens = ctx.saved_tensors
-        temperature, entropy, chunk, bfloat16 = ctx.rest
-        hidden, weight = _ready(hidden, bfloat16), _ready(weight, bfloat16)
-        gradient, of_weight = torch.empty_like(hidden), None
-        if ctx.needs_input_grad[1]:
-            of_weight = torch.zeros_like(weight)
-        buffers = _Buffers(hidden, weight, min(chunk, len(tokens)), entropy, bfloat16)
-        for span in spans(len(tokens), chunk):
-            part = hidden[span], weight, tokens[span], temperature
-            found = buffers.fill(*part)
-            grads = [g[span] for g in given[: 1 + entropy]]
-            gradient[span] = buffers.backward(*part, grads, found[-1], of_weight)
-        return gradient, of_weight, None, None, None, None, None
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        buffers = _Buffers(hidden, weight, min(ctx.chunk, len(tokens)), ctx.entropy)
+        for span in spans(len(tokens), ctx.chunk):
+            h, t = hidden[span], tokens[span]
+            _, entropies = buffers.fill(h, weight, t, ctx.temperature)
+            of_entropies = grad_entropies[span] if grad_entropies is not None else None
+            grad_hidden[span] = buffers.backward(
+                h, weight, t, ctx.temperature, grad_logprobs[span], of_entropies, entropies, grad_weight
+            )
+        return grad_hidden, grad_weight, None, None, None, None
 
 
 def backward_through_linear_head(
@@ -163,19 +146,20 @@ def backward_through_linear_head(
     entropy: bool,
     chunk: int,
     loss: Callable[[slice, Tensor, Tensor | None], Tensor],
-    bfloat16: bool = False,
 ) -> Tensor:
     """As `backward_through_head`, for a head that is weight [V, H]. Its gradient is added to weight.grad."""
-    gradient, whole = torch.empty_like(hidden), _ready(hidden.detach(), bfloat16)
-    factor = _ready(weight.detach(), bfloat16)
-    buffers = _Buffers(whole, factor, min(chunk, len(tokens)), entropy, bfloat16)
+    grad_hidden, states, matrix = torch.empty_like(hidden), hidden.detach(), weight.detach()
+    buffers = _Buffers(states, matrix, min(chunk, len(tokens)), entropy)
     if weight.requires_grad and weight.grad is None:
         weight.grad = torch.zeros_like(weight)
     for span in spans(len(tokens), chunk):
-        part = whole[span], factor, tokens[span], temperature
-        leaves = [t.requires_grad_() for t in buffers.fill(*part) if t is not None]
-        loss(span, leaves[0], leaves[1] if entropy else None).backward()
-        grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]
-        entropies = leaves[1].detach() if entropy else None
-        gradient[span] = buffers.backward(*part, grads, entropies, weight.grad)
-    return gradient
+        h, t = states[span], tokens[span]
+        logprobs, entropies = buffers.fill(h, matrix, t, temperature)
+        leaves = [x.requires_grad_() for x in (logprobs, entropies) if x is not None]
+        loss(span, logprobs, entropies).backward()
+        grads = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
+        of_entropies, found = (grads[1], leaves[1].detach()) if entropy else (None, None)
+        grad_hidden[span] = buffers.backward(
+            h, matrix, t, temperature, grads[0], of_entropies, found, weight.grad
+        )
+    return grad_hidden

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from proxlm.config import ModelSettings
 from proxlm.errors import ModelError
-from proxlm.models.families import register_families
+from proxlm.models.adapters import CRITIC, adapters_off, add_critic_adapters, critic_adapters_active
 from proxlm.models.forward import TokenOutputs, response_states, token_outputs
-from proxlm.models.language_model import CRITIC, LanguageModel
-from proxlm.models.load import add_critic_adapters, load_language_model
+from proxlm.models.language_model import LanguageModel
+from proxlm.models.load import load_language_model
+from proxlm.models.model_types import register_model_types
 from proxlm.types import Sequences
 
 
@@ -78,7 +79,7 @@ class ActorCritic:
         A shared trunk's are without gradient: an update of the policy takes them from `policy_outputs`.
         """
         if self.own_adapters:
-            with self.policy.with_critic_adapters():
+            with critic_adapters_active(self.policy):
                 return response_states(self.policy, sequences)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.shared):
             return response_states(self.policy, sequences, self.critic_trunk)
@@ -88,7 +89,7 @@ class ActorCritic:
         with torch.no_grad():
             if self.reference is not None:
                 return token_outputs(self.reference, sequences, temperature).logprobs
-            with self.policy.without_adapters():
+            with adapters_off(self.policy):
                 return token_outputs(self.policy, sequences, temperature).logprobs
 
     @torch.no_grad()
@@ -156,7 +157,7 @@ def critic_from_reward_model(models: ActorCritic, path: str) -> ActorCritic:
     """
     from transformers import AutoModelForSequenceClassification
 
-    register_families()
+    register_model_types()
     policy = models.policy
     if policy.encoder_decoder:
         # Its classifiers read the whole text on both sides and have more than a linear head: not V of a state.

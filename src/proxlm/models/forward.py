@@ -1,14 +1,14 @@
 """The one place that turns a ragged batch into states, and states into per-token numbers.
 
-Types that `blocks.py` knows need no layout: `ragged.py` runs the real tokens alone (not in training mode, where
-dropout may be on). For all others:
-Layout "padded": rows are padded on the right and no mask is passed. In a causal model no token looks to its right,
-so padding cannot reach a real token, positions count from 0 in every row, and attention keeps its fastest path.
-Layout "packed": all rows in one, positions starting from 0 in each; transformers keeps attention within a row
-where the positions start anew and there is no cache. `check_packing` tries that for a model before it is used.
+Unpadded: `kernels/unpadded_forward.py` runs the real tokens of the model types it knows, and no others. All other
+models run transformers' own forward, in one of two forms:
+Padded: rows are padded on the right and no mask is passed. In a causal model no token looks to its right, so padding
+cannot reach a real token, positions count from 0 in every row, and attention keeps its fastest path.
+Packed: all rows in one, positions starting from 0 in each; transformers keeps attention within a row where positions
+start from 0 again and there is no cache. `check_packing` tries that for a model before it is used.
 
-An encoder–decoder's prompts and responses are padded each by themselves. An encoder looks both ways, so there the
-mask says what is padding; the decoder is causal and needs none of its own.
+An encoder–decoder's prompts and responses are padded separately. An encoder looks both ways, so its mask says what is
+padding; the decoder is causal and needs none of its own.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from proxlm.errors import ModelError
-from proxlm.kernels.blocks import FAMILIES, fits
 from proxlm.kernels.head_gradient import backward_through_head
 from proxlm.kernels.linear_head import backward_through_linear_head, linear_head_logprobs
-from proxlm.kernels.unpadded import ragged_states
+from proxlm.kernels.unpadded_forward import can_run_unpadded, unpadded_states
 from proxlm.models.encoder_decoder import source_and_target
 from proxlm.models.language_model import LanguageModel
 from proxlm.rl.logprobs import chunked_logprobs, predicting_states
@@ -71,10 +70,10 @@ def response_states(
     """
     network: Any = trunk or model.trunk
     predicting, final = predicting_states(sequences.response_index), sequences.offsets[1:] - 1
-    if runs_ragged(model, network) and not twice:
-        family, wanted = FAMILIES[network.config.model_type](network), torch.cat([predicting, final])
+    if runs_unpadded(model, network) and not twice:
+        index = torch.cat([predicting, final])
         with model.autocast():
-            states = ragged_states(family, sequences, wanted, model.activation_checkpointing)
+            states = unpadded_states(network, sequences, index, model.activation_checkpointing)
         return states[: len(predicting)], states[len(predicting) :]
     if model.encoder_decoder:
         source, sequences = source_and_target(sequences, model.start_id)
@@ -96,9 +95,9 @@ def response_states(
     return hidden[place[predicting]], hidden[place[final]]
 
 
-def runs_ragged(model: LanguageModel, trunk: Any) -> bool:
-    """Whether this trunk's training pass is that of ragged.py."""
-    return not (model.encoder_decoder or model.packed or trunk.training) and fits(trunk.config)
+def runs_unpadded(model: LanguageModel, trunk: Any) -> bool:
+    """Whether this trunk's training pass is that of `kernels/unpadded_forward.py`."""
+    return not (model.encoder_decoder or model.packed) and model.own_kernels and can_run_unpadded(trunk)
 
 
 @torch.no_grad()
@@ -138,10 +137,10 @@ def head_logprobs(
     model: LanguageModel, states: Tensor, tokens: Tensor, temperature: float, entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probs [R] and, if asked, entropies [R] of the tokens [R] that the states [R, H] predict."""
-    weight, rest = model.head_weight, (tokens, temperature, entropy, logit_chunk(model, entropy))
+    weight, chunk = model.head_weight, logit_chunk(model, entropy)
     if weight is None:
-        return chunked_logprobs(states, model.logits, *rest)
-    return linear_head_logprobs(states.to(weight.dtype), weight, *rest, model.bfloat16)
+        return chunked_logprobs(states, model.logits, tokens, temperature, entropy, chunk)
+    return linear_head_logprobs(states.to(weight.dtype), weight, tokens, temperature, entropy, chunk)
 
 
 def head_backward(
@@ -152,11 +151,13 @@ def head_backward(
     entropy: bool,
     loss: Callable[[slice, Tensor, Tensor | None], Tensor],
 ) -> Tensor:
-    """The gradient of a tokenwise loss of `head_logprobs` at the states, [R, H]; see `backward_through_head`."""
-    weight, rest = model.head_weight, (tokens, temperature, entropy, logit_chunk(model, entropy), loss)
+    """The gradient of a token-wise loss of `head_logprobs` at the states, [R, H]; see `backward_through_head`."""
+    weight, chunk = model.head_weight, logit_chunk(model, entropy)
     if weight is None:
-        return backward_through_head(states, model.logits, *rest)
-    gradient = backward_through_linear_head(states.to(weight.dtype), weight, *rest, model.bfloat16)
+        return backward_through_head(states, model.logits, tokens, temperature, entropy, chunk, loss)
+    gradient = backward_through_linear_head(
+        states.to(weight.dtype), weight, tokens, temperature, entropy, chunk, loss
+    )
     return gradient.to(states.dtype)
 
 

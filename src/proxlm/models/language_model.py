@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from proxlm.errors import ModelError
-from proxlm.kernels.widened import rounded, widen_products, widens
+from proxlm.kernels.module_hooks import has_hooks
+from proxlm.models.adapters import POLICY, adapter_parameters
 from proxlm.models.encoder_decoder import EncoderDecoderTrunk, start_token
 
-# Fields of a configuration by which `logits` changes what the head gives.
+# Fields of a configuration by which the logits are more than the head's output.
 LOGIT_CHANGES = ("scale_decoder_outputs", "logit_scale", "logits_scaling", "final_logit_softcapping")
-
-
-# PEFT's names of the adapters.
-POLICY, CRITIC = "default", "critic"
 
 
 @dataclass(eq=False)
 class LanguageModel:
     """A transformers causal LM or encoder–decoder, its tokenizer, and its adapters if it has any.
 
-    network: the transformers model (with PEFT's layers inside it, where `adapters` is the PeftModel around it).
-    bfloat16: run forward passes under bf16 autocast; weights, log-probs and losses stay in float32.
-    packed: transformers' forward passes hold sequences one after another, without padding.
-    activation_checkpointing: blocks keep their input only and are computed again in the backward pass.
+    Attributes:
+        network: The transformers model, with PEFT's layers inside it where `adapters` is the PeftModel around it.
+        tokenizer: Its tokenizer.
+        device: Where its weights are.
+        bfloat16: Run forward passes under bf16 autocast; weights, log-probs and losses stay in float32.
+        adapters: PEFT's model around the network, or None.
+        source: Where it came from, for messages.
+        packed: transformers' forward passes hold sequences one after another, without padding.
+        activation_checkpointing: Blocks keep their input only and are computed again in the backward pass.
+        own_kernels: Run proxlm's own passes for the model types they know (`kernels/`), which read the weights from
+            the modules and add gradients to `weight.grad` themselves. False: every pass goes through the modules' own
+            forward and autograd, as sharded weights and hooks on gradients (DDP's, say) need it; slower. Hooks that
+            torch can list and sharded parameters are found without it (`kernels/module_hooks.py`).
     """
 
     network: Any
@@ -41,15 +45,7 @@ class LanguageModel:
     source: str = ""
     packed: bool = False
     activation_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        if self.widened:
-            widen_products()
-
-    @property
-    def widened(self) -> bool:
-        """Whether bf16 products are float32 products of bf16 inputs, for want of instructions."""
-        return self.bfloat16 and widens(self.device)
+    own_kernels: bool = True
 
     @property
     def trunk(self) -> nn.Module:
@@ -93,10 +89,6 @@ class LanguageModel:
         config = self.network.config.get_text_config()
         if getattr(config, "scale_decoder_outputs", False):  # T5
             hidden = hidden * config.d_model**-0.5
-        if self.widened and (weight := self.head_weight) is not None:
-            # Unrounded, as `head_logprobs` has them; it costs no more.
-            with torch.autocast(self.device.type, enabled=False):
-                return F.linear(rounded(hidden), rounded(weight))
         with self.autocast():
             logits = self.network.get_output_embeddings()(hidden)
         bias = getattr(self.network, "final_logits_bias", None)  # BART
@@ -115,20 +107,20 @@ class LanguageModel:
 
     @property
     def head_weight(self) -> nn.Parameter | None:
-        """The head's matrix [V, H], if the logits are its product with the states and nothing else, in float32.
+        """The head's matrix [V, H], if the logits are its float32 product with the states and nothing else.
 
-        Where products are widened, the product of both rounded to bf16.
+        None where a pass must call the head: in bf16, where the head has a bias, hooks or adapters, and where the
+        model's own forward changes the logits.
         """
-        config, head = self.network.config.get_text_config(), self.network.get_output_embeddings()
-        weight: Any = getattr(head, "weight", None)
-        kind: type = type(head)
-        if kind is not nn.Linear or head.bias is not None or type(weight) is not nn.Parameter:
-            return None  # adapters around it, or its matrix in pieces on many devices
+        config = self.network.config.get_text_config()
+        head: Any = self.network.get_output_embeddings()
+        head_type: type = type(head)
+        if self.bfloat16 or not self.own_kernels or head_type is not nn.Linear or head.bias is not None:
+            return None
         changed = any(getattr(config, name, None) for name in LOGIT_CHANGES)
-        if changed or getattr(self.network, "final_logits_bias", None) is not None:
+        if changed or getattr(self.network, "final_logits_bias", None) is not None or has_hooks(head):
             return None
-        if self.bfloat16 and not self.widened:
-            return None
+        weight: nn.Parameter = head.weight
         return weight
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -137,43 +129,18 @@ class LanguageModel:
             return torch.autocast(self.device.type, torch.bfloat16)
         return contextlib.nullcontext()
 
-    @contextlib.contextmanager
-    def without_adapters(self) -> Iterator[None]:
-        """The bare base, bit for bit: the reference of a policy with LoRA."""
-        with self.adapters.disable_adapter() if self.adapters is not None else contextlib.nullcontext():
-            yield
-
-    @contextlib.contextmanager
-    def with_critic_adapters(self) -> Iterator[None]:
-        """The critic's adapters in the place of the policy's; both go on to learn."""
-        learning = [p for _, p in self.trainable() + self.trainable(CRITIC)]
-        self.adapters.set_adapter(CRITIC)
-        try:
-            let_learn(learning)
-            yield
-        finally:
-            self.adapters.set_adapter(POLICY)
-            let_learn(learning)
-
-    def trainable(self, whose: str = POLICY) -> list[tuple[str, nn.Parameter]]:
-        """Named parameters that learn: with adapters, those of that name."""
-        named = self.network.named_parameters()
-        if self.adapters is None:
-            return [(name, p) for name, p in named if p.requires_grad]
-        return [(name, p) for name, p in named if f".{whose}." in name and "lora_" in name]
-
-
-def let_learn(parameters: list[nn.Parameter]) -> None:
-    """PEFT lets only the adapters in force learn."""
-    for p in parameters:
-        p.requires_grad_(True)
+    def trainable(self, adapter: str = POLICY) -> list[tuple[str, nn.Parameter]]:
+        """Named parameters that learn: with adapters, those of the set of that name."""
+        if self.adapters is not None:
+            return adapter_parameters(self.network, adapter)
+        return [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
 
 
 @torch.no_grad()
 def check_head(model: LanguageModel) -> None:
-    """Raise ModelError unless head(trunk(x)) is what the model's own forward gives.
+    """Raise ModelError unless head(trunk(x)) is what the model's own forward returns.
 
-    Some families change the logits in their forward; one that this library does not know must not train wrongly.
+    Some model types change the logits in their forward; one that this library does not know must not train wrongly.
     """
     size = model.network.get_input_embeddings().weight.shape[0]
     tokens = torch.arange(4, device=model.device)[None] * 7 % size
@@ -184,8 +151,8 @@ def check_head(model: LanguageModel) -> None:
     ours = model.logits(model.states(tokens, use_cache=False, **sides).last_hidden_state)
     worst = float((own.float() - ours.float()).abs().max())
     if not worst <= (0.1 if model.bfloat16 else 1e-3) * max(1.0, float(own.abs().max())):
-        kind = model.network.config.model_type
+        model_type = model.network.config.model_type
         raise ModelError(
-            f"{model.source}: the logits of model type {kind} differ by {worst:.3g} from its output head's, "
+            f"{model.source}: the logits of model type {model_type} differ by {worst:.3g} from its output head's, "
             "so it changes them in a way proxlm does not know; use another model type"
         )

@@ -1,21 +1,21 @@
-"""Load a model from a folder or the hub, or build a new one; add LoRA."""
+"""Load a language model from a folder or the hub, or build a new one."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from proxlm.config import LoraSettings, ModelSettings, NewModelSettings
+from proxlm.config import ModelSettings, NewModelSettings
 from proxlm.data.tokenizer import load_tokenizer
 from proxlm.errors import ConfigError, ModelError
-from proxlm.kernels.blocks import FAMILIES
+from proxlm.kernels.block_layouts import LAYOUTS
 from proxlm.kernels.device import resolve_device, uses_bfloat16
-from proxlm.models.families import SHORT_NAMES, is_encoder_decoder_type, register_families
-from proxlm.models.forward import check_packing, runs_ragged
-from proxlm.models.language_model import CRITIC, POLICY, LanguageModel, check_head, let_learn
+from proxlm.models.adapters import add_lora
+from proxlm.models.forward import check_packing, runs_unpadded
+from proxlm.models.language_model import LanguageModel, check_head
+from proxlm.models.model_types import SHORT_NAMES, is_encoder_decoder_type, register_model_types
 
 
 def load_language_model(config: ModelSettings) -> LanguageModel:
@@ -23,7 +23,7 @@ def load_language_model(config: ModelSettings) -> LanguageModel:
 
     Raises ModelError if the model or its tokenizer cannot be loaded, has no EOS, or only pickled weights.
     """
-    register_families()  # first: transformers looks at the model's type for the tokenizer, too
+    register_model_types()  # first: transformers looks at the model's type for the tokenizer, too
     tokenizer = load_tokenizer(config.policy, config.trust_remote_code)
     network = _load_network(config)
     model = wrap(network, tokenizer, config)
@@ -52,9 +52,9 @@ def wrap(network: Any, tokenizer: Any, config: ModelSettings) -> LanguageModel:
         activation_checkpointing=config.activation_checkpointing,
     )
     check_head(model)
-    if config.activation_checkpointing and not runs_ragged(model, model.trunk):
+    if config.activation_checkpointing and not runs_unpadded(model, model.trunk):
         raise ModelError(
-            f"{model.source}: model.activation_checkpointing is for {', '.join(FAMILIES)} and model.packed = false;"
+            f"{model.source}: model.activation_checkpointing is for {', '.join(LAYOUTS)} and model.packed = false;"
             f" this is {network.config.model_type}; set it to false"
         )
     return model
@@ -77,48 +77,6 @@ def _load_network(config: ModelSettings) -> Any:
         raise ModelError(f'model.policy = "{config.policy}": cannot be loaded: {reason[:300]}') from error
 
 
-def add_lora(model: LanguageModel, lora: LoraSettings) -> LanguageModel:
-    """Freeze the base and put rank-r adapters on its linear layers; the output head is left out by default."""
-    try:
-        import peft
-    except ImportError as error:
-        raise ConfigError('model.lora needs PEFT: pip install "proxlm[lora]"') from error
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.network.get_output_embeddings()
-    if not lora.targets and not any(
-        isinstance(module, torch.nn.Linear | Conv1D) and module is not head
-        for module in model.network.modules()
-    ):
-        kind = model.network.config.model_type
-        raise ConfigError(
-            f"model.lora: model type {kind} has no linear layer but its output head for adapters to sit on;"
-            " set model.lora.rank = 0"
-        )
-    settings = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        target_modules=list(lora.targets) or "all-linear",
-        task_type="SEQ_2_SEQ_LM" if model.encoder_decoder else "CAUSAL_LM",
-        # GPT-2 keeps its weights as [in, out].
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.network.modules()),
-    )
-    try:
-        adapted = peft.get_peft_model(model.network, settings)
-    except ValueError as error:
-        raise ConfigError(
-            f"model.lora.targets = {lora.targets}: {' '.join(str(error).split())[:200]}"
-        ) from error
-    return replace(model, adapters=adapted.eval())
-
-
-def add_critic_adapters(model: LanguageModel) -> None:
-    """A second set of adapters like the policy's, for the critic; they begin as nothing, too."""
-    model.adapters.add_adapter(CRITIC, copy.deepcopy(model.adapters.peft_config[POLICY]))
-    model.adapters.eval()
-    let_learn([p for _, p in model.trainable() + model.trainable(CRITIC)])
-
-
 def build_language_model(
     new: NewModelSettings, tokenizer: Any, config: ModelSettings, key: str = "new"
 ) -> LanguageModel:
@@ -129,7 +87,7 @@ def build_language_model(
     """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    register_families()
+    register_model_types()
     two_sides = is_encoder_decoder_type(new.type)
     kind = AutoModelForSeq2SeqLM if two_sides else AutoModelForCausalLM
     try:

@@ -1,7 +1,7 @@
 """A recurrent language model: LSTM layers between a token embedding and an output head tied to it.
 
 The cell is that of Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000, as torch.nn.LSTM has it.
-Input and output share one matrix (Press & Wolf 2017). It is an ordinary transformers model; `models/families.py`
+Input and output share one matrix (Press & Wolf 2017). It is an ordinary transformers model; `models/model_types.py`
 makes the Auto classes know it. Its state [h, c] is the cache, so that a token costs the same wherever it stands.
 """
 

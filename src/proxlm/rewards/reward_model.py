@@ -12,7 +12,7 @@ from torch import Tensor
 from proxlm.data.tokenizer import looks_like_path
 from proxlm.errors import ConfigError, ModelError, RewardError
 from proxlm.kernels.device import resolve_device
-from proxlm.models.families import register_families
+from proxlm.models.model_types import register_model_types
 from proxlm.text import listed, reason_of
 from proxlm.types import Completion
 
@@ -156,7 +156,7 @@ class RewardModel:
 def _load_config(path: str) -> Any:
     from transformers import AutoConfig
 
-    register_families()
+    register_model_types()
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -176,7 +176,7 @@ def _load_model(path: str, device: torch.device) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
 
-    register_families()
+    register_model_types()
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from proxlm.checkpoint import checkpoints
 from proxlm.config import LoraSettings, ModelSettings, PPOSettings
 from proxlm.config.problems import algorithm_problems
+from proxlm.models.adapters import CRITIC, POLICY
 from proxlm.models.forward import token_outputs
-from proxlm.models.language_model import CRITIC, POLICY
 from proxlm.types import Sequences
 
 SEQUENCES = Sequences.from_lists([[5, 6, 7], [8]], [[9, 10], [11, 12, 13]])

@@ -23,6 +23,7 @@ from proxlm.checkpoint import checkpoints
 from proxlm.config import ShapingSettings
 from proxlm.engine.native import generate
 from proxlm.errors import RunError
+from proxlm.models.adapters import adapters_off
 from proxlm.rl.ragged import segment_sum
 from proxlm.train.ppo.plan import plan_update
 from proxlm.train.ppo.prepare import prepare
@@ -269,7 +270,7 @@ def test_lora_checkpoint_holds_the_adapted_model(tokenizer, tmp_path):
     row = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         adapted = made.models.policy.network(row).logits
-        with made.models.policy.without_adapters():
+        with adapters_off(made.models.policy):
             bare = made.models.policy.network(row).logits
         assert torch.allclose(loaded(row).logits, adapted, atol=1e-4)
         assert not torch.allclose(loaded(row).logits, bare, atol=1e-2)

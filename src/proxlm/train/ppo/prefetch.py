@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from proxlm.errors import ConfigError
-from proxlm.models.families import SHORT_NAMES
 from proxlm.models.language_model import LanguageModel
+from proxlm.models.model_types import SHORT_NAMES
 from proxlm.threads import SLICE_SECONDS, Worker
 from proxlm.train.common.clock import Clock, StepLog
 from proxlm.train.common.memory import is_out_of_memory

@@ -9,7 +9,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from proxlm.kernels.gradients import gradients_in_place
 from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
@@ -111,8 +110,7 @@ def next_token_gradient(
     for micro in micro_batches(sequences.lengths, micro_batch_tokens):
         part = sequences.select(micro).to(model.device)
         weights = mask[ragged_index(offsets, micro)].to(model.device) / total
-        with gradients_in_place():
-            share = -(weights * token_outputs(model, part).logprobs).sum()
+        share = -(weights * token_outputs(model, part).logprobs).sum()
         torch.mul(share, factor).backward()
         loss += float(share.detach())
     return loss, len(sequences.tokens)

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from proxlm.kernels import frozen
-from proxlm.kernels.few_shapes import ROWS, in_few_shapes
-from proxlm.kernels.frozen import PACKED_SIZE, FrozenProduct, can_pack, one_product
-from proxlm.kernels.matrices import matrix_of
+from proxlm.kernels import inference_products
+from proxlm.kernels.inference_products import PACKED_SIZE, can_pack, inference_product
+from proxlm.kernels.padded_row_counts import ROW_COUNTS, with_padded_rows
 
 LARGE, SMALL = (384, 400), (8, 12)  # inputs, outputs: above and below the size that is packed
 
@@ -40,10 +39,10 @@ def test_it_is_what_the_layers_give(
     kind: str, bias: bool, size: tuple[int, int], packing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not packing:
-        monkeypatch.setattr(frozen, "can_pack", lambda *given: False)
+        monkeypatch.setattr(inference_products, "can_pack", lambda *_: False)
     modules = layers(kind, *size, bias)
-    product = one_product(modules)
-    assert isinstance(product, FrozenProduct)
+    product = inference_product(modules)
+    assert product is not None
     for shape in (
         (1, size[0]),
         (1, 1, size[0]),
@@ -61,38 +60,48 @@ def test_it_is_what_the_layers_give(
     not can_pack(torch.device("cpu"), torch.float32), reason="this build of torch has no oneDNN"
 )
 @torch.no_grad()
-def test_large_matrices_are_packed_and_rows_then_stand_alone() -> None:
+def test_in_large_matrices_a_row_depends_on_no_other_row() -> None:
     (layer,) = layers("linear", *LARGE, False)[:1]
     assert layer.weight.numel() > PACKED_SIZE
-    product, x = FrozenProduct([matrix_of(layer)]), torch.randn(64, LARGE[0])
-    product(x[:1])
-    assert product.packed is None  # one row alone has the other layout
+    product, x = inference_product([layer]), torch.randn(64, LARGE[0])
+    assert product is not None
+    torch.testing.assert_close(product(x[:1]), wanted([layer], x[:1]), atol=2e-5, rtol=0)
     whole = product(x)
-    assert product.packed is not None
-    assert product.columns is None
-    for rows in (2, 3, 17, 63):
+    for rows in (1, 2, 3, 17, 63):
         assert torch.equal(product(x[:rows]), whole[:rows])
 
 
+@pytest.mark.parametrize("size", [LARGE, SMALL])
 @torch.no_grad()
-def test_small_matrices_and_other_dtypes_are_not_packed() -> None:
-    small, large = (
-        FrozenProduct([matrix_of(layer) for layer in layers("linear", *size, False)])
-        for size in (SMALL, LARGE)
-    )
-    small(torch.randn(9, SMALL[0]))
-    assert small.packed is None
-    double = FrozenProduct([matrix_of(layer.double()) for layer in layers("linear", *LARGE, False)])
-    double(torch.randn(9, LARGE[0], dtype=torch.float64))
-    assert double.packed is None
-    assert large.packs == can_pack(torch.device("cpu"), torch.float32)
+def test_the_weights_own_dtype_is_kept(size: tuple[int, int]) -> None:
+    modules = [layer.double() for layer in layers("linear", *size, False)]
+    product = inference_product(modules)
+    assert product is not None
+    for rows in (9, 9, 1):
+        x = torch.randn(rows, size[0], dtype=torch.float64)
+        torch.testing.assert_close(product(x), torch.cat([module(x) for module in modules], -1))
+
+
+@pytest.mark.parametrize("size", [LARGE, SMALL])
+@torch.no_grad()
+def test_weights_rounded_to_bf16(size: tuple[int, int]) -> None:
+    modules = layers("linear", *size, True)
+    product = inference_product(modules, "bfloat16")
+    assert product is not None
+    x = torch.randn(9, size[0])
+    rounded = [copy.deepcopy(module).bfloat16().float() for module in modules]
+    for _ in range(2):
+        found = product(x)
+        assert found.dtype == torch.bfloat16
+        expected = wanted(rounded, x.bfloat16().float())
+        torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=2**-7)
 
 
 def test_layers_that_are_more_than_linear_are_left_to_themselves() -> None:
     plain = nn.Linear(4, 4)
-    assert one_product([plain, nn.Linear(4, 4, bias=False)]) is None
-    assert one_product([nn.Sequential(plain)]) is None
-    assert one_product([plain], "bfloat16") is not None
+    assert inference_product([plain, nn.Linear(4, 4, bias=False)]) is None
+    assert inference_product([nn.Sequential(plain)]) is None
+    assert inference_product([plain], "bfloat16") is not None
 
 
 @torch.no_grad()
@@ -106,8 +115,8 @@ def test_products_meet_few_numbers_of_rows() -> None:
 
     for rows in range(1, 700):
         x = torch.randn(rows, 6)
-        torch.testing.assert_close(in_few_shapes(x, product), x @ weight)
-    assert met == set(ROWS)
+        torch.testing.assert_close(with_padded_rows(x, product), x @ weight)
+    assert met == set(ROW_COUNTS)
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv"])
@@ -120,17 +129,17 @@ def test_adapters_are_folded_in_while_they_are_in_force(kind: str) -> None:
     adapted = peft.inject_adapter_in_model(settings, network).eval()["one"]
     nn.init.normal_(adapted.lora_B["default"].weight)
     x = torch.randn(5, 12)
-    product = one_product([adapted])
+    product = inference_product([adapted])
     assert product is not None
     torch.testing.assert_close(product(x), adapted(x), atol=1e-5, rtol=0)
     assert float((adapted(x) - adapted.base_layer(x)).abs().max()) > 0.1
     adapted.enable_adapters(False)
-    bare = one_product([adapted])
+    bare = inference_product([adapted])
     assert bare is not None
     torch.testing.assert_close(bare(x), adapted.base_layer(x), atol=1e-5, rtol=0)
     adapted.enable_adapters(True)
     adapted.train()  # dropout would be on
-    assert one_product([adapted]) is None
+    assert inference_product([adapted]) is None
 
 
 @torch.no_grad()
@@ -138,4 +147,4 @@ def test_an_adapter_that_does_more_is_left_to_itself() -> None:
     peft = pytest.importorskip("peft")
     network = nn.ModuleDict({"one": layers("linear", 12, 8, True)[0]})
     settings = peft.LoraConfig(r=3, target_modules=["one"], use_dora=True)
-    assert one_product([peft.inject_adapter_in_model(settings, network).eval()["one"]]) is None
+    assert inference_product([peft.inject_adapter_in_model(settings, network).eval()["one"]]) is None

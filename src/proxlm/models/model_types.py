@@ -1,4 +1,4 @@
-"""Model families: proxlm's own, made known to the Auto classes of transformers, and which types have an encoder."""
+"""Model types by name: proxlm's own, registered with the Auto classes of transformers, and which have an encoder."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from __future__ import annotations
 SHORT_NAMES = {"lstm": "proxlm_lstm"}
 
 
-def register_families() -> None:
-    """Make AutoConfig, AutoModel and the like know proxlm's own families; as often as one likes.
+def register_model_types() -> None:
+    """Let AutoConfig, AutoModel and the like know proxlm's own model types; may be called any number of times.
 
-    Called wherever proxlm loads or builds a model, not on import: it imports transformers. Who loads such a model
-    with transformers alone calls it first.
+    Called wherever proxlm loads or builds a model, not on import, for it imports transformers. Whoever loads such a
+    model with transformers alone calls it first.
     """
     from transformers import (
         AutoConfig,
@@ -29,11 +29,11 @@ def register_families() -> None:
     )
 
 
-def is_encoder_decoder_type(type: str) -> bool:
-    """Whether transformers knows `type` as an encoder–decoder; False for a name it does not know."""
+def is_encoder_decoder_type(name: str) -> bool:
+    """Whether transformers knows the model type as an encoder–decoder; False for a name it does not know."""
     from transformers import AutoConfig
 
     try:
-        return bool(AutoConfig.for_model(type).is_encoder_decoder)
+        return bool(AutoConfig.for_model(name).is_encoder_decoder)
     except ValueError:
         return False

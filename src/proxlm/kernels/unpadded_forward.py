@@ -1,0 +1,96 @@
+"""A trunk's training pass without padding: every product and norm sees the batch's real tokens only.
+
+The tokens of all rows stand one after another; only attention has them in rows, padded on the right, where a causal
+model cannot see the padding. The last block's queries and everything after them are computed for the states that are
+asked for, which are those that predict response tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from proxlm.kernels.attention import causal_attention
+from proxlm.kernels.block_layouts import Block, Rotation, has_layout, layout_of
+from proxlm.kernels.module_hooks import has_hooks
+from proxlm.types import Sequences
+
+
+def can_run_unpadded(trunk: Any) -> bool:
+    """Whether `unpadded_states` can stand in for this trunk's own forward.
+
+    It needs a known layout of blocks, evaluation mode (dropout may be on otherwise), and no hooks or sharded
+    parameters, which it would bypass.
+    """
+    return has_layout(trunk.config) and not trunk.training and not has_hooks(trunk, skip_embeddings=True)
+
+
+class _Rows(NamedTuple):
+    """How attention sees the flat tokens: `number` rows of `longest` cells.
+
+    cell: the place of each token among the cells, [N]; None where every cell has a token.
+    """
+
+    number: int
+    longest: int
+    cell: Tensor | None
+
+
+def unpadded_states(
+    trunk: Any, sequences: Sequences, index: Tensor, activation_checkpointing: bool = False
+) -> Tensor:
+    """Run the trunk on ragged sequences.
+
+    Args:
+        trunk: A transformers model without its head, of which `can_run_unpadded` is true.
+        sequences: The batch; N tokens in all.
+        index: Places [W] among the flat tokens whose states are asked for, each once.
+        activation_checkpointing: A block keeps its input only, and is computed again in the backward pass.
+
+    Returns:
+        The states [W, H].
+    """
+    layout = layout_of(trunk)
+    row, positions = sequences.row_and_position
+    longest = int(sequences.lengths.max())
+    full = longest * len(sequences) == len(positions)
+    rows = _Rows(len(sequences), longest, None if full else row * longest + positions)
+    x, rotation = layout.embed(sequences.tokens[None], positions[None])
+    for i, block in enumerate(layout.blocks):
+        asked = index if i == len(layout.blocks) - 1 else None
+        if activation_checkpointing and torch.is_grad_enabled():
+            x = checkpoint(
+                _run_block, block, x, rotation, rows, asked, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            x = _run_block(block, x, rotation, rows, asked)
+    return layout.final(x)[0]
+
+
+def _run_block(block: Block, x: Tensor, rotation: Rotation, rows: _Rows, index: Tensor | None) -> Tensor:
+    """x [1, N, H] → [1, N, H], or [1, W, H] of the tokens at `index` [W]."""
+    q, k, v = (part[0] for part in block.heads(x, rotation, index))
+    attended = _attend(q, k, v, rows, index, block.scale)
+    if index is not None:
+        x = x.index_select(1, index)
+    return block.after_attention(x, attended[None])
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, rows: _Rows, index: Tensor | None, scale: float) -> Tensor:
+    """Queries [N or W, Q, D] over the keys and values [N, G, D] of their rows → [N or W, Q · D]."""
+    cell = query_cell = rows.cell
+    if index is not None:
+        query_cell = index if cell is None else cell[index]
+    keys, values = (_in_rows(part, cell, rows) for part in (k, v))
+    attended = causal_attention(_in_rows(q, query_cell, rows), keys, values, scale).flatten(0, 1)
+    return attended if query_cell is None else attended.index_select(0, query_cell)
+
+
+def _in_rows(x: Tensor, cell: Tensor | None, rows: _Rows) -> Tensor:
+    """[n, h, D] → [B, T, h, D]."""
+    if cell is not None:
+        x = x.new_zeros(rows.number * rows.longest, *x.shape[1:]).index_copy(0, cell, x)
+    return x.view(rows.number, rows.longest, *x.shape[1:])
