@@ -6,9 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# When decoding on a CPU, plain products are faster than torch's fused attention for caches of up to so many tokens.
-SHORT = 128
-
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(scale · q kᵀ) v, each position attending to itself and those before it.
@@ -49,18 +46,6 @@ def cached_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scal
     q = q.to(keys.dtype)
     if each > 1 and width > 1:
         mask = mask.repeat(1, 1, each, 1)
-    if width == 1 and _plain_is_faster(q, keys):
-        shares = torch.softmax(torch.matmul(q * scale, keys.transpose(2, 3)).add_(mask), -1)
-        attended = torch.matmul(shares, values)
-    else:
-        attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
+    attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
     attended = attended.view(rows, groups, each, width, size).permute(0, 3, 1, 2, 4)
     return attended.reshape(rows, width, heads * size)
-
-
-def _plain_is_faster(q: Tensor, keys: Tensor) -> bool:
-    """For single tokens of many rows on a CPU, where rows are short or a group of heads shares its keys."""
-    rows, groups, heads_per_group, _ = q.shape
-    if q.device.type != "cpu" or q.dtype == torch.bfloat16 or rows * groups < 16:
-        return False
-    return heads_per_group > 1 or keys.shape[2] <= SHORT
