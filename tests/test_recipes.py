@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ SHORT = [
 
 # Both recipes expect a pretrained model beside the checkout, and gsm8k its data: material of the tests stands in.
 @pytest.mark.parametrize("name", ["stories-sentiment", "gsm8k"])
-def test_recipe_runs(name, tmp_path, monkeypatch, story_model):
-    monkeypatch.chdir(ROOT)
+def test_recipe_runs_from_any_directory(name, tmp_path, monkeypatch, story_model):
+    monkeypatch.chdir(tmp_path)
     options = ["--model.policy", str(story_model), *SHORT]
     if name == "gsm8k":
         problems = ARITHMETIC.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -29,7 +30,7 @@ def test_recipe_runs(name, tmp_path, monkeypatch, story_model):
             file = tmp_path / f"{option.removeprefix('--')}.jsonl"
             file.write_text("".join(rows), encoding="utf-8")
             options += [option, str(file)]
-    assert main(["ppo", f"recipes/{name}.toml", *options, "--run.folder", str(tmp_path / "run")]) == 0
+    assert main(["ppo", str(ROOT / "recipes" / f"{name}.toml"), *options, "--run.folder", "run"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2
     assert rows[0]["first_minibatch/ratio_error"] == 0.0
@@ -41,18 +42,40 @@ def test_recipe_runs(name, tmp_path, monkeypatch, story_model):
         assert prompt.endswith("\nAssistant:")
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda p: p.stem)
+def test_every_recipe_names_its_job_and_fits_it(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = tomllib.loads(path.read_text(encoding="utf-8"))["job"]
+    config = load_config(job, path)
+    assert config.problems() == []
+    if job == "ppo":
+        shipped = [config.data.prompts, config.data.eval_prompts, config.data.chat_template]
+        ours = [name for name in shipped if Path(name).is_relative_to(ROOT / "recipes")]
+        assert all(Path(name).is_file() for name in ours)
+        assert Path(config.model.policy).is_absolute()
+
+
+def test_a_recipe_of_another_job_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe = ROOT / "recipes" / "stories-sentiment.toml"
+    assert main(["sft", str(recipe)]) == 2
+    assert capsys.readouterr().err == (
+        f'proxlm: error: {recipe}: job = "ppo": these are the settings of proxlm ppo, not of proxlm sft\n'
+    )
+
+
 def test_the_translation_recipes_fit_each_other():
     sft = load_config("sft", ROOT / "recipes" / "translate-sft.toml")
     ppo = load_config("ppo", ROOT / "recipes" / "translate-ppo.toml")
     assert sft.problems() == ppo.problems() == []
     assert sft.scratch.type == "t5"
-    assert ppo.model.policy == f"{sft.run.folder}/policy"
+    assert ppo.model.policy == str(ROOT / sft.run.folder / "policy")
 
 
 def test_held_out_openings_are_held_out():
     config = load_config("ppo", ROOT / "recipes" / "stories-sentiment.toml")
     train, held_out = (
-        (ROOT / path).read_text(encoding="utf-8").splitlines()
+        Path(path).read_text(encoding="utf-8").splitlines()
         for path in (config.data.prompts, config.data.eval_prompts)
     )
     assert (len(set(train)), len(set(held_out))) == (320, 96)

@@ -134,7 +134,7 @@ def run_folder(tmp_path: Path) -> str:
 def test_evaluate_measures_a_runs_policy_against_its_base(run_folder: str) -> None:
     config = load_config("evaluate", arguments=[run_folder, "--samples", "5"])
     assert (config.model.policy, config.models) == ("base", ["runs/a/policy"])
-    assert (config.data.prompts, config.rollout.max_new_tokens) == ("p.jsonl", 9)
+    assert (config.data.prompts, config.rollout.max_new_tokens) == (str(Path("runs/a/p.jsonl").resolve()), 9)
     assert (config.reward.use, config.samples) == ("sentiment", 5)
     assert config == load_config(EvaluateConfig, Path(run_folder), {"samples": 5})
 

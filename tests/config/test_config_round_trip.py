@@ -2,6 +2,7 @@
 
 import dataclasses
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -111,7 +112,18 @@ def trees(section: Any, at: str) -> st.SearchStrategy[Any]:
                 drawn[field.name] = DRAWN[special]
             else:
                 drawn[field.name] = values(kind, field.metadata["bounds"])
+        if path := field.metadata["path"]:
+            drawn[field.name] = drawn[field.name].map(partial(absolute, path))
     return st.builds(section, **drawn)
+
+
+def absolute(path: str, value: Any) -> Any:
+    """Paths as a run's config.toml has them: relative ones are relative to the file that they stand in."""
+    if isinstance(value, list):
+        return [absolute(path, item) for item in value]
+    if not isinstance(value, str) or not value or (path == "function" and ":" not in value):
+        return value
+    return "/p" + value.replace("/", "_")
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -146,7 +158,7 @@ def st_example(strategy: st.SearchStrategy[Any]) -> Any:
 
 def test_the_text_is_plain_toml_in_the_order_of_the_settings() -> None:
     assert to_toml(DemoConfig()) == (
-        'folder = ""\nseed = 0\nminutes = 1.25\nppo_steps = 75\neval_count = 512\n'
+        'job = "demo"\nfolder = ""\nseed = 0\nminutes = 1.25\nppo_steps = 75\neval_count = 512\n'
     )
     text = to_toml(PPOConfig())
     headers = [line for line in text.splitlines() if line.startswith("[")]
@@ -177,7 +189,7 @@ def test_hard_texts_and_numbers(tmp_path: Path) -> None:
         "": [],
         "a.b": {"c": [1, 1.0, 1e300, 5e-324, -0.0, True, {"d": []}]},
     }
-    overrides = {"model.policy": "m", "data.prompts": "p", "reward.args": args}
+    overrides = {"model.policy": "m", "data.prompts": "/p", "reward.args": args}
     config = load_config("ppo", overrides=overrides)
     file = tmp_path / "config.toml"
     file.write_text(to_toml(config), encoding="utf-8")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from proxlm.config.paths import absolute
 from proxlm.config.tree import is_section, kinds
 from proxlm.config.values import dotted, shown_value
 from proxlm.errors import RunError
@@ -20,8 +22,8 @@ MISSING = object()
 
 
 def settings_of(job: Any) -> dict[str, Any]:
-    """All settings of a job as JSON holds them."""
-    return dict(json.loads(json.dumps(dataclasses.asdict(job))))
+    """All settings of a job as JSON holds them, with absolute paths."""
+    return dict(json.loads(json.dumps(dataclasses.asdict(absolute(job)))))
 
 
 def check_settings(checkpoint: Path, saved: Any, job: Any) -> None:
@@ -61,10 +63,22 @@ def _changed(
             below = _changed(section, new, old, defaults[field.name], key)
             if below is not None:
                 return below
+        elif field.metadata.get("path") and _moved(old, new):
+            continue
         elif old != new or isinstance(old, bool) is not isinstance(new, bool):
             return key, old, new
     unknown = [name for name in saved if name not in now]
     return ((*at, str(unknown[0])), saved[unknown[0]], MISSING) if unknown else None
+
+
+def _moved(old: Any, new: Any) -> bool:
+    """Whether a path, or each of several, names the same file in another folder, because its own was moved."""
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(a == b or _moved(a, b) for a, b in zip(old, new, strict=True))
+    if not isinstance(old, str) or not isinstance(new, str):
+        return False
+    gone = not os.path.exists(old) and not os.path.exists(old.rpartition(":")[0])
+    return gone and os.path.isabs(old) and os.path.basename(old) == os.path.basename(new)
 
 
 def _shown(value: Any) -> str:

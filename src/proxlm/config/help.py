@@ -49,7 +49,9 @@ def describe(job: str) -> str:
         "A setting has the value from the command line if it is given there, else from the recipe, else the "
         'default below. A recipe is a TOML file with the same names: --model.policy X is policy = "X" under '
         "[model]. On the command line, - and _ in a name are the same; the option of a list may be repeated; "
-        "of a table, set one key (--table.key VALUE) or the whole table ('{key = 1}').",
+        "of a table, set one key (--table.key VALUE) or the whole table ('{key = 1}'). A relative path in a recipe "
+        "is relative to the recipe's folder, on the command line to the current directory; what is written "
+        "(run.folder, output, gif) is always relative to the current directory.",
         "",
     )
     for short in SHORT:

@@ -131,7 +131,7 @@ class GenerateConfig:
     data: DataSettings = setting(factory=DataSettings)
     rollout: RolloutSettings = setting(factory=RolloutSettings)
     prompt: str = setting("", "one prompt; if empty and data.prompts is not set, ask for prompts in a loop")
-    output: str = setting("", "with data.prompts: JSONL file to write; empty: print")
+    output: str = setting("", "with data.prompts: JSONL file to write; empty: print", path="output")
     seed: int = setting(0, "seed of the sampling", ge=0, lt=2**32)
 
     def problems(self) -> Problems:
@@ -143,12 +143,14 @@ class EvaluateConfig:
     """Evaluate models on held-out prompts, side by side."""
 
     model: ModelSettings = setting(factory=ModelSettings, help="policy: the reference, evaluated first")
-    models: list[str] = setting(factory=list, help="more models to evaluate: folders or hub names")
+    models: list[str] = setting(
+        factory=list, help="more models to evaluate: folders or hub names", path="model"
+    )
     data: DataSettings = setting(factory=DataSettings)
     rollout: RolloutSettings = setting(factory=RolloutSettings)
     environment: EnvironmentSettings = setting(factory=EnvironmentSettings)
     reward: RewardSettings = setting(factory=RewardSettings)
-    output: str = setting("", "JSON file for the results; empty: only print")
+    output: str = setting("", "JSON file for the results; empty: only print", path="output")
     samples: int = setting(3, "number of each model's completions to show", ge=0)
     micro_batch_tokens: int = setting(4096, "most tokens in one forward pass", ge=1)
     seed: int = setting(0, "seed of the sampling", ge=0, lt=2**32)
@@ -165,8 +167,8 @@ class EvaluateConfig:
 class ReportConfig:
     """Write a run's report: one HTML file that needs no network."""
 
-    folder: str = setting("", "the run's folder (also: proxlm report FOLDER)")
-    output: str = setting("", "where to write it; empty: report.html in the run's folder")
+    folder: str = setting("", "the run's folder (also: proxlm report FOLDER)", path="output")
+    output: str = setting("", "where to write it; empty: report.html in the run's folder", path="output")
 
     positional: ClassVar[str] = "folder"
 
@@ -178,8 +180,8 @@ class ReportConfig:
 class DoctorConfig:
     """Diagnose a PPO run from its metrics, during the run or after it: what is wrong, and what to try."""
 
-    folder: str = setting("", "the run's folder (also: proxlm doctor FOLDER)")
-    output: str = setting("", "JSON file for the findings; empty: only print")
+    folder: str = setting("", "the run's folder (also: proxlm doctor FOLDER)", path="output")
+    output: str = setting("", "JSON file for the findings; empty: only print", path="output")
 
     positional: ClassVar[str] = "folder"
 
@@ -191,7 +193,7 @@ class DoctorConfig:
 class DemoConfig:
     """Train a model on the standard library's source, then teach it with PPO to write code that parses."""
 
-    folder: str = setting("", "where the two runs are written; empty: runs/demo-DATE-TIME")
+    folder: str = setting("", "where the two runs are written; empty: runs/demo-DATE-TIME", path="output")
     seed: int = setting(0, "seed of all random numbers", ge=0, lt=2**32)
     minutes: float = setting(1.25, "minutes of pretraining", gt=0)
     ppo_steps: int = setting(75, "PPO steps", ge=1)
@@ -210,7 +212,9 @@ class ControlConfig:
     ppo: ControlPPOSettings = setting(factory=ControlPPOSettings)
     optim: OptimisersSettings = setting(factory=control_optimisers)
     run: RunSettings = setting(factory=lambda: RunSettings(threads=1))
-    gif: str = setting("", "GIF file for an episode of the learned policy; empty: none", on_resume="free")
+    gif: str = setting(
+        "", "GIF file for an episode of the learned policy; empty: none", on_resume="free", path="output"
+    )
 
     positional: ClassVar[str] = "environment.id"
     takes_recipe: ClassVar[bool] = True

@@ -21,6 +21,7 @@ from proxlm.config.jobs import (
     ReportConfig,
     SFTConfig,
 )
+from proxlm.config.paths import expand_user, relative_to
 from proxlm.config.secrets import SECRET
 from proxlm.config.tree import Assembly, is_section, kinds, split_key
 from proxlm.config.values import Key, dotted, shown_value, toml_key, toml_value
@@ -41,6 +42,9 @@ JOBS: dict[str, type] = {
 
 # The sections that evaluate and generate read from a run's settings; the others are about training.
 RUN_SECTIONS = ("model", "data", "rollout", "reward")
+
+# The key of a TOML file that names the job its settings are for.
+JOB = "job"
 
 T = TypeVar("T")
 
@@ -69,8 +73,8 @@ def load_config(
 
     Args:
         job: A name in JOBS, or the class of a job's settings.
-        file: A TOML file; for evaluate and generate also a run's folder. Or a mapping with the same content: tables
-            as in the file ({"ppo": {"steps": 3}}), dotted keys, or both.
+        file: A TOML file, in which relative paths are relative to it; for evaluate and generate also a run's folder.
+            Or a mapping with the same content: tables as in the file ({"ppo": {"steps": 3}}), dotted keys, or both.
         overrides: Values by dotted key ({"ppo.kl_coef": 0.1}).
         arguments: What follows the job's name on the command line; it may name the file.
 
@@ -89,14 +93,13 @@ def load_config(
         raise ConfigError(f"{command_line.SOURCE}: {shown_value(bare[0])}: one argument too many")
     assembly = Assembly(kind)
     if isinstance(file, Mapping):
-        _add_mapping(assembly, file, "settings")
+        _add_mapping(assembly, _without_job(file, assembly.job, "settings"), "settings")
     elif file is not None:
         _add_file(assembly, Path(file))
     _add_mapping(assembly, overrides or {}, "overrides")
     for key, value in options.items():
         assembly.set(key, value, command_line.SOURCE)
-    _check(assembly)
-    return assembly.config
+    return _finished(assembly)
 
 
 def validate(config: T) -> T:
@@ -119,8 +122,14 @@ def validate(config: T) -> T:
         raise ConfigError(f"expected a job's settings such as PPOConfig(), got {shown_value(config)}")
     assembly = Assembly(kind)
     assembly.set((), config, kind.__name__)
+    return cast("T", _finished(assembly))
+
+
+def _finished(assembly: Assembly) -> Any:
+    """The settings that have been put together, checked, with `~` in paths filled in."""
+    assembly.config = expand_user(assembly.config)
     _check(assembly)
-    return cast("T", assembly.config)
+    return assembly.config
 
 
 def job_class(name: str) -> type:
@@ -138,10 +147,16 @@ def _add_mapping(assembly: Assembly, values: Mapping[str, Any], source: str) -> 
         assembly.set(split_key(name, source), value, source)
 
 
+def job_name(kind: type) -> str:
+    """The name of the job whose settings are of this class; empty for a class that is no job's."""
+    return next((name for name, known in JOBS.items() if known is kind), "")
+
+
 def _add_file(assembly: Assembly, file: Path) -> None:
-    """Set what a recipe says or, for evaluate and generate, what the folder of a PPO run does."""
+    """Set what a recipe says or, for evaluate and generate, what a run's folder does."""
     if not os.path.isdir(file):  # unlike Path.is_dir, never an error
-        assembly.set((), _read_toml(file), str(file))
+        table = _without_job(_read_toml(file), assembly.job, str(file))
+        assembly.set((), relative_to(assembly.job, table, file.parent), str(file))
         return
     settings = file / "config.toml"
     if assembly.job not in (EvaluateConfig, GenerateConfig):
@@ -149,7 +164,7 @@ def _add_file(assembly: Assembly, file: Path) -> None:
         raise ConfigError(f"{file}: a folder, but a TOML file is needed{hint}")
     if not settings.is_file():
         raise ConfigError(f"{file}: not a run's folder: it holds no config.toml")
-    of_run, source = _read_toml(settings), str(settings)
+    of_run, source = relative_to(assembly.job, _read_toml(settings), file), str(settings)
     for name in RUN_SECTIONS:
         if name in of_run and name in kinds(assembly.job):
             assembly.set((name,), _without_prompts(assembly.job, of_run[name]), source)
@@ -169,6 +184,22 @@ def _without_prompts(job: type, section: Any) -> Any:
     if job is not GenerateConfig or not isinstance(section, dict):
         return section
     return {key: value for key, value in section.items() if key not in ("prompts", "eval_prompts")}
+
+
+def _without_job(table: Mapping[str, Any], kind: type, source: str) -> dict[str, Any]:
+    """The table without the job that it names. Raises ConfigError where that is not the job of `kind`."""
+    rest = dict(table)
+    job = rest.pop(JOB, job_name(kind))
+    if not isinstance(job, str):
+        raise ConfigError(f"{source}: {JOB}: expected text, got {shown_value(job)}")
+    if job == job_name(kind):
+        return rest
+    try:
+        job_class(job)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {JOB} = {error}") from None
+    wanted = f", not of proxlm {job_name(kind)}" if job_name(kind) else ""
+    raise ConfigError(f'{source}: {JOB} = "{job}": these are the settings of proxlm {job}{wanted}')
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -227,11 +258,13 @@ def _find(node: Any, name: str) -> tuple[Key, Any] | None:
 
 
 def to_toml(config: Any) -> str:
-    """All settings of a job as TOML, from which load_config makes an equal object.
+    """All settings of a job as TOML, the job's name first, from which load_config makes an equal object.
 
     Raises ConfigError for a value that TOML cannot hold, which only Python code can have set.
     """
-    return "\n".join(_toml_lines(config, ())).strip() + "\n"
+    job = job_name(type(config))
+    name = [f"{JOB} = {toml_value(job)}"] if job else []
+    return "\n".join([*name, *_toml_lines(config, ())]).strip() + "\n"
 
 
 def _toml_lines(section: Any, at: Key) -> list[str]:

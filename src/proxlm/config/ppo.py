@@ -56,9 +56,13 @@ class PPOSettings:
         on_resume="free",
     )
     advantage: str = setting(
-        "gae", "gae, reinforce, reinforce++, rloo, grpo, or path/to/file.py:function (see docs/algorithms.md)"
+        "gae",
+        "gae, reinforce, reinforce++, rloo, grpo, or path/to/file.py:function (see docs/algorithms.md)",
+        path="function",
     )
-    loss: str = setting("ppo", "ppo, pg, gspo, cispo, dppo, trpo, or path/to/file.py:function")
+    loss: str = setting(
+        "ppo", "ppo, pg, gspo, cispo, dppo, trpo, or path/to/file.py:function", path="function"
+    )
     gamma: float = setting(1.0, "discount factor", ge=0, le=1)
     lam: float = setting(0.95, "GAE's λ: 0 one-step, 1 Monte Carlo (Schulman et al. 2015)", ge=0, le=1)
     critic_lam: float = setting(-1.0, "λ of the critic's targets; −1: the same as lam", ge=-1, le=1)
@@ -168,7 +172,7 @@ class PtxSettings:
     """PPO-ptx (Ouyang et al. 2022): the language-model loss on text, mixed into each optimiser step."""
 
     coef: float = setting(0.0, "factor of the language-model loss; 0: off", ge=0)
-    text: list[str] = setting(factory=list, help="files or folders of text")
+    text: list[str] = setting(factory=list, help="files or folders of text", path="input")
     extensions: list[str] = setting(factory=lambda: [".txt", ".md"], help="which files of a folder to read")
     block: int = setting(128, "length of the packed sequences", ge=2)
     batch_tokens: int = setting(1024, "tokens of text per optimiser step", ge=1)

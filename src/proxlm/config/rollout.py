@@ -44,8 +44,10 @@ class RolloutSettings:
 class EnvironmentSettings:
     """The environment that the policy converses with; without one, a response is a single text."""
 
-    use: str = setting("", "a built-in environment's name, or path/to/file.py:Class; empty: none")
-    args: dict[str, Any] = setting(factory=dict, help="keyword arguments of the environment")
+    use: str = setting(
+        "", "a built-in environment's name, or path/to/file.py:Class; empty: none", path="function"
+    )
+    args: dict[str, Any] = setting(factory=dict, help="keyword arguments of the environment", path="model")
     tasks: int = setting(256, "without data.prompts: number of different tasks to train on", ge=1)
     max_turns: int = setting(16, "most turns of the policy in one conversation", ge=1)
     max_tokens: int = setting(512, "most tokens of a conversation, the environment's messages included", ge=1)

@@ -29,14 +29,18 @@ class LoraSettings:
 class ModelSettings:
     """The model, its critic, the precision and the device."""
 
-    policy: str = setting("", "the language model: a folder in Hugging Face format, or a name on the hub")
+    policy: str = setting(
+        "", "the language model: a folder in Hugging Face format, or a name on the hub", path="model"
+    )
     critic: Literal["shared", "separate", "adapter"] = setting(
         "separate",
         "the value head is on the policy's trunk (shared), on a copy of it (separate), or, with model.lora, on the"
         " policy's base with LoRA adapters for the critic (adapter); no critic where the advantage uses no values",
     )
     critic_from: str = setting(
-        "", "start the critic from this reward model (folder or hub name), trunk and head; empty: V = 0"
+        "",
+        "start the critic from this reward model (folder or hub name), trunk and head; empty: V = 0",
+        path="model",
     )
     activation_checkpointing: bool = setting(
         False,
@@ -95,12 +99,17 @@ class DataSettings:
     prompts: str = setting(
         "",
         "file of prompts: .jsonl, .json, .csv, .tsv, .txt (one a line), .gz of these, .parquet; or a data set",
+        path="input",
     )
     prompt_field: str = setting("prompt", "field that holds the prompt (text, or a list of chat messages)")
-    eval_prompts: str = setting("", "file of held-out prompts; empty: eval_count are set aside from prompts")
+    eval_prompts: str = setting(
+        "", "file of held-out prompts; empty: eval_count are set aside from prompts", path="input"
+    )
     eval_count: int = setting(64, "number of held-out prompts to evaluate on", ge=0)
     chat: bool = setting(False, "render each prompt with the tokenizer's chat template, as a user's message")
-    chat_template: str = setting("", "file with a Jinja chat template, for a tokenizer without one")
+    chat_template: str = setting(
+        "", "file with a Jinja chat template, for a tokenizer without one", path="input"
+    )
     system: str = setting("", "system message before each prompt (with chat)")
     max_prompt_tokens: int = setting(
         0, "longest prompt; 0: the model's context minus the longest response", ge=0
@@ -115,9 +124,9 @@ class DataSettings:
 class RewardTerm:
     """One named part of the reward."""
 
-    use: str = setting("", "a built-in reward's name, or path/to/file.py:function")
+    use: str = setting("", "a built-in reward's name, or path/to/file.py:function", path="function")
     weight: float = setting(1.0, "factor in the sum")
-    args: dict[str, Any] = setting(factory=dict, help="keyword arguments of the reward")
+    args: dict[str, Any] = setting(factory=dict, help="keyword arguments of the reward", path="model")
     potential: bool = setting(
         False,
         "its per-token values are potentials (Ng et al. 1999): hints that do not change the optimal policy",
@@ -128,8 +137,8 @@ class RewardTerm:
 class RewardSettings:
     """The reward of a response: one function, or a weighted sum of named terms."""
 
-    use: str = setting("", "a built-in reward's name, or path/to/file.py:function")
-    args: dict[str, Any] = setting(factory=dict, help="keyword arguments of the reward")
+    use: str = setting("", "a built-in reward's name, or path/to/file.py:function", path="function")
+    args: dict[str, Any] = setting(factory=dict, help="keyword arguments of the reward", path="model")
     weights: dict[str, float] = setting(
         factory=dict, help="weights of the components, if the function returns a dict of them; default 1"
     )
@@ -206,7 +215,9 @@ class OptimisersSettings:
 class RunSettings:
     """The run's folder, seed and logging."""
 
-    folder: str = setting("", "where the run is written; empty: runs/JOB-DATE-TIME", on_resume="free")
+    folder: str = setting(
+        "", "where the run is written; empty: runs/JOB-DATE-TIME", on_resume="free", path="output"
+    )
     seed: int = setting(0, "seed of all random numbers", ge=0, lt=2**32)
     resume: bool = setting(False, "continue from the folder's newest complete checkpoint", on_resume="free")
     save_every: int = setting(50, "steps between checkpoints; 0: only at the end", ge=0, on_resume="free")
@@ -248,9 +259,13 @@ class TextSettings:
     """Text for supervised training."""
 
     train: list[str] = setting(
-        factory=list, help="files or data sets: of text, or folders of it (pretrain); of records (sft)"
+        factory=list,
+        help="files or data sets: of text, or folders of it (pretrain); of records (sft)",
+        path="input",
     )
-    validation: list[str] = setting(factory=list, help="held-out files; empty: validation_share is set aside")
+    validation: list[str] = setting(
+        factory=list, help="held-out files; empty: validation_share is set aside", path="input"
+    )
     validation_share: float = setting(0.05, "share of the records to set aside for validation", gt=0, lt=1)
     extensions: list[str] = setting(factory=lambda: [".txt", ".md"], help="which files of a folder to read")
     on_bad_record: Literal["fail", "skip"] = setting("fail", _ON_BAD_RECORD)
@@ -260,7 +275,9 @@ class TextSettings:
         "messages", "sft: field with chat messages, used if a record has no prompt field"
     )
     chat: bool = setting(False, "sft: render prompt and response with the chat template")
-    chat_template: str = setting("", "file with a Jinja chat template, for a tokenizer without one")
+    chat_template: str = setting(
+        "", "file with a Jinja chat template, for a tokenizer without one", path="input"
+    )
 
 
 @dataclass(frozen=True)

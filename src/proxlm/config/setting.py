@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal
 
+# input: a file, folder or data set to read; model: a model's folder, or its name on the hub; function:
+# path/to/file.py:function, or a built-in's name; output: what a job writes.
+PathKind = Literal["input", "model", "function", "output"]
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -41,13 +45,15 @@ def setting(
     le: float | None = None,
     lt: float | None = None,
     on_resume: Literal["fixed", "free"] = "fixed",
+    path: PathKind | None = None,
 ) -> Any:
     """A field of a config dataclass: its default, its one-line meaning, and its bounds.
 
     `factory` makes the default where it is a list, a dict or another config dataclass. `on_resume`: whether a run
-    that is resumed may have another value (free), or must have the same (fixed).
+    that is resumed may have another value (free), or must have the same (fixed). `path`: what kind of path it is, if
+    it is one (see paths.py).
     """
-    metadata = {"help": help, "bounds": Bounds(ge, gt, le, lt), "on_resume": on_resume}
+    metadata = {"help": help, "bounds": Bounds(ge, gt, le, lt), "on_resume": on_resume, "path": path}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)

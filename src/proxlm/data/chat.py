@@ -20,7 +20,7 @@ def read_template(path: str) -> str | None:
     """The Jinja template in the file `path`, or None if `path` is empty."""
     if not path:
         return None
-    text = "\n".join(read_lines(Path(path).expanduser()))
+    text = "\n".join(read_lines(Path(path)))
     if not text.strip():
         raise DataError(f"{path}: the chat template is empty")
     return text

@@ -61,7 +61,7 @@ def _source(name: str | Path) -> Callable[[Skipped], Iterator[Record]]:
     """The function that reads a file or data set. Raises DataError if its kind is unknown."""
     if is_hub_name(name):
         return lambda _: read_hub(str(name))
-    path = Path(os.path.expanduser(name))
+    path = Path(name)
     if "\0" in str(path):
         raise DataError(f"{str(path)!a}: not a path")
     if os.path.isdir(path):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from proxlm.config.paths import HUB_PREFIX
 from proxlm.data.skipped import Record, Skipped
 from proxlm.errors import BadRecordError, DataError
 from proxlm.text import listed, reason_of
@@ -19,19 +20,18 @@ from proxlm.user_code import parse_reference
 
 _ROWS_AT_ONCE = 256
 _READ_AHEAD = 2**20
-_HUB = "hf:"
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*){0,2}")
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
 
 
 def is_hub_name(name: str | Path) -> bool:
     """Whether the name is of a data set on the hub: hf:OWNER/NAME, hf:OWNER/NAME/CONFIGURATION:SPLIT."""
-    return str(name).startswith(_HUB)
+    return str(name).startswith(HUB_PREFIX)
 
 
 def is_data_set(name: str, texts: list[Path]) -> bool:
     """Whether a path is a data set, not a file or a folder of texts. texts: the text files in the folder."""
-    path = Path(os.path.expanduser(name))
+    path = Path(name)
     if is_hub_name(name) or split_of_folder(path) is not None:
         return True
     if not os.path.isdir(path):
@@ -84,7 +84,7 @@ def read_folder(folder: Path, split: str, skipped: Skipped) -> Iterator[Record]:
 
 def read_hub(name: str) -> Iterator[Record]:
     """The rows of a data set on the hub, streamed; no code that comes with the data set is run."""
-    full, _, split = name.removeprefix(_HUB).partition(":")
+    full, _, split = name.removeprefix(HUB_PREFIX).partition(":")
     if not _HUB_NAME.fullmatch(full):
         raise DataError(f"{name}: not the name of a data set; write hf:OWNER/NAME:SPLIT")
     try:

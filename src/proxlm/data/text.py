@@ -89,7 +89,7 @@ def _sources(paths: Sequence[str], extensions: Sequence[str]) -> Iterator[tuple[
     found: dict[str, str] = {}
     named: set[str] = set()
     for name in paths:
-        path = Path(os.path.expanduser(name))
+        path = Path(name)
         inside = [path]
         if is_data_set(name, texts := _files_in(path, extensions)):
             inside = []

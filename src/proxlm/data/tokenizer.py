@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from proxlm.config.paths import looks_like_path
 from proxlm.errors import ModelError
 from proxlm.text import reason_of
 
@@ -58,11 +59,6 @@ def train_tokenizer(
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
-
-
-def looks_like_path(name: str) -> bool:
-    """Whether `name` can only be a path: a hub name has at most one slash and no leading dot, slash or tilde."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
 
 
 def require_folder(path: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from proxlm.checkpoint import clear_leftovers
 from proxlm.config import to_toml
+from proxlm.config.paths import absolute
 from proxlm.runlog.folder import open_run, write_atomic
 from proxlm.runlog.lock import locked
 from proxlm.runlog.loggers import check_wandb
@@ -34,10 +35,10 @@ def run_folder(config: TrainingConfig, job: str) -> Iterator[Path]:
 def config_of_run(config: TrainingConfig, folder: Path) -> str:
     """The text of config.toml. It names the folder and does not ask to resume: that is for the command line.
 
-    So `proxlm JOB FOLDER/config.toml --resume` continues the run.
+    Its paths are absolute, so that `proxlm JOB FOLDER/config.toml --resume` works from any directory.
     """
     run = replace(config.run, resume=False, folder=str(folder))
-    return to_toml(replace(config, run=run))
+    return to_toml(absolute(replace(config, run=run)))
 
 
 def resume_if_asked(config: TrainingConfig, trainer: Trainer[Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proxlm.data.tokenizer import looks_like_path
+from proxlm.config.paths import looks_like_path
 from proxlm.errors import ConfigError, ModelError, RewardError
 from proxlm.kernels.device import resolve_device
 from proxlm.models.model_types import register_model_types

@@ -1,0 +1,128 @@
+"""Settings that are paths: what a relative one is relative to, and what `~` stands for.
+
+A relative path in a recipe is relative to the recipe's folder; on the command line and in Python, to the current
+directory. What a job writes (run.folder, output, gif) is relative to the current directory wherever it is given. A
+run's config.toml holds absolute paths, so that the run can be resumed from any directory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from proxlm.config.algorithms import is_user_function
+from proxlm.config.setting import PathKind
+from proxlm.config.tree import is_section, kinds
+from proxlm.config.values import is_table
+
+T = TypeVar("T")
+Change = Callable[[PathKind, str], str]
+
+# Data sets of the hub are named hf:OWNER/NAME.
+HUB_PREFIX = "hf:"
+# The argument of rewards and environments that is a path, as in the built-in reward_model.
+PATH_ARGUMENT = "path"
+
+
+def relative_to(kind: type, table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A recipe's table for the section `kind`, with its relative paths made absolute from the recipe's `folder`.
+
+    Entries that are not what the section declares stay as they are: reading them raises the error.
+    """
+    base = os.path.realpath(folder)
+
+    def change(path: PathKind, value: str) -> str:
+        return value if path == "output" else _joined(path, value, base)
+
+    return _changed_table(kind, table, change)
+
+
+def expand_user(config: T) -> T:
+    """The settings with `~` and `~name` at the start of a path replaced by the home folder."""
+    return _changed(config, lambda _, value: os.path.expanduser(value))
+
+
+def absolute(config: T) -> T:
+    """The settings with paths that are relative to the current directory made absolute.
+
+    Args:
+        config: a job's settings or a section of them.
+    """
+    here = os.getcwd()
+
+    def change(kind: PathKind, value: str) -> str:
+        # What does not exist cannot have been read: it is a name on the hub, or stands for texts given in Python.
+        path = value.rpartition(":")[0] if kind == "function" else value
+        exists = kind == "output" or os.path.exists(path) or os.path.isdir(value.rpartition(":")[0])
+        return _joined(kind, value, here) if exists else value
+
+    return _changed(config, change)
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether a model's name can only be a path: a hub name has one slash at most and begins with none of / . ~."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
+
+
+def _joined(kind: PathKind, value: str, base: str) -> str:
+    """One path as it is from `base`, an absolute folder."""
+    if not value or value.startswith("~"):
+        return value
+    path = os.path.normpath(os.path.join(base, value))
+    if kind == "model" and not (looks_like_path(value) or os.path.isdir(path)):
+        return value
+    if kind == "input" and value.startswith(HUB_PREFIX):
+        return value
+    if kind == "function" and not is_user_function(value):
+        return value
+    return path
+
+
+def _changed(config: T, change: Change) -> T:
+    """The settings with each path replaced by what `change` makes of it."""
+    new: dict[str, Any] = {}
+    for field in fields(config):  # type: ignore[arg-type]
+        value, path = getattr(config, field.name), field.metadata.get("path")
+        if is_section(value):
+            new[field.name] = _changed(value, change)
+        elif isinstance(value, dict) and any(is_section(item) for item in value.values()):
+            new[field.name] = {name: _changed(item, change) for name, item in value.items()}
+        elif path:
+            new[field.name] = _changed_value(path, value, change)
+    return replace(config, **new)  # type: ignore[type-var]
+
+
+def _changed_table(kind: type, table: Mapping[str, Any], change: Change) -> dict[str, Any]:
+    """The same for a table of settings as it stands in a TOML file."""
+    declared = kinds(kind)
+    new = dict(table)
+    for name, value in table.items():
+        if name not in declared:
+            continue
+        below, path = declared[name], kind.__dataclass_fields__[name].metadata.get("path")  # type: ignore[attr-defined]
+        if is_section(below) and isinstance(value, Mapping):
+            new[name] = _changed_table(below, value, change)
+        elif is_table(below) and is_section(get_args(below)[1]) and isinstance(value, Mapping):
+            element = get_args(below)[1]
+            new[name] = {
+                term: _changed_table(element, item, change) if isinstance(item, Mapping) else item
+                for term, item in value.items()
+            }
+        elif path:
+            new[name] = _changed_value(path, value, change)
+    return new
+
+
+def _changed_value(path: PathKind, value: Any, change: Change) -> Any:
+    """The value of one setting that is a path, several paths, or arguments of which one may be a path."""
+    if isinstance(value, str):
+        return change(path, value)
+    if isinstance(value, list):
+        return [change(path, item) if isinstance(item, str) else item for item in value]
+    if isinstance(value, Mapping):
+        known = value.get(PATH_ARGUMENT)
+        return {**value, PATH_ARGUMENT: change(path, known)} if isinstance(known, str) else dict(value)
+    return value

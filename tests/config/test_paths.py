@@ -1,0 +1,125 @@
+"""Relative paths: of a recipe to its folder, of the command line to the current directory; `~` in one place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from proxlm.config import DataSettings, ModelSettings, PPOConfig, RunSettings, load_config
+from proxlm.config.paths import absolute
+from proxlm.errors import ConfigError
+
+RECIPE = """
+job = "ppo"
+[model]
+policy = "m"
+critic_from = "../critic"
+[data]
+prompts = "p.jsonl"
+eval_prompts = "hf:owner/name:test"
+chat_template = "sub/t.jinja"
+[environment]
+use = "games.py:Game"
+[reward.terms.mine]
+use = "reward.py:score"
+[reward.terms.model]
+use = "reward_model"
+args = { path = "./classifier", label = "../label" }
+[ppo]
+advantage = "mine.py:advantage"
+loss = "ppo"
+[ptx]
+text = ["a.txt", "/abs/b.txt"]
+[run]
+folder = "out"
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "recipes"
+    (folder / "m").mkdir(parents=True)
+    (folder / "r.toml").write_text(RECIPE)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return folder / "r.toml"
+
+
+def test_a_recipes_paths_are_relative_to_the_recipe(recipe: Path) -> None:
+    config, here = load_config(PPOConfig, recipe), recipe.parent
+    assert config.model.policy == str(here / "m")
+    assert config.model.critic_from == str(here.parent / "critic")
+    assert config.data.prompts == str(here / "p.jsonl")
+    assert config.data.eval_prompts == "hf:owner/name:test"
+    assert config.data.chat_template == str(here / "sub" / "t.jinja")
+    assert config.environment.use == f"{here / 'games.py'}:Game"
+    assert config.reward.terms["mine"].use == f"{here / 'reward.py'}:score"
+    assert config.reward.terms["model"].use == "reward_model"
+    assert config.reward.terms["model"].args == {"path": str(here / "classifier"), "label": "../label"}
+    assert (config.ppo.advantage, config.ppo.loss) == (f"{here / 'mine.py'}:advantage", "ppo")
+    assert config.ptx.text == [str(here / "a.txt"), "/abs/b.txt"]
+    # What is written is relative to the current directory, wherever it is said.
+    assert config.run.folder == "out"
+
+
+def test_a_relative_name_of_the_recipe_does_not_matter(recipe: Path) -> None:
+    assert load_config(PPOConfig, "../recipes/r.toml") == load_config(PPOConfig, recipe)
+
+
+def test_a_name_on_the_hub_stays_one(recipe: Path) -> None:
+    recipe.write_text('[model]\npolicy = "owner/name"\n[data]\nprompts = "p"\n')
+    assert load_config(PPOConfig, recipe).model.policy == "owner/name"
+
+
+def test_the_command_line_and_python_are_relative_to_the_current_directory(recipe: Path) -> None:
+    config = load_config(
+        PPOConfig, recipe, {"data.prompts": "q.jsonl"}, ["--model.policy", "m", "--ptx.text", "c"]
+    )
+    assert (config.data.prompts, config.model.policy, config.ptx.text) == ("q.jsonl", "m", ["c"])
+
+
+def test_the_home_folder_is_filled_in_everywhere(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    recipe.write_text(
+        '[model]\npolicy = "~/m"\n[reward]\nuse = "~/r.py:f"\nargs = {path = "~/c", note = "~"}\n'
+    )
+    config = load_config(PPOConfig, recipe, {"run.folder": "~/run"}, ["--data.prompts", "~/p.jsonl"])
+    assert config.model.policy == "/home/someone/m"
+    assert (config.reward.use, config.reward.args) == (
+        "/home/someone/r.py:f",
+        {"path": "/home/someone/c", "note": "~"},
+    )
+    assert (config.run.folder, config.data.prompts) == ("/home/someone/run", "/home/someone/p.jsonl")
+
+
+def test_what_a_run_writes_down_is_absolute(recipe: Path) -> None:
+    Path("m").mkdir()
+    Path("p.txt").write_text("p\n")
+    config = absolute(
+        PPOConfig(
+            model=ModelSettings(policy="m", critic_from="owner/name"),
+            data=DataSettings(prompts="p.txt", eval_prompts="texts given in Python"),
+            run=RunSettings(folder="out"),
+        )
+    )
+    here = os.getcwd()
+    assert (config.model.policy, config.model.critic_from) == (f"{here}/m", "owner/name")
+    assert (config.data.prompts, config.data.eval_prompts) == (f"{here}/p.txt", "texts given in Python")
+    assert config.run.folder == f"{here}/out"
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        ("3", "job: expected text, got 3"),
+        ('"pppo"', 'job = "pppo": unknown job; did you mean ppo?'),
+        ('"control"', 'job = "control": these are the settings of proxlm control, not of proxlm ppo'),
+    ],
+)
+def test_the_job_of_a_file_is_checked(recipe: Path, job: str, message: str) -> None:
+    recipe.write_text(f"job = {job}\n" + RECIPE.replace('job = "ppo"', ""))
+    with pytest.raises(ConfigError) as caught:
+        load_config("ppo", recipe)
+    assert str(caught.value) == f"{recipe}: {message}"
