@@ -13,10 +13,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from proxlm.config.algorithms import is_user_function
 from proxlm.config.setting import PathKind
 from proxlm.config.tree import is_section, kinds
 from proxlm.config.values import is_table
+from proxlm.user_code import parse_reference
 
 T = TypeVar("T")
 Change = Callable[[PathKind, str], str]
@@ -55,9 +55,9 @@ def absolute(config: T) -> T:
 
     def change(kind: PathKind, value: str) -> str:
         # What does not exist cannot have been read: it is a name on the hub, or stands for texts given in Python.
-        path = value.rpartition(":")[0] if kind == "function" else value
-        exists = kind == "output" or os.path.exists(path) or os.path.isdir(value.rpartition(":")[0])
-        return _joined(kind, value, here) if exists else value
+        before_colon = value.rpartition(":")[0]  # of FILE:FUNCTION and of FOLDER:SPLIT
+        exists = os.path.exists(value) or os.path.exists(before_colon)
+        return _joined(kind, value, here) if exists or kind == "output" else value
 
     return _changed(config, change)
 
@@ -76,7 +76,7 @@ def _joined(kind: PathKind, value: str, base: str) -> str:
         return value
     if kind == "input" and value.startswith(HUB_PREFIX):
         return value
-    if kind == "function" and not is_user_function(value):
+    if kind == "function" and parse_reference(value) is None:
         return value
     return path
 
