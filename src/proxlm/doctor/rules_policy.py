@@ -20,6 +20,7 @@ from proxlm.doctor.window import (
     number,
     span,
 )
+from proxlm.runlog import metric_names as names
 from proxlm.runlog.text import number as shown
 
 # KL to the reference. At 1 nat per token the policy finds its own tokens e times likelier than the reference does.
@@ -43,7 +44,7 @@ ENTROPY_GONE = 0.05
 
 def kl_blow_up(rows: Rows, facts: Facts) -> Finding | None:
     """The policy has gone so far from the reference that texts suffer or the penalty eats the reward."""
-    per_token, kl = newest_middle(rows, "kl_per_token", 3), newest_middle(rows, "kl", 3)
+    per_token, kl = newest_middle(rows, names.KL_PER_TOKEN, 3), newest_middle(rows, names.KL, 3)
     seen, serious = "", False
     advice = [
         f"raise ppo.kl_coef{now(facts.kl_coef)}",
@@ -67,7 +68,7 @@ def kl_blow_up(rows: Rows, facts: Facts) -> Finding | None:
 
 def _over_target(rows: Rows, facts: Facts) -> bool:
     """Whether the adaptive controller is left far behind."""
-    kl = newest_middle(rows, "kl", 3)
+    kl = newest_middle(rows, names.KL, 3)
     if kl is None or not facts.adaptive or facts.kl_target <= 0 or not at_least(rows, 10):
         return False
     return kl > KL_OVER_TARGET * facts.kl_target
@@ -77,10 +78,10 @@ def _kl_costs(rows: Rows, facts: Facts) -> str | None:
     """Words, if reward − β · KL is lower than at the start by more than chance: the run lost by its own measure."""
     if not facts.penalised or not at_least(rows, 10):
         return None
-    name = "score" if number(rows[-1], "score") is not None else "reward"
+    name = names.SCORE if number(rows[-1], names.SCORE) is not None else names.REWARD
     before, after = first(rows, name, 3), newest(rows, name, 5)
-    coefficients, kls = newest(rows, "kl_coef", 5), newest(rows, "kl", 5)
-    spread = newest_middle(rows, "reward_std", 5)
+    coefficients, kls = newest(rows, names.KL_COEF, 5), newest(rows, names.KL, 5)
+    spread = newest_middle(rows, names.REWARD_STD, 5)
     if len(before) < 3 or any(len(values) < 5 for values in (after, coefficients, kls)) or spread is None:
         return None
     gain = sum(after) / 5 - sum(before) / 3
@@ -98,7 +99,7 @@ def _kl_costs(rows: Rows, facts: Facts) -> str | None:
 
 def entropy_collapse(rows: Rows, facts: Facts) -> Finding | None:
     """Nearly all randomness is gone: every sample is the same, and nothing new is tried."""
-    start, entropy = first_middle(rows, "entropy", 3), newest_middle(rows, "entropy", 5)
+    start, entropy = first_middle(rows, names.ENTROPY, 3), newest_middle(rows, names.ENTROPY, 5)
     if start is None or entropy is None or not at_least(rows, 8):
         return None
     if entropy >= ENTROPY_SHARE * start or entropy >= ENTROPY_LOW or (facts.control and has_learnt(rows)):

@@ -23,6 +23,7 @@ from proxlm.doctor.window import (
     number,
     span,
 )
+from proxlm.runlog import metric_names as names
 from proxlm.runlog.text import number as shown
 
 # Singhal et al. 2023 ("A long way to go: investigating length correlations in RLHF"): what RLHF gained in reward came
@@ -58,7 +59,7 @@ def reward_without_variance(rows: Rows, facts: Facts) -> Finding | None:
     """
     if not is_flat(rows, 5) or (facts.control and has_learnt(rows)):
         return None
-    reward, start = fmean(newest(rows, "reward", 5)), first_middle(rows, "reward", 3)
+    reward, start = fmean(newest(rows, names.REWARD, 5)), first_middle(rows, names.REWARD, 3)
     risen = start is not None and reward > start + REWARD_EQUAL * max(1.0, abs(start))
     reached = "if this is the highest reward, the run is done" if risen else "there is nothing to learn from"
     return found(
@@ -73,7 +74,7 @@ def reward_without_variance(rows: Rows, facts: Facts) -> Finding | None:
 
 def is_flat(rows: Rows, count: int) -> bool:
     """Whether in most of the newest `count` steps all rewards were equal."""
-    rewards, spreads = newest(rows, "reward", count), newest(rows, "reward_std", count)
+    rewards, spreads = newest(rows, names.REWARD, count), newest(rows, names.REWARD_STD, count)
     if len(rewards) < count or len(spreads) < count:
         return False
     flat = [_equal(reward, spread) for reward, spread in zip(rewards, spreads, strict=True)]
@@ -89,10 +90,15 @@ def length_hacking(rows: Rows, _facts: Facts) -> Finding | None:
     """The reward goes with the length of a response, and responses have become much longer, or shorter."""
     # Rewards that are equal but for rounding have a correlation too, one without meaning.
     window = [
-        r for r in rows[-20:] if learning(r) and not _equal(number(r, "reward"), number(r, "reward_std"))
+        r
+        for r in rows[-20:]
+        if learning(r) and not _equal(number(r, names.REWARD), number(r, names.REWARD_STD))
     ]
-    known = [c for row in window if (c := number(row, "reward_length_correlation")) is not None]
-    start, length = first_middle(rows, "response_length", 3), newest_middle(rows, "response_length", 5)
+    known = [c for row in window if (c := number(row, names.REWARD_LENGTH_CORRELATION)) is not None]
+    start, length = (
+        first_middle(rows, names.RESPONSE_LENGTH, 3),
+        newest_middle(rows, names.RESPONSE_LENGTH, 5),
+    )
     if len(known) < 5 or start is None or length is None or min(start, length) <= 0 or not at_least(rows, 8):
         return None
     correlation, factor = median(known), length / start
@@ -113,13 +119,16 @@ def length_hacking(rows: Rows, _facts: Facts) -> Finding | None:
 
 def repetition(rows: Rows, _facts: Facts) -> Finding | None:
     """Responses repeat themselves far more than at the start."""
-    start, share = first_middle(rows, "repetition", 3), newest_middle(rows, "repetition", 5)
+    start, share = first_middle(rows, names.REPETITION, 3), newest_middle(rows, names.REPETITION, 5)
     if start is None or share is None or not at_least(rows, 8):
         return None
     if share < REPETITION or share < start + REPETITION_GROWTH:
         return None
-    before, after = fmean(first(rows, "reward", 3) or [0.0]), fmean(newest(rows, "reward", 5) or [0.0])
-    rose = after > before + (first_middle(rows, "reward_std", 3) or 0.0) / 2
+    before, after = (
+        fmean(first(rows, names.REWARD, 3) or [0.0]),
+        fmean(newest(rows, names.REWARD, 5) or [0.0]),
+    )
+    rose = after > before + (first_middle(rows, names.REWARD_STD, 3) or 0.0) / 2
     paid = f", while the reward rose from {shown(before)} to {shown(after)}" if rose else ""
     return found(
         rows, "repetition",
@@ -137,22 +146,24 @@ def reward_falls(rows: Rows, facts: Facts) -> Finding | None:
 
     Not where an adaptive β brought the KL back from above its target: the reward it had there was never to be kept.
     """
-    after = newest(rows, "reward", 10)
+    after = newest(rows, names.REWARD, 10)
     if len(after) < 10 or not at_least(rows, 20):
         return None
-    start = first(rows, "reward", 5)
+    start = first(rows, names.REWARD, 5)
     blocks = [(*_mean_and_error(start), "the first steps")] if len(start) == 5 else []
     highest_kl = facts.kl_target if facts.adaptive else float("inf")
     for back in range(1, FALL_BLOCKS + 1):
         earlier = rows[: len(rows) - 10 * back]
-        block = newest(earlier, "reward", 10)
-        if len(block) == 10 and fmean(newest(earlier, "kl", 10) or [0.0]) <= highest_kl:
+        block = newest(earlier, names.REWARD, 10)
+        if len(block) == 10 and fmean(newest(earlier, names.KL, 10) or [0.0]) <= highest_kl:
             blocks.append((*_mean_and_error(block), span(earlier, 10)))
     if not blocks:
         return None
     (best, error_then, where), (low, error_now) = max(blocks), _mean_and_error(after)
     # A policy that has collapsed has no spread of its own, so that of the steps before counts too.
-    spread = max(newest_middle(rows[:back], "reward_std", 10) or 0.0 for back in (len(rows), len(rows) - 10))
+    spread = max(
+        newest_middle(rows[:back], names.REWARD_STD, 10) or 0.0 for back in (len(rows), len(rows) - 10)
+    )
     if best - low <= max(FALL_ERRORS * (error_then**2 + error_now**2) ** 0.5, FALL_SHARE * spread):
         return None
     bonus = [f"lower ppo.entropy_coef{now(facts.entropy_coef)}"] if facts.entropy_coef > 0 else []
@@ -175,7 +186,7 @@ def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 def reward_failed(rows: Rows, facts: Facts) -> Finding | None:
     """The reward raised, hung or gave no number, and error_score stood in."""
     window = rows[-5:]
-    failed = newest_of_all(rows, "reward_failed", len(window))
+    failed = newest_of_all(rows, names.REWARD_FAILED, len(window))
     total = int(sum(failed))
     if not failed or total == 0:
         return None

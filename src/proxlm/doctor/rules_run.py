@@ -25,6 +25,7 @@ from proxlm.doctor.window import (
     number,
     span,
 )
+from proxlm.runlog import metric_names as names
 from proxlm.runlog.text import number as shown
 
 # Below 0 a critic is worse than one number for all tokens, by definition. A critic near 0, as in the first steps of
@@ -60,7 +61,7 @@ def critic_worse_than_mean(rows: Rows, facts: Facts) -> Finding | None:
     explained = middle([r for row in rows[-10:] if learning(row) and (r := _r_squared(row)) is not None], 6)
     if explained is None or explained > CRITIC_WORSE or (facts.control and _values_are_near(rows)):
         return None
-    value, target = newest_middle(rows, "value_mean", 10), newest_middle(rows, "return_mean", 10)
+    value, target = newest_middle(rows, names.VALUE_MEAN, 10), newest_middle(rows, names.RETURN_MEAN, 10)
     known = value is not None and target is not None
     means = f" (mean value {shown(value or 0.0)}, mean return {shown(target or 0.0)})" if known else ""
     return found(
@@ -81,9 +82,9 @@ def _r_squared(row: Row) -> float | None:
     advantages + values, which they are unless the critic has a λ of its own, the error's size is in the row.
     """
     explained, spread, bias = (
-        number(row, name) for name in ("explained_variance", "advantage_std", "advantage_mean")
+        number(row, name) for name in (names.EXPLAINED_VARIANCE, names.ADVANTAGE_STD, names.ADVANTAGE_MEAN)
     )
-    target, value = number(row, "return_mean"), number(row, "value_mean")
+    target, value = number(row, names.RETURN_MEAN), number(row, names.VALUE_MEAN)
     if explained is None or not spread or bias is None or target is None or value is None:
         return explained
     if abs(target - value - bias) > 0.01 * (spread + abs(bias)):
@@ -94,13 +95,13 @@ def _r_squared(row: Row) -> float | None:
 def _values_are_near(rows: Rows) -> bool:
     """Whether values are off by less than VALUES_NEAR of the mean return: where a policy for control always gets
     about the same, there is next to no variance to explain."""
-    error, target = newest_middle(rows, "advantage_std", 10), newest_middle(rows, "return_mean", 10)
+    error, target = newest_middle(rows, names.ADVANTAGE_STD, 10), newest_middle(rows, names.RETURN_MEAN, 10)
     return error is not None and target is not None and error < VALUES_NEAR * abs(target)
 
 
 def eos_never(rows: Rows, facts: Facts) -> Finding | None:
     """No response ends by itself: all are cut at the length limit."""
-    start, shares = first(rows, "ended_share", 5), newest(rows, "ended_share", 5)
+    start, shares = first(rows, names.ENDED_SHARE, 5), newest(rows, names.ENDED_SHARE, 5)
     if len(start) < 5 or len(shares) < 5 or max(shares) > NEVER_ENDS:
         return None
     before = fmean(start)
@@ -122,12 +123,12 @@ def eos_never(rows: Rows, facts: Facts) -> Finding | None:
 
 def eos_at_once(rows: Rows, facts: Facts) -> Finding | None:
     """Responses are empty, or nearly."""
-    length, ended = newest_middle(rows, "response_length", 5), newest_middle(rows, "ended_share", 5)
+    length, ended = newest_middle(rows, names.RESPONSE_LENGTH, 5), newest_middle(rows, names.ENDED_SHARE, 5)
     if length is None or ended is None or length > ENDS_AT_ONCE or ended < ENDS_SHARE:
         return None
     if 0 < facts.max_new_tokens <= 2 * ENDS_AT_ONCE:
         return None
-    start = first_middle(rows, "response_length", 3)
+    start = first_middle(rows, names.RESPONSE_LENGTH, 3)
     fell = start is not None and start > 2 * ENDS_AT_ONCE
     was = f", from {shown(start)} at the start" if start is not None and fell else ""
     return found(
@@ -143,10 +144,10 @@ def eos_at_once(rows: Rows, facts: Facts) -> Finding | None:
 def rollout_gap(rows: Rows, facts: Facts) -> Finding | None:
     """The engine samples from another policy than the one that is trained."""
     # Responses of an older policy differ as much as the policy has learnt since.
-    own = [row for row in rows[-3:] if not number(row, "staleness")]
-    gap = middle(newest_of_all(own, "rollout_gap", 3), 3)
+    own = [row for row in rows[-3:] if not number(row, names.STALENESS)]
+    gap = middle(newest_of_all(own, names.ROLLOUT_GAP, 3), 3)
     if gap is None:  # with ppo.old_logprobs = rollout the trainer's log-probs are first seen in the update
-        gap = middle(newest_of_all(own, "first_minibatch/ratio_error", 3), 3)
+        gap = middle(newest_of_all(own, names.FIRST_RATIO_ERROR, 3), 3)
     low, high = GAP_FILTERED if facts.filtered else GAP.get(facts.precision, GAP_UNKNOWN)
     if gap is None or gap <= low or (facts.filtered and facts.corrected):
         return None

@@ -18,6 +18,8 @@ from proxlm.doctor.window import (
     number,
     span,
 )
+from proxlm.runlog import metric_names as names
+from proxlm.runlog.metric_names import Metric
 from proxlm.runlog.text import number as shown
 
 # approx_kl = mean (log ratio)² / 2 between the policy that sampled and the one that learns. Stopping rules in
@@ -48,8 +50,8 @@ CLIP_SERIOUS = 0.5
 
 def learning_rate_too_large(rows: Rows, facts: Facts) -> Finding | None:
     """Single updates carry the policy far from the one that sampled, or gradients explode."""
-    approx_kl, ratio = newest_middle(rows, "approx_kl", 3), newest_middle(rows, "ratio_mean", 3)
-    largest, growth = newest_middle(rows, "ratio_max", 3), _gradient_growth(rows)
+    approx_kl, ratio = newest_middle(rows, names.APPROX_KL, 3), newest_middle(rows, names.RATIO_MEAN, 3)
+    largest, growth = newest_middle(rows, names.RATIO_MAX, 3), _gradient_growth(rows)
     signs, serious = [], False
     if approx_kl is not None and approx_kl > APPROX_KL_HIGH:
         signs.append(f"approx KL of an update is {shown(approx_kl)} (usual: below 0.03)")
@@ -75,7 +77,10 @@ def learning_rate_too_large(rows: Rows, facts: Facts) -> Finding | None:
 
 def _gradient_growth(rows: Rows) -> float | None:
     """The newest gradient norms over those of the first 10 steps; None before step 15."""
-    start, norm = first_middle(rows, "grad_norm/policy", 10), newest_middle(rows, "grad_norm/policy", 3)
+    start, norm = (
+        first_middle(rows, names.GRAD_NORM_MODEL("policy"), 10),
+        newest_middle(rows, names.GRAD_NORM_MODEL("policy"), 3),
+    )
     if start is None or norm is None or start <= 0 or not at_least(rows, 15):
         return None
     return norm / start
@@ -83,7 +88,7 @@ def _gradient_growth(rows: Rows) -> float | None:
 
 def learning_rate_too_small(rows: Rows, facts: Facts) -> Finding | None:
     """After ten steps at full learning rate nothing has moved."""
-    approx_kl, kl = middle(_at_full_rate(rows, "approx_kl", facts), 6), newest_middle(rows, "kl", 10)
+    approx_kl, kl = middle(_at_full_rate(rows, names.APPROX_KL, facts), 6), newest_middle(rows, names.KL, 10)
     if approx_kl is None or kl is None:
         return None
     if _one_update(rows, facts):
@@ -105,8 +110,8 @@ def clip_never(rows: Rows, facts: Facts) -> Finding | None:
     """The updates are so small that the clip never acts, though the policy moves a little."""
     if facts.loss not in ("", "ppo") or _one_update(rows, facts) or learning_rate_too_small(rows, facts):
         return None
-    clipped = _at_full_rate(rows, "clip_fraction", facts)
-    approx_kl = middle(_at_full_rate(rows, "approx_kl", facts), 6)
+    clipped = _at_full_rate(rows, names.CLIP_FRACTION, facts)
+    approx_kl = middle(_at_full_rate(rows, names.APPROX_KL, facts), 6)
     if len(clipped) < 10 or max(clipped) > 0 or approx_kl is None or approx_kl > APPROX_KL_LOW:
         return None
     return found(
@@ -120,7 +125,7 @@ def clip_never(rows: Rows, facts: Facts) -> Finding | None:
 
 def clip_often(rows: Rows, facts: Facts) -> Finding | None:
     """So many tokens are clipped that much of each step's data teaches nothing."""
-    clipped = newest_middle(rows, "clip_fraction", 5)
+    clipped = newest_middle(rows, names.CLIP_FRACTION, 5)
     if facts.loss not in ("", "ppo") or clipped is None or clipped <= CLIP_HIGH:
         return None
     return found(
@@ -137,7 +142,8 @@ def gradients_not_finite(rows: Rows, _facts: Facts) -> Finding | None:
     """Optimiser steps were skipped, because their gradient was infinite or not a number."""
     window = rows[-5:]
     skipped = {
-        who: newest_of_all(rows, f"grad_norm/{who}_not_finite", len(window)) for who in ("policy", "critic")
+        who: newest_of_all(rows, names.GRAD_NORM_MODEL_NOT_FINITE(who), len(window))
+        for who in ("policy", "critic")
     }
     bad = {who: int(sum(counts)) for who, counts in skipped.items() if sum(counts) > 0}
     if not bad:
@@ -156,14 +162,14 @@ def gradients_not_finite(rows: Rows, _facts: Facts) -> Finding | None:
 
 def _one_update(rows: Rows, facts: Facts) -> bool:
     """Whether each rollout is used for one optimiser step alone: the ratio is then always 1."""
-    return facts.updates == 1 or number(rows[-1], "optimiser_steps") == 1
+    return facts.updates == 1 or number(rows[-1], names.OPTIMISER_STEPS) == 1
 
 
-def _at_full_rate(rows: Rows, name: str, facts: Facts) -> list[float]:
+def _at_full_rate(rows: Rows, name: Metric, facts: Facts) -> list[float]:
     """The numbers of the newest 10 rows; empty where warm-up or decay holds the learning rate below half its peak.
 
     At the end of a schedule, steps are meant to be small.
     """
-    rates = newest(rows, "lr/policy", 10)
+    rates = newest(rows, names.LR_MODEL("policy"), 10)
     peak = facts.lr if facts.lr > 0 else max(rates, default=0.0)
     return [] if any(rate < peak / 2 for rate in rates) else newest(rows, name, 10)

@@ -13,11 +13,14 @@ from itertools import islice
 from statistics import median
 from typing import Any
 
+from proxlm.runlog import metric_names as names
+from proxlm.runlog.metric_names import Metric
+
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
 
 
-def number(row: Row, name: str) -> float | None:
+def number(row: Row, name: Metric) -> float | None:
     """The row's finite number of that name, or None."""
     value = row.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -27,16 +30,16 @@ def number(row: Row, name: str) -> float | None:
 
 def learning(row: Row) -> bool:
     """Whether the policy learns in this step."""
-    return number(row, "warmup") != 1.0
+    return number(row, names.WARMUP) != 1.0
 
 
 def step_of(rows: Rows) -> int:
     """The newest row's step."""
-    step = number(rows[-1], "step") if rows else None
+    step = number(rows[-1], names.STEP) if rows else None
     return len(rows) if step is None else int(step)
 
 
-def newest(rows: Rows, name: str, count: int) -> list[float]:
+def newest(rows: Rows, name: Metric, count: int) -> list[float]:
     """The numbers of the newest `count` rows; empty unless the policy learns in all of them."""
     last = rows[-count:]
     if len(last) < count or not learning(last[0]):
@@ -44,12 +47,12 @@ def newest(rows: Rows, name: str, count: int) -> list[float]:
     return [value for row in last if (value := number(row, name)) is not None]
 
 
-def newest_of_all(rows: Rows, name: str, count: int) -> list[float]:
+def newest_of_all(rows: Rows, name: Metric, count: int) -> list[float]:
     """The numbers of the newest `count` rows, or of all where there are fewer, critic warm-up included."""
     return [value for row in rows[-count:] if (value := number(row, name)) is not None]
 
 
-def first(rows: Rows, name: str, count: int) -> list[float]:
+def first(rows: Rows, name: Metric, count: int) -> list[float]:
     """The numbers of the first `count` rows in which the policy learns."""
     return [
         value for row in islice(filter(learning, rows), count) if (value := number(row, name)) is not None
@@ -61,12 +64,12 @@ def middle(values: Sequence[float], needed: int) -> float | None:
     return median(values) if values and len(values) >= needed else None
 
 
-def newest_middle(rows: Rows, name: str, count: int) -> float | None:
+def newest_middle(rows: Rows, name: Metric, count: int) -> float | None:
     """The median of the newest `count` rows; None unless most of them have the number."""
     return middle(newest(rows, name, count), count // 2 + 1)
 
 
-def first_middle(rows: Rows, name: str, count: int) -> float | None:
+def first_middle(rows: Rows, name: Metric, count: int) -> float | None:
     """The median of the first `count` rows in which the policy learns; None unless most have the number."""
     return middle(first(rows, name, count), count // 2 + 1)
 
@@ -81,14 +84,14 @@ def has_learnt(rows: Rows) -> bool:
     episode ended: the first and the newest five that have a reward count."""
     begun = list(islice(filter(_rewarded, rows), 5))
     newest_five = list(islice(filter(_rewarded, reversed(rows)), 5))
-    before, after = (middle([row["reward"] for row in part], 5) for part in (begun, newest_five))
+    before, after = (middle([row[names.REWARD] for row in part], 5) for part in (begun, newest_five))
     if before is None or after is None:
         return False
-    return after > before + median(row["reward_std"] for row in begun)
+    return after > before + median(row[names.REWARD_STD] for row in begun)
 
 
 def _rewarded(row: Row) -> bool:
-    return number(row, "reward") is not None and number(row, "reward_std") is not None
+    return number(row, names.REWARD) is not None and number(row, names.REWARD_STD) is not None
 
 
 def span(rows: Rows, count: int) -> str:

@@ -16,17 +16,18 @@ from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.rl.ragged import ragged_index, segment_sum
 from proxlm.rl.shaping import response_rewards
+from proxlm.runlog import metric_names as names
 from proxlm.seeds import Stream
 from proxlm.types import Progress, Prompt, Rollout, Scores, Sequences
 
 DESCRIPTIONS = {
-    "reward": "mean reward of a response, with its 95% confidence interval",
-    "kl": "KL from the model to the reference, nats per response (log-ratio of the sampled tokens; greedy: no KL)",
-    "length": "response length in tokens; of a conversation, like all that follows, the policy's own",
-    "ended_share": "share of responses that ended by themselves",
-    "distinct_1": "different words / all words, over all responses",
-    "distinct_2": "different word pairs / all word pairs, over all responses",
-    "perplexity": "perplexity of the responses under the reference, per token",
+    names.REWARD: "mean reward of a response, with its 95% confidence interval",
+    names.KL: "KL to the reference, nats per response (log-ratio of the sampled tokens; greedy: no KL)",
+    names.LENGTH: "response length in tokens; of a conversation, like all that follows, the policy's own",
+    names.ENDED_SHARE: "share of responses that ended by themselves",
+    names.DISTINCT_1: "different words / all words, over all responses",
+    names.DISTINCT_2: "different word pairs / all word pairs, over all responses",
+    names.PERPLEXITY: "perplexity of the responses under the reference, per token",
 }
 
 
@@ -79,15 +80,17 @@ def evaluate_model(
     metrics: dict[str, Estimate] = {}
     if scores is not None:
         rewards = response_rewards(scores.total, scores.per_token, offsets).tolist()
-        metrics["reward"] = mean_with_interval(rewards)
+        metrics[names.REWARD] = mean_with_interval(rewards)
         if len(scores.components) > 1:
-            metrics |= {f"reward/{key}": mean_with_interval(v) for key, v in scores.components.items()}
-    metrics["kl"] = mean_with_interval(segment_sum((own - reference).where(mask, 0.0), offsets).tolist())
-    metrics["length"] = mean_with_interval(segment_sum(mask.float(), offsets).tolist())
-    metrics["ended_share"] = mean_with_interval([float(f != "length") for f in rollout.finish])
-    metrics["distinct_1"] = _plain(distinct_n(words, 1))
-    metrics["distinct_2"] = _plain(distinct_n(words, 2))
-    metrics["perplexity"] = _plain(perplexity(float(plain[mask].sum()), int(mask.sum())))
+            metrics |= {
+                names.REWARD_COMPONENT(key): mean_with_interval(v) for key, v in scores.components.items()
+            }
+    metrics[names.KL] = mean_with_interval(segment_sum((own - reference).where(mask, 0.0), offsets).tolist())
+    metrics[names.LENGTH] = mean_with_interval(segment_sum(mask.float(), offsets).tolist())
+    metrics[names.ENDED_SHARE] = mean_with_interval([float(f != "length") for f in rollout.finish])
+    metrics[names.DISTINCT_1] = _plain(distinct_n(words, 1))
+    metrics[names.DISTINCT_2] = _plain(distinct_n(words, 2))
+    metrics[names.PERPLEXITY] = _plain(perplexity(float(plain[mask].sum()), int(mask.sum())))
     shown = [
         {
             "prompt_id": rollout.prompts[b].id,
@@ -138,9 +141,9 @@ def as_json(evaluations: Sequence[Evaluation], seed: int) -> dict[str, Any]:
 
 def as_table(evaluations: Sequence[Evaluation]) -> str:
     """A plain-text table: a row per metric, a column per model, intervals as mean ± half-width."""
-    names = list(dict.fromkeys(key for e in evaluations for key in e.metrics))
+    found = list(dict.fromkeys(key for e in evaluations for key in e.metrics))
     rows = [["metric", *(e.name for e in evaluations)]]
-    rows += [[name, *(_cell(e.metrics.get(name)) for e in evaluations)] for name in names]
+    rows += [[name, *(_cell(e.metrics.get(name)) for e in evaluations)] for name in found]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

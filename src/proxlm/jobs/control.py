@@ -15,6 +15,7 @@ from proxlm.control.trainer import ControlTrainer
 from proxlm.jobs.run_folder import resume_if_asked, run_folder
 from proxlm.kernels.startup import start
 from proxlm.report.page import write_report
+from proxlm.runlog.metric_names import EPISODE_RETURN, REWARD
 from proxlm.runlog.writer import RunLog
 
 
@@ -59,7 +60,7 @@ def run_control(config: ControlConfig, make: MakeEnvironment | None = None) -> C
             trainer.steps,
             config.run,
             trainer.state.step,
-            headline=("reward", "episode_return"),
+            headline=(REWARD, EPISODE_RETURN),
             in_python=make is not None,
         ) as log:
             trainer.train(log)

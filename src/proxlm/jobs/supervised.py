@@ -14,6 +14,7 @@ from proxlm.jobs.run_folder import resume_if_asked, run_folder
 from proxlm.models.language_model import LanguageModel
 from proxlm.report.page import write_report
 from proxlm.runlog.folder import folder_to_resume
+from proxlm.runlog.metric_names import LOSS, VALIDATION_LOSS
 from proxlm.runlog.writer import RunLog
 from proxlm.train.supervised.examples import Examples
 from proxlm.train.supervised.objective import LanguageModelObjective
@@ -69,7 +70,7 @@ def train_supervised(
             config.train.steps,
             config.run,
             trainer.state.step,
-            headline=("loss", "validation_loss"),
+            headline=(LOSS, VALIDATION_LOSS),
             limit_seconds=max(0.0, config.train.minutes * 60 - trainer.state.seconds),
             in_python=in_python,
         ) as log:

@@ -6,65 +6,75 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxlm.report.run_data import Row, finite
+from proxlm.runlog import metric_names as names
+from proxlm.runlog.metric_names import Metric, MetricFamily
 
 MOST_POINTS = 2000
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot. names: metrics, "x/*" for all that begin with x/; band: a metric drawn as ± around the first.
+    """One plot of a group.
 
-    fold: a curve that never changes is only named, not drawn.
+    Attributes:
+        names: the metrics, and families of metrics, that it draws.
+        band: a metric drawn as ± around the first one; empty: none.
+        fold: a curve that never changes is named below the plots instead of drawn.
     """
 
     group: str
     title: str
-    names: tuple[str, ...]
+    names: tuple[Metric | MetricFamily, ...]
     band: str = ""
     fold: bool = False
 
 
 PLOTS = (
-    Plot("Loss", "Loss, nats a token", ("loss", "validation_loss")),
-    Plot("Reward", "Reward", ("reward", "score"), band="reward_std"),
-    Plot("Reward", "Return of the newest 100 episodes", ("episode_return",)),
-    Plot("Reward", "Components of the reward", ("reward/*",)),
-    Plot("Reward", "Responses whose reward failed", ("reward_failed",), fold=True),
-    Plot("Distance from the reference", "KL, nats a response", ("kl",)),
-    Plot("Distance from the reference", "KL, nats a token", ("kl_per_token",)),
-    Plot("Distance from the reference", "KL coefficient", ("kl_coef",), fold=True),
-    Plot("Distance from the reference", "Entropy, nats a token", ("entropy",)),
-    Plot("Policy", "Policy loss", ("policy_loss",)),
-    Plot("Policy", "Clip fraction", ("clip_fraction",)),
-    Plot("Policy", "Approximate KL of the update", ("approx_kl",)),
-    Plot("Policy", "Probability ratio", ("ratio_mean", "ratio_max")),
-    Plot("Policy", "Advantage", ("advantage_mean", "advantage_std")),
-    Plot("Policy", "Engine against trainer, largest log-prob difference", ("rollout_gap",)),
-    Plot("Policy", "Policy that sampled to trainer, KL, nats a token", ("rollout_kl",)),
-    Plot("Policy", "Updates between sampling and learning", ("staleness",), fold=True),
-    Plot("Policy", "Weights of the rollout correction", ("correction_mean", "correction_max"), fold=True),
-    Plot("Policy", "Effective share of the weights", ("correction_share",), fold=True),
-    Plot("Critic", "Value loss", ("value_loss",)),
-    Plot("Critic", "Explained variance", ("explained_variance",)),
-    Plot("Critic", "Explained variance by quarter of the response", ("explained_variance/*",)),
-    Plot("Critic", "Values and returns", ("value_mean", "return_mean")),
-    Plot("Responses", "Length in tokens", ("response_length",)),
-    Plot("Responses", "Share that ended", ("eos_share", "ended_share")),
-    Plot("Episodes", "Length in steps, newest 100 episodes", ("episode_length",)),
-    Plot("Episodes", "Episodes that ended", ("episodes_ended",)),
-    Plot("Optimiser", "Learning rate", ("lr", "lr/*")),
+    Plot("Loss", "Loss, nats a token", (names.LOSS, names.VALIDATION_LOSS)),
+    Plot("Reward", "Reward", (names.REWARD, names.SCORE), band=names.REWARD_STD),
+    Plot("Reward", "Return of the newest 100 episodes", (names.EPISODE_RETURN,)),
+    Plot("Reward", "Components of the reward", (names.REWARD_COMPONENT,)),
+    Plot("Reward", "Responses whose reward failed", (names.REWARD_FAILED,), fold=True),
+    Plot("Distance from the reference", "KL, nats a response", (names.KL,)),
+    Plot("Distance from the reference", "KL, nats a token", (names.KL_PER_TOKEN,)),
+    Plot("Distance from the reference", "KL coefficient", (names.KL_COEF,), fold=True),
+    Plot("Distance from the reference", "Entropy, nats a token", (names.ENTROPY,)),
+    Plot("Policy", "Policy loss", (names.POLICY_LOSS,)),
+    Plot("Policy", "Clip fraction", (names.CLIP_FRACTION,)),
+    Plot("Policy", "Approximate KL of the update", (names.APPROX_KL,)),
+    Plot("Policy", "Probability ratio", (names.RATIO_MEAN, names.RATIO_MAX)),
+    Plot("Policy", "Advantage", (names.ADVANTAGE_MEAN, names.ADVANTAGE_STD)),
+    Plot("Policy", "Engine against trainer, largest log-prob difference", (names.ROLLOUT_GAP,)),
+    Plot("Policy", "Policy that sampled to trainer, KL, nats a token", (names.ROLLOUT_KL,)),
+    Plot("Policy", "Updates between sampling and learning", (names.STALENESS,), fold=True),
+    Plot(
+        "Policy",
+        "Weights of the rollout correction",
+        (names.CORRECTION_MEAN, names.CORRECTION_MAX),
+        fold=True,
+    ),
+    Plot("Policy", "Effective share of the weights", (names.CORRECTION_SHARE,), fold=True),
+    Plot("Critic", "Value loss", (names.VALUE_LOSS,)),
+    Plot("Critic", "Explained variance", (names.EXPLAINED_VARIANCE,)),
+    Plot("Critic", "Explained variance by quarter of the response", (names.EXPLAINED_VARIANCE_QUARTER,)),
+    Plot("Critic", "Values and returns", (names.VALUE_MEAN, names.RETURN_MEAN)),
+    Plot("Responses", "Length in tokens", (names.RESPONSE_LENGTH,)),
+    Plot("Responses", "Share that ended", (names.EOS_SHARE, names.ENDED_SHARE)),
+    Plot("Episodes", "Length in steps, newest 100 episodes", (names.EPISODE_LENGTH,)),
+    Plot("Episodes", "Episodes that ended", (names.EPISODES_ENDED,)),
+    Plot("Optimiser", "Learning rate", (names.LR, names.LR_MODEL)),
     Plot(
         "Optimiser",
         "Minibatches whose gradient was not finite",
-        ("grad_norm/policy_not_finite", "grad_norm/critic_not_finite"),
+        (names.GRAD_NORM_MODEL_NOT_FINITE,),
         fold=True,
     ),
-    Plot("Optimiser", "Gradient norm", ("grad_norm", "grad_norm/*")),
-    Plot("Speed and memory", "Seconds by phase", ("time/*",)),
-    Plot("Speed and memory", "Tokens a second", ("tokens_per_second", "tokens_per_second/*")),
-    Plot("Speed and memory", "Environment steps a second", ("steps_per_second",)),
-    Plot("Speed and memory", "Environment steps so far", ("env_steps",)),
-    Plot("Speed and memory", "Peak memory, GiB", ("memory_gb",)),
+    Plot("Optimiser", "Gradient norm", (names.GRAD_NORM, names.GRAD_NORM_MODEL)),
+    Plot("Speed and memory", "Seconds by phase", (names.TIME_PHASE,)),
+    Plot("Speed and memory", "Tokens a second", (names.TOKENS_PER_SECOND, names.TOKENS_PER_SECOND_PHASE)),
+    Plot("Speed and memory", "Environment steps a second", (names.STEPS_PER_SECOND,)),
+    Plot("Speed and memory", "Environment steps so far", (names.ENVIRONMENT_STEPS,)),
+    Plot("Speed and memory", "Peak memory, GiB", (names.MEMORY_GB,)),
 )
 
 
@@ -75,12 +85,12 @@ def curves(rows: list[Row]) -> dict[str, Any]:
     """
     every = -(-len(rows) // MOST_POINTS)
     groups = [rows[i : i + every] for i in range(0, len(rows), every)]
-    names = list(dict.fromkeys(name for row in rows for name in row if name not in ("step", "time")))
-    series = {name: _curve(groups, name) for name in names}
-    plots, constant = _plots(names, series)
+    found = list(dict.fromkeys(name for row in rows for name in row if name not in (names.STEP, names.TIME)))
+    series = {name: _curve(groups, name) for name in found}
+    plots, constant = _plots(found, series)
     return {
-        "step": [group[-1]["step"] for group in groups],
-        "minutes": [_short(group[-1]["time"] / 60) for group in groups],
+        "step": [group[-1][names.STEP] for group in groups],
+        "minutes": [_short(group[-1][names.TIME] / 60) for group in groups],
         "every": every,
         "series": series,
         "plots": plots,
@@ -103,13 +113,13 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _plots(names: list[str], series: dict[str, Any]) -> tuple[list[Row], dict[str, float | None]]:
+def _plots(found: list[str], series: dict[str, Any]) -> tuple[list[Row], dict[str, float | None]]:
     """The plots that there are curves for, and the other metrics that never changed."""
-    left = list(names)
+    left = list(found)
     plots: list[Row] = []
     constant: dict[str, float | None] = {}
     for plot in PLOTS:
-        drawn = [name for pattern in plot.names for name in left if _matches(name, pattern)]
+        drawn = [name for metric in plot.names for name in left if metric.matches(name)]
         band = plot.band if drawn and plot.band in left else ""
         left = [name for name in left if name not in drawn and name != band]
         if plot.fold:
@@ -121,12 +131,8 @@ def _plots(names: list[str], series: dict[str, Any]) -> tuple[list[Row], dict[st
     return plots, constant
 
 
-def _fold(names: list[str], series: dict[str, Any], constant: dict[str, float | None]) -> list[str]:
+def _fold(found: list[str], series: dict[str, Any], constant: dict[str, float | None]) -> list[str]:
     """Move the curves that never change to `constant`; returns the names of the others."""
-    changing = [name for name in names if len(set(series[name]["y"])) > 1]
-    constant |= {name: series[name]["y"][0] for name in names if name not in changing}
+    changing = [name for name in found if len(set(series[name]["y"])) > 1]
+    constant |= {name: series[name]["y"][0] for name in found if name not in changing}
     return changing
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern

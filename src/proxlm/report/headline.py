@@ -6,6 +6,7 @@ from html import escape
 from pathlib import PurePath
 
 from proxlm.report.run_data import RunData, finite
+from proxlm.runlog import metric_names as names
 from proxlm.runlog.text import duration, number
 
 # How many steps at either end of the run the headline averages.
@@ -15,13 +16,13 @@ ENDS = 5
 def headline(run: RunData) -> str:
     """The run in a few numbers."""
     tiles = [("Job", run.job), ("Model", _model(run)), ("Steps", _steps(run))]
-    tiles.append(("Duration", duration(run.metrics[-1]["time"])))
-    for name, title in (("reward", "Reward"), ("kl", "KL to the reference"), ("loss", "Loss")):
+    tiles.append(("Duration", duration(run.metrics[-1][names.TIME])))
+    for name, title in ((names.REWARD, "Reward"), (names.KL, "KL to the reference"), (names.LOSS, "Loss")):
         values = finite([row.get(name) for row in run.metrics])
         if values:
             ends = (values[:ENDS], values[-ENDS:])
             tiles.append((title, " → ".join(number(sum(end) / len(end)) for end in ends)))
-    if validation := finite([row.get("validation_loss") for row in run.metrics]):
+    if validation := finite([row.get(names.VALIDATION_LOSS) for row in run.metrics]):
         tiles.append(("Best validation loss", number(min(validation))))
     items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in tiles)
     note = f"A → B: means of the first and of the last {ENDS} values."
@@ -31,7 +32,7 @@ def headline(run: RunData) -> str:
 def _steps(run: RunData) -> str:
     section = run.config.get("ppo", run.config.get("train"))
     planned = section.get("steps") if isinstance(section, dict) else None
-    done = run.metrics[-1]["step"]
+    done = run.metrics[-1][names.STEP]
     return f"{done:,} of {planned:,}" if isinstance(planned, int) and planned != done else f"{done:,}"
 
 

@@ -6,29 +6,31 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
+from proxlm.runlog import metric_names as names
+
 BARS = "▁▂▃▄▅▆▇█"
 
 # The metrics that the terminal shows besides the headline, in this order, and their short names.
-LABELS = {
-    "reward": "reward",
-    "kl": "kl",
-    "loss": "loss",
-    "validation_loss": "val loss",
-    "entropy": "entropy",
-    "clip_fraction": "clip",
-    "approx_kl": "approx kl",
-    "explained_variance": "expl var",
-    "response_length": "length",
-    "eos_share": "eos",
-    "lr": "lr",
-    "lr/policy": "lr",
-    "tokens_per_second": "tok/s",
-    "episode_return": "return (100)",
-    "episode_length": "episode length",
-    "steps_per_second": "steps/s",
-    "memory_gb": "GiB",
+LABELS: dict[str, str] = {
+    names.REWARD: "reward",
+    names.KL: "kl",
+    names.LOSS: "loss",
+    names.VALIDATION_LOSS: "val loss",
+    names.ENTROPY: "entropy",
+    names.CLIP_FRACTION: "clip",
+    names.APPROX_KL: "approx kl",
+    names.EXPLAINED_VARIANCE: "expl var",
+    names.RESPONSE_LENGTH: "length",
+    names.EOS_SHARE: "eos",
+    names.LR: "lr",
+    names.LR_MODEL("policy"): "lr",
+    names.TOKENS_PER_SECOND: "tok/s",
+    names.EPISODE_RETURN: "return (100)",
+    names.EPISODE_LENGTH: "episode length",
+    names.STEPS_PER_SECOND: "steps/s",
+    names.MEMORY_GB: "GiB",
 }
-IN_A_LINE = ("entropy", "clip_fraction", "lr")
+IN_A_LINE = (names.ENTROPY, names.CLIP_FRACTION, names.LR)
 
 
 def duration(seconds: float) -> str:
@@ -94,5 +96,5 @@ def headline_and_more(
     latest: Mapping[str, float], headline: Sequence[str], more: Iterable[str]
 ) -> dict[str, str]:
     """What there is of the headline's metrics and `more`, as label → number, in this order."""
-    names = [name for name in (*headline, *more) if name in latest]
-    return {LABELS.get(name, name): number(latest[name]) for name in dict.fromkeys(names)}
+    known = [name for name in (*headline, *more) if name in latest]
+    return {LABELS.get(name, name): number(latest[name]) for name in dict.fromkeys(known)}

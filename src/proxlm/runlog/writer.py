@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self
 
 from proxlm.config import RunSettings
 from proxlm.errors import RunError, StoppedBySignalError
+from proxlm.runlog import metric_names as names
 from proxlm.runlog.folder import append_jsonl, read_jsonl, sync_file, truncate_jsonl
 from proxlm.runlog.interrupt import WORDS, StopSignals
 from proxlm.runlog.loggers import TensorBoard, WeightsAndBiases, check_wandb
@@ -52,7 +53,7 @@ class RunLog:
         run: RunSettings,
         start_step: int = 0,
         unit: str = "step",
-        headline: Sequence[str] = ("reward", "kl"),
+        headline: Sequence[str] = (names.REWARD, names.KL),
         limit_seconds: float = 0.0,
         in_python: bool = False,
     ) -> None:
@@ -62,7 +63,7 @@ class RunLog:
         past = _past_rows(folder, start_step)
         began = time.perf_counter()
         # A resumed run's clock goes on from the last row's.
-        self._zero = began - (float(past[-1].get("time", 0.0)) if past else 0.0)
+        self._zero = began - (float(past[-1].get(names.TIME, 0.0)) if past else 0.0)
         self.state = RunState(title, unit, total_steps, start_step, limit_seconds, tuple(headline), began)
         for row in past:
             self.state.remember({name: v for name, v in row.items() if isinstance(v, int | float)})
@@ -103,11 +104,11 @@ class RunLog:
         """Write one step's numbers, and show them. One that is not finite is null there, and counted."""
         now = time.perf_counter()
         numbers = {name: float(value) for name, value in values.items()}
-        row = {"time": round(now - self._zero, 3), **numbers}
+        row = {names.TIME: round(now - self._zero, 3), **numbers}
         bad = [name for name, value in numbers.items() if not math.isfinite(value)]
         if bad:
-            row["not_finite"] = len(bad)
-        append_jsonl(self.folder / "metrics.jsonl", [{"step": step, **row}])
+            row[names.NOT_FINITE] = len(bad)
+        append_jsonl(self.folder / "metrics.jsonl", [{names.STEP: step, **row}])
         for logger in self._loggers:
             logger.log(step, {name: value for name, value in row.items() if name not in bad})
         self.state.finish_step(step, numbers, now)

@@ -1,0 +1,246 @@
+"""Every metric that a job writes, declared once: name, unit, meaning, and the jobs that write it.
+
+A metric is its name, so it can be a key of a row; the doctor, the report and the views name metrics by the constants
+here. docs/metrics.md is made from this table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal, Self
+
+Job = Literal["ppo", "pretrain", "sft", "control", "evaluate"]
+
+PPO: tuple[Job, ...] = ("ppo",)
+CONTROL: tuple[Job, ...] = ("control",)
+BOTH: tuple[Job, ...] = ("ppo", "control")
+SUPERVISED: tuple[Job, ...] = ("pretrain", "sft")
+TRAINING: tuple[Job, ...] = ("ppo", "pretrain", "sft", "control")
+EVALUATE: tuple[Job, ...] = ("evaluate",)
+
+
+class Metric(str):
+    """The name of a metric, with its unit ("" for a plain number), its meaning, and the jobs that write it."""
+
+    unit: str
+    meaning: str
+    jobs: tuple[Job, ...]
+
+    def __new__(cls, name: str, unit: str, meaning: str, jobs: tuple[Job, ...]) -> Self:
+        metric = super().__new__(cls, name)
+        metric.unit, metric.meaning, metric.jobs = unit, meaning, jobs
+        return metric
+
+    def __getnewargs__(self) -> tuple[str, str, str, tuple[Job, ...]]:  # type: ignore[override]
+        return str(self), self.unit, self.meaning, self.jobs
+
+    def matches(self, name: str) -> bool:
+        """Whether a name is this one."""
+        return self == name
+
+
+class MetricFamily:
+    """Metrics whose names have a part that varies: "lr/{model}" stands for lr/policy and lr/critic.
+
+    Args:
+        pattern: the name, with the part that varies in braces.
+        parts: what may stand there; empty: any text.
+    """
+
+    def __init__(
+        self, pattern: str, unit: str, meaning: str, jobs: tuple[Job, ...], parts: Sequence[str] = ()
+    ) -> None:
+        self.pattern, self.unit, self.meaning, self.jobs, self.parts = pattern, unit, meaning, jobs, parts
+        before, after = re.split(r"\{\w+\}", pattern)
+        part = "|".join(map(re.escape, parts)) or ".*"
+        self._before, self._after = before, after
+        self._names = re.compile(f"{re.escape(before)}({part}){re.escape(after)}", re.DOTALL)
+
+    def __call__(self, part: str | int) -> Metric:
+        """The metric whose varying part is `part`."""
+        return Metric(f"{self._before}{part}{self._after}", self.unit, self.meaning, self.jobs)
+
+    def matches(self, name: str) -> bool:
+        """Whether a name belongs to the family."""
+        return self._names.fullmatch(name) is not None
+
+
+METRICS: dict[str, Metric | MetricFamily] = {}
+
+
+def _metric(name: str, unit: str, meaning: str, jobs: tuple[Job, ...]) -> Metric:
+    METRICS[name] = metric = Metric(name, unit, meaning, jobs)
+    return metric
+
+
+def _family(
+    pattern: str, unit: str, meaning: str, jobs: tuple[Job, ...], parts: Sequence[str] = ()
+) -> MetricFamily:
+    METRICS[pattern] = family = MetricFamily(pattern, unit, meaning, jobs, parts)
+    return family
+
+
+def declared(name: str) -> Metric | MetricFamily | None:
+    """The metric or family that a name in metrics.jsonl or evaluation.json belongs to; None if it is not declared."""
+    return METRICS.get(name) or next((known for known in METRICS.values() if known.matches(name)), None)
+
+
+NATS, NATS_TOKEN, TOKENS, SHARE, SECONDS = "nats", "nats/token", "tokens", "share", "s"
+MODELS = ("policy", "critic")
+
+# --- every row ---
+STEP = _metric("step", "", "number of the step, from 1", TRAINING)
+TIME = _metric("time", SECONDS, "since the run began, pauses between resumes left out", TRAINING)
+NOT_FINITE = _metric("not_finite", "", "how many of the row's numbers are not finite (null there)", TRAINING)
+
+# --- supervised training ---
+LOSS = _metric("loss", NATS_TOKEN, "cross-entropy of the step's batch", SUPERVISED)
+VALIDATION_LOSS = _metric("validation_loss", NATS_TOKEN, "cross-entropy of the validation part", SUPERVISED)
+LR = _metric("lr", "", "learning rate", SUPERVISED)
+GRAD_NORM = _metric("grad_norm", "", "norm of the gradient before clipping", SUPERVISED)
+GRAD_NORM_NOT_FINITE = _metric(
+    "grad_norm_not_finite", "", "1 where the step was skipped because its gradient was not finite", SUPERVISED
+)
+
+# --- reward ---
+REWARD = _metric(
+    "reward", "", "mean reward of a response; control: mean return of the episodes that ended in the step",
+    (*BOTH, *EVALUATE),
+)  # fmt: skip
+REWARD_STD = _metric("reward_std", "", "standard deviation of the rewards", BOTH)
+REWARD_COMPONENT = _family(
+    "reward/{component}", "", "mean of one component of the reward", ("ppo", "evaluate")
+)
+REWARD_FAILED = _metric("reward_failed", "", "responses whose reward failed and got reward.error_score", PPO)
+REWARD_LENGTH_CORRELATION = _metric(
+    "reward_length_correlation",
+    "",
+    "Pearson correlation of a response's reward and its length; absent where one is constant",
+    PPO,
+)
+SCORE = _metric("score", "", "mean score after shaping: scaled, clipped, penalties taken off", PPO)
+SCALE_MEAN = _metric("scale/mean", "", "mean of the scores that scores are scaled by (shaping.scale)", PPO)
+SCALE_STD = _metric("scale/std", "", "standard deviation of those scores", PPO)
+EPISODES_ENDED = _metric("episodes_ended", "", "episodes that ended in the step", CONTROL)
+EPISODE_RETURN = _metric("episode_return", "", "mean return of the newest 100 episodes", CONTROL)
+EPISODE_LENGTH = _metric("episode_length", "steps", "mean length of the newest 100 episodes", CONTROL)
+
+# --- distance from the reference ---
+KL = _metric(
+    "kl", NATS, "KL to the reference per response (log-ratio of the sampled tokens)", ("ppo", "evaluate")
+)
+KL_PER_TOKEN = _metric("kl_per_token", NATS_TOKEN, "KL to the reference per token", PPO)
+KL_COEF = _metric("kl_coef", "", "β, the coefficient of the KL penalty", PPO)
+ENTROPY = _metric("entropy", NATS_TOKEN, "entropy of the policy (control: nats per action)", BOTH)
+
+# --- the policy's update ---
+POLICY_LOSS = _metric("policy_loss", "", "policy loss, mean over the step's optimiser steps", BOTH)
+KL_LOSS = _metric("kl_loss", "", "KL term of the loss (ppo.kl_in = loss), else 0", PPO)
+PTX_LOSS = _metric("ptx_loss", NATS_TOKEN, "language-model loss of PPO-ptx, 0 without", PPO)
+RATIO_MEAN = _metric("ratio_mean", "", "mean probability ratio π / π_old", BOTH)
+RATIO_MAX = _metric("ratio_max", "", "largest probability ratio", BOTH)
+CLIP_FRACTION = _metric("clip_fraction", SHARE, "tokens without a gradient because of the clip", BOTH)
+APPROX_KL = _metric("approx_kl", NATS_TOKEN, "mean (log ratio)² / 2 of the update", BOTH)
+FIRST_RATIO_ERROR = _metric(
+    "first_minibatch/ratio_error", "", "largest |ratio − 1| in the first minibatch; 0 by construction", BOTH
+)
+FIRST_CLIP_FRACTION = _metric(
+    "first_minibatch/clip_fraction", SHARE, "clip fraction in the first minibatch", BOTH
+)
+OPTIMISER_STEPS = _metric("optimiser_steps", "", "optimiser steps in the step", BOTH)
+ADVANTAGE_MEAN = _metric("advantage_mean", "", "mean advantage before whitening", BOTH)
+ADVANTAGE_STD = _metric("advantage_std", "", "standard deviation of the advantages before whitening", BOTH)
+TRPO_KL = _metric("trpo/kl", NATS_TOKEN, "KL of the trust-region step", PPO)
+TRPO_IMPROVEMENT = _metric("trpo/improvement", "", "gain of the surrogate by the step", PPO)
+TRPO_HALVINGS = _metric("trpo/halvings", "", "halvings of the step in the line search", PPO)
+TRPO_ACCEPTED = _metric("trpo/accepted", "", "1 where the line search accepted a step", PPO)
+TRPO_STEP_NORM = _metric("trpo/step_norm", "", "norm of the step", PPO)
+
+# --- the critic ---
+VALUE_LOSS = _metric("value_loss", "", "value loss, mean over the step's optimiser steps", BOTH)
+EXPLAINED_VARIANCE = _metric("explained_variance", "", "1 − Var(return − value) / Var(return)", BOTH)
+EXPLAINED_VARIANCE_QUARTER = _family(
+    "explained_variance/quarter_{k}", "", "the same, in the k-th quarter of the response", PPO, "1234"
+)
+VALUE_MEAN = _metric("value_mean", "", "mean value before the update", BOTH)
+RETURN_MEAN = _metric("return_mean", "", "mean return", BOTH)
+
+# --- sampling and its policy ---
+ROLLOUT_GAP = _metric(
+    "rollout_gap", NATS, "largest difference of a log-prob between engine and trainer", BOTH
+)
+ROLLOUT_KL = _metric("rollout_kl", NATS_TOKEN, "KL from the policy that sampled to the trainer's (k3)", PPO)
+STALENESS = _metric("staleness", "steps", "updates between sampling and learning (ppo.prefetch: 1)", PPO)
+CORRECTION_MEAN = _metric("correction_mean", "", "mean weight of the rollout correction", PPO)
+CORRECTION_MAX = _metric("correction_max", "", "largest weight of the rollout correction", PPO)
+CORRECTION_SHARE = _metric(
+    "correction_share", SHARE, "effective share of the weights, (Σ w)² / (n Σ w²)", PPO
+)
+TEMPERATURE = _metric("temperature", "", "sampling temperature of the step", PPO)
+WARMUP = _metric("warmup", "", "1 in steps in which only the critic learns", PPO)
+FILTER_DRAWS = _metric("filter/draws", "", "how often prompts were drawn (ppo.filter_groups)", PPO)
+FILTER_KEPT = _metric("filter/kept_prompts", "", "prompts whose responses differ in reward", PPO)
+FILTER_DRAWN = _metric("filter/drawn_prompts", "", "prompts drawn", PPO)
+
+# --- responses and conversations ---
+RESPONSE_LENGTH = _metric("response_length", TOKENS, "mean length of a response", PPO)
+REPETITION = _metric("repetition", SHARE, "token pairs of a response that it already had", PPO)
+EOS_SHARE = _metric("eos_share", SHARE, "responses that ended with the end-of-text token", PPO)
+ENDED_SHARE = _metric(
+    "ended_share", SHARE, "responses that ended by themselves or at a stop text", ("ppo", "evaluate")
+)
+ENVIRONMENT_TURNS = _metric("environment/turns", "turns", "mean replies of the policy in a conversation", PPO)
+ENVIRONMENT_LOST = _metric("environment/lost", "", "conversations lost because the environment failed", PPO)
+ENVIRONMENT_LEFT_ALONE = _metric(
+    "environment/left_alone",
+    "",
+    "conversations left out because a loss left nothing to compare them with",
+    PPO,
+)
+
+# --- the optimisers ---
+LR_MODEL = _family("lr/{model}", "", "learning rate at the end of the step", BOTH, MODELS)
+GRAD_NORM_MODEL = _family("grad_norm/{model}", "", "mean norm of the gradient before clipping", BOTH, MODELS)
+GRAD_NORM_MODEL_NOT_FINITE = _family(
+    "grad_norm/{model}_not_finite",
+    "",
+    "optimiser steps skipped because the gradient was not finite",
+    BOTH,
+    MODELS,
+)
+
+# --- speed and memory ---
+PHASES = ("generate", "score", "prepare", "update", "waiting", "score_beside", "rollout", "step")
+TIME_PHASE = _family(
+    "time/{phase}",
+    SECONDS,
+    "of one phase of the step; step: all of them; score_beside: scoring while another phase ran",
+    TRAINING,
+    PHASES,
+)
+TOKENS_PER_SECOND = _metric(
+    "tokens_per_second", "tokens/s", "response (supervised: training) tokens per second", (*PPO, *SUPERVISED)
+)
+TOKENS_PER_SECOND_PHASE = _family(
+    "tokens_per_second/{phase}",
+    "tokens/s",
+    "response tokens per second of one phase",
+    PPO,
+    ("generate", "update"),
+)
+STEPS_PER_SECOND = _metric("steps_per_second", "1/s", "environment steps per second", CONTROL)
+ENVIRONMENT_STEPS = _metric("environment_steps", "", "environment steps so far, of all environments", CONTROL)
+MEMORY_GB = _metric(
+    "memory_gb", "GiB", "most memory held so far, of the GPU if one is used", (*PPO, *SUPERVISED)
+)
+
+# --- evaluation alone ---
+LENGTH = _metric(
+    "length", TOKENS, "mean length of a response; of a conversation, the policy's own tokens", EVALUATE
+)
+DISTINCT_1 = _metric("distinct_1", SHARE, "different words / all words, over all responses", EVALUATE)
+DISTINCT_2 = _metric(
+    "distinct_2", SHARE, "different word pairs / all word pairs, over all responses", EVALUATE
+)
+PERPLEXITY = _metric("perplexity", "", "perplexity of the responses under the reference, per token", EVALUATE)
