@@ -189,8 +189,8 @@ def sure(step: int, **more: float) -> dict[str, float]:
 
 
 def test_the_doctor_lets_a_good_policy_be_sure_of_itself():
-    facts = facts_of({"environment": {"id": "CartPole-v1"}})
-    assert facts == Facts(control=True)
+    facts = facts_of(load_config("control", arguments=["CartPole-v1"]))
+    assert facts.control
     rows = [sure(step) for step in range(1, 41)]
     assert [f.rule for f in diagnose(rows, facts)] == []
     assert {f.rule for f in diagnose(rows, Facts())} == {"entropy_collapse", "critic_worse_than_mean"}

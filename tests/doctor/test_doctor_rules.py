@@ -6,7 +6,7 @@ import math
 import re
 import subprocess
 import sys
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rows import FACTS, healthy, run_of
 
 import proxlm.doctor
-from proxlm.config import PPOConfig
+from proxlm.config import ControlConfig, DataSettings, PPOConfig, ShapingSettings
 from proxlm.config.tree import is_section, kinds
 from proxlm.doctor import RULES, Doctor, Facts, diagnose, facts_of
 
@@ -245,19 +245,23 @@ def test_a_long_run_is_read_quickly():
 # --- settings ---
 
 
-def test_facts_of_a_job_and_of_its_tables():
-    config = PPOConfig()
-    facts = facts_of(config)
-    assert facts == facts_of(asdict(config))
+def test_facts_of_a_job():
+    facts = facts_of(PPOConfig())
     assert (facts.responses, facts.updates, facts.lr, facts.may_not_end) == (64, 4, 3e-6, True)
     unknown = [f.name for f in fields(facts) if getattr(facts, f.name) in ("", -1.0)]
     assert unknown == []
 
 
-def test_facts_of_settings_of_another_version():
-    assert facts_of({}) == Facts()
-    assert facts_of({"ppo": {"batch_size": "many", "kl_coef": 1}, "optim": 3}) == Facts(kl_coef=1.0)
-    assert not facts_of({"shaping": {"missing_eos": "subtract"}, "data": {"chat": False}}).may_not_end
+def test_a_run_that_pays_for_not_ending_should_end():
+    assert not facts_of(PPOConfig(shaping=ShapingSettings(missing_eos="subtract"))).may_not_end
+    assert not facts_of(PPOConfig(shaping=ShapingSettings(overlong_buffer=4))).may_not_end
+    assert not facts_of(PPOConfig(data=DataSettings(chat=True))).may_not_end
+
+
+def test_facts_of_control():
+    facts = facts_of(ControlConfig())
+    assert (facts.control, facts.updates, facts.lr, facts.entropy_coef) == (True, 40, 1e-3, 0.0)
+    assert (facts.loss, facts.kl_coef, facts.precision) == ("", -1.0, "")
 
 
 def test_the_settings_that_are_named_exist():

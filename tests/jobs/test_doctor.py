@@ -98,8 +98,21 @@ def test_only_settings_and_metrics_are_read(run):
 
 def test_settings_of_another_version_do_not_matter(run, capsys):
     text = (run / "config.toml").read_text(encoding="utf-8")
-    (run / "config.toml").write_text(text.replace("[ppo]", "[ppo]\nanswer = 42"), encoding="utf-8")
-    assert main(["doctor", str(run)]) == 0
+    for other in (
+        text.replace("[ppo]", "[ppo]\nanswer = 42"),  # a setting that this version does not know
+        text.replace("epochs = 4", 'epochs = "many"'),  # one of another type
+        'job = "ppo"\n',  # nothing of what a run needs
+    ):
+        (run / "config.toml").write_text(other, encoding="utf-8")
+        assert main(["doctor", str(run)]) == 0
+        assert "none of the doctor's" in capsys.readouterr().out
+
+
+def test_settings_that_name_no_job(run, capsys):
+    text = (run / "config.toml").read_text(encoding="utf-8")
+    for first in ("", "job = 3\n", 'job = "report"\n'):
+        (run / "config.toml").write_text(text.replace('job = "ppo"\n', first), encoding="utf-8")
+        fails(capsys, [run], str(run), "another job (none named in", "config.toml)")
 
 
 def fails(capsys, arguments, *wanted):

@@ -164,7 +164,10 @@ def _add_file(assembly: Assembly, file: Path) -> None:
         raise ConfigError(f"{file}: a folder, but a TOML file is needed{hint}")
     if not settings.is_file():
         raise ConfigError(f"{file}: not a run's folder: it holds no config.toml")
-    of_run, source = relative_to(assembly.job, _read_toml(settings), file), str(settings)
+    of_run, source = _read_toml(settings), str(settings)
+    if of_run.get(JOB) == job_name(ControlConfig):
+        raise ConfigError(f"{file}: a run of proxlm control, which leaves no language model")
+    of_run = relative_to(assembly.job, of_run, file)
     for name in RUN_SECTIONS:
         if name in of_run and name in kinds(assembly.job):
             assembly.set((name,), _without_prompts(assembly.job, of_run[name]), source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -169,7 +169,7 @@ class ControlTrainer(Trainer[ControlState]):
         ]
 
     def facts(self) -> Facts:
-        return facts_of(asdict(self.config))
+        return facts_of(self.config)
 
     def weights(self) -> dict[str, Tensor]:
         return {f"agent.{name}": p for name, p in self.agent.named_parameters()}

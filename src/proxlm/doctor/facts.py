@@ -1,28 +1,37 @@
-"""The few settings of a run that the rules need. What is not known has a value that keeps rules silent or general."""
+"""The few settings of a run that the rules need, taken from the typed settings of its job."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
-from proxlm.config import PPOConfig
+from proxlm.config import ControlConfig, PPOConfig, RolloutSettings
 
 # Without the settings, a step is taken to have this many responses.
 RESPONSES_UNKNOWN = 16
 
-T = TypeVar("T", int, float, str, bool)
-
 
 @dataclass(frozen=True)
 class Facts:
-    """A run's settings as the rules see them; 0, "" or −1 where something is not known.
+    """A run's settings as the rules see them; what is not known has a value that keeps rules silent or general.
 
-    responses: per step; updates: optimiser steps per PPO step; filtered: sampling with top-k, top-p or min-p;
-    corrected: the loss is weighted for the policy that sampled; may_not_end: responses of a fixed length are fine,
-    as in continuing a text; penalised: score − β · KL is what the run maximises, and can be compared between steps
-    (not where scores are scaled by all scores so far, nor where the KL is in the loss, beside scaled advantages);
-    control: a run of `proxlm control`, whose policy may be sure of itself.
+    Attributes:
+        responses: responses per step; 0: not known.
+        updates: optimiser steps per PPO step; 0: not known.
+        max_new_tokens: length limit of a response; 0: not known.
+        lr: the policy's highest learning rate; −1: not known.
+        loss: ppo.loss; empty: not known.
+        kl_coef: β, or its first value; −1: not known.
+        adaptive: β is steered to kl_target.
+        kl_target: that target, in nats per response.
+        reference_moves: the reference follows the policy.
+        entropy_coef: factor of the entropy bonus; −1: not known.
+        filtered: sampling with top-k, top-p or min-p.
+        corrected: the loss is weighted for the policy that sampled.
+        precision: model.precision; empty: not known.
+        may_not_end: responses of a fixed length are fine, as when a text is continued.
+        penalised: score − β · KL is what the run maximises, and can be compared between steps: not where scores are
+            scaled by all scores so far, nor where the KL is in the loss, beside scaled advantages.
+        control: a run of `proxlm control`, whose policy may be sure of itself.
     """
 
     responses: int = 0
@@ -43,48 +52,45 @@ class Facts:
     control: bool = False
 
 
-def facts_of(settings: PPOConfig | Mapping[str, Any]) -> Facts:
-    """Facts of a PPO job, or of the tables of a run's config.toml.
+def facts_of(config: PPOConfig | ControlConfig) -> Facts:
+    """The facts of a job's settings."""
+    return _control_facts(config) if isinstance(config, ControlConfig) else _ppo_facts(config)
 
-    A setting that is missing or of another type, as in the folder of another version's run, counts as not known.
-    """
-    tables = asdict(settings) if isinstance(settings, PPOConfig) else settings
-    batch, samples = _get(tables, "ppo.batch_size", 0), _get(tables, "ppo.samples_per_prompt", 1)
-    missing_eos = _get(tables, "shaping.missing_eos", "")
-    overlong = _get(tables, "shaping.overlong_buffer", 0)
+
+def _ppo_facts(config: PPOConfig) -> Facts:
+    ppo, shaping = config.ppo, config.shaping
     return Facts(
-        responses=batch * samples,
-        updates=_get(tables, "ppo.epochs", 0) * _get(tables, "ppo.minibatches", 0),
-        max_new_tokens=_get(tables, "rollout.max_new_tokens", 0),
-        lr=_get(tables, "optim.policy.lr", -1.0),
-        loss=_get(tables, "ppo.loss", ""),
-        kl_coef=_get(tables, "ppo.kl_coef", -1.0),
-        adaptive=_get(tables, "ppo.kl_controller", "") == "adaptive",
-        kl_target=_get(tables, "ppo.kl_target", 0.0),
-        reference_moves=_get(tables, "ppo.reference_decay", 1.0) < 1,
-        entropy_coef=_get(tables, "ppo.entropy_coef", -1.0),
-        filtered=(
-            _get(tables, "rollout.top_k", 0) > 0
-            or _get(tables, "rollout.top_p", 1.0) < 1
-            or _get(tables, "rollout.min_p", 0.0) > 0
-        ),
-        corrected=_get(tables, "ppo.correction.mode", "none") != "none",
-        precision=_get(tables, "model.precision", ""),
+        responses=ppo.batch_size * ppo.samples_per_prompt,
+        updates=ppo.epochs * ppo.minibatches,
+        max_new_tokens=config.rollout.max_new_tokens,
+        lr=config.optim.policy.lr,
+        loss=ppo.loss,
+        kl_coef=ppo.kl_coef,
+        adaptive=ppo.kl_controller == "adaptive",
+        kl_target=ppo.kl_target,
+        reference_moves=ppo.reference_decay < 1,
+        entropy_coef=ppo.entropy_coef,
+        filtered=_filtered(config.rollout),
+        corrected=ppo.correction.mode != "none",
+        precision=config.model.precision,
         # A text that is continued need not end; an answer in a chat, or one that pays for not ending, should.
-        may_not_end=missing_eos == "ignore" and overlong == 0 and not _get(tables, "data.chat", True),
-        penalised=(
-            _get(tables, "shaping.scale", "none") != "running"
-            and _get(tables, "ppo.kl_in", "reward") == "reward"
+        may_not_end=(
+            shaping.missing_eos == "ignore" and shaping.overlong_buffer == 0 and not config.data.chat
         ),
-        control=_get(tables, "environment.id", "") != "",
+        penalised=shaping.scale != "running" and ppo.kl_in == "reward",
     )
 
 
-def _get(tables: Mapping[str, Any], key: str, unknown: T) -> T:
-    """The setting with a dotted name, or `unknown` where there is none of that type."""
-    value: Any = tables
-    for name in key.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    # TOML written by hand may say 1 for 1.0.
-    whole = isinstance(unknown, float) and type(value) is int
-    return value if whole or type(value) is type(unknown) else unknown
+def _control_facts(config: ControlConfig) -> Facts:
+    ppo = config.ppo
+    return Facts(
+        updates=ppo.epochs * ppo.minibatches,
+        lr=config.optim.policy.lr,
+        entropy_coef=ppo.entropy_coef,
+        control=True,
+    )
+
+
+def _filtered(rollout: RolloutSettings) -> bool:
+    """Whether some tokens that the policy could choose are never sampled."""
+    return rollout.top_k > 0 or rollout.top_p < 1 or rollout.min_p > 0

@@ -6,11 +6,12 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from proxlm.config import DoctorConfig
-from proxlm.doctor import RULES, Finding, diagnose, facts_of
+from proxlm.config import ControlConfig, DoctorConfig, PPOConfig
+from proxlm.doctor import RULES, Facts, Finding, diagnose, facts_of
 from proxlm.errors import RunError
-from proxlm.report.run_data import Row, job_of, read_metrics, read_settings
+from proxlm.report.run_data import Row, read_metrics
 from proxlm.runlog.folder import write_json_atomic
+from proxlm.runlog.saved_settings import read_saved_settings
 
 WIDTH = 100
 
@@ -30,9 +31,9 @@ def examine(folder: Path) -> tuple[list[Row], list[Finding]]:
 
     Raises RunError that names the file, and the line, that is missing or not right.
     """
-    settings, _ = read_settings(folder)
-    job = job_of(settings)
-    if job not in ("ppo", "control"):
+    saved = read_saved_settings(folder)
+    if saved.job not in ("ppo", "control"):
+        job = saved.job or f"none named in {folder / 'config.toml'}"
         raise RunError(
             f"{folder}: the run of another job ({job}): the doctor knows the metrics of PPO runs only"
         )
@@ -40,7 +41,10 @@ def examine(folder: Path) -> tuple[list[Row], list[Finding]]:
     if not metrics.exists():
         raise RunError(f"{folder}: no metrics.jsonl: the run has not finished a step yet")
     rows = read_metrics(metrics)
-    return rows, diagnose(rows, facts_of(settings))
+    if isinstance(saved.config, PPOConfig | ControlConfig):
+        return rows, diagnose(rows, facts_of(saved.config))
+    # Settings of another version: the rules do without them.
+    return rows, diagnose(rows, Facts(control=saved.job == "control"))
 
 
 def lines(folder: Path, rows: list[Row], findings: list[Finding]) -> list[str]:

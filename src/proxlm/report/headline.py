@@ -5,8 +5,10 @@ from __future__ import annotations
 from html import escape
 from pathlib import PurePath
 
+from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, SFTConfig
 from proxlm.report.run_data import RunData, finite
 from proxlm.runlog import metric_names as names
+from proxlm.runlog.saved_settings import RunConfig
 from proxlm.runlog.text import duration, number
 
 # How many steps at either end of the run the headline averages.
@@ -15,7 +17,7 @@ ENDS = 5
 
 def headline(run: RunData) -> str:
     """The run in a few numbers."""
-    tiles = [("Job", run.job), ("Model", _model(run)), ("Steps", _steps(run))]
+    tiles = [("Job", run.job), ("Model", _model(run.config)), ("Steps", _steps(run))]
     tiles.append(("Duration", duration(run.metrics[-1][names.TIME])))
     for name, title in ((names.REWARD, "Reward"), (names.KL, "KL to the reference"), (names.LOSS, "Loss")):
         values = finite([row.get(name) for row in run.metrics])
@@ -30,20 +32,26 @@ def headline(run: RunData) -> str:
 
 
 def _steps(run: RunData) -> str:
-    section = run.config.get("ppo", run.config.get("train"))
-    planned = section.get("steps") if isinstance(section, dict) else None
-    done = run.metrics[-1][names.STEP]
-    return f"{done:,} of {planned:,}" if isinstance(planned, int) and planned != done else f"{done:,}"
+    """The newest step, and of how many where the run has not done them all."""
+    done, planned = run.metrics[-1][names.STEP], _planned_steps(run.config)
+    return f"{done:,} of {planned:,}" if planned is not None and planned != done else f"{done:,}"
 
 
-def _model(run: RunData) -> str:
-    model, env = (run.config.get(name) for name in ("model", "environment"))
-    new = run.config.get("new", run.config.get("scratch"))
-    if run.job == "control" and isinstance(env, dict):
-        return f"policy for {env.get('id') or 'an environment'}"
-    policy = model.get("policy") if isinstance(model, dict) else ""
-    if policy:
-        return "/".join(PurePath(str(policy)).parts[-2:])
-    if isinstance(new, dict):
-        return f"new {new.get('type', 'model')}, {new.get('layers', '?')} × {new.get('hidden', '?')}"
-    return "?"
+def _planned_steps(config: RunConfig | None) -> int | None:
+    if isinstance(config, PPOConfig):
+        return config.ppo.steps
+    if isinstance(config, PretrainConfig | SFTConfig):
+        return config.train.steps
+    return None
+
+
+def _model(config: RunConfig | None) -> str:
+    """The model that is trained, by a short name."""
+    if config is None:
+        return "?"
+    if isinstance(config, ControlConfig):
+        return f"policy for {config.environment.id}"
+    if config.model.policy or isinstance(config, PPOConfig):
+        return "/".join(PurePath(config.model.policy).parts[-2:])
+    new = config.new if isinstance(config, PretrainConfig) else config.scratch
+    return f"new {new.type}, {new.layers} × {new.hidden}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +11,26 @@ from typing import Any, NoReturn
 
 from proxlm.errors import RunError
 from proxlm.runlog.folder import read_jsonl
-from proxlm.text import shortened, system_reason
+from proxlm.runlog.saved_settings import RunConfig, read_saved_settings
+from proxlm.text import shortened
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run's folder holds. samples are empty, evaluation None, where the run has none."""
+    """What a run's folder holds.
+
+    Attributes:
+        job: the name of the run's job; "run" where config.toml names none.
+        config: its settings; None where they are not those of this version.
+        samples: rows of samples.jsonl; empty where there are none.
+        evaluation: what evaluation.json holds; None where there is none.
+    """
 
     name: str
     job: str
-    config: Row
+    config: RunConfig | None
     config_text: str
     metrics: list[Row]
     samples: list[Row]
@@ -32,48 +39,17 @@ class RunData:
 
 def read_run(folder: Path) -> RunData:
     """Read a run's folder. Raises RunError that names the file, and the line or field, that is not right."""
-    config, config_text = read_settings(folder)
+    saved = read_saved_settings(folder)
     samples, evaluation = folder / "samples.jsonl", folder / "evaluation.json"
     return RunData(
         name=folder.resolve().name,
-        job=job_of(config),
-        config=config,
-        config_text=config_text,
+        job=saved.job or "run",
+        config=saved.config,
+        config_text=saved.text,
         metrics=read_metrics(folder / "metrics.jsonl"),
         samples=_read_samples(samples) if samples.exists() else [],
         evaluation=_read_evaluation(evaluation) if evaluation.exists() else None,
     )
-
-
-def read_settings(folder: Path) -> tuple[Row, str]:
-    """A run's settings as tables and as the text of its config.toml. Raises RunError."""
-    if not folder.is_dir():
-        raise RunError(f"{folder}: no such folder")
-    if not (folder / "config.toml").exists():
-        raise RunError(f"{folder}: not a run's folder: it holds no config.toml")
-    text = _text(folder / "config.toml")
-    try:
-        return tomllib.loads(text), text
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{folder / 'config.toml'}: not valid TOML: {error}") from error
-
-
-def job_of(config: Row) -> str:
-    """Each job that makes a run has a section of its own."""
-    environment = config.get("environment")
-    if isinstance(environment, dict) and "id" in environment:
-        return "control"
-    sections = {"ppo": "ppo", "new": "pretrain", "train": "sft"}
-    return next((job for section, job in sections.items() if section in config), "run")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {system_reason(error)}") from error
-    except UnicodeDecodeError as error:
-        raise RunError(f"{path}: not UTF-8 text (byte {error.start})") from error
 
 
 def read_metrics(path: Path) -> list[Row]:
@@ -137,7 +113,7 @@ def _check_tokens(where: str, tokens: Any, per_token: Any) -> None:
 
 def _read_evaluation(path: Path) -> Row:
     try:
-        value = json.loads(_text(path), parse_constant=_not_json)
+        value = json.loads(read_text(path), parse_constant=_not_json)
     except json.JSONDecodeError as error:
         raise RunError(f"{path}: line {error.lineno}: not JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:

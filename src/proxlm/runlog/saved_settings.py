@@ -1,0 +1,72 @@
+"""The settings that a run's folder holds: its job, and the job's typed settings where this version can read them."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, SFTConfig, load_config
+from proxlm.config.parse import JOB
+from proxlm.errors import ConfigError, RunError
+from proxlm.text import system_reason
+
+RunConfig = PPOConfig | PretrainConfig | SFTConfig | ControlConfig
+# The jobs that make a run.
+RUNS: dict[str, type[RunConfig]] = {
+    "ppo": PPOConfig,
+    "pretrain": PretrainConfig,
+    "sft": SFTConfig,
+    "control": ControlConfig,
+}
+
+
+@dataclass(frozen=True)
+class SavedSettings:
+    """What a run's config.toml says.
+
+    Attributes:
+        job: the name of the run's job; empty where the file names none.
+        config: the job's settings; None where they are not those of this version.
+        problem: why `config` is None; empty where it is not.
+        text: the file as it is.
+    """
+
+    job: str
+    config: RunConfig | None
+    problem: str
+    text: str
+
+
+def read_saved_settings(folder: Path) -> SavedSettings:
+    """The settings of the run in `folder`.
+
+    Raises:
+        RunError: there is no such folder, or no config.toml in it that is TOML.
+    """
+    file = folder / "config.toml"
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder")
+    if not file.exists():
+        raise RunError(f"{folder}: not a run's folder: it holds no config.toml")
+    text = read_text(file)
+    try:
+        job = tomllib.loads(text).get(JOB, "")
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{file}: not valid TOML: {error}") from error
+    if not isinstance(job, str) or job not in RUNS:
+        return SavedSettings("", None, f"{file}: it names no job that makes a run", text)
+    try:
+        return SavedSettings(job, load_config(RUNS[job], file), "", text)
+    except ConfigError as error:
+        return SavedSettings(job, None, str(error), text)
+
+
+def read_text(path: Path) -> str:
+    """A file of a run's folder as text. Raises RunError that names it."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {system_reason(error)}") from error
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path}: not UTF-8 text (byte {error.start})") from error
