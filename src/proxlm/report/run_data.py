@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from proxlm.errors import RunError
 from proxlm.runlog.folder import read_jsonl
-from proxlm.runlog.saved_settings import RunConfig, read_saved_settings
+from proxlm.runlog.saved_settings import RunConfig, read_saved_settings, read_text
 from proxlm.text import shortened
 
 Row = dict[str, Any]
