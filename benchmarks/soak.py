@@ -127,7 +127,7 @@ def main() -> int:
     given = parser.parse_args()
     os.environ.update(ENVIRONMENT)
     from proxlm.jobs.ppo import run_ppo
-    from proxlm.runlog.writer import RunLog
+    from proxlm.runlog.run_log import RunLog
 
     gauge, write_row = Gauge(given.minutes), RunLog.metrics
 

@@ -31,7 +31,7 @@ def test_rows_that_cannot_be_written_end_the_run_and_resuming_loses_nothing(
         real(Path("/dev/full") if full else path, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr("proxlm.runlog.writer.append_jsonl", append)
+        patch.setattr("proxlm.runlog.rows.append_jsonl", append)
         assert main(PPO) == 2
     assert "/dev/full: cannot be written: No space left on device" in capsys.readouterr().err
     assert [p.name for p in checkpoints(tiny_place / "run")] == ["step-00000001"]

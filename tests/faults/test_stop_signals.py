@@ -17,9 +17,9 @@ from proxlm.__main__ import main
 from proxlm.checkpoint import load_checkpoint, newest_checkpoint
 from proxlm.config import RunSettings
 from proxlm.errors import StoppedBySignalError
-from proxlm.runlog import writer
+from proxlm.runlog import run_log
 from proxlm.runlog.live import LiveView
-from proxlm.runlog.writer import RunLog
+from proxlm.runlog.run_log import RunLog
 
 
 # The first call of the reward is the trial before the run, the second the evaluation, then one a step.
@@ -90,7 +90,7 @@ def stopped(folder, number, **more):
 
 def test_the_live_view_shows_that_it_is_stopping(tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    monkeypatch.setattr(writer, "_view_for", lambda state: LiveView(state, console))
+    monkeypatch.setattr(run_log, "view_for", lambda state: LiveView(state, console))
     error, saved = stopped(tmp_path, signal.SIGINT)
     assert saved == [2]
     assert error.signal == signal.SIGINT

@@ -12,16 +12,16 @@ import time
 from rich.console import Console
 
 from proxlm.config import RunSettings
-from proxlm.runlog import writer
+from proxlm.runlog import run_log
 from proxlm.runlog.live import LiveView
-from proxlm.runlog.writer import RunLog
+from proxlm.runlog.run_log import RunLog
 
 QUICK = RunSettings(tensorboard=False, watchdog=0.3 / 60)
 STUCK = """
 import sys, time
 from pathlib import Path
 from proxlm.config import RunSettings
-from proxlm.runlog.writer import RunLog
+from proxlm.runlog.run_log import RunLog
 settings = RunSettings(tensorboard=False, watchdog=0.3 / 60, watchdog_stop=True)
 with RunLog(Path(sys.argv[1]), "ppo", 9, settings) as log:
     log.phase("score")
@@ -32,7 +32,7 @@ MOVING = """
 import sys, time
 from pathlib import Path
 from proxlm.config import RunSettings
-from proxlm.runlog.writer import RunLog
+from proxlm.runlog.run_log import RunLog
 with RunLog(Path(sys.argv[1]), "ppo", 9, RunSettings(tensorboard=False, watchdog=1 / 60, watchdog_stop=True)) as log:
     print("moves", flush=True)
     for k in range(30):
@@ -92,7 +92,7 @@ def test_a_run_that_moves_is_left_alone(tmp_path, capfd):
 
 def test_the_live_view_shows_it(tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), force_terminal=True, width=200)
-    monkeypatch.setattr(writer, "_view_for", lambda state: LiveView(state, console))
+    monkeypatch.setattr(run_log, "view_for", lambda state: LiveView(state, console))
     with RunLog(tmp_path, "ppo", 9, QUICK) as log:
         log.phase("update")
         wait_for(lambda: "has not moved for" in console.file.getvalue())

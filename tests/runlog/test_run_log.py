@@ -14,7 +14,8 @@ from proxlm.runlog import loggers
 from proxlm.runlog.folder import append_jsonl, read_jsonl
 from proxlm.runlog.live import LiveView
 from proxlm.runlog.plain import PlainView
-from proxlm.runlog.writer import RunLog, _view_for
+from proxlm.runlog.run_log import RunLog
+from proxlm.runlog.view import view_for
 
 QUIET = RunSettings(tensorboard=False)
 
@@ -192,16 +193,16 @@ def test_the_view_is_live_on_a_terminal_only(tmp_path: Path, monkeypatch: pytest
     state = RunLog(tmp_path, "ppo", 3, QUIET).state
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    assert isinstance(_view_for(state), LiveView)
+    assert isinstance(view_for(state), LiveView)
     monkeypatch.setenv("TERM", "dumb")
-    assert isinstance(_view_for(state), PlainView)
+    assert isinstance(view_for(state), PlainView)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
-    assert isinstance(_view_for(state), PlainView)
+    assert isinstance(view_for(state), PlainView)
 
 
 def test_importing_the_log_loads_neither_torch_nor_rich() -> None:
-    code = "import proxlm.runlog.writer, sys, json; print(json.dumps(sorted(sys.modules)))"
+    code = "import proxlm.runlog.run_log, sys, json; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )

@@ -32,7 +32,7 @@ from proxlm.doctor import Facts, facts_of
 from proxlm.rl.advantages import explained_variance
 from proxlm.rl.running_statistics import RunningStatistics
 from proxlm.runlog.folder import JsonRow
-from proxlm.runlog.writer import RunLog
+from proxlm.runlog.run_log import RunLog
 from proxlm.seeds import Purpose, derive_seed
 from proxlm.train.common.clock import Stopwatch
 from proxlm.train.common.non_finite import finite_update

@@ -16,7 +16,7 @@ from proxlm.jobs.run_folder import resume_if_asked, run_folder
 from proxlm.kernels.startup import start
 from proxlm.report.page import write_report
 from proxlm.runlog.metric_names import EPISODE_RETURN, REWARD
-from proxlm.runlog.writer import RunLog
+from proxlm.runlog.run_log import RunLog
 
 
 @dataclass(frozen=True)

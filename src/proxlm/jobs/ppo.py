@@ -31,7 +31,7 @@ from proxlm.models.save import save_language_model
 from proxlm.report.page import write_report
 from proxlm.rewards import RewardFunction, build_reward
 from proxlm.runlog.folder import write_json_atomic
-from proxlm.runlog.writer import RunLog
+from proxlm.runlog.run_log import RunLog
 from proxlm.seeds import Stream
 from proxlm.train.ppo.algorithms import build_algorithm
 from proxlm.train.ppo.collect import RewardOfRollout

@@ -15,7 +15,7 @@ from proxlm.models.language_model import LanguageModel
 from proxlm.report.page import write_report
 from proxlm.runlog.folder import folder_to_resume
 from proxlm.runlog.metric_names import LOSS, VALIDATION_LOSS
-from proxlm.runlog.writer import RunLog
+from proxlm.runlog.run_log import RunLog
 from proxlm.train.supervised.examples import Examples
 from proxlm.train.supervised.objective import LanguageModelObjective
 from proxlm.train.supervised.trainer import SupervisedState, SupervisedTrainer

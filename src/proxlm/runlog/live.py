@@ -66,7 +66,7 @@ def draw(state: RunState, now: float, width: int) -> RenderableType:
 
 def _now(state: RunState, now: float) -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
-    text.append(f"{state.title} ", style="bold")
+    text.append(f"{state.job} ", style="bold")
     text.append(f"{state.unit} {state.step}/{state.total_steps}")
     text.append(f"  {duration(now - state.began)} elapsed", style="dim")
     done = state.step >= state.total_steps

@@ -7,10 +7,52 @@ import tomllib
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
+from proxlm.config import RunSettings
 from proxlm.errors import RunError
 from proxlm.runlog.folder import write_atomic
 from proxlm.text import headline, system_reason
+
+
+class Loggers:
+    """The loggers that a run's settings ask for; a context manager.
+
+    Args:
+        folder: the run's folder.
+        run: the [run] section of its settings.
+        start_step: the step of the checkpoint that the run is resumed from; 0: a new run.
+
+    Raises:
+        RunError: on entering, a logger cannot be opened.
+    """
+
+    def __init__(self, folder: Path, run: RunSettings, start_step: int) -> None:
+        self.folder, self.run, self.start_step = folder, run, start_step
+        self._open: list[TensorBoard | WeightsAndBiases] = []
+
+    def __enter__(self) -> Self:
+        try:
+            if self.run.wandb:
+                self._open.append(WeightsAndBiases(self.folder, self.run.wandb))
+            if self.run.tensorboard:
+                self._open.append(TensorBoard(self.folder, self.start_step))
+        except RunError:
+            self._close(failed=True)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._close(failed=kind is not None)
+
+    def _close(self, failed: bool) -> None:
+        for logger in self._open:
+            logger.close(failed)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Send one step's finite numbers to all of them."""
+        for logger in self._open:
+            logger.log(step, values)
 
 
 class TensorBoard:

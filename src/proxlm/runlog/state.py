@@ -1,4 +1,4 @@
-"""What is known of a run while it goes on: the same for the live view and the plain log."""
+"""The state of a run that the live view and the plain log show."""
 
 from __future__ import annotations
 
@@ -15,12 +15,18 @@ RECENT_STEPS = 20
 class RunState:
     """Counters and newest numbers of a run. Times are seconds of a clock that only goes forward.
 
-    title: the job's name; unit: the word for a step; start_step: the last step of the run that is resumed;
-    limit: seconds after which the run stops wherever it is, 0 for none; headline: metrics whose history is
-    kept; notice: a line that stays in the live view.
+    Attributes:
+        job: the job's name.
+        unit: the word for a step.
+        start_step: the step that a resumed run starts after; 0: a new run.
+        limit: seconds after which the run stops even if steps are left; 0: no limit.
+        headline: metrics whose whole history is kept.
+        began: when this process began the run.
+        phase: what part of the step is running; phase_done of phase_total parts of it are done.
+        notice: a line that stays in the live view.
     """
 
-    title: str
+    job: str
     unit: str
     total_steps: int
     start_step: int
@@ -41,14 +47,14 @@ class RunState:
         self._ends = deque([(self.step, self.began)], maxlen=RECENT_STEPS + 1)
 
     def remember(self, values: Mapping[str, float]) -> None:
-        """Take in one step's metrics, a present or a past one's."""
+        """Add one step's metrics, of this process or of an earlier one."""
         self.latest |= values
         for name in self.headline:
             if name in values:
                 self.history[name].append(values[name])
 
     def finish_step(self, step: int, values: Mapping[str, float], now: float) -> None:
-        """Take in the metrics of the step that ended at `now`."""
+        """Add the metrics of the step that ended at `now`."""
         self.remember(values)
         self.step = step
         self._ends.append((step, now))
@@ -64,7 +70,7 @@ class RunState:
         return (last_end - first_end) / steps if steps > 0 else math.nan
 
     def share_done(self, now: float) -> float:
-        """How much of the run is behind it, 0 to 1."""
+        """The share of the run that is done, 0 to 1."""
         by_steps = self.step / self.total_steps if self.total_steps else 1.0
         by_time = (now - self.began) / self.limit if self.limit else 0.0
         return min(1.0, max(by_steps, by_time))

@@ -1,4 +1,4 @@
-"""Says where a run is stuck: phase, step and sample, with the stacks of all threads in the run's folder."""
+"""Reports where a run is stuck: step, phase and sample, with the stacks of all threads in the run's folder."""
 
 from __future__ import annotations
 
@@ -20,17 +20,22 @@ SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Watchdog:
-    """Looks whether a run's step, phase or progress changes within `limit` seconds. A context manager.
+    """Reports a run whose step, phase and progress stay the same for `limit` seconds. A context manager.
 
-    `tell` gets a line when it does not, and when it moves again; it is called in a thread of its own, and must not
-    wait for what the run may hold. stop: end the process then, with status 75; the newest checkpoint is on the disk,
-    and a thread that hangs can save no other.
+    Args:
+        state: the run's state.
+        folder: the run's folder, where the stacks of all threads are written.
+        limit: seconds without a change after which the run counts as stuck; 0: never.
+        stop: end the process then, with status 75: the newest checkpoint is on the disk, and a thread that hangs
+            cannot save another.
+        report: gets a line when the run is stuck, and when it moves again. It is called in the watchdog's thread, and
+            must not wait for a lock that the run may hold.
     """
 
     def __init__(
-        self, state: RunState, folder: Path, limit: float, stop: bool, tell: Callable[[str], None]
+        self, state: RunState, folder: Path, limit: float, stop: bool, report: Callable[[str], None]
     ) -> None:
-        self.state, self.folder, self.limit, self.stop, self.tell = state, folder, limit, stop, tell
+        self.state, self.folder, self.limit, self.stop, self.report = state, folder, limit, stop, report
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -46,36 +51,36 @@ class Watchdog:
             self._thread.join(timeout=5.0)
 
     def _watch(self) -> None:
-        seen, stuck, told = self._place(), 0.0, False
+        seen, stuck, reported = self._place(), 0.0, False
         pause = min(1.0, self.limit / 10)
         looked = time.monotonic()
         while not self._ended.wait(pause):
             place, now = self._place(), time.monotonic()
-            # No longer than this thread itself could have looked: a process that was suspended is not stuck.
+            # At most the time between two looks of this thread: a process that was suspended is not stuck.
             stuck, looked = stuck + min(now - looked, 2 * pause), now
             if place != seen:
-                if told:
-                    self.tell(f"it moves again: {self._words()}")
-                seen, stuck, told = place, 0.0, False
-            elif not told and stuck > self.limit:
-                self._report(stuck)
-                told = True
+                if reported:
+                    self.report(f"it moves again: {self._position()}")
+                seen, stuck, reported = place, 0.0, False
+            elif not reported and stuck > self.limit:
+                self._report_stuck(stuck)
+                reported = True
 
     def _place(self) -> tuple[int, str, int, int]:
         state = self.state
         return state.step, state.phase, state.phase_done, state.phase_total
 
-    def _words(self) -> str:
-        """ "step 7 of 12, generate 3/64": the step that is going on, and of its phase what is done."""
+    def _position(self) -> str:
+        """ "step 7 of 12, generate 3/64": the current step, its phase, and how far that is."""
         done, phase, part, parts = self._place()
         doing = f", {phase}" if phase else ""
         return f"{self.state.unit} {done + 1} of {self.state.total_steps}{doing}" + (
             f" {part}/{parts}" if parts else ""
         )
 
-    def _report(self, seconds: float) -> None:
+    def _report_stuck(self, seconds: float) -> None:
         path = self.folder / f"stuck-step-{self.state.step + 1:08d}.txt"
-        line = f"stuck: {self._words()} has not moved for {duration(seconds)}"
+        line = f"stuck: {self._position()} has not moved for {duration(seconds)}"
         try:
             with open(path, "w", encoding="utf-8") as file:
                 file.write(line + "\n\n")
@@ -85,7 +90,7 @@ class Watchdog:
         except OSError as error:
             line += f"; what each thread does cannot be written to {path}: {system_reason(error)}"
         if not self.stop:
-            self.tell(line)
+            self.report(line)
             return
         if os.isatty(1):
             os.write(1, SHOW_CURSOR)

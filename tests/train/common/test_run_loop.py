@@ -16,7 +16,7 @@ from proxlm.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
 from proxlm.config import RunSettings, SFTConfig
 from proxlm.errors import RunError, StoppedBySignalError
 from proxlm.rl.running_statistics import RunningStatistics
-from proxlm.runlog.writer import RunLog
+from proxlm.runlog.run_log import RunLog
 from proxlm.train.common.run_loop import Trainer, TrainerState
 
 

@@ -28,7 +28,7 @@ from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, SFTConfig
 from proxlm.doctor import Doctor, Facts
 from proxlm.errors import RunError
 from proxlm.runlog.folder import JsonRow
-from proxlm.runlog.writer import RunLog
+from proxlm.runlog.run_log import RunLog
 from proxlm.train.common.non_finite import save_offending_rows
 from proxlm.train.common.optimiser import Optimiser
 

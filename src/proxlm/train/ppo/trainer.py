@@ -21,7 +21,7 @@ from proxlm.models.save import save_language_model
 from proxlm.rl.kl import adapt_kl_coefficient
 from proxlm.rl.running_statistics import RunningStatistics, with_values
 from proxlm.rl.shaping import response_rewards
-from proxlm.runlog.writer import RunLog
+from proxlm.runlog.run_log import RunLog
 from proxlm.train.common.clock import Clock
 from proxlm.train.common.memory import TokenBudget
 from proxlm.train.common.non_finite import finite_update

@@ -14,7 +14,7 @@ from torch import Tensor
 from proxlm.checkpoint import publish_folder
 from proxlm.config import PretrainConfig, SFTConfig
 from proxlm.errors import RunError
-from proxlm.runlog.writer import RunLog
+from proxlm.runlog.run_log import RunLog
 from proxlm.train.common.clock import peak_memory_gb
 from proxlm.train.common.memory import TokenBudget, within_memory
 from proxlm.train.common.optimiser import Optimiser
