@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from record_helpers import read_records
 
 from proxlm.data.json_list import JsonList
 from proxlm.data.lines import LONGEST_LINE, byte_lines
-from proxlm.data.records import iter_records, read_records
+from proxlm.data.records import iter_records
 from proxlm.data.skipped import Skipped
 from proxlm.errors import BadRecordError, DataError
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from record_helpers import read_records
 
-from proxlm.data.records import Record, read_records
+from proxlm.data.skipped import Record
 from proxlm.errors import DataError
 from story_model import ARITHMETIC, SHARED_DATA, beside_the_checkout
 

@@ -12,10 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from record_helpers import read_records
 
 from proxlm.config import DataSettings, TextSettings
 from proxlm.data.prompts import load_prompts
-from proxlm.data.records import iter_records, read_records
+from proxlm.data.records import iter_records
 from proxlm.data.skipped import Record, Skipped
 from proxlm.data.supervised import sft_examples
 from proxlm.data.text import read_texts

@@ -17,11 +17,6 @@ from proxlm.errors import BadRecordError, DataError
 from proxlm.text import listed, shown, suggestion
 
 
-def read_records(path: str | Path, skipped: Skipped | None = None) -> list[Record]:
-    """All records of a file, as iter_records yields them, in a list."""
-    return list(iter_records(path, skipped))
-
-
 def iter_records(path: str | Path, skipped: Skipped | None = None) -> Iterator[Record]:
     """The records of a .jsonl, .json, .csv, .tsv or .txt file (each may end in .gz), of Parquet, or of a data set.
 
