@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxlm.rewards.python_code import PythonParse, _tokens, python_parse_report
+from proxlm.rewards.python_code import PythonParse, python_parse_report
 
 GOOD = PythonParse(True, "")
 
@@ -101,11 +101,21 @@ def test_invalid_escapes_and_other_syntax_warnings_are_silent() -> None:
         assert python_parse_report("x = ", "1or 1 + a") == GOOD
 
 
-def test_text_and_offsets_of_tokens_agree_after_odd_line_ends() -> None:
-    source = "a = '\u2028\x0c'\nb = '''x\ny''' + é_1\n"
-    tokens = [t for t in _tokens(source) if t.text.strip()]
-    assert [source[t.start : t.end] for t in tokens] == [t.text for t in tokens]
-    assert [t.text for t in tokens][-3:] == ["'''x\ny'''", "+", "é_1"]
+@pytest.mark.parametrize(
+    ("limits", "guard"),
+    [
+        ({"max_string": 2, "min_tokens": 2, "min_names": 1}, ""),
+        ({"max_string": 1, "min_tokens": 2, "min_names": 1}, "string"),
+        ({"max_string": 2, "min_tokens": 3, "min_names": 1}, "tokens"),
+        ({"max_string": 2, "min_tokens": 2, "min_names": 2}, "names"),
+    ],
+)
+def test_the_border_is_right_after_characters_that_end_lines_elsewhere(
+    limits: dict[str, int], guard: str
+) -> None:
+    """The completion holds two characters of a string, then + and a name."""
+    prefix, completion = "a = '\u2028\x0c'\nb = '''x", "\ny''' + é_1\n"
+    assert python_parse_report(prefix, completion, single_line=False, **limits) == PythonParse(True, guard)
 
 
 PYTHON_LIKE = st.text(alphabet="ab1 .,;:()[]{}=+-*'\"#\\\n\r\t\f\0é\u2028\ud800f@", max_size=60)

@@ -189,22 +189,23 @@ def test_the_longest_text_is_by_default_the_models_own_limit(tmp_path: Path, tok
 
 
 def test_it_is_loaded_once_at_the_first_call_or_by_prepare(tmp_path: Path, tokenizer: Any) -> None:
-    path = save_classifier(tmp_path, tokenizer)
+    path = save_classifier(tmp_path, tokenizer, "bert")  # has dropout, which must be off
+    expected = [direct_logits(path, tokenizer, c.prompt + c.text).item() for c in SIX]
+    weights, hidden = Path(path) / "model.safetensors", Path(path) / "hidden"
     config = RewardSettings(
         use="reward_model", args={"path": path, "device": "cpu", "batch_size": 4}, timeout=60
     )
-    reward = build_reward(config)
-    (term,) = reward._terms
-    assert isinstance(term.function, RewardModel)
-    assert term.function._model is None
+    weights.rename(hidden)
+    reward = build_reward(config)  # loads nothing
+    with pytest.raises(ModelError):
+        reward.prepare()
+    hidden.rename(weights)
     reward.prepare()
-    model = term.function._model
-    assert model is not None
-    assert not model.training
-    scores = reward.score(SIX)
-    assert term.function._model is model
-    assert scores.total.tolist() == pytest.approx(RewardModel(path, device="cpu")(SIX), abs=1e-5)
-    assert scores.failed == 0
+    weights.unlink()
+    for _ in range(2):
+        scores = reward.score(SIX)
+        assert scores.total.tolist() == pytest.approx(expected, abs=1e-5)
+        assert scores.failed == 0
 
 
 def test_a_language_model_without_a_trained_head_is_refused(tmp_path: Path, tokenizer: Any) -> None:

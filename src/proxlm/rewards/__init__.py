@@ -1,4 +1,4 @@
-"""What a response is worth: Python functions, built-in rewards, reward models, and weighted sums of them."""
+"""Rewards of responses: Python functions, built-in rewards, reward models, and weighted sums of them."""
 
 from proxlm.rewards.python_code import PythonParse, python_parse_report
 from proxlm.rewards.resolve import RewardFunction

@@ -8,8 +8,8 @@ from decimal import Decimal
 from typing import Any
 
 MARK = "####"
-# Thousands are grouped by threes or not at all. Where it goes on after the number ("1,2345", "1.2.3", "1/2")
-# there is none, rather than another one.
+# Thousands are grouped by threes or not at all. If the text continues as if the number did ("1,2345", "1.2.3", "1/2"),
+# there is no number, instead of a wrong one.
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(
     rf"(?<![\d.])(?<!\d[,/])(?:(?<![\w)\]])(?P<sign>[-+−]))?(?:[$€£¥￥](?P<inner>[-−])?)?"
@@ -18,7 +18,7 @@ _NUMBER = re.compile(
 
 
 def marked_number(text: str) -> Decimal | None:
-    """The number right after the last "####", white space and a currency sign aside, or None."""
+    """The number right after the last "####", ignoring white space and a currency sign; None if there is none."""
     _, mark, tail = text.rpartition(MARK)
     found = _NUMBER.match(tail.lstrip()) if mark else None
     return _value(found) if found else None

@@ -1,4 +1,4 @@
-"""Does a completion turn a prefix into Python that parses, without a trivial way out?"""
+"""Whether a completion turns a prefix into Python that parses, without a trivial way of doing so."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _QUOTE = re.compile(r"""[A-Za-z]*(\"{3}|'{3}|"|')""")
 
 
 class PythonParse(NamedTuple):
-    """parses: `ast` accepts prefix + completion; guard: the first guard that failed, or ""."""
+    """Whether `ast` accepts prefix + completion, and the first guard that failed, or ""."""
 
     parses: bool
     guard: str
@@ -39,18 +39,18 @@ def python_parse_report(
     max_string: int = 40,
     single_line: bool = True,
 ) -> PythonParse:
-    """Parse prefix + completion and look for ways of parsing that complete nothing. Never raises.
+    """Parse prefix + completion, and check that the completion adds something. Never raises.
 
-    The guards, in the order in which they are looked at:
+    The guards, in the order in which they are checked:
 
     - "empty": the completion is empty or white space.
     - "line": with `single_line`, it holds a newline, or a ";" that separates statements.
-    - "comment": a comment reaches into it.
-    - "string": more than `max_string` of its characters stand inside string literals.
+    - "comment": it contains a comment or continues one.
+    - "string": more than `max_string` of its characters are inside string literals.
     - "tokens": fewer than `min_tokens` names, numbers, strings and operators begin in it.
     - "names": fewer than `min_names` of those are names (keywords too), numbers or strings.
 
-    Where the text does not parse, only the first one and newlines can be told.
+    If the text does not parse, only "empty" and newlines are checked.
     """
     prefix, completion = _newlines(prefix), _newlines(completion)
     guard = ""
@@ -60,7 +60,7 @@ def python_parse_report(
         guard = "line"
     source = prefix + completion
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an invalid escape in a model's text is no news
+        warnings.simplefilter("ignore")  # invalid escapes in a model's text are not reported
         try:
             ast.parse(source)
         except Exception:  # SyntaxError, but also null bytes, lone surrogates, and nesting beyond the stack
@@ -77,7 +77,7 @@ def python_parse_report(
 def _failed_guard(
     tokens: list[_Token], border: int, min_tokens: int, min_names: int, max_string: int, single_line: bool
 ) -> str:
-    """The guards on the tokens that end after `border`, where the completion begins."""
+    """The first guard that fails; tokens: those that end after `border`, where the completion begins."""
     begun = [t for t in tokens if t.start >= border]
     names = sum(t.kind in (tokenize.NAME, tokenize.NUMBER, tokenize.STRING) for t in begun)
     added = names + sum(t.kind == tokenize.OP for t in begun)
@@ -93,7 +93,7 @@ def _failed_guard(
 
 
 def _characters_inside(token: _Token, border: int) -> int:
-    """How many of the completion's characters stand between the quotes of a string literal."""
+    """How many of the completion's characters are between the quotes of a string literal."""
     opening = _QUOTE.match(token.text)
     if opening is None:
         return 0
