@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 MARK = "####"
-# Thousands are grouped by threes or not at all. If the text continues as if the number did ("1,2345", "1.2.3", "1/2"),
+# Thousands are grouped by threes or not at all. If the text continues like the number ("1,2345", "1.2.3", "1/2"),
 # there is no number, instead of a wrong one.
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(
