@@ -17,6 +17,7 @@ from proxlm.control.spaces import Spaces, spaces_of
 from proxlm.control.trajectories import scale_observations
 from proxlm.errors import ConfigError, RunError
 from proxlm.seeds import Purpose, derive_seed
+from proxlm.text import reason_of
 
 MAX_FRAMES = 1000
 
@@ -51,8 +52,7 @@ def load_policy(folder: Path, spaces: Spaces) -> tuple[Agent, Scale | None]:
         agent = Agent(spaces, NetworkSettings(**about["model"]), seed=0)
         agent.load_state_dict(tensors)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise RunError(f"{folder}: not a policy for this environment: {reason[:300]}") from error
+        raise RunError(f"{folder}: not a policy for this environment: {reason_of(error)}") from error
     return agent, None if shift is None or factor is None else Scale(shift, factor, about["clip"])
 
 

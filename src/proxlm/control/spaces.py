@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from proxlm.config import GymSettings
 from proxlm.errors import ConfigError
+from proxlm.text import reason_of
 
 
 @dataclass(frozen=True)
@@ -101,5 +102,4 @@ def make_environment(config: GymSettings, render: bool = False) -> Any:
     try:
         return gymnasium.make(config.id, **{**config.args, **more})
     except (gymnasium.error.Error, ImportError, TypeError, ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"environment.id = {config.id}: cannot be made: {reason[:300]}") from error
+        raise ConfigError(f"environment.id = {config.id}: cannot be made: {reason_of(error)}") from error

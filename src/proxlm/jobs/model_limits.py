@@ -7,6 +7,7 @@ from typing import Any
 from proxlm.config import DataSettings, ModelSettings, RolloutSettings
 from proxlm.data.tokenizer import require_folder
 from proxlm.errors import ConfigError, DataError, ModelError
+from proxlm.text import reason_of
 
 
 def prompt_limit(model: ModelSettings, data: DataSettings, rollout: RolloutSettings) -> int:
@@ -54,8 +55,7 @@ def _configuration(model: ModelSettings) -> Any:
     try:
         return AutoConfig.from_pretrained(model.policy, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f'model.policy = "{model.policy}": cannot be loaded: {reason[:300]}') from error
+        raise ModelError(f'model.policy = "{model.policy}": cannot be loaded: {reason_of(error)}') from error
 
 
 def check_block(key: str, block: int, model: ModelSettings) -> None:

@@ -16,6 +16,7 @@ from proxlm.models.forward import TokenOutputs, response_states, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
 from proxlm.models.model_types import register_model_types
+from proxlm.text import reason_of
 from proxlm.types import Sequences
 
 
@@ -169,8 +170,7 @@ def critic_from_reward_model(models: ActorCritic, path: str) -> ActorCritic:
             path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f'model.critic_from = "{path}": cannot be loaded: {reason[:300]}') from error
+        raise ModelError(f'model.critic_from = "{path}": cannot be loaded: {reason_of(error)}') from error
     score = getattr(network, "score", None)
     embeddings = network.get_input_embeddings().weight.shape
     wanted = policy.network.get_input_embeddings().weight.shape

@@ -17,6 +17,7 @@ from torch import nn
 
 from proxlm.config import LoraSettings
 from proxlm.errors import ConfigError
+from proxlm.text import reason_of
 
 if TYPE_CHECKING:
     from proxlm.models.language_model import LanguageModel
@@ -64,9 +65,7 @@ def add_lora(model: LanguageModel, lora: LoraSettings) -> LanguageModel:
     try:
         adapted = peft.get_peft_model(model.network, settings)
     except ValueError as error:
-        raise ConfigError(
-            f"model.lora.targets = {lora.targets}: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise ConfigError(f"model.lora.targets = {lora.targets}: {reason_of(error)}") from error
     return replace(model, adapters=adapted.eval())
 
 

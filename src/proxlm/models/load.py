@@ -16,6 +16,7 @@ from proxlm.models.adapters import add_lora
 from proxlm.models.forward import check_packing, runs_unpadded
 from proxlm.models.language_model import LanguageModel, check_head
 from proxlm.models.model_types import SHORT_NAMES, is_encoder_decoder_type, register_model_types
+from proxlm.text import reason_of
 
 
 def load_language_model(config: ModelSettings) -> LanguageModel:
@@ -73,8 +74,7 @@ def _load_network(config: ModelSettings) -> Any:
             trust_remote_code=config.trust_remote_code,
         )
     except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f'model.policy = "{config.policy}": cannot be loaded: {reason[:300]}') from error
+        raise ModelError(f'model.policy = "{config.policy}": cannot be loaded: {reason_of(error)}') from error
 
 
 def build_language_model(
@@ -96,7 +96,7 @@ def build_language_model(
         if two_sides:
             _shrink_embedding(network)
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f'{key}.type = "{new.type}": {" ".join(str(error).split())[:200]}') from error
+        raise ConfigError(f'{key}.type = "{new.type}": {reason_of(error)}') from error
     return wrap(network, tokenizer, replace(config, policy=config.policy or f"new {new.type}"))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from proxlm.distributed.ranks import Ranks
 from proxlm.errors import RunError
 from proxlm.models.forward import micro_batches
+from proxlm.text import headline
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -59,7 +60,7 @@ def within_memory(
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            reason = headline(error, 200)
         # Only here the error is freed, and with it the tensors that its traceback held.
         clear()
         gc.collect()
@@ -67,7 +68,7 @@ def within_memory(
             torch.cuda.empty_cache()
         if max(len(rows) for rows in micro_batches(lengths, budget.tokens)) == 1:
             raise RunError(
-                f"out of memory with one sequence of up to {int(lengths.max())} tokens in a pass ({reason[:200]});"
+                f"out of memory with one sequence of up to {int(lengths.max())} tokens in a pass ({reason});"
                 " shorten the sequences, or take a smaller model, bfloat16 or adapters (model.lora.rank)"
             )
         # A budget far above the size of the batch would be halved several times without effect.
@@ -75,7 +76,7 @@ def within_memory(
         budget.lowered = budget.tokens
         log.warning(
             "out of memory (%s): continuing with at most %d tokens in a pass (micro_batch_tokens)",
-            reason[:200],
+            reason,
             budget.tokens,
         )
 

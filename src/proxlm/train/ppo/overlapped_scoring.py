@@ -15,6 +15,7 @@ from proxlm.config import RewardSettings
 from proxlm.engine.native import Generate
 from proxlm.errors import RewardError
 from proxlm.rl.ragged import offsets_of
+from proxlm.text import listed
 from proxlm.threads import SLICE_SECONDS, Worker
 from proxlm.train.common.clock import Clock
 from proxlm.types import Progress, Rollout, Scores
@@ -166,8 +167,8 @@ def _alike(parts: list[Scores], config: RewardSettings) -> list[Scores]:
     for part in parts:
         if set(part.components) != set(names) and part.failed < len(part.total):
             raise RewardError(
-                f"the reward returned the components {_listed(part.components)} for some responses and"
-                f" {_listed(names)} for others (reward.overlap = {config.overlap}); every call must return the same"
+                f"the reward returned the components {listed(part.components)} for some responses and"
+                f" {listed(names)} for others (reward.overlap = {config.overlap}); every call must return the same"
             )
     return [
         replace(
@@ -176,7 +177,3 @@ def _alike(parts: list[Scores], config: RewardSettings) -> list[Scores]:
         )
         for part in parts
     ]
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(names) or "(none)"
