@@ -3,6 +3,7 @@
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings
 from proxlm.config.help import describe
 from proxlm.config.jobs import (
+    JOBS,
     ControlConfig,
     DemoConfig,
     DoctorConfig,
@@ -13,7 +14,7 @@ from proxlm.config.jobs import (
     ReportConfig,
     SFTConfig,
 )
-from proxlm.config.parse import JOBS, load_config, to_toml, validate
+from proxlm.config.parse import load_config, to_toml, validate
 from proxlm.config.ppo import (
     CorrectionSettings,
     PPOSettings,

@@ -7,8 +7,8 @@ import textwrap
 from typing import Any, get_args
 
 from proxlm.config.arguments import SHORT, short_for
-from proxlm.config.jobs import EvaluateConfig, GenerateConfig
-from proxlm.config.parse import JOBS, job_class
+from proxlm.config.jobs import JOBS, EvaluateConfig, GenerateConfig
+from proxlm.config.parse import job_class
 from proxlm.config.setting import Bounds
 from proxlm.config.tree import is_section, kinds
 from proxlm.config.values import Key, choices, is_table, toml_value

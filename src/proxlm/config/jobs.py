@@ -235,6 +235,20 @@ class ControlConfig:
         return found + optimisers_problems(self.optim)
 
 
+JOBS: dict[str, type] = {
+    "ppo": PPOConfig,
+    "pretrain": PretrainConfig,
+    "sft": SFTConfig,
+    "generate": GenerateConfig,
+    "evaluate": EvaluateConfig,
+    "control": ControlConfig,
+    "report": ReportConfig,
+    "doctor": DoctorConfig,
+    "demo": DemoConfig,
+}
+"""The class of a job's settings, by the job's name."""
+
+
 def _stability_problems(job: PPOConfig) -> Problems:
     """Settings that cannot be combined."""
     found: Problems = []

@@ -10,35 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
 from proxlm.config import arguments as command_line
-from proxlm.config.jobs import (
-    ControlConfig,
-    DemoConfig,
-    DoctorConfig,
-    EvaluateConfig,
-    GenerateConfig,
-    PPOConfig,
-    PretrainConfig,
-    ReportConfig,
-    SFTConfig,
-)
+from proxlm.config.jobs import JOBS, ControlConfig, EvaluateConfig, GenerateConfig
 from proxlm.config.paths import expand_user, relative_to
 from proxlm.config.secrets import SECRET
 from proxlm.config.tree import Assembly, is_section, kinds, split_key
 from proxlm.config.values import Key, dotted, shown_value, toml_key, toml_value
 from proxlm.errors import ConfigError
 from proxlm.text import did_you_mean, shown, system_reason
-
-JOBS: dict[str, type] = {
-    "ppo": PPOConfig,
-    "pretrain": PretrainConfig,
-    "sft": SFTConfig,
-    "generate": GenerateConfig,
-    "evaluate": EvaluateConfig,
-    "control": ControlConfig,
-    "report": ReportConfig,
-    "doctor": DoctorConfig,
-    "demo": DemoConfig,
-}
 
 # The sections that evaluate and generate read from a run's settings; the others are about training.
 RUN_SECTIONS = ("model", "data", "rollout", "reward")
@@ -126,7 +104,7 @@ def validate(config: T) -> T:
 
 
 def _finished(assembly: Assembly) -> Any:
-    """The settings that have been put together, checked, with `~` in paths filled in."""
+    """The assembled settings, checked, with `~` in paths expanded."""
     assembly.config = expand_user(assembly.config)
     _check(assembly)
     return assembly.config
@@ -148,7 +126,7 @@ def _add_mapping(assembly: Assembly, values: Mapping[str, Any], source: str) -> 
 
 
 def job_name(kind: type) -> str:
-    """The name of the job whose settings are of this class; empty for a class that is no job's."""
+    """The name of the job whose settings have this class; "" if no job's have."""
     return next((name for name, known in JOBS.items() if known is kind), "")
 
 
@@ -190,13 +168,13 @@ def _without_prompts(job: type, section: Any) -> Any:
 
 
 def _without_job(table: Mapping[str, Any], kind: type, source: str) -> dict[str, Any]:
-    """The table without the job that it names. Raises ConfigError where that is not the job of `kind`."""
-    rest = dict(table)
-    job = rest.pop(JOB, job_name(kind))
+    """The table without the job that it names. Raises ConfigError if that is not the job of `kind`."""
+    settings = dict(table)
+    job = settings.pop(JOB, job_name(kind))
     if not isinstance(job, str):
         raise ConfigError(f"{source}: {JOB}: expected text, got {shown_value(job)}")
     if job == job_name(kind):
-        return rest
+        return settings
     try:
         job_class(job)
     except ConfigError as error:

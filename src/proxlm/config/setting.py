@@ -47,11 +47,18 @@ def setting(
     on_resume: Literal["fixed", "free"] = "fixed",
     path: PathKind | None = None,
 ) -> Any:
-    """A field of a config dataclass: its default, its one-line meaning, and its bounds.
+    """A field of a config dataclass.
 
-    `factory` makes the default where it is a list, a dict or another config dataclass. `on_resume`: whether a run
-    that is resumed may have another value (free), or must have the same (fixed). `path`: what kind of path it is, if
-    it is one (see paths.py).
+    Args:
+        default: Its default.
+        help: Its meaning in one line.
+        factory: Makes the default if that is a list, a dict or another config dataclass.
+        ge: It must be at least this.
+        gt: It must be more than this.
+        le: It must be at most this.
+        lt: It must be less than this.
+        on_resume: Whether a resumed run may have another value (free) or must have the same (fixed).
+        path: What kind of path it is, if it is one (see paths.py).
     """
     metadata = {"help": help, "bounds": Bounds(ge, gt, le, lt), "on_resume": on_resume, "path": path}
     if factory is not MISSING:

@@ -99,10 +99,10 @@ class Skipped:
         return "; ".join(f"{count} left out, {kind}" for kind, count in self.counts.items())
 
     def report(self) -> str:
-        """How many records were left out, by reason, and the file that has them; nothing where none was."""
+        """How many records were left out, by reason, and the file that lists them; "" if none was."""
         return f"{self.summary()}: see {FILE_NAME}" if len(self) else ""
 
-    def tell(self) -> None:
+    def print_summary(self) -> None:
         """Print to standard error what was left out, and the first bad record; for jobs without a folder."""
         if len(self):
             first = f" (the first bad one: {self.first})" if self.first else ""

@@ -232,9 +232,8 @@ def _conversation(
             prompt_length = len(before)
         mask += [False] * (len(before) - len(ids)) + _own_tokens(after[len(before) :], tokenizer.eos_token_id)
         ids = after
-    while (
-        len(mask) > prompt_length and not mask[-1]
-    ):  # what the template writes after the end of the last turn
+    # Without what the template writes after the end of the last turn.
+    while len(mask) > prompt_length and not mask[-1]:
         ids, mask = ids[:-1], mask[:-1]
     if ids[-1] != tokenizer.eos_token_id:
         ids, mask = [*ids, tokenizer.eos_token_id], [*mask, True]

@@ -89,7 +89,7 @@ def _held_out(config: EvaluateConfig, reference: LanguageModel, limit: int) -> L
     loaded = load_prompts(
         data, reference.tokenizer, limit, "eval", config.seed, reference.encoder_decoder, skipped
     )
-    skipped.tell()
+    skipped.print_summary()
     return loaded
 
 

@@ -75,7 +75,7 @@ def _from_file(model: LanguageModel, config: GenerateConfig, limit: int) -> None
         write_atomic(Path(config.output), lines)
     else:
         print(lines, end="")
-    skipped.tell()
+    skipped.print_summary()
 
 
 def _conversation(model: LanguageModel, config: GenerateConfig, limit: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 _TICK = 0.02  # seconds between checks of threads and files
 _STALL = (
-    0.5  # seconds between two checks beyond which this process, and so the program too, was not scheduled
+    0.5  # a longer time between two checks means that this process, and so the program, was not scheduled
 )
 _GRACE = 2.0  # seconds until a process whose pipe is closed is visible as ended
 _LARGEST_REPORT = 4 << 20
