@@ -53,7 +53,8 @@ def test_a_file_runs_once_for_all_who_share_the_modules_and_again_for_others() -
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        (("no.py", "f"), 'key: no file "no.py"; relative paths start at the current folder'),
+        (("no.py", "f"), 'key: no file "no.py" in HERE'),
+        (("/no/such.py", "f"), 'key: no file "/no/such.py"'),
         (("my.py", "scroe"), 'key: no "scroe" in my.py; did you mean score? it defines Helper, score'),
         (("empty.py", "f"), 'key: no "f" in empty.py; it defines no functions or classes'),
     ],
@@ -63,7 +64,7 @@ def test_what_is_not_there_is_named(reference: tuple[str, str], message: str) ->
     Path("empty.py").write_text("")
     with pytest.raises(ConfigError) as caught:
         load("key", Reference(*reference))
-    assert str(caught.value) == message
+    assert str(caught.value) == message.replace("HERE", str(Path.cwd()))
 
 
 def test_a_file_that_fails_is_the_users_error() -> None:

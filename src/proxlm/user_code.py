@@ -43,7 +43,8 @@ def load(key: str, reference: Reference, modules: dict[str, ModuleType] | None =
     """
     path, name = reference
     if not Path(path).is_file():
-        raise ConfigError(f'{key}: no file "{path}"; relative paths start at the current folder')
+        where = "" if Path(path).is_absolute() else f" in {Path.cwd()}"
+        raise ConfigError(f'{key}: no file "{path}"{where}')
     modules = modules if modules is not None else {}
     if path not in modules:
         modules[path] = _run_file(key, path)

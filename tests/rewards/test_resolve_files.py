@@ -76,7 +76,7 @@ def test_two_terms_from_one_file_run_it_once() -> None:
 
 def test_a_missing_file_or_function() -> None:
     message = refused(ConfigError, RewardSettings(use="no/my.py:score"))
-    assert message == 'reward.use: no file "no/my.py"; relative paths start at the current folder'
+    assert message == f'reward.use: no file "no/my.py" in {Path.cwd()}'
     use = write("my.py", SOURCE)
     message = refused(ConfigError, RewardSettings(use=f"{use}:scroe"))
     assert message == (
