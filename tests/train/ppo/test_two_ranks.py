@@ -158,7 +158,7 @@ def same_metrics(row: dict[str, float], wanted: dict[str, float], label: str) ->
     measured = {name for name in wanted if name.startswith(("time/", "tokens_per_second", "memory"))}
     assert row.keys() == wanted.keys()
     for name in wanted.keys() - measured:
-        assert row[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-6, nan_ok=True), f"{label}: {name}"
+        assert row[name] == pytest.approx(wanted[name], rel=1e-6, abs=1e-6, nan_ok=True), f"{label}: {name}"
 
 
 def same(one: dict[str, Any], two: dict[str, Any], label: str) -> None:
