@@ -82,7 +82,7 @@ def within_memory(
 
 
 def failing_together(ranks: Ranks, work: Callable[[], T]) -> T:
-    """work(); when it runs out of memory on any rank, OutOfMemoryError is raised on all. It must not communicate."""
+    """Call `work`, which must not communicate; if it runs out of memory on any rank, all raise OutOfMemoryError."""
     if ranks.size == 1:
         return work()
     found, reason = list[T](), ""

@@ -1,4 +1,4 @@
-"""The loop of every training run: steps, metrics, findings, checkpoints, and how a run ends or goes on."""
+"""The loop of every training run: steps, metrics, findings, checkpoints, and how a run ends or is resumed."""
 
 from __future__ import annotations
 
