@@ -16,7 +16,7 @@ from proxlm.checkpoint import newest_checkpoint
 from proxlm.config import ShapingSettings
 from proxlm.errors import RunError
 from proxlm.rl.losses import token_weights
-from proxlm.train.ppo import update
+from proxlm.train.ppo import plan
 from proxlm.train.supervised import objective
 
 
@@ -96,7 +96,7 @@ def test_a_loss_that_is_no_number_is_skipped_in_one_minibatch_alone(tokenizer, t
         calls.append(1)
         return token_weights(*given) * (math.inf if len(calls) == 2 else 1.0)
 
-    monkeypatch.setattr(update, "token_weights", weights)
+    monkeypatch.setattr(plan, "token_weights", weights)
     made = trainer(tokenizer, job("separate"), tmp_path)
     row = made.step(SilentLog())
     assert row["grad_norm/policy_not_finite"] == 1
