@@ -190,8 +190,6 @@ def main() -> None:
         found = json.loads(file.read_text(encoding="utf-8"))
     for workload in given.workloads:
         rates = {name: matmul_rate(name, given.device) for name in ("float32", "bfloat16")}
-        # Without instructions for it, bf16 products are float32 products (kernels/widened.py).
-        rates["bfloat16"] = max(rates.values())
         settings = SETTINGS.get(workload, full())
         raw = measured(workload, given.trl_python, settings, given.rounds, common)
         rows = {title: medians(runs) for title, runs in raw.items()}

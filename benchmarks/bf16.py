@@ -2,9 +2,9 @@
 
     python benchmarks/bf16.py OUTPUT_FOLDER [--seeds 0 1 2] [--steps 100] [--model FOLDER]
 
-On a processor without instructions for it bf16 products are float32 products of bf16 inputs, rounded once
-(kernels/widened.py). Runs go into OUTPUT_FOLDER/PRECISION-SEED; those that are there whole are only read. Prints the
-table; writes it to benchmarks/results/bf16.md, and the numbers to bf16.json (--results: another folder).
+On a processor without instructions for bf16 torch emulates it, far slower than float32. Runs go into
+OUTPUT_FOLDER/PRECISION-SEED; finished ones are only read. Prints the table; writes it to benchmarks/results/bf16.md,
+and the numbers to bf16.json (--results: another folder).
 """
 
 from __future__ import annotations
