@@ -72,7 +72,7 @@ def full(tokens: int = Setting.tokens, in_bf16: int = 1024) -> dict[str, Setting
 # Workload → proxlm's settings, and TRL's arguments; full() and none where a workload is not named.
 SETTINGS = {
     "vocab": full(in_bf16=768),
-    "ragged": full(tokens=1700),  # of unlike lengths about TRL's 16 rows
+    "ragged": full(tokens=1700),  # of different lengths; about TRL's 16 rows
     "lora": {"fp32, LoRA, separate critic, all of it learns": Setting(rank=RANK, full_critic=True)},
     "lora-both": {
         "fp32, LoRA, separate critic": Setting(rank=RANK),
@@ -82,14 +82,14 @@ SETTINGS = {
 TRL_ARGUMENTS = {"lora": ["--lora", str(RANK)], "lora-both": ["--lora", str(RANK), "--value-adapters"]}
 
 
-def one_run(python: str, script: str, folder: Path, given: Any, arguments: list[str]) -> dict[str, Any]:
+def one_run(python: str, script: str, folder: Path, options: Any, arguments: list[str]) -> dict[str, Any]:
     """The JSON line of a script's process, which gets the folder and a dataclass's fields.
 
     Raises RuntimeError with the end of its errors.
     """
     path = os.pathsep.join((str(HERE), str(HERE.parent / "src")))
     environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
-    asked = json.dumps(asdict(given))
+    asked = json.dumps(asdict(options))
     command = [python, str(HERE / script), str(folder), asked, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
@@ -178,20 +178,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
+    options = parser.parse_args()
     import torch
     from step_measure import matmul_rate
 
-    torch.set_num_threads(given.threads)
-    common = ["--steps", str(given.steps), "--threads", str(given.threads), "--device", given.device]
+    torch.set_num_threads(options.threads)
+    common = ["--steps", str(options.steps), "--threads", str(options.threads), "--device", options.device]
     file = RESULTS / "against_trl.json"
-    found: dict[str, Any] = {"matmul_flops": {}, "threads": given.threads, "workloads": {}, "raw": {}}
-    if given.add and file.exists():
+    found: dict[str, Any] = {"matmul_flops": {}, "threads": options.threads, "workloads": {}, "raw": {}}
+    if options.add and file.exists():
         found = json.loads(file.read_text(encoding="utf-8"))
-    for workload in given.workloads:
-        rates = {name: matmul_rate(name, given.device) for name in ("float32", "bfloat16")}
+    for workload in options.workloads:
+        rates = {name: matmul_rate(name, options.device) for name in ("float32", "bfloat16")}
         settings = SETTINGS.get(workload, full())
-        raw = measured(workload, given.trl_python, settings, given.rounds, common)
+        raw = measured(workload, options.trl_python, settings, options.rounds, common)
         rows = {title: medians(runs) for title, runs in raw.items()}
         for title, setting in settings.items():
             rate = rates["bfloat16" if setting.bf16 else "float32"]

@@ -87,24 +87,24 @@ def main() -> None:
     parser.add_argument("--model", default="../shared/models/stories260K")
     parser.add_argument("--threads", type=int, default=1, help="of each run (default 1)")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    given = parser.parse_args()
+    options = parser.parse_args()
     common = {
-        "model.policy": given.model,
-        "ppo.steps": given.steps,
-        "run.threads": given.threads,
+        "model.policy": options.model,
+        "ppo.steps": options.steps,
+        "run.threads": options.threads,
         "run.save_every": 0,
     }
     # Seed by seed, so that both precisions meet the same machine.
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in PRECISIONS}
-    for seed in given.seeds:
+    for seed in options.seeds:
         for name in PRECISIONS:
             settings = {**common, "run.seed": seed, "model.precision": name}
-            found[name].append(run(given.output / f"{name}-{seed}", settings))
-    given.results.mkdir(parents=True, exist_ok=True)
-    numbers = {"recipe": RECIPE, "steps": given.steps, "seeds": given.seeds, "runs": found}
-    (given.results / "bf16.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    text = table(found, given.seeds)
-    (given.results / "bf16.md").write_text(text, encoding="utf-8")
+            found[name].append(run(options.output / f"{name}-{seed}", settings))
+    options.results.mkdir(parents=True, exist_ok=True)
+    numbers = {"recipe": RECIPE, "steps": options.steps, "seeds": options.seeds, "runs": found}
+    (options.results / "bf16.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    text = table(found, options.seeds)
+    (options.results / "bf16.md").write_text(text, encoding="utf-8")
     print(text)
 
 

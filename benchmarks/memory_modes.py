@@ -3,11 +3,11 @@
     python benchmarks/memory_modes.py OUTPUT_FOLDER [--steps 30] [--seeds 0 1 2] [--jobs 2]
 
 Modes: the critic on a trunk of its own or on the policy's, all weights learn; LoRA with a separate critic (adapters
-on a copy of the base) or as adapters on the policy's base. The recipe with 64 responses a step in the place of 128,
-and fewer steps, which the learning rates fall over. All weights learn at the recipe's rates; the rate of the policy's
+on a copy of the base) or as adapters on the policy's base. The recipe with 64 responses a step instead of 128, and
+fewer steps, over which the learning rates fall. All weights learn at the recipe's rates; the rate of the policy's
 adapters is chosen first, from three, with a separate critic and a seed that is not used again, by held-out reward
-less β times the KL. Blocks that are computed again on the way back are left out: their numbers are the same. A run
-that is finished is not run again. Writes benchmarks/results/memory_modes.json and .md. Needs a quiet machine.
+less β times the KL. Activation checkpointing is left out: its numbers are the same. A finished run is not
+run again. Writes benchmarks/results/memory_modes.json and .md. Needs a quiet machine.
 """
 
 from __future__ import annotations
@@ -94,21 +94,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="of adapters, to choose from")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
-    given = parser.parse_args()
-    pool = ThreadPoolExecutor(given.jobs)
+    options = parser.parse_args()
+    pool = ThreadPoolExecutor(options.jobs)
     asked = {
-        rate: pool.submit(run, given.output, TUNED, TUNING_SEED, given.tuning_steps, rate)
-        for rate in given.rates
+        rate: pool.submit(run, options.output, TUNED, TUNING_SEED, options.tuning_steps, rate)
+        for rate in options.rates
     }
     tuning = {rate: future.result() for rate, future in asked.items()}
     best = max(tuning, key=lambda rate: tuning[rate]["after"][0] - BETA * tuning[rate]["kl"])
     print({rate: (r["after"][0], r["kl"]) for rate, r in tuning.items()}, "→", best, flush=True)
-    found: dict[str, Any] = {"steps": given.steps, "tuning": tuning, "modes": {}}
+    found: dict[str, Any] = {"steps": options.steps, "tuning": tuning, "modes": {}}
     found["rates"] = {mode: f"{best:g}" if "LoRA" in mode else "the recipe's" for mode in MODES}
     for mode in MODES:
         rate = best if "LoRA" in mode else 0.0
         runs = {
-            str(seed): pool.submit(run, given.output, mode, seed, given.steps, rate) for seed in given.seeds
+            str(seed): pool.submit(run, options.output, mode, seed, options.steps, rate)
+            for seed in options.seeds
         }
         found["modes"][mode] = {seed: future.result() for seed, future in runs.items()}
         print(mode, found["modes"][mode], flush=True)

@@ -4,8 +4,8 @@
 
 sizes: batch, response length, vocabulary and parameters, each doubled three times from the same small step.
 modes: the critic on a trunk of its own, on the policy's, or as adapters on a base that is there once; and blocks
-that are computed again on the way back. Each runs in a process of its own, the first step is warm-up, the median of
-the others counts. Writes benchmarks/results/scale.json and .md; of the two, what is not measured now stays there.
+that are computed again in the backward pass. Each runs in a process of its own, the first step is warm-up, the median
+of the others counts. Writes benchmarks/results/scale.json and .md; of the two, what is not measured now stays there.
 Sizes takes about 10 minutes on two cores. Needs a machine with nothing else to do. Linux.
 
 The reward that each mode reaches: memory_modes.py.
@@ -89,7 +89,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--what", nargs="+", default=["sizes", "modes"], choices=["sizes", "modes"])
-    given = parser.parse_args()
+    options = parser.parse_args()
     file = RESULTS / "scale.json"
     rows: dict[str, Any] = {"sizes": [], "modes": []}
     if file.exists():
@@ -98,10 +98,10 @@ def main() -> None:
         "sizes": [({"what": what, "value": value}, work, []) for what, value, work in sizes()],
         "modes": [({"mode": mode}, Work(), arguments) for mode, arguments in MODES.items()],
     }
-    for kind in given.what:
+    for kind in options.what:
         rows[kind] = []
         for cells, work, arguments in work_of[kind]:
-            found = measured(work, arguments, given.steps)
+            found = measured(work, arguments, options.steps)
             rows[kind].append({**cells, **found})
             print(row_of(list(cells.values()), found), flush=True)
     file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -31,13 +31,13 @@ class QuietLog:
         if self.memory is not None:
             self.memory.phase = name
 
-    def samples(self, *given: Any) -> None:
+    def samples(self, *_: Any) -> None:
         pass
 
-    def progress(self, *given: Any) -> None:
+    def progress(self, *_: Any) -> None:
         pass
 
-    def note(self, *given: Any) -> None:
+    def note(self, *_: Any) -> None:
         pass
 
     def checkpoint(self, save: Callable[[], Path], due: bool) -> None:
@@ -45,29 +45,29 @@ class QuietLog:
             save()
 
 
-def job_of(work: Work, folder: Path, given: argparse.Namespace) -> Any:
+def job_of(work: Work, folder: Path, options: argparse.Namespace) -> Any:
     from proxlm import load_config
 
     settings = {
         "model.policy": str(folder / "policy"),
-        "model.critic": given.critic,
-        "model.device": given.device,
-        "model.precision": "bfloat16" if given.bf16 else "float32",
-        "model.lora.rank": given.lora,
+        "model.critic": options.critic,
+        "model.device": options.device,
+        "model.precision": "bfloat16" if options.bf16 else "float32",
+        "model.lora.rank": options.lora,
         "model.lora.alpha": LORA_ALPHA,
-        "model.critic_from": str(folder / "reward") if given.critic_from_reward else "",
-        "model.activation_checkpointing": given.activation_checkpointing,
+        "model.critic_from": str(folder / "reward") if options.critic_from_reward else "",
+        "model.activation_checkpointing": options.activation_checkpointing,
         "rollout.max_new_tokens": work.response,
         "rollout.batch_size": work.batch,
         "data.prompts": "prompts.txt",
         "reward.use": "length",
-        "ppo.steps": given.steps,
+        "ppo.steps": options.steps,
         "ppo.batch_size": work.batch,
         "ppo.epochs": work.epochs,
         "ppo.minibatches": 1,
-        "ppo.micro_batch_tokens": given.micro_batch_tokens,
+        "ppo.micro_batch_tokens": options.micro_batch_tokens,
         # TRL, too, takes the log-probs of sampling; in bf16 they are not near enough to the trainer's.
-        "ppo.old_logprobs": "recomputed" if given.bf16 else "rollout",
+        "ppo.old_logprobs": "recomputed" if options.bf16 else "rollout",
         "optim.policy.lr": 1e-5,
         "optim.critic.lr": 1e-5,
         "run.save_every": 0,
@@ -94,14 +94,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    given = parser.parse_args()
-    work = Work(**given.work)
+    options = parser.parse_args()
+    work = Work(**options.work)
 
     import torch
 
     from proxlm.jobs.startup import set_up
 
-    set_up(work.seed, given.threads)
+    set_up(work.seed, options.threads)
     from transformers import AutoModelForSequenceClassification
 
     from proxlm.data.prompts import PromptStream
@@ -110,10 +110,10 @@ def main() -> None:
     from proxlm.train.ppo.trainer import PPOTrainer
     from proxlm.types import Prompt, Rollout, Scores
 
-    job = job_of(work, given.folder, given)
+    job = job_of(work, options.folder, options)
     models = load_actor_critic(job.model)
-    scorer = AutoModelForSequenceClassification.from_pretrained(given.folder / "reward")
-    scorer = scorer.to(given.device).eval()
+    scorer = AutoModelForSequenceClassification.from_pretrained(options.folder / "reward")
+    scorer = scorer.to(options.device).eval()
 
     @torch.no_grad()
     def reward(rollout: Rollout) -> Scores:
@@ -124,7 +124,7 @@ def main() -> None:
             scores[rows] = scorer.score(states).squeeze(-1).float().cpu()
         return Scores(scores)
 
-    rows = work.prompts(given.steps + 1)
+    rows = work.prompts(options.steps + 1)
     prompts = [Prompt(i, tuple(ids), f"prompt {i}") for i, ids in enumerate(rows)]
     memory = PeakMemory()
     log: Any = QuietLog(memory)

@@ -37,9 +37,9 @@ class Clock:
         self.began = time.perf_counter()
 
     def generating(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*given: Any, **named: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
             self.memory.phase, began = "generate", time.perf_counter()
-            found = function(*given, **named)
+            found = function(*args, **kwargs)
             self.now["generate"] = time.perf_counter() - began
             self.memory.phase = "score"
             return found
@@ -47,20 +47,20 @@ class Clock:
         return timed
 
     def forward(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def seen(*given: Any, **named: Any) -> Any:
+        def seen(*args: Any, **kwargs: Any) -> Any:
             import torch
 
             if torch.is_grad_enabled():
                 self.memory.phase = "update"
                 self.now.setdefault("update began", time.perf_counter())
-            return function(*given, **named)
+            return function(*args, **kwargs)
 
         return seen
 
     def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*given: Any, **named: Any) -> Any:
+        def step(*args: Any, **kwargs: Any) -> Any:
             self.optimiser_steps += 1
-            found = function(*given, **named)
+            found = function(*args, **kwargs)
             self.now["update ended"] = time.perf_counter()
             return found
 
@@ -106,7 +106,7 @@ def models_of(folder: Path, lora: int, value_adapters: bool) -> dict[str, Any]:
     return {**found, "peft_config": adapters(lora) if lora else None}
 
 
-def trainer_of(work: Work, given: argparse.Namespace, output: str, callback: Any) -> Any:
+def trainer_of(work: Work, options: argparse.Namespace, output: str, callback: Any) -> Any:
     import datasets
     from transformers import AutoTokenizer
     from trl.experimental.ppo import PPOConfig, PPOTrainer
@@ -114,8 +114,8 @@ def trainer_of(work: Work, given: argparse.Namespace, output: str, callback: Any
     config = PPOConfig(
         output_dir=output,
         seed=work.seed,
-        use_cpu=given.device == "cpu",
-        bf16=given.device != "cpu",
+        use_cpu=options.device == "cpu",
+        bf16=options.device != "cpu",
         fp16=False,
         report_to="none",
         save_strategy="no",
@@ -129,7 +129,7 @@ def trainer_of(work: Work, given: argparse.Namespace, output: str, callback: Any
         gradient_accumulation_steps=work.batch // work.micro_batch,
         num_mini_batches=1,
         num_ppo_epochs=work.epochs,
-        total_episodes=work.batch * given.steps,
+        total_episodes=work.batch * options.steps,
         local_rollout_forward_batch_size=64,
         response_length=work.response,
         stop_token="eos" if work.ragged else None,
@@ -139,22 +139,22 @@ def trainer_of(work: Work, given: argparse.Namespace, output: str, callback: Any
     )
     return PPOTrainer(
         args=config,
-        processing_class=AutoTokenizer.from_pretrained(given.folder / "policy", padding_side="left"),
-        train_dataset=datasets.Dataset.from_dict({"input_ids": work.prompts(given.steps + 2)}),
+        processing_class=AutoTokenizer.from_pretrained(options.folder / "policy", padding_side="left"),
+        train_dataset=datasets.Dataset.from_dict({"input_ids": work.prompts(options.steps + 2)}),
         callbacks=[callback],
-        **models_of(given.folder, given.lora, given.value_adapters),
+        **models_of(options.folder, options.lora, options.value_adapters),
     )
 
 
-def run(given: argparse.Namespace) -> dict[str, Any]:
+def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(options.threads)
     import transformers
     import trl
     import trl.experimental.ppo.ppo_trainer as module
 
-    work, memory = Work(**given.work), PeakMemory()
+    work, memory = Work(**options.work), PeakMemory()
     clock = Clock(memory)
 
     class Ends(transformers.TrainerCallback):
@@ -165,7 +165,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             clock.end_step()
 
     with tempfile.TemporaryDirectory() as output:
-        trainer = trainer_of(work, given, output, Ends())
+        trainer = trainer_of(work, options, output, Ends())
         module.batch_generation = clock.generating(module.batch_generation)
         module.forward = clock.forward(module.forward)
         inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
@@ -202,9 +202,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    given = parser.parse_args()
+    options = parser.parse_args()
     with contextlib.redirect_stdout(sys.stderr):
-        result = run(given)
+        result = run(options)
     json.dump(result, sys.stdout)
     print()
 

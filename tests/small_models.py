@@ -17,7 +17,7 @@ TEXTS = [
     "春眠不觉晓，处处闻啼鸟。",
 ]
 
-# Beginnings of unlike lengths, for prompts.
+# Beginnings of different lengths, for prompts.
 WORDS = [
     "The cat",
     "One day a small dog found a big",

@@ -1,4 +1,4 @@
-"""The allocator keeps what a step has freed, where the C library can be told so."""
+"""The allocator keeps what a step has freed, where the C library has a setting for it."""
 
 from __future__ import annotations
 

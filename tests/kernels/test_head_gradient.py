@@ -13,7 +13,7 @@ from proxlm.rl.logprobs import chunked_logprobs
 @pytest.mark.parametrize("entropy", [False, True])
 @pytest.mark.parametrize("chunk", [1, 3, 10, 64])
 def test_a_loss_of_each_token_goes_backward_chunk_by_chunk(chunk, entropy):
-    """The same gradients as with all logits at once; each chunk goes through the head once and is gone."""
+    """The same gradients as with all logits at once; each chunk goes through the head once and is freed."""
     torch.manual_seed(0)
     head = nn.Linear(8, 11, dtype=torch.float64)
     hidden, tokens = torch.randn(10, 8, dtype=torch.float64), torch.randint(11, (10,))

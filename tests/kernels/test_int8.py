@@ -34,7 +34,7 @@ def test_products_are_those_of_numbers_rounded_by_hand(
     vnni: bool, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     middle = 128 if vnni else 64
-    monkeypatch.setattr(int8, "_middle", lambda: middle)
+    monkeypatch.setattr(int8, "zero_point", lambda: middle)
     torch.manual_seed(1)
     layer = nn.Linear(40, 24, bias=bias)
     # Small weights, so that 16 bits hold a pair of products whatever the processor has.
@@ -48,7 +48,7 @@ def test_products_are_those_of_numbers_rounded_by_hand(
     wanted = states @ weight.T + (layer.bias.double() if bias else 0.0)
     found = Int8Product(layer.weight, layer.bias)(x)
     if vnni and not torch.cpu._is_vnni_supported():
-        # Pairs of large products overflow on such a processor, which is why it is given 7 bits.
+        # Pairs of large products overflow on such a processor, which is why 7 bits are used there.
         assert float((found - wanted).abs().max() / wanted.abs().max()) < 0.5
         return
     # A number halfway between two steps may go either way in float32: then it is a step of one input off.
@@ -131,10 +131,10 @@ def test_other_model_types_are_refused_by_name(tokenizer: Any, name: str) -> Non
 
 
 def test_rounded_weights_without_a_correction_are_refused() -> None:
-    given = {"model.policy": "x", "data.prompts": "x", "reward.use": "length", "rollout.weights": "int8"}
+    settings = {"model.policy": "x", "data.prompts": "x", "reward.use": "length", "rollout.weights": "int8"}
     with pytest.raises(ConfigError, match=r"rounded weights: set ppo\.correction\.mode"):
-        load_config("ppo", None, given)
-    load_config("ppo", None, given | {"ppo.correction.mode": "truncate"})
+        load_config("ppo", None, settings)
+    load_config("ppo", None, settings | {"ppo.correction.mode": "truncate"})
 
 
 @pytest.mark.parametrize("weights", ["policy", "int8"])

@@ -13,7 +13,7 @@ from proxlm.rl.logprobs import chunked_logprobs
 pytestmark = pytest.mark.checklist(32)
 
 
-def given() -> tuple[Tensor, Tensor, Tensor]:
+def head_and_states() -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     hidden, weight = torch.randn(10, 8, dtype=torch.float64), torch.randn(11, 8, dtype=torch.float64)
     return hidden.requires_grad_(), weight.requires_grad_(), torch.randint(11, (10,))
@@ -22,7 +22,7 @@ def given() -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("entropy", [False, True])
 @pytest.mark.parametrize("chunk", [1, 3, 10, 64])
 def test_logprobs_entropies_and_gradients(chunk: int, entropy: bool) -> None:
-    hidden, weight, tokens = given()
+    hidden, weight, tokens = head_and_states()
     head = torch.nn.Linear(8, 11, bias=False, dtype=torch.float64)
     head.weight.data.copy_(weight)
     ours = linear_head_logprobs(hidden, weight, tokens, 0.7, entropy, chunk)
@@ -46,7 +46,7 @@ def test_logprobs_entropies_and_gradients(chunk: int, entropy: bool) -> None:
 @pytest.mark.parametrize("chunk", [1, 4, 64])
 def test_a_loss_goes_backward_span_by_span(chunk: int, learns: bool, entropy: bool) -> None:
     """A loss that is not linear in the log-probs; the head's gradient is added to what is there."""
-    hidden, weight, tokens = given()
+    hidden, weight, tokens = head_and_states()
     head = torch.nn.Linear(8, 11, bias=False, dtype=torch.float64)
     head.weight.data.copy_(weight)
     weight.requires_grad_(learns)
@@ -69,7 +69,7 @@ def test_a_loss_goes_backward_span_by_span(chunk: int, learns: bool, entropy: bo
 
 
 def test_a_loss_without_the_entropy_or_the_logprobs() -> None:
-    hidden, weight, tokens = given()
+    hidden, weight, tokens = head_and_states()
     for loss in (lambda s, lp, h: lp.sum(), lambda s, lp, h: h.sum()):
         found = backward_through_linear_head(hidden.detach(), weight, tokens, 1.0, True, 3, loss)
         logprobs, entropies = linear_head_logprobs(hidden, weight, tokens, 1.0, True, 100)
@@ -78,7 +78,7 @@ def test_a_loss_without_the_entropy_or_the_logprobs() -> None:
 
 
 def test_derivatives_are_those_of_the_formula() -> None:
-    hidden, weight, tokens = given()
+    hidden, weight, tokens = head_and_states()
     assert torch.autograd.gradcheck(
         lambda h, w: linear_head_logprobs(h, w, tokens, 1.3, True, 4), (hidden, weight)
     )

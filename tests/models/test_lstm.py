@@ -119,7 +119,7 @@ def test_masked_tokens_leave_the_state_as_it_is(model, side):
 
 
 @torch.no_grad()
-def test_packed_rows_start_anew(model):
+def test_packed_rows_are_independent(model):
     network = model.network.double()
     positions = torch.tensor([[t for row in PROMPTS for t in range(len(row))]])
     tokens = torch.tensor([[token for row in PROMPTS for token in row]])

@@ -201,4 +201,3 @@ class SlotDecoder:
             if self.cache[layer:]:
                 more[:, :rows, :, :top] = self.cache[layer][:, :rows, :, :top]
             self.cache[layer : layer + 1] = [more]
-        self.layout.prepare_positions(shape[1])

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from proxlm.kernels.fused_ops import gated_silu, rms_norm, rotate
@@ -131,9 +130,6 @@ class Layout(Protocol):
     def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Rotation]:
         """Tokens and positions [b, t] → embeddings [b, t, H], and the rotation of the heads."""
 
-    def prepare_positions(self, length: int) -> None:
-        """Compute once what depends on positions below `length` alone; for decoding, where each comes many times."""
-
 
 class LlamaLayout:
     """Llama, Mistral, Qwen2 and Qwen3."""
@@ -142,25 +138,12 @@ class LlamaLayout:
         self.trunk = trunk
         self.final: Callable[[Tensor], Tensor] = partial(norm, trunk.norm)
         self.blocks: Sequence[Block] = [LlamaBlock(layer, weights) for layer in trunk.layers]
-        self.table: tuple[Tensor, Tensor] | None = None
 
     def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Rotation]:
         x = self.trunk.embed_tokens(tokens)
-        if self.table is None:
-            cos, sin = self._angles(x, positions)
-        else:
-            cos, sin = (angles[positions] for angles in self.table)
-        return x, (cos[:, :, None], sin[:, :, None])
-
-    def _angles(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos [b, t, D] and sin [b, t, D / 2] of the heads' angles, in the dtype of `like`."""
-        cos, sin = self.trunk.rotary_emb(like, position_ids=positions)
-        return cos, sin[..., : sin.shape[-1] // 2]  # the second half is the same
-
-    def prepare_positions(self, length: int) -> None:
-        weight = self.trunk.embed_tokens.weight
-        cos, sin = self._angles(weight, torch.arange(length, device=weight.device)[None])
-        self.table = cos[0].contiguous(), sin[0].contiguous()
+        cos, sin = self.trunk.rotary_emb(x, position_ids=positions)
+        # The two halves of sin are the same.
+        return x, (cos[:, :, None], sin[:, :, None, : sin.shape[-1] // 2])
 
 
 class GPT2Layout:
@@ -175,9 +158,6 @@ class GPT2Layout:
         # Padding may stand beyond the last position that has an embedding.
         last = self.trunk.wpe.weight.shape[0] - 1
         return self.trunk.wte(tokens) + self.trunk.wpe(positions.clamp(max=last)), None
-
-    def prepare_positions(self, length: int) -> None:
-        pass
 
 
 # transformers' model type → its layout.

@@ -25,7 +25,7 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return True
-    # torch has no public way to ask; where these functions are gone, nothing is known and nothing is reported.
+    # torch has no public way to ask; a build without these functions is taken to have them.
     checks = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
     return any(check is None or check() for check in checks)
 

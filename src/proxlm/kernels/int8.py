@@ -41,10 +41,10 @@ class Int8Product:
 
     def _of_rows(self, x: Tensor) -> Tensor:
         """x [n, K] → x Wᵀ [n, N]."""
-        middle = _middle()
-        steps = _largest(x, middle - 1)
-        whole = (x / steps).round_().add_(middle).to(torch.uint8)
-        return _product(whole, middle, self.packed, self.scales, self.zeros).mul_(steps)
+        zero = zero_point()
+        steps = _largest(x, zero - 1)
+        whole = (x / steps).round_().add_(zero).to(torch.uint8)
+        return _product(whole, zero, self.packed, self.scales, self.zeros).mul_(steps)
 
 
 def _largest(x: Tensor, steps: int) -> Tensor:
@@ -59,15 +59,15 @@ def _pack(whole: Tensor) -> tuple[Tensor, Tensor]:
     return packed, torch.zeros(len(whole), dtype=torch.int64)
 
 
-def _product(whole: Tensor, middle: int, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+def _product(whole: Tensor, zero: int, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
     y: Tensor = torch.ops.onednn.qlinear_pointwise.default(
-        whole, 1.0, middle, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        whole, 1.0, zero, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )
     return y
 
 
 @cache
-def _middle() -> int:
+def zero_point() -> int:
     """Which 8-bit number stands for 0.
 
     Without instructions for it (VNNI) products are added up in pairs of 16 bits, which 7-bit states cannot overflow.

@@ -1,7 +1,7 @@
 """Everything proxlm changes for the whole process, in one place.
 
 The jobs of the command line call `start` once, before they build anything. Constructors and functions of the library
-never do: whoever builds models and trainers from Python gets none of it without calling `start`.
+never do: code that builds models and trainers from Python gets none of it unless it calls `start`.
 
 Two things outside this file touch process-wide state, and neither changes what torch computes afterwards: loading a
 model registers proxlm's model types with the Auto classes of transformers (`models/model_types.py`), and an LSTM's

@@ -31,7 +31,9 @@ from proxlm.types import Sequences
 
 # Logits held at once: 2**23 float32 numbers, 32 MiB: smaller spans do not fill the processor, larger ones its cache.
 LOGIT_BUDGET = 2**23
-GPU_TIMES = 8  # a GPU has more to fill and more room: 441 tokens of 152,000 words (not measured)
+GPU_TIMES = (
+    8  # a GPU has more units to fill and more memory: 441 tokens of a vocabulary of 152,000 (not measured)
+)
 
 
 class TokenOutputs(NamedTuple):

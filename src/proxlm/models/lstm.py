@@ -88,7 +88,7 @@ def plain_kernels() -> Iterator[None]:
     """torch's own LSTM on every device: the old and the new log-prob of a token must be the same computation.
 
     oneDNN's has other last bits with gradient than without, and fails under bfloat16 autocast; cuDNN's has no
-    gradient in evaluation mode, in which proxlm trains, and rounds to TF32 unless told otherwise. The switches are of
+    gradient in evaluation mode, in which proxlm trains, and rounds to TF32 by default. The switches are of
     the whole process: of threads that are here at once, the first turns them off and the last one back.
     """
     global _inside, _before
@@ -162,9 +162,14 @@ class LSTMModel(LSTMPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """Tokens [b, t] (or their embeddings [b, t, H]) → last_hidden_state [b, t, H].
 
-        attention_mask [b, … t]: a column with 0 leaves its row's state as it is, and has the output 0, wherever it
-        stands. position_ids: without cache and mask, a row starts anew where they are 0, as in attention (packing).
-        past_key_values: goes on from there, and is moved on in place.
+        Args:
+            input_ids: Tokens [b, t].
+            attention_mask: [b, … t]; a column with 0 leaves its row's state as it is, and has the output 0, wherever
+                it stands.
+            position_ids: [b, t]; without cache and mask, a new sequence starts where they are 0 (packing).
+            past_key_values: The state to continue from; updated in place.
+            inputs_embeds: Embeddings [b, t, H] instead of tokens.
+            use_cache: Whether the state is returned; None: as configured.
         """
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
@@ -211,7 +216,7 @@ class LSTMModel(LSTMPreTrainedModel):
         return states, (torch.where(some, hidden, old[0]), torch.where(some, cell, old[1]))
 
     def _packed(self, embeds: Tensor, position_ids: Tensor) -> Tensor:
-        """Rows that start anew where position_ids [b, t] are 0 are read side by side. → [b, t, H]"""
+        """Sequences that start where position_ids [b, t] are 0, run as rows of a batch. → [b, t, H]"""
         starts = position_ids.expand(embeds.shape[:2]) == 0
         starts = starts.clone()
         starts[:, 0] = True
