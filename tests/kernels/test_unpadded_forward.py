@@ -147,6 +147,8 @@ def test_the_parts_of_a_block_have_the_derivatives_of_their_formulas(shape: tupl
     assert check(fused_ops.gated_silu, (x, y))
     cos, sin = torch.cat([angle.cos(), angle.cos()], -1), angle.sin()
     assert check(lambda a: fused_ops.rotate(a, cos, sin), (x,))
+    place = torch.tensor([3, 0, 4])[: shape[0]]
+    assert check(lambda a: fused_ops.scatter_rows(a[: len(place)], place, 6), (x,))
     expected = weight * x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt()
     torch.testing.assert_close(fused_ops.rms_norm(x, weight, 1e-3), expected)
     torch.testing.assert_close(fused_ops.gated_silu(x, y), x * torch.sigmoid(x) * y)

@@ -1,4 +1,4 @@
-"""Norm, gate and rotation of a transformer block in few passes over memory, with backward passes that keep little.
+"""Norm, gate, rotation and padding of a block in few passes over memory, with backward passes that keep little.
 
 Where matrix products are fast, what is left are the passes over the tokens' states between them. Each operation has
 its derivative written out and cannot be differentiated twice. Without gradients they run as plain functions, for an
@@ -109,3 +109,25 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
     y[..., :half].addcmul_(x[..., half:], sin, value=-direction)
     y[..., half:].addcmul_(x[..., :half], sin, value=direction)
     return y
+
+
+def scatter_rows(x: Tensor, index: Tensor, size: int) -> Tensor:
+    """Zeros [size, ...] with the rows of x [n, ...] at `index` [n], each place once.
+
+    torch's own index_copy keeps x for its backward pass; this keeps the index only.
+    """
+    y: Tensor = _ScatterRows.apply(x, index, size)
+    return y
+
+
+class _ScatterRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, size: int) -> Tensor:
+        ctx.save_for_backward(index)
+        return x.new_zeros(size, *x.shape[1:]).index_copy_(0, index, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (index,) = ctx.saved_tensors
+        return grad.index_select(0, index), None, None

@@ -39,7 +39,13 @@ def linears(modules: Sequence[Any], weights: Weights | None) -> Callable[[Tensor
         widths = [module.out_features for module in modules]
         return lambda x: joined(x).split(widths, -1)
     single = [linear(module, weights) for module in modules]
-    return lambda x: tuple(one(x) for one in single)
+
+    def apart(x: Tensor) -> tuple[Tensor, ...]:
+        # Under autocast each layer would make, and keep, a rounded copy of its own.
+        x = x.to(_product_dtype(x)) if weights is None else x
+        return tuple(one(x) for one in single)
+
+    return apart
 
 
 def _trained(module: Any) -> Callable[[Tensor], Tensor] | None:

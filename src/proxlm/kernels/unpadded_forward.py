@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from proxlm.kernels.attention import causal_attention
 from proxlm.kernels.block_layouts import Block, Rotation, has_layout, layout_of
+from proxlm.kernels.fused_ops import scatter_rows
 from proxlm.kernels.module_hooks import has_hooks
 from proxlm.types import Sequences
 
@@ -92,5 +93,5 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, rows: _Rows, index: Tensor | None, 
 def _in_rows(x: Tensor, cell: Tensor | None, rows: _Rows) -> Tensor:
     """[n, h, D] → [B, T, h, D]."""
     if cell is not None:
-        x = x.new_zeros(rows.number * rows.longest, *x.shape[1:]).index_copy(0, cell, x)
+        x = scatter_rows(x, cell, rows.number * rows.longest)
     return x.view(rows.number, rows.longest, *x.shape[1:])
