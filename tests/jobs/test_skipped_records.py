@@ -32,11 +32,11 @@ def test_ppo(place, capsys):  # noqa: F811
     assert main([*once, "--on-bad-record", "skip"]) == 0
     listed = rows(place / "run" / "skipped.jsonl")
     assert [(row["file"], row["line"], row["kind"]) for row in listed] == [
-        ("prompts.jsonl", 1, "not valid JSON"),
-        ("prompts.jsonl", 2, "not an object"),
-        ("prompts.jsonl", 3, "empty"),
-        ("prompts.jsonl", 4, "field missing"),
-        ("prompts.jsonl", 5, "over the length limit"),
+        (str(file), 1, "not valid JSON"),
+        (str(file), 2, "not an object"),
+        (str(file), 3, "empty"),
+        (str(file), 4, "field missing"),
+        (str(file), 5, "over the length limit"),
     ]
     assert listed[3]["reason"].startswith('no field "prompt"; did you mean promt?')
     assert json.loads(listed[3]["record"]) == {"promt": "x"}
