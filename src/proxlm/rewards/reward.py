@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from proxlm.config.schema import RewardSettings
-from proxlm.errors import ConfigError, RewardError
+from proxlm.errors import LONGEST_MESSAGE, ConfigError, RewardError
 from proxlm.rewards.call import TimedCaller
 from proxlm.rewards.isolated import IsolatedTerms
 from proxlm.rewards.resolve import RewardFunction, Term, resolve_terms
 from proxlm.rewards.result import Component, UnusableResultError, parts_of
 from proxlm.rewards.reward_model import RewardModel
-from proxlm.text import listed, suggestion
+from proxlm.text import listed, shown, suggestion
 from proxlm.types import Completion, Rollout, Scores
 
 log = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ class Reward:
         text = next(iter(problems.values()))
         # A problem of the whole call is recorded for every row with the same text.
         more = len(problems) - 1 if len(set(problems.values())) > 1 else 0
-        line = f"reward {title} {text}{f' (and {more} more)' if more else ''}"
+        line = shown(f"reward {title} {text}{f' (and {more} more)' if more else ''}", LONGEST_MESSAGE)
         if self._config.on_error == "fail":
             raise RewardError(
                 f'{line}; fix it, or set reward.on_error = "score" to go on with reward.error_score'
