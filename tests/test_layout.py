@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +69,9 @@ def test_import_is_light(module):
     code = f"import {module}, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_contributing_lists_the_layers_in_this_order():
+    text = (SOURCE.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (chain,) = re.findall(r"^`text`.*?`__main__`$", text, re.MULTILINE | re.DOTALL)
+    assert re.findall(r"`(\w+)`", chain) == LAYERS
