@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 # One process a core, one thread each (tests/conftest.py). WORKERS=0 runs the tests in this process.
 WORKERS ?= logical
-PYTEST := $(BIN)/pytest -n $(WORKERS) --maxprocesses 16 --dist worksteal
+PYTEST := $(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 # The mathematics, settings, engine and tiny PPO runs, in a minute at most. CONTRIBUTING.md says what else there is.
 FAST := tests/rl tests/config tests/test_layout.py tests/test_types.py tests/test_docs_example.py \
