@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from proxlm.config import DataSettings, ModelSettings, PPOConfig, RunSettings, load_config
-from proxlm.config.paths import absolute
+from proxlm.config.paths import absolute, short
 from proxlm.errors import ConfigError
 
 RECIPE = """
@@ -108,6 +108,12 @@ def test_what_a_run_writes_down_is_absolute(recipe: Path) -> None:
     assert (config.model.policy, config.model.critic_from) == (f"{here}/m", "owner/name")
     assert (config.data.prompts, config.data.eval_prompts) == (f"{here}/p.txt", "texts given in Python")
     assert config.run.folder == f"{here}/out"
+
+
+def test_what_is_shown_is_short(recipe: Path) -> None:
+    here = os.getcwd()
+    assert short(f"{here}/runs/a/policy") == "runs/a/policy"
+    assert (short(str(recipe)), short("owner/name"), short(here)) == (str(recipe), "owner/name", here)
 
 
 @pytest.mark.parametrize(

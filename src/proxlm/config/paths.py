@@ -62,6 +62,12 @@ def absolute(config: T) -> T:
     return _changed(config, change)
 
 
+def short(path: str) -> str:
+    """A path for a table or a message: relative to the current directory where it lies below that."""
+    below = os.path.join(os.getcwd(), "")
+    return path.removeprefix(below) or path
+
+
 def looks_like_path(name: str) -> bool:
     """Whether a model's name can only be a path: a hub name has one slash at most and begins with none of / . ~."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from proxlm.config import EvaluateConfig, LoraSettings
+from proxlm.config.paths import short
 from proxlm.data.prompts import LoadedPrompts, load_prompts
 from proxlm.data.skipped import Skipped
 from proxlm.environments.resolve import task_prompts
@@ -57,7 +58,7 @@ def run_evaluate(config: EvaluateConfig) -> list[Evaluation]:
     evaluations: list[Evaluation] = []
     for number, path in enumerate(["", *config.models]):
         model = load_language_model(replace(plain, policy=path)) if path else reference
-        name = path or config.model.policy
+        name = short(path or config.model.policy)
         longest = limit + (0 if reference.encoder_decoder else config.rollout.max_new_tokens)
         _check_same_tokens(reference, model, longest)
         print(f"evaluating {name} ({number + 1}/{len(config.models) + 1}) …", file=sys.stderr, flush=True)
