@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from proxlm import load_config, run_ppo, run_pretrain
+from proxlm.engine.native import NativeEngine
 from proxlm.environments.games import GAMES, random_play
 from proxlm.environments.resolve import conversations, task_prompts
 from proxlm.models.load import load_language_model
@@ -70,8 +71,9 @@ def win_rate(game: str, model: Path, seed: int) -> float:
     config = load_config("ppo", RECIPES[game], {"model.policy": str(model)})
     policy = load_language_model(config.model)
     _, tasks = task_prompts(config.environment, config.data.eval_count)
-    talk = conversations(config.environment, config.data, policy.tokenizer)
-    rollout = talk(policy, tasks.prompts, config.rollout, seed=seed, step=0, stream=Stream.EVALUATION)
+    multi_turn = conversations(config.environment, config.data, policy.tokenizer)
+    engine = NativeEngine(policy, config.rollout)
+    rollout = multi_turn(engine, tasks.prompts, config.rollout, seed=seed, step=0, stream=Stream.EVALUATION)
     last = rollout.sequences.response_offsets[1:] - 1
     assert rollout.rewards is not None
     return float((rollout.rewards[last] > 0.9).float().mean())

@@ -24,7 +24,8 @@ import torch
 from step_models import EOS, Work, make_models
 
 from proxlm.config import ModelSettings, RolloutSettings
-from proxlm.engine.native import generate
+from proxlm.engine.generate import generate
+from proxlm.engine.native import NativeEngine
 from proxlm.jobs.startup import set_up
 from proxlm.models.forward import token_outputs
 from proxlm.models.language_model import LanguageModel
@@ -96,7 +97,7 @@ def measure(work: Work, rows: int, repeats: int) -> dict[str, dict[str, float]]:
 
     def ours(weights: Any) -> Rollout:
         config = RolloutSettings(max_new_tokens=work.response, batch_size=work.batch, weights=weights)
-        return generate(model, prompts, config, seed=0, step=0)
+        return generate(NativeEngine(model, config), prompts, config, seed=0, step=0)
 
     seconds: dict[str, list[float]] = {name: [] for name in ("transformers", *WEIGHTS)}
     tokens: dict[str, int] = {}

@@ -25,6 +25,7 @@ from step_proxlm import QuietLog
 
 from proxlm.config import ModelSettings, PPOConfig, PPOSettings, RewardSettings, RolloutSettings
 from proxlm.data.prompts import PromptStream
+from proxlm.engine.native import NativeEngine
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
 from proxlm.rewards import Reward, build_reward
@@ -69,7 +70,8 @@ def measured(
     for draw in range(1 + repeats):
         for size, job in jobs.items():
             clock = Clock(QuietLog())
-            collect(model, prompts, reward, job, temperature=1.0, draw=draw, version=0, clock=clock)
+            engine = NativeEngine(model, job.rollout)
+            collect(engine, prompts, reward, job, temperature=1.0, draw=draw, clock=clock)
             both = {"both": sum(clock.seconds.values())} | clock.seconds | clock.beside
             for phase, value in both.items() if draw else ():
                 seconds[size].setdefault(phase, []).append(value)

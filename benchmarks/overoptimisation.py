@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from proxlm import load_config, run_ppo
 from proxlm.config import RewardSettings
 from proxlm.data.prompts import load_prompts
-from proxlm.engine.native import generate
+from proxlm.engine.generate import generate
+from proxlm.engine.native import NativeEngine
 from proxlm.models.load import load_language_model
 from proxlm.rewards import build_reward
 from proxlm.runlog.folder import read_jsonl
@@ -39,7 +40,8 @@ def sampled(model_folder: str, count: int, seed: int) -> tuple[Any, Rollout]:
     model = load_language_model(config.model)
     prompts = load_prompts(config.data, model.tokenizer, 256, "train", seed).prompts
     drawn = [prompts[i % len(prompts)] for i in range(count)]
-    return model, generate(model, drawn, config.rollout, seed=seed, step=0, stream=7)
+    engine = NativeEngine(model, config.rollout)
+    return model, generate(engine, drawn, config.rollout, seed=seed, step=0, stream=7)
 
 
 def spoilt(texts: list[str], seed: int) -> list[str]:

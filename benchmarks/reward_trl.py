@@ -29,7 +29,7 @@ def with_scores(get_reward: Callable[..., Any], stand_in: Any, tokenizer: Any) -
     """TRL's get_reward, which still reads the value model, but scores texts where the reward model would be read."""
     import torch
 
-    from proxlm.engine.scheduler import response_text
+    from proxlm.engine.text import response_text
     from proxlm.rewards.builtin import sentiment
     from proxlm.types import Completion
 

@@ -21,7 +21,8 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from proxlm.config import ModelSettings, RolloutSettings
 from proxlm.data.tokenizer import encode_source
-from proxlm.engine.native import generate
+from proxlm.engine.generate import generate
+from proxlm.engine.native import NativeEngine
 from proxlm.evaluation.metrics import mean_with_interval
 from proxlm.jobs.startup import set_up
 from proxlm.models.load import load_language_model
@@ -94,17 +95,13 @@ def translations(policy: Path, test: list[dict[str, Any]]) -> dict[str, list[str
         Prompt(i, tuple(encode_source(model.tokenizer, row["prompt"])), row["prompt"])
         for i, row in enumerate(test)
     ]
-    return {
-        mode: generate(
-            model,
-            asked,
-            RolloutSettings(max_new_tokens=24, temperature=temperature, batch_size=128),
-            seed=0,
-            step=0,
-            stream=Stream.EVALUATION,
-        ).texts
-        for mode, temperature in MODES.items()
-    }
+    found = {}
+    for mode, temperature in MODES.items():
+        sampling = RolloutSettings(max_new_tokens=24, temperature=temperature, batch_size=128)
+        engine = NativeEngine(model, sampling)
+        rollout = generate(engine, asked, sampling, seed=0, step=0, stream=Stream.EVALUATION)
+        found[mode] = rollout.texts
+    return found
 
 
 def corpus(texts: list[str], test: list[dict[str, Any]]) -> dict[str, float]:

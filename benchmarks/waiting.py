@@ -21,7 +21,8 @@ import torch
 
 from proxlm.config import EnvironmentSettings, ModelSettings, NewModelSettings, RolloutSettings
 from proxlm.data.tokenizer import train_tokenizer
-from proxlm.environments.message_tokens import PlainWords
+from proxlm.engine.native import NativeEngine
+from proxlm.environments.message_tokens import PlainMessageTokens
 from proxlm.environments.multi_turn import MultiTurn
 from proxlm.environments.protocol import Answer, Task
 from proxlm.models.language_model import LanguageModel
@@ -59,11 +60,11 @@ def model_of(hidden: int, layers: int) -> LanguageModel:
 def tokens_per_second(model: LanguageModel, longest_wait: float, count: int, length: int) -> float:
     settings = EnvironmentSettings(use="waits", max_turns=TURNS, max_tokens=512)
     make: Callable[[], Waits] = lambda: Waits(longest_wait)  # noqa: E731
-    converse = MultiTurn(make, PlainWords(model.tokenizer), settings)
+    multi_turn = MultiTurn(make, PlainMessageTokens(model.tokenizer), settings)
     prompts = [Prompt(i, (), "") for i in range(count)]
     config = RolloutSettings(max_new_tokens=length, batch_size=count)
     began = time.perf_counter()
-    rollout = converse(model, prompts, config, seed=0, step=0)
+    rollout = multi_turn(NativeEngine(model, config), prompts, config, seed=0, step=0)
     return float(rollout.action_mask.sum()) / (time.perf_counter() - began)
 
 

@@ -8,7 +8,8 @@ from itertools import pairwise
 import torch
 from helpers import actors, trainer, vowels
 
-from proxlm.engine.native import generate
+from proxlm.engine.generate import generate
+from proxlm.engine.native import NativeEngine
 from proxlm.train.ppo.learner import step_parameters
 from proxlm.train.ppo.prepare import prepare
 
@@ -25,7 +26,8 @@ def with_values(models, seed=3):
 def rollout_of(tokenizer, config, models):
     """Responses of unlike lengths, one of them a single token: an "a" ends them."""
     prompts = trainer(tokenizer, config, None).prompts.batch(0)  # type: ignore[arg-type]
-    return generate(models.policy, prompts, replace(config.rollout, stop=["a"]), seed=0, step=0)
+    settings = replace(config.rollout, stop=["a"])
+    return generate(NativeEngine(models.policy, settings), prompts, settings, seed=0, step=0)
 
 
 def experience_of(tokenizer, config, warmup=False, head=True):

@@ -7,7 +7,8 @@ import torch
 from proxlm.config import (
     RolloutSettings,
 )
-from proxlm.engine.native import generate
+from proxlm.engine.generate import generate
+from proxlm.engine.native import NativeEngine
 from proxlm.types import Prompt, Sequences
 from small_models import WORDS
 
@@ -28,7 +29,8 @@ def prompts(tokenizer, count=6):
 
 def sampled(model, count=6, seed=3, **settings):
     config = RolloutSettings(**{"max_new_tokens": 12, **settings})
-    return generate(model, prompts(model.tokenizer, count), config, seed=seed, step=0)
+    engine = NativeEngine(model, config)
+    return generate(engine, prompts(model.tokenizer, count), config, seed=seed, step=0)
 
 
 def own_logits(model, sequences, network=None):

@@ -15,8 +15,9 @@ from torch import nn
 from proxlm.config import (
     RolloutSettings,
 )
-from proxlm.engine import native, scheduler
-from proxlm.engine.native import generate
+from proxlm.engine import scheduler
+from proxlm.engine.generate import generate
+from proxlm.engine.native import NativeEngine
 from proxlm.models.forward import token_outputs
 from proxlm.train.ppo.learner import step_parameters
 from proxlm.train.ppo.prepare import prepare
@@ -45,16 +46,17 @@ def with_noise(models, scale=0.3):
 def force_tokens(monkeypatch, script):
     """Row b (in the order of the prompts) gets script[b][t]; its log-prob is the model's."""
 
-    def places(seed, stream, step, ids, samples, count):
-        return (torch.arange(len(ids))[:, None] * 1000 + torch.arange(count)).double()
+    def places(seeds, count):
+        rows = torch.tensor([seed.prompt_id for seed in seeds])
+        return (rows[:, None] * 1000 + torch.arange(count)).double()
 
-    def forced(logits, place, config):
+    def forced(logits, place, distributions):
         where = [divmod(int(x), 1000) for x in place.tolist()]
         tokens = torch.tensor([script[b][t] for b, t in where])
         return tokens, torch.log_softmax(logits.float(), -1).gather(-1, tokens[:, None]).squeeze(-1)
 
-    monkeypatch.setattr(native, "uniforms", places)
-    monkeypatch.setattr(scheduler, "sample", forced)
+    monkeypatch.setattr(scheduler, "request_uniforms", places)
+    monkeypatch.setattr(scheduler, "sample_rows", forced)
 
 
 def scripts(eos, places, limit):
@@ -87,7 +89,7 @@ def test_a_response_is_cut_after_its_first_eos(tokenizer, monkeypatch, family, p
     config = replace(config, rollout=RolloutSettings(max_new_tokens=limit, batch_size=batch_size))
     models = actors(tokenizer, config, family=family)
     asked = prompts(tokenizer)
-    rollout = generate(models.policy, asked, config.rollout, seed=0, step=0)
+    rollout = generate(NativeEngine(models.policy, config.rollout), asked, config.rollout, seed=0, step=0)
 
     wanted = [row if place == NEVER else row[: place + 1] for row, place in zip(script, places, strict=True)]
     got = [row.tolist() for row in rows_of(rollout.sequences.response_tokens, rollout.sequences)]

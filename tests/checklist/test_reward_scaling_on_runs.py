@@ -18,7 +18,7 @@ from proxlm.types import Scores
 def test_scores_are_scaled_by_moments_of_the_references_samples(tokenizer, monkeypatch):
     shaping = ShapingSettings(scale="reference", reference_samples=30)
     made = trainer(tokenizer, job(steps=2, shaping=shaping), None)
-    rewards = reference_rewards(made.models.policy, made.prompts, vowels, made.config)
+    rewards = reference_rewards(made.engine, made.prompts, vowels, made.config)
     assert len(rewards) == 30
     scaled, _ = scale_scores(rewards, None, torch.zeros(30), with_values(RunningStatistics(), rewards), 0.0)
     assert float(scaled.mean()) == pytest.approx(0.0, abs=1e-6)

@@ -162,13 +162,12 @@ def test_only_prompts_with_unequal_rewards_are_kept(tokenizer):
     config = job(steps=2, **FILTER)
     made = trainer(tokenizer, config, None, reward=only_even_prompts_vary)
     rollout, scores, draws, metrics = collect(
-        made.models.policy,
+        made.engine,
         made.prompts,
         only_even_prompts_vary,
         config,
         temperature=1.0,
         draw=0,
-        version=0,
         clock=Clock(SilentLog()),
     )
     ids = [p.id for p in rollout.prompts]
@@ -194,13 +193,12 @@ def test_a_prompt_twice_in_a_batch_makes_no_step_larger(tokenizer):
     stream = PromptStream(made.prompts.prompts[:3], 4, seed=0)
     for draw in range(4):
         rollout, *_ = collect(
-            made.models.policy,
+            made.engine,
             stream,
             vowels,
             config,
             temperature=1.0,
             draw=draw,
-            version=0,
             clock=Clock(SilentLog()),
         )
         assert len(rollout) <= 8

@@ -6,7 +6,8 @@ import torch
 from helpers import actors, job, parameters, prepared_by, vowels
 
 from proxlm.data.prompts import PromptStream
-from proxlm.engine.native import generate
+from proxlm.engine.generate import generate
+from proxlm.engine.native import NativeEngine
 from proxlm.train.ppo.trainer import PPOTrainer
 from proxlm.train.ppo.update import update
 from proxlm.types import Prompt
@@ -49,7 +50,8 @@ def made_with(tokenizer, config, folder, lora=0):
 def rollout_of(tokenizer, config):
     models = actors(tokenizer, config)
     stream = made_with(tokenizer, config, None).prompts
-    rollout = generate(models.policy, stream.batch(0), config.rollout, seed=0, step=0)
+    engine = NativeEngine(models.policy, config.rollout)
+    rollout = generate(engine, stream.batch(0), config.rollout, seed=0, step=0)
     return rollout, vowels(rollout)
 
 

@@ -177,13 +177,13 @@ def test_reward_falls(tokenizer, tmp_path):
 @pytest.mark.parametrize(("error", "severity"), [(0.01, "warning"), (0.5, "serious")])
 def test_rollout_gap(tokenizer, tmp_path, monkeypatch, error, severity):
     """An engine whose log-probs are not the trainer's."""
-    right = scheduler.sample
+    right = scheduler.sample_rows
 
     def wrong(*arguments):
         tokens, logprobs = right(*arguments)
         return tokens, logprobs - error
 
-    monkeypatch.setattr(scheduler, "sample", wrong)
+    monkeypatch.setattr(scheduler, "sample_rows", wrong)
     findings, _ = run(tokenizer, tmp_path, separate(3, 1e-3))
     assert (findings["rollout_gap"].severity, findings["rollout_gap"].step) == (severity, 3)
     assert "usual in float32: below 0.001" in findings["rollout_gap"].seen

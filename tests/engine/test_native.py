@@ -1,301 +1,235 @@
-"""The native engine on every kind of model we can build small."""
+"""The engine's promises: requests join, finish and differ without changing each other; weights, reset, prefixes."""
 
 from __future__ import annotations
 
+import copy
+import gc
 from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from proxlm.config import ModelSettings, RolloutSettings
-from proxlm.engine.decoders import CachedDecoder, RecomputeDecoder, TargetDecoder, make_decoder
-from proxlm.engine.native import generate
-from proxlm.engine.scheduler import response_text, stop_position
-from proxlm.models.forward import token_outputs
-from proxlm.models.load import load_language_model, wrap
-from proxlm.seeds import Stream
+from proxlm.config import RolloutSettings
+from proxlm.engine.generate import generate
+from proxlm.engine.kv_cache import KVCache
+from proxlm.engine.native import NativeEngine
+from proxlm.engine.request import Request, RequestOutput, SampleSeed, SamplingParams
+from proxlm.errors import ModelError
+from proxlm.models.language_model import LanguageModel
 from proxlm.types import Prompt
-from small_models import WORDS, tiny_model
-from story_model import PRETRAINED, STORIES
+from small_models import tiny_model
 
-FAMILIES = [
-    "llama", "qwen2", "qwen3", "gpt2", "mistral", "gemma2", "gpt_neox", "opt", "bloom", "phi3", "granite", "cohere",
-    "lstm", "t5", "mt5", "bart", "marian", "pegasus", "mbart",
-]  # fmt: skip
-RECURRENT = ["mamba"]
+pytestmark = pytest.mark.checklist(32)
 
 
-def prompts(tokenizer, count=6):
-    return [Prompt(i, tuple(tokenizer(text).input_ids), text) for i, text in enumerate((WORDS * 11)[:count])]
+def requests(count: int = 11) -> list[Request]:
+    """Prompts and limits of several lengths."""
+    return [
+        Request(
+            i,
+            [1 + i, *range(2, 2 + i % 4)],
+            SamplingParams(temperature=1.5, max_new_tokens=3 + i, seed=SampleSeed(5, prompt_id=i)),
+        )
+        for i in range(count)
+    ]
 
 
-def run(model, asked, seed=3, step=0, **settings):
-    config = RolloutSettings(**{"max_new_tokens": 16, **settings})
-    return generate(model, asked, config, seed=seed, step=step)
+def finish_all(engine: NativeEngine) -> dict[int, RequestOutput]:
+    outputs = {}
+    while len(engine):
+        outputs |= {output.id: output for output in engine.step()}
+    return outputs
 
 
-@pytest.mark.checklist(32)
-@pytest.mark.checklist(33)
-@pytest.mark.parametrize("family", FAMILIES + RECURRENT)
-def test_logprobs_are_the_teacher_forced_ones(tokenizer, family):
-    model = tiny_model(tokenizer, family)
-    rollout = run(model, prompts(tokenizer), temperature=0.8)
-    for rows in (torch.arange(6), torch.tensor([4]), torch.tensor([5, 0, 2])):
-        part = rollout.sequences.select(rows)
-        with torch.no_grad():
-            again = token_outputs(model, part, temperature=0.8).logprobs
-        offsets = rollout.sequences.response_offsets
-        stored = torch.cat([rollout.logprobs[offsets[r] : offsets[r + 1]] for r in rows])
-        assert torch.allclose(again, stored, atol=1e-5, rtol=0)
+def outputs_of(model: LanguageModel, asked: list[Request], batch: int = 64) -> dict[int, RequestOutput]:
+    engine = NativeEngine(model, RolloutSettings(batch_size=batch))
+    engine.submit(asked)
+    return finish_all(engine)
 
 
-@pytest.mark.parametrize("family", FAMILIES + RECURRENT)
-def test_greedy_equals_transformers_generate_token_for_token(tokenizer, family):
-    model = tiny_model(tokenizer, family)
-    rollout = run(model, prompts(tokenizer), temperature=0)
-    offsets = rollout.sequences.response_offsets.tolist()
-    for b, prompt in enumerate(rollout.prompts):
-        wanted = model.network.generate(
-            torch.tensor([prompt.input_ids]),
-            max_new_tokens=16,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-        )[0, 1 if model.encoder_decoder else len(prompt.input_ids) :]
-        assert rollout.sequences.response_tokens[offsets[b] : offsets[b + 1]].tolist() == wanted.tolist()
+def expect_same(ours: dict[int, RequestOutput], theirs: dict[int, RequestOutput]) -> None:
+    assert ours.keys() == theirs.keys()
+    for key, output in ours.items():
+        assert output.tokens == theirs[key].tokens
+        assert output.finish == theirs[key].finish
+        assert output.logprobs == pytest.approx(theirs[key].logprobs, abs=1e-5)
 
 
-@pytest.mark.parametrize("family", ["mistral", "gemma2"])
-def test_sliding_windows_much_shorter_than_the_text(tokenizer, family):
-    """Rows of other lengths leave at other times; each still sees just its own last 6 tokens."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        family, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=6, max_position_embeddings=128,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    network = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        network.get_output_embeddings().weight.mul_(8.0)
-    model = wrap(network, tokenizer, ModelSettings(device="cpu"))
-    rollout = run(model, prompts(tokenizer, 30), max_new_tokens=30, temperature=2.0)
-    assert len(set(rollout.sequences.response_lengths.tolist())) > 2
-    with torch.no_grad():
-        again = token_outputs(model, rollout.sequences, temperature=2.0).logprobs
-    assert torch.allclose(again, rollout.logprobs, atol=1e-5, rtol=0)
+def without_eos(tokenizer) -> LanguageModel:
+    """A model whose responses end at their limits only."""
+    model = tiny_model(copy.deepcopy(tokenizer))
+    model.network.generation_config.eos_token_id = model.tokenizer.eos_token_id = None
+    return model
 
 
-@pytest.mark.checklist(32)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "lstm", "t5", "bart"])
-def test_the_same_seed_gives_the_same_rollouts_at_any_batch_size(tokenizer, family):
-    model, asked = tiny_model(tokenizer, family), prompts(tokenizer, 64)
-    one, seven, all_ = (run(model, asked, batch_size=size) for size in (1, 7, 64))
-    for other in (one, seven):
-        assert torch.equal(other.sequences.tokens, all_.sequences.tokens)
-        assert torch.equal(other.sequences.offsets, all_.sequences.offsets)
-        assert torch.allclose(other.logprobs, all_.logprobs, atol=1e-5)
-        assert other.texts == all_.texts
-    assert len(set(all_.texts)) > 30
+def test_when_a_request_joins_does_not_change_its_output(tokenizer) -> None:
+    model, asked = tiny_model(tokenizer), requests()
+    alone = outputs_of(model, asked, batch=1)
+    for batch, late in ((64, 11), (4, 11), (4, 5), (64, 5), (3, 1)):
+        engine = NativeEngine(model, RolloutSettings(batch_size=batch))
+        engine.submit(asked[:late])
+        outputs = {output.id: output for _ in range(2) for output in engine.step()}
+        engine.submit(asked[late:])
+        expect_same(outputs | finish_all(engine), alone)
 
 
-@pytest.mark.checklist(32)
-def test_order_does_not_matter_and_seed_step_stream_and_repeat_do(tokenizer):
-    model, asked = tiny_model(tokenizer), prompts(tokenizer)
-    base = run(model, asked)
-    assert run(model, asked[::-1]).texts[::-1] == base.texts
-    assert run(model, asked, seed=4).texts != base.texts
-    assert run(model, asked, step=1).texts != base.texts
-    config = RolloutSettings(max_new_tokens=16)
-    assert generate(model, asked, config, seed=3, step=0, stream=Stream.EVALUATION).texts != base.texts
-    twice = run(model, [asked[1], asked[0], asked[1]])
-    assert twice.texts[0] == base.texts[1] != twice.texts[2]
-
-
-@pytest.mark.checklist(31)
-def test_eos_ends_a_response_and_stays_in_it(tokenizer):
-    model = tiny_model(tokenizer)
-    asked = prompts(tokenizer, 60)
-    rollout = run(model, asked, max_new_tokens=40, temperature=3.0)
-    eos, offsets = tokenizer.eos_token_id, rollout.sequences.response_offsets.tolist()
-    tokens = rollout.sequences.response_tokens.tolist()
-    assert {"eos", "length"} == set(rollout.finish)
-    for b, finish in enumerate(rollout.finish):
-        row = tokens[offsets[b] : offsets[b + 1]]
-        assert eos not in row[:-1]
-        assert (row[-1] == eos) == (finish == "eos")
-        assert finish == "eos" or len(row) == 40
-        assert tokenizer.eos_token not in rollout.texts[b]
-    assert rollout.action_mask.all()
-
-
-@pytest.mark.checklist(31)
-def test_first_token_eos(tokenizer):
-    model = tiny_model(tokenizer)
-    with torch.no_grad():
-        model.network.get_output_embeddings().weight.zero_()
-    model.network.generation_config.eos_token_id = list(range(len(tokenizer)))
-    rollout = run(model, prompts(tokenizer))
-    assert rollout.finish == ["eos"] * 6
-    assert rollout.sequences.response_lengths.tolist() == [1] * 6
-
-
-def test_stop_texts(tokenizer):
-    model, asked = tiny_model(tokenizer), prompts(tokenizer, 30)
-    free = run(model, asked, max_new_tokens=30)
-    stop = free.texts[0][4:6]
-    stopped = run(model, asked, max_new_tokens=30, stop=[stop, "never seen"])
-    assert stopped.finish[0] == "stop"
-    for before, after, finish in zip(free.texts, stopped.texts, stopped.finish, strict=True):
-        position = stop_position(before, [stop])
-        assert finish == "stop" if position is not None else after == before
-        assert after == (before if position is None else before[:position])
-    # The tokens that hold the stop text are actions and are kept.
-    first = stopped.sequences.response_tokens[: stopped.sequences.response_lengths[0]].tolist()
-    assert stop in tokenizer.decode(first)
-
-
-def test_a_stop_text_that_begins_with_the_lost_space(stories):
-    """SentencePiece drops a response's leading space when it is decoded alone; the stop text has it."""
-    model = load_language_model(ModelSettings(policy=str(stories), device="cpu"))
-    prompt = Prompt(0, tuple(model.tokenizer("Once upon a time").input_ids), "Once upon a time")
-    free = run(model, [prompt], temperature=0, max_new_tokens=12).texts[0]
-    assert free.startswith(", there was")
-    later = Prompt(1, tuple(model.tokenizer("Once upon a time,").input_ids), "Once upon a time,")
-    stopped = run(model, [later], temperature=0, max_new_tokens=12, stop=[" there"])
-    assert stopped.finish == ["stop"]
-    assert stopped.texts == [""]
-
-
-def test_stop_position():
-    assert stop_position("abcabc", ["c", "ca"]) == 2
-    assert stop_position("abc", ["d"]) is None
-    assert stop_position("", ["d"]) is None
-
-
-def test_repeats_of_a_prompt_and_progress(tokenizer):
-    seen: list[tuple[int, int]] = []
-    asked = prompts(tokenizer) * 2
-    generate(
-        tiny_model(tokenizer), asked, RolloutSettings(max_new_tokens=4, batch_size=5), seed=0, step=0,
-        on_progress=lambda done, total: seen.append((done, total)),
-    )  # fmt: skip
-    assert seen[-1] == (12, 12)
-    assert [d for d, _ in seen] == sorted(d for d, _ in seen)
-
-
-@pytest.mark.parametrize("family", ["llama", "t5"])
-def test_finished_rows_leave_the_batch(tokenizer, monkeypatch, family):
-    """The decoder's compute shrinks as responses end, and grows with nothing else."""
-    sizes: list[int] = []
-    model = tiny_model(tokenizer, family)
-    kind = type(make_decoder(model))
-    step = kind.step
-    monkeypatch.setattr(kind, "step", lambda self, tokens: (sizes.append(len(tokens)), step(self, tokens))[1])
-    rollout = run(model, prompts(tokenizer, 60), max_new_tokens=40, temperature=3.0)
-    lengths = rollout.sequences.response_lengths
-    # The start token is an encoder–decoder's first step.
-    first = 0 if family == "t5" else 1
-    assert sizes == [int((lengths > t).sum()) for t in range(first, 40)]
-    assert sizes[-1] < sizes[0]
-
-
-@pytest.mark.parametrize("family", ["t5", "bart"])
-def test_an_encoder_runs_once_for_a_batch_and_recomputing_agrees_with_the_cache(tokenizer, family):
-    model, encoded = tiny_model(tokenizer, family), []
-    model.trunk.encoder.register_forward_hook(lambda m, a, out: encoded.append(len(out.last_hidden_state)))
-    rows = [[1, 5, 9], [7], [3, 4, 8, 8, 2]]
-    with torch.no_grad():
-        pair = (make_decoder(model), make_decoder(model))
-        assert all(isinstance(decoder, TargetDecoder) and decoder.cached for decoder in pair)
-        pair[1].cached = False
-        assert torch.allclose(pair[0].start(rows), pair[1].start(rows), atol=1e-5)
-        for decoder in pair:
-            decoder.step(torch.tensor([5, 6, 7]))
-            decoder.keep(torch.tensor([0, 2]))
-        got = [decoder.step(torch.tensor([11, 12])) for decoder in pair]
-    assert torch.allclose(*got, atol=1e-5)
-    assert encoded == [3, 3]
-    encoded.clear()
-    run(model, prompts(tokenizer), batch_size=4)
-    assert encoded == [4, 2]
-
-
-def test_an_encoder_decoders_response_is_a_text_by_itself(tokenizer):
-    model = tiny_model(tokenizer, "t5")
-    rollout = run(model, prompts(tokenizer, 30), max_new_tokens=20)
-    for text, row in zip(
-        rollout.texts,
-        rollout.sequences.response_tokens.split(rollout.sequences.response_lengths.tolist()),
-        strict=True,
-    ):
-        assert text == tokenizer.decode(row, skip_special_tokens=True)
-    stop = rollout.texts[0][3:5]
-    stopped = run(model, prompts(tokenizer, 30), max_new_tokens=20, stop=[stop])
-    assert stopped.finish[0] == "stop"
-    assert stopped.texts[0] == rollout.texts[0][: stop_position(rollout.texts[0], [stop])]
-
-
-def test_recomputing_decoder_agrees_with_the_cached_one(tokenizer):
-    model = tiny_model(tokenizer)
-    rows = [[1, 5, 9], [7], [3, 4, 8, 8, 2]]
-    with torch.no_grad():
-        pair = (CachedDecoder(model), RecomputeDecoder(model))
-        assert torch.allclose(pair[0].start(rows), pair[1].start(rows), atol=1e-5)
-        for decoder in pair:
-            decoder.keep(torch.tensor([0, 2]))
-        got = [decoder.step(torch.tensor([11, 12])) for decoder in pair]
-    assert torch.allclose(*got, atol=1e-5)
-    assert isinstance(make_decoder(tiny_model(tokenizer, "gpt_neox")), CachedDecoder)
-
-
-@pytest.mark.parametrize("family", RECURRENT)
-def test_recurrent_models_are_recomputed(tokenizer, family):
-    assert isinstance(make_decoder(tiny_model(tokenizer, family)), RecomputeDecoder)
+def test_a_freed_slot_is_taken_at_once(tokenizer) -> None:
+    """Sixteen requests of different lengths in four slots: hardly more steps than tokens / slots."""
+    model, sizes = without_eos(tokenizer), []
+    model.trunk.embed_tokens.register_forward_hook(lambda module, arguments, out: sizes.append(len(out)))
+    engine, steps, outputs = NativeEngine(model, RolloutSettings(batch_size=4)), 0, []
+    engine.submit(
+        Request(i, [1, 2], SamplingParams(max_new_tokens=4 if i % 4 else 28, seed=SampleSeed(0, prompt_id=i)))
+        for i in range(16)
+    )
+    while len(engine):
+        outputs += engine.step()
+        steps += 1
+    assert sum(len(output.tokens) for output in outputs) == 4 * 28 + 12 * 4
+    assert steps <= 28 + 28  # in batches one after another it would be 4 · 28
+    assert max(sizes) <= 4
 
 
 @pytest.mark.checklist(34)
-def test_filters_change_the_stored_logprob(tokenizer):
-    model, asked = tiny_model(tokenizer), prompts(tokenizer)
-    filtered = run(model, asked, top_k=3)
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neox", "lstm", "t5"])
+def test_requests_with_their_own_parameters_get_together_what_each_gets_alone(tokenizer, model_type) -> None:
+    model = tiny_model(tokenizer, model_type)
+    kinds = [
+        SamplingParams(),
+        SamplingParams(temperature=0.0, max_new_tokens=9),
+        SamplingParams(temperature=2.0, top_k=7, max_new_tokens=14, stop=tuple("aeionrst")),
+        SamplingParams(temperature=0.8, top_p=0.9, max_new_tokens=5, stop=("a", "t ", "e")),
+        SamplingParams(temperature=1.3, min_p=0.02, max_new_tokens=20, logprobs=False),
+    ]
+    asked = [
+        Request(
+            i,
+            [7 + i, *range(9, 9 + i % 5)],
+            replace(
+                kinds[i % 5],
+                max_new_tokens=min(24, kinds[i % 5].max_new_tokens),
+                seed=SampleSeed(i % 3, i % 2, i % 7, prompt_id=i, sample=i % 4),
+            ),
+        )
+        for i in range(25)
+    ]
+    alone = {request.id: outputs_of(model, [request])[request.id] for request in asked}
+    for batch in (64, 6):
+        together = outputs_of(model, asked, batch)
+        expect_same(together, alone)
+    assert {output.finish for output in together.values()} >= {"stop", "length"}
+    for request in asked:
+        output = together[request.id]
+        assert len(output.tokens) <= request.params.max_new_tokens
+        assert len(output.logprobs) == (len(output.tokens) if request.params.logprobs else 0)
+        if output.finish == "stop":
+            text = tokenizer.decode(output.tokens)
+            assert any(stop in text for stop in request.params.stop)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "lstm"])
+def test_a_continued_request_gets_what_reading_everything_gives(tokenizer, model_type) -> None:
+    model = tiny_model(tokenizer, model_type)
+    engine = NativeEngine(model, RolloutSettings())
+    params = SamplingParams(max_new_tokens=6, temperature=1.5)
+    engine.submit([Request(0, [1, 5, 9], params, keep_prefix=True), Request(1, [4, 4], params)])
+    first = finish_all(engine)
+    assert first[1].prefix is None
+    assert (first[0].prefix is not None) == (model_type != "lstm")
+    prompt = [1, 5, 9, *first[0].tokens, 30, 31]
+    later = replace(params, seed=SampleSeed(position=len(first[0].tokens)))
+    engine.submit([Request(2, prompt, later, prefix=first[0].prefix)])
+    expect_same(finish_all(engine), outputs_of(model, [Request(2, prompt, later)]))
+
+
+def test_load_weights_copies_by_name_and_nothing_stale_is_used(tokenizer) -> None:
+    model, other = tiny_model(tokenizer), tiny_model(tokenizer, seed=1)
+    engine, asked = NativeEngine(model, RolloutSettings()), requests()
+    assert engine.version == 0
+    engine.submit(asked)
+    before = finish_all(engine)  # the decoder and its prepared copies are still there
+    engine.load_weights(other.network.named_parameters(), 3)
+    assert engine.version == 3
+    engine.submit(asked)
+    after = finish_all(engine)
+    expect_same(after, outputs_of(other, asked))
+    assert any(after[i].tokens != before[i].tokens for i in before)
+    for p, q in zip(model.network.parameters(), other.network.parameters(), strict=True):
+        assert torch.equal(p, q)
+        assert p.data_ptr() != q.data_ptr()
+
+
+def test_weights_that_changed_in_place_are_used_after_load_weights(tokenizer) -> None:
+    model, asked = tiny_model(tokenizer), requests()
+    engine = NativeEngine(model, RolloutSettings())
+    engine.submit(asked)
+    finish_all(engine)
     with torch.no_grad():
-        plain = token_outputs(model, filtered.sequences).logprobs
-    assert (filtered.logprobs >= plain - 1e-5).all()
-    assert float((filtered.logprobs - plain).max()) > 0.1
+        for p in model.network.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    engine.load_weights(model.trainable(), 1)
+    engine.submit(asked)
+    expect_same(finish_all(engine), outputs_of(model, asked))
 
 
-def test_bfloat16_generates(tokenizer):
-    model = replace(tiny_model(tokenizer), bfloat16=True)
-    rollout = run(model, prompts(tokenizer))
-    with torch.no_grad():
-        again = token_outputs(model, rollout.sequences).logprobs
-    assert rollout.logprobs.dtype == again.dtype == torch.float32
-    assert torch.allclose(again, rollout.logprobs, atol=0.3)
+def test_a_tied_head_may_be_named(tokenizer) -> None:
+    """The head's weights are the embeddings', which PyTorch names once; a sender may name them twice."""
+    model = tiny_model(tokenizer)
+    name = "lm_head.weight"
+    assert name not in dict(model.network.named_parameters())
+    NativeEngine(model, RolloutSettings()).load_weights([(name, torch.ones(320, 32))], 1)
+    assert bool((model.network.get_input_embeddings().weight == 1).all())
 
 
-def test_leading_space_of_sentencepiece_survives(stories):
-    from proxlm.data.tokenizer import load_tokenizer
+def test_load_weights_refuses_what_does_not_fit(tokenizer) -> None:
+    model = tiny_model(tokenizer)
+    engine = NativeEngine(model, RolloutSettings())
+    with pytest.raises(ModelError, match=r"no weights of the name model\.nothing"):
+        engine.load_weights([("model.nothing", torch.zeros(1))], 1)
+    name, weight = next(iter(model.network.named_parameters()))
+    with pytest.raises(ModelError, match=r"has the shape \[320, 32\], not \[2, 32\]"):
+        engine.load_weights([(name, weight[:2])], 1)
+    assert engine.version == 0
+    engine.submit(requests())
+    with pytest.raises(RuntimeError, match="11 requests are unfinished"):
+        engine.load_weights([], 1)
+    engine.reset()
+    engine.load_weights([], 1)
+    assert engine.version == 1
 
-    tokenizer = load_tokenizer(str(stories))
-    ids = tokenizer("Once upon a time").input_ids
-    assert response_text(tokenizer, ids[:3], ids[3:]) == " a time"
-    assert response_text(tokenizer, ids[:3], [*ids[3:], tokenizer.eos_token_id], ["time"]) == " a "
+
+def test_reset_drops_requests_and_frees_memory(tokenizer) -> None:
+    model, asked = tiny_model(tokenizer), requests()
+    engine = NativeEngine(model, RolloutSettings(batch_size=4))
+    assert engine.step() == []
+    engine.submit(asked)
+    engine.step()
+    assert len(engine) == 11
+    engine.reset()
+    assert len(engine) == 0
+    assert engine.step() == []
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if type(thing) is KVCache]
+    engine.submit(asked)
+    expect_same(finish_all(engine), outputs_of(model, asked))
 
 
-def test_greedy_story_is_one_that_the_model_was_trained_on(story_model):
-    model = load_language_model(ModelSettings(policy=str(story_model), device="cpu"))
-    rollout = run(model, [Prompt(0, (1,), "")], temperature=0, max_new_tokens=100)
-    assert rollout.texts[0] in STORIES
-    assert rollout.finish == ["eos"]
+def test_a_rollout_leaves_its_engine_empty_even_after_an_error(tokenizer) -> None:
+    settings = RolloutSettings(max_new_tokens=8)
+    engine = NativeEngine(tiny_model(tokenizer), settings)
+    prompts = [Prompt(i, (1, 2 + i), "") for i in range(5)]
 
+    def interrupt(done, total):
+        raise KeyboardInterrupt
 
-@pytest.mark.skipif(
-    not PRETRAINED.is_dir(),
-    reason="needs stories260K beside the checkout; the tiny story model has the same test without it",
-)
-def test_greedy_story_begins_as_published():
-    model = load_language_model(ModelSettings(policy=str(PRETRAINED), device="cpu"))
-    rollout = run(model, [Prompt(0, (1,), "")], temperature=0, max_new_tokens=60)
-    assert rollout.texts[0].startswith(
-        "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
-        "One day, she saw a big, red ball."
-    )
+    with pytest.raises(KeyboardInterrupt):
+        generate(engine, prompts, settings, seed=0, step=0, on_progress=interrupt)
+    gc.collect()
+    assert len(engine) == 0
+    assert not [thing for thing in gc.get_objects() if type(thing) is KVCache]
+    engine.load_weights([], 4)
+    rollout = generate(engine, prompts, settings, seed=0, step=0)
+    assert rollout.policy_version == 4
+    whole = generate(NativeEngine(engine.model, settings), prompts, settings, seed=0, step=0)
+    assert torch.equal(rollout.sequences.tokens, whole.sequences.tokens)
+    assert torch.equal(rollout.logprobs, whole.logprobs)

@@ -7,9 +7,10 @@ import torch
 
 from proxlm.__main__ import main
 from proxlm.config import EnvironmentSettings, RolloutSettings
-from proxlm.engine.native import generate
+from proxlm.engine.generate import generate
+from proxlm.engine.native import NativeEngine
 from proxlm.environments.games import GAMES
-from proxlm.environments.message_tokens import PlainWords
+from proxlm.environments.message_tokens import PlainMessageTokens
 from proxlm.environments.multi_turn import MultiTurn
 from proxlm.models.save import save_language_model
 from small_models import tiny_model
@@ -17,13 +18,15 @@ from small_models import tiny_model
 
 @pytest.mark.parametrize("talks", [False, True])
 def test_in_python_the_rollout_has_no_rows(tokenizer, talks):
-    model, told = tiny_model(tokenizer), []
+    model, reported = tiny_model(tokenizer), []
     sample = generate
     if talks:
         settings = EnvironmentSettings(use="number-game")
-        sample = MultiTurn(GAMES["number-game"], PlainWords(tokenizer), settings)
+        sample = MultiTurn(GAMES["number-game"], PlainMessageTokens(tokenizer), settings)
     sampling = RolloutSettings(max_new_tokens=5)
-    rollout = sample(model, [], sampling, seed=3, step=0, version=7, on_progress=lambda *at: told.append(at))
+    engine = NativeEngine(model, sampling)
+    engine.load_weights([], 7)
+    rollout = sample(engine, [], sampling, seed=3, step=0, on_progress=lambda *at: reported.append(at))
     assert len(rollout) == 0
     assert rollout.policy_version == 7
     assert (rollout.prompts, rollout.texts, rollout.finish, rollout.lost) == ([], [], [], [])
@@ -32,7 +35,7 @@ def test_in_python_the_rollout_has_no_rows(tokenizer, talks):
     assert (len(rollout.logprobs), rollout.logprobs.dtype) == (0, torch.float32)
     assert (rollout.rewards is not None) == talks
     assert rollout.completions() == []
-    assert told == []
+    assert reported == []
 
 
 @pytest.mark.parametrize(

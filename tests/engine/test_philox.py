@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from proxlm.engine.philox import philox, uniforms
+from proxlm.engine.philox import philox, request_uniforms
+from proxlm.engine.request import SampleSeed
 
 KNOWN = [
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -20,12 +22,15 @@ KNOWN = [
 
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN)
 def test_known_answers(counter, key, answer):
-    got = philox(tuple(torch.tensor([c]) for c in counter), key)  # type: ignore[arg-type]
-    assert tuple(int(x) for x in got) == answer
+    def words(numbers):
+        return tuple(np.array([n], dtype=np.uint64) for n in numbers)
+
+    assert tuple(int(x[0]) for x in philox(words(counter), words(key))) == answer
 
 
-def draw(seed=1, stream=0, step=2, prompts=(5,), samples=(0,), positions=4):
-    return uniforms(seed, stream, step, torch.tensor(prompts), torch.tensor(samples), positions)
+def draw(seed=1, stream=0, step=2, prompts=(5,), samples=(0,), positions=4, first=0):
+    seeds = [SampleSeed(seed, stream, step, *pair, first) for pair in zip(prompts, samples, strict=True)]
+    return request_uniforms(seeds, positions)
 
 
 def test_a_number_depends_on_its_own_counters_only():
@@ -48,3 +53,7 @@ def test_uniform_in_0_1():
     ordered = numbers.sort().values
     grid = torch.arange(20_000) / 20_000
     assert float((ordered - grid).abs().max()) < 1.63 / 20_000**0.5
+
+
+def test_a_later_turn_continues_the_numbers_of_its_text():
+    assert torch.equal(draw(positions=3, first=5), draw(positions=8)[:, 5:])

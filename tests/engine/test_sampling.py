@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from proxlm.config import RolloutSettings
-from proxlm.engine.sampling import filter_logits, sample
+from proxlm.engine.sampling import Distribution, filter_logits, sample, sample_rows
 
 P = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
 
@@ -37,18 +36,18 @@ def test_filters_act_on_rows_apart():
 @pytest.mark.checklist(33)
 @pytest.mark.checklist(34)
 @pytest.mark.parametrize(
-    ("config", "wanted"),
+    ("distribution", "wanted"),
     [
-        (RolloutSettings(), [0.1, 0.4, 0.3, 0.2]),
-        (RolloutSettings(top_k=2), [0, 4 / 7, 3 / 7, 0]),
-        (RolloutSettings(temperature=0.5), [1 / 30, 16 / 30, 9 / 30, 4 / 30]),
+        (Distribution(), [0.1, 0.4, 0.3, 0.2]),
+        (Distribution(top_k=2), [0, 4 / 7, 3 / 7, 0]),
+        (Distribution(temperature=0.5), [1 / 30, 16 / 30, 9 / 30, 4 / 30]),
     ],
 )
-def test_inverts_the_distribution_and_reports_its_logprob(config, wanted):
+def test_inverts_the_distribution_and_reports_its_logprob(distribution, wanted):
     """On an even grid of uniforms each token is taken exactly its share of times."""
     n = 3000
     grid = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    tokens, logprobs = sample(P.log().expand(n, 4), grid, config)
+    tokens, logprobs = sample(P.log().expand(n, 4), grid, distribution)
     share = torch.bincount(tokens, minlength=4) / n
     assert share.tolist() == pytest.approx(wanted, abs=1.1 / n)
     assert logprobs.exp().tolist() == pytest.approx([wanted[t] for t in tokens.tolist()], abs=1e-6)
@@ -56,13 +55,13 @@ def test_inverts_the_distribution_and_reports_its_logprob(config, wanted):
 
 def test_the_ends_of_the_unit_interval():
     p = torch.tensor([[0.0, 0.5, 0.5, 0.0]]).log()
-    assert sample(p, torch.tensor([0.0]).double(), RolloutSettings())[0].tolist() == [1]
+    assert sample(p, torch.tensor([0.0]).double(), Distribution())[0].tolist() == [1]
     for top in (1 - 2**-53, 1.0):
-        assert sample(p, torch.tensor([top], dtype=torch.float64), RolloutSettings())[0].tolist() == [2]
+        assert sample(p, torch.tensor([top], dtype=torch.float64), Distribution())[0].tolist() == [2]
 
 
 def test_greedy_takes_the_likeliest_and_reports_its_plain_logprob():
-    tokens, logprobs = sample(P.log(), torch.tensor([0.99]).double(), RolloutSettings(temperature=0))
+    tokens, logprobs = sample(P.log(), torch.tensor([0.99]).double(), Distribution(temperature=0))
     assert tokens.tolist() == [1]
     assert float(logprobs.exp()) == pytest.approx(0.4)
 
@@ -75,7 +74,7 @@ def test_large_vocabularies_are_inverted_by_blocks(size):
     logits[:, -300:] = -torch.inf
     uniform = torch.rand(200, generator=draw, dtype=torch.float64)
     uniform[:2] = torch.tensor([0.0, 1 - 2**-53])
-    tokens, logprobs = sample(logits, uniform, RolloutSettings())
+    tokens, logprobs = sample(logits, uniform, Distribution())
     p = torch.softmax(logits.double(), -1)
     upper = p.cumsum(-1).gather(1, tokens[:, None])[:, 0]
     chosen = p.gather(1, tokens[:, None])[:, 0]
@@ -84,3 +83,25 @@ def test_large_vocabularies_are_inverted_by_blocks(size):
     assert float((uniform - upper).max()) < 1e-6
     assert float((upper - chosen - uniform).max()) < 1e-6
     torch.testing.assert_close(logprobs, chosen.log().float(), atol=2e-6, rtol=0)
+
+
+@pytest.mark.checklist(34)
+@pytest.mark.parametrize("size", [300, 10_000])
+def test_rows_with_their_own_distributions_get_what_a_batch_of_their_kind_gets(size):
+    """Bit for bit, for each row: the other rows' temperatures and filters do not matter."""
+    draw = torch.Generator().manual_seed(size)
+    logits, uniform = torch.randn(12, size, generator=draw) * 3, torch.rand(12, generator=draw).double()
+    kinds = [
+        Distribution(),
+        Distribution(0),
+        Distribution(0.7),
+        Distribution(1.3, 5),
+        Distribution(1, 0, 0.8, 0.01),
+    ]
+    mixed = [kinds[i % len(kinds)] for i in range(12)]
+    tokens, logprobs = sample_rows(logits, uniform, mixed)
+    for kind in kinds:
+        alike_tokens, alike_logprobs = sample_rows(logits, uniform, [kind] * 12)
+        rows = torch.tensor([distribution == kind for distribution in mixed])
+        assert torch.equal(tokens[rows], alike_tokens[rows])
+        assert torch.equal(logprobs[rows], alike_logprobs[rows])

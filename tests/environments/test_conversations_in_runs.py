@@ -1,4 +1,4 @@
-"""PPO on conversations: the first minibatch, repeating a run, what a step tells of its conversations."""
+"""PPO on conversations: the first minibatch, repeating a run, the metrics of a step's conversations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from helpers import SilentLog, job, parameters, trainer
 from test_multi_turn import Counts
 
 from proxlm.config import EnvironmentSettings, RolloutSettings
-from proxlm.environments.message_tokens import PlainWords
+from proxlm.engine.native import NativeEngine
+from proxlm.environments.message_tokens import PlainMessageTokens
 from proxlm.environments.multi_turn import MultiTurn
 from proxlm.environments.resolve import with_environment
 from proxlm.evaluation.evaluate import evaluate_model
@@ -25,7 +26,7 @@ def test_ppo_on_conversations_begins_at_ratio_1_and_its_parts_add_up(tokenizer, 
     for folder in ("a", "b"):
         made = trainer(tokenizer, config, tmp_path / folder, reward=with_environment(None))
         settings = EnvironmentSettings(use="x", max_turns=3)
-        made.generate = MultiTurn(Counts, PlainWords(tokenizer), settings)
+        made.generate = MultiTurn(Counts, PlainMessageTokens(tokenizer), settings)
         log = SilentLog()
         made.train(log)
         results.append(parameters(made))
@@ -53,11 +54,11 @@ def test_a_step_that_drew_several_times_tells_of_all_its_conversations(tokenizer
         steps=1, batch_size=4, samples_per_prompt=3, advantage="rloo", filter_groups=True, filter_rounds=3
     )
     made = trainer(tokenizer, config, tmp_path / "run", reward=with_environment(None))
-    converse = MultiTurn(Fragile, PlainWords(tokenizer), EnvironmentSettings(use="x", max_turns=3))
+    multi_turn = MultiTurn(Fragile, PlainMessageTokens(tokenizer), EnvironmentSettings(use="x", max_turns=3))
     drawn = []
 
     def generate(*arguments, **named):
-        drawn.append(converse(*arguments, **named))
+        drawn.append(multi_turn(*arguments, **named))
         return drawn[-1]
 
     made.generate, log = generate, SilentLog()
@@ -77,21 +78,24 @@ def test_an_evaluation_is_of_the_policys_own_words(tokenizer):
     asked = [Prompt(i, (), "") for i in range(6)]
     found = []
     for words in (" and then?", " a", ""):
-        converse = MultiTurn(
-            lambda w=words: Counts(words=w), PlainWords(tokenizer), EnvironmentSettings(use="x", max_turns=3)
+        multi_turn = MultiTurn(
+            lambda w=words: Counts(words=w),
+            PlainMessageTokens(tokenizer),
+            EnvironmentSettings(use="x", max_turns=3),
         )
-        rollout = converse(
-            model, asked, RolloutSettings(max_new_tokens=5), seed=0, step=0, stream=Stream.EVALUATION
-        )
+        sampling = RolloutSettings(max_new_tokens=5)
+        engine = NativeEngine(model, sampling)
+        rollout = multi_turn(engine, asked, sampling, seed=0, step=0, stream=Stream.EVALUATION)
         evaluation = evaluate_model(
             "x",
             model,
+            engine,
             lambda s, t: token_outputs(other, s, t).logprobs,
             asked,
             with_environment(None),
-            RolloutSettings(max_new_tokens=5),
+            sampling,
             seed=0,
-            generate=converse,
+            generate=multi_turn,
         )
         mask, offsets = rollout.action_mask, rollout.sequences.response_offsets
         ours = token_outputs(model, rollout.sequences).logprobs.detach()[mask]

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from proxlm.config import DataSettings, EnvironmentSettings, RolloutSettings
+from proxlm.engine.native import NativeEngine
 from proxlm.environments.games import GAMES, random_play
-from proxlm.environments.message_tokens import ChatWords, PlainWords
+from proxlm.environments.message_tokens import ChatMessageTokens, PlainMessageTokens
 from proxlm.environments.multi_turn import MultiTurn
 from proxlm.environments.protocol import Task
 from proxlm.environments.resolve import conversations, resolve, task_prompts, with_environment
@@ -59,9 +60,9 @@ def prompts(count):
     return [Prompt(i, (), "") for i in range(count)]
 
 
-def talk(model, make, count=6, words=None, sampling=SAMPLING, **settings):
-    spec = MultiTurn(make, words or PlainWords(model.tokenizer), EnvironmentSettings(use="x", **settings))
-    return spec(model, prompts(count), sampling, seed=3, step=0)
+def talk(model, make, count=6, sampling=SAMPLING, **settings):
+    spec = MultiTurn(make, PlainMessageTokens(model.tokenizer), EnvironmentSettings(use="x", **settings))
+    return spec(NativeEngine(model, sampling), prompts(count), sampling, seed=3, step=0)
 
 
 def turns_of(mask):
@@ -201,12 +202,12 @@ def test_sampled_tokens_are_never_made_anew_from_text(tokenizer):
 
 @pytest.mark.parametrize("ended", [True, False])
 def test_chat_templates_go_on_from_tokens(tokenizer, ended):
-    words = ChatWords(tokenizer, CHATML, "be kind")
-    ids, text = words.begin([{"role": "user", "content": "hi"}])
+    tokens = ChatMessageTokens(tokenizer, CHATML, "be kind")
+    ids, text = tokens.opening([{"role": "user", "content": "hi"}])
     assert text == "<|im_start|>system\nbe kind<|eos|>\n<|im_start|>user\nhi<|eos|>\n<|im_start|>assistant\n"
     reply = tokenizer(" well", add_special_tokens=False).input_ids
     eos = tokenizer.eos_token_id
-    after = words.go_on([{"role": "tool", "content": "42"}], eos if ended else None)
+    after = tokens.continuation([{"role": "tool", "content": "42"}], eos if ended else None)
     whole = [*ids, *reply, *([eos] if ended else []), *after]
     said = "<|im_start|>assistant\n well<|eos|>\n<|im_start|>tool\n42<|eos|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(whole).endswith(said)

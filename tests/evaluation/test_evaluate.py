@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from proxlm.config import RolloutSettings
+from proxlm.engine.native import NativeEngine
 from proxlm.evaluation.evaluate import as_json, as_table, evaluate_model
 from proxlm.models.forward import token_outputs
 from proxlm.types import Prompt, Scores
@@ -21,13 +22,15 @@ def lengths_as_reward(rollout):
 
 def evaluate(tokenizer, model, reference, count=12, reward=lengths_as_reward, **settings):
     prompts = [Prompt(i, tuple(tokenizer(f"The cat {i}").input_ids), f"The cat {i}") for i in range(count)]
+    sampling = RolloutSettings(max_new_tokens=10)
     return evaluate_model(
         "it",
         model,
+        NativeEngine(model, sampling),
         lambda s, t: token_outputs(reference, s, t).logprobs,
         prompts,
         reward,
-        RolloutSettings(max_new_tokens=10),
+        sampling,
         seed=1,
         **settings,
     )
@@ -63,13 +66,15 @@ def test_kl_is_taken_at_the_sampling_temperature(tokenizer):
     prompts = [Prompt(i, tuple(tokenizer(f"A dog {i}").input_ids), "") for i in range(6)]
 
     def kl(temperature):
+        sampling = RolloutSettings(max_new_tokens=8, temperature=temperature)
         got = evaluate_model(
             "it",
             doubled,
+            NativeEngine(doubled, sampling),
             lambda s, t: token_outputs(model, s, t / 2).logprobs,
             prompts,
             None,
-            RolloutSettings(max_new_tokens=8, temperature=temperature),
+            sampling,
             seed=0,
         )
         return got.metrics["kl"].mean

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from block_types import model_of
 from proxlm.config import LoraSettings, RolloutSettings
-from proxlm.engine.native import generate
+from proxlm.engine.generate import generate
+from proxlm.engine.native import NativeEngine
 from proxlm.models.adapters import add_lora
 from proxlm.models.forward import head_backward, response_states, token_outputs
 from proxlm.models.language_model import LanguageModel
@@ -58,7 +59,8 @@ def test_the_engines_logprobs_are_near_the_trainers(tokenizer, name: str) -> Non
     """Both round to bf16, in products of other shapes."""
     model = tiny_model(tokenizer, name, precision="bfloat16")
     prompts = [Prompt(i, (1, 5 + i, 9), "p") for i in range(12)]
-    rollout = generate(model, prompts, RolloutSettings(max_new_tokens=12), seed=3, step=0)
+    settings = RolloutSettings(max_new_tokens=12)
+    rollout = generate(NativeEngine(model, settings), prompts, settings, seed=3, step=0)
     with torch.no_grad():
         trained = token_outputs(model, rollout.sequences).logprobs
     gap = (trained - rollout.logprobs).abs()

@@ -11,7 +11,8 @@ from torch import nn
 from proxlm import load_config
 from proxlm.config import LoraSettings, RolloutSettings
 from proxlm.engine.decoders import make_decoder
-from proxlm.engine.native import generate
+from proxlm.engine.generate import generate
+from proxlm.engine.native import NativeEngine
 from proxlm.errors import ConfigError, ModelError
 from proxlm.kernels import int8
 from proxlm.kernels.inference_products import inference_product
@@ -91,12 +92,13 @@ def test_rollouts_know_the_policy_that_wrote_them(tokenizer: Any, name: str, wei
     """The log-probs kept are those of the rounded weights: near the policy's own, and not equal to them."""
     model = tiny_model(tokenizer, name)
     config = RolloutSettings(max_new_tokens=12, weights=weights)
-    rollout = generate(model, prompts(), config, seed=3, step=0)
+    rollout = generate(NativeEngine(model, config), prompts(), config, seed=3, step=0)
     with torch.no_grad():
         own = token_outputs(model, rollout.sequences).logprobs
     gap = (own - rollout.logprobs).abs()
     assert 1e-4 < float(gap.mean()) < (0.1 if weights == "int8" else 0.03)
-    exact = generate(model, prompts(), RolloutSettings(max_new_tokens=12), seed=3, step=0)
+    plain = RolloutSettings(max_new_tokens=12)
+    exact = generate(NativeEngine(model, plain), prompts(), plain, seed=3, step=0)
     with torch.no_grad():
         same = token_outputs(model, exact.sequences).logprobs
     assert float((same - exact.logprobs).abs().max()) < 1e-4
@@ -105,16 +107,11 @@ def test_rollouts_know_the_policy_that_wrote_them(tokenizer: Any, name: str, wei
 @needs_int8
 def test_batches_of_any_size_write_the_same_with_int8(tokenizer: Any) -> None:
     model = tiny_model(tokenizer)
-    texts = [
-        generate(
-            model,
-            prompts(),
-            RolloutSettings(max_new_tokens=12, weights="int8", batch_size=size),
-            seed=3,
-            step=0,
-        ).sequences.tokens.tolist()
-        for size in (12, 5, 1)
-    ]
+    texts = []
+    for size in (12, 5, 1):
+        config = RolloutSettings(max_new_tokens=12, weights="int8", batch_size=size)
+        rollout = generate(NativeEngine(model, config), prompts(), config, seed=3, step=0)
+        texts.append(rollout.sequences.tokens.tolist())
     assert texts[0] == texts[1] == texts[2]
 
 
@@ -146,7 +143,8 @@ def test_adapters_are_part_of_what_is_written_with(tokenizer: Any, weights: Any)
         for name, p in model.trainable():
             if "lora_B" in name:
                 p.normal_(std=0.3)
-    rollout = generate(model, prompts(), RolloutSettings(max_new_tokens=12, weights=weights), seed=3, step=0)
+    config = RolloutSettings(max_new_tokens=12, weights=weights)
+    rollout = generate(NativeEngine(model, config), prompts(), config, seed=3, step=0)
     with torch.no_grad():
         own = token_outputs(model, rollout.sequences).logprobs
         with adapters_off(model):

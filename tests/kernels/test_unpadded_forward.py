@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from block_types import CONFIGS, SIZES, model_of
 from proxlm.config import LoraSettings, ModelSettings, RolloutSettings
-from proxlm.engine.native import generate
+from proxlm.engine.generate import generate
+from proxlm.engine.native import NativeEngine
 from proxlm.errors import ModelError
 from proxlm.kernels import attention, fused_ops
 from proxlm.models import forward
@@ -267,7 +268,8 @@ def test_decoding_without_own_kernels_writes_the_same(tokenizer) -> None:
     model, settings = tiny_model(tokenizer), RolloutSettings(max_new_tokens=6)
     prompts = [Prompt(0, (1, 5, 9), "p"), Prompt(1, (1, 4), "p")]
     ours, theirs = (
-        generate(replace(model, own_kernels=own), prompts, settings, seed=0, step=0) for own in (True, False)
+        generate(NativeEngine(replace(model, own_kernels=own), settings), prompts, settings, seed=0, step=0)
+        for own in (True, False)
     )
     assert torch.equal(ours.sequences.tokens, theirs.sequences.tokens)
     torch.testing.assert_close(ours.logprobs, theirs.logprobs, rtol=0.0, atol=1e-5)

@@ -1,9 +1,9 @@
-"""Step-by-step decoding of a batch whose rows can leave it.
+"""Decoders: the model's passes over a batch whose rows come and go.
 
-The decoders give the state after the newest token of each row. `SlotDecoder` (slots.py) keeps keys and values of
-the model types it knows, and lets rows join; `CachedDecoder` has transformers keep them; `RecurrentDecoder` the state
-of proxlm's own recurrent family; `RecomputeDecoder` runs the whole sequence anew, for model types whose cache cannot
-drop rows; `TargetDecoder` runs an encoder once and then its decoder.
+A decoder returns the state after the newest token of each row. `BlockDecoder` (block_decoder.py) keeps keys and
+values of the model types it knows, and lets rows join; `CachedDecoder` has transformers keep them;
+`RecurrentDecoder` keeps the state of proxlm's own recurrent model type; `RecomputeDecoder` runs whole sequences
+again, for model types whose cache cannot drop rows; `TargetDecoder` runs an encoder once and then its decoder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from proxlm.config import RolloutWeights
-from proxlm.engine.kv_cache import SlotDecoder
+from proxlm.engine.block_decoder import BlockDecoder
+from proxlm.engine.kv_cache import CachedPrefix
 from proxlm.errors import ModelError
 from proxlm.kernels.block_layouts import LAYOUTS, has_layout
 from proxlm.models.encoder_decoder import EncoderDecoderTrunk
@@ -28,7 +29,25 @@ from proxlm.types import Sequences
 
 
 class Decoder(Protocol):
-    """Rows are numbered as given, until `keep` says otherwise."""
+    """Runs the model on the rows of a batch. Rows are numbered as they were added, until `keep` says otherwise."""
+
+    @property
+    def can_join(self) -> bool:
+        """Whether rows may be added beside others. If not, `add` needs a batch without rows."""
+
+    def add(
+        self, prompts: Sequence[Sequence[int]], room: int, prefixes: Sequence[CachedPrefix | None]
+    ) -> Tensor:
+        """Read prompts as new rows, behind those there are.
+
+        Args:
+            prompts: token ids, at least one each.
+            room: how many tokens a row may become longer by.
+            prefixes: what is known of the first tokens of each prompt, from `snapshot`; never of all its tokens.
+
+        Returns:
+            The state after each prompt, [k, H].
+        """
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token to each row, [b] int64; returns the state after it, [b, H]."""
@@ -36,25 +55,46 @@ class Decoder(Protocol):
     def keep(self, rows: Tensor) -> None:
         """Row i becomes what row rows[i] was, [k] int64; rows that are not named are dropped."""
 
+    def logits(self, states: Tensor) -> Tensor:
+        """States [b, H] → logits [b, V]."""
 
-class BatchDecoder(Decoder, Protocol):
-    """All rows begin together, and none joins later; the next batch has a decoder of its own."""
-
-    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Read the prompts; returns the state after each, [b, H]."""
+    def snapshot(self, row: int) -> CachedPrefix | None:
+        """What is known of a row, to continue from after it was dropped; None if nothing can be kept."""
 
 
-class CachedDecoder:
+class BatchDecoder:
+    """What the decoders have in common whose rows all begin together. They read every prompt whole."""
+
+    can_join = False
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+
+    def logits(self, states: Tensor) -> Tensor:
+        """The model's own."""
+        return self.model.logits(states)
+
+    def snapshot(self, row: int) -> CachedPrefix | None:  # noqa: ARG002
+        """Nothing."""
+        return None
+
+
+class CachedDecoder(BatchDecoder):
     """Prompts are padded on the left under a mask; positions count real tokens only."""
 
     def __init__(self, model: LanguageModel) -> None:
-        from transformers import DynamicCache
-
-        self.model = model
-        self.cache: Any = DynamicCache(config=model.network.config)
+        super().__init__(model)
         self.takes_positions = "position_ids" in inspect.signature(model.trunk.forward).parameters
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def add(
+        self,
+        prompts: Sequence[Sequence[int]],
+        room: int,  # noqa: ARG002
+        prefixes: Sequence[CachedPrefix | None],  # noqa: ARG002
+    ) -> Tensor:
+        from transformers import DynamicCache
+
+        self.cache: Any = DynamicCache(config=self.model.network.config)
         longest = max(len(p) for p in prompts)
         rows = [[0] * (longest - len(p)) + list(p) for p in prompts]
         lengths = torch.tensor([len(p) for p in prompts], device=self.model.device)
@@ -81,20 +121,21 @@ class CachedDecoder:
         return output.last_hidden_state[:, -1]
 
 
-class RecurrentDecoder:
+class RecurrentDecoder(BatchDecoder):
     """The state of a recurrence is the cache: each token costs the same, however long the row is.
 
-    Prompts are padded on the right under a mask, which leaves a row's state as its last real token made it.
+    Prompts are padded on the right under a mask, which leaves a row's state as it was after its last real token.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
-        self.model = model
-        self.cache: Any = None
-
-    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def add(
+        self,
+        prompts: Sequence[Sequence[int]],
+        room: int,  # noqa: ARG002
+        prefixes: Sequence[CachedPrefix | None],  # noqa: ARG002
+    ) -> Tensor:
         padded, mask, last = _padded(prompts, self.model.device)
         output = self.model.states(padded, attention_mask=mask, use_cache=True)
-        self.cache = output.past_key_values
+        self.cache: Any = output.past_key_values
         return output.last_hidden_state.flatten(0, 1)[last]
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -105,15 +146,16 @@ class RecurrentDecoder:
         self.cache.batch_select_indices(rows)
 
 
-class RecomputeDecoder:
+class RecomputeDecoder(BatchDecoder):
     """No cache: exact for every causal model, at quadratic cost."""
 
-    def __init__(self, model: LanguageModel) -> None:
-        self.model = model
-        self.rows: list[list[int]] = []
-
-    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        self.rows = [list(p) for p in prompts]
+    def add(
+        self,
+        prompts: Sequence[Sequence[int]],
+        room: int,  # noqa: ARG002
+        prefixes: Sequence[CachedPrefix | None],  # noqa: ARG002
+    ) -> Tensor:
+        self.rows = [list(prompt) for prompt in prompts]
         return self._run()
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -129,22 +171,27 @@ class RecomputeDecoder:
         return self.model.states(padded, use_cache=False).last_hidden_state.flatten(0, 1)[last]
 
 
-class TargetDecoder:
+class TargetDecoder(BatchDecoder):
     """For encoder–decoders. The prompts are encoded once; all rows of the decoder are of one length, so unpadded.
 
-    cached False: the decoder's tokens are run anew at each step, for types that keep no keys and values.
+    cached False: the decoder's tokens are run again at each step, for types that keep no keys and values.
     """
 
     def __init__(self, model: LanguageModel) -> None:
-        from transformers import DynamicCache, EncoderDecoderCache
-
-        self.model = model
+        super().__init__(model)
         self.trunk = EncoderDecoderTrunk(model.network)
         self.cached = "past_key_values" in inspect.signature(self.trunk.decoder.forward).parameters
-        config = model.network.config.get_text_config(decoder=True)
-        self.cache: Any = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def add(
+        self,
+        prompts: Sequence[Sequence[int]],
+        room: int,  # noqa: ARG002
+        prefixes: Sequence[CachedPrefix | None],  # noqa: ARG002
+    ) -> Tensor:
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        config = self.model.network.config.get_text_config(decoder=True)
+        self.cache: Any = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
         padded, self.mask, _ = _padded(prompts, self.model.device)
         with self.model.autocast():
             self.encoded = self.trunk.encode(padded, self.mask)
@@ -176,11 +223,18 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor
     return padded, mask, torch.arange(len(rows), device=device) * padded.shape[1] + lengths - 1
 
 
-def make_decoder(model: LanguageModel, weights: RolloutWeights = "policy") -> SlotDecoder | BatchDecoder:
-    """The decoder for what the model is: two halves, a type we know, one that keeps a state of ours, plain keys and
-    values, or nothing that drops rows. Raises ModelError for rounded weights of a type we do not know."""
+def make_decoder(model: LanguageModel, weights: RolloutWeights = "policy") -> Decoder:
+    """The decoder for a model, by its type.
+
+    Args:
+        model: the model.
+        weights: decode with the policy's weights, or with copies rounded to another precision.
+
+    Raises:
+        ModelError: rounded weights for a model type that block_decoder.py does not know.
+    """
     if model.own_kernels and has_layout(model.network.config):
-        return SlotDecoder(model, weights)
+        return BlockDecoder(model, weights)
     if weights != "policy":
         raise ModelError(
             f"{model.source}: rollout.weights = {weights} is for model types {', '.join(LAYOUTS)}, and this is"

@@ -1,203 +1,146 @@
-"""Decoding with a key–value cache of our own: rows come and go, and none waits for another.
-
-A row is a slot of one tensor. It begins at position 0, so rows need no padding between them; rows that end leave
-their slots to others; rows that join read only what the cache does not hold. Model types: kernels/block_layouts.py.
-"""
+"""Storage of keys and values: a slot is taken in `KVCache.add`, grown in `reserve` and freed in `keep`."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from proxlm.config import RolloutWeights
-from proxlm.kernels.attention import cached_attention
-from proxlm.kernels.block_layouts import Layout, layout_of
-from proxlm.kernels.inference_products import Weights, inference_product
-from proxlm.models.forward import micro_batches
-from proxlm.models.language_model import LanguageModel
 
-# New contexts are read this many tokens at a time, padding included: enough to fill a processor.
-READ_TOKENS = 2048
+@dataclass(frozen=True)
+class CachedPrefix:
+    """Keys and values of the first tokens of a row, [layers, 2, G, length, D], to continue from later."""
 
-
-class Memory(NamedTuple):
-    """The keys and values of a row's first tokens, [L, 2, G, length, D], to go on from later."""
-
-    cache: Tensor
+    keys_values: Tensor
 
     @property
     def length(self) -> int:
-        return self.cache.shape[3]
+        """Tokens of the prefix."""
+        return self.keys_values.shape[3]
 
 
-class SlotDecoder:
-    """See the module. Slots are numbered as rows were added; `keep` may put rows into another order."""
+class KVCache:
+    """Keys and values of rows that come and go. Row i is slot i of one tensor per layer.
 
-    def __init__(self, model: LanguageModel, weights: RolloutWeights = "policy") -> None:
-        self.model, self.own = model, weights == "policy"
-        kind: Weights = weights if weights != "policy" else "bfloat16" if model.bfloat16 else "own"
-        self.bfloat16 = kind == "bfloat16"
-        self.layout: Layout = layout_of(model.trunk, kind)
-        head = model.network.get_output_embeddings()
-        self.head = inference_product([head], kind) or head
-        self.cache: list[Tensor] = []  # of each layer, keys and values [2, slots, G, length, D]
-        self.lengths = torch.zeros(0, dtype=torch.int64, device=model.device)
+    A row begins at position 0 of its slot, so rows need no padding between them. What a freed slot held is overwritten by
+    the next row that takes it.
 
-    def add(
-        self, contexts: Sequence[Sequence[int]], room: int, memories: Sequence[Memory | None] = ()
-    ) -> Tensor:
-        """New rows behind those there are; returns the state after each context, [k, H].
+    Args:
+        layers: number of attention layers.
+        heads: heads of keys and values, G.
+        size: width of a head, D.
+        dtype: of the keys and values.
+        device: where they are.
+    """
 
-        room: how many tokens a row may become longer by. memories: what of each context is known already (its
-        first tokens, never all of them). Rows with the same context are read once.
+    def __init__(
+        self, layers: int, heads: int, size: int, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        self._shape = layers, heads, size
+        self.dtype, self.device = dtype, device
+        # Of each layer, keys and values [2, slots, G, length, D].
+        self.layers: list[Tensor] = []
+        # Tokens of each row, [rows] int64.
+        self.lengths = torch.zeros(0, dtype=torch.int64, device=device)
+
+    def __len__(self) -> int:
+        """Slots in use."""
+        return len(self.lengths)
+
+    @property
+    def slots(self) -> int:
+        """Slots there are."""
+        return self.layers[0].shape[1] if self.layers else 0
+
+    @property
+    def slot_length(self) -> int:
+        """Tokens that a slot has room for."""
+        return self.layers[0].shape[3] if self.layers else 0
+
+    def reserve(self, slots: int, length: int) -> None:
+        """Make room for so many rows of so many tokens; what is there stays.
+
+        What is outgrown once becomes at least twice as large.
         """
-        first, device = len(self.lengths), self.model.device
-        known = list(memories) or [None] * len(contexts)
-        alike: dict[tuple[int, ...], int] = {}
-        # A row with a memory of its own is like no other.
-        sources = [
-            i if known[i] is not None else alike.setdefault(tuple(context), i)
-            for i, context in enumerate(contexts)
-        ]
-        longest = max(len(context) for context in contexts)
-        self._reserve(first + len(contexts), longest + room)
-        for i, memory in enumerate(known):
-            if memory is not None:
-                for layer, part in zip(self.cache, memory.cache, strict=True):
-                    layer[:, first + i, :, : memory.length] = part
-        states = self._read(contexts, known, sorted(set(sources)), first)
-        source = torch.tensor(sources, device=device)
-        copies = (source != torch.arange(len(sources), device=device)).nonzero()[:, 0]
-        if len(copies):
-            self._copy(first + source[copies], first + copies, longest)
-        self.lengths = torch.cat([self.lengths, torch.tensor([len(c) for c in contexts], device=device)])
-        return states[source]
+        have = (self.slots, self.slot_length)
+        if have[0] >= slots and have[1] >= length:
+            return
+        slots, length = (
+            has if wanted <= has else max(wanted, 2 * has)
+            for has, wanted in zip(have, (slots, length), strict=True)
+        )
+        layers, heads, size = self._shape
+        rows, top = len(self), int(self.lengths.max()) if len(self) else 0
+        for layer in range(layers):
+            # Zeros, for attention multiplies what it masks by 0, and 0 · NaN would be NaN.
+            more = torch.zeros(2, slots, heads, length, size, dtype=self.dtype, device=self.device)
+            if self.layers[layer:]:
+                more[:, :rows, :, :top] = self.layers[layer][:, :rows, :, :top]
+            self.layers[layer : layer + 1] = [more]
 
-    def _read(
-        self,
-        contexts: Sequence[Sequence[int]],
-        known: Sequence[Memory | None],
-        rows: list[int],
-        first: int,
-    ) -> Tensor:
-        """Run the unknown part of these contexts; the state after each, [k, H] (0 elsewhere).
-
-        Some at a time, those of like length together: that bounds what is held, and little of it is padding.
-        """
-        device = self.model.device
-        starts = [0 if (memory := known[i]) is None else memory.length for i in rows]
-        parts = [list(contexts[i][start:]) for i, start in zip(rows, starts, strict=True)]
-        counts = torch.tensor([len(part) for part in parts])
-        found = list[tuple[Tensor, Tensor]]()
-        for group in micro_batches(counts, READ_TOKENS):
-            chosen, widest = group.tolist(), int(counts[group].max())
-            tokens = torch.tensor([parts[i] + [0] * (widest - len(parts[i])) for i in chosen], device=device)
-            slots = torch.tensor([rows[i] for i in chosen], device=device)
-            begins = torch.tensor([starts[i] for i in chosen], device=device)
-            x = self._run(tokens, begins, first + slots, counts[group].to(device))
-            found.append((slots, x))
-        states = found[0][1].new_zeros(len(contexts), found[0][1].shape[-1])
-        for slots, x in found:
-            states[slots] = x
-        return states
-
-    def logits(self, states: Tensor) -> Tensor:
-        """States [b, H] → logits [b, V]: of these model types the head's own."""
-        with self._autocast():
-            return self.head(states)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """As the policy computes; rounded weights say themselves what they compute in."""
-        if self.own:
-            return self.model.autocast()
-        return torch.autocast(self.model.device.type, enabled=False)
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Append one token to each row, [b] int64; returns the state after it, [b, H]."""
-        states = self._run(tokens[:, None], self.lengths, None, None)
-        self.lengths = self.lengths + 1
-        return states
+    def add(self, lengths: Tensor) -> None:
+        """Take slots, behind those in use, for rows of these many tokens, [k] int64. See `reserve`."""
+        self.lengths = torch.cat([self.lengths, lengths])
 
     def keep(self, rows: Tensor) -> None:
-        """Row i becomes what row rows[i] was, [k] int64; those not named are dropped. Rows that stay cost nothing."""
+        """Row i becomes what row rows[i] was; the slots of rows that are not named are freed.
+
+        Args:
+            rows: [k] int64. A row that stays where it is costs nothing.
+        """
         places = torch.arange(len(rows), device=rows.device)
         moved = (rows != places).nonzero()[:, 0]
         if len(moved):
-            self._copy(rows[moved], moved, int(self.lengths.max()))
+            self.copy(rows[moved], moved, int(self.lengths.max()))
         self.lengths = self.lengths[rows]
 
-    def _copy(self, source: Tensor, target: Tensor, top: int) -> None:
-        """The first `top` tokens of slots [k] into other slots [k]."""
-        for layer in self.cache:
-            layer[:, target, :, :top] = layer[:, source, :, :top]
+    def copy(self, source: Tensor, target: Tensor, length: int) -> None:
+        """Copy the first `length` tokens of slots source [k] to slots target [k]."""
+        for layer in self.layers:
+            layer[:, target, :, :length] = layer[:, source, :, :length]
 
-    def remember(self, row: int) -> Memory:
-        """What is known of a row, to go on from after it was dropped."""
-        return Memory(torch.stack([layer[:, row, :, : int(self.lengths[row])] for layer in self.cache]))
+    def snapshot(self, row: int) -> CachedPrefix:
+        """A copy of what is known of a row."""
+        length = int(self.lengths[row])
+        return CachedPrefix(torch.stack([layer[:, row, :, :length] for layer in self.layers]))
 
-    def _run(self, tokens: Tensor, starts: Tensor, slots: Tensor | None, counts: Tensor | None) -> Tensor:
-        """Tokens [b, t] at positions starts [b] + 0 … t − 1 of the slots (all, in their order, if None).
+    def restore(self, slot: int, prefix: CachedPrefix) -> None:
+        """Write a prefix to the beginning of a slot."""
+        for layer, part in zip(self.layers, prefix.keys_values, strict=True):
+            layer[:, slot, :, : prefix.length] = part
 
-        counts [b]: how many of each row's tokens are real (all if None). Returns the state after the last, [b, H].
+    def cells(self, positions: Tensor, slots: Tensor | None) -> Tensor:
+        """Where each head of the tokens at positions [b, t] of the slots is among a layer's keys, [b · t · G].
+
+        Args:
+            positions: [b, t] int64.
+            slots: [b] int64; None: the first b.
         """
-        rows, width = tokens.shape
-        # Padding may reach beyond the cache; what it leaves in the last cell is overwritten before it is read.
-        positions = (starts[:, None] + torch.arange(width, device=tokens.device)).clamp(
-            max=self.cache[0].shape[3] - 1
-        )
-        top, cells = int(positions.max()) + 1, self._cells(positions, slots)
-        hidden = torch.arange(top, device=tokens.device) > positions[..., None]
-        mask = torch.zeros(hidden.shape, dtype=self.cache[0].dtype, device=tokens.device)
-        mask = mask.masked_fill_(hidden, -torch.inf)[:, None]
-        with self._autocast():
-            x, rotation = self.layout.embed(tokens, positions)
-            for layer, block in enumerate(self.layout.blocks):
-                q, k, v = block.heads(x, rotation)
-                keys, values = self._store(layer, k, v, cells, slots, top)
-                x = block.after_attention(x, cached_attention(q, keys, values, mask, block.scale))
-            last = x[:, -1] if counts is None else x[torch.arange(rows, device=x.device), counts - 1]
-            return self.layout.final(last)
+        heads = self._shape[1]
+        rows = torch.arange(len(positions), device=positions.device) if slots is None else slots
+        first = rows[:, None] * heads + torch.arange(heads, device=positions.device)
+        return (first[:, None] * self.slot_length + positions[..., None]).flatten()
 
-    def _store(
-        self, layer: int, k: Tensor, v: Tensor, cells: Tensor, slots: Tensor | None, top: int
+    def write(
+        self, layer: int, k: Tensor, v: Tensor, cells: Tensor, slots: Tensor | None, length: int
     ) -> tuple[Tensor, Tensor]:
-        """Write new keys and values [b, t, G, D]; returns those of the slots up to `top`, [b, G, top, D]."""
-        keys, values = self.cache[layer]
+        """Write new keys and values of one layer and return all of the slots.
+
+        Args:
+            layer: which layer.
+            k: keys [b, t, G, D].
+            v: values [b, t, G, D].
+            cells: where they go, of `cells`.
+            slots: [b] int64; None: the first b.
+            length: how many tokens of the slots to return.
+
+        Returns:
+            Keys and values of the slots, [b, G, length, D] each.
+        """
+        keys, values = self.layers[layer]
         for kept, new in ((keys, k), (values, v)):
             kept.view(-1, kept.shape[-1]).index_copy_(0, cells, new.flatten(0, 2).to(kept.dtype))
         if slots is None:
-            return keys[: len(k), :, :top], values[: len(k), :, :top]
-        return keys[slots, :, :top], values[slots, :, :top]
-
-    def _cells(self, positions: Tensor, slots: Tensor | None) -> Tensor:
-        """Where each head of the tokens at positions [b, t] of the slots stands among a layer's keys, [b · t · G]."""
-        groups, length = self.cache[0].shape[2:4]
-        rows = torch.arange(len(positions), device=positions.device) if slots is None else slots
-        heads = rows[:, None] * groups + torch.arange(groups, device=positions.device)
-        return (heads[:, None] * length + positions[..., None]).flatten()
-
-    def _reserve(self, slots: int, length: int) -> None:
-        """Room for so many rows of so many tokens; what is there stays."""
-        config = self.model.network.config
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        have = (self.cache[0].shape[1], self.cache[0].shape[3]) if self.cache else (0, 0)
-        if have[0] >= slots and have[1] >= length:
-            return
-        # Whoever outgrows it once is given twice as much.
-        shape = [
-            has if wanted <= has else max(wanted, 2 * has)
-            for has, wanted in zip(have, (slots, length), strict=True)
-        ]
-        dtype = torch.bfloat16 if self.bfloat16 else next(self.model.trunk.parameters()).dtype
-        rows, top = len(self.lengths), int(self.lengths.max()) if len(self.lengths) else 0
-        for layer in range(len(self.layout.blocks)):
-            # Zeros, for attention multiplies what it masks by 0, and 0 · NaN would be NaN.
-            more = torch.zeros(2, shape[0], heads, shape[1], width, dtype=dtype, device=self.model.device)
-            if self.cache[layer:]:
-                more[:, :rows, :, :top] = self.cache[layer][:, :rows, :, :top]
-            self.cache[layer : layer + 1] = [more]
+            return keys[: len(k), :, :length], values[: len(k), :, :length]
+        return keys[slots, :, :length], values[slots, :, :length]

@@ -6,50 +6,62 @@ nothing else, so what is sampled does not depend on the batch, the order, the nu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-_MASK = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
+if TYPE_CHECKING:
+    from proxlm.engine.request import SampleSeed
+
+Words = npt.NDArray[np.uint64]
+"""32-bit numbers, in 64 bits so that their products fit."""
+
+_MASK, _BITS = np.uint64(0xFFFFFFFF), np.uint64(32)
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
 
 
-def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a · b, for 32-bit numbers held in int64 (whose product could overflow it)."""
-    low = (a & 0xFFFF) * b
-    high = (a >> 16) * b + (low >> 16)
-    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+def philox(counter: tuple[Words, Words, Words, Words], key: tuple[Words, Words]) -> tuple[Words, ...]:
+    """Ten rounds of Philox4x32.
 
+    Args:
+        counter: four arrays that broadcast to one shape.
+        key: two arrays that broadcast to that shape.
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Ten rounds. counter: four int64 tensors of one shape with 32-bit values; key: two 32-bit numbers.
-
-    Returns: four int64 tensors of that shape with independent uniform 32-bit values.
+    Returns:
+        Four arrays of that shape, independent and uniform over the 32-bit numbers.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        high0, low0 = _multiply(_MULTIPLIERS[0], c0)
-        high1, low1 = _multiply(_MULTIPLIERS[1], c2)
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        product0, product1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = (
+            (product1 >> _BITS) ^ c1 ^ k0,
+            product1 & _MASK,
+            (product0 >> _BITS) ^ c3 ^ k1,
+            product0 & _MASK,
+        )
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return c0, c1, c2, c3
 
 
-def uniforms(
-    seed: int, stream: int, step: int, prompt_ids: Tensor, samples: Tensor, positions: int
-) -> Tensor:
-    """Uniform numbers in [0, 1) with 53 random bits for `positions` tokens of each response.
+def request_uniforms(seeds: Sequence[SampleSeed], count: int) -> Tensor:
+    """Uniform numbers in [0, 1) with 53 random bits for the next `count` tokens of each request.
 
-    seed, stream (0 training, 1 evaluation, ...) and step in [0, 2**32); prompt_ids and samples [B] int64 in that
-    range. Returns: [B, positions] float64.
+    Args:
+        seeds: counters of each request.
+        count: how many tokens.
+
+    Returns:
+        [len(seeds), count] float64.
     """
-    shape = (len(prompt_ids), positions)
-    counter = (
-        torch.arange(positions).expand(shape),
-        samples[:, None].expand(shape),
-        prompt_ids[:, None].expand(shape),
-        torch.full(shape, step),
-    )
-    a, b, _, _ = philox(counter, (seed & _MASK, stream & _MASK))
-    return ((a >> 5) * 2**26 + (b >> 6)).double() / 2**53
+    seed, stream, step, prompt_id, sample, position = np.array(
+        [(s.seed, s.stream, s.step, s.prompt_id, s.sample, s.position) for s in seeds], dtype=np.uint64
+    ).T[..., None]
+    positions = position + np.arange(count, dtype=np.uint64)
+    a, b, _, _ = philox((positions, sample, prompt_id, step), (seed & _MASK, stream & _MASK))
+    return torch.from_numpy(((a >> np.uint64(5)) * np.uint64(2**26) + (b >> np.uint64(6))) / 2**53)

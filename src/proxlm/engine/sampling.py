@@ -1,23 +1,70 @@
-"""From logits to a token and the log-prob it was sampled with."""
+"""Where a token is sampled: from logits to a token and the log-prob it was sampled with."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
-
-from proxlm.config import RolloutSettings
 
 # Of a large vocabulary the cumulative distribution is taken over blocks of so many tokens, and then within the one
 # that is hit.
 BLOCK = 256
 
 
-def filter_logits(logits: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
-    """Set the logits of excluded tokens to −inf. logits [B, V], already divided by the temperature → [B, V].
+class Distribution(NamedTuple):
+    """What turns logits into the distribution that is sampled from; see `SamplingParams` for the fields."""
 
-    min-p keeps tokens with p ≥ min_p · max p (Nguyen et al. 2024); top-k the k likeliest; top-p the smallest set
-    of likeliest tokens whose probability reaches top_p (Holtzman et al. 2019), counted after top-k and min-p.
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
+def sample_rows(
+    logits: Tensor, uniform: Tensor, distributions: Sequence[Distribution]
+) -> tuple[Tensor, Tensor]:
+    """Sample one token per row, each row from its own distribution.
+
+    Rows with the same distribution are sampled together; if all have the same one, that is a single call of `sample`.
+
+    Args:
+        logits: [B, V].
+        uniform: [B] float64 in [0, 1).
+        distributions: of each row.
+
+    Returns:
+        Tokens [B] int64 and their log-probs [B] float32.
+    """
+    first = distributions[0]
+    if all(distribution == first for distribution in distributions):
+        return sample(logits, uniform, first)
+    groups: dict[Distribution, list[int]] = {}
+    for row, distribution in enumerate(distributions):
+        groups.setdefault(distribution, []).append(row)
+    tokens = torch.empty(len(distributions), dtype=torch.int64, device=logits.device)
+    logprobs = torch.empty(len(distributions), dtype=torch.float32, device=logits.device)
+    for distribution, members in groups.items():
+        rows = torch.tensor(members, device=logits.device)
+        tokens[rows], logprobs[rows] = sample(logits[rows], uniform[rows], distribution)
+    return tokens, logprobs
+
+
+def filter_logits(logits: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
+    """Set the logits of excluded tokens to −inf.
+
     Ties are kept or dropped in the order of a stable sort. The likeliest token always stays.
+
+    Args:
+        logits: [B, V], already divided by the temperature.
+        top_k: keep the k likeliest tokens; 0: all.
+        top_p: keep the smallest set of likeliest tokens whose probability reaches this (Holtzman et al. 2019),
+            counted after top-k and min-p.
+        min_p: keep tokens with p ≥ min_p · max p (Nguyen et al. 2024).
+
+    Returns:
+        [B, V].
     """
     if min_p > 0:
         floor = logits.amax(-1, keepdim=True) + torch.log(torch.tensor(min_p, dtype=logits.dtype))
@@ -36,21 +83,25 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float, min_p: float) -> Ten
     return logits
 
 
-def sample(logits: Tensor, uniform: Tensor, config: RolloutSettings) -> tuple[Tensor, Tensor]:
-    """Pick one token per row by inverting the cumulative distribution at `uniform`.
+def sample(logits: Tensor, uniform: Tensor, distribution: Distribution) -> tuple[Tensor, Tensor]:
+    """Sample one token per row by inverting the cumulative distribution at `uniform`.
 
-    Args: logits [B, V]; uniform [B] float64 in [0, 1). Returns: tokens [B] int64 and their log-probs [B] float32
-    under the distribution sampled from: temperature and filters applied. Temperature 0 takes the likeliest token
-    and gives its log-prob at temperature 1.
+    Args:
+        logits: [B, V].
+        uniform: [B] float64 in [0, 1).
+        distribution: of all rows. Temperature 0 takes the likeliest token and gives its log-prob at temperature 1.
+
+    Returns:
+        Tokens [B] int64 and their log-probs [B] float32 under the distribution sampled from.
     """
     logits = logits.float()
-    if config.temperature == 0:
+    if distribution.temperature == 0:
         tokens = logits.argmax(-1, keepdim=True)
         logprobs = logits.gather(-1, tokens) - torch.logsumexp(logits, -1, keepdim=True)
         return tokens[:, 0], logprobs[:, 0]
-    if config.temperature != 1:
-        logits = logits / config.temperature
-    logits = filter_logits(logits, config.top_k, config.top_p, config.min_p)
+    if distribution.temperature != 1:
+        logits = logits / distribution.temperature
+    logits = filter_logits(logits, distribution.top_k, distribution.top_p, distribution.min_p)
     top = logits.amax(-1, keepdim=True)
     # One exponential serves the choice and the log-prob.
     if logits.shape[-1] <= 16 * BLOCK:
@@ -63,15 +114,15 @@ def sample(logits: Tensor, uniform: Tensor, config: RolloutSettings) -> tuple[Te
 
 
 def _pick_by_blocks(logits: Tensor, top: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Cumulative sums of exp(logits − top) over blocks of tokens, [B, n] float64, and the chosen tokens [B, 1]."""
+    """Cumulative sums of exp(logits − top) over blocks of tokens, [B, n] float64, and the sampled tokens [B, 1]."""
     size = logits.shape[-1]
     shares = torch.empty(len(logits), -(-size // BLOCK), BLOCK, device=logits.device)
     torch.sub(logits, top, out=shares.flatten(1)[:, :size]).exp_()
     shares.flatten(1)[:, size:] = 0
     sums = shares.sum(-1, dtype=torch.float64).cumsum_(-1)
-    block, rest = _first_above(sums, uniform * sums[:, -1:])
+    block, excess = _first_above(sums, uniform * sums[:, -1:])
     within = shares.gather(1, block[..., None].expand(-1, 1, BLOCK))[:, 0].cumsum(-1, dtype=torch.float64)
-    return sums, block * BLOCK + _first_above(within, rest)[0]
+    return sums, block * BLOCK + _first_above(within, excess)[0]
 
 
 def _first_above(sums: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +131,7 @@ def _first_above(sums: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     All in float64, both results [B, 1]. Sums that rise by nothing are never the first.
     """
     total = sums[:, -1:]
-    # Rounding must not carry the threshold to the total, behind which there is no token.
+    # Rounding must not carry the threshold to the total, after which there is no token.
     below = torch.minimum(threshold, torch.nextafter(total, torch.zeros_like(total)))
     place = torch.searchsorted(sums, below, right=True)
     before = torch.where(place > 0, sums.gather(-1, (place - 1).clamp(min=0)), 0.0)

@@ -1,4 +1,4 @@
-"""From what an environment says to tokens, without touching the tokens that are there already."""
+"""From an environment's messages to tokens, without touching the tokens that are there already."""
 
 from __future__ import annotations
 
@@ -14,48 +14,62 @@ from proxlm.errors import DataError
 _PROBE = "PROBE"
 
 
-class Words(Protocol):
-    """Tokens of messages. Every token is appended; none is ever made anew from text."""
+class MessageTokens(Protocol):
+    """Tokens of messages. Tokens are only ever appended; none is made again from text."""
 
-    def begin(self, messages: Sequence[Message]) -> tuple[list[int], str]:
-        """Token ids and text of the conversation before the policy's first reply."""
+    def opening(self, messages: Sequence[Message]) -> tuple[list[int], str]:
+        """Token ids and text of the conversation before the policy's first turn."""
 
-    def go_on(self, messages: Sequence[Message], eos: int | None) -> list[int]:
-        """Token ids of what comes between a reply and the next one. eos: the token that ended the reply, if any."""
+    def continuation(self, messages: Sequence[Message], eos: int | None) -> list[int]:
+        """Token ids between a turn of the policy and its next one.
+
+        Args:
+            messages: what the environment said.
+            eos: the token that ended the turn before, if it ended with one.
+        """
 
 
 @dataclass(frozen=True)
-class PlainWords:
-    """Messages one after another, roles left out: for models that continue text."""
+class PlainMessageTokens:
+    """Messages one after another, without their roles: for models that continue text."""
 
     tokenizer: Any
 
-    def begin(self, messages: Sequence[Message]) -> tuple[list[int], str]:
+    def opening(self, messages: Sequence[Message]) -> tuple[list[int], str]:
+        """The contents as a prompt."""
         text = _joined(messages)
         return encode_prompt(self.tokenizer, text), text
 
-    def go_on(self, messages: Sequence[Message], eos: int | None) -> list[int]:  # noqa: ARG002
+    def continuation(self, messages: Sequence[Message], eos: int | None) -> list[int]:  # noqa: ARG002
+        """The contents."""
         return encode_rendered(self.tokenizer, _joined(messages))
 
 
 @dataclass(frozen=True)
-class ChatWords:
+class ChatMessageTokens:
     """Messages through the chat template.
 
-    What the template puts behind a reply and before the next one is found by rendering a short conversation with
-    the new messages and without them: the rest is new text, and only that is tokenised.
+    What the template puts after a turn and before the next one is found by rendering a short conversation with the
+    new messages: only what follows the policy's turn in it is tokenised.
+
+    Attributes:
+        tokenizer: of the model.
+        template: Jinja template; None: the tokenizer's own.
+        system: system message of every conversation, or "".
     """
 
     tokenizer: Any
     template: str | None
     system: str = ""
 
-    def begin(self, messages: Sequence[Message]) -> tuple[list[int], str]:
+    def opening(self, messages: Sequence[Message]) -> tuple[list[int], str]:
+        """The messages after the system message, and the template's beginning of a turn."""
         whole = with_system(messages, self.system)
         text = render(self.tokenizer, whole, self.template, "reset", add_generation_prompt=True)
         return encode_rendered(self.tokenizer, text), text
 
-    def go_on(self, messages: Sequence[Message], eos: int | None) -> list[int]:
+    def continuation(self, messages: Sequence[Message], eos: int | None) -> list[int]:
+        """The template's end of a turn, the messages, and its beginning of the next turn."""
         before: list[Message] = [{"role": "user", "content": "."}, {"role": "assistant", "content": _PROBE}]
         text = render(self.tokenizer, [*before, *messages], self.template, "step", add_generation_prompt=True)
         place = text.find(_PROBE)
@@ -64,7 +78,7 @@ class ChatWords:
                 "the chat template changes or repeats replies: a conversation cannot go on from tokens"
             )
         ids = encode_rendered(self.tokenizer, text[place + len(_PROBE) :])
-        # The template spells out the end of the reply, which is there already where the policy wrote it.
+        # The template spells out the end of the turn, which is there already where the policy sampled it.
         return ids[1:] if eos is not None and ids[:1] == [eos] else ids
 
 

@@ -1,4 +1,4 @@
-"""Calls of environments that run beside the rollout, each with a time limit: plain functions and coroutines."""
+"""Calls of environments beside the rollout, each with a time limit: plain functions and coroutines."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from typing import Any, NamedTuple
 from proxlm.threads import Worker
 
 
-class Outcome(NamedTuple):
-    """What became of the call `key`: a value, or an error."""
+class CallResult(NamedTuple):
+    """The result of the call `key`: a value, or an error."""
 
     key: int
     value: Any
     error: BaseException | None
 
 
-class Calls:
-    """Runs calls and hands out their outcomes in the order in which they end.
+class EnvironmentPool:
+    """Runs calls of environments and returns their results in the order in which they finish.
 
-    Each key has a thread of its own for all its calls, so one that hangs holds up nobody, the end of the program
-    included; coroutines share an event loop of their own. A call that is not done after `timeout` seconds counts as
-    failed, and its thread is given up; what it says later is not heard.
+    Each key has a thread of its own for all its calls, so one that hangs holds up no other, nor the end of the
+    program; coroutines share an event loop. A call that is not done in time counts as failed, and its thread is
+    given up; a result that arrives later is ignored.
+
+    Args:
+        timeout: seconds a call may take.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -39,11 +42,11 @@ class Calls:
         self._guard = threading.Lock()
 
     def __len__(self) -> int:
-        """How many calls are going on."""
+        """How many calls are running."""
         return len(self._deadlines)
 
     def start(self, key: int, function: Callable[..., Any], *arguments: Any) -> None:
-        """Begin function(*arguments); one call at a time for each key."""
+        """Begin function(*arguments); one call at a time per key."""
         self._number += 1
         number = self._number
         self._deadlines[key] = (number, time.monotonic() + self.timeout)
@@ -61,10 +64,13 @@ class Calls:
             self._workers[key] = Worker(f"environment-{key}")
         self._workers[key].do(run)
 
-    def ended(self, wait: float) -> list[Outcome]:
-        """The outcomes since the last time; waits up to `wait` seconds for the first one, and no longer than until
-        the next time limit."""
-        found: list[Outcome] = []
+    def finished(self, wait: float) -> list[CallResult]:
+        """The results since the last call of this method.
+
+        Args:
+            wait: seconds to wait for the first one; it never waits beyond the next time limit.
+        """
+        found: list[CallResult] = []
         limit = time.monotonic() + wait
         while self._deadlines:
             nearest = min(at for _, at in self._deadlines.values())
@@ -73,19 +79,19 @@ class Calls:
                 key, number, value, error = self._done.get(timeout=patience)
             except queue.Empty:
                 break
-            if self._deadlines.get(key, (0, 0.0))[0] == number:  # else it came after its time limit
+            if self._deadlines.get(key, (0, 0.0))[0] == number:  # else it arrived after its time limit
                 del self._deadlines[key]
-                found.append(Outcome(key, value, error))
+                found.append(CallResult(key, value, error))
         return found + self._overdue()
 
-    def _overdue(self) -> list[Outcome]:
+    def _overdue(self) -> list[CallResult]:
         now = time.monotonic()
         late = [key for key, (_, at) in self._deadlines.items() if at <= now]
         for key in late:
             del self._deadlines[key]
             self._workers.pop(key).give_up()
         message = f"no answer within {self.timeout:g} seconds"
-        return [Outcome(key, None, TimeoutError(message)) for key in late]
+        return [CallResult(key, None, TimeoutError(message)) for key in late]
 
     def _event_loop(self) -> asyncio.AbstractEventLoop:
         with self._guard:
@@ -98,7 +104,7 @@ class Calls:
             return self._loop
 
     def close(self) -> None:
-        """Cancel coroutines that hang and end their loop; threads that hang are left behind."""
+        """Cancel coroutines that hang and stop their loop; threads that hang are abandoned."""
         self._workers.clear()
         if self._loop is None:
             return
@@ -111,7 +117,7 @@ class Calls:
 def _cancel_and_stop(loop: asyncio.AbstractEventLoop) -> None:
     for task in asyncio.all_tasks(loop):
         task.cancel()
-    # Once more around, so that the cancelled ones can end.
+    # One more iteration, so that the cancelled ones can finish.
     loop.call_soon(loop.stop)
 
 

@@ -27,9 +27,11 @@ from proxlm.errors import DataError
 class Task:
     """What a conversation is about.
 
-    text and fields: the prompt's (empty without data.prompts). seed: of the task, the same whenever its prompt comes
-    again, for what is given (a secret, a map). chance: of this conversation alone, for what happens (dice, an
-    opponent's moves).
+    Attributes:
+        text: the prompt's; empty without data.prompts.
+        fields: the prompt's.
+        seed: of the task, the same in each repeat of its prompt: for what is fixed (a secret, a map).
+        chance: of this conversation alone: for what happens in it (dice, an opponent's moves).
     """
 
     text: str = ""
@@ -46,7 +48,7 @@ Answer = tuple[Messages, float, bool]
 
 
 class Environment(Protocol):
-    """One conversation's other side."""
+    """The other side of one conversation."""
 
     def reset(self, task: Task) -> Messages | Awaitable[Messages]:
         """Begin; returns what is said before the policy's first reply."""
@@ -58,8 +60,8 @@ class Environment(Protocol):
 MakeEnvironment = Callable[[], Environment]
 
 
-def checked_words(value: Any, where: str) -> list[Message]:
-    """What an environment said, as messages; a text is one of the user. Raises DataError."""
+def checked_messages(value: Any, where: str) -> list[Message]:
+    """What an environment said, as messages; a text is a message of the user. Raises DataError."""
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
     return check_messages(value, where)
@@ -69,10 +71,10 @@ def checked_answer(value: Any) -> tuple[list[Message], float, bool]:
     """What `step` returned. Raises DataError where it is not (messages, reward, done)."""
     if not isinstance(value, tuple) or len(value) != 3:
         raise DataError(f"step must return (messages, reward, done), not {type(value).__name__}")
-    words, reward, done = value
+    messages, reward, done = value
     if isinstance(reward, bool) or not isinstance(reward, int | float) or reward != reward:
         raise DataError(f"step must return a number as reward, not {reward!r}")
     if not isinstance(done, bool):
         raise DataError(f"step must return True or False as done, not {done!r}")
     # What is said at the end is never read, so it may be nothing.
-    return ([] if done and not words else checked_words(words, "step")), float(reward), done
+    return ([] if done and not messages else checked_messages(messages, "step")), float(reward), done

@@ -15,7 +15,7 @@ from proxlm.config.secrets import from_environment
 from proxlm.data.chat import read_template
 from proxlm.data.prompts import LoadedPrompts
 from proxlm.environments.games import GAMES
-from proxlm.environments.message_tokens import ChatWords, PlainWords
+from proxlm.environments.message_tokens import ChatMessageTokens, MessageTokens, PlainMessageTokens
 from proxlm.environments.multi_turn import MultiTurn
 from proxlm.environments.protocol import MakeEnvironment
 from proxlm.errors import ConfigError
@@ -26,13 +26,24 @@ from proxlm.user_code import load, parse_reference
 
 
 def conversations(settings: EnvironmentSettings, data: DataSettings, tokenizer: Any) -> MultiTurn:
-    """The sampler of conversations. Raises ConfigError for what is wrong in the settings."""
-    words = ChatWords(tokenizer, read_template(data.chat_template), data.system) if data.chat else None
-    return MultiTurn(resolve(settings), words or PlainWords(tokenizer), settings)
+    """The sampler of conversations.
+
+    Args:
+        settings: which environment, and the limits of a conversation.
+        data: whether messages go through a chat template, and which.
+        tokenizer: of the model.
+
+    Raises:
+        ConfigError: something is wrong in the settings.
+    """
+    tokens: MessageTokens = PlainMessageTokens(tokenizer)
+    if data.chat:
+        tokens = ChatMessageTokens(tokenizer, read_template(data.chat_template), data.system)
+    return MultiTurn(resolve(settings), tokens, settings)
 
 
 def resolve(settings: EnvironmentSettings) -> MakeEnvironment:
-    """What makes a new environment for each conversation, its arguments checked."""
+    """A function that makes a new environment for each conversation. Raises ConfigError for wrong arguments."""
     use, key = settings.use, "environment.use"
     args = from_environment("environment.args", settings.args)
     if reference := parse_reference(use):
@@ -56,14 +67,14 @@ def resolve(settings: EnvironmentSettings) -> MakeEnvironment:
 
 
 def task_prompts(settings: EnvironmentSettings, count: int) -> tuple[LoadedPrompts, LoadedPrompts]:
-    """Prompts without words, for environments that need none: tasks to train on, and `count` held-out ones."""
+    """Prompts without text, for environments that need none: tasks to train on, and `count` held-out ones."""
     first = settings.tasks
     train = [Prompt(i, (), "") for i in range(first)]
     return LoadedPrompts(train), LoadedPrompts([Prompt(i, (), "") for i in range(first, first + count)])
 
 
 def with_environment(reward: Callable[[Rollout], Scores] | None) -> Callable[[Rollout], Scores]:
-    """Scores of conversations: what the environment paid, on the turns it paid for, and a reward besides if any."""
+    """Scores of conversations: what the environment paid, on the turns it paid for, plus another reward if given."""
 
     def scores(rollout: Rollout) -> Scores:
         assert rollout.rewards is not None

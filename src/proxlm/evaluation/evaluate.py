@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from proxlm.config import RolloutSettings
-from proxlm.engine.native import Generate, generate
+from proxlm.engine.generate import Generate, generate
+from proxlm.engine.protocol import Engine
 from proxlm.evaluation.metrics import Estimate, distinct_n, mean_with_interval, perplexity, words_of
 from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
@@ -46,10 +47,11 @@ class Evaluation:
 def evaluate_model(
     name: str,
     model: LanguageModel,
+    engine: Engine,
     reference_logprobs: Callable[[Sequences, float], Tensor],
     prompts: Sequence[Prompt],
     reward: Callable[[Rollout], Scores] | None,
-    config: RolloutSettings,
+    settings: RolloutSettings,
     *,
     seed: int,
     micro_batch_tokens: int = 4096,
@@ -59,15 +61,28 @@ def evaluate_model(
 ) -> Evaluation:
     """One response to each prompt, with the same random numbers for every model evaluated.
 
-    reference_logprobs(sequences, temperature) gives the reference's log-probs [R] of the responses. KL is taken
-    at the sampling temperature (greedy: at 1), perplexity at 1.
+    KL is taken at the sampling temperature (greedy: at 1), perplexity at 1.
+
+    Args:
+        name: what the model is called in the table.
+        model: what is evaluated.
+        engine: generates its responses.
+        reference_logprobs: (sequences, temperature) → the reference's log-probs [R] of the responses.
+        prompts: one response each.
+        reward: of the responses; None: no reward is reported.
+        settings: how responses are sampled.
+        seed: of the random numbers.
+        micro_batch_tokens: most tokens in one pass of scoring.
+        samples: how many responses to keep in the result.
+        on_progress: called with the number of finished responses and of all.
+        generate: samples the rollout.
     """
     rollout = generate(
-        model, prompts, config, seed=seed, step=0, stream=Stream.EVALUATION, on_progress=on_progress
+        engine, prompts, settings, seed=seed, step=0, stream=Stream.EVALUATION, on_progress=on_progress
     )
     scores = reward(rollout) if reward is not None else None
     rewards: list[float] = []
-    t = config.temperature or 1.0
+    t = settings.temperature or 1.0
 
     def score(logprobs: Callable[[Sequences, float], Tensor], temperature: float) -> Tensor:
         return _score_tokens(lambda s: logprobs(s, temperature), rollout, model.device, micro_batch_tokens)
@@ -105,7 +120,9 @@ def evaluate_model(
 
 
 def _own_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
-    """What the policy wrote: the responses' texts, and of conversations its turns without what it was told."""
+    """What the policy wrote: the responses' texts, and of conversations its turns without the environment's
+    messages.
+    """
     if rollout.rewards is None:
         return rollout.texts
     tokens, lengths = rollout.sequences.response_tokens, rollout.sequences.response_lengths.tolist()
@@ -130,7 +147,7 @@ def _score_tokens(
 
 
 def as_json(evaluations: Sequence[Evaluation], seed: int) -> dict[str, Any]:
-    """What evaluation.json holds."""
+    """The contents of evaluation.json."""
     return {
         "prompts": evaluations[0].prompts,
         "seed": seed,

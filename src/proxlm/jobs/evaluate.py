@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from proxlm.config import EvaluateConfig, LoraSettings
 from proxlm.config.paths import short
 from proxlm.data.prompts import LoadedPrompts, load_prompts
 from proxlm.data.skipped import Skipped
+from proxlm.engine.native import NativeEngine
 from proxlm.environments.resolve import task_prompts
 from proxlm.errors import DataError, ModelError
 from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
@@ -62,10 +64,11 @@ def run_evaluate(config: EvaluateConfig) -> list[Evaluation]:
         longest = limit + (0 if reference.encoder_decoder else config.rollout.max_new_tokens)
         _check_same_tokens(reference, model, longest)
         print(f"evaluating {name} ({number + 1}/{len(config.models) + 1}) …", file=sys.stderr, flush=True)
-        evaluations.append(
-            evaluate_model(
+        with closing(NativeEngine(model, config.rollout)) as engine:
+            evaluation = evaluate_model(
                 name,
                 model,
+                engine,
                 lambda sequences, t: token_outputs(reference, sequences, t).logprobs,
                 loaded.prompts,
                 scorer,
@@ -76,7 +79,7 @@ def run_evaluate(config: EvaluateConfig) -> list[Evaluation]:
                 on_progress=progress_line("responses"),
                 generate=sampler,
             )
-        )
+        evaluations.append(evaluation)
     return evaluations
 
 

@@ -14,7 +14,9 @@ from proxlm.data.prompts import PromptStream
 from proxlm.data.skipped import FILE_NAME, Skipped
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.data.text import read_texts
-from proxlm.engine.native import Generate
+from proxlm.engine.generate import Generate
+from proxlm.engine.native import NativeEngine
+from proxlm.engine.protocol import Engine
 from proxlm.errors import ConfigError, RunError
 from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
 from proxlm.jobs.model_limits import check_block, is_encoder_decoder
@@ -23,7 +25,7 @@ from proxlm.jobs.prompts import describe_prompts
 from proxlm.jobs.run_folder import resume_if_asked, run_folder
 from proxlm.jobs.sampling import prompts_of, rewarded, sampler_of
 from proxlm.jobs.startup import set_up
-from proxlm.models.actor_critic import ActorCritic, load_actor_critic
+from proxlm.models.actor_critic import load_actor_critic
 from proxlm.models.adapters import adapters_off
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
@@ -84,7 +86,8 @@ def run_ppo(
     ptx = ptx_text(config, models.policy.tokenizer, skipped) if config.ptx.coef > 0 else None
     sampler, scorer = sampler_of(config, models.policy.tokenizer, plain)
     assert scorer is not None  # `rewarded` has asked for one
-    try_reward(models, sampler, scorer, stream.batch(0)[:2], config.rollout)
+    engine = NativeEngine(models.policy, config.rollout)
+    try_reward(engine, sampler, scorer, stream.batch(0)[:2], config.rollout)
     with run_folder(config, "ppo") as folder:
         skipped.save(folder)
         trainer = PPOTrainer(config, models, stream, scorer, folder, algorithm, ptx, sampler)
@@ -147,7 +150,7 @@ def ptx_text(config: PPOConfig, tokenizer: Any, skipped: Skipped) -> PtxText:
 
 
 def try_reward(
-    models: ActorCritic,
+    engine: Engine,
     sampler: Generate,
     scorer: RewardOfRollout,
     prompts: list[Prompt],
@@ -155,7 +158,7 @@ def try_reward(
 ) -> None:
     """Score two responses before the run begins: a reward or an environment that cannot work fails here, with
     nothing written."""
-    trial = sampler(models.policy, prompts, rollout, seed=0, step=0, stream=Stream.TRIAL)
+    trial = sampler(engine, prompts, rollout, seed=0, step=0, stream=Stream.TRIAL)
     if trial.lost:
         raise RunError(f"environment.use: a conversation was lost: {trial.lost[0]}")
     scorer(trial)
@@ -175,6 +178,7 @@ def _evaluate(name: str, trainer: PPOTrainer, prompts: list[Prompt]) -> Evaluati
         return evaluate_model(
             name,
             model,
+            NativeEngine(model, config.rollout),
             models.reference_logprobs,
             prompts,
             trainer.reward,

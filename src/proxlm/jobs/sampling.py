@@ -8,7 +8,7 @@ from typing import Any
 from proxlm.config import DataSettings, EvaluateConfig, PPOConfig
 from proxlm.data.prompts import LoadedPrompts
 from proxlm.data.skipped import Skipped
-from proxlm.engine.native import Generate, generate
+from proxlm.engine.generate import Generate, generate
 from proxlm.environments.resolve import conversations, task_prompts, with_environment
 from proxlm.errors import ConfigError
 from proxlm.jobs.model_limits import is_encoder_decoder
@@ -27,7 +27,7 @@ def rewarded(config: PPOConfig, function: RewardFunction | None = None) -> bool:
 def check_conversations(config: PPOConfig | EvaluateConfig) -> None:
     """Raise ConfigError for conversations with an encoder–decoder. Reads the model's configuration only.
 
-    Its encoder reads one text to the end before the decoder begins; what an environment says later has no place.
+    Its encoder reads one text to the end before the decoder begins; what an environment says later cannot be read.
     """
     if config.environment.use and is_encoder_decoder(config.model):
         raise ConfigError(
@@ -46,7 +46,7 @@ def prompts_of(config: PPOConfig, skipped: Skipped) -> tuple[LoadedPrompts, Load
 
 
 def data_of(config: PPOConfig | EvaluateConfig) -> DataSettings:
-    """How prompts are read. An environment is told the bare text; what it makes of it goes through the template."""
+    """How prompts are read. An environment receives the bare text; its messages go through the chat template."""
     return replace(config.data, chat=False, system="") if config.environment.use else config.data
 
 

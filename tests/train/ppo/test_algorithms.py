@@ -10,7 +10,8 @@ from helpers import actors, blank_rollout, job, parameters, run, trainer
 from torch.func import functional_call
 
 from proxlm.config import ShapingSettings
-from proxlm.engine.native import generate
+from proxlm.engine.generate import generate
+from proxlm.engine.native import NativeEngine
 from proxlm.errors import ConfigError, ModelError
 from proxlm.models.forward import check_packing, token_outputs
 from proxlm.train.ppo.algorithms import build_algorithm
@@ -111,7 +112,9 @@ def test_packed_sequences_have_the_numbers_of_padded_ones(tokenizer, family):
     check_packing(padded)
     models = actors(tokenizer, job())
     made = trainer(tokenizer, job(), None)  # type: ignore[arg-type]
-    rollout = generate(models.policy, made.prompts.batch(0), job().rollout, seed=0, step=0)
+    rollout = generate(
+        NativeEngine(models.policy, job().rollout), made.prompts.batch(0), job().rollout, seed=0, step=0
+    )
     packed = replace(padded, packed=True)
     with torch.no_grad():
         one, other = (token_outputs(m, rollout.sequences, 0.7, entropy=True) for m in (padded, packed))

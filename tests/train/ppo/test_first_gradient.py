@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import SilentLog, job, parameters, prepared_by, run, trainer, vowels
 
-from proxlm.engine.native import generate
+from proxlm.engine.generate import generate
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.train.ppo import prepare as prepare_module
 from proxlm.train.ppo.update import update
@@ -49,7 +49,7 @@ def test_it_learns_the_same(tokenizer, tmp_path, monkeypatch, settings):
 
 
 def prepared_first(made):
-    rollout = generate(made.models.policy, made.prompts.batch(0), made.config.rollout, seed=0, step=0)
+    rollout = generate(made.engine, made.prompts.batch(0), made.config.rollout, seed=0, step=0)
     return prepared_by(made, rollout, vowels(rollout))
 
 

@@ -12,7 +12,8 @@ from proxlm.config import RolloutSettings
 from proxlm.config.ppo import CorrectionSettings
 from proxlm.doctor.facts import facts_of
 from proxlm.doctor.rules_run import rollout_gap
-from proxlm.engine.native import generate
+from proxlm.engine.generate import generate
+from proxlm.engine.native import NativeEngine
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.train.ppo.prepare import prepare
 
@@ -23,7 +24,9 @@ def prepared(tokenizer, config, rollout=None):
     models = actors(tokenizer, config)
     if rollout is None:
         prompts = trainer(tokenizer, config, None).prompts.batch(0)  # type: ignore[arg-type]
-        rollout = generate(models.policy, prompts, config.rollout, seed=0, step=0)
+        rollout = generate(
+            NativeEngine(models.policy, config.rollout), prompts, config.rollout, seed=0, step=0
+        )
     found = prepare(models, rollout, vowels(rollout), config)
     return rollout, found.experience, found.metrics
 

@@ -12,7 +12,7 @@ import torch
 from helpers import SilentLog, job, parameters, run, trainer, vowels
 
 from proxlm.config import DataSettings, EnvironmentSettings, RewardSettings, RolloutSettings
-from proxlm.engine.scheduler import Writer
+from proxlm.engine.native import NativeEngine
 from proxlm.errors import RewardError, RunError
 from proxlm.rewards import build_reward
 from proxlm.train.common.clock import Clock
@@ -65,13 +65,12 @@ def collected(
     """One step's (rollout, scores, draws, metrics, clock)."""
     clock = Clock(Log(hear))
     found = collect(
-        tiny_model(tokenizer),
+        NativeEngine(tiny_model(tokenizer), config.rollout),
         deals or Deals(tokenizer, lengths),
         reward,
         config,
         temperature=2.0,
         draw=0,
-        version=0,
         clock=clock,
     )
     return *found, clock
@@ -175,8 +174,8 @@ def raising(completions):
 
 def test_an_error_ends_the_writing_with_the_message_it_always_had(tokenizer, monkeypatch):
     written, failed = [], threading.Event()
-    step = Writer.step
-    monkeypatch.setattr(Writer, "step", lambda self: (written.append(len(self.live)), step(self))[1])
+    step = NativeEngine.step
+    monkeypatch.setattr(NativeEngine, "step", lambda self: (written.append(len(self)), step(self))[1])
 
     def hear(_phase, done, _total):
         if done >= 4:

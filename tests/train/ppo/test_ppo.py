@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM
 
 from proxlm.checkpoint import checkpoints
 from proxlm.config import ShapingSettings
-from proxlm.engine.native import generate
+from proxlm.engine.generate import generate
+from proxlm.engine.native import NativeEngine
 from proxlm.errors import RunError
 from proxlm.models.adapters import adapters_off
 from proxlm.rl.ragged import segment_sum
@@ -146,7 +147,8 @@ def test_lora_starts_at_the_reference_and_leaves_the_base_alone(tokenizer, tmp_p
 def experience_of(tokenizer, config, scorer=vowels):
     models = actors(tokenizer, config)
     made = trainer(tokenizer, config, None)  # type: ignore[arg-type]
-    rollout = generate(models.policy, made.prompts.batch(0), config.rollout, seed=0, step=0)
+    engine = NativeEngine(models.policy, config.rollout)
+    rollout = generate(engine, made.prompts.batch(0), config.rollout, seed=0, step=0)
     scores = scorer(rollout)
     found = prepare(models, rollout, scores, config)
     return models, rollout, scores, found.experience, found.metrics

@@ -16,7 +16,8 @@ from helpers import SilentLog, job, parameters, run, trainer, vowels
 from proxlm.checkpoint import checkpoints, load_checkpoint
 from proxlm.config import EnvironmentSettings, OptimiserSettings, OptimisersSettings, RolloutSettings
 from proxlm.config.ppo import CorrectionSettings
-from proxlm.environments.message_tokens import PlainWords
+from proxlm.engine.native import NativeEngine
+from proxlm.environments.message_tokens import PlainMessageTokens
 from proxlm.environments.multi_turn import MultiTurn
 from proxlm.environments.protocol import Answer, Task
 from proxlm.environments.resolve import with_environment
@@ -51,12 +52,14 @@ def alike(one, two):
 class ByHand:
     """One thing after another: keep the policy from before each update, and sample the next step with that."""
 
-    def __init__(self, policy):
-        self.policy, self.old, self.version = policy, None, 0
+    def __init__(self, policy, settings):
+        self.policy, self.settings, self.old = policy, settings, None
 
     def take(self, collect, step, draw, clock):
         version, old = (step, self.policy) if self.old is None else (step - 1, self.old)
-        found = collect(old, step, draw, version, clock)
+        engine = NativeEngine(old, self.settings)
+        engine.load_weights([], version)
+        found = collect(engine, step, draw, clock)
         self.old = copy.deepcopy(self.policy)
         return found
 
@@ -182,10 +185,10 @@ def test_it_is_the_same_as_one_thing_after_another(tokenizer, tmp_path, monkeypa
         if name == "words":
             made.reward = with_environment(None)
             talks = EnvironmentSettings(use="x", max_turns=3)
-            made.generate = MultiTurn(Answers, PlainWords(tokenizer), talks)
+            made.generate = MultiTurn(Answers, PlainMessageTokens(tokenizer), talks)
         with monkeypatch.context() as patch:
             if way == "by hand":
-                made.collector = ByHand(made.models.policy)
+                made.collector = ByHand(made.models.policy, config.rollout)
             else:
                 forced(made, patch, "update")
             results.append((numbers(run(made)), parameters(made), made.state))
@@ -382,7 +385,7 @@ def test_out_of_memory_beside_an_update_is_tried_again_alone(tokenizer, tmp_path
     made.train(log)
     assert calls == ["MainThread", "proxlm-prefetch", "MainThread", "proxlm-prefetch"]
     assert [note for note in notes if "out of memory" in note] == [
-        "out of memory while responses were written beside an update; they are written alone"
+        "out of memory while responses were generated beside an update; they are generated alone"
     ]
     whole = trainer(tokenizer, ahead_job(steps=3), tmp_path / "b")
     assert numbers(log.rows) == numbers(run(whole))
@@ -421,12 +424,12 @@ def test_a_rollout_that_nobody_waits_for_ends_between_two_tokens(tokenizer, tmp_
     short, endless = made.generate, RolloutSettings(max_new_tokens=100, temperature=1.0)
     begun = threading.Event()
 
-    def generate(model, prompts, sampling, **more):
+    def generate(engine, prompts, sampling, **more):
         if threading.current_thread().name != "proxlm-prefetch":
-            return short(model, prompts, sampling, **more)
+            return short(engine, prompts, sampling, **more)
         begun.set()
         while True:
-            short(model, prompts, endless, **more)
+            short(engine, prompts, endless, **more)
 
     made.generate = generate
     made.step(SilentLog())
@@ -501,7 +504,7 @@ def test_what_cannot_be_combined_is_refused(tokenizer):
     assert "ppo.loss = trpo" in said(ahead_job(loss="trpo"))[0]
     recurrent = replace(tiny_model(tokenizer, "lstm"), bfloat16=True)
     with pytest.raises(ConfigError, match=r"prefetch: a recurrent policy needs model\.precision = float32"):
-        prefetch.Prefetcher(recurrent, 3)
+        prefetch.Prefetcher(recurrent, RolloutSettings(), 3)
 
 
 def test_it_learns(tokenizer, tmp_path):

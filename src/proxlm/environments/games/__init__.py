@@ -25,9 +25,9 @@ def random_play(name: str, args: dict[str, Any], turns: int, seed: int) -> str:
     text = game.reset(Task(seed=derive_seed(seed, Purpose.TASK), chance=derive_seed(seed, Purpose.CHANCE)))
     for _ in range(turns):
         reply = game.random_reply(draw)
-        words, _, done = game.step(reply)
+        answer, _, done = game.step(reply)
         text += f" {reply}\n"
         if done:
             break
-        text += words
+        text += answer
     return text

@@ -13,9 +13,9 @@ from torch import Tensor
 from proxlm.config import PPOConfig
 from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
-from proxlm.engine.native import Generate, generate
+from proxlm.engine.generate import Generate, generate
+from proxlm.engine.protocol import Engine
 from proxlm.errors import RunError
-from proxlm.models.language_model import LanguageModel
 from proxlm.rl.advantages import turn_starts
 from proxlm.rl.estimators import group_numbers, varied_groups
 from proxlm.rl.shaping import response_rewards
@@ -37,59 +37,66 @@ class Collected(NamedTuple):
 
 
 def collect(
-    policy: LanguageModel,
+    engine: Engine,
     prompts: PromptStream,
     reward: RewardOfRollout,
-    job: PPOConfig,
+    config: PPOConfig,
     *,
     temperature: float,
     draw: int,
-    version: int,
     clock: Clock,
     generate: Generate = generate,
 ) -> Collected:
     """The responses of one step with their scores.
 
-    draw: the number of the first batch of prompts; it also seeds the sampling. With filter_groups, prompts whose
-    responses all got the same reward are left out and others are drawn, up to filter_rounds times; if none is left
-    the last draw is used as it is, for a step cannot be empty.
+    With filter_groups, prompts whose responses all got the same reward are left out and others are drawn, up to
+    filter_rounds times; if none is left the last draw is used as it is, because a step cannot be empty.
+
+    Args:
+        engine: samples the responses.
+        prompts: where prompts are drawn from.
+        reward: scores the responses.
+        config: the job.
+        temperature: of this step.
+        draw: number of the first batch of prompts; it also seeds the sampling.
+        clock: times the phases.
+        generate: samples a rollout.
     """
-    ppo = job.ppo
-    generate, reward = overlapping(generate, reward, job.reward, clock)
-    sampling = replace(job.rollout, temperature=temperature)
+    ppo = config.ppo
+    generate, reward = overlapping(generate, reward, config.reward, clock)
+    sampling = replace(config.rollout, temperature=temperature)
     kept: list[tuple[Rollout, Scores]] = []
-    told: Counter[str] = Counter()
-    seen = found = 0
+    counts: Counter[str] = Counter()
+    drawn = found = 0
     for draws in range(1, (ppo.filter_rounds if ppo.filter_groups else 1) + 1):
         batch = [p for p in prompts.batch(draw + draws - 1) for _ in range(ppo.samples_per_prompt)]
         with clock("generate"):
             rollout = generate(
-                policy,
+                engine,
                 batch,
                 sampling,
-                seed=job.run.seed,
+                seed=config.run.seed,
                 step=draw + draws - 1,
-                version=version,
                 on_progress=clock.log.progress,
             )
-        rollout, counts = _of_conversations(rollout, job, clock)
-        told.update(counts)
+        rollout, more = _of_conversations(rollout, config, clock)
+        counts.update(more)
         with clock("score"):
             scores = reward(rollout)
         if not ppo.filter_groups:
-            return Collected(rollout, scores, draws, _per_conversation(told))
+            return Collected(rollout, scores, draws, _per_conversation(counts))
         rows, chosen = _varied_rows(rollout, scores, ppo.samples_per_prompt, ppo.batch_size - found)
-        seen += ppo.batch_size
+        drawn += ppo.batch_size
         if len(rows):
             offsets = rollout.sequences.response_offsets
             kept.append((rollout.select(rows), scores.select(rows, offsets)))
             found += chosen
         if found >= ppo.batch_size:
             break
-    metrics = _per_conversation(told) | {
+    metrics = _per_conversation(counts) | {
         "filter/draws": float(draws),
         "filter/kept_prompts": float(found),
-        "filter/drawn_prompts": float(seen),
+        "filter/drawn_prompts": float(drawn),
     }
     if not kept:
         return Collected(rollout, scores, draws, metrics)
@@ -98,10 +105,10 @@ def collect(
     return Collected(rollout, scores, draws, metrics)
 
 
-def _of_conversations(rollout: Rollout, job: PPOConfig, clock: Clock) -> tuple[Rollout, dict[str, int]]:
-    """With an environment: how many conversations and turns there were, and how many were lost, and why.
+def _of_conversations(rollout: Rollout, config: PPOConfig, clock: Clock) -> tuple[Rollout, dict[str, int]]:
+    """With an environment: the counts of conversations, turns and lost conversations; notes why the first was lost.
 
-    Where the advantage compares a prompt's responses, one that is left alone by a loss has nothing to be compared
+    Where the advantage compares the responses to a prompt, one whose others were all lost has nothing to be compared
     with, and is left out, too.
     """
     if rollout.rewards is None:
@@ -109,7 +116,7 @@ def _of_conversations(rollout: Rollout, job: PPOConfig, clock: Clock) -> tuple[R
     lost, count = len(rollout.lost), len(rollout)
     if lost:
         clock.log.note(f"{lost} conversations lost; the first one: {rollout.lost[0]}")
-        if advantage_of(job.ppo.advantage).groups:
+        if advantage_of(config.ppo.advantage).groups:
             groups = group_numbers(torch.tensor([p.id for p in rollout.prompts]))
             rows = (torch.bincount(groups)[groups] > 1).nonzero()[:, 0]
             if not len(rows):
@@ -127,14 +134,14 @@ def _of_conversations(rollout: Rollout, job: PPOConfig, clock: Clock) -> tuple[R
     }
 
 
-def _per_conversation(told: Counter[str]) -> dict[str, float]:
+def _per_conversation(counts: Counter[str]) -> dict[str, float]:
     """The metrics of all draws of a step together; none without an environment."""
-    if not told:
+    if not counts:
         return {}
     return {
-        "environment/turns": told["turns"] / told["conversations"],
-        "environment/lost": float(told["lost"]),
-        "environment/left_alone": float(told["left_alone"]),
+        "environment/turns": counts["turns"] / counts["conversations"],
+        "environment/lost": float(counts["lost"]),
+        "environment/left_alone": float(counts["left_alone"]),
     }
 
 
@@ -161,16 +168,16 @@ def _draws_of(ids: list[int], samples: int) -> Tensor:
 
 
 def reference_rewards(
-    policy: LanguageModel,
+    engine: Engine,
     prompts: PromptStream,
     reward: RewardOfRollout,
-    job: PPOConfig,
+    config: PPOConfig,
     generate: Generate = generate,
 ) -> Tensor:
-    """What `shaping.reference_samples` responses of the policy at its start earn, [n] (Ziegler et al. 2019)."""
-    count = job.shaping.reference_samples
+    """Rewards of `shaping.reference_samples` responses of the initial policy, [n] (Ziegler et al. 2019)."""
+    count = config.shaping.reference_samples
     batches = -(-count // prompts.batch_size)
     drawn: list[Prompt] = [p for i in range(batches) for p in prompts.batch(i)][:count]
-    rollout = generate(policy, drawn, job.rollout, seed=job.run.seed, step=0, stream=Stream.REFERENCE)
+    rollout = generate(engine, drawn, config.rollout, seed=config.run.seed, step=0, stream=Stream.REFERENCE)
     scores = reward(rollout)
     return response_rewards(scores.total, scores.per_token, rollout.sequences.response_offsets)

@@ -1,4 +1,4 @@
-"""Scoring beside the writing: a thread scores the responses that have ended while others are being written."""
+"""Overlapped scoring: a thread scores finished responses while others are generated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from proxlm.config import RewardSettings
-from proxlm.engine.native import Generate
+from proxlm.engine.generate import Generate
 from proxlm.errors import RewardError
 from proxlm.rl.ragged import offsets_of
 from proxlm.text import listed
@@ -27,12 +27,18 @@ if TYPE_CHECKING:
 def overlapping(
     generate: Callable[..., Rollout], reward: RewardOfRollout, config: RewardSettings, clock: Clock
 ) -> tuple[Generate, RewardOfRollout]:
-    """generate and reward, to be called in turn: with config.overlap, the first one has the second one begin.
+    """Wrap generate and reward, so that with config.overlap the reward starts while responses are generated.
 
-    Groups are of `overlap` responses each, in the order in which prompts are queued for the native engine: by their
-    length, then as they stand in the batch. Neither when responses end nor rollout.batch_size changes a group. They
-    are scored one at a time, in this order. What the reward raises is raised by whichever of the two functions runs:
-    at the next token, or while the rest is waited for. generate must take a `listener`.
+    The two functions are to be called one after the other. Groups are of `overlap` responses each, in the order in
+    which prompts are queued for the engine: by their length, then as they are in the batch. Neither when responses
+    finish nor rollout.batch_size changes a group. Groups are scored one at a time, in this order. What the reward
+    raises is raised by whichever of the two functions runs: at the next token, or while the last groups are scored.
+
+    Args:
+        generate: samples a rollout; it must take a `listener`.
+        reward: scores a rollout.
+        config: the section [reward].
+        clock: receives the time of scoring beside generation.
     """
     if not config.overlap:
         return generate, reward
@@ -41,7 +47,7 @@ def overlapping(
 
 
 class _Overlap:
-    """The two functions, and what they share: the groups of the newest rollout."""
+    """The two wrapped functions and what they share: the groups of the newest rollout."""
 
     def __init__(
         self, generate: Callable[..., Rollout], reward: RewardOfRollout, config: RewardSettings, clock: Clock
@@ -49,7 +55,7 @@ class _Overlap:
         self._generate, self._reward, self._config, self._clock = generate, reward, config, clock
 
     def generate(self, *arguments: Any, **settings: Any) -> Rollout:
-        """A rollout, whose first groups have been scored when it is there."""
+        """A rollout; its first groups are scored by the time it is finished."""
         self._groups = groups = _Groups(self._reward, self._config.overlap)
         with groups:
             rollout = self._generate(*arguments, listener=groups, **settings)
@@ -58,7 +64,7 @@ class _Overlap:
         return rollout
 
     def reward(self, rollout: Rollout) -> Scores:
-        """The scores of the newest rollout, in its order, when the last group has been scored."""
+        """The scores of the newest rollout, in its order, once the last group is scored."""
         scored = self._groups.wait(self._clock.log.progress)
         order = torch.tensor([row for rows, _ in scored for row in rows])
         lengths = rollout.sequences.response_lengths[order]
@@ -68,9 +74,9 @@ class _Overlap:
 
 
 class _Groups:
-    """The groups of one rollout: a listener to its writing, and a context that lasts as long as that.
+    """The groups of one rollout: a `RolloutListener`, and a context that lasts as long as the generation.
 
-    Where the writing ends with an error, groups that have not been begun are left.
+    If generation fails, groups that have not started are dropped.
     """
 
     def __init__(self, reward: RewardOfRollout, size: int) -> None:
@@ -79,32 +85,32 @@ class _Groups:
         self._rows: list[list[int]] = []
         self._scores: list[Scores] = []
         self._error: BaseException | None = None
-        self._left = False
-        self._heard = threading.Condition()
-        # Of calls that have ended; when the one that goes on began, or 0.
+        self._dropped = False
+        self._changed = threading.Condition()
+        # Of finished calls; when the running call began, or 0.
         self._seconds, self._began = 0.0, 0.0
 
     def __enter__(self) -> None:
-        """Nothing to do: it begins with the first group."""
+        """Nothing to do: work starts with the first group."""
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._left = kind is not None
-        # It comes back when it has done what it was given; one that hangs never does.
+        self._dropped = kind is not None
+        # The worker is free again after its queue; one that hangs never is.
         self._worker.do(partial(_FREE.append, self._worker))
 
-    def ended(self, rows: list[int], part: Rollout) -> None:
-        """These rows have been written."""
+    def on_group(self, rows: list[int], part: Rollout) -> None:
+        """Queue a group for scoring."""
         self._rows.append(rows)
         self._worker.do(partial(self._score, part))
 
-    def wrote(self) -> None:
-        """Ends the writing where the reward has failed."""
+    def on_token(self) -> None:
+        """End the generation if the reward has failed."""
         if self._error is not None:
             raise self._error
 
     def seconds(self) -> float:
-        """How long the reward has been working until now."""
-        with self._heard:
+        """How long the reward has run until now."""
+        with self._changed:
             return self._seconds + (time.perf_counter() - self._began if self._began else 0.0)
 
     def wait(self, on_progress: Progress) -> list[tuple[list[int], Scores]]:
@@ -112,41 +118,41 @@ class _Groups:
         rows = [0]
         for group in self._rows:
             rows.append(rows[-1] + len(group))
-        told = -1
+        reported = -1
         try:
-            with self._heard:
+            with self._changed:
                 while (done := len(self._scores)) < len(self._rows) and self._error is None:
-                    if done != told:
+                    if done != reported:
                         on_progress(rows[done], rows[-1])
-                        told = done
-                    # In slices, for a signal that the system gives to another thread does not end this wait.
-                    self._heard.wait(SLICE_SECONDS)
+                        reported = done
+                    # In slices, because a signal that is delivered to another thread does not end this wait.
+                    self._changed.wait(SLICE_SECONDS)
         except BaseException:
-            self._left = True
+            self._dropped = True
             raise
-        self.wrote()
+        self.on_token()
         return list(zip(self._rows, self._scores, strict=True))
 
     def _score(self, part: Rollout) -> None:
-        """In the thread: one group, unless nobody needs it any more."""
-        if self._left or self._error is not None:
+        """In the thread: score one group, unless it is no longer needed."""
+        if self._dropped or self._error is not None:
             return
-        with self._heard:
+        with self._changed:
             self._began = time.perf_counter()
         scores = error = None
         try:
             scores = self._reward(part)
         except BaseException as caught:  # sys.exit() in a reward too must reach the run
             error = caught
-        with self._heard:
+        with self._changed:
             self._seconds, self._began = self._seconds + time.perf_counter() - self._began, 0.0
             self._error = error
             if scores is not None:
                 self._scores.append(scores)
-            self._heard.notify()
+            self._changed.notify()
 
 
-# Workers that have nothing to do, for the next step of any run of this process.
+# Idle workers, for the next step of any run of this process.
 _FREE: list[Worker] = []
 
 
@@ -158,12 +164,15 @@ def _free_worker() -> Worker:
 
 
 def _alike(parts: list[Scores], config: RewardSettings) -> list[Scores]:
-    """The scores of groups, with the same components.
+    """The scores of the groups, all with the same components.
 
-    A group that failed altogether has none, if no call before had told their names: it has error_score in each, as
-    where single responses fail. Raises RewardError where another one lacks some.
+    A group that failed altogether has no components if no earlier call had named them: it gets error_score in each,
+    as single failed responses do.
+
+    Raises:
+        RewardError: the reward returned different components for different groups.
     """
-    names = list(parts[-1].components)  # a name that one call has told is known in all later ones
+    names = list(parts[-1].components)  # a component that one call has named is known in all later ones
     for part in parts:
         if set(part.components) != set(names) and part.failed < len(part.total):
             raise RewardError(

@@ -1,7 +1,8 @@
-"""Where a step's rollout comes from: made when it is asked for, or ahead, while the update before it runs.
+"""Where a step's rollout comes from: sampled when it is needed, or prefetched while the update before it runs.
 
-Ahead means one step: while step k learns, a copy of the policy from before that writes the responses of step k + 1.
-So the first step is on-policy and every later one is one update stale, however quick either side is.
+Prefetching is one-step off-policy: while step k learns, an engine on a copy of the policy from before that update
+samples the responses of step k + 1. So the first step is on-policy and every later one is one update stale, however
+fast either side is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from proxlm.config import RolloutSettings
+from proxlm.engine.native import NativeEngine
+from proxlm.engine.protocol import Engine
 from proxlm.errors import ConfigError
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.model_types import SHORT_NAMES
@@ -25,96 +29,121 @@ from proxlm.train.common.clock import Clock, StepLog
 from proxlm.train.common.memory import is_out_of_memory
 from proxlm.train.ppo.collect import Collected
 
-# (policy, step, number of the first batch of prompts, version of the policy, clock) → the step's scored rollout.
-Collect = Callable[[LanguageModel, int, int, int, Clock], Collected]
-# What a job that is no longer wanted has to notice it: a token of all responses, or a reward that goes on.
+# (engine, step, number of the first batch of prompts, clock) → the step's scored rollout.
+Collect = Callable[[Engine, int, int, Clock], Collected]
+# How long to wait for an abandoned job: it notices at its next token, or when its reward is done.
 LEAVE_SECONDS = 2.0
 
 
 class Collector:
-    """Each step's scored rollout, sampled by the policy as it is."""
+    """Each step's scored rollout, sampled with the policy's current weights.
 
-    def __init__(self, policy: LanguageModel) -> None:
-        self.policy = policy
+    Args:
+        policy: what learns.
+        engine: on the policy.
+    """
+
+    def __init__(self, policy: LanguageModel, engine: Engine) -> None:
+        self.policy, self.engine = policy, engine
 
     def take(self, collect: Collect, step: int, draw: int, clock: Clock) -> Collected:
-        """The rollout of step number `step`; draw: the number of its first batch of prompts."""
-        return collect(self.policy, step, draw, step, clock)
+        """The rollout of a step.
+
+        Args:
+            collect: samples and scores it.
+            step: number of the step.
+            draw: number of its first batch of prompts.
+            clock: times the phases.
+        """
+        self.engine.load_weights(self.policy.trainable(), step)
+        return collect(self.engine, step, draw, clock)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold besides the policy, to be copied back on a resume."""
         return {}
 
-    def go_on_from(self, step: int) -> None:
-        """The run goes on from the checkpoint after `step` steps."""
+    def resume(self, step: int) -> None:
+        """The run continues from the checkpoint after `step` steps."""
 
     def close(self) -> None:
-        """Nothing is wanted for now; `take` may be called again."""
+        """Stop what runs in the background; `take` may be called again."""
 
 
 class Prefetcher(Collector):
-    """Makes the next step's rollout in a thread of its own. `steps`: of the whole run.
+    """Samples and scores the next step's rollout in a thread of its own, with an engine on a frozen copy of the
+    policy.
 
-    Raises ConfigError for a policy whose passes change what the whole process computes.
+    Args:
+        policy: what learns.
+        settings: of the engine.
+        steps: of the whole run.
+
+    Raises:
+        ConfigError: a forward pass of this policy changes what the whole process computes.
     """
 
-    def __init__(self, policy: LanguageModel, steps: int) -> None:
-        super().__init__(policy)
+    engine: NativeEngine
+
+    def __init__(self, policy: LanguageModel, settings: RolloutSettings, steps: int) -> None:
         if policy.bfloat16 and policy.network.config.model_type in SHORT_NAMES.values():
             # Its passes switch oneDNN off for the whole process, which changes bfloat16 products of the other thread.
             raise ConfigError("ppo.prefetch: a recurrent policy needs model.precision = float32")
-        self._steps = steps
-        self.snapshot = frozen_copy(policy)
-        twins = dict(self.snapshot.network.named_parameters())
-        self._learning = [(name, p, twins[name]) for name, p in policy.trainable()]
-        self.version: int | None = None  # of the snapshot: how many updates it has seen
+        super().__init__(policy, NativeEngine(frozen_copy(policy), settings))
+        self._settings, self._steps = settings, steps
+        self._loaded = False  # whether the copy has been refreshed, or read from a checkpoint
         self._job: _Job | None = None
         self._worker: Worker | None = None
 
     def take(self, collect: Collect, step: int, draw: int, clock: Clock) -> Collected:
-        """The rollout of `step`. From here on the next one is being made, and the policy may learn."""
-        if self.version is None:
+        """The rollout of a step. The next one is started, and the policy may learn."""
+        if not self._loaded:
             self._refresh(step)
         if self._job is not None and self._job.step != step:
             self.close()
         with clock("waiting"):
-            found, clock.beside = self._made(clock.log) or self._make(collect, step, draw, clock.log)
+            found, clock.beside = self._prefetched(clock.log) or self._collect_now(
+                collect, step, draw, clock.log
+            )
         self._refresh(step)
         if step + 1 < self._steps:
-            self._begin(collect, step + 1, draw + found.draws)
+            self._start(collect, step + 1, draw + found.draws)
         return found
 
     def tensors(self) -> dict[str, Tensor]:
         """The copy that samples the next step, which is older than the policy."""
-        return {f"prefetch.{name}": twin for name, _, twin in self._learning}
+        copies = dict(self.engine.model.network.named_parameters())
+        return {f"prefetch.{name}": copies[name] for name, _ in self.policy.trainable()}
 
-    def go_on_from(self, step: int) -> None:
+    def resume(self, step: int) -> None:
+        """The copy in the checkpoint is the policy from before its last update."""
         self.close()
-        self.version = step - 1
+        self.engine.load_weights([], step - 1)
+        self._loaded = True
 
     def close(self) -> None:
+        """Abandon the rollout that is being sampled."""
         job, self._job = self._job, None
         if job is not None:
             job.abandoned = True
             if not job.done.wait(LEAVE_SECONDS):
-                self._worker = None  # it is left behind
+                # The thread keeps its engine until it notices; another one takes over the copy.
+                self._worker, version = None, self.engine.version
+                self.engine = NativeEngine(self.engine.model, self._settings)
+                self.engine.load_weights([], version)
 
-    @torch.no_grad()
     def _refresh(self, version: int) -> None:
-        """The snapshot becomes the policy as it is."""
-        for _, p, twin in self._learning:
-            twin.copy_(p)
-        self.version = version
+        """Copy the policy's current weights to the engine."""
+        self.engine.load_weights(self.policy.trainable(), version)
+        self._loaded = True
 
-    def _begin(self, collect: Collect, step: int, draw: int) -> None:
+    def _start(self, collect: Collect, step: int, draw: int) -> None:
         if self._worker is None:
             self._worker = Worker("proxlm-prefetch")
-        assert self.version is not None
-        self._job = _Job(step, partial(collect, self.snapshot, step, draw, self.version))
+        self._job = _Job(step, partial(collect, self.engine, step, draw))
         self._worker.do(self._job.run)
 
-    def _made(self, log: StepLog) -> tuple[Collected, dict[str, float]] | None:
-        """What the thread has made, and its seconds by phase; None if there is nothing. Raises what it raised."""
+    def _prefetched(self, log: StepLog) -> tuple[Collected, dict[str, float]] | None:
+        """The thread's rollout and its seconds by phase, or None if there is no rollout. Raises what it raised."""
         job = self._job
         if job is None:
             return None
@@ -128,22 +157,22 @@ class Prefetcher(Collector):
         assert job.error is not None
         if not is_out_of_memory(job.error):
             raise job.error
-        log.note("out of memory while responses were written beside an update; they are written alone")
+        log.note("out of memory while responses were generated beside an update; they are generated alone")
         job.error = None
         gc.collect()
         return None
 
-    def _make(
+    def _collect_now(
         self, collect: Collect, step: int, draw: int, log: StepLog
     ) -> tuple[Collected, dict[str, float]]:
-        """The same here and now: in the first step, and in the first one after a resume."""
-        assert self.version is not None
+        """The same in this thread: in the first step, and in the first one after a resume."""
         clock = Clock(log)
-        return collect(self.snapshot, step, draw, self.version, clock), clock.seconds | clock.beside
+        return collect(self.engine, step, draw, clock), clock.seconds | clock.beside
 
 
 class _Job:
-    """One rollout being made. It is told what else the run's log would be, which belongs to the main thread."""
+    """A rollout in progress. It stands in for the run's log, which belongs to the main thread, and keeps its notes.
+    """
 
     def __init__(self, step: int, collect: Callable[[Clock], Collected]) -> None:
         self.step, self._collect = step, collect
@@ -160,7 +189,7 @@ class _Job:
             torch.set_num_threads(self._threads)  # each thread has a number of its own
             with torch.no_grad():
                 self.found = self._collect(self.clock)
-        except BaseException as error:  # sys.exit() in a reward must not end the thread unheard
+        except BaseException as error:  # sys.exit() in a reward must not end the thread silently
             self.error = error
         finally:
             self.done.set()
@@ -178,13 +207,14 @@ class _Job:
 
 
 class AbandonedError(Exception):
-    """Ends a rollout that nobody waits for."""
+    """Ends a rollout that is no longer needed."""
 
 
 def frozen_copy(policy: LanguageModel) -> LanguageModel:
-    """A policy of its own: network, adapters and tokenizer. What never learns, as the base below adapters, is shared.
+    """A copy of a policy: network, adapters and tokenizer. Frozen weights, such as the base below adapters, are
+    shared.
 
-    Adapters are switched and tokenizers set while they are used, so two threads cannot have the same ones.
+    Adapters and tokenizers change state while they are used, so two threads cannot share them.
     """
     shared: dict[int, Any] = {id(p): p for p in policy.network.parameters() if not p.requires_grad}
     network, adapters = copy.deepcopy((policy.network, policy.adapters), shared)

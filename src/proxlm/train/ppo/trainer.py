@@ -14,9 +14,10 @@ from proxlm.config.ppo import KL_ERROR_LIMIT
 from proxlm.data.prompts import PromptStream
 from proxlm.distributed.ranks import ONE_PROCESS, Ranks
 from proxlm.doctor import Facts, facts_of
-from proxlm.engine.native import Generate, generate
+from proxlm.engine.generate import Generate, generate
+from proxlm.engine.native import NativeEngine
+from proxlm.engine.protocol import Engine
 from proxlm.models.actor_critic import ActorCritic
-from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
 from proxlm.rl.kl import adapt_kl_coefficient
 from proxlm.rl.running_statistics import RunningStatistics, with_values
@@ -76,8 +77,12 @@ class PPOTrainer(Trainer[PPOState]):
         self.models, self.prompts, self.reward = models, prompts, reward
         self.ptx, self.generate, self.ranks = ptx, generate, ranks
         self.learner = build_learner(models, config, algorithm, ptx)
-        prefetch = config.ppo.prefetch
-        self.collector = Prefetcher(models.policy, config.ppo.steps) if prefetch else Collector(models.policy)
+        self.engine: Engine = NativeEngine(models.policy, config.rollout)
+        self.collector = (
+            Prefetcher(models.policy, config.rollout, config.ppo.steps)
+            if config.ppo.prefetch
+            else Collector(models.policy, self.engine)
+        )
         self.budget = TokenBudget(config.ppo.micro_batch_tokens)
 
     def step(self, log: RunLog) -> dict[str, float]:
@@ -114,17 +119,16 @@ class PPOTrainer(Trainer[PPOState]):
         log.samples(state.step, sample_rows(rollout, prepared.experience, scores, tokenizer, count))
         return metrics
 
-    def _collect(self, policy: LanguageModel, step: int, draw: int, version: int, clock: Clock) -> Collected:
-        """The scored rollout of a step, sampled by the policy given. May run beside an update: see prefetch.py."""
+    def _collect(self, engine: Engine, step: int, draw: int, clock: Clock) -> Collected:
+        """The scored rollout of a step. May run beside an update: see prefetch.py."""
         config = self.config
         return collect(
-            policy,
+            engine,
             self.prompts,
             self.reward,
             config,
             temperature=temperature_at(config.rollout, step, config.ppo.steps),
             draw=draw,
-            version=version,
             clock=clock,
             generate=self.generate,
         )
@@ -134,9 +138,7 @@ class PPOTrainer(Trainer[PPOState]):
         if self.config.shaping.scale == "reference" and self.state.score_statistics.n == 0:
             log.phase("reference")
             rewards = self.ranks.broadcast(
-                lambda: reference_rewards(
-                    self.models.policy, self.prompts, self.reward, self.config, self.generate
-                )
+                lambda: reference_rewards(self.engine, self.prompts, self.reward, self.config, self.generate)
             )
             self.state.score_statistics = with_values(RunningStatistics(), rewards)
 
@@ -202,10 +204,11 @@ class PPOTrainer(Trainer[PPOState]):
         save_language_model(self.models.policy, folder)
 
     def restore(self, checkpoint: Path, state: PPOState, extra: Mapping[str, Tensor]) -> None:  # noqa: ARG002
-        self.collector.go_on_from(state.step)
+        self.collector.resume(state.step)
         self.budget.restore(state.lowered_budget)
         if self.ptx is not None:
             self.ptx.skip(state.ptx_batches)
 
     def close(self) -> None:
         self.collector.close()
+        self.engine.reset()

@@ -1,0 +1,141 @@
+"""Decoding with blocks and a KV cache of our own: rows join and leave, and none waits for another.
+
+Rows that join read only what the cache does not hold. Model types: kernels/block_layouts.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proxlm.config import RolloutWeights
+from proxlm.engine.kv_cache import CachedPrefix, KVCache
+from proxlm.engine.prefill import prefill_passes, shared_sources
+from proxlm.kernels.attention import cached_attention
+from proxlm.kernels.block_layouts import Layout, layout_of
+from proxlm.kernels.inference_products import Weights, inference_product
+from proxlm.models.language_model import LanguageModel
+
+
+class BlockDecoder:
+    """A `decoders.Decoder` whose rows may join at any time.
+
+    Args:
+        model: of a type in kernels/block_layouts.py. Its weights must not change while the decoder is used.
+        weights: decode with the policy's weights, or with copies rounded to another precision.
+    """
+
+    can_join = True
+
+    def __init__(self, model: LanguageModel, weights: RolloutWeights = "policy") -> None:
+        self.model, self._own = model, weights == "policy"
+        kind: Weights = weights if weights != "policy" else "bfloat16" if model.bfloat16 else "own"
+        config = model.network.config
+        self.layout: Layout = layout_of(model.trunk, kind)
+        head = model.network.get_output_embeddings()
+        self.head = inference_product([head], kind) or head
+        self.cache = KVCache(
+            layers=len(self.layout.blocks),
+            heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            dtype=torch.bfloat16 if kind == "bfloat16" else next(model.trunk.parameters()).dtype,
+            device=model.device,
+        )
+
+    def add(
+        self, prompts: Sequence[Sequence[int]], room: int, prefixes: Sequence[CachedPrefix | None]
+    ) -> Tensor:
+        """Read prompts as new rows behind those there are; returns the state after each, [k, H].
+
+        A prefix is of the first tokens of its prompt, never of all. Rows with the same prompt are read once.
+        """
+        first, device = len(self.cache), self.model.device
+        longest = max(len(prompt) for prompt in prompts)
+        self.cache.reserve(first + len(prompts), longest + room)
+        for i, prefix in enumerate(prefixes):
+            if prefix is not None:
+                self.cache.restore(first + i, prefix)
+        sources = shared_sources(prompts, prefixes)
+        states = self._prefill(prompts, prefixes, sources, first)
+        source = torch.tensor(sources, device=device)
+        copies = (source != torch.arange(len(sources), device=device)).nonzero()[:, 0]
+        if len(copies):
+            self.cache.copy(first + source[copies], first + copies, longest)
+        self.cache.add(torch.tensor([len(prompt) for prompt in prompts], device=device))
+        return states[source]
+
+    def _prefill(
+        self,
+        prompts: Sequence[Sequence[int]],
+        prefixes: Sequence[CachedPrefix | None],
+        sources: list[int],
+        first: int,
+    ) -> Tensor:
+        """Run the unknown tokens of the rows in `sources`; the state after each, [k, H], 0 in other rows."""
+        found = [
+            (part.rows, self._run(part.tokens, part.starts, first + part.rows, part.counts))
+            for part in prefill_passes(prompts, prefixes, sorted(set(sources)), self.model.device)
+        ]
+        states = found[0][1].new_zeros(len(prompts), found[0][1].shape[-1])
+        for rows, x in found:
+            states[rows] = x
+        return states
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append one token to each row, [b] int64; returns the state after it, [b, H]."""
+        states = self._run(tokens[:, None], self.cache.lengths, None, None)
+        self.cache.lengths = self.cache.lengths + 1
+        return states
+
+    def keep(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was, [k] int64; the slots of the others are freed."""
+        self.cache.keep(rows)
+
+    def snapshot(self, row: int) -> CachedPrefix:
+        """Keys and values of a row, to continue from after it was dropped."""
+        return self.cache.snapshot(row)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """States [b, H] → logits [b, V]: of these model types the head's own."""
+        with self._autocast():
+            return self.head(states)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The policy's; rounded weights decide for themselves what they compute in."""
+        if self._own:
+            return self.model.autocast()
+        return torch.autocast(self.model.device.type, enabled=False)
+
+    def _run(self, tokens: Tensor, starts: Tensor, slots: Tensor | None, counts: Tensor | None) -> Tensor:
+        """Run tokens through the blocks and add their keys and values to the cache.
+
+        Args:
+            tokens: [b, t] int64.
+            starts: position of the first token of each row, [b] int64.
+            slots: the rows' slots, [b] int64; None: all rows in their order.
+            counts: how many tokens of each row are real, [b] int64; None: all.
+
+        Returns:
+            The state after the last real token of each row, [b, H].
+        """
+        rows, width = tokens.shape
+        # Padding may reach beyond the cache; what it leaves in the last cell is overwritten before it is read.
+        positions = (starts[:, None] + torch.arange(width, device=tokens.device)).clamp(
+            max=self.cache.slot_length - 1
+        )
+        top, cells = int(positions.max()) + 1, self.cache.cells(positions, slots)
+        hidden = torch.arange(top, device=tokens.device) > positions[..., None]
+        mask = torch.zeros(hidden.shape, dtype=self.cache.dtype, device=tokens.device)
+        mask = mask.masked_fill_(hidden, -torch.inf)[:, None]
+        with self._autocast():
+            x, rotation = self.layout.embed(tokens, positions)
+            for layer, block in enumerate(self.layout.blocks):
+                q, k, v = block.heads(x, rotation)
+                keys, values = self.cache.write(layer, k, v, cells, slots, top)
+                x = block.after_attention(x, cached_attention(q, keys, values, mask, block.scale))
+            last = x[:, -1] if counts is None else x[torch.arange(rows, device=x.device), counts - 1]
+            return self.layout.final(last)

@@ -1,0 +1,160 @@
+"""A rollout of single responses: prompts → requests → `Rollout`."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+
+from proxlm.config import RolloutSettings
+from proxlm.engine.protocol import Engine
+from proxlm.engine.request import Request, RequestOutput, SampleSeed, SamplingParams
+from proxlm.engine.text import response_text
+from proxlm.seeds import Stream
+from proxlm.types import Progress, Prompt, Rollout, Sequences
+
+
+class Generate(Protocol):
+    """Samples a rollout: `generate`, or a `MultiTurn` for conversations with an environment."""
+
+    def __call__(
+        self,
+        engine: Engine,
+        prompts: Sequence[Prompt],
+        settings: RolloutSettings,
+        *,
+        seed: int,
+        step: int,
+        stream: Stream = ...,
+        on_progress: Progress | None = ...,
+    ) -> Rollout: ...
+
+
+class RolloutListener(Protocol):
+    """Receives parts of a rollout while the others are generated, in the generating thread.
+
+    What it raises ends the rollout.
+    """
+
+    @property
+    def size(self) -> int:
+        """How many responses it receives at a time, at least 1."""
+
+    def on_token(self) -> None:
+        """Every running response is one token longer."""
+
+    def on_group(self, rows: list[int], part: Rollout) -> None:
+        """A group of responses is finished.
+
+        Args:
+            rows: which prompts: the next `size` in the order of prompt lengths; in the last group, those left.
+            part: their rollout.
+        """
+
+
+def generate(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    settings: RolloutSettings,
+    *,
+    seed: int,
+    step: int,
+    stream: Stream = Stream.TRAINING,
+    on_progress: Progress | None = None,
+    listener: RolloutListener | None = None,
+) -> Rollout:
+    """Sample one response to each prompt (repeat a prompt for more).
+
+    What is sampled depends on (seed, stream, step, prompt id, which repeat of it, position) and the weights, not on
+    the order or the engine's batch size. A response ends with an EOS token, which it keeps; at a stop text, whose
+    tokens it keeps while `texts` is cut before it; or after max_new_tokens.
+
+    Args:
+        engine: generates; it must have no other requests, and is reset at the end.
+        prompts: one response each.
+        settings: temperature, filters, stop texts and limit of all responses.
+        seed: of the run.
+        step: of the run.
+        stream: what the samples are for.
+        on_progress: called after each token with the number of finished responses and of all.
+        listener: receives groups of finished responses while others are generated. Which responses are in a group
+            depends on the prompts alone.
+
+    Returns:
+        CPU tensors, rows in the order of the prompts; without prompts, a rollout without rows.
+    """
+    if not prompts:
+        return _rollout(engine, [], {}, [], settings)
+    repeats = repeat_numbers(prompts)
+    # Prompts of similar length share a batch, so that little of it is padding.
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].input_ids))
+    size = len(order) if listener is None else listener.size
+    groups = deque(order[i : i + size] for i in range(0, len(order), size))
+    outputs: dict[int, RequestOutput] = {}
+    parts: list[Rollout] = []
+    try:
+        engine.submit(
+            Request(
+                row,
+                prompts[row].input_ids,
+                SamplingParams.of(settings, SampleSeed(seed, stream, step, prompts[row].id, repeats[row])),
+            )
+            for row in order
+        )
+        while len(engine):
+            outputs |= {output.id: output for output in engine.step()}
+            if on_progress is not None:
+                on_progress(len(outputs), len(prompts))
+            while groups and all(row in outputs for row in groups[0]):
+                rows = groups.popleft()
+                parts.append(_rollout(engine, prompts, outputs, rows, settings))
+                if listener is not None:
+                    listener.on_group(rows, parts[-1])
+            if listener is not None:
+                listener.on_token()
+    finally:
+        engine.reset()
+    return Rollout.join(parts).select(torch.tensor(order).argsort())
+
+
+def repeat_numbers(prompts: Sequence[Prompt]) -> list[int]:
+    """Which repeat of its prompt id each prompt is, from 0."""
+    seen: dict[int, int] = {}
+    repeats = []
+    for prompt in prompts:
+        repeats.append(seen.get(prompt.id, 0))
+        seen[prompt.id] = repeats[-1] + 1
+    return repeats
+
+
+def _rollout(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    outputs: Mapping[int, RequestOutput],
+    rows: Sequence[int],
+    settings: RolloutSettings,
+) -> Rollout:
+    """The rollout of some prompts, whose requests are finished."""
+    asked, finished = [prompts[row] for row in rows], [outputs[row] for row in rows]
+    logprobs = torch.tensor([x for output in finished for x in output.logprobs], dtype=torch.float32)
+    return Rollout(
+        prompts=asked,
+        sequences=Sequences.from_lists(
+            [prompt.input_ids for prompt in asked], [output.tokens for output in finished]
+        ),
+        action_mask=torch.ones(len(logprobs), dtype=torch.bool),
+        logprobs=logprobs,
+        finish=[output.finish for output in finished],
+        texts=[
+            response_text(
+                engine.tokenizer,
+                () if engine.encoder_decoder else prompt.input_ids,
+                output.tokens,
+                settings.stop,
+            )
+            for prompt, output in zip(asked, finished, strict=True)
+        ],
+        policy_version=engine.version,
+    )

@@ -1,0 +1,121 @@
+"""What an engine is asked for and what it returns: token ids in, token ids and their log-probs out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from proxlm.config import RolloutSettings
+from proxlm.engine.kv_cache import CachedPrefix
+from proxlm.engine.sampling import Distribution
+from proxlm.types import Finish
+
+
+@dataclass(frozen=True)
+class SampleSeed:
+    """The counters that determine the random numbers of one request, all in [0, 2**32); see philox.py.
+
+    Attributes:
+        seed: of the run.
+        stream: what the samples are for: training, evaluation, ... (`proxlm.seeds.Stream`).
+        step: of the run.
+        prompt_id: id of the prompt.
+        sample: which repeat of the prompt in this rollout, from 0.
+        position: tokens sampled for this text in earlier requests: 0, but in a later turn of a conversation.
+    """
+
+    seed: int = 0
+    stream: int = 0
+    step: int = 0
+    prompt_id: int = 0
+    sample: int = 0
+    position: int = 0
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the tokens of one request are sampled and when it ends.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: keep the k likeliest tokens; 0: all.
+        top_p: keep the smallest set of likeliest tokens with this much probability.
+        min_p: drop tokens below this share of the likeliest token's probability.
+        stop: texts that end the response. Their tokens are kept.
+        max_new_tokens: most tokens to sample.
+        seed: counters of the random numbers.
+        logprobs: whether the output holds the log-probs of the sampled tokens.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+    max_new_tokens: int = 64
+    seed: SampleSeed = field(default_factory=SampleSeed)
+    logprobs: bool = True
+
+    @staticmethod
+    def of(settings: RolloutSettings, seed: SampleSeed, max_new_tokens: int | None = None) -> SamplingParams:
+        """The parameters that `settings` describe, for a request with these counters.
+
+        Args:
+            settings: the section [rollout].
+            seed: counters of the request's random numbers.
+            max_new_tokens: a lower limit than the settings'.
+        """
+        return SamplingParams(
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            min_p=settings.min_p,
+            stop=tuple(settings.stop),
+            max_new_tokens=settings.max_new_tokens if max_new_tokens is None else max_new_tokens,
+            seed=seed,
+        )
+
+    @property
+    def distribution(self) -> Distribution:
+        """What turns logits into the distribution that is sampled from."""
+        return Distribution(self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text to generate.
+
+    Attributes:
+        id: returned with the output; unique among an engine's unfinished requests.
+        prompt: token ids, at least one.
+        params: how to sample.
+        prefix: the `RequestOutput.prefix` of an earlier request whose prompt and tokens this prompt begins with: they
+            are not read again. None: everything is read.
+        keep_prefix: whether the output should hold such a prefix.
+    """
+
+    id: int
+    prompt: Sequence[int]
+    params: SamplingParams
+    prefix: CachedPrefix | None = None
+    keep_prefix: bool = False
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """A finished request.
+
+    Attributes:
+        id: the request's.
+        tokens: sampled token ids, at least one; with the EOS token or the tokens of the stop text that ended it.
+        logprobs: natural log of the probability each token was sampled with, temperature and filters applied
+            (at temperature 0: its probability at temperature 1); empty if the request asked for none.
+        finish: "eos", "stop" or "length".
+        prefix: for a request that continues this one, if `keep_prefix` was set and the engine has it.
+    """
+
+    id: int
+    tokens: list[int]
+    logprobs: list[float]
+    finish: Finish
+    prefix: CachedPrefix | None = None

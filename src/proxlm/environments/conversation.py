@@ -1,0 +1,77 @@
+"""One conversation of a multi-turn rollout while it grows. Tokens are appended and never made again from text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from proxlm.engine.request import RequestOutput, SampleSeed
+from proxlm.environments.protocol import Environment, Task
+from proxlm.types import Finish, Prompt
+
+
+@dataclass
+class Conversation:
+    """A conversation: the policy's turns and what the environment says between them.
+
+    Attributes:
+        prompt: what it is about.
+        task: the same, for the environment.
+        environment: its own.
+        seed: counters of its random numbers, at position 0.
+        began: when, in seconds of the monotonic clock.
+        prompt_tokens: what the environment says before the first turn.
+        prompt_text: the same as text.
+        tokens: of the response: the policy's turns and the environment's messages between them. Aligned with it are
+            chosen (whether the policy chose the token), logprobs (0 where it did not) and rewards.
+        turns: finished turns of the policy.
+        last_output: of the newest turn, with its cached prefix; None before the first turn and after the end.
+        finish: how it ended.
+        error: why it was lost, or "".
+    """
+
+    prompt: Prompt
+    task: Task
+    environment: Environment
+    seed: SampleSeed
+    began: float
+    prompt_tokens: list[int] = field(default_factory=list)
+    prompt_text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    chosen: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    turns: int = 0
+    last_output: RequestOutput | None = None
+    finish: Finish = "length"
+    error: str = ""
+
+    def append_turn(self, output: RequestOutput) -> None:
+        """Append a turn of the policy."""
+        self._append(output.tokens, chosen=True, logprobs=output.logprobs)
+        self.turns, self.last_output = self.turns + 1, output
+
+    def append_messages(self, tokens: list[int]) -> None:
+        """Append what the environment said."""
+        self._append(tokens, chosen=False, logprobs=[0.0] * len(tokens))
+
+    def _append(self, tokens: list[int], chosen: bool, logprobs: list[float]) -> None:
+        self.tokens += tokens
+        self.chosen += [chosen] * len(tokens)
+        self.logprobs += logprobs
+        self.rewards += [0.0] * len(tokens)
+
+    def room(self, max_tokens: int, context: int | None) -> int:
+        """How many more tokens the response may have.
+
+        Args:
+            max_tokens: longest response.
+            context: longest sequence of the model; None: no limit.
+        """
+        room = max_tokens - len(self.tokens)
+        if context is not None:
+            room = min(room, context - len(self.prompt_tokens) - len(self.tokens))
+        return room
+
+    def end(self, finish: Finish, error: str = "") -> None:
+        """No turn follows; the cached prefix is freed."""
+        self.finish, self.error, self.last_output = finish, error, None
