@@ -20,8 +20,8 @@ from proxlm.types import Sequences
 class EncoderDecoderTrunk(nn.Module):
     """Encoder and decoder of a transformers model, without its output head: source and target tokens → states.
 
-    T5's own model without a head is not part of the one with a head, so both halves are taken one by one. They
-    stay the model's own modules.
+    T5's own model without a head is not part of the one with a head, so both halves are taken one by one. They are
+    still the model's own modules.
     """
 
     encoder: Any
@@ -37,7 +37,7 @@ class EncoderDecoderTrunk(nn.Module):
         return self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
     def decode(self, input_ids: Tensor, encoded: Tensor, attention_mask: Tensor, **cache: Any) -> Any:
-        """Target tokens [b, t] and what `encode` gave → transformers' output, last_hidden_state [b, t, H]."""
+        """Target tokens [b, t] and the result of `encode` → transformers' output, last_hidden_state [b, t, H]."""
         return self.decoder(
             input_ids=input_ids, encoder_hidden_states=encoded, encoder_attention_mask=attention_mask, **cache
         )

@@ -66,9 +66,16 @@ def pad_with_mask(sequences: Sequences) -> tuple[Tensor, Tensor]:
 def response_states(
     model: LanguageModel, sequences: Sequences, trunk: Any = None, twice: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The states that predict each response token [R, H], and the state after each row's last token [B, H].
+    """Run the trunk on a ragged batch.
 
-    `trunk` replaces the model's own (a separate critic's). twice: they are to be differentiated twice.
+    Args:
+        model: The model, whose settings say how rows are laid out.
+        sequences: On the model's device.
+        trunk: Instead of the model's own (a separate critic's).
+        twice: The states will be differentiated twice, which only transformers' own forward can be.
+
+    Returns:
+        The states that predict each response token [R, H], and the state after each row's last token [B, H].
     """
     network: Any = trunk or model.trunk
     predicting, final = predicting_states(sequences.response_index), sequences.offsets[1:] - 1
@@ -129,7 +136,14 @@ def check_packing(model: LanguageModel) -> None:
 def token_outputs(
     model: LanguageModel, sequences: Sequences, temperature: float = 1.0, entropy: bool = False
 ) -> TokenOutputs:
-    """Log-prob (and entropy) of every response token, teacher-forced; float32. Sequences on the model's device."""
+    """Log-prob (and entropy) of every response token in the given texts, float32.
+
+    Args:
+        model: The model.
+        sequences: On the model's device.
+        temperature: Divides the logits; > 0.
+        entropy: Whether entropies are computed.
+    """
     states, final_states = response_states(model, sequences)
     logprobs, entropies = head_logprobs(model, states, sequences.response_tokens, temperature, entropy)
     return TokenOutputs(logprobs, entropies, states, final_states)
@@ -171,16 +185,23 @@ def logit_chunk(model: LanguageModel, entropy: bool) -> int:
 
 
 def micro_batches(lengths: Tensor, budget: int) -> list[Tensor]:
-    """Split rows into groups of like length whose padded size (rows × longest) stays within `budget` tokens.
+    """Split rows into groups of similar length whose padded size (rows × longest) stays within `budget` tokens.
 
-    As few groups as that allows, and those as even as can be: the largest decides how much memory is held. A row
-    longer than the budget is a group by itself. An encoder–decoder pads prompts and responses apart, which can come
-    to twice that. lengths [B] → list of row indices, covering each row once.
+    There are as few groups as that allows, and they are as even as possible, for the largest decides the peak memory.
+    A row longer than the budget is a group by itself. An encoder–decoder pads prompts and responses separately, which
+    can come to twice the budget.
+
+    Args:
+        lengths: Tokens of each row [B].
+        budget: Padded tokens of a group.
+
+    Returns:
+        Row indices of each group; every row is in one of them.
     """
     order = torch.argsort(lengths, stable=True)
     of_order = lengths[order].tolist()
     ends = _group_ends(of_order, budget)
-    low, high = 1, budget  # the least budget that makes no more groups
+    low, high = 1, budget  # find the smallest budget with as few groups
     while low < high:
         middle = (low + high) // 2
         fewer = _group_ends(of_order, middle)

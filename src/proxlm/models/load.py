@@ -20,11 +20,13 @@ from proxlm.text import reason_of
 
 
 def load_language_model(config: ModelSettings) -> LanguageModel:
-    """The policy: weights in float32, adapters added if asked, in evaluation mode (no dropout).
+    """Load a language model: weights in float32, with adapters if configured, in evaluation mode (no dropout).
 
-    Raises ModelError if the model or its tokenizer cannot be loaded, has no EOS, or only pickled weights.
+    Raises:
+        ModelError: The model or its tokenizer cannot be loaded, has no EOS, or has only pickled weights.
+        ConfigError: The device does not exist, or adapters do not fit the model.
     """
-    register_model_types()  # first: transformers looks at the model's type for the tokenizer, too
+    register_model_types()  # first, for transformers looks up the tokenizer by model type
     tokenizer = load_tokenizer(config.policy, config.trust_remote_code)
     network = _load_network(config)
     model = wrap(network, tokenizer, config)
@@ -34,7 +36,12 @@ def load_language_model(config: ModelSettings) -> LanguageModel:
 
 
 def wrap(network: Any, tokenizer: Any, config: ModelSettings) -> LanguageModel:
-    """A transformers model and tokenizer → LanguageModel on the configured device, checked."""
+    """Wrap a transformers model and its tokenizer, on the configured device, and check that they fit.
+
+    Raises:
+        ConfigError: The device does not exist.
+        ModelError: The logits are more than the head's output, or a setting is not for this model type.
+    """
     try:
         device = resolve_device(config.device)
     except ValueError as error:
@@ -80,10 +87,18 @@ def _load_network(config: ModelSettings) -> Any:
 def build_language_model(
     new: NewModelSettings, tokenizer: Any, config: ModelSettings, key: str = "new"
 ) -> LanguageModel:
-    """A new model with random weights, of any transformers type that uses the usual field names.
+    """Build a new model with random weights, of any transformers type that uses the usual field names.
 
-    A causal LM, or an encoder–decoder with new.layers blocks on each side. The caller seeds torch first; `key` is the
-    settings' section, for messages.
+    It is a causal LM, or an encoder–decoder with new.layers blocks on each side.
+
+    Args:
+        new: Type and sizes.
+        tokenizer: For the vocabulary and the special tokens.
+        config: Device and precision.
+        key: The settings' section, for messages.
+
+    Raises:
+        ConfigError: transformers knows no such type, or cannot build it with these sizes.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 

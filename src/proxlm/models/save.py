@@ -9,9 +9,9 @@ from proxlm.models.language_model import LanguageModel
 
 
 def save_language_model(model: LanguageModel, folder: Path) -> None:
-    """Weights (safetensors), config, generation config and tokenizer: `from_pretrained(folder)` loads them.
+    """Write weights (safetensors), config, generation config and tokenizer, for `from_pretrained(folder)`.
 
-    With LoRA: the base with the adapters added in. The model itself is left as it is.
+    With LoRA it writes the base with the adapters merged in. The model itself does not change.
     """
     if model.adapters is None:
         model.network.save_pretrained(folder)
