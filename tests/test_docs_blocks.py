@@ -49,6 +49,15 @@ def test_every_block_names_its_language() -> None:
         assert re.findall(code, outside, re.MULTILINE) == [], page.name
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    text = re.sub(
+        r"^```.*?^```$|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text)]
+    assert [x for x in links if x and "://" not in x and not (page.parent / x).exists()] == []
+
+
 # --- Python ---
 
 
