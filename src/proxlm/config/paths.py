@@ -54,7 +54,7 @@ def absolute(config: T) -> T:
     here = os.getcwd()
 
     def change(kind: PathKind, value: str) -> str:
-        # What does not exist cannot have been read: it is a name on the hub, or stands for texts given in Python.
+        # What does not exist cannot have been read: it is a name on the hub, or a label for texts passed in Python.
         before_colon = value.rpartition(":")[0]  # of FILE:FUNCTION and of FOLDER:SPLIT
         exists = os.path.exists(value) or os.path.exists(before_colon)
         return _joined(kind, value, here) if exists or kind == "output" else value
@@ -102,7 +102,7 @@ def _changed(config: T, change: Change) -> T:
 
 
 def _changed_table(kind: type, table: Mapping[str, Any], change: Change) -> dict[str, Any]:
-    """The same for a table of settings as it stands in a TOML file."""
+    """A table of settings from a TOML file with each path replaced by what `change` makes of it."""
     declared = kinds(kind)
     new = dict(table)
     for name, value in table.items():

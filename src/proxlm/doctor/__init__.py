@@ -1,4 +1,4 @@
-"""A doctor for PPO runs: reads the metrics, during a run or after it, and says what is wrong and what to try.
+"""A doctor for PPO runs: reads the metrics, during a run or after it, and reports what is wrong and what to try.
 
 Rules are pure functions of the metric rows so far and a few of the run's settings. Imports no torch.
 """

@@ -1,4 +1,4 @@
-"""The doctor: all rules over a run's rows, and a memory of what has been said."""
+"""The doctor: applies all rules to a run's rows, and remembers what it has reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from proxlm.runlog.folder import read_jsonl
 
 Rule = Callable[[Rows, Facts], Finding | None]
 
-# In the order in which findings of the same step are said: causes before what follows from them.
+# In the order in which findings of the same step are reported: causes before consequences.
 RULES: dict[str, Rule] = {
     rule.__name__: rule
     for rule in (
@@ -38,7 +38,7 @@ RULES: dict[str, Rule] = {
     )
 }
 
-# A finding that comes back within so many steps had not really gone.
+# A finding that comes back within this many steps is the same finding.
 QUIET_STEPS = 20
 
 
@@ -51,10 +51,12 @@ class _Episode:
 
 
 class Doctor:
-    """Reads a run's rows as they come.
+    """Reads a run's rows one by one.
 
-    `facts` are the run's settings (`facts_of(config)`). For a run that is resumed there is `of_run`: several rules
-    compare with the run's first steps.
+    For a run that is resumed, use `of_run`: several rules compare with the run's first steps.
+
+    Args:
+        facts: the run's settings, `facts_of(config)`; by default none is known.
     """
 
     def __init__(self, facts: Facts | None = None) -> None:
@@ -64,7 +66,13 @@ class Doctor:
 
     @classmethod
     def of_run(cls, facts: Facts, folder: Path, step: int) -> Doctor:
-        """One that has seen the rows in a run's folder, if the run goes on from a step after the first."""
+        """A doctor that has read the rows in a run's folder, if the run is resumed from a step after the first.
+
+        Args:
+            facts: the run's settings.
+            folder: the run's folder.
+            step: the step that the run is resumed from; 0: a new run.
+        """
         doctor, past = cls(facts), folder / "metrics.jsonl"
         if step and past.exists():
             for row in read_jsonl(past):
@@ -72,10 +80,14 @@ class Doctor:
         return doctor
 
     def see(self, row: Mapping[str, Any]) -> list[Finding]:
-        """Take in one step's metrics, with "step" among them; returns what is new.
+        """Read one step's metrics.
 
-        A finding is new when its rule found nothing in the last 20 steps, or when it turns from a warning into
-        something serious.
+        Args:
+            row: the metrics, "step" among them.
+
+        Returns:
+            The new findings: those whose rule found nothing in the last 20 steps, and those that turned from a
+            warning into something serious.
         """
         self._rows.append(row)
         new = []
@@ -86,7 +98,7 @@ class Doctor:
         return new
 
     def _remember(self, name: str, found: Finding) -> bool:
-        """Whether it is worth saying."""
+        """Whether the finding is new, or newly serious."""
         episodes, here = self._episodes.setdefault(name, []), len(self._rows)
         if not episodes or here - episodes[-1].row > QUIET_STEPS:
             episodes.append(_Episode(found, here))
@@ -94,7 +106,7 @@ class Doctor:
         episode, known = episodes[-1], episodes[-1].finding
         episode.row = here
         if known.severity == "serious" and found.severity == "warning":
-            # What was worst is what is told.
+            # The worst of an episode is what is reported.
             episode.finding = replace(known, last=found.last)
             return False
         episode.finding = replace(found, step=known.step)
@@ -106,14 +118,14 @@ class Doctor:
         return _sorted(episode.finding for episode in newest if episode.row == len(self._rows))
 
     def history(self) -> list[Finding]:
-        """All that was found in the run, what has gone again too."""
+        """Everything found in the run, including what has disappeared again."""
         return _sorted(episode.finding for episodes in self._episodes.values() for episode in episodes)
 
 
 def diagnose(rows: Iterable[Mapping[str, Any]], facts: Facts | None = None) -> list[Finding]:
-    """All that a doctor finds in a run's rows, serious findings first, then by the step of their beginning.
+    """Everything a doctor finds in a run's rows: serious findings first, then by the step at which they began.
 
-    A finding whose `last` is before the run's last step has gone again.
+    A finding whose `last` is before the run's last step has disappeared again.
     """
     doctor = Doctor(facts)
     for row in rows:

@@ -1,4 +1,4 @@
-"""What a rule found, in plain words."""
+"""What a rule found, as text for people and as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules about where the policy has gone: KL to the reference, and entropy.
+"""Rules about the policy: its KL to the reference, and its entropy.
 
 Each looks at the newest steps and returns a Finding or None. docs/doctor.md has the table of all rules.
 """
@@ -43,7 +43,7 @@ ENTROPY_GONE = 0.05
 
 
 def kl_blow_up(rows: Rows, facts: Facts) -> Finding | None:
-    """The policy has gone so far from the reference that texts suffer or the penalty eats the reward."""
+    """The policy is so far from the reference that its texts get worse or the penalty outweighs the reward."""
     per_token, kl = newest_middle(rows, names.KL_PER_TOKEN, 3), newest_middle(rows, names.KL, 3)
     seen, serious = "", False
     advice = [
@@ -98,7 +98,7 @@ def _kl_costs(rows: Rows, facts: Facts) -> str | None:
 
 
 def entropy_collapse(rows: Rows, facts: Facts) -> Finding | None:
-    """Nearly all randomness is gone: every sample is the same, and nothing new is tried."""
+    """The policy is nearly deterministic: every sample is the same, and nothing new is tried."""
     start, entropy = first_middle(rows, names.ENTROPY, 3), newest_middle(rows, names.ENTROPY, 5)
     if start is None or entropy is None or not at_least(rows, 8):
         return None

@@ -1,7 +1,7 @@
 """Looking back over metric rows: medians of the newest steps, and what the run began with.
 
-A row is what metrics.jsonl holds for a step. A number may be missing, None or NaN: such rows are passed over. Rows in
-which only the critic learns (warmup = 1) say nothing of the policy's learning, and are passed over by all but
+A row is what metrics.jsonl holds for a step. A number may be missing, None or NaN: such rows are skipped. Rows in
+which only the critic learns (warmup = 1) tell nothing about the policy, and are skipped by all but
 `newest_of_all`.
 """
 
@@ -95,6 +95,6 @@ def _rewarded(row: Row) -> bool:
 
 
 def span(rows: Rows, count: int) -> str:
-    """The newest `count` rows in words: "steps 8–12"."""
+    """The newest `count` rows as text: "steps 8–12"."""
     last = rows[-count:]
     return f"steps {step_of(last[:1])}–{step_of(rows)}" if len(last) > 1 else f"step {step_of(rows)}"

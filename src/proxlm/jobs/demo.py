@@ -66,7 +66,7 @@ def main(config: DemoConfig) -> None:
 
 
 def pretrain_job(config: DemoConfig) -> PretrainConfig:
-    """A Llama of 0.9M parameters, trained for the given minutes, in bfloat16 where the processor has it."""
+    """A Llama of 0.9M parameters, trained for `config.minutes`, in bfloat16 where the processor supports it."""
     return PretrainConfig(
         new=NewModelSettings(vocabulary=1024, hidden=128, layers=4, heads=2, context=128),
         model=ModelSettings(precision="auto", device="cpu"),

@@ -1,8 +1,9 @@
-"""`proxlm doctor`: what is wrong with a PPO run, in plain words, and what to try."""
+"""`proxlm doctor`: what is wrong with a PPO run, and what to try."""
 
 from __future__ import annotations
 
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,48 @@ from proxlm.doctor import RULES, Facts, Finding, diagnose, facts_of
 from proxlm.errors import RunError
 from proxlm.report.run_data import Row, read_metrics
 from proxlm.runlog.folder import write_json_atomic
+from proxlm.runlog.metric_names import STEP
 from proxlm.runlog.saved_settings import read_saved_settings
 
 WIDTH = 100
 
 
+@dataclass(frozen=True)
+class Examination:
+    """What the doctor read and found in a run's folder.
+
+    Attributes:
+        folder: the run's folder.
+        rows: its metric rows.
+        findings: everything found, serious findings first.
+        unknown: why the run's settings could not be used; empty where they could.
+    """
+
+    folder: Path
+    rows: list[Row]
+    findings: list[Finding]
+    unknown: str
+
+    @property
+    def last_step(self) -> int:
+        """The newest step."""
+        return int(self.rows[-1][STEP])
+
+
 def main(config: DoctorConfig) -> None:
     """Print the findings, and write them as JSON if a file is asked for."""
-    folder = Path(config.folder)
-    rows, findings = examine(folder)
-    print("\n".join(lines(folder, rows, findings)))
+    examination = examine(Path(config.folder))
+    print("\n".join(as_lines(examination)))
     if config.output:
-        write_json_atomic(Path(config.output), as_json(folder, rows, findings))
+        write_json_atomic(Path(config.output), as_json(examination))
         print(f"\nwritten to {config.output}")
 
 
-def examine(folder: Path) -> tuple[list[Row], list[Finding]]:
-    """The rows of a PPO run's folder and what the doctor finds in them; the run may still go on.
+def examine(folder: Path) -> Examination:
+    """Apply the doctor's rules to the run in `folder`, which may still be going on.
 
-    Raises RunError that names the file, and the line, that is missing or not right.
+    Raises:
+        RunError: names the file, and the line, that is missing or malformed.
     """
     saved = read_saved_settings(folder)
     if saved.job not in ("ppo", "control"):
@@ -40,20 +64,24 @@ def examine(folder: Path) -> tuple[list[Row], list[Finding]]:
     metrics = folder / "metrics.jsonl"
     if not metrics.exists():
         raise RunError(f"{folder}: no metrics.jsonl: the run has not finished a step yet")
-    rows = read_metrics(metrics)
+    rows, facts = read_metrics(metrics), Facts(control=saved.job == "control")
     if isinstance(saved.config, PPOConfig | ControlConfig):
-        return rows, diagnose(rows, facts_of(saved.config))
-    # Settings of another version: the rules do without them.
-    return rows, diagnose(rows, Facts(control=saved.job == "control"))
+        facts = facts_of(saved.config)
+    return Examination(folder, rows, diagnose(rows, facts), saved.problem)
 
 
-def lines(folder: Path, rows: list[Row], findings: list[Finding]) -> list[str]:
-    """What is printed."""
-    last = int(rows[-1]["step"])
-    read = f"{folder}: {len(rows)} step{'s' * (len(rows) != 1)} read, {int(rows[0]['step'])} to {last}"
+def as_lines(examination: Examination) -> list[str]:
+    """The lines to print."""
+    rows, findings, last = examination.rows, examination.findings, examination.last_step
+    read = (
+        f"{examination.folder}: {len(rows)} step{'s' * (len(rows) != 1)} read, {int(rows[0][STEP])} to {last}"
+    )
+    found = f"{len(findings)} finding{'s' * (len(findings) != 1)}"
     if not findings:
-        return [f"{read}; none of the doctor's {len(RULES)} rules finds anything wrong"]
-    printed = [f"{read}; {len(findings)} finding{'s' * (len(findings) != 1)}"]
+        found = f"none of the doctor's {len(RULES)} rules finds anything wrong"
+    printed = [f"{read}; {found}"]
+    if examination.unknown:
+        printed += _paragraph(f"the settings count as not known: {examination.unknown}", "note: ")
     for finding in findings:
         printed += ["", f"{finding.severity.upper()}  {finding.rule}, {_when(finding, last)}"]
         printed += _paragraph(finding.seen, "  ")
@@ -62,23 +90,23 @@ def lines(folder: Path, rows: list[Row], findings: list[Finding]) -> list[str]:
     return printed
 
 
-def as_json(folder: Path, rows: list[Row], findings: list[Finding]) -> dict[str, Any]:
+def as_json(examination: Examination) -> dict[str, Any]:
     """The same as plain values."""
-    last = int(rows[-1]["step"])
+    last = examination.last_step
     return {
-        "folder": str(folder),
-        "steps": len(rows),
+        "folder": str(examination.folder),
+        "steps": len(examination.rows),
         "last_step": last,
-        "findings": [{**f.as_json(), "at_the_end": f.last == last} for f in findings],
+        "findings": [{**f.as_json(), "at_the_end": f.last == last} for f in examination.findings],
     }
 
 
 def _when(finding: Finding, last: int) -> str:
-    """From which step to which, and whether it is so still."""
+    """The steps of a finding, and whether it still holds."""
     if finding.last == last:
         return f"since step {finding.step}" if finding.step < last else f"step {last}"
     many = finding.last > finding.step
-    return f"steps {finding.step} to {finding.last}, then gone" if many else f"step {finding.step}, then gone"
+    return f"steps {finding.step} to {finding.last}, not since" if many else f"step {finding.step}, not since"
 
 
 def _paragraph(text: str, first: str) -> list[str]:

@@ -17,9 +17,7 @@ def evaluation_table(evaluation: Row) -> str:
     columns = [model["name"] for model in models] + (["difference"] if compared else [])
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     rows = [_metric_row(name, evaluation, compared) for name in names]
-    counts = [
-        f"{evaluation[key]} {word}" for key, word in (("prompts", "held-out prompts"),) if key in evaluation
-    ]
+    counts = [f"{evaluation['prompts']} held-out prompts"] if "prompts" in evaluation else []
     counts += [f"seed {evaluation['seed']}"] if "seed" in evaluation else []
     paths = [f"{model['name']}: {model['model']}" for model in models if "model" in model]
     return (

@@ -94,7 +94,7 @@ CURVES = """<div class="controls">
 <label>over <select id="axis"><option>step</option><option>minutes</option></select></label>
 <label>smoothing <input type="range" id="smoothing" min="0" max="0.95" step="0.05">
 <span id="smoothing-value"></span></label>
-<span class="note">drag: zoom; double click: whole run; smoothed curves stand before their own values</span>
+<span class="note">drag: zoom; double click: whole run; smoothed curves are drawn over the values themselves</span>
 </div><div id="plots"></div><p class="note" id="curve-notes"></p>"""
 
 TOKENS = """<div class="controls"><div class="buttons" id="token-quantity" role="group" aria-label="Colour by"></div>

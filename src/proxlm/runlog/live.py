@@ -46,7 +46,7 @@ class LiveView:
         self.state.notice = text
 
     def stop(self) -> None:
-        """Draw once more, leave that on the screen, and give the terminal back."""
+        """Draw a last time, keep that on the screen, and release the terminal."""
         self.state.enter("")
         self._live.stop()
 

@@ -80,7 +80,7 @@ def _lock(handle: int, folder: Path) -> bool:
 
 
 def _is_still(handle: int, folder: Path) -> bool:
-    """Whether the open file is the one that stands in the folder."""
+    """Whether the open file is the one that is in the folder now."""
     try:
         there = os.stat(folder / NAME)
     except FileNotFoundError:

@@ -45,7 +45,7 @@ class MetricFamily:
 
     Args:
         pattern: the name, with the part that varies in braces.
-        parts: what may stand there; empty: any text.
+        parts: the values of that part; empty: any text.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ RUNS: dict[str, type[RunConfig]] = {
 
 @dataclass(frozen=True)
 class SavedSettings:
-    """What a run's config.toml says.
+    """What a run's config.toml holds.
 
     Attributes:
         job: the name of the run's job; empty where the file names none.

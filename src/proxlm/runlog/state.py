@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-# The first steps are slower than the rest (caches, compilation), so only the newest ones tell what is left.
+# The first steps are slower than the rest (caches, compilation), so only the newest ones predict the time left.
 RECENT_STEPS = 20
 
 

@@ -1,4 +1,4 @@
-"""Numbers as short text: durations, sparklines, and the words for the metrics shown while a run goes on."""
+"""Numbers as short text: durations, sparklines, and the labels of the metrics that a running job shows."""
 
 from __future__ import annotations
 
