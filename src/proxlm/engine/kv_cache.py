@@ -23,8 +23,8 @@ class CachedPrefix:
 class KVCache:
     """Keys and values of rows that come and go. Row i is slot i of one tensor per layer.
 
-    A row begins at position 0 of its slot, so rows need no padding between them. What a freed slot held is overwritten by
-    the next row that takes it.
+    A row begins at position 0 of its slot, so rows need no padding between them. What a freed slot held is
+    overwritten by the next row that takes it.
 
     Args:
         layers: number of attention layers.

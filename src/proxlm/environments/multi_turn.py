@@ -110,8 +110,7 @@ class MultiTurn:
 
 
 class _MultiTurnRollout:
-    """One rollout while it runs. Conversations are numbered; a request and a call have their conversation's number.
-    """
+    """One rollout while it runs. Conversations are numbered; requests and calls carry that number."""
 
     def __init__(
         self,

@@ -8,7 +8,8 @@ import pytest
 import torch
 from helpers import actors, job, parameters, run, trainer, vowels
 
-from proxlm.engine.native import generate
+from proxlm.engine.generate import generate
+from proxlm.engine.native import NativeEngine
 from proxlm.train.ppo.learner import build_learner
 from proxlm.train.ppo.prepare import prepare
 from proxlm.train.ppo.update import update
@@ -21,7 +22,13 @@ def test_a_loop_of_ones_own_is_the_trainer_bit_for_bit(tokenizer: Any, tmp_path:
     models, stream = actors(tokenizer, config), made.prompts
     learner = build_learner(models, config)
     for step in range(config.ppo.steps):
-        rollout = generate(models.policy, stream.batch(step), config.rollout, seed=config.run.seed, step=step)
+        rollout = generate(
+            NativeEngine(models.policy, config.rollout),
+            stream.batch(step),
+            config.rollout,
+            seed=config.run.seed,
+            step=step,
+        )
         prepared = prepare(models, rollout, vowels(rollout), config, step)
         update(learner, prepared)
     run(made)

@@ -171,8 +171,7 @@ class Prefetcher(Collector):
 
 
 class _Job:
-    """A rollout in progress. It stands in for the run's log, which belongs to the main thread, and keeps its notes.
-    """
+    """A rollout in progress. It stands in for the run's log, which belongs to the main thread, and keeps notes."""
 
     def __init__(self, step: int, collect: Callable[[Clock], Collected]) -> None:
         self.step, self._collect = step, collect
