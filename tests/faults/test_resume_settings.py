@@ -13,9 +13,11 @@ from proxlm.checkpoint import check_settings, settings_of
 from proxlm.config import (
     JOBS,
     ControlConfig,
+    DataSettings,
     PPOConfig,
     PPOSettings,
     PretrainConfig,
+    PtxSettings,
     RewardSettings,
     RewardTerm,
     SFTConfig,
@@ -100,6 +102,29 @@ def test_a_setting_the_older_version_lacked_was_its_default(tmp_path):
     saved["ppo"]["gone"] = 3
     with pytest.raises(RunError, match=r"made with ppo\.gone = 3, not a setting of this version"):
         check_settings(tmp_path, saved, ControlConfig())
+
+
+def test_a_file_that_was_moved_is_the_same_setting(tmp_path):
+    old, new = tmp_path / "old" / "p.jsonl", tmp_path / "new" / "p.jsonl"
+
+    def job(path):
+        return PPOConfig(data=DataSettings(prompts=str(path)), ptx=PtxSettings(text=[str(path)]))
+
+    check_settings(tmp_path, settings_of(job(old)), job(new))
+    with pytest.raises(RunError, match=r"made with data\.prompts = "):
+        check_settings(tmp_path, settings_of(job(old)), job(new.with_name("q.jsonl")))
+    old.parent.mkdir()
+    old.write_text("{}\n")
+    with pytest.raises(RunError, match=r"made with data\.prompts = "):  # both are there: another file
+        check_settings(tmp_path, settings_of(job(old)), job(new))
+
+
+def test_a_relative_path_is_the_absolute_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("p.jsonl").write_text("{}\n")
+    saved = settings_of(PPOConfig(data=DataSettings(prompts="p.jsonl")))
+    assert saved["data"]["prompts"] == str(tmp_path / "p.jsonl")
+    check_settings(tmp_path, saved, PPOConfig(data=DataSettings(prompts=str(tmp_path / "p.jsonl"))))
 
 
 @pytest.mark.parametrize("saved", [None, [], "x", 3])

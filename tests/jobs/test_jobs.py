@@ -101,6 +101,29 @@ def test_python_function_as_reward(place):
     assert not (place / "run" / "report.html").exists()
 
 
+def test_a_run_is_resumed_from_any_directory(place, tmp_path, monkeypatch):
+    assert main(["ppo", "recipe.toml", "--data.prompts", "prompts.jsonl"]) == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert main(["ppo", str(place / "run" / "config.toml"), "--resume", "--ppo.steps", "6"]) == 0
+    assert [row["step"] for row in rows(place / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert main(["evaluate", str(place / "run")]) == 0
+    assert list(elsewhere.iterdir()) == []
+    # So it is after the whole folder was moved, once its new place is given.
+    moved = place.rename(place.with_name(f"{place.name}-moved"))
+    settings = {
+        "run.folder": "run",
+        "model.policy": "model",
+        "data.prompts": "prompts.jsonl",
+        "reward.use": "reward.py:score",
+    }
+    arguments = [part for key, name in settings.items() for part in (f"--{key}", str(moved / name))]
+    monkeypatch.chdir(moved / "elsewhere")
+    assert main(["ppo", str(moved / "run" / "config.toml"), "--resume", "--ppo.steps", "7", *arguments]) == 0
+    assert len(rows(moved / "run" / "metrics.jsonl")) == 7
+
+
 def test_lora_run_ends_in_an_ordinary_model(place):
     arguments = ["--model.lora.rank", "2", "--model.critic", "separate", "--run.folder", "lora"]
     assert main(["ppo", "recipe.toml", *arguments]) == 0
