@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import SilentLog, actors, job, parameters, trainer
+from helpers import SilentLog, actors, job, parameters, trainer, with_ppo
 from sampling_cases import ENCODER_DECODERS, FAMILIES, LAYOUTS, own_logits, prompts, rows_of, sampled
 from torch import nn
 
@@ -30,6 +30,7 @@ NEVER = -1
 def prepared(models, rollout, config, temperature=1.0):
     scores = Scores(torch.linspace(-1.0, 1.0, len(rollout)))
     parameters = replace(step_parameters(config), temperature=temperature, kl_coef=0.05)
+    config = with_ppo(config, minibatches=1, micro_batch_tokens=10_000)
     found = prepare(models, rollout, scores, config, parameters=parameters)
     return found.experience, found.metrics
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import job, parameters, run, trainer, with_experience, with_ppo
+from helpers import job, parameters, run, trainer, weights_of, with_experience, with_ppo
 from loss_run_cases import prepared
 
 from proxlm.config.ppo import CorrectionSettings
@@ -60,15 +60,13 @@ def test_with_a_single_minibatch_all_there_is_is_on_policy(tokenizer, tmp_path, 
 def test_weights_of_a_minibatch_are_those_of_its_rows_alone(tokenizer, aggregation):
     _, _, found = prepared(tokenizer, job(aggregation=aggregation))
     rows, experience = torch.tensor([7, 2, 11]), found.experience
-    minibatch = found.plan.of_rows(rows)
+    weights = weights_of(found.plan.of_rows(rows), len(experience.action_mask))
     alone = experience.select(rows)
     wanted = token_weights(alone.action_mask, alone.sequences.response_offsets, aggregation, 12)
     offsets = experience.sequences.response_offsets.tolist()
-    pieces = [minibatch.weights[offsets[b] : offsets[b + 1]] for b in rows.tolist()]
+    pieces = [weights[offsets[b] : offsets[b + 1]] for b in rows.tolist()]
     assert torch.equal(torch.cat(pieces), wanted)
-    assert float(minibatch.weights.sum()) == pytest.approx(float(wanted.sum()))
-    for micro in minibatch.micro_batches:
-        assert torch.equal(micro.weights, minibatch.weights[micro.tokens])
+    assert float(weights.sum()) == pytest.approx(float(wanted.sum()))
 
 
 @pytest.mark.checklist(20)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import job, parameters, run, trainer, with_ppo
+from helpers import job, parameters, run, trainer, weights_of, with_ppo
 from loss_run_cases import prepared
 from torch.func import functional_call, jacrev
 
@@ -78,7 +78,7 @@ def test_what_the_step_reports_is_true(tokenizer):
     made, _, found = prepared(tokenizer, config)
     experience = found.experience
     names = [n for n, _ in made.models.policy_parameters()]
-    weights = found.plan.whole().weights
+    weights = weights_of(found.plan.whole(), len(experience.action_mask))
     padded, place = pad_right(experience.sequences)
     where = place[experience.sequences.response_index - 1]
 

@@ -25,7 +25,7 @@ from proxlm.data.prompts import PromptStream
 from proxlm.models.actor_critic import ActorCritic, make_actor_critic
 from proxlm.models.adapters import add_lora
 from proxlm.train.ppo.learner import step_parameters
-from proxlm.train.ppo.plan import plan_update
+from proxlm.train.ppo.plan import Minibatch, plan_update
 from proxlm.train.ppo.prepare import Prepared, prepare
 from proxlm.train.ppo.trainer import PPOTrainer
 from proxlm.types import Prompt, Rollout, Scores, Sequences
@@ -80,6 +80,14 @@ def prepared_by(made: PPOTrainer, rollout: Rollout, scores: Scores, **parameters
 def with_experience(prepared: Prepared, **tensors: torch.Tensor) -> Prepared:
     """The same with other tensors in its experience, and nothing computed from the old ones."""
     return replace(prepared, experience=replace(prepared.experience, **tensors), first_gradient=None)
+
+
+def weights_of(minibatch: Minibatch, tokens: int) -> torch.Tensor:
+    """What each of a batch's tokens counts in a minibatch, in this rank's micro-batches, [R]; 0 elsewhere."""
+    weights = torch.zeros(tokens)
+    for micro in minibatch.micro_batches:
+        weights[micro.tokens] += micro.weights
+    return weights
 
 
 def of_rows(prepared: Prepared, rows: torch.Tensor, config: PPOConfig) -> Prepared:

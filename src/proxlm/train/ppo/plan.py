@@ -44,14 +44,12 @@ class MicroBatch:
 class Minibatch:
     """The rows of one optimiser step.
 
-    rows: of all ranks; chosen: how many tokens the policy chose in them; weights [R]: of all ranks' tokens, 0 outside
-    these rows; micro_batches: this rank's share, as many as on every other rank; pass_tokens: the budget of a pass
-    that they were made for.
+    rows: of all ranks; chosen: how many tokens the policy chose in them; micro_batches: this rank's share, as many as
+    on every other rank; pass_tokens: the budget of a pass that they were made for.
     """
 
     rows: Tensor
     chosen: int
-    weights: Tensor
     micro_batches: list[MicroBatch]
     pass_tokens: int
 
@@ -61,7 +59,7 @@ class UpdatePlan:
 
     Args:
         batch: The step's rollout, or its experience.
-        ppo: epochs, minibatches and aggregation are used.
+        ppo: minibatches and aggregation are used.
         limit: The longest response in tokens.
         seed: Of the run.
         step: The PPO step, from 0.
@@ -82,7 +80,7 @@ class UpdatePlan:
     ) -> None:
         self.lengths, self.offsets = batch.sequences.lengths, batch.sequences.response_offsets
         self.action_mask, self.limit = batch.action_mask, limit
-        self.aggregation, self.epochs, self.minibatches = ppo.aggregation, ppo.epochs, ppo.minibatches
+        self.aggregation, self.minibatches = ppo.aggregation, ppo.minibatches
         self.seed, self.step, self.budget, self.ranks = seed, step, budget, ranks
         self._newest: tuple[tuple[int, int], list[Minibatch]] | None = None
 
@@ -142,7 +140,7 @@ class UpdatePlan:
         missing = max(len(parts) for parts in by_rank) - len(own)
         shortest = rows[self.lengths[rows].argmin()][None]
         own += [self._micro_batch(shortest, torch.zeros_like(weights), padding=True)] * missing
-        return Minibatch(rows, int(self.action_mask[tokens].sum()), weights, own, self.budget.tokens)
+        return Minibatch(rows, int(self.action_mask[tokens].sum()), own, self.budget.tokens)
 
     def _micro_batch(self, rows: Tensor, weights: Tensor, padding: bool = False) -> MicroBatch:
         tokens = ragged_index(self.offsets, rows)
