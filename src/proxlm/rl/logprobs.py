@@ -75,20 +75,20 @@ class _LogProbs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         logits, tokens, log_normaliser, entropies = ctx.saved_tensors
         z = _scaled(logits, ctx.temperature)
         log_probabilities = z - log_normaliser[:, None]
         if entropies is None:
-            gradient = log_probabilities.exp_().mul_(-given[0][:, None])
+            gradient = log_probabilities.exp_().mul_(-grads[0][:, None])
         else:
             gradient = log_probabilities.exp()
             log_probabilities.masked_fill_(gradient == 0, 0.0)
             factor = (
-                log_probabilities.add_(entropies[:, None]).mul_(given[1][:, None]).add_(given[0][:, None])
+                log_probabilities.add_(entropies[:, None]).mul_(grads[1][:, None]).add_(grads[0][:, None])
             )
             gradient.mul_(factor.neg_())
-        gradient.scatter_add_(-1, tokens[:, None], given[0][:, None])
+        gradient.scatter_add_(-1, tokens[:, None], grads[0][:, None])
         if ctx.temperature != 1.0:
             gradient.div_(ctx.temperature)
         return gradient.to(logits.dtype), None, None, None
