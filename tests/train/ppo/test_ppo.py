@@ -233,7 +233,7 @@ def test_entropy_bonus_raises_entropy(tokenizer, tmp_path):
 def test_no_policy_movement_without_advantage(tokenizer, tmp_path):
     """Equal rewards, no KL, whitened advantages 0: only the critic may move."""
     made = trainer(tokenizer, job("separate"), tmp_path)
-    rollout = generate(made.models.policy, made.prompts.batch(0), made.config.rollout, seed=0, step=0)
+    rollout = generate(made.engine, made.prompts.batch(0), made.config.rollout, seed=0, step=0)
     prepared = prepared_by(made, rollout, vowels(rollout))
     before = parameters(made)
     update(made.learner, with_experience(prepared, advantages=torch.zeros_like(rollout.logprobs)))
