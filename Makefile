@@ -12,8 +12,8 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 FAST := tests/rl tests/config tests/test_layout.py tests/test_types.py tests/test_docs_example.py \
 	$(addprefix tests/checklist/test_,advantages.py kl.py golden.py policy_loss.py policy_loss_corrections.py \
 		policy_loss_variants.py policy_loss_weights.py potentials.py reward_shaping.py whitening_and_values.py) \
-	$(addprefix tests/engine/test_,kv_cache.py philox.py sampling.py) \
-	"tests/engine/test_native.py::test_logprobs_are_the_teacher_forced_ones[llama]" \
+	$(addprefix tests/engine/test_,native.py philox.py sampling.py) \
+	"tests/engine/test_generate.py::test_logprobs_are_the_teacher_forced_ones[llama]" \
 	"tests/train/ppo/test_ppo.py::test_first_minibatch_has_ratio_exactly_1"
 
 .PHONY: demo test fast lint format mutation clean

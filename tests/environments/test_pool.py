@@ -55,7 +55,7 @@ def test_what_reset_opens_may_be_bound_to_its_thread(pool):
 
 
 def test_an_endless_loop_is_ended_at_the_time_limit():
-    pool, stopped = EnvironmentPool(timeout=0.2), threading.Event()
+    pool, stopped = EnvironmentPool(timeout=2.0), threading.Event()
 
     def hang():
         try:
@@ -68,7 +68,7 @@ def test_an_endless_loop_is_ended_at_the_time_limit():
     pool.start(8, lambda: "in time")
     late, quick = sorted(results(pool))
     assert quick == (8, "in time", None)
-    assert (late.key, str(late.error)) == (7, "no answer within 0.2 seconds")
+    assert (late.key, str(late.error)) == (7, "no answer within 2 seconds")
     assert stopped.wait(LONG)
     pool.start(7, lambda: "anew")
     assert results(pool) == [(7, "anew", None)]
@@ -76,7 +76,7 @@ def test_an_endless_loop_is_ended_at_the_time_limit():
 
 
 def test_coroutines_share_a_loop_and_are_cancelled_at_the_end():
-    pool, seen = EnvironmentPool(timeout=0.2), []
+    pool, seen = EnvironmentPool(timeout=2.0), []
 
     async def loop():
         return id(asyncio.get_running_loop())
