@@ -170,15 +170,15 @@ def torture(job: str, kills: int, rng: random.Random) -> Outcome:
 
 def _one_run(job: str, run: Path, kills: int, outcome: Outcome, rng: random.Random) -> None:
     """Start, kill and resume one run until it ends by itself."""
+    killed = False
     while True:
         command = [*JOBS[job], "--run.folder", str(run)]
-        if run.exists():
-            if any((run / "checkpoints").glob("step-*")):
-                command.append("--resume")
-                outcome.resumed += 1
-            else:
-                outcome.before_a_checkpoint += 1
-                shutil.rmtree(run)
+        if any((run / "checkpoints").glob("step-*")):
+            command.append("--resume")
+            outcome.resumed += 1
+        elif killed:  # perhaps before there was a folder
+            outcome.before_a_checkpoint += 1
+            shutil.rmtree(run, ignore_errors=True)
         if outcome.kills >= kills:
             finish(command)
             return
@@ -192,6 +192,7 @@ def _one_run(job: str, run: Path, kills: int, outcome: Outcome, rng: random.Rand
             return
         if status is not None:
             raise SystemExit(f"{run}: status {status}\n{Path('output.txt').read_text()[-2000:]}")
+        killed = True
         outcome.kills += 1
         outcome.at_share.append(round(share_done(job, run), 2))
         outcome.while_writing += writing(run, since)
