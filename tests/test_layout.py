@@ -45,6 +45,26 @@ def test_imports_point_one_way(path):
         assert layer(name) <= layer(own), f"{own} imports {name}, which stands above it"
 
 
+def test_only_the_engine_knows_its_scheduler_and_decoders():
+    """Everything else speaks the Engine protocol, so that another engine fits."""
+    inside = {
+        "scheduler",
+        "admission",
+        "prefill",
+        "stopping",
+        "decoders",
+        "block_decoder",
+        "kv_cache",
+        "philox",
+    }
+    for path in FILES:
+        if path.parent.name != "engine":
+            for name in imported(ast.parse(path.read_text(encoding="utf-8"))):
+                assert not (name.startswith("proxlm.engine.") and name.split(".")[2] in inside), (
+                    f"{path}: {name}"
+                )
+
+
 def test_mathematics_imports_torch_alone():
     for path in (SOURCE / "rl").glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -175,14 +175,15 @@ def settings(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["plain", "lora", "adapter", "separate", "groups", "temperature", "lstm", "t5", "gpt2", "words"]
+    "name",
+    ["plain", "lora", "adapter", "separate", "groups", "temperature", "lstm", "t5", "gpt2", "multi-turn"],
 )
 def test_it_is_the_same_as_one_thing_after_another(tokenizer, tmp_path, monkeypatch, name):
     config, given = settings(name)
     results = []
     for way in ("beside", "by hand"):
         made = trainer(tokenizer, config, tmp_path / way, **{"reward": sleepy, **given})
-        if name == "words":
+        if name == "multi-turn":
             made.reward = with_environment(None)
             talks = EnvironmentSettings(use="x", max_turns=3)
             made.generate = MultiTurn(Answers, PlainMessageTokens(tokenizer), talks)
