@@ -21,7 +21,7 @@ from compare_runs import Series, svg
 from proxlm.config import load_config
 from proxlm.control.policy import load_policy, write_gif
 from proxlm.control.spaces import make_environment, spaces_of
-from proxlm.jobs.control import run_control
+from proxlm.jobs.control import main as run_control
 from proxlm.runlog.folder import read_jsonl
 
 ROOT = Path(__file__).parents[1]

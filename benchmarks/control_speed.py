@@ -20,7 +20,7 @@ import torch
 
 from control import GOALS, recipe
 from proxlm.config import load_config
-from proxlm.jobs.control import run_control
+from proxlm.jobs.control import main as run_control
 
 STEPS = 50 * 1024
 

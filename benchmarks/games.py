@@ -12,10 +12,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from proxlm import load_config, run_ppo, run_pretrain
+from proxlm import load_config
 from proxlm.engine.native import NativeEngine
 from proxlm.environments.games import GAMES, random_play
 from proxlm.environments.resolve import conversations, task_prompts
+from proxlm.jobs import ppo, pretrain
 from proxlm.models.load import load_language_model
 from proxlm.seeds import Purpose, Stream, derive_seed
 
@@ -45,7 +46,7 @@ def read_random_play(game: str, folder: Path, threads: int) -> Path:
         games = [random_play(game, {}, turns, derive_seed(i, Purpose(game))) for i in range(TEXTS)]
         (folder / "play.jsonl").write_text("".join(json.dumps({"text": g}) + "\n" for g in games), "utf-8")
         given = {"text.train": [str(folder / "play.jsonl")], "run.folder": str(folder / "read")}
-        run_pretrain(load_config("pretrain", None, {**READ, **given, "run.threads": threads}))
+        pretrain.main(load_config("pretrain", None, {**READ, **given, "run.threads": threads}))
     return model
 
 
@@ -58,7 +59,7 @@ def learn(game: str, model: Path, folder: Path, seed: int, threads: int) -> dict
             "run.seed": seed,
             "run.threads": threads,
         }
-        run_ppo(load_config("ppo", RECIPES[game], given))
+        ppo.main(load_config("ppo", RECIPES[game], given))
     models = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["models"]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     before, after = (m["metrics"]["reward"] for m in models)

@@ -26,7 +26,7 @@ from step_models import EOS, Work, make_models
 from proxlm.config import ModelSettings, RolloutSettings
 from proxlm.engine.generate import generate
 from proxlm.engine.native import NativeEngine
-from proxlm.jobs.startup import set_up
+from proxlm.jobs.startup import start_job
 from proxlm.models.forward import token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
-    set_up(0, given.threads)
+    start_job(given.threads)
     found: dict[str, Any] = {}
     for name in given.models:
         for rows in [RAGGED_ROWS] if name == "ragged" else given.batches:

@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxlm import load_config, run_ppo
+from proxlm import load_config
 from proxlm.config import RewardSettings
 from proxlm.data.prompts import load_prompts
 from proxlm.engine.generate import generate
 from proxlm.engine.native import NativeEngine
+from proxlm.jobs.ppo import main as run_ppo
 from proxlm.models.load import load_language_model
 from proxlm.rewards import build_reward
 from proxlm.runlog.folder import read_jsonl

@@ -37,7 +37,7 @@ from proxlm.data.prompts import PromptStream
 from proxlm.data.tokenizer import train_tokenizer
 from proxlm.models.actor_critic import make_actor_critic
 from proxlm.models.load import build_language_model
-from proxlm.train.ppo.trainer import PPOTrainer
+from proxlm.train.ppo.loop import PPOLoop
 from proxlm.types import Prompt, Rollout, Scores
 
 RESULTS = Path(__file__).parent / "results"
@@ -98,9 +98,7 @@ def run(ahead: bool, seed: int, steps: int, size: dict[str, int], reward: Any, l
     prompts = [Prompt(i, tuple(tokenizer(text).input_ids), text) for i, text in enumerate(texts)]
     stream, log = PromptStream(prompts, ppo.batch_size, seed), QuietLog()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = PPOTrainer(
-            config, make_actor_critic(model, "separate"), stream, reward, Path(folder) / "run"
-        )
+        trainer = PPOLoop(config, make_actor_critic(model, "separate"), stream, reward, Path(folder) / "run")
         trainer.train(log)  # type: ignore[arg-type]
     return log.rows
 

@@ -63,13 +63,17 @@ def main() -> None:
     given = parser.parse_args()
     task = Task(**given.task)
 
-    from proxlm.jobs.startup import set_up
+    import torch
 
-    set_up(task.seed, task.threads)
+    from proxlm.jobs.startup import start_job
+    from proxlm.seeds import Purpose, derive_seed
+
+    start_job(task.threads)
+    torch.manual_seed(derive_seed(task.seed, Purpose.WEIGHTS))
     from proxlm.data.prompts import PromptStream
     from proxlm.models.actor_critic import load_actor_critic
     from proxlm.rewards import build_reward
-    from proxlm.train.ppo.trainer import PPOTrainer
+    from proxlm.train.ppo.loop import PPOLoop
     from proxlm.types import Prompt
 
     job = job_of(task, given.folder)
@@ -79,7 +83,7 @@ def main() -> None:
     stream = PromptStream(prompts, task.batch, task.seed)
     memory = PeakMemory()
     with tempfile.TemporaryDirectory() as folder, suppress(ReachedError):
-        trainer = PPOTrainer(job, models, stream, reward, Path(folder))
+        trainer = PPOLoop(job, models, stream, reward, Path(folder))
         curve = Curve(task.goal)
         log: Any = CurveLog(memory, curve)
         trainer.train(log)

@@ -126,7 +126,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "soak.json")
     given = parser.parse_args()
     os.environ.update(ENVIRONMENT)
-    from proxlm.jobs.ppo import run_ppo
+    from proxlm.jobs.ppo import main as run_ppo
     from proxlm.runlog.run_log import RunLog
 
     gauge, write_row = Gauge(given.minutes), RunLog.metrics

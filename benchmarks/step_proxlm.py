@@ -99,15 +99,17 @@ def main() -> None:
 
     import torch
 
-    from proxlm.jobs.startup import set_up
+    from proxlm.jobs.startup import start_job
+    from proxlm.seeds import Purpose, derive_seed
 
-    set_up(work.seed, options.threads)
+    start_job(options.threads)
+    torch.manual_seed(derive_seed(work.seed, Purpose.WEIGHTS))
     from transformers import AutoModelForSequenceClassification
 
     from proxlm.data.prompts import PromptStream
     from proxlm.models.actor_critic import load_actor_critic
     from proxlm.models.forward import micro_batches, response_states
-    from proxlm.train.ppo.trainer import PPOTrainer
+    from proxlm.train.ppo.loop import PPOLoop
     from proxlm.types import Prompt, Rollout, Scores
 
     job = job_of(work, options.folder, options)
@@ -130,7 +132,7 @@ def main() -> None:
     log: Any = QuietLog(memory)
     with tempfile.TemporaryDirectory() as folder:
         stream = PromptStream(prompts, work.batch, work.seed)
-        PPOTrainer(job, models, stream, reward, Path(folder)).train(log)
+        PPOLoop(job, models, stream, reward, Path(folder)).train(log)
     peaks = memory.stop()
     seconds = {
         "generate": [row["time/generate"] for row in log.rows],

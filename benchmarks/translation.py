@@ -24,7 +24,7 @@ from proxlm.data.tokenizer import encode_source
 from proxlm.engine.generate import generate
 from proxlm.engine.native import NativeEngine
 from proxlm.evaluation.metrics import mean_with_interval
-from proxlm.jobs.startup import set_up
+from proxlm.jobs.startup import start_job
 from proxlm.models.load import load_language_model
 from proxlm.runlog.folder import write_atomic, write_json_atomic
 from proxlm.seeds import Stream
@@ -155,7 +155,7 @@ def table(results: dict[str, Any]) -> str:
 
 def measure(output: Path, runs: list[Path]) -> None:
     """The fine-tuned model and each run's policy on the whole test set."""
-    set_up(0, threads=1)
+    start_job(threads=1)
     test = [json.loads(line) for line in (FOLDER / "test.jsonl").read_text(encoding="utf-8").splitlines()]
     before = translations(FOLDER / "sft" / "policy", test)
     results: dict[str, Any] = {"test_sentences": len(test), "runs": {}, "examples": []}

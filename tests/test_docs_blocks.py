@@ -12,6 +12,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 import proxlm
 from markdown_blocks import PAGES, ROOT, Block, all_blocks, blocks_of
 from proxlm.__main__ import JOB_MODULES
-from proxlm.config import JOBS, load_config
+from proxlm.config import JOBS, PPOConfig, load_config
 
 LANGUAGES = {"python", "toml", "bash", "json", "text"}
 SHELL = all_blocks("bash")
@@ -80,7 +81,15 @@ def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         more = SHORT if job in ("ppo", JOBS["ppo"]) else {}
         return load_config(job, file, {**(overrides or {}), **more}, arguments)
 
+    def ppo_config(**sections: Any) -> Any:
+        config = PPOConfig(**sections)
+        for key, value in SHORT.items():
+            section, name = key.split(".")
+            config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+        return config
+
     monkeypatch.setattr(proxlm, "load_config", load, raising=False)
+    monkeypatch.setattr(proxlm, "PPOConfig", ppo_config, raising=False)
 
 
 def readme(folder: Path, story_model: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -98,7 +107,7 @@ def readme(folder: Path, story_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def doctor(folder: Path, story_model: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     rows = [{"step": float(step), "reward": 1.0, "reward_std": 0.0} for step in range(1, 9)]
-    return {"config": proxlm.PPOConfig() if hasattr(proxlm, "PPOConfig") else JOBS["ppo"](), "rows": rows,
+    return {"config": PPOConfig(), "rows": rows,
             "step": 9.0, "metrics": rows[-1]}  # fmt: skip
 
 

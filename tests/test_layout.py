@@ -79,7 +79,7 @@ def test_mathematics_imports_torch_alone():
 
 def test_every_layer_is_listed():
     assert {p.name.removesuffix(".py") for p in SOURCE.iterdir() if not p.name.startswith((".", "__pycache__"))} <= {
-        *LAYERS, "__init__", "py.typed"
+        *LAYERS, "__init__", "__init__.pyi", "py.typed"
     }  # fmt: skip
 
 

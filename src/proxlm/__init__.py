@@ -1,59 +1,70 @@
 """Language models improved by Proximal Policy Optimisation: from raw text to a tuned model.
 
-Nothing here imports torch until a name that needs it is used.
+`__all__` is the public interface; everything else is private and may change. Nothing here imports torch until a name
+that needs it is used.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from proxlm.config import load_config
-    from proxlm.errors import ConfigError, DataError, ModelError, RewardError, RunError, UserError
-    from proxlm.jobs.ppo import run_ppo
-    from proxlm.jobs.pretrain import run_pretrain
-    from proxlm.jobs.sft import run_sft
-    from proxlm.types import Completion, Experience, Prompt, Rollout
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Completion",
-    "ConfigError",
-    "DataError",
-    "Experience",
-    "ModelError",
-    "Prompt",
-    "RewardError",
-    "Rollout",
-    "RunError",
-    "UserError",
-    "__version__",
-    "load_config",
-    "run_ppo",
-    "run_pretrain",
-    "run_sft",
-]
+# Where each name is. `__init__.pyi` says the same to type checkers and editors, and a test compares the two.
+_HOMES = {
+    "proxlm.config": (
+        "ControlConfig", "ControlPPOSettings", "CorrectionSettings", "DataSettings", "EnvironmentSettings",
+        "EvaluateConfig", "GymSettings", "LoraSettings", "ModelSettings", "NetworkSettings", "NewModelSettings",
+        "OptimiserSettings", "OptimisersSettings", "PPOConfig", "PPOSettings", "PretrainConfig", "PtxSettings",
+        "RewardSettings", "RewardTerm", "RolloutSettings", "RunSettings", "SFTConfig", "ShapingSettings",
+        "SupervisedSettings", "TextSettings", "TrustRegionSettings", "load_config", "validate",
+    ),
+    "proxlm.data.prompts": ("PromptStream",),
+    "proxlm.data.tokenizer": ("train_tokenizer",),
+    "proxlm.engine.native": ("NativeEngine",),
+    "proxlm.engine.protocol": ("Engine",),
+    "proxlm.engine.request": ("Request", "SamplingParams"),
+    "proxlm.environments.protocol": ("Environment", "Task"),
+    "proxlm.errors": (
+        "ConfigError", "DataError", "ModelError", "RewardError", "RunError", "StoppedBySignalError", "UserCodeError",
+        "UserError",
+    ),
+    "proxlm.evaluation.evaluate": ("Evaluation",),
+    "proxlm.evaluation.metrics": ("Estimate",),
+    "proxlm.jobs.control": ("ControlTrainer",),
+    "proxlm.jobs.evaluate": ("evaluate",),
+    "proxlm.jobs.generate": ("generate",),
+    "proxlm.jobs.loop_parts": (
+        "actor_critic", "load_model", "new_model", "prompt_stream", "sample", "save", "score",
+    ),
+    "proxlm.jobs.ppo": ("PPOTrainer",),
+    "proxlm.jobs.pretrain": ("PretrainTrainer",),
+    "proxlm.jobs.sft": ("SFTTrainer",),
+    "proxlm.models.actor_critic": ("ActorCritic",),
+    "proxlm.models.language_model": ("LanguageModel",),
+    "proxlm.report.run": ("Run", "load_run"),
+    "proxlm.rewards.reward": ("build_reward",),
+    "proxlm.rl.estimators": ("AdvantageInputs", "Advantages"),
+    "proxlm.rl.losses": ("PolicyLoss",),
+    "proxlm.rl.policy_losses": ("LossInputs",),
+    "proxlm.train.common.callbacks": ("Callback", "StopTraining"),
+    "proxlm.train.ppo.learner": ("Learner", "build_learner"),
+    "proxlm.train.ppo.minibatch_statistics": ("summarise",),
+    "proxlm.train.ppo.prepare": ("Prepared", "prepare"),
+    "proxlm.train.ppo.update": ("update",),
+    "proxlm.types": ("Completion", "Experience", "Prompt", "Rollout", "Scores"),
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-# Hidden from type checkers, for which this would make every name a right one.
-if not TYPE_CHECKING:
-    _HOMES = {
-        "load_config": "proxlm.config",
-        "run_ppo": "proxlm.jobs.ppo",
-        "run_pretrain": "proxlm.jobs.pretrain",
-        "run_sft": "proxlm.jobs.sft",
-        **dict.fromkeys(("Completion", "Experience", "Prompt", "Rollout"), "proxlm.types"),
-        **dict.fromkeys(
-            ("ConfigError", "DataError", "ModelError", "RewardError", "RunError", "UserError"),
-            "proxlm.errors",
-        ),
-    }
+__all__ = ["__version__", *_HOME_OF]
 
-    def __getattr__(name: str) -> Any:
-        if name not in _HOMES:
-            raise AttributeError(f"module 'proxlm' has no attribute {name!r}")
-        return getattr(import_module(_HOMES[name]), name)
 
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *_HOMES})
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'proxlm' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF})

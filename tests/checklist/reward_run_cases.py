@@ -6,7 +6,7 @@ import torch
 from helpers import SilentLog, vowels
 
 from proxlm.config import PtxSettings
-from proxlm.train.ppo import trainer as trainer_module
+from proxlm.train.ppo import loop as trainer_module
 from proxlm.train.ppo.ptx import PtxText
 from proxlm.types import Scores
 

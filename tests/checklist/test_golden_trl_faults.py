@@ -116,7 +116,7 @@ def test_trl_log_ratio_is_not_bounded():
 
 
 def test_trl_steps_do_not_follow_the_minibatches():
-    """PPOTrainer itself: num_mini_batches changes no step, the dataset's last batch does; no norm is clipped."""
+    """PPOLoop itself: num_mini_batches changes no step, the dataset's last batch does; no norm is clipped."""
     for run in TRL["runs"]:
         updates, passes = run["updates"], run["num_ppo_epochs"]
         last_batches = updates // (run["dataset_rows"] // 8)

@@ -33,7 +33,7 @@ from proxlm.rl.kl import kl_estimate
 from proxlm.rl.losses import clipped_policy_loss
 from proxlm.rl.ragged import segment_sum
 from proxlm.rl.shaping import token_rewards
-from proxlm.train.ppo.trainer import PPOTrainer
+from proxlm.train.ppo.loop import PPOLoop
 from proxlm.train.ppo.update import update
 from proxlm.types import Prompt, Rollout, Scores, Sequences
 
@@ -137,7 +137,7 @@ def test_ppo_reaches_the_regularised_optimum(tmp_path):
     reference = distribution(networks.reference)
     wanted = optimum(reference)
     assert total_variation(reference, wanted) > 0.2
-    made = PPOTrainer(config, networks, PromptStream([PROMPT], 384, 0), table_of, tmp_path)
+    made = PPOLoop(config, networks, PromptStream([PROMPT], 384, 0), table_of, tmp_path)
     log = SilentLog()
     made.train(log)
     got = total_variation(distribution(networks.policy), wanted)
@@ -185,7 +185,7 @@ def test_the_trainers_own_gradient_is_exact():
     networks = make_actor_critic(transformer(), "separate")
     networks.reference = transformer(seed=1)
     torch.nn.init.normal_(networks.value_head.linear.weight)  # λ = 1: any critic will do
-    made = PPOTrainer(config, networks, PromptStream([PROMPT], 15, 0), table_of, None)
+    made = PPOLoop(config, networks, PromptStream([PROMPT], 15, 0), table_of, None)
     wanted = exact_gradient(networks.policy, logprobs(networks.reference).detach())
     rollout = Rollout(
         prompts=[PROMPT] * len(OUTCOMES),

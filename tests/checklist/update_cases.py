@@ -8,7 +8,7 @@ from helpers import actors, job, parameters, prepared_by, vowels
 from proxlm.data.prompts import PromptStream
 from proxlm.engine.generate import generate
 from proxlm.engine.native import NativeEngine
-from proxlm.train.ppo.trainer import PPOTrainer
+from proxlm.train.ppo.loop import PPOLoop
 from proxlm.train.ppo.update import update
 from proxlm.types import Prompt
 from small_models import WORDS
@@ -44,7 +44,7 @@ def made_with(tokenizer, config, folder, lora=0):
     texts = [*WORDS, LONG, "a", *WORDS[:4]]
     prompts = [Prompt(i, tuple(tokenizer(text).input_ids), text) for i, text in enumerate(texts)]
     stream = PromptStream(prompts, config.ppo.batch_size, config.run.seed)
-    return PPOTrainer(config, actors(tokenizer, config, lora), stream, vowels, folder)
+    return PPOLoop(config, actors(tokenizer, config, lora), stream, vowels, folder)
 
 
 def rollout_of(tokenizer, config):

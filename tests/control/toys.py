@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from proxlm.config import ControlConfig, ControlPPOSettings, GymSettings, NetworkSettings, RunSettings
-from proxlm.control.trainer import ControlTrainer
+from proxlm.control.loop import ControlLoop
 
 
 class Count(gymnasium.Env):
@@ -103,5 +103,5 @@ def with_environment(config: ControlConfig, **env: Any) -> ControlConfig:
     return replace(config, environment=replace(config.environment, **env))
 
 
-def trainer(config: ControlConfig, make: Any, folder: Path = Path()) -> ControlTrainer:
-    return ControlTrainer(config, make, folder)
+def trainer(config: ControlConfig, make: Any, folder: Path = Path()) -> ControlLoop:
+    return ControlLoop(config, make, folder)

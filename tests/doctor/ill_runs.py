@@ -13,10 +13,10 @@ from helpers import SilentLog, job, trainer, vowels
 
 from proxlm.config import OptimiserSettings, OptimisersSettings, PPOConfig
 from proxlm.doctor import Doctor, Finding, diagnose, facts_of
-from proxlm.train.ppo.trainer import PPOTrainer
+from proxlm.train.ppo.loop import PPOLoop
 from proxlm.types import Rollout, Scores
 
-Edit = Callable[[PPOTrainer], None]
+Edit = Callable[[PPOLoop], None]
 
 
 def run(
@@ -93,7 +93,7 @@ def likely_eos(strength: float) -> Edit:
     """Turn the EOS token's output embedding to the states that follow the prompts, in policy and reference."""
 
     @torch.no_grad()
-    def edit(made: PPOTrainer) -> None:
+    def edit(made: PPOLoop) -> None:
         policy, reference = made.models.policy, made.models.reference
         assert reference is not None
         prompts = made.prompts.batch(0)
@@ -107,10 +107,10 @@ def likely_eos(strength: float) -> Edit:
 
 
 @torch.no_grad()
-def wild_critic(made: PPOTrainer) -> None:
+def wild_critic(made: PPOLoop) -> None:
     made.models.value_head.linear.weight.normal_(0, 1, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
-def biased_critic(made: PPOTrainer) -> None:
+def biased_critic(made: PPOLoop) -> None:
     made.models.value_head.linear.bias.fill_(20.0)

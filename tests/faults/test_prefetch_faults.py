@@ -104,7 +104,7 @@ def test_a_reward_in_a_process_of_its_own_outlives_the_steps(place, capfd):
     (place / "dies.py").write_text(DIES)
     isolated = ["--reward.use", "dies.py:score", "--reward.isolate", "true", "--reward.on-error", "score"]
     held_out = [*AHEAD[:-1], "2"]
-    learn = "import proxlm.train.ppo.trainer as ppo, pathlib\nlearn, first = ppo.update, iter([True])\n"
+    learn = "import proxlm.train.ppo.loop as ppo, pathlib\nlearn, first = ppo.update, iter([True])\n"
     first = "ppo.update = lambda *a: (next(first, False) and pathlib.Path('die').touch(), learn(*a))[1]\n"
     run = "from proxlm.__main__ import main\nimport sys\nsys.exit(main(sys.argv[1:]))"
     done = in_a_process(*held_out, *isolated, start=("-c", learn + first + run))

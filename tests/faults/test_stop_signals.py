@@ -55,9 +55,9 @@ def test_a_second_ctrl_c_stops_at_once(tiny_place, capfd):  # noqa: F811
 
 
 def test_sft_stops_and_goes_on(tiny_place, capfd, monkeypatch):  # noqa: F811
-    from proxlm.train.supervised.trainer import SupervisedTrainer
+    from proxlm.train.supervised.loop import SupervisedLoop
 
-    step = SupervisedTrainer.step
+    step = SupervisedLoop.step
 
     def step_with_a_signal(self, log):
         if self.state.step == 2:
@@ -65,7 +65,7 @@ def test_sft_stops_and_goes_on(tiny_place, capfd, monkeypatch):  # noqa: F811
         return step(self, log)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SupervisedTrainer, "step", step_with_a_signal)
+        patch.setattr(SupervisedLoop, "step", step_with_a_signal)
         assert main([*SFT, "--run.save-every", "0"]) == 143
     assert "proxlm sft sft-run/config.toml --resume" in capfd.readouterr().err
     assert main(["sft", "sft-run/config.toml", "--resume"]) == 0

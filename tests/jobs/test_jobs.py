@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from proxlm.__main__ import main
 from proxlm.config import load_config
-from proxlm.jobs.ppo import run_ppo
+from proxlm.jobs.ppo import PPOTrainer
 from proxlm.models.save import save_language_model
 from proxlm.rewards.builtin import python_tests
 from proxlm.sandbox import isolation
@@ -95,7 +95,9 @@ def test_python_function_as_reward(place):
     config = load_config(
         "ppo", place / "recipe.toml", {"reward.use": "", "run.report": False, "ppo.steps": 1}
     )
-    result = run_ppo(config, reward=lambda completions: [float(len(c.text)) for c in completions])
+    result = PPOTrainer(
+        config=config, reward=lambda completions: [float(len(c.text)) for c in completions]
+    ).train()
     assert result.after is not None
     assert result.after.metrics["reward"].mean > 1
     assert not (place / "run" / "report.html").exists()
@@ -275,7 +277,7 @@ def test_code_rewards_in_a_run_whose_responses_are_hostile(place):
     config = load_config(
         "ppo", place / "recipe.toml", {"reward.use": "", "run.report": False, "ppo.steps": 2}
     )
-    result = run_ppo(config, reward=hostile)
+    result = PPOTrainer(config=config, reward=hostile).train()
     assert all(values == worth for values, worth in seen)
     assert [row["step"] for row in rows(place / "run" / "metrics.jsonl")] == [1, 2]
     assert [row["reward"] for row in rows(place / "run" / "metrics.jsonl")] == [-4.5 / 8] * 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from proxlm.config import ModelSettings
-from proxlm.jobs.startup import set_up
+from proxlm.jobs.startup import start_job
 from proxlm.kernels.device import has_bfloat16, lacks_bfloat16, uses_bfloat16
 from small_models import tiny_model
 
@@ -29,7 +29,7 @@ def test_a_processor_with_and_without_instructions(
     assert tiny_model(tokenizer, precision="auto").bfloat16 == has
     assert tiny_model(tokenizer, precision="bfloat16").bfloat16
     for precision in ("bfloat16", "auto", "float32"):
-        set_up(0, model=ModelSettings(precision=precision, device="cpu"))
+        start_job(model=ModelSettings(precision=precision, device="cpu"))
         said = capsys.readouterr().out
         assert ("torch emulates it, far slower" in said) == (precision == "bfloat16" and not has)
 

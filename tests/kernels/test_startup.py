@@ -56,9 +56,8 @@ made.train(SilentLog())
 
 START = """
 from proxlm.kernels.startup import start
-changed = start(seed=3, threads=2)
-assert len(changed) >= 3, changed
-assert torch.initial_seed() == 3
+changed = start(threads=2)
+assert len(changed) >= 2, changed
 """
 
 

@@ -27,8 +27,8 @@ from proxlm.models.load import build_language_model, load_language_model
 from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.models.save import save_language_model
 from proxlm.train.supervised.examples import Examples
+from proxlm.train.supervised.loop import SupervisedLoop
 from proxlm.train.supervised.objective import LanguageModelObjective, next_token_loss
-from proxlm.train.supervised.trainer import SupervisedTrainer
 from proxlm.types import Sequences
 from small_models import tiny_model
 
@@ -234,7 +234,7 @@ def test_sft_lowers_the_loss_of_copying(tokenizer, tmp_path, family):
     before = next_token_loss(model, held_out, 4096)
     optimiser = OptimiserSettings(lr=1e-2, schedule="cosine", warmup=10)
     settings = SupervisedSettings(steps=300, batch_tokens=448, validate_every=150)
-    made = SupervisedTrainer(
+    made = SupervisedLoop(
         LanguageModelObjective(model, train, held_out),
         SFTConfig(train=settings, optim=optimiser, run=RunSettings(seed=0, save_every=0)),
         tmp_path,

@@ -23,7 +23,7 @@ from proxlm.__main__ import main
 from proxlm.config import LoraSettings, ModelSettings, NewModelSettings, PretrainConfig, load_config
 from proxlm.engine.decoders import RecomputeDecoder, RecurrentDecoder, make_decoder
 from proxlm.errors import ConfigError
-from proxlm.jobs.pretrain import run_pretrain
+from proxlm.jobs.pretrain import PretrainTrainer
 from proxlm.models.actor_critic import critic_from_reward_model, make_actor_critic
 from proxlm.models.adapters import add_lora
 from proxlm.models.forward import token_outputs
@@ -335,10 +335,10 @@ def test_pretrain_resume_sft_ppo_and_generate(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     whole = pretrain_job(tmp_path, **{"run.folder": str(tmp_path / "whole")})
     assert isinstance(whole, PretrainConfig)
-    losses = run_pretrain(whole).state
-    run_pretrain(pretrain_job(tmp_path, **{"train.steps": 3}))
-    resumed = run_pretrain(pretrain_job(tmp_path, **{"run.resume": True})).state
-    assert resumed.best_loss == losses.best_loss
+    losses = PretrainTrainer(config=whole).train().metrics["validation_loss"]
+    PretrainTrainer(config=pretrain_job(tmp_path, **{"train.steps": 3})).train()
+    resumed = PretrainTrainer(config=pretrain_job(tmp_path, **{"run.resume": True})).train()
+    assert resumed.metrics["validation_loss"] == losses
     pairs = [json.dumps({"prompt": text[:8], "response": text[8:]}) for text in TEXTS * 4]
     (tmp_path / "pairs.jsonl").write_text("\n".join(pairs), encoding="utf-8")
     (tmp_path / "prompts.txt").write_text("\n".join(WORDS * 2), encoding="utf-8")

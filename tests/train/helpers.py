@@ -25,9 +25,9 @@ from proxlm.data.prompts import PromptStream
 from proxlm.models.actor_critic import ActorCritic, make_actor_critic
 from proxlm.models.adapters import add_lora
 from proxlm.train.ppo.learner import step_parameters
+from proxlm.train.ppo.loop import PPOLoop
 from proxlm.train.ppo.plan import Minibatch, plan_update
 from proxlm.train.ppo.prepare import Prepared, prepare
-from proxlm.train.ppo.trainer import PPOTrainer
 from proxlm.types import Prompt, Rollout, Scores, Sequences
 from small_models import WORDS, tiny_model
 
@@ -58,14 +58,14 @@ class SilentLog:
         pass
 
 
-def run(made: PPOTrainer) -> list[dict[str, float]]:
+def run(made: PPOLoop) -> list[dict[str, float]]:
     """Train to the end; the rows of metrics."""
     log = SilentLog()
     made.train(log)  # type: ignore[arg-type]
     return log.rows
 
 
-def prepared_by(made: PPOTrainer, rollout: Rollout, scores: Scores, **parameters: Any) -> Prepared:
+def prepared_by(made: PPOLoop, rollout: Rollout, scores: Scores, **parameters: Any) -> Prepared:
     """What a run's first update would learn from; parameters: of the step, other than the settings' own."""
     return prepare(
         made.models,
@@ -162,13 +162,13 @@ def trainer(
     reward: Any = vowels,
     family: str = "llama",
     **more: Any,
-) -> PPOTrainer:
+) -> PPOLoop:
     prompts = [Prompt(i, tuple(tokenizer(text).input_ids), text) for i, text in enumerate(WORDS * 3)]
     stream = PromptStream(prompts, config.ppo.batch_size, config.run.seed)
-    return PPOTrainer(config, actors(tokenizer, config, lora, family), stream, reward, folder, **more)
+    return PPOLoop(config, actors(tokenizer, config, lora, family), stream, reward, folder, **more)
 
 
-def parameters(made: PPOTrainer) -> dict[str, torch.Tensor]:
+def parameters(made: PPOLoop) -> dict[str, torch.Tensor]:
     """A copy of all that learns."""
     both = [
         *made.models.policy_parameters(),

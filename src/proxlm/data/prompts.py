@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from proxlm.config import DataSettings
 from proxlm.data.chat import check_messages, encode_rendered, read_template, render, with_system
-from proxlm.data.records import iter_records, missing_field
+from proxlm.data.records import Source, iter_records, missing_field
 from proxlm.data.skipped import Record, Skipped
 from proxlm.data.tokenizer import encode_prompt, encode_source
 from proxlm.errors import BadRecordError, ConfigError, DataError
@@ -18,6 +18,24 @@ from proxlm.types import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+@dataclass(frozen=True)
+class PromptSources:
+    """Where prompts come from: files, or records in memory.
+
+    Attributes:
+        train: The prompts to train on.
+        eval: Held-out prompts; None: some of `train` are set aside.
+    """
+
+    train: Source
+    eval: Source | None = None
+
+    @staticmethod
+    def of(data: DataSettings) -> PromptSources:
+        """The files that the settings name."""
+        return PromptSources(data.prompts, data.eval_prompts or None)
 
 
 @dataclass(frozen=True)
@@ -45,6 +63,7 @@ def load_prompts(
     seed: int,
     source: bool = False,
     skipped: Skipped | None = None,
+    sources: PromptSources | None = None,
 ) -> LoadedPrompts:
     """The prompts to train on, or those to evaluate on; no prompt is in both.
 
@@ -60,6 +79,7 @@ def load_prompts(
         which: Prompts to train on, or held-out ones.
         seed: Draws the held-out prompts.
         source: The prompts are for an encoder: whole texts, with what the tokenizer puts at their ends.
+        sources: Where to read the prompts from instead of the files that the settings name.
         skipped: Receives what is left out, except unused held-out records; by default the first bad record raises
             its error.
 
@@ -67,7 +87,7 @@ def load_prompts(
         DataError: With file and line.
     """
     skipped = skipped if skipped is not None else Skipped()
-    file, rows, repeated, unused = _choose(data, which, seed, skipped)
+    file, rows, repeated, unused = _choose(data, sources or PromptSources.of(data), which, seed, skipped)
     encode = _Encoder(data, tokenizer, read_template(data.chat_template), file, source)
     prompts: list[Prompt] = []
     too_long = 0
@@ -130,12 +150,13 @@ class _File:
         return [repr(content) for content in self.contents]
 
 
-def _read(data: DataSettings, path: str, skipped: Skipped) -> _File:
-    if not path:
+def _read(data: DataSettings, source: Source, skipped: Skipped) -> _File:
+    if not source:
         raise ConfigError("data.prompts: required, but not given")
-    is_text = Path(path.lower().removesuffix(".gz")).suffix == ".txt"
+    path = str(source)
+    is_text = isinstance(source, str) and Path(path.lower().removesuffix(".gz")).suffix == ".txt"
     file = _File(path, "text" if is_text else data.prompt_field, [], [])
-    for record in iter_records(path, skipped):
+    for record in iter_records(source, skipped):
         with skipped.judging(record):
             file.contents.append(_content(record, file.field))
             file.records.append(record)
@@ -202,20 +223,20 @@ def _content(record: Record, field: str) -> str | list[Any]:
 
 
 def _choose(
-    data: DataSettings, which: Literal["train", "eval"], seed: int, skipped: Skipped
+    data: DataSettings, sources: PromptSources, which: Literal["train", "eval"], seed: int, skipped: Skipped
 ) -> tuple[_File, list[int], int, int]:
     """The file to use, its rows to use, and how many others are repeated and unused (see LoadedPrompts)."""
-    if not data.eval_prompts:
-        file = _read(data, data.prompts, skipped)
+    if sources.eval is None:
+        file = _read(data, sources.train, skipped)
         training, held_out = _split(file, data.eval_count, seed)
         if which == "eval":
             return file, held_out, 0, 0
         return file, training, _repeated(file, {*training, *held_out}, skipped), 0
-    other = _read(data, data.eval_prompts, skipped)
+    other = _read(data, sources.eval, skipped)
     if which == "eval":
         rows = _draw(len(other.records), data.eval_count, seed)
         return other, rows, 0, len(other.records) - len(rows)
-    file, held_out_keys = _read(data, data.prompts, skipped), set(other.keys)
+    file, held_out_keys = _read(data, sources.train, skipped), set(other.keys)
     rows = [row for row, key in enumerate(file.keys) if key not in held_out_keys]
     if not rows:
         raise DataError(f"{file.path}: every prompt is also in data.eval_prompts = {other.path}")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.json_list import DECODER, JsonList, json_reason
 from proxlm.data.lines import LONGEST_LINE, byte_lines, shown_size, text_lines
 from proxlm.data.skipped import Record, Skipped
@@ -16,8 +17,11 @@ from proxlm.data.tables import is_hub_name, read_folder, read_hub, read_parquet,
 from proxlm.errors import BadRecordError, DataError
 from proxlm.text import listed, shown, suggestion
 
+Source = str | Path | InMemoryRecords
+"""Where records come from: a file, a data set, or records in memory."""
 
-def iter_records(path: str | Path, skipped: Skipped | None = None) -> Iterator[Record]:
+
+def iter_records(path: Source, skipped: Skipped | None = None) -> Iterator[Record]:
     """The records of a .jsonl, .json, .csv, .tsv or .txt file (each may end in .gz), of Parquet, or of a data set.
 
     .jsonl: an object per line; .json: one list of objects; .csv and .tsv: the first row names the fields, and
@@ -52,8 +56,10 @@ def missing_field(record: Record, wanted: str, key: str) -> BadRecordError:
     return BadRecordError(f'{record.where}: no field "{wanted}"; {hint}', "field missing")
 
 
-def _source(name: str | Path) -> Callable[[Skipped], Iterator[Record]]:
+def _source(name: Source) -> Callable[[Skipped], Iterator[Record]]:
     """The function that reads a file or data set. Raises DataError if its kind is unknown."""
+    if isinstance(name, InMemoryRecords):
+        return name.records
     if is_hub_name(name):
         return lambda _: read_hub(str(name))
     path = Path(name)

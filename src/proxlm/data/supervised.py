@@ -14,7 +14,7 @@ from proxlm.config import TextSettings
 from proxlm.data.chat import Message, check_messages, encode_rendered, read_template, render
 from proxlm.data.documents import Documents
 from proxlm.data.on_disk import NumbersOnDisk
-from proxlm.data.records import iter_records, missing_field
+from proxlm.data.records import Source, iter_records, missing_field
 from proxlm.data.skipped import Record, Skipped
 from proxlm.data.tokenizer import (
     encode_continuation,
@@ -89,7 +89,7 @@ def _encoded(tokenizer: Tokenizer, documents: Documents) -> Iterator[list[int]]:
 
 def sft_examples(
     text: TextSettings,
-    paths: Sequence[str],
+    paths: Sequence[Source],
     tokenizer: Tokenizer,
     max_tokens: int,
     encoder_decoder: bool = False,
@@ -126,7 +126,7 @@ def sft_examples(
 
 
 def record_texts(
-    text: TextSettings, paths: Sequence[str], skipped: Skipped | None = None
+    text: TextSettings, paths: Sequence[Source], skipped: Skipped | None = None
 ) -> Iterator[tuple[str, ...]]:
     """The texts to train a new tokenizer on: each record's prompt and response, or all its messages."""
     for _, content in _contents(text, paths, skipped if skipped is not None else Skipped()):
@@ -134,7 +134,7 @@ def record_texts(
 
 
 def _contents(
-    text: TextSettings, paths: Sequence[str], skipped: Skipped
+    text: TextSettings, paths: Sequence[Source], skipped: Skipped
 ) -> Iterator[tuple[Record, _Content]]:
     """The usable records, and the content of each."""
     if not paths:

@@ -82,9 +82,14 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> Tokenizer:
     except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
         where = "damaged or not supported" if folder.exists() else "no such folder, and not found on the hub"
         raise ModelError(f'"{path}": cannot load the tokenizer ({where}): {reason_of(error)}') from error
+    return check_tokenizer(tokenizer, path)
+
+
+def check_tokenizer(tokenizer: Tokenizer, name: str) -> Tokenizer:
+    """The tokenizer, if responses can end with it. Raises ModelError if it has no EOS; name: for the message."""
     if tokenizer.eos_token_id is None:
         raise ModelError(
-            f'"{path}": the tokenizer has no EOS token, so no response could end; set eos_token in its'
+            f'"{name}": the tokenizer has no EOS token, so no response could end; set eos_token in its'
             " tokenizer_config.json"
         )
     return tokenizer

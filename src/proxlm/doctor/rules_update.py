@@ -27,7 +27,7 @@ from proxlm.runlog.text import number as shown
 # learning rate, at 0.04 to 0.06.
 APPROX_KL_HIGH = 0.1
 APPROX_KL_SERIOUS = 0.5
-# The ratio's mean is near 1 while the policy is near the one that sampled; at this bound TRL's PPOTrainer gave up
+# The ratio's mean is near 1 while the policy is near the one that sampled; at this bound TRL's PPOLoop gave up
 # the batch (ratio_threshold).
 RATIO_MEAN_HIGH = 10.0
 # Single rare tokens reach ratios of 30 in healthy runs.

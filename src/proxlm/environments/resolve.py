@@ -25,13 +25,16 @@ from proxlm.types import Prompt, Rollout, Scores
 from proxlm.user_code import load, parse_reference
 
 
-def conversations(settings: EnvironmentSettings, data: DataSettings, tokenizer: Any) -> MultiTurn:
+def conversations(
+    settings: EnvironmentSettings, data: DataSettings, tokenizer: Any, make: MakeEnvironment | None = None
+) -> MultiTurn:
     """The sampler of conversations.
 
     Args:
         settings: which environment, and the limits of a conversation.
         data: whether messages go through a chat template, and which.
         tokenizer: of the model.
+        make: makes an environment, instead of `settings.use`.
 
     Raises:
         ConfigError: something is wrong in the settings.
@@ -39,7 +42,7 @@ def conversations(settings: EnvironmentSettings, data: DataSettings, tokenizer: 
     tokens: MessageTokens = PlainMessageTokens(tokenizer)
     if data.chat:
         tokens = ChatMessageTokens(tokenizer, read_template(data.chat_template), data.system)
-    return MultiTurn(resolve(settings), tokens, settings)
+    return MultiTurn(make or resolve(settings), tokens, settings)
 
 
 def resolve(settings: EnvironmentSettings) -> MakeEnvironment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -154,6 +154,21 @@ def as_json(evaluations: Sequence[Evaluation], seed: int) -> dict[str, Any]:
         "metrics": DESCRIPTIONS,
         "models": [asdict(evaluation) for evaluation in evaluations],
     }
+
+
+def evaluation_from_json(content: Mapping[str, Any]) -> list[Evaluation]:
+    """Inverse of `as_json`."""
+    return [
+        Evaluation(
+            name=row["name"],
+            model=row.get("model", ""),
+            metrics={name: Estimate(**estimate) for name, estimate in row["metrics"].items()},
+            samples=row.get("samples", []),
+            prompts=row.get("prompts", 0),
+            failed=row.get("failed", 0),
+        )
+        for row in content["models"]
+    ]
 
 
 def as_table(evaluations: Sequence[Evaluation]) -> str:

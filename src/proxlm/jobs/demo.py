@@ -27,8 +27,10 @@ from proxlm.config import (
 from proxlm.data.code import completion_prefixes, python_statements
 from proxlm.data.text import split_validation
 from proxlm.errors import RunError
-from proxlm.jobs.ppo import PPOResult, print_comparison, run_ppo
-from proxlm.jobs.pretrain import run_pretrain
+from proxlm.jobs.ppo import PPOTrainer, print_comparison
+from proxlm.jobs.pretrain import PretrainTrainer
+from proxlm.jobs.startup import start_job
+from proxlm.report.run import Run
 from proxlm.rewards.python_code import python_parse_report
 from proxlm.runlog.folder import free_name, write_atomic
 
@@ -48,6 +50,7 @@ HACKS = [
 
 def main(config: DemoConfig) -> None:
     """Pretrain on the library's statements, run PPO, print the comparison and the guards at work."""
+    start_job()
     folder = Path(config.folder) if config.folder else free_name("demo")
     config = replace(config, folder=str(folder))
     if folder.exists() and any(folder.iterdir()):
@@ -57,12 +60,11 @@ def main(config: DemoConfig) -> None:
     pretraining = pretrain_job(config)
     train, held_out = split_validation(statements, pretraining.text.validation_share, config.seed)
     print(f"     {len(statements):,} single-line statements\n\n2/3  pretraining", flush=True)
-    run_pretrain(pretraining, statements)
+    PretrainTrainer(statements, pretraining).train()
     print("\n3/3  PPO: complete a statement so that it parses", flush=True)
     write_prefixes(folder / "prefixes.jsonl", completion_prefixes(train, TRAINING_PREFIXES, config.seed))
     write_prefixes(folder / "held-out.jsonl", completion_prefixes(held_out, config.eval_count, config.seed))
-    result = run_ppo(ppo_job(config))
-    print_result(result)
+    print_result(PPOTrainer(config=ppo_job(config)).train())
 
 
 def pretrain_job(config: DemoConfig) -> PretrainConfig:
@@ -127,14 +129,13 @@ def write_prefixes(path: Path, prefixes: Sequence[str]) -> None:
     write_atomic(path, "".join(json.dumps({"prompt": prefix}) + "\n" for prefix in prefixes))
 
 
-def print_result(result: PPOResult) -> None:
+def print_result(run: Run) -> None:
     """The comparison on held-out prefixes, the guards, and where everything is."""
-    if result.before is not None and result.after is not None:
-        print_comparison(result.before, result.after, shown=6)
+    print_comparison(run, shown=6)
     print("\nThe reward's guards against ways of parsing that complete nothing:")
     for prefix, completion, what in HACKS:
         report = python_parse_report(prefix, completion)
         verdict = "reward 1" if report.parses and not report.guard else "reward 0"
         reason = "" if report.parses and not report.guard else f"  ({report.guard or 'does not parse'})"
         print(f"  {verdict}  {what:38} parses: {'yes' if report.parses else 'no':3}{reason}")
-    print(f"\nmodel   {result.folder / 'policy'}\nreport  {result.folder / 'report.html'}")
+    print(f"\nmodel   {run.model}\nreport  {run.folder / 'report.html'}")

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from proxlm.config import EvaluateConfig, LoraSettings
+from proxlm.config import EvaluateConfig, validate
 from proxlm.config.paths import short
-from proxlm.data.prompts import LoadedPrompts, load_prompts
+from proxlm.data.prompts import LoadedPrompts, PromptSources, load_prompts
+from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.engine.native import NativeEngine
+from proxlm.environments.protocol import MakeEnvironment
 from proxlm.environments.resolve import task_prompts
 from proxlm.errors import DataError, ModelError
 from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
+from proxlm.jobs.generate import without_adapters
+from proxlm.jobs.in_memory import IN_MEMORY, record_source
 from proxlm.jobs.model_limits import prompt_limit
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.sampling import check_conversations, data_of, sampler_of
-from proxlm.jobs.startup import set_up
+from proxlm.jobs.startup import start_job
 from proxlm.models.forward import token_outputs
 from proxlm.models.language_model import LanguageModel
-from proxlm.models.load import load_language_model
-from proxlm.rewards import Reward, build_reward
+from proxlm.models.source import ModelSource
+from proxlm.rewards import Rewards, build_reward
 from proxlm.runlog.folder import write_json_atomic
 
 
 def main(config: EvaluateConfig) -> None:
     """Evaluate, print the table and a few samples, and write the JSON file if one is asked for."""
-    evaluations = run_evaluate(config)
+    start_job(model=config.model)
+    evaluations = evaluate(config=config)
     print(as_table(evaluations))
     for i in range(min(config.samples, evaluations[0].prompts)):
         print(f"\nprompt  {evaluations[0].samples[i]['prompt']}")
@@ -39,31 +46,66 @@ def main(config: EvaluateConfig) -> None:
         print(f"\nwritten to {config.output}")
 
 
-def run_evaluate(config: EvaluateConfig) -> list[Evaluation]:
-    """model.policy, which is also the reference, and then each of `models`.
+def evaluate(
+    models: Any = None,
+    prompts: Iterable[Any] | str | Path | None = None,
+    reward: Rewards | None = None,
+    config: EvaluateConfig | None = None,
+    *,
+    tokenizer: Any = None,
+    environment: MakeEnvironment | None = None,
+) -> list[Evaluation]:
+    """Evaluate models on the same prompts, with the same random numbers.
 
-    Every model answers the same prompts with the same random numbers. Models must share a tokenizer.
+    Everything that is not passed comes from `config`.
+
+    Args:
+        models: One model or a list of them, each a folder, a name on the Hugging Face hub, a transformers model (with
+            `tokenizer`) or a `LanguageModel`. They must share a tokenizer. The first one is the reference, against
+            which KL and perplexity are measured.
+        prompts: Held-out prompts: texts, chats or records, or the path of a file of these.
+        reward: One reward function or several; see `PPOLoop`. None and none in `config`: no reward is measured.
+        config: The settings.
+        tokenizer: The tokenizer of transformers models.
+        environment: Makes an environment for each conversation; see `PPOLoop`.
+
+    Returns:
+        Metrics with 95% intervals, and samples, of each model in the order given.
+
+    Raises:
+        UserError: A model, a prompt or the reward cannot be used.
     """
-    reward: Reward | None = None
-    if config.reward.use or config.reward.terms:
-        reward = build_reward(config.reward)
-    set_up(config.seed, model=config.model)
-    check_conversations(config)
-    limit = prompt_limit(config.model, config.data, config.rollout)
-    # A finished model holds its adapters already; new ones would be of no use.
-    plain = replace(config.model, lora=LoraSettings())
-    reference = load_language_model(plain)
-    loaded = _held_out(config, reference, limit)
-    sampler, scorer = sampler_of(config, reference.tokenizer, reward)
+    config = config or EvaluateConfig()
+    if models is None:
+        models = [config.model.policy, *config.models]
+    elif not isinstance(models, list | tuple):
+        models = [models]
+    plain = without_adapters(config.model)
+    sources = [
+        ModelSource(plain, model, None if isinstance(model, str | Path | LanguageModel) else tokenizer)
+        for model in models
+    ]
+    given = record_source(prompts, "prompts", config.data.prompt_field)
+    data = config.data if given is None else replace(config.data, eval_prompts=str(given))
+    settings = replace(config.environment, use=IN_MEMORY) if environment else config.environment
+    config = validate(replace(config, model=sources[0].settings, data=data, environment=settings))
+    has_reward = reward is not None or config.reward.use or config.reward.terms
+    built = build_reward(config.reward, reward) if has_reward else None
+    first = sources[0]
+    check_conversations(config, first)
+    limit = prompt_limit(first, config.data, config.rollout)
+    reference = first.load()
+    loaded = _held_out(config, given, reference, limit)
+    sampler, scorer = sampler_of(config, reference.tokenizer, built, environment)
     if not loaded.prompts:
         raise DataError("data.eval_count = 0: no prompts to evaluate on; set it to 1 or more")
     evaluations: list[Evaluation] = []
-    for number, path in enumerate(["", *config.models]):
-        model = load_language_model(replace(plain, policy=path)) if path else reference
-        name = short(path or config.model.policy)
+    for number, source in enumerate(sources):
+        model = source.load() if number else reference
+        name = short(source.settings.policy)
         longest = limit + (0 if reference.encoder_decoder else config.rollout.max_new_tokens)
         _check_same_tokens(reference, model, longest)
-        print(f"evaluating {name} ({number + 1}/{len(config.models) + 1}) …", file=sys.stderr, flush=True)
+        print(f"evaluating {name} ({number + 1}/{len(sources)}) …", file=sys.stderr, flush=True)
         with closing(NativeEngine(model, config.rollout)) as engine:
             evaluation = evaluate_model(
                 name,
@@ -83,15 +125,27 @@ def run_evaluate(config: EvaluateConfig) -> list[Evaluation]:
     return evaluations
 
 
-def _held_out(config: EvaluateConfig, reference: LanguageModel, limit: int) -> LoadedPrompts:
+def _held_out(
+    config: EvaluateConfig, given: Source | None, reference: LanguageModel, limit: int
+) -> LoadedPrompts:
     data = data_of(config)
     if config.environment.use and not (data.prompts or data.eval_prompts):
         return task_prompts(config.environment, data.eval_count)[1]
-    if not data.prompts:
-        data = replace(data, prompts=data.eval_prompts)
+    if given is not None:  # all of them are held out
+        sources = PromptSources(given)
+        data = replace(data, eval_count=0)
+    else:
+        sources = PromptSources(data.prompts or data.eval_prompts, data.eval_prompts or None)
     skipped = Skipped(data.on_bad_record == "skip")
     loaded = load_prompts(
-        data, reference.tokenizer, limit, "eval", config.seed, reference.encoder_decoder, skipped
+        data,
+        reference.tokenizer,
+        limit,
+        "eval" if given is None else "train",
+        config.seed,
+        reference.encoder_decoder,
+        skipped,
+        sources,
     )
     skipped.print_summary()
     return loaded

@@ -1,52 +1,90 @@
-"""`proxlm generate`: one prompt, a file of prompts, or a conversation."""
+"""`proxlm generate`: responses to one prompt, to a file of them, or in a conversation."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from proxlm.config import GenerateConfig, LoraSettings
+from proxlm.config import DataSettings, GenerateConfig, LoraSettings, ModelSettings, RolloutSettings
 from proxlm.data.chat import encode_rendered, read_template, render, with_system
 from proxlm.data.prompts import load_prompts
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import encode_prompt, encode_source
-from proxlm.engine.generate import generate
+from proxlm.engine.generate import generate as generate_rollout
 from proxlm.engine.native import NativeEngine
 from proxlm.engine.protocol import Engine
 from proxlm.errors import DataError
+from proxlm.jobs.in_memory import record_source
 from proxlm.jobs.model_limits import prompt_limit
 from proxlm.jobs.progress import progress_line
-from proxlm.jobs.startup import set_up
-from proxlm.models.load import load_language_model
+from proxlm.jobs.prompts import load_prompts_of
+from proxlm.jobs.startup import start_job
+from proxlm.models.source import ModelSource
 from proxlm.runlog.folder import write_atomic
-from proxlm.types import Prompt
+from proxlm.types import Completion, Prompt
 
 Message = dict[str, Any]
 
 
 def main(config: GenerateConfig) -> None:
-    """Write text as configured."""
-    set_up(config.seed, model=config.model)
-    # A finished model holds its adapters already; new ones would be of no use.
-    config = replace(config, model=replace(config.model, lora=LoraSettings()))
-    limit = prompt_limit(config.model, config.data, config.rollout)
-    with closing(NativeEngine(load_language_model(config.model), config.rollout)) as engine:
+    """Generate as configured, and print or write the responses."""
+    start_job(model=config.model)
+    source = ModelSource(without_adapters(config.model))
+    limit = prompt_limit(source, config.data, config.rollout)
+    with closing(NativeEngine(source.load(), config.rollout)) as engine:
         if config.prompt:
-            print(continue_text(engine, config, limit, config.prompt))
+            history = with_system([{"role": "user", "content": config.prompt}], config.data.system)
+            print(_respond(engine, config, limit, history if config.data.chat else config.prompt, turn=0))
         elif config.data.prompts:
             _from_file(engine, config, limit)
         else:
             _conversation(engine, config, limit)
 
 
-def continue_text(engine: Engine, config: GenerateConfig, limit: int, text: str) -> str:
-    """The response to one prompt, put through the chat template if data.chat is set."""
-    history = with_system([{"role": "user", "content": text}], config.data.system)
-    return _respond(engine, config, limit, history if config.data.chat else text, turn=0)
+def generate(
+    model: Any,
+    prompts: Iterable[Any] | str | Path,
+    rollout: RolloutSettings | None = None,
+    *,
+    tokenizer: Any = None,
+    settings: ModelSettings | None = None,
+    data: DataSettings | None = None,
+    seed: int = 0,
+) -> list[Completion]:
+    """One response to each prompt.
+
+    Args:
+        model: A folder, a name on the Hugging Face hub, a transformers model (with `tokenizer`) or a `LanguageModel`.
+        prompts: Texts, chats (lists of messages) or records, or the path of a file of these.
+        rollout: Temperature, filters, stop texts, and the limit of the length.
+        tokenizer: The tokenizer of a transformers model.
+        settings: Device, precision and more.
+        data: Chat template, system message, and the name of the prompt's field.
+        seed: Of the sampling; the same seed gives the same responses, whatever the batch size.
+
+    Returns:
+        Prompt, text, token ids and why it ended, for each, in the order of the prompts.
+
+    Raises:
+        UserError: The model or a prompt cannot be used.
+    """
+    rollout, data = rollout or RolloutSettings(), data or DataSettings()
+    source = ModelSource(settings or ModelSettings(), model, tokenizer)
+    records = record_source(prompts, "prompts", data.prompt_field)
+    assert records is not None
+    encoded = load_prompts_of(records, source, data, rollout, seed)
+    with closing(NativeEngine(source.load(), rollout)) as engine:
+        return generate_rollout(engine, encoded, rollout, seed=seed, step=0).completions()
+
+
+def without_adapters(model: ModelSettings) -> ModelSettings:
+    """The settings of a trained model, which holds its adapters already; new ones would be of no use."""
+    return replace(model, lora=LoraSettings())
 
 
 def _from_file(engine: Engine, config: GenerateConfig, limit: int) -> None:
@@ -60,7 +98,7 @@ def _from_file(engine: Engine, config: GenerateConfig, limit: int) -> None:
         engine.encoder_decoder,
         skipped,
     )
-    rollout = generate(
+    rollout = generate_rollout(
         engine,
         loaded.prompts,
         config.rollout,
@@ -69,8 +107,8 @@ def _from_file(engine: Engine, config: GenerateConfig, limit: int) -> None:
         on_progress=progress_line("responses"),
     )
     rows = [
-        {"prompt": p.text, "response": text, "finish": finish}
-        for p, text, finish in zip(rollout.prompts, rollout.texts, rollout.finish, strict=True)
+        {"prompt": done.prompt, "response": done.text, "finish": done.finish}
+        for done in rollout.completions()
     ]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if config.output:
@@ -106,7 +144,7 @@ def _conversation(engine: Engine, config: GenerateConfig, limit: int) -> None:
 def _respond(
     engine: Engine, config: GenerateConfig, limit: int, asked: str | list[Message], turn: int
 ) -> str:
-    """One response. `turn` picks the random numbers, so that asking again gives another answer."""
+    """One response. `turn` selects the random numbers, so that asking again gives another answer."""
     if isinstance(asked, str):
         ids = (encode_source if engine.encoder_decoder else encode_prompt)(engine.tokenizer, asked)
     else:
@@ -122,5 +160,7 @@ def _respond(
             f"the prompt has {len(ids)} tokens, the limit is {limit}; shorten it or lower rollout.max_new_tokens"
         )
     text = asked if isinstance(asked, str) else ""
-    rollout = generate(engine, [Prompt(0, tuple(ids), text)], config.rollout, seed=config.seed, step=turn)
+    rollout = generate_rollout(
+        engine, [Prompt(0, tuple(ids), text)], config.rollout, seed=config.seed, step=turn
+    )
     return rollout.texts[0]

@@ -1,117 +1,181 @@
-"""`proxlm ppo`: measure the model, improve it with PPO, measure it again."""
+"""`proxlm ppo`: evaluate a model, improve it with PPO, evaluate it again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from proxlm.checkpoint import publish_folder
-from proxlm.config import PPOConfig, RolloutSettings
+from proxlm.config import PPOConfig, RolloutSettings, validate
 from proxlm.config.algorithms import advantage_of
-from proxlm.data.prompts import PromptStream
+from proxlm.data.in_memory import InMemoryRecords
+from proxlm.data.prompts import PromptSources, PromptStream
 from proxlm.data.skipped import FILE_NAME, Skipped
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.data.text import read_texts
 from proxlm.engine.generate import Generate
 from proxlm.engine.native import NativeEngine
-from proxlm.engine.protocol import Engine
+from proxlm.environments.protocol import MakeEnvironment
 from proxlm.errors import ConfigError, RunError
 from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
-from proxlm.jobs.model_limits import check_block, is_encoder_decoder
+from proxlm.jobs.in_memory import IN_MEMORY, record_source
+from proxlm.jobs.model_limits import check_block
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.prompts import describe_prompts
 from proxlm.jobs.run_folder import resume_if_asked, run_folder
 from proxlm.jobs.sampling import prompts_of, rewarded, sampler_of
-from proxlm.jobs.startup import set_up
-from proxlm.models.actor_critic import load_actor_critic
+from proxlm.jobs.startup import seeded_weights, start_job
+from proxlm.models.actor_critic import ActorCritic, actor_critic_of
 from proxlm.models.adapters import adapters_off
 from proxlm.models.language_model import LanguageModel
-from proxlm.models.load import load_language_model
 from proxlm.models.save import save_language_model
+from proxlm.models.source import ModelSource
 from proxlm.report.page import write_report
-from proxlm.rewards import RewardFunction, build_reward
+from proxlm.report.run import Run, load_run
+from proxlm.rewards import Rewards, build_reward
 from proxlm.runlog.folder import write_json_atomic
 from proxlm.runlog.run_log import RunLog
 from proxlm.seeds import Stream
+from proxlm.train.common.callbacks import Callback, Callbacks
 from proxlm.train.ppo.algorithms import build_algorithm
 from proxlm.train.ppo.collect import RewardOfRollout
+from proxlm.train.ppo.loop import PPOLoop
 from proxlm.train.ppo.ptx import PtxText
-from proxlm.train.ppo.trainer import PPOTrainer
 from proxlm.types import Prompt
-
-
-@dataclass(frozen=True)
-class PPOResult:
-    """A finished run: its folder, and the model before and after (None without held-out prompts)."""
-
-    folder: Path
-    before: Evaluation | None
-    after: Evaluation | None
 
 
 def main(config: PPOConfig) -> None:
     """Run the job and print where everything is."""
-    result = run_ppo(config)
-    if result.before is not None and result.after is not None:
-        print_comparison(result.before, result.after)
-    print(f"\nmodel   {result.folder / 'policy'}")
+    start_job(config.run.threads, config.model)
+    run = PPOTrainer(config=config).train()
+    print_comparison(run)
+    print(f"\nmodel   {run.model}")
     if config.run.report:
-        print(f"report  {result.folder / 'report.html'}")
+        print(f"report  {run.folder / 'report.html'}")
 
 
-def run_ppo(
-    config: PPOConfig,
-    reward: RewardFunction | None = None,
-    advantage: Callable[..., Any] | None = None,
-    loss: Callable[..., Any] | None = None,
-) -> PPOResult:
-    """Run PPO as configured; `reward`, a plain function of completions, takes the place of config.reward.use.
+class PPOTrainer:
+    """Improves a language model with PPO on a reward.
 
-    `advantage` (AdvantageInputs → Advantages or a tensor) and `loss` (LossInputs → PolicyLoss or a tensor) take
-    the places of config.ppo.advantage and config.ppo.loss. Everything that can be wrong with the input is found
-    before the run's folder is made. Raises UserError.
+    Settings, reward and algorithm are checked here; the data and the model when `train` is called, before the run's
+    folder is made. Everything that is not passed comes from `config`.
+
+    Args:
+        model: A folder, a name on the Hugging Face hub, a transformers model (with `tokenizer`) or a `LanguageModel`.
+            A loaded model is trained in place.
+        reward: A function from a list of `Completion` to one number for each (or a list of numbers, one a token, or a
+            dict of named parts), or several: a list or a dict of functions, whose results are added. May be async.
+        prompts: Texts, chats (lists of messages) or records (mappings; `config.data.prompt_field` names the prompt,
+            the other fields reach the reward), for instance a `datasets.Dataset`; or the path of a file of these.
+        config: The settings.
+        tokenizer: The tokenizer of a transformers model.
+        eval_prompts: Held-out prompts; None: `config.data.eval_count` of `prompts` are set aside.
+        environment: Makes an environment for each conversation: a class, for instance, with reset(task), step(reply).
+        advantage: AdvantageInputs → Advantages, or a tensor [R]; instead of `config.ppo.advantage`.
+        loss: LossInputs → PolicyLoss, or a tensor [R]; instead of `config.ppo.loss`.
+        callbacks: Called at the events of the loop.
+
+    Raises:
+        ConfigError: A setting is wrong, or does not fit another one.
+        ModelError: `model` is nothing that can be a model.
+        DataError: `prompts` is nothing that can be prompts.
     """
-    plain = build_reward(config.reward, reward) if rewarded(config, reward) else None
-    algorithm = build_algorithm(config.ppo, advantage, loss)
-    set_up(config.run.seed, config.run.threads, config.model)
-    skipped = Skipped(config.data.on_bad_record == "skip")
-    train, held_out = prompts_of(config, skipped)
-    stream = PromptStream(train.prompts, config.ppo.batch_size, config.run.seed)
-    print(describe_prompts(train, held_out, skipped), flush=True)
-    for note in notes(config):
-        print(f"note: {note}", flush=True)
-    models = load_actor_critic(config.model, algorithm.critic)
-    ptx = ptx_text(config, models.policy.tokenizer, skipped) if config.ptx.coef > 0 else None
-    sampler, scorer = sampler_of(config, models.policy.tokenizer, plain)
-    assert scorer is not None  # `rewarded` has asked for one
-    engine = NativeEngine(models.policy, config.rollout)
-    try_reward(engine, sampler, scorer, stream.batch(0)[:2], config.rollout)
-    with run_folder(config, "ppo") as folder:
-        skipped.save(folder)
-        trainer = PPOTrainer(config, models, stream, scorer, folder, algorithm, ptx, sampler)
-        given = (reward, advantage, loss) != (None, None, None)
-        return _train_and_measure(trainer, held_out.prompts, given)
+
+    def __init__(
+        self,
+        model: Any = None,
+        reward: Rewards | None = None,
+        prompts: Iterable[Any] | str | Path | None = None,
+        config: PPOConfig | None = None,
+        *,
+        tokenizer: Any = None,
+        eval_prompts: Iterable[Any] | str | Path | None = None,
+        environment: MakeEnvironment | None = None,
+        advantage: Callable[..., Any] | None = None,
+        loss: Callable[..., Any] | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        config = config or PPOConfig()
+        self.source = ModelSource(config.model, model, tokenizer)
+        field = config.data.prompt_field
+        given = record_source(prompts, "prompts", field)
+        held_out = record_source(eval_prompts, "eval_prompts", field)
+        data = replace(
+            config.data,
+            prompts=config.data.prompts if given is None else str(given),
+            eval_prompts=config.data.eval_prompts if held_out is None else str(held_out),
+        )
+        settings = replace(config.environment, use=IN_MEMORY) if environment else config.environment
+        self.config = validate(replace(config, model=self.source.settings, data=data, environment=settings))
+        self._sources = PromptSources(given or data.prompts, held_out or data.eval_prompts or None)
+        self._reward = build_reward(config.reward, reward) if rewarded(self.config, reward) else None
+        self._algorithm = build_algorithm(self.config.ppo, advantage, loss)
+        self._environment, self._callbacks = environment, Callbacks(callbacks)
+        from_python = reward, advantage, loss, environment
+        in_memory = (isinstance(source, InMemoryRecords) for source in (given, held_out))
+        self._in_python = any(x is not None for x in from_python) or any(in_memory) or self.source.in_memory
+
+    def train(self) -> Run:
+        """Evaluate, train, evaluate again, and write model and report to the run's folder.
+
+        Raises:
+            UserError: The data, the model or the reward cannot be used, or the run cannot continue.
+            StoppedBySignalError: A signal has ended the run; its newest step is saved.
+        """
+        config = self.config
+        skipped = Skipped(config.data.on_bad_record == "skip")
+        has_tasks = config.environment.use and not config.data.prompts
+        train, held_out = prompts_of(config, self.source, skipped, None if has_tasks else self._sources)
+        stream = PromptStream(train.prompts, config.ppo.batch_size, config.run.seed)
+        print(describe_prompts(train, held_out, skipped), flush=True)
+        for note in notes(config):
+            print(f"note: {note}", flush=True)
+        with seeded_weights(config.run.seed):
+            models = actor_critic_of(self.source.load(), config.model, self._algorithm.critic)
+        ptx = _ptx_text(config, self.source, skipped) if config.ptx.coef > 0 else None
+        sampler, scorer = sampler_of(config, models.policy.tokenizer, self._reward, self._environment)
+        assert scorer is not None  # `rewarded` has asked for one
+        try_reward(models, sampler, scorer, stream.batch(0)[:2], config.rollout)
+        with run_folder(config, "ppo") as folder:
+            skipped.save(folder)
+            loop = PPOLoop(config, models, stream, scorer, folder, self._algorithm, ptx, sampler)
+            loop.callbacks = self._callbacks
+            return self._run(loop, held_out.prompts)
+
+    def _run(self, loop: PPOLoop, held_out: list[Prompt]) -> Run:
+        """Evaluation, the loop, evaluation; everything the run leaves is in its folder."""
+        config, folder = self.config, loop.folder
+        original = _at_the_start(loop.models, config)
+        resume_if_asked(config, loop)
+        evaluations = []
+        if held_out:
+            evaluations.append(_evaluate("before", loop, original, held_out))
+            write_json_atomic(folder / "evaluation.json", as_json(evaluations, config.run.seed))
+        with RunLog(
+            folder, "ppo", config.ppo.steps, config.run, start_step=loop.state.step, in_python=self._in_python
+        ) as log:
+            loop.train(log)
+        publish_folder(folder / "policy", lambda f: save_language_model(loop.models.policy, f))
+        if held_out:
+            after = _evaluate("after", loop, original, held_out)
+            evaluations.append(replace(after, model=str(folder / "policy")))
+            write_json_atomic(folder / "evaluation.json", as_json(evaluations, config.run.seed))
+        if config.run.report:
+            write_report(folder)
+        return load_run(folder)
 
 
-def _train_and_measure(trainer: PPOTrainer, held_out: list[Prompt], in_python: bool) -> PPOResult:
-    """The run itself: measured, trained, measured again; everything it leaves is in its folder."""
-    config, folder = trainer.config, trainer.folder
-    resume_if_asked(config, trainer)
-    before = _evaluate("before", trainer, held_out)
-    if before is not None:
-        write_json_atomic(folder / "evaluation.json", as_json([before], config.run.seed))
-    steps, run, start = config.ppo.steps, config.run, trainer.state.step
-    with RunLog(folder, "ppo", steps, run, start_step=start, in_python=in_python) as log:
-        trainer.train(log)
-    publish_folder(folder / "policy", lambda f: save_language_model(trainer.models.policy, f))
-    after = _evaluate("after", trainer, held_out)
-    if before is not None and after is not None:
-        write_json_atomic(folder / "evaluation.json", as_json([before, after], config.run.seed))
-    if config.run.report:
-        write_report(folder)
-    return PPOResult(folder, before, after)
+def _at_the_start(models: ActorCritic, config: PPOConfig) -> ActorCritic:
+    """The models with a reference that stays what it is now, where the run's own moves (ppo.reference_decay)."""
+    if config.ppo.reference_decay == 1 or models.reference is None:
+        return models
+    return replace(
+        models, reference=replace(models.reference, network=copy.deepcopy(models.reference.network))
+    )
 
 
 def notes(config: PPOConfig) -> list[str]:
@@ -133,24 +197,24 @@ def notes(config: PPOConfig) -> list[str]:
     return found
 
 
-def ptx_text(config: PPOConfig, tokenizer: Any, skipped: Skipped) -> PtxText:
-    """The text of PPO-ptx, packed into blocks; says how much of it is left out.
+def _ptx_text(config: PPOConfig, model: ModelSource, skipped: Skipped) -> PtxText:
+    """The text of PPO-ptx, packed into blocks; prints how much of it is left out.
 
     Raises DataError, and ConfigError for blocks the model cannot read.
     """
-    if is_encoder_decoder(config.model):
+    if model.encoder_decoder:
         raise ConfigError("ptx.coef: plain text has no prompt for an encoder; set it to 0")
-    check_block("ptx.block", config.ptx.block, config.model)
+    check_block("ptx.block", config.ptx.block, model)
     before = len(skipped)
     documents = read_texts(config.ptx.text, config.ptx.extensions, skipped)
     if len(skipped) > before:
         print(f"ptx.text: {len(skipped) - before} left out: see {FILE_NAME}", flush=True)
-    blocks = pretrain_blocks(tokenizer, documents, config.ptx.block)
+    blocks = pretrain_blocks(model.tokenizer, documents, config.ptx.block)
     return PtxText(blocks, config.ptx, config.ppo.micro_batch_tokens, config.run.seed)
 
 
 def try_reward(
-    engine: Engine,
+    models: ActorCritic,
     sampler: Generate,
     scorer: RewardOfRollout,
     prompts: list[Prompt],
@@ -158,49 +222,52 @@ def try_reward(
 ) -> None:
     """Score two responses before the run begins: a reward or an environment that cannot work fails here, with
     nothing written."""
-    trial = sampler(engine, prompts, rollout, seed=0, step=0, stream=Stream.TRIAL)
+    with closing(NativeEngine(models.policy, rollout)) as engine:
+        trial = sampler(engine, prompts, rollout, seed=0, step=0, stream=Stream.TRIAL)
     if trial.lost:
         raise RunError(f"environment.use: a conversation was lost: {trial.lost[0]}")
     scorer(trial)
 
 
-def _evaluate(name: str, trainer: PPOTrainer, prompts: list[Prompt]) -> Evaluation | None:
-    """The reference ("before") or the policy ("after") on the held-out prompts."""
-    if not prompts:
-        return None
-    models, config = trainer.models, trainer.config
-    if config.ppo.reference_decay < 1:
-        # The reference has moved (or moved before a resume); KL is told from where the run began.
-        models = replace(models, reference=load_language_model(config.model))
+def _evaluate(name: str, loop: PPOLoop, models: ActorCritic, prompts: list[Prompt]) -> Evaluation:
+    """The reference ("before") or the policy ("after") on held-out prompts; models: see `_at_the_start`."""
+    config = loop.config
     print(f"evaluating on {len(prompts)} held-out prompts ({name}) …", flush=True)
 
     def measure(model: LanguageModel) -> Evaluation:
-        return evaluate_model(
-            name,
-            model,
-            NativeEngine(model, config.rollout),
-            models.reference_logprobs,
-            prompts,
-            trainer.reward,
-            config.rollout,
-            seed=config.run.seed,
-            micro_batch_tokens=config.ppo.micro_batch_tokens,
-            on_progress=progress_line("responses"),
-            generate=trainer.generate,
-        )
+        with closing(NativeEngine(model, config.rollout)) as engine:
+            return evaluate_model(
+                name,
+                model,
+                engine,
+                models.reference_logprobs,
+                prompts,
+                loop.reward,
+                config.rollout,
+                seed=config.run.seed,
+                micro_batch_tokens=config.ppo.micro_batch_tokens,
+                on_progress=progress_line("responses"),
+                generate=loop.generate,
+            )
 
     if name == "after":
-        return replace(measure(models.policy), model=str(trainer.folder / "policy"))
-    if models.reference is not None:
-        return measure(models.reference)
-    with adapters_off(models.policy):
-        return measure(models.policy)
+        found = measure(models.policy)
+    elif models.reference is not None:
+        found = measure(models.reference)
+    else:
+        with adapters_off(models.policy):
+            found = measure(models.policy)
+    values = {metric: estimate.mean for metric, estimate in found.metrics.items()}
+    loop.callbacks.on_evaluation(loop.state.step, name, values)
+    return found
 
 
-def print_comparison(before: Evaluation, after: Evaluation, shown: int = 3) -> None:
-    """The table, and a few responses side by side."""
-    print("\n" + as_table([before, after]))
-    for old, new in list(zip(before.samples, after.samples, strict=True))[:shown]:
+def print_comparison(run: Run, shown: int = 3) -> None:
+    """Print the table of both evaluations, and the first responses side by side; nothing without evaluations."""
+    if run.before is None or run.after is None:
+        return
+    print("\n" + as_table([run.before, run.after]))
+    for old, new in list(zip(run.before.samples, run.after.samples, strict=True))[:shown]:
         print(f"\nprompt  {old['prompt']}")
         for name, sample in (("before", old), ("after", new)):
             print(f"{name:7} [{sample['reward']:+.3f}] {sample['response'].strip()}")

@@ -1,25 +1,31 @@
-"""`proxlm pretrain`: a new tokenizer and a new language model from text files."""
+"""`proxlm pretrain`: a new tokenizer and a new language model from plain text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from proxlm.config import PretrainConfig
+from proxlm.config import PretrainConfig, validate
 from proxlm.data.documents import Documents
 from proxlm.data.skipped import Skipped
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.data.text import read_texts
-from proxlm.data.tokenizer import load_tokenizer, train_tokenizer
+from proxlm.data.tokenizer import train_tokenizer
 from proxlm.errors import ConfigError, DataError
-from proxlm.jobs.model_limits import check_block, is_encoder_decoder
-from proxlm.jobs.startup import set_up
-from proxlm.jobs.supervised import SupervisedResult, print_result, tokenizer_to_resume, train_supervised
-from proxlm.models.load import build_language_model, load_language_model
+from proxlm.jobs.in_memory import IN_MEMORY
+from proxlm.jobs.model_limits import check_block
+from proxlm.jobs.startup import seeded_weights, start_job
+from proxlm.jobs.supervised import print_result, tokenizer_to_resume, train_supervised
+from proxlm.models.load import build_language_model
 from proxlm.models.model_types import is_encoder_decoder_type
+from proxlm.models.source import ModelSource
+from proxlm.report.run import Run
 from proxlm.seeds import Purpose, derive_seed
+from proxlm.train.common.callbacks import Callback, Callbacks
 from proxlm.train.supervised.examples import Examples
 
 # Characters of a text at a time; the tokenizers library collects 256 of them before it counts words.
@@ -28,54 +34,106 @@ _TOKENIZER_PART = 2**16
 
 def main(config: PretrainConfig) -> None:
     """Run the job and print where everything is."""
-    print_result(run_pretrain(config), config.run)
+    start_job(config.run.threads, config.model)
+    print_result(PretrainTrainer(config=config).train())
 
 
-def run_pretrain(config: PretrainConfig, texts: Sequence[str] | None = None) -> SupervisedResult:
-    """Pretrain as configured. The tokenizer is trained on the training documents, unless model.policy names a model.
+class PretrainTrainer:
+    """Trains a new language model on plain text, or continues to train one.
+
+    A new model has a new tokenizer, which is trained on the same text. Settings are checked here; the text is read
+    when `train` is called. Everything that is not passed comes from `config`.
 
     Args:
+        texts: Documents; or the path of a file or a folder of these.
         config: The settings.
-        texts: Documents to train on, instead of config.text.train.
+        model: Continue to train this model: a folder, a name on the Hugging Face hub, a transformers model (with
+            `tokenizer`) or a `LanguageModel`. A loaded model is trained in place. None: `config.model.policy`, or a
+            new model if that is empty.
+        tokenizer: The tokenizer of a transformers model.
+        callbacks: Called at the events of the loop.
 
     Raises:
-        UserError: The settings or the data are wrong, or the run cannot continue.
+        ConfigError: A setting is wrong, or does not fit another one.
+        ModelError: `model` is nothing that can be a model.
     """
-    set_up(config.run.seed, config.run.threads, config.model)
-    _check_kind(config)
-    skipped = Skipped(config.text.on_bad_record == "skip")
-    train, validation = _documents(config, texts, skipped)
-    tokenizer = _tokenizer(config, train)
-    block = config.train.block
-    # In the order of the files, neighbours in a block would be near-copies of each other.
-    train = train.shuffled(derive_seed(config.run.seed, Purpose.DOCUMENTS))
-    blocks = Examples.from_blocks(pretrain_blocks(tokenizer, train, block))
-    held_out = Examples.from_blocks(_validation_blocks(tokenizer, validation, block))
-    if config.model.policy:
-        model = load_language_model(config.model)
-    else:
-        model = build_language_model(config.new, tokenizer, config.model)
-    return train_supervised("pretrain", config, model, blocks, held_out, skipped, in_python=texts is not None)
 
+    def __init__(
+        self,
+        texts: Iterable[str] | str | Path | None = None,
+        config: PretrainConfig | None = None,
+        *,
+        model: Any = None,
+        tokenizer: Any = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        config = config or PretrainConfig()
+        self.source = ModelSource(config.model, model, tokenizer)
+        self._texts = None if texts is None or isinstance(texts, str | Path) else texts
+        if isinstance(texts, str | Path):
+            config = replace(config, text=replace(config.text, train=[str(texts)]))
+        elif texts is not None:
+            config = replace(config, text=replace(config.text, train=[IN_MEMORY]))
+        self.config = validate(replace(config, model=self.source.settings))
+        self._callbacks = Callbacks(callbacks)
 
-def _check_kind(config: PretrainConfig) -> None:
-    """Raise ConfigError for an encoder–decoder: plain text has no prompt for its encoder."""
-    advice = "is an encoder–decoder, which learns from pairs: proxlm sft, with scratch.type for a new one"
-    if config.model.policy:
-        if is_encoder_decoder(config.model):
-            raise ConfigError(f'model.policy = "{config.model.policy}": {advice}')
-    elif is_encoder_decoder_type(config.new.type):
-        raise ConfigError(f'new.type = "{config.new.type}": {advice}')
+    def train(self) -> Run:
+        """Train, keep the weights with the best validation loss, and write model and report to the run's folder.
 
+        Raises:
+            UserError: The text or the model cannot be used, or the run cannot continue.
+            StoppedBySignalError: A signal has ended the run; its newest step is saved.
+        """
+        config = self.config
+        self._check_kind()
+        skipped = Skipped(config.text.on_bad_record == "skip")
+        train, validation = self._documents(skipped)
+        tokenizer = self._tokenizer(train)
+        block = config.train.block
+        # In the order of the files, neighbours in a block would be near-copies of each other.
+        train = train.shuffled(derive_seed(config.run.seed, Purpose.DOCUMENTS))
+        blocks = Examples.from_blocks(pretrain_blocks(tokenizer, train, block))
+        held_out = Examples.from_blocks(_validation_blocks(tokenizer, validation, block))
+        with seeded_weights(config.run.seed):
+            if config.model.policy:
+                model = self.source.load()
+            else:
+                model = build_language_model(config.new, tokenizer, config.model)
+        in_python = self._texts is not None or self.source.in_memory
+        return train_supervised(
+            "pretrain", config, model, blocks, held_out, skipped, self._callbacks, in_python
+        )
 
-def _documents(
-    config: PretrainConfig, texts: Sequence[str] | None, skipped: Skipped
-) -> tuple[Documents, Documents]:
-    text = config.text
-    found = Documents(texts) if texts is not None else read_texts(text.train, text.extensions, skipped)
-    if text.validation:
-        return found, read_texts(text.validation, text.extensions, skipped)
-    return found.split(text.validation_share, config.run.seed)
+    def _check_kind(self) -> None:
+        """Raise ConfigError for an encoder–decoder: plain text has no prompt for its encoder."""
+        advice = "is an encoder–decoder, which learns from pairs: proxlm sft, with scratch.type for a new one"
+        if self.config.model.policy:
+            if self.source.encoder_decoder:
+                raise ConfigError(f'model.policy = "{self.config.model.policy}": {advice}')
+        elif is_encoder_decoder_type(self.config.new.type):
+            raise ConfigError(f'new.type = "{self.config.new.type}": {advice}')
+
+    def _documents(self, skipped: Skipped) -> tuple[Documents, Documents]:
+        text = self.config.text
+        found = (
+            read_texts(text.train, text.extensions, skipped)
+            if self._texts is None
+            else Documents(self._texts)
+        )
+        if text.validation:
+            return found, read_texts(text.validation, text.extensions, skipped)
+        return found.split(text.validation_share, self.config.run.seed)
+
+    def _tokenizer(self, train: Documents) -> Any:
+        """The tokenizer of the run to resume, or of the model to continue from, or a new one."""
+        config = self.config
+        if config.run.resume:
+            return tokenizer_to_resume(config.run)
+        if config.model.policy:
+            check_block("train.block", config.train.block, self.source)
+            return self.source.tokenizer
+        parts = (part for i in range(len(train)) for part in train.parts(i, _TOKENIZER_PART))
+        return train_tokenizer(parts, config.new.vocabulary, config.new.context)
 
 
 def _validation_blocks(tokenizer: Any, validation: Documents, block: int) -> torch.Tensor:
@@ -83,14 +141,3 @@ def _validation_blocks(tokenizer: Any, validation: Documents, block: int) -> tor
         return pretrain_blocks(tokenizer, validation, block)
     except DataError as error:
         raise DataError(f"the validation part: {error}; or raise text.validation_share") from error
-
-
-def _tokenizer(config: PretrainConfig, train: Documents) -> Any:
-    """The tokenizer of the run to resume, or of the model to continue from, or a new one."""
-    if config.run.resume:
-        return tokenizer_to_resume(config.run)
-    if config.model.policy:
-        check_block("train.block", config.train.block, config.model)
-        return load_tokenizer(config.model.policy, config.model.trust_remote_code)
-    parts = (part for i in range(len(train)) for part in train.parts(i, _TOKENIZER_PART))
-    return train_tokenizer(parts, config.new.vocabulary, config.new.context)

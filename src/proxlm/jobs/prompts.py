@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
-from proxlm.config import DataSettings, ModelSettings, RolloutSettings
-from proxlm.data.prompts import LoadedPrompts, load_prompts
+from dataclasses import replace
+
+from proxlm.config import DataSettings, RolloutSettings
+from proxlm.data.prompts import LoadedPrompts, PromptSources, load_prompts
+from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
-from proxlm.data.tokenizer import load_tokenizer
-from proxlm.jobs.model_limits import is_encoder_decoder, prompt_limit
+from proxlm.jobs.model_limits import prompt_limit
+from proxlm.models.source import ModelSource
+from proxlm.types import Prompt
 
 
 def load_prompt_sets(
-    model: ModelSettings, data: DataSettings, rollout: RolloutSettings, seed: int, skipped: Skipped
+    model: ModelSource,
+    data: DataSettings,
+    rollout: RolloutSettings,
+    seed: int,
+    skipped: Skipped,
+    sources: PromptSources | None = None,
 ) -> tuple[LoadedPrompts, LoadedPrompts]:
     """Training and held-out prompts, checked against the model's tokenizer and context."""
-    tokenizer = load_tokenizer(model.policy, model.trust_remote_code)
     limit = prompt_limit(model, data, rollout)
-    source = is_encoder_decoder(model)
-    train = load_prompts(data, tokenizer, limit, "train", seed, source, skipped)
-    held_out = load_prompts(data, tokenizer, limit, "eval", seed, source, skipped)
+    train, held_out = (
+        load_prompts(data, model.tokenizer, limit, which, seed, model.encoder_decoder, skipped, sources)
+        for which in ("train", "eval")
+    )
     return train, held_out
+
+
+def load_prompts_of(
+    source: Source, model: ModelSource, data: DataSettings, rollout: RolloutSettings, seed: int
+) -> list[Prompt]:
+    """All prompts of one source; none are held out. Raises DataError."""
+    limit = prompt_limit(model, data, rollout)
+    everything = replace(data, eval_count=0, eval_prompts="")
+    loaded = load_prompts(
+        everything,
+        model.tokenizer,
+        limit,
+        "train",
+        seed,
+        model.encoder_decoder,
+        sources=PromptSources(source),
+    )
+    return loaded.prompts
 
 
 def describe_prompts(train: LoadedPrompts, held_out: LoadedPrompts, skipped: Skipped) -> str:

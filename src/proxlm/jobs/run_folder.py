@@ -14,7 +14,7 @@ from proxlm.config.paths import absolute
 from proxlm.runlog.folder import open_run, write_atomic
 from proxlm.runlog.lock import locked
 from proxlm.runlog.loggers import check_wandb
-from proxlm.train.common.run_loop import Trainer, TrainingConfig
+from proxlm.train.common.run_loop import TrainingConfig, TrainingLoop
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def config_of_run(config: TrainingConfig, folder: Path) -> str:
     return to_toml(absolute(replace(config, run=run)))
 
 
-def resume_if_asked(config: TrainingConfig, trainer: Trainer[Any]) -> None:
+def resume_if_asked(config: TrainingConfig, trainer: TrainingLoop[Any]) -> None:
     """With run.resume: continue from the newest checkpoint, and say so.
 
     config.toml then holds the settings now in force, and what a crash has left in the folder is removed. Raises

@@ -2,77 +2,140 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from proxlm.config import SFTConfig
+from proxlm.config import SFTConfig, validate
 from proxlm.data.chat import read_template
+from proxlm.data.in_memory import InMemoryRecords
+from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.data.supervised import record_texts, sft_examples
 from proxlm.data.text import split_validation
-from proxlm.data.tokenizer import load_tokenizer, train_tokenizer
-from proxlm.jobs.model_limits import is_encoder_decoder, model_context
-from proxlm.jobs.startup import set_up
-from proxlm.jobs.supervised import SupervisedResult, print_result, tokenizer_to_resume, train_supervised
-from proxlm.models.load import build_language_model, load_language_model
+from proxlm.data.tokenizer import train_tokenizer
+from proxlm.jobs.in_memory import record_sources
+from proxlm.jobs.startup import seeded_weights, start_job
+from proxlm.jobs.supervised import print_result, tokenizer_to_resume, train_supervised
+from proxlm.models.load import build_language_model
 from proxlm.models.model_types import is_encoder_decoder_type
+from proxlm.models.source import ModelSource
+from proxlm.report.run import Run
+from proxlm.train.common.callbacks import Callback, Callbacks
 from proxlm.train.supervised.examples import Examples
 
 
 def main(config: SFTConfig) -> None:
     """Run the job and print where everything is."""
-    print_result(run_sft(config), config.run)
+    start_job(config.run.threads, config.model)
+    print_result(SFTTrainer(config=config).train())
 
 
-def run_sft(config: SFTConfig) -> SupervisedResult:
-    """Fine-tune as configured: only response tokens (the assistant's turns) have a loss. Raises UserError."""
-    set_up(config.run.seed, config.run.threads, config.model)
-    skipped = Skipped(config.text.on_bad_record == "skip")
-    tokenizer = _tokenizer(config, skipped)
-    limit, two_sides = _limit(config)
+class SFTTrainer:
+    """Fine-tunes a language model on prompts with responses, or on conversations: only the responses have a loss.
 
-    def examples(paths: list[str]) -> Examples:
-        return Examples.from_rows(sft_examples(config.text, paths, tokenizer, limit, two_sides, skipped))
+    Settings are checked here; the data and the model when `train` is called. Everything that is not passed comes from
+    `config`.
 
-    every = examples(config.text.train)
-    if config.text.validation:
-        held_out = examples(config.text.validation)
-        train, validation = every.select(range(len(every))), held_out.select(range(len(held_out)))
-    else:
-        train, validation = map(every.select, _split(config, len(every)))
-    if config.scratch.type:
-        model = build_language_model(config.scratch, tokenizer, config.model, "scratch")
-    else:
-        model = load_language_model(config.model)
-    if config.text.chat_template:
-        # The saved model is used with the template that it was trained with.
-        model.tokenizer.chat_template = read_template(config.text.chat_template)
-    return train_supervised("sft", config, model, train, validation, skipped)
+    Args:
+        model: A folder, a name on the Hugging Face hub, a transformers model (with `tokenizer`) or a `LanguageModel`.
+            A loaded model is trained in place. With `config.scratch.type` a new model is made instead.
+        train: Records with a prompt and a response, or with messages (fields: the section `text`); chats alone (lists
+            of messages) are records, too. Or paths of files of these.
+        config: The settings.
+        tokenizer: The tokenizer of a transformers model.
+        validation: Held-out records; None: `config.text.validation_share` of `train` are set aside.
+        callbacks: Called at the events of the loop.
 
+    Raises:
+        ConfigError: A setting is wrong, or does not fit another one.
+        ModelError: `model` is nothing that can be a model.
+        DataError: `train` or `validation` is nothing that can be records.
+    """
 
-def _split(config: SFTConfig, count: int) -> tuple[list[int], list[int]]:
-    """Which of the records are for training and for validation."""
-    return split_validation(range(count), config.text.validation_share, config.run.seed)
+    def __init__(
+        self,
+        model: Any = None,
+        train: Iterable[Any] | str | Path | None = None,
+        config: SFTConfig | None = None,
+        *,
+        tokenizer: Any = None,
+        validation: Iterable[Any] | str | Path | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        config = config or SFTConfig()
+        self.source = ModelSource(config.model, model, tokenizer)
+        text = config.text
+        self._training = record_sources(train, text.train, "train", text.messages_field)
+        self._validation = record_sources(validation, text.validation, "validation", text.messages_field)
+        text = replace(
+            text, train=list(map(str, self._training)), validation=list(map(str, self._validation))
+        )
+        self.config = validate(replace(config, model=self.source.settings, text=text))
+        self._callbacks = Callbacks(callbacks)
+        in_memory = [isinstance(source, InMemoryRecords) for source in (*self._training, *self._validation)]
+        self._in_python = any(in_memory) or self.source.in_memory
 
+    def train(self) -> Run:
+        """Train, keep the weights with the best validation loss, and write model and report to the run's folder.
 
-def _tokenizer(config: SFTConfig, skipped: Skipped) -> Any:
-    """The model's tokenizer; of a new model, that of the run to resume, or one trained on the training text."""
-    if not config.scratch.type:
-        return load_tokenizer(config.model.policy, config.model.trust_remote_code)
-    if config.run.resume:
-        return tokenizer_to_resume(config.run)
-    held_out: set[int] = set()
-    if not config.text.validation:
-        # The split depends on the number of records only, so it is the same as that of the examples.
-        count = sum(1 for _ in record_texts(config.text, config.text.train, skipped))
-        held_out.update(_split(config, count)[1])
-    two_sides = is_encoder_decoder_type(config.scratch.type)
-    records = enumerate(record_texts(config.text, config.text.train, skipped))
-    texts = (part for i, record in records if i not in held_out for part in record)
-    return train_tokenizer(texts, config.scratch.vocabulary, config.scratch.context, two_sides)
+        Raises:
+            UserError: The data or the model cannot be used, or the run cannot continue.
+            StoppedBySignalError: A signal has ended the run; its newest step is saved.
+        """
+        config = self.config
+        skipped = Skipped(config.text.on_bad_record == "skip")
+        tokenizer = self._tokenizer(skipped)
+        limit, two_sides = self._limit()
 
+        def examples(sources: Sequence[Source]) -> Examples:
+            return Examples.from_rows(
+                sft_examples(config.text, sources, tokenizer, limit, two_sides, skipped)
+            )
 
-def _limit(config: SFTConfig) -> tuple[int, bool]:
-    """The longest example in tokens, and whether that is for each side of an encoder–decoder."""
-    if config.scratch.type:
-        return config.scratch.context, is_encoder_decoder_type(config.scratch.type)
-    return model_context(config.model) or 2**31, is_encoder_decoder(config.model)
+        every = examples(self._training)
+        if self._validation:
+            held_out = examples(self._validation)
+            training, validation = every.select(range(len(every))), held_out.select(range(len(held_out)))
+        else:
+            training, validation = map(every.select, self._split(len(every)))
+        with seeded_weights(config.run.seed):
+            if config.scratch.type:
+                model = build_language_model(config.scratch, tokenizer, config.model, "scratch")
+            else:
+                model = self.source.load()
+        if config.text.chat_template:
+            # The saved model is used with the template that it was trained with.
+            model.tokenizer.chat_template = read_template(config.text.chat_template)
+        return train_supervised(
+            "sft", config, model, training, validation, skipped, self._callbacks, self._in_python
+        )
+
+    def _split(self, count: int) -> tuple[list[int], list[int]]:
+        """Which of the records are for training and for validation."""
+        return split_validation(range(count), self.config.text.validation_share, self.config.run.seed)
+
+    def _tokenizer(self, skipped: Skipped) -> Any:
+        """The model's; for a new model that of the run to resume, or one trained on the training records."""
+        config = self.config
+        if not config.scratch.type:
+            return self.source.tokenizer
+        if config.run.resume:
+            return tokenizer_to_resume(config.run)
+        held_out: set[int] = set()
+        if not self._validation:
+            # The split depends on the number of records alone, so it is the one that the examples get.
+            count = sum(1 for _ in record_texts(config.text, self._training, skipped))
+            held_out.update(self._split(count)[1])
+        two_sides = is_encoder_decoder_type(config.scratch.type)
+        records = enumerate(record_texts(config.text, self._training, skipped))
+        texts = (part for i, record in records if i not in held_out for part in record)
+        return train_tokenizer(texts, config.scratch.vocabulary, config.scratch.context, two_sides)
+
+    def _limit(self) -> tuple[int, bool]:
+        """The longest example in tokens, and whether that is for each side of an encoder–decoder."""
+        scratch = self.config.scratch
+        if scratch.type:
+            return scratch.context, is_encoder_decoder_type(scratch.type)
+        return self.source.context or 2**31, self.source.encoder_decoder

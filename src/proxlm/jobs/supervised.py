@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from proxlm.checkpoint import newest_checkpoint
@@ -13,20 +11,14 @@ from proxlm.data.tokenizer import load_tokenizer
 from proxlm.jobs.run_folder import resume_if_asked, run_folder
 from proxlm.models.language_model import LanguageModel
 from proxlm.report.page import write_report
+from proxlm.report.run import Run, load_run
 from proxlm.runlog.folder import folder_to_resume
 from proxlm.runlog.metric_names import LOSS, VALIDATION_LOSS
 from proxlm.runlog.run_log import RunLog
+from proxlm.train.common.callbacks import Callback
 from proxlm.train.supervised.examples import Examples
+from proxlm.train.supervised.loop import SupervisedLoop
 from proxlm.train.supervised.objective import LanguageModelObjective
-from proxlm.train.supervised.trainer import SupervisedState, SupervisedTrainer
-
-
-@dataclass(frozen=True)
-class SupervisedResult:
-    """A finished run: its folder, whose policy/ holds the best weights, and where training ended."""
-
-    folder: Path
-    state: SupervisedState
 
 
 def train_supervised(
@@ -36,8 +28,9 @@ def train_supervised(
     training: Examples,
     validation: Examples,
     skipped: Skipped,
+    callbacks: Callback,
     in_python: bool = False,
-) -> SupervisedResult:
+) -> Run:
     """Train a model on examples, in the run's folder, and write the report.
 
     Args:
@@ -47,10 +40,11 @@ def train_supervised(
         training: The examples to learn.
         validation: The examples that choose the best weights.
         skipped: The records that were left out, for the run's folder.
+        callbacks: Called at the events of the loop.
         in_python: See `RunLog`.
 
     Raises:
-        UserError: See `SupervisedTrainer.train`.
+        UserError: See `SupervisedLoop.train`.
     """
     parameters = sum(p.numel() for p in model.network.parameters()) / 1e6
     tokens, validation_tokens = int(training.lengths.sum()), int(validation.lengths.sum())
@@ -62,22 +56,23 @@ def train_supervised(
     )
     with run_folder(config, job) as folder:
         skipped.save(folder)
-        trainer = SupervisedTrainer(LanguageModelObjective(model, training, validation), config, folder)
-        resume_if_asked(config, trainer)
+        loop = SupervisedLoop(LanguageModelObjective(model, training, validation), config, folder)
+        loop.callbacks = callbacks
+        resume_if_asked(config, loop)
         with RunLog(
             folder,
             job,
             config.train.steps,
             config.run,
-            trainer.state.step,
+            loop.state.step,
             headline=(LOSS, VALIDATION_LOSS),
-            limit_seconds=max(0.0, config.train.minutes * 60 - trainer.state.seconds),
+            limit_seconds=max(0.0, config.train.minutes * 60 - loop.state.seconds),
             in_python=in_python,
         ) as log:
-            trainer.train(log)
+            loop.train(log)
         if config.run.report:
             write_report(folder)
-        return SupervisedResult(folder, trainer.state)
+        return load_run(folder)
 
 
 def tokenizer_to_resume(run: RunSettings) -> Any:
@@ -87,10 +82,15 @@ def tokenizer_to_resume(run: RunSettings) -> Any:
     return load_tokenizer(str(checkpoint / "policy"))
 
 
-def print_result(result: SupervisedResult, run: RunSettings) -> None:
+def print_result(run: Run) -> None:
     """Print the best loss and where everything is."""
-    state = result.state
-    print(f"\nbest validation loss {state.best_loss:.4f} at step {state.best_step} of {state.step}")
-    print(f"model   {result.folder / 'policy'}")
-    if run.report:
-        print(f"report  {result.folder / 'report.html'}")
+    losses = [
+        (loss, step)
+        for loss, step in zip(run.metrics[VALIDATION_LOSS], run.metrics["step"], strict=True)
+        if loss is not None
+    ]
+    best, step = min(losses, key=lambda found: found[0])
+    print(f"\nbest validation loss {best:.4f} at step {step:.0f} of {run.metrics['step'][-1]:.0f}")
+    print(f"model   {run.model}")
+    if (run.folder / "report.html").exists():
+        print(f"report  {run.folder / 'report.html'}")

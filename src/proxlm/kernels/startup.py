@@ -15,13 +15,10 @@ import torch
 from proxlm.kernels.allocator import keep_freed_memory
 
 
-def start(
-    seed: int | None = None, threads: int = 0, quiet_transformers: bool = True, keep_memory: bool = True
-) -> list[str]:
+def start(threads: int = 0, quiet_transformers: bool = True, keep_memory: bool = True) -> list[str]:
     """Set up this process for a job.
 
     Args:
-        seed: Seeds torch's global generators, from which new weights are drawn; None leaves them alone.
         threads: CPU threads of torch's operations; 0 leaves torch's own choice, one per core.
         quiet_transformers: Turns off the progress bars of transformers and its messages below errors.
         keep_memory: Lets the C library keep freed memory (`allocator.py`), where it can.
@@ -30,9 +27,6 @@ def start(
         What was changed, one short phrase each.
     """
     changed = []
-    if seed is not None:
-        torch.manual_seed(seed)
-        changed.append(f"torch's generators seeded with {seed}")
     if threads:
         torch.set_num_threads(threads)
         changed.append(f"torch uses {threads} CPU threads")

@@ -116,17 +116,23 @@ class ActorCritic:
 
 
 def load_actor_critic(config: ModelSettings, critic: bool = True) -> ActorCritic:
-    """Load the policy, and make its reference and its critic.
+    """Load the policy, and make its reference and its critic; see `actor_critic_of`."""
+    return actor_critic_of(load_language_model(config), config, critic)
+
+
+def actor_critic_of(policy: LanguageModel, config: ModelSettings, critic: bool = True) -> ActorCritic:
+    """Make the reference and the critic of a policy at its start.
 
     Args:
-        config: The settings.
+        policy: The policy.
+        config: The section [model]; critic and critic_from say what the critic is.
         critic: Whether there is one.
 
     Raises:
-        ModelError: For a model that cannot be loaded or used.
-        ConfigError: For settings that do not fit it.
+        ModelError: For a reward model that cannot be the critic.
+        ConfigError: For settings that do not fit the policy.
     """
-    models = make_actor_critic(load_language_model(config), config.critic if critic else "none")
+    models = make_actor_critic(policy, config.critic if critic else "none")
     return critic_from_reward_model(models, config.critic_from) if config.critic_from else models
 
 

@@ -28,7 +28,24 @@ def load_language_model(config: ModelSettings) -> LanguageModel:
     """
     register_model_types()  # first, for transformers looks up the tokenizer by model type
     tokenizer = load_tokenizer(config.policy, config.trust_remote_code)
-    network = _load_network(config)
+    return language_model_of(_load_network(config), tokenizer, config)
+
+
+def language_model_of(network: Any, tokenizer: Any, config: ModelSettings) -> LanguageModel:
+    """A loaded transformers model and its tokenizer as a LanguageModel, with adapters if asked.
+
+    The network itself is trained, not a copy.
+
+    Raises:
+        ModelError: its weights are not float32, or it is of a type that is refused.
+        ConfigError: a setting does not fit the model.
+    """
+    other = {str(p.dtype).removeprefix("torch.") for p in network.parameters() if p.dtype != torch.float32}
+    if other:
+        raise ModelError(
+            f"{config.policy}: weights in {', '.join(sorted(other))}; training needs float32 ones: load it with"
+            " dtype=torch.float32, and set model.precision for the computation"
+        )
     model = wrap(network, tokenizer, config)
     if config.packed:
         check_packing(model)

@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Literal
@@ -20,6 +20,9 @@ from proxlm.user_code import load, parse_reference
 
 RewardFunction = Callable[..., Any]
 """(completions: list[Completion], **args) → B floats, B lists of floats, or a dict of such; sync or async."""
+
+Rewards = RewardFunction | Sequence[RewardFunction] | Mapping[str, RewardFunction]
+"""One reward function, or several: their sum, with a component of its own for each (by name, or the function's)."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class Term:
     component_weights: Mapping[str, float] = field(default_factory=dict)
 
 
-def resolve_terms(config: RewardSettings, function: RewardFunction | None) -> list[Term]:
-    """The functions that `config` names, or `function` instead, with their arguments checked.
+def resolve_terms(config: RewardSettings, function: Rewards | None) -> list[Term]:
+    """The functions that `config` names, or `function` (one or several) instead, with their arguments checked.
 
     Raises:
         ConfigError: The settings are wrong.
@@ -58,6 +61,8 @@ def resolve_terms(config: RewardSettings, function: RewardFunction | None) -> li
         )
     if config.terms and config.weights:
         raise ConfigError("reward.weights: with terms, the weights are reward.terms.NAME.weight")
+    if isinstance(function, Mapping | Sequence):
+        return _several(config, function)
     if function is not None:
         args = from_environment("reward.args", config.args)
         return [_user_term("", "reward", _title(function), function, args, 1.0)]
@@ -76,6 +81,23 @@ def resolve_terms(config: RewardSettings, function: RewardFunction | None) -> li
             f"built in are {', '.join(BUILTINS)}"
         )
     return [_term("", "reward", config.use, config.args, 1.0, {})]
+
+
+def _several(
+    config: RewardSettings, functions: Sequence[RewardFunction] | Mapping[str, RewardFunction]
+) -> list[Term]:
+    """A term for each of several Python functions, all of weight 1."""
+    if not functions:
+        raise ConfigError("reward: an empty list of functions")
+    if config.args:
+        raise ConfigError("reward.args: only for a single function; bind arguments with functools.partial")
+    if isinstance(functions, Mapping):
+        named = dict(functions)
+    else:
+        named = {_title(function).rsplit(".", 1)[-1]: function for function in functions}
+        if len(named) < len(functions):
+            raise ConfigError("reward: two functions have the same name; pass a dict of names and functions")
+    return [_user_term(name, "reward", name, function, {}, 1.0) for name, function in named.items()]
 
 
 def _term(

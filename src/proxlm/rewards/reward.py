@@ -14,7 +14,7 @@ from proxlm.config.schema import RewardSettings
 from proxlm.errors import LONGEST_MESSAGE, ConfigError, RewardError
 from proxlm.rewards.call import TimedCaller
 from proxlm.rewards.isolated import IsolatedTerms
-from proxlm.rewards.resolve import RewardFunction, Term, resolve_terms
+from proxlm.rewards.resolve import Rewards, Term, resolve_terms
 from proxlm.rewards.result import Component, UnusableResultError, parts_of
 from proxlm.rewards.reward_model import RewardModel
 from proxlm.text import listed, shown, suggestion
@@ -23,12 +23,12 @@ from proxlm.types import Completion, Rollout, Scores
 log = logging.getLogger(__name__)
 
 
-def build_reward(config: RewardSettings, function: RewardFunction | None = None) -> Reward:
+def build_reward(config: RewardSettings, function: Rewards | None = None) -> Reward:
     """The reward that `config` describes. Reward models are located but not loaded yet: see Reward.prepare.
 
     Args:
         config: The section [reward].
-        function: A Python function to use instead of `config.use`.
+        function: A Python function, or several, to use instead of `config.use`.
 
     Raises:
         ConfigError: An unknown name, file or argument, or an impossible value.

@@ -17,17 +17,17 @@ from proxlm.config import RunSettings, SFTConfig
 from proxlm.errors import RunError, StoppedBySignalError
 from proxlm.rl.running_statistics import RunningStatistics
 from proxlm.runlog.run_log import RunLog
-from proxlm.train.common.run_loop import Trainer, TrainerState
+from proxlm.train.common.run_loop import LoopState, TrainingLoop
 
 
 @dataclass
-class CountingState(TrainerState):
+class CountingState(LoopState):
     total: float = 0.0
     best: float = math.inf
     seen: RunningStatistics = RunningStatistics()  # noqa: RUF009 (immutable)
 
 
-class Counting(Trainer[CountingState]):
+class Counting(TrainingLoop[CountingState]):
     """Adds 1 to a weight in each step; an update in `bad` is not finite; it ends after `steps` or at `enough`."""
 
     def __init__(self, folder, steps=5, bad=(), enough=99.0, **run):

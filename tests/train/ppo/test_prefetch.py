@@ -24,8 +24,8 @@ from proxlm.environments.resolve import with_environment
 from proxlm.errors import ConfigError, RewardError, RunError
 from proxlm.models.forward import token_outputs
 from proxlm.models.lstm import plain_kernels
+from proxlm.train.ppo import loop as ppo
 from proxlm.train.ppo import prefetch
-from proxlm.train.ppo import trainer as ppo
 from small_models import tiny_model
 
 TIMED = ("time", "tokens_per_second", "memory_gb")

@@ -17,9 +17,9 @@ from helpers import SilentLog, blank_rollout, job, parameters, trainer, vowels, 
 from proxlm.config import PPOConfig, PtxSettings, ShapingSettings
 from proxlm.distributed.ranks import ONE_PROCESS, Ranks, TorchRanks
 from proxlm.train.ppo import update as update_module
+from proxlm.train.ppo.loop import PPOLoop
 from proxlm.train.ppo.plan import Minibatch, plan_update
 from proxlm.train.ppo.ptx import PtxText
-from proxlm.train.ppo.trainer import PPOTrainer
 from proxlm.types import Scores
 
 SHAPED = ShapingSettings(scale="running", clip=2.0, whiten_rewards=True)
@@ -43,7 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def made_on(tokenizer: Any, name: str, ranks: Ranks, **more: Any) -> PPOTrainer:
+def made_on(tokenizer: Any, name: str, ranks: Ranks, **more: Any) -> PPOLoop:
     config = job(**TWO | CASES[name])
     made = trainer(tokenizer, config, Path("nowhere"), ranks=ranks, **more)
     for _, optimiser in made.learner.optimisers:

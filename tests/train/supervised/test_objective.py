@@ -13,7 +13,7 @@ from torch import nn
 from proxlm.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
 from proxlm.config import OptimiserSettings, RunSettings, SFTConfig, SupervisedSettings
 from proxlm.errors import RunError
-from proxlm.train.supervised.trainer import SupervisedTrainer
+from proxlm.train.supervised.loop import SupervisedLoop
 
 
 class Line:
@@ -54,7 +54,7 @@ class Line:
 def line(folder, objective=None, steps=60, patience=0, lr=0.1, **run):
     settings = SupervisedSettings(steps=steps, batch_tokens=4, validate_every=5, patience=patience)
     config = SFTConfig(train=settings, optim=OptimiserSettings(lr=lr), run=RunSettings(save_every=0, **run))
-    return SupervisedTrainer(objective or Line(), config, folder)
+    return SupervisedLoop(objective or Line(), config, folder)
 
 
 def test_a_line_is_learnt_and_the_best_one_is_kept(tmp_path):

@@ -29,6 +29,7 @@ from proxlm.doctor import Doctor, Facts
 from proxlm.errors import RunError
 from proxlm.runlog.folder import JsonRow
 from proxlm.runlog.run_log import RunLog
+from proxlm.train.common.callbacks import Callback, StopTraining
 from proxlm.train.common.non_finite import save_offending_rows
 from proxlm.train.common.optimiser import Optimiser
 
@@ -36,7 +37,7 @@ TrainingConfig = PPOConfig | PretrainConfig | SFTConfig | ControlConfig
 
 
 @dataclass
-class TrainerState:
+class LoopState:
     """What every run carries from step to step, besides tensors; a trainer adds fields that `read_state` can read.
 
     Attributes:
@@ -48,10 +49,10 @@ class TrainerState:
     non_finite: int = 0
 
 
-S = TypeVar("S", bound=TrainerState)
+S = TypeVar("S", bound=LoopState)
 
 
-class Trainer(ABC, Generic[S]):
+class TrainingLoop(ABC, Generic[S]):
     """One training run. `train` is its loop; a subclass says what a step is and what a checkpoint holds.
 
     A checkpoint holds `weights`, the state of the optimisers, `extra_tensors` and `state`. A resumed run continues
@@ -68,6 +69,7 @@ class Trainer(ABC, Generic[S]):
     def __init__(self, config: TrainingConfig, folder: Path, state: S) -> None:
         self.config, self.folder, self.state = config, folder, state
         self.problem = ""  # why the run cannot continue
+        self.callbacks: Callback = Callback()
 
     @abstractmethod
     def step(self, log: RunLog) -> dict[str, float]:
@@ -121,19 +123,28 @@ class Trainer(ABC, Generic[S]):
         """
         facts, every = self.facts(), self.config.run.save_every
         doctor = None if facts is None else Doctor.of_run(facts, self.folder, self.state.step)
+        self.callbacks.on_start(self.folder, self.state.step)
+        ended = self.finished()
         try:
-            while not self.finished():
+            while not ended:
                 metrics = self.step(log)
                 step = self.state.step
+                try:
+                    self.callbacks.on_step(step, metrics)
+                except StopTraining as request:
+                    ended = True
+                    log.note(f"stopped by a callback: {request}")
                 log.metrics(step, metrics)
                 for finding in doctor.see({"step": step, **metrics}) if doctor is not None else []:
                     log.note(finding.line())
+                ended = ended or self.finished()
                 due = every > 0 and step % every == 0
-                log.checkpoint(partial(self.save, metrics), due or self.finished() or bool(self.problem))
+                log.checkpoint(partial(self.save, metrics), due or ended or bool(self.problem))
                 if self.problem:
                     raise RunError(self.problem)
         finally:
             self.close()
+        self.callbacks.on_end(self.state.step)
 
     def count_update(self, finite: bool, samples: Callable[[], Sequence[JsonRow]], name: str) -> None:
         """Count the steps in a row whose update was not finite; `run.max_skipped` of them end the run.
@@ -158,7 +169,9 @@ class Trainer(ABC, Generic[S]):
         settings = settings_of(self.config)
         state = {**asdict(self.state), "metrics": metrics or {}, "settings": settings}
         keep = Keep.of(self.config.run)
-        return save_checkpoint(self.folder, self.state.step, tensors, state, keep, self.save_model)
+        checkpoint = save_checkpoint(self.folder, self.state.step, tensors, state, keep, self.save_model)
+        self.callbacks.on_checkpoint(self.state.step, checkpoint)
+        return checkpoint
 
     @torch.no_grad()
     def resume(self) -> Path:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from proxlm.rl.running_statistics import RunningStatistics
-from proxlm.train.common.run_loop import TrainerState
+from proxlm.train.common.run_loop import LoopState
 
 
 @dataclass(kw_only=True)
-class PPOState(TrainerState):
+class PPOState(LoopState):
     """What a run carries from one step to the next, besides weights and optimisers.
 
     Attributes:

@@ -18,13 +18,13 @@ from proxlm.runlog.run_log import RunLog
 from proxlm.train.common.clock import peak_memory_gb
 from proxlm.train.common.memory import TokenBudget, within_memory
 from proxlm.train.common.optimiser import Optimiser
-from proxlm.train.common.run_loop import Trainer, TrainerState
+from proxlm.train.common.run_loop import LoopState, TrainingLoop
 from proxlm.train.supervised.examples import TokenBatches
 from proxlm.train.supervised.objective import Objective
 
 
 @dataclass
-class SupervisedState(TrainerState):
+class SupervisedState(LoopState):
     """What a run carries from step to step, besides weights and optimiser.
 
     Attributes:
@@ -43,7 +43,7 @@ class SupervisedState(TrainerState):
     lowered_budget: int = 0
 
 
-class SupervisedTrainer(Trainer[SupervisedState]):
+class SupervisedLoop(TrainingLoop[SupervisedState]):
     """Minimises an objective; the model with the best validation loss is kept in folder/policy.
 
     Args:
@@ -65,7 +65,7 @@ class SupervisedTrainer(Trainer[SupervisedState]):
         """Run to the last step, the time limit, or the end of patience.
 
         Raises:
-            RunError: See `Trainer.train`; also if no validation loss was finite.
+            RunError: See `TrainingLoop.train`; also if no validation loss was finite.
         """
         super().train(log)
         state = self.state
@@ -130,6 +130,7 @@ class SupervisedTrainer(Trainer[SupervisedState]):
             publish_folder(self.folder / "policy", self.objective.save)
         else:
             state.without_better += 1
+        self.callbacks.on_evaluation(state.step, "validation", metrics)
         return metrics
 
     def _out_of_patience(self) -> bool:

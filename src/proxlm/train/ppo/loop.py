@@ -27,7 +27,7 @@ from proxlm.train.common.clock import Clock
 from proxlm.train.common.memory import TokenBudget
 from proxlm.train.common.non_finite import finite_update
 from proxlm.train.common.optimiser import Optimiser
-from proxlm.train.common.run_loop import Trainer
+from proxlm.train.common.run_loop import TrainingLoop
 from proxlm.train.common.schedules import temperature_at
 from proxlm.train.ppo.algorithms import Algorithm
 from proxlm.train.ppo.collect import Collected, collect, reference_rewards
@@ -44,7 +44,7 @@ from proxlm.train.ppo.update import update
 from proxlm.types import Rollout, Scores
 
 
-class PPOTrainer(Trainer[PPOState]):
+class PPOLoop(TrainingLoop[PPOState]):
     """One PPO run. `train` is the loop; everything it calls is a function you can call yourself.
 
     Args:
@@ -93,6 +93,8 @@ class PPOTrainer(Trainer[PPOState]):
             lambda: self.collector.take(self._collect, state.step, state.draws, clock)
         )
         state.draws += draws
+        self.callbacks.on_rollout(state.step, rollout)
+        self.callbacks.on_scores(state.step, rollout, scores)
         parameters = self._parameters(rollout, scores)
         with clock("prepare"):
             prepared = prepare(

@@ -37,7 +37,7 @@ from proxlm.seeds import Purpose, derive_seed
 from proxlm.train.common.clock import Stopwatch
 from proxlm.train.common.non_finite import finite_update
 from proxlm.train.common.optimiser import Optimiser
-from proxlm.train.common.run_loop import Trainer, TrainerState
+from proxlm.train.common.run_loop import LoopState, TrainingLoop
 from proxlm.train.ppo.minibatch_statistics import summarise
 
 # The mean return is of so many newest episodes, as is the custom.
@@ -45,7 +45,7 @@ RECENT = 100
 
 
 @dataclass
-class ControlState(TrainerState):
+class ControlState(LoopState):
     """The numbers of a checkpoint, besides its tensors.
 
     Attributes:
@@ -59,7 +59,7 @@ class ControlState(TrainerState):
     episodes: list[tuple[float, int]] = field(default_factory=list)
 
 
-class ControlTrainer(Trainer[ControlState]):
+class ControlLoop(TrainingLoop[ControlState]):
     """One run: environments, agent, optimisers, running statistics.
 
     Args:

@@ -1,0 +1,248 @@
+"""The public interface for type checkers and editors; `__init__.py` has the same names for Python."""
+
+from proxlm.config import (
+    ControlConfig as ControlConfig,
+)
+from proxlm.config import (
+    ControlPPOSettings as ControlPPOSettings,
+)
+from proxlm.config import (
+    CorrectionSettings as CorrectionSettings,
+)
+from proxlm.config import (
+    DataSettings as DataSettings,
+)
+from proxlm.config import (
+    EnvironmentSettings as EnvironmentSettings,
+)
+from proxlm.config import (
+    EvaluateConfig as EvaluateConfig,
+)
+from proxlm.config import (
+    GymSettings as GymSettings,
+)
+from proxlm.config import (
+    LoraSettings as LoraSettings,
+)
+from proxlm.config import (
+    ModelSettings as ModelSettings,
+)
+from proxlm.config import (
+    NetworkSettings as NetworkSettings,
+)
+from proxlm.config import (
+    NewModelSettings as NewModelSettings,
+)
+from proxlm.config import (
+    OptimiserSettings as OptimiserSettings,
+)
+from proxlm.config import (
+    OptimisersSettings as OptimisersSettings,
+)
+from proxlm.config import (
+    PPOConfig as PPOConfig,
+)
+from proxlm.config import (
+    PPOSettings as PPOSettings,
+)
+from proxlm.config import (
+    PretrainConfig as PretrainConfig,
+)
+from proxlm.config import (
+    PtxSettings as PtxSettings,
+)
+from proxlm.config import (
+    RewardSettings as RewardSettings,
+)
+from proxlm.config import (
+    RewardTerm as RewardTerm,
+)
+from proxlm.config import (
+    RolloutSettings as RolloutSettings,
+)
+from proxlm.config import (
+    RunSettings as RunSettings,
+)
+from proxlm.config import (
+    SFTConfig as SFTConfig,
+)
+from proxlm.config import (
+    ShapingSettings as ShapingSettings,
+)
+from proxlm.config import (
+    SupervisedSettings as SupervisedSettings,
+)
+from proxlm.config import (
+    TextSettings as TextSettings,
+)
+from proxlm.config import (
+    TrustRegionSettings as TrustRegionSettings,
+)
+from proxlm.config import (
+    load_config as load_config,
+)
+from proxlm.config import (
+    validate as validate,
+)
+from proxlm.data.prompts import (
+    PromptStream as PromptStream,
+)
+from proxlm.data.tokenizer import (
+    train_tokenizer as train_tokenizer,
+)
+from proxlm.engine.native import (
+    NativeEngine as NativeEngine,
+)
+from proxlm.engine.protocol import (
+    Engine as Engine,
+)
+from proxlm.engine.request import (
+    Request as Request,
+)
+from proxlm.engine.request import (
+    SamplingParams as SamplingParams,
+)
+from proxlm.environments.protocol import (
+    Environment as Environment,
+)
+from proxlm.environments.protocol import (
+    Task as Task,
+)
+from proxlm.errors import (
+    ConfigError as ConfigError,
+)
+from proxlm.errors import (
+    DataError as DataError,
+)
+from proxlm.errors import (
+    ModelError as ModelError,
+)
+from proxlm.errors import (
+    RewardError as RewardError,
+)
+from proxlm.errors import (
+    RunError as RunError,
+)
+from proxlm.errors import (
+    StoppedBySignalError as StoppedBySignalError,
+)
+from proxlm.errors import (
+    UserCodeError as UserCodeError,
+)
+from proxlm.errors import (
+    UserError as UserError,
+)
+from proxlm.evaluation.evaluate import (
+    Evaluation as Evaluation,
+)
+from proxlm.evaluation.metrics import (
+    Estimate as Estimate,
+)
+from proxlm.jobs.control import (
+    ControlTrainer as ControlTrainer,
+)
+from proxlm.jobs.evaluate import (
+    evaluate as evaluate,
+)
+from proxlm.jobs.generate import (
+    generate as generate,
+)
+from proxlm.jobs.loop_parts import (
+    actor_critic as actor_critic,
+)
+from proxlm.jobs.loop_parts import (
+    load_model as load_model,
+)
+from proxlm.jobs.loop_parts import (
+    new_model as new_model,
+)
+from proxlm.jobs.loop_parts import (
+    prompt_stream as prompt_stream,
+)
+from proxlm.jobs.loop_parts import (
+    sample as sample,
+)
+from proxlm.jobs.loop_parts import (
+    save as save,
+)
+from proxlm.jobs.loop_parts import (
+    score as score,
+)
+from proxlm.jobs.ppo import (
+    PPOTrainer as PPOTrainer,
+)
+from proxlm.jobs.pretrain import (
+    PretrainTrainer as PretrainTrainer,
+)
+from proxlm.jobs.sft import (
+    SFTTrainer as SFTTrainer,
+)
+from proxlm.models.actor_critic import (
+    ActorCritic as ActorCritic,
+)
+from proxlm.models.language_model import (
+    LanguageModel as LanguageModel,
+)
+from proxlm.report.run import (
+    Run as Run,
+)
+from proxlm.report.run import (
+    load_run as load_run,
+)
+from proxlm.rewards.reward import (
+    build_reward as build_reward,
+)
+from proxlm.rl.estimators import (
+    AdvantageInputs as AdvantageInputs,
+)
+from proxlm.rl.estimators import (
+    Advantages as Advantages,
+)
+from proxlm.rl.losses import (
+    PolicyLoss as PolicyLoss,
+)
+from proxlm.rl.policy_losses import (
+    LossInputs as LossInputs,
+)
+from proxlm.train.common.callbacks import (
+    Callback as Callback,
+)
+from proxlm.train.common.callbacks import (
+    StopTraining as StopTraining,
+)
+from proxlm.train.ppo.learner import (
+    Learner as Learner,
+)
+from proxlm.train.ppo.learner import (
+    build_learner as build_learner,
+)
+from proxlm.train.ppo.minibatch_statistics import (
+    summarise as summarise,
+)
+from proxlm.train.ppo.prepare import (
+    Prepared as Prepared,
+)
+from proxlm.train.ppo.prepare import (
+    prepare as prepare,
+)
+from proxlm.train.ppo.update import (
+    update as update,
+)
+from proxlm.types import (
+    Completion as Completion,
+)
+from proxlm.types import (
+    Experience as Experience,
+)
+from proxlm.types import (
+    Prompt as Prompt,
+)
+from proxlm.types import (
+    Rollout as Rollout,
+)
+from proxlm.types import (
+    Scores as Scores,
+)
+
+__version__: str
+__all__: list[str]

@@ -1,0 +1,146 @@
+"""The parts of a PPO step with few arguments, for a loop of one's own: see examples/ppo_loop.py.
+
+`prepare` and `update`, the other two parts, are in train/ppo/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from proxlm.checkpoint import publish_folder
+from proxlm.config import ModelSettings, NewModelSettings, PPOConfig, RewardSettings
+from proxlm.config.algorithms import advantage_of
+from proxlm.data.prompts import PromptStream
+from proxlm.data.tokenizer import train_tokenizer
+from proxlm.engine.generate import generate as generate_rollout
+from proxlm.engine.native import NativeEngine
+from proxlm.jobs.in_memory import record_source
+from proxlm.jobs.prompts import load_prompts_of
+from proxlm.jobs.startup import seeded_weights
+from proxlm.models.actor_critic import ActorCritic, actor_critic_of
+from proxlm.models.language_model import LanguageModel
+from proxlm.models.load import build_language_model
+from proxlm.models.save import save_language_model
+from proxlm.models.source import ModelSource
+from proxlm.rewards import Reward, Rewards, build_reward
+from proxlm.train.common.schedules import temperature_at
+from proxlm.types import Prompt, Rollout, Scores
+
+
+def load_model(model: Any, settings: ModelSettings | None = None, *, tokenizer: Any = None) -> LanguageModel:
+    """Load a language model, in float32 and ready to train or to generate.
+
+    Args:
+        model: A folder, a name on the Hugging Face hub, or a transformers model (with `tokenizer`).
+        settings: Device, precision, adapters and more.
+        tokenizer: The tokenizer of a transformers model.
+
+    Raises:
+        ModelError: It cannot be loaded, or is of a type that cannot be trained.
+    """
+    return ModelSource(settings or ModelSettings(), model, tokenizer).load()
+
+
+def new_model(
+    texts: Iterable[str],
+    new: NewModelSettings | None = None,
+    settings: ModelSettings | None = None,
+    *,
+    seed: int = 0,
+) -> LanguageModel:
+    """Make a language model with random weights, and train its tokenizer on texts.
+
+    Args:
+        texts: What the tokenizer is trained on.
+        new: Type and size.
+        settings: Device, precision and more.
+        seed: Of the weights.
+
+    Raises:
+        ConfigError: A setting is wrong.
+    """
+    new, settings = new or NewModelSettings(), settings or ModelSettings()
+    tokenizer = train_tokenizer(texts, new.vocabulary, new.context)
+    with seeded_weights(seed):
+        return build_language_model(new, tokenizer, settings)
+
+
+def actor_critic(policy: LanguageModel, config: PPOConfig) -> ActorCritic:
+    """Policy, critic and reference: a frozen copy of the policy as it is now, or with adapters its bare base.
+
+    Args:
+        policy: Trained in place.
+        config: `model.critic`, `model.critic_from` and `ppo.advantage` are used; an advantage that uses no values has
+            no critic.
+    """
+    with seeded_weights(config.run.seed):
+        return actor_critic_of(policy, config.model, advantage_of(config.ppo.advantage).critic)
+
+
+def prompt_stream(
+    prompts: Iterable[Any] | str | Path, policy: LanguageModel, config: PPOConfig
+) -> PromptStream:
+    """Batches of prompts without end, encoded for the policy; `stream.batch(step)` is the batch of a step.
+
+    Args:
+        prompts: Texts, chats or records, or the path of a file of these; see `PPOLoop`.
+        policy: Whose tokenizer and context are used.
+        config: `data`, `rollout.max_new_tokens`, `ppo.batch_size` and `run.seed` are used.
+
+    Raises:
+        DataError: A prompt cannot be used.
+    """
+    return PromptStream(encode_prompts(prompts, policy, config), config.ppo.batch_size, config.run.seed)
+
+
+def encode_prompts(
+    prompts: Iterable[Any] | str | Path, policy: LanguageModel, config: PPOConfig
+) -> list[Prompt]:
+    """All prompts, encoded for the policy; arguments as in `prompt_stream`."""
+    source = record_source(prompts, "prompts", config.data.prompt_field)
+    assert source is not None
+    model = ModelSource(config.model, policy)
+    return load_prompts_of(source, model, config.data, config.rollout, config.run.seed)
+
+
+def sample(policy: LanguageModel, prompts: Sequence[Prompt], config: PPOConfig, step: int = 0) -> Rollout:
+    """Sample `ppo.samples_per_prompt` responses to each prompt.
+
+    Args:
+        policy: Generates.
+        prompts: Encoded prompts.
+        config: `rollout`, `ppo.samples_per_prompt` and `run.seed` are used.
+        step: Number of the step, from 0; other steps have other random numbers.
+
+    Returns:
+        Token ids, log-probs and texts; rows of one prompt are neighbours.
+    """
+    repeated = [prompt for prompt in prompts for _ in range(config.ppo.samples_per_prompt)]
+    settings = replace(config.rollout, temperature=temperature_at(config.rollout, step, config.ppo.steps))
+    with closing(NativeEngine(policy, settings)) as engine:
+        return generate_rollout(engine, repeated, settings, seed=config.run.seed, step=step)
+
+
+def score(rollout: Rollout, reward: Reward | Rewards) -> Scores:
+    """What the responses are worth.
+
+    Args:
+        rollout: The responses.
+        reward: One reward function or several (see `PPOLoop`), or what `build_reward` returns.
+
+    Raises:
+        RewardError: The reward fails, or returns something else than numbers.
+    """
+    return (reward if isinstance(reward, Reward) else build_reward(RewardSettings(), reward))(rollout)
+
+
+def save(policy: LanguageModel, folder: str | Path) -> None:
+    """Write model and tokenizer in Hugging Face format, adapters folded in.
+
+    The folder is there whole or not at all; one that exists is replaced.
+    """
+    publish_folder(Path(folder), lambda path: save_language_model(policy, path))

@@ -1,0 +1,102 @@
+"""A model before its weights are read: a folder, a name on the hub, or a model that the caller has loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from proxlm.config import ModelSettings
+from proxlm.data.tokenizer import check_tokenizer, load_tokenizer, require_folder
+from proxlm.errors import ModelError
+from proxlm.models.language_model import LanguageModel
+from proxlm.models.load import language_model_of, load_language_model
+from proxlm.models.model_types import register_model_types
+from proxlm.text import reason_of
+
+
+class ModelSource:
+    """Where a model comes from. Its configuration and tokenizer are cheap to read; `load` reads the weights.
+
+    Args:
+        settings: The section [model].
+        model: A folder, a name on the hub, a transformers model or a LanguageModel, instead of settings.policy. A
+            loaded model is trained in place.
+        tokenizer: The tokenizer of a transformers model.
+
+    Raises:
+        ModelError: A transformers model without its tokenizer, or a tokenizer without one.
+    """
+
+    def __init__(self, settings: ModelSettings, model: Any = None, tokenizer: Any = None) -> None:
+        self._loaded: LanguageModel | None = None
+        self._network, self._tokenizer = None, tokenizer
+        if isinstance(model, LanguageModel):
+            if tokenizer is not None:
+                raise ModelError("tokenizer: only with a transformers model; a LanguageModel has its own")
+            self._loaded, self._network, self._tokenizer = model, model.network, model.tokenizer
+        elif model is not None and not isinstance(model, str | Path):
+            if not hasattr(model, "config") or not hasattr(model, "named_parameters"):
+                raise ModelError(
+                    f"model: expected a folder, a name or a transformers model, not a {type(model).__name__}"
+                )
+            if tokenizer is None:
+                raise ModelError("model: a transformers model needs its tokenizer as well: tokenizer=...")
+            self._network = model
+        elif tokenizer is not None:
+            raise ModelError("tokenizer: only with a transformers model; a folder or a name has its own")
+        if self._network is not None:
+            name = getattr(self._network, "name_or_path", "") or type(self._network).__name__
+            settings = replace(settings, policy=name)
+        elif model is not None:
+            settings = replace(settings, policy=str(model))
+        self.settings = settings
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the caller has loaded the model, so that no other process could."""
+        return self._network is not None
+
+    @cached_property
+    def configuration(self) -> Any:
+        """The transformers configuration. Raises ModelError if it cannot be read."""
+        from transformers import AutoConfig
+
+        if self._network is not None:
+            return self._network.config
+        register_model_types()
+        name = self.settings.policy
+        require_folder(name)
+        try:
+            return AutoConfig.from_pretrained(name, trust_remote_code=self.settings.trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise ModelError(f'model.policy = "{name}": cannot be loaded: {reason_of(error)}') from error
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer. Raises ModelError if there is none or it has no EOS."""
+        if self._tokenizer is not None:
+            return check_tokenizer(self._tokenizer, self.settings.policy)
+        return load_tokenizer(self.settings.policy, self.settings.trust_remote_code)
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence in tokens; None: the configuration names none. Of an encoder–decoder, of each side."""
+        return getattr(self.configuration.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether an encoder reads the prompt."""
+        return bool(self.configuration.is_encoder_decoder)
+
+    def load(self) -> LanguageModel:
+        """The model with its weights, with adapters if the settings ask for them.
+
+        A LanguageModel is returned as it is. Raises ModelError, ConfigError.
+        """
+        if self._loaded is not None:
+            return self._loaded
+        if self._network is None:
+            return load_language_model(self.settings)
+        return language_model_of(self._network, self.tokenizer, self.settings)

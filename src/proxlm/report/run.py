@@ -1,0 +1,111 @@
+"""A run's folder as an object: metrics as columns, samples, evaluations, a data frame, a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, SFTConfig
+from proxlm.errors import RunError
+from proxlm.evaluation.evaluate import Evaluation, evaluation_from_json
+from proxlm.report.run_data import read_run
+
+# What `Run.plot` shows if nothing else is asked for.
+_MAIN_METRICS: Mapping[str, Sequence[str]] = {
+    "ppo": ("reward", "kl", "entropy"),
+    "sft": ("loss", "validation_loss"),
+    "pretrain": ("loss", "validation_loss"),
+    "control": ("episode_return", "entropy"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder shows it, finished or not; `load_run` reads one.
+
+    Attributes:
+        folder: Where the run is.
+        job: "ppo", "sft", "pretrain" or "control".
+        config: The settings of config.toml; None if they are of another version.
+        metrics: Columns by name, all of one length, a row a step; None where a step lacks a metric or its value was
+            not finite. "step" and "time" (seconds since the start) are columns, too.
+        samples: Sampled responses with per-token numbers, as the rows of samples.jsonl.
+        evaluations: Results on held-out prompts by name: "before" and "after" of a finished PPO run.
+    """
+
+    folder: Path
+    job: str
+    config: PPOConfig | SFTConfig | PretrainConfig | ControlConfig | None
+    metrics: dict[str, list[float | None]]
+    samples: list[dict[str, Any]]
+    evaluations: dict[str, Evaluation]
+
+    @property
+    def model(self) -> Path:
+        """The folder of the trained model, in Hugging Face format (of control: its policy)."""
+        return self.folder / "policy"
+
+    @property
+    def before(self) -> Evaluation | None:
+        """The model at the start on held-out prompts; None if there were none."""
+        return self.evaluations.get("before")
+
+    @property
+    def after(self) -> Evaluation | None:
+        """The trained model on the same prompts; None if there were none, or the run has not finished."""
+        return self.evaluations.get("after")
+
+    def to_pandas(self) -> Any:
+        """The metrics as a pandas.DataFrame, a row a step, indexed by step.
+
+        Raises:
+            RunError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise RunError('Run.to_pandas needs pandas: pip install "proxlm[pandas]"') from error
+        return pandas.DataFrame(self.metrics).set_index("step")
+
+    def plot(self, *names: str) -> Any:
+        """A plotly Figure of metrics over steps.
+
+        Args:
+            *names: Metrics; none: the main ones of the job.
+
+        Raises:
+            RunError: The run has no metric of that name.
+        """
+        from plotly import graph_objects
+
+        figure = graph_objects.Figure()
+        for name in names or [name for name in _MAIN_METRICS.get(self.job, ()) if name in self.metrics]:
+            if name not in self.metrics:
+                raise RunError(
+                    f'{self.folder}: no metric "{name}"; there are {", ".join(sorted(self.metrics))}'
+                )
+            figure.add_scatter(x=self.metrics["step"], y=self.metrics[name], name=name, mode="lines")
+        figure.update_layout(title=self.folder.name, xaxis_title="step")
+        return figure
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a run's folder, of a finished run or of one that is still in progress.
+
+    Raises:
+        RunError: It is not a run's folder, or a file in it is damaged; the message names the file and the line.
+    """
+    path = Path(folder).expanduser()
+    data = read_run(path)
+    names = dict.fromkeys(name for row in data.metrics for name in row)
+    found = evaluation_from_json(data.evaluation) if data.evaluation is not None else []
+    return Run(
+        folder=path,
+        job=data.job,
+        config=data.config,
+        metrics={name: [row.get(name) for row in data.metrics] for name in names},
+        samples=data.samples,
+        evaluations={evaluation.name: evaluation for evaluation in found},
+    )

@@ -1,0 +1,96 @@
+"""What a user's code may do at the events of a training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from proxlm.errors import ConfigError
+from proxlm.types import Rollout, Scores
+
+
+class StopTraining(Exception):  # noqa: N818 (a request, not an error)
+    """Raised by a callback's `on_step` to end the run after this step, as if it had been the last one.
+
+    The step is logged and saved; the final evaluation, the model and the report are written.
+    """
+
+
+class Callback:
+    """Base class of callbacks: override the events of interest; all others do nothing.
+
+    Callbacks run in the main thread, in the order in which they were passed, and not while a rollout is being
+    prefetched. An exception from a callback ends the run, as an exception anywhere else would; `StopTraining` from
+    `on_step` ends it as finished.
+    """
+
+    def on_start(self, folder: Path, step: int) -> None:
+        """The loop is about to start (step 0) or to resume after `step` steps."""
+
+    def on_rollout(self, step: int, rollout: Rollout) -> None:
+        """PPO: a rollout is complete. step: number of the step, from 0."""
+
+    def on_scores(self, step: int, rollout: Rollout, scores: Scores) -> None:
+        """PPO: the rollout has its rewards."""
+
+    def on_step(self, step: int, metrics: MutableMapping[str, float]) -> None:
+        """A step is complete.
+
+        Args:
+            step: steps completed so far, from 1.
+            metrics: the step's metrics by name; entries that are added here are logged with the others.
+
+        Raises:
+            StopTraining: to end the run here.
+        """
+
+    def on_evaluation(self, step: int, name: str, metrics: Mapping[str, float]) -> None:
+        """Held-out metrics are there. name: "before" or "after" (PPO), "validation" (supervised)."""
+
+    def on_checkpoint(self, step: int, folder: Path) -> None:
+        """A checkpoint has been written to `folder`."""
+
+    def on_end(self, step: int) -> None:
+        """The loop has finished after `step` steps; not called when it ends by an exception."""
+
+
+class Callbacks(Callback):
+    """Several callbacks as one."""
+
+    def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
+        for callback in callbacks:
+            _check(callback)
+        self._callbacks = tuple(callbacks)
+
+    def _each(self, event: str, *arguments: Any) -> None:
+        for callback in self._callbacks:
+            getattr(callback, event)(*arguments)
+
+    def on_start(self, folder: Path, step: int) -> None:
+        self._each("on_start", folder, step)
+
+    def on_rollout(self, step: int, rollout: Rollout) -> None:
+        self._each("on_rollout", step, rollout)
+
+    def on_scores(self, step: int, rollout: Rollout, scores: Scores) -> None:
+        self._each("on_scores", step, rollout, scores)
+
+    def on_step(self, step: int, metrics: MutableMapping[str, float]) -> None:
+        self._each("on_step", step, metrics)
+
+    def on_evaluation(self, step: int, name: str, metrics: Mapping[str, float]) -> None:
+        self._each("on_evaluation", step, name, metrics)
+
+    def on_checkpoint(self, step: int, folder: Path) -> None:
+        self._each("on_checkpoint", step, folder)
+
+    def on_end(self, step: int) -> None:
+        self._each("on_end", step)
+
+
+def _check(callback: Any) -> None:
+    """Raise ConfigError for what is not a callback, such as the class instead of an object of it."""
+    if not isinstance(callback, Callback):
+        name = callback.__name__ if isinstance(callback, type) else type(callback).__name__
+        raise ConfigError(f"callbacks: {name} is not an object of a subclass of proxlm.Callback")
