@@ -1,11 +1,11 @@
 """The same PPO steps in two checkouts, one after the other: seconds of each phase and their ratio.
 
     git worktree add ../before COMMIT
-    python benchmarks/two_checkouts.py ../before . [--workloads fixed ragged vocab] [--rounds 5] [--steps 4]
+    python benchmarks/two_checkouts.py ../before . [--workloads fixed ragged vocab one-row] [--rounds 5] [--steps 4]
 
 Each checkout's own step_proxlm.py runs in a process of its own, in turn within a round; the first step is warm-up.
 Random Llamas in float32, a separate critic, 2 threads. Medians over all rounds. Needs a machine with nothing else to
-do. A phase "generate" is the rollout alone, so the table covers generation, too.
+do. The phase "generate" is the rollout alone, so the table covers generation as well.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from against_trl import WORKLOADS
+from against_trl import WORKLOADS as STEP_WORKLOADS
 from step_models import Work, make_models
 
+# A batch of one row shows what each token costs beside the matrix products.
+WORKLOADS = STEP_WORKLOADS | {"one-row": Work(batch=1, micro_batch=1, response=256)}
 PHASES = ("generate", "score", "update", "step")
 
 
