@@ -15,7 +15,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # A module may import from its own layer and those before it.
 LAYERS = [
-    "text", "errors", "user_code", "seeds", "rl", "types", "distributed", "threads", "config", "runlog", "doctor",
+    "text", "errors", "files", "user_code", "seeds", "rl", "types", "distributed", "threads", "config", "runlog", "doctor",
     "checkpoint", "data", "kernels", "models", "engine", "sandbox", "rewards", "environments", "train", "control",
     "evaluation", "report", "jobs", "__main__",
 ]  # fmt: skip
