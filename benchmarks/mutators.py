@@ -23,7 +23,7 @@ COMPOUND = (ast.If, ast.For, ast.While, ast.With, ast.FunctionDef, ast.ClassDef,
 
 @dataclass
 class Slot:
-    """A place in the tree that can be filled anew."""
+    """A place in the tree that can be filled again."""
 
     parent: ast.AST
     field: str

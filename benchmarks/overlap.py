@@ -72,7 +72,7 @@ def measured(
             clock = Clock(QuietLog())
             engine = NativeEngine(model, job.rollout)
             collect(engine, prompts, reward, job, temperature=1.0, draw=draw, clock=clock)
-            both = {"both": sum(clock.seconds.values())} | clock.seconds | clock.beside
+            both = {"both": sum(clock.seconds.values())} | clock.seconds | clock.overlapped
             for phase, value in both.items() if draw else ():
                 seconds[size].setdefault(phase, []).append(value)
     for size, phases in seconds.items():

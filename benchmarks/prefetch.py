@@ -4,8 +4,8 @@
 
 Seconds: a random Llama, and rewards of three kinds: one that waits for each response in turn (a remote judge), one
 that computes for as long in Python, and one that takes no time. The two modes alternate, a run each, and the first
-step is left out: nothing is ahead of it. Reward: a smaller model is paid for vowels, with and without the mode, for
-each of the seeds. Writes benchmarks/results/prefetch.json.
+step is left out: nothing was prefetched for it. Reward: a smaller model is paid for vowels, with and without the
+mode, for each of the seeds. Writes benchmarks/results/prefetch.json.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def computing(seconds: float) -> Callable[[Rollout], Scores]:
     return reward
 
 
-def run(ahead: bool, seed: int, steps: int, size: dict[str, int], reward: Any, lr: float = 1e-3) -> list[Row]:
+def run(
+    prefetch: bool, seed: int, steps: int, size: dict[str, int], reward: Any, lr: float = 1e-3
+) -> list[Row]:
     """Train a random model; the rows of metrics. The mode has truncated weights, without it there are none."""
     tokenizer = train_tokenizer(TEXTS * 20, vocabulary=320, context=256)
     torch.manual_seed(seed)
@@ -82,10 +84,10 @@ def run(ahead: bool, seed: int, steps: int, size: dict[str, int], reward: Any, l
     model = build_language_model(new, tokenizer, ModelSettings(device="cpu", precision="float32"))
     with torch.no_grad():  # sharp enough that there is something to learn from
         model.network.get_output_embeddings().weight.mul_(8.0)
-    correction = CorrectionSettings(mode="truncate" if ahead else "none")
+    correction = CorrectionSettings(mode="truncate" if prefetch else "none")
     ppo = PPOSettings(
         steps=steps, batch_size=size["batch"], epochs=2, minibatches=2, kl_coef=0.01,
-        prefetch=ahead, correction=correction,
+        prefetch=prefetch, correction=correction,
     )  # fmt: skip
     config = PPOConfig(
         model=ModelSettings(policy="random", critic="separate", device="cpu"),
@@ -105,11 +107,11 @@ def run(ahead: bool, seed: int, steps: int, size: dict[str, int], reward: Any, l
 
 def seconds(given: argparse.Namespace, reward: Any) -> dict[str, Any]:
     """Medians of a step's seconds by phase, of all runs of each mode, which alternate."""
-    rows: dict[str, list[Row]] = {"off": [], "ahead": []}
+    rows: dict[str, list[Row]] = {"off": [], "prefetch": []}
     size = {"hidden": given.hidden, "layers": given.layers, "batch": 32, "length": 32}
     for repeat in range(given.repeats):
         for mode, found in rows.items():
-            found += run(mode == "ahead", repeat, given.steps, size, reward)[1:]
+            found += run(mode == "prefetch", repeat, given.steps, size, reward)[1:]
     result: dict[str, Any] = {
         mode: {
             phase: statistics.median(values)
@@ -119,7 +121,7 @@ def seconds(given: argparse.Namespace, reward: Any) -> dict[str, Any]:
         for mode, found in rows.items()
     }
     result["steps_measured"] = len(rows["off"])
-    result["quicker"] = result["off"]["step"] / result["ahead"]["step"]
+    result["quicker"] = result["off"]["step"] / result["prefetch"]["step"]
     return result
 
 
@@ -127,10 +129,10 @@ def learning(given: argparse.Namespace) -> dict[str, Any]:
     """For each mode and seed: the mean reward of the first and the last tenth of the steps, and the mismatch."""
     size = {"hidden": 32, "layers": 2, "batch": 24, "length": 12}
     share = max(1, given.learn_steps // 10)
-    result: dict[str, Any] = {"off": [], "ahead": []}
+    result: dict[str, Any] = {"off": [], "prefetch": []}
     for seed in range(given.seeds):
         for mode, found in result.items():
-            rows = run(mode == "ahead", seed, given.learn_steps, size, vowels, lr=3e-3)
+            rows = run(mode == "prefetch", seed, given.learn_steps, size, vowels, lr=3e-3)
             means = {name: statistics.fmean(row[name] for row in rows) for name in SEEN}
             first, last = (statistics.fmean(r["reward"] for r in p) for p in (rows[:share], rows[-share:]))
             found.append({"seed": seed, "first": first, "last": last, **means})
@@ -163,9 +165,9 @@ def main() -> None:
     }
     for name, reward in kinds.items():
         found["seconds"][name] = row = seconds(given, reward)
-        off, ahead = row["off"]["step"], row["ahead"]["step"]
+        off, on = row["off"]["step"], row["prefetch"]["step"]
         print(
-            f"reward {name}: {off:.2f} s a step, ahead {ahead:.2f} s, {row['quicker']:.2f} times", flush=True
+            f"reward {name}: {off:.2f} s a step, prefetch {on:.2f} s, {row['quicker']:.2f} times", flush=True
         )
     found["learning"] = learning(given)
     given.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

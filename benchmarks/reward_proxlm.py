@@ -18,7 +18,7 @@ from step_proxlm import QuietLog
 
 
 class CurveLog(QuietLog):
-    """Keeps the curve in the place of a run's log."""
+    """Keeps the curve instead of a run's log."""
 
     def __init__(self, memory: PeakMemory, curve: Curve) -> None:
         super().__init__(memory)

@@ -9,7 +9,7 @@ model), the same prompts, the same scoring function (VADER's sentiment of the re
 optimiser step each, learning rate, KL coefficient, GAE and clipping; float32, one thread. The clock starts with the
 training, when all is loaded. A target is reached with the first step by whose end the mean reward of the last three
 steps' responses is at least as high. A run ends with the highest target or after --steps; a target that is not
-reached by then is told as such. Each run is a process of its own; which library goes first changes from seed to
+reached by then is reported as such. Each run is a process of its own; which library goes first changes from seed to
 seed. Needs a machine with nothing else to do. Writes benchmarks/results/time_to_reward.json and .md. Linux.
 """
 

@@ -24,7 +24,7 @@ def with_values(models, seed=3):
 
 
 def rollout_of(tokenizer, config, models):
-    """Responses of unlike lengths, one of them a single token: an "a" ends them."""
+    """Responses of different lengths, one of them a single token: an "a" ends them."""
     prompts = trainer(tokenizer, config, None).prompts.batch(0)  # type: ignore[arg-type]
     settings = replace(config.rollout, stop=["a"])
     return generate(NativeEngine(models.policy, settings), prompts, settings, seed=0, step=0)

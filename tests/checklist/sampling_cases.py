@@ -55,7 +55,7 @@ def rows_of(flat, sequences):
 
 
 def mixed(tokenizer):
-    """Rows of very unlike lengths; the padding token and the EOS also stand inside."""
+    """Rows of very different lengths; the padding token and the EOS also stand inside."""
     generator = torch.Generator().manual_seed(0)
     size, lengths = len(tokenizer), [(1, 1), (2, 9), (30, 3), (5, 40), (3, 1), (11, 6)]
     rows = [torch.randint(0, size, (a + b,), generator=generator).tolist() for a, b in lengths]

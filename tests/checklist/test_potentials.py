@@ -58,7 +58,7 @@ def test_discounted_potential_rewards_sum_to_0_over_chosen_tokens(shape, seed, g
 
 @pytest.mark.checklist(30)
 def test_potential_rewards_by_hand():
-    """γ = 0.9. Row 1: Φ = 1, 2, (7 not chosen), 5 → last counts as 0. Row 2 begins anew. Row 3 chooses nothing."""
+    """γ = 0.9. Row 1: Φ = 1, 2, (7 not chosen), 5 → last counts as 0. Row 2 begins again. Row 3 chooses nothing."""
     potentials = torch.tensor([1.0, 2.0, 7.0, 5.0, 4.0, 3.0, 9.0])
     mask = torch.tensor([True, True, False, True, True, True, False])
     found = potential_rewards(potentials, mask, torch.tensor([0, 4, 6, 7]), 0.9)

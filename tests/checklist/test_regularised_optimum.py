@@ -180,7 +180,7 @@ def test_expected_gradient_is_exact_for_all_parameters(family, tolerance):
 
 
 def test_the_trainers_own_gradient_is_exact():
-    """Float32: prepare → update, in micro-batches, each response's probability in the place of the correction."""
+    """Float32: prepare → update, in micro-batches, each response's probability instead of the correction."""
     config = job(steps=1, epochs=1, minibatches=1, lam=1.0, micro_batch_tokens=20)
     networks = make_actor_critic(transformer(), "separate")
     networks.reference = transformer(seed=1)

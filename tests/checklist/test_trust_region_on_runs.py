@@ -73,7 +73,7 @@ def test_trust_region_run_stays_in_the_region_and_learns(tokenizer, tmp_path):
 
 @pytest.mark.checklist(23)
 def test_what_the_step_reports_is_true(tokenizer):
-    """The KL after it, measured anew over the vocabulary, and how far the parameters went."""
+    """The KL after it, measured again over the vocabulary, and how far the parameters went."""
     config = trpo_job(critic="separate")
     made, _, found = prepared(tokenizer, config)
     experience = found.experience

@@ -40,7 +40,7 @@ LONG = " ".join([WORDS[1]] * 4)
 
 
 def made_with(tokenizer, config, folder, lora=0):
-    """A trainer whose prompts are of very unlike lengths, one of them long: it pads the others."""
+    """A trainer whose prompts are of very different lengths, one of them long: it pads the others."""
     texts = [*WORDS, LONG, "a", *WORDS[:4]]
     prompts = [Prompt(i, tuple(tokenizer(text).input_ids), text) for i, text in enumerate(texts)]
     stream = PromptStream(prompts, config.ppo.batch_size, config.run.seed)

@@ -49,7 +49,7 @@ def test_control_skips_and_goes_on(tmp_path, broken):
 
 
 def test_control_ends_where_it_only_skips(tmp_path):
-    made = control("reward", 10**9, tmp_path, max_skipped=2)
+    made = control("reward", 10**9, tmp_path, max_skipped_updates=2)
     with pytest.raises(RunError, match=r"no update in the last 2 steps.*environment 0, environment 1"):
         made.train(SilentLog())
     assert newest_checkpoint(tmp_path).name == "step-00000003"

@@ -215,7 +215,7 @@ def test_chat_templates_go_on_from_tokens(tokenizer, ended):
 
 @pytest.mark.checklist(3)
 def test_other_words_of_another_length_leave_the_advantages(tokenizer):
-    """A policy that does not look (its head is 0) decides the same, whatever it is told; λ = 0.9 over many turns."""
+    """A policy that does not look (its head is 0) decides the same, whatever it reads; λ = 0.9 over many turns."""
     model = tiny_model(tokenizer)
     torch.nn.init.zeros_(model.network.get_output_embeddings().weight)
     found = []

@@ -55,7 +55,7 @@ def test_a_reward_that_is_no_number_changes_no_policy_and_no_controller(tokenize
 
 def test_after_k_steps_in_a_row_the_run_is_saved_and_ends_with_its_samples_named(tokenizer, tmp_path):
     config = job("shared", steps=9)
-    config = replace(config, run=replace(config.run, max_skipped=3))
+    config = replace(config, run=replace(config.run, max_skipped_updates=3))
     made = trainer(tokenizer, config, tmp_path, reward=bad_from(2))
     with pytest.raises(RunError, match="no update in the last 3 steps") as caught:
         made.train(SilentLog())
@@ -77,12 +77,12 @@ def test_after_k_steps_in_a_row_the_run_is_saved_and_ends_with_its_samples_named
     assert (again.state.step, again.state.non_finite) == (9, 0)
 
 
-def test_one_good_step_begins_the_count_anew(tokenizer, tmp_path):
+def test_one_good_step_begins_the_count_again(tokenizer, tmp_path):
     def reward(rollout):
         return bad_from(0 if rollout.policy_version % 3 else 99)(rollout)
 
     config = job("shared", steps=9)
-    config = replace(config, run=replace(config.run, max_skipped=3))
+    config = replace(config, run=replace(config.run, max_skipped_updates=3))
     log = SilentLog()
     trainer(tokenizer, config, tmp_path, reward=reward).train(log)
     skipped = [row["grad_norm/policy_not_finite"] for row in log.rows]
@@ -113,7 +113,7 @@ def test_fine_tuning_counts_and_ends_too(tiny_place, capsys, monkeypatch):  # no
         return real(model, examples, rows, tokens, math.nan if len(calls) > 2 else 1.0)
 
     monkeypatch.setattr(objective, "next_token_gradient", gradient)
-    assert main([*SFT, "--run.max-skipped", "2"]) == 2
+    assert main([*SFT, "--run.max-skipped-updates", "2"]) == 2
     error = capsys.readouterr().err
     assert "no update in the last 2 steps" in error
     rows = (tiny_place / "sft-run" / "non-finite-step-00000004.jsonl").read_text().splitlines()

@@ -100,7 +100,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(place):
 
 
 def test_a_reward_in_a_process_of_its_own_outlives_the_steps(place, capfd):
-    """Its process dies and is started anew beside an update; the evaluation after the run still has it."""
+    """Its process dies and is started again beside an update; the evaluation after the run still has it."""
     (place / "dies.py").write_text(DIES)
     isolated = ["--reward.use", "dies.py:score", "--reward.isolate", "true", "--reward.on-error", "score"]
     held_out = [*AHEAD[:-1], "2"]

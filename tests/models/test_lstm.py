@@ -41,7 +41,7 @@ from proxlm.models.save import save_language_model
 from proxlm.types import Sequences
 from small_models import TEXTS, WORDS, tiny_model
 
-# Unlike lengths, one token among them; the padding token, 2, also stands inside.
+# Different lengths, one token among them; the padding token, 2, also stands inside.
 PROMPTS = [[3, 17, 40, 2, 5, 91, 7], [8], [60, 61, 62], [9, 2, 2, 33]]
 
 

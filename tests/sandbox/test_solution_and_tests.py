@@ -95,7 +95,7 @@ class Yes(int):
 CHEATS = {
     "always equal": YES + "def f(x): return Yes()",
     "equal to all, and no int": YES.replace("Yes(int)", "Yes") + "def f(x): return Yes()",
-    "a class in the place of the function": YES.replace("Yes(int)", "Yes") + "f = Yes",
+    "a class instead of the function": YES.replace("Yes(int)", "Yes") + "f = Yes",
     "other built-ins": "abs = len = sorted = str = lambda *_: 0\n__builtins__ = {}\ndef f(x): return 0",
     "built-ins changed": "import builtins\nbuiltins.abs = lambda x: 0\nbuiltins.AssertionError = None\n"
     "def f(x): return 0",

@@ -230,7 +230,7 @@ class RunSettings:
     keep_best_is: Literal["highest", "lowest"] = setting(
         "highest", "whether the highest or the lowest value of keep_best is the best", on_resume="free"
     )
-    max_skipped: int = setting(
+    max_skipped_updates: int = setting(
         5,
         "stop after this many steps in a row without an update because of non-finite gradients; 0: never",
         ge=0,

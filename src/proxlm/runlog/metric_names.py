@@ -211,11 +211,11 @@ GRAD_NORM_MODEL_NOT_FINITE = _family(
 )
 
 # --- speed and memory ---
-PHASES = ("generate", "score", "prepare", "update", "waiting", "score_beside", "rollout", "step")
+PHASES = ("generate", "score", "prepare", "update", "waiting", "score_overlapped", "rollout", "step")
 TIME_PHASE = _family(
     "time/{phase}",
     SECONDS,
-    "of one phase of the step; step: all of them; score_beside: scoring while another phase ran",
+    "of one phase of the step; step: all of them; score_overlapped: scoring while another phase ran",
     TRAINING,
     PHASES,
 )

@@ -149,7 +149,7 @@ def test_a_state_that_cannot_be_read_names_what_is_wrong(tmp_path, key, value, n
 
 
 def test_non_finite_updates_in_a_row_end_the_run_after_a_checkpoint(tmp_path):
-    made = Counting(tmp_path, steps=9, bad=(2, 4, 5, 6), max_skipped=2)
+    made = Counting(tmp_path, steps=9, bad=(2, 4, 5, 6), max_skipped_updates=2)
     with pytest.raises(
         RunError, match=r"no update in the last 2 steps.*\(row 5\) are in non-finite-step-00000005"
     ):
@@ -158,7 +158,7 @@ def test_non_finite_updates_in_a_row_end_the_run_after_a_checkpoint(tmp_path):
     assert saved_steps(tmp_path) == [5]
     assert (tmp_path / "non-finite-step-00000005.jsonl").read_text() == '{"row": 5}\n'
     # A resume is a new attempt: step 6 is the first one that is counted.
-    again = Counting(tmp_path, steps=9, bad=(6,), max_skipped=2)
+    again = Counting(tmp_path, steps=9, bad=(6,), max_skipped_updates=2)
     again.resume()
     again.train(SilentLog())
     assert (again.state.step, again.state.non_finite) == (9, 0)

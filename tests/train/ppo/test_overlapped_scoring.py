@@ -138,20 +138,20 @@ def test_the_reward_works_while_others_are_written(tokenizer):
 
     _, scores, _, _, clock = collected(tokenizer, reward, settings(2, batch_size=2), hear=hear)
     assert len(scores.total) == 12
-    assert clock.beside["score_beside"] > 0.0
+    assert clock.overlapped["score_overlapped"] > 0.0
 
 
 def test_a_step_counts_the_time_beside_it_in_no_sum(tokenizer, tmp_path):
     (row,) = run(trainer(tokenizer, settings(3, steps=1), tmp_path / "a"))
     phases = [row[f"time/{phase}"] for phase in ("generate", "score", "prepare", "update")]
     assert row["time/step"] == pytest.approx(sum(phases), rel=1e-9)
-    assert "time/score_beside" in row
+    assert "time/score_overlapped" in row
     (row,) = run(trainer(tokenizer, settings(0, steps=1), tmp_path / "b"))
-    assert "time/score_beside" not in row
+    assert "time/score_overlapped" not in row
 
 
 def test_waiting_for_the_reward_is_progress_of_its_phase(tokenizer):
-    """What the watchdog looks at: the reward begins when it is told that none of the responses is scored."""
+    """What the watchdog looks at: the reward begins once none of the responses is scored."""
     waits, heard = threading.Event(), []
 
     def reward(rollout):
@@ -225,7 +225,7 @@ def test_ctrl_c_waits_for_no_reward_and_later_groups_are_left(tokenizer, when):
             assert begun.wait(SAFE)
             raise KeyboardInterrupt
 
-    overlap_module._FREE.clear()
+    overlap_module.IDLE_WORKERS.clear()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         collected(tokenizer, hanging, settings(2, batch_size=2), hear=hear)
@@ -235,7 +235,7 @@ def test_ctrl_c_waits_for_no_reward_and_later_groups_are_left(tokenizer, when):
     assert not release.is_set()
     assert time.monotonic() - began < SAFE / 2
     release.set()
-    while len(overlap_module._FREE) < 2:  # until both threads have nothing to do
+    while len(overlap_module.IDLE_WORKERS) < 2:  # until both threads have nothing to do
         assert time.monotonic() - began < SAFE
         time.sleep(0.01)
     assert calls == [2]
@@ -259,7 +259,7 @@ def test_filtered_groups_are_those_without_overlap(tokenizer):
     assert (draws, metrics) == (again, seen)
     assert draws > 1
     assert 0 < metrics["filter/kept_prompts"] < metrics["filter/drawn_prompts"]
-    assert clock.beside["score_beside"] >= 0.0
+    assert clock.overlapped["score_overlapped"] >= 0.0
 
 
 def failing_at_times(completions):

@@ -32,7 +32,7 @@ TIMED = ("time", "tokens_per_second", "memory_gb")
 LONG = 60.0  # seconds until something that hangs is given up
 
 
-def ahead_job(critic="shared", mode="truncate", **more):
+def prefetch_job(critic="shared", mode="truncate", **more):
     return job(critic, prefetch=True, correction=CorrectionSettings(mode=mode), **more)
 
 
@@ -93,14 +93,14 @@ def forced(made, monkeypatch, order):
     sample, learn, done = made.generate, ppo.update, threading.Semaphore(0)
 
     def generate(*given, **more):
-        job = made.collector._job
+        job = made.collector.in_flight
         if order == "update" and threading.current_thread().name == "proxlm-prefetch" and job not in waited:
             waited.append(job)
             assert done.acquire(timeout=LONG)
         return sample(*given, **more)
 
     def update(*given):
-        job = made.collector._job
+        job = made.collector.in_flight
         if order == "rollout" and job is not None:
             assert job.done.wait(LONG)
         stats = learn(*given)
@@ -114,7 +114,7 @@ def forced(made, monkeypatch, order):
 
 @pytest.mark.checklist(21)
 def test_every_later_step_learns_from_the_policy_before_the_newest_update(tokenizer, tmp_path, monkeypatch):
-    config = saving(ahead_job(mode="full", steps=4, lr=3e-3))
+    config = saving(prefetch_job(mode="full", steps=4, lr=3e-3))
     rollouts, experiences = [], []
     made = trainer(tokenizer, config, tmp_path, reward=lambda r: (rollouts.append(r), vowels(r))[1])
     prepare = ppo.prepare
@@ -161,7 +161,7 @@ def settings(name):
         "separate": {"critic": "separate", "critic_warmup": 1, "reference_decay": 0.9},
         "groups": {"samples_per_prompt": 3, "batch_size": 4, "filter_groups": True, "filter_rounds": 3},
     }
-    config = ahead_job(**more.get(name, {}), steps=4, lr=3e-3)
+    config = prefetch_job(**more.get(name, {}), steps=4, lr=3e-3)
     given = {"lora": 4} if name in ("lora", "adapter") else {}
     if name in ("lstm", "t5", "gpt2"):
         given["family"] = name
@@ -208,7 +208,7 @@ def test_timing_changes_nothing(tokenizer, tmp_path, monkeypatch, critic, lora):
     results = []
     for order in ("as it comes", "update", "rollout", "by chance"):
         reward = sleepy if order == "by chance" else vowels
-        made = trainer(tokenizer, ahead_job(critic), tmp_path / order, lora, reward)
+        made = trainer(tokenizer, prefetch_job(critic), tmp_path / order, lora, reward)
         with monkeypatch.context() as patch:
             if order in ("update", "rollout"):
                 forced(made, patch, order)
@@ -221,7 +221,7 @@ def test_timing_changes_nothing(tokenizer, tmp_path, monkeypatch, critic, lora):
 @pytest.mark.checklist(38)
 @pytest.mark.parametrize(("lora", "steps"), [(0, (1, 2, 3)), (4, (2,))])
 def test_a_resume_from_each_checkpoint_ends_the_same(tokenizer, tmp_path, lora, steps):
-    config = saving(ahead_job("separate", steps=4, lr=3e-3))
+    config = saving(prefetch_job("separate", steps=4, lr=3e-3))
     whole = trainer(tokenizer, config, tmp_path / "whole", lora)
     rows = numbers(run(whole))
     for step in steps:
@@ -240,10 +240,10 @@ def test_a_resume_from_each_checkpoint_ends_the_same(tokenizer, tmp_path, lora, 
 
 
 def test_a_finished_run_may_be_made_longer(tokenizer, tmp_path):
-    whole = trainer(tokenizer, saving(ahead_job(steps=4, lr=3e-3)), tmp_path / "whole")
+    whole = trainer(tokenizer, saving(prefetch_job(steps=4, lr=3e-3)), tmp_path / "whole")
     rows = numbers(run(whole))
-    run(trainer(tokenizer, saving(ahead_job(steps=2, lr=3e-3)), tmp_path / "parts"))
-    longer = trainer(tokenizer, saving(ahead_job(steps=4, lr=3e-3)), tmp_path / "parts")
+    run(trainer(tokenizer, saving(prefetch_job(steps=2, lr=3e-3)), tmp_path / "parts"))
+    longer = trainer(tokenizer, saving(prefetch_job(steps=4, lr=3e-3)), tmp_path / "parts")
     longer.resume()
     assert numbers(run(longer)) == rows[2:]
     assert alike(parameters(longer), parameters(whole))
@@ -251,7 +251,7 @@ def test_a_finished_run_may_be_made_longer(tokenizer, tmp_path):
 
 def test_going_back_in_the_same_process(tokenizer, tmp_path):
     """A trainer that has a rollout ahead reads an older checkpoint: that rollout is not used."""
-    config = saving(ahead_job(steps=4, lr=3e-3))
+    config = saving(prefetch_job(steps=4, lr=3e-3))
     made = trainer(tokenizer, config, tmp_path)
     for _ in range(2):
         made.step(SilentLog())
@@ -265,7 +265,7 @@ def test_going_back_in_the_same_process(tokenizer, tmp_path):
 
 
 def test_switching_the_mode_is_refused_on_resume(tokenizer, tmp_path):
-    config = ahead_job(steps=1)
+    config = prefetch_job(steps=1)
     run(trainer(tokenizer, config, tmp_path))
     other = replace(config, ppo=replace(config.ppo, prefetch=False, steps=2))
     with pytest.raises(RunError, match=r"made with ppo\.prefetch = true, not false"):
@@ -284,7 +284,7 @@ def test_without_the_mode_nothing_of_it_is_there(tokenizer, tmp_path):
 def test_a_policy_that_stays_gives_the_synchronous_run(tokenizer, tmp_path):
     results = []
     for on in (True, False):
-        config = ahead_job("separate", steps=4)
+        config = prefetch_job("separate", steps=4)
         config = replace(
             config,
             ppo=replace(config.ppo, prefetch=on),
@@ -316,7 +316,7 @@ def test_the_update_and_the_next_rollout_run_at_the_same_time(tokenizer, tmp_pat
         return learn(*given)
 
     monkeypatch.setattr(ppo, "update", waiting_update)
-    rows = run(trainer(tokenizer, ahead_job(steps=3), tmp_path, reward=reward))
+    rows = run(trainer(tokenizer, prefetch_job(steps=3), tmp_path, reward=reward))
     assert heard == [True] * 4
     assert calls == ["MainThread", "proxlm-prefetch", "proxlm-prefetch"]
     for row in rows:
@@ -336,7 +336,7 @@ def test_a_reward_that_fails_ends_the_run_at_its_own_step(tokenizer, tmp_path):
             raise RewardError("reward x: the judge has gone home")
         return vowels(rollout)
 
-    config = saving(ahead_job(steps=5))
+    config = saving(prefetch_job(steps=5))
     made = trainer(tokenizer, config, tmp_path, reward=reward)
     log = SilentLog()
     with pytest.raises(RewardError, match="the judge has gone home"):
@@ -361,12 +361,12 @@ def test_the_same_trainer_may_go_on_after_an_error(tokenizer, tmp_path):
             raise RewardError("once")
         return vowels(rollout)
 
-    made = trainer(tokenizer, ahead_job(steps=4), tmp_path / "a", reward=reward)
+    made = trainer(tokenizer, prefetch_job(steps=4), tmp_path / "a", reward=reward)
     log = SilentLog()
     with pytest.raises(RewardError):
         made.train(log)
     made.train(log)
-    whole = trainer(tokenizer, ahead_job(steps=4), tmp_path / "b")
+    whole = trainer(tokenizer, prefetch_job(steps=4), tmp_path / "b")
     assert numbers(log.rows) == numbers(run(whole))
     assert alike(parameters(made), parameters(whole))
 
@@ -380,7 +380,7 @@ def test_out_of_memory_beside_an_update_is_tried_again_alone(tokenizer, tmp_path
             raise torch.OutOfMemoryError("out of memory")
         return vowels(rollout)
 
-    made, log = trainer(tokenizer, ahead_job(steps=3), tmp_path / "a", reward=reward), SilentLog()
+    made, log = trainer(tokenizer, prefetch_job(steps=3), tmp_path / "a", reward=reward), SilentLog()
     notes = []
     log.note = notes.append  # type: ignore[method-assign]
     made.train(log)
@@ -388,7 +388,7 @@ def test_out_of_memory_beside_an_update_is_tried_again_alone(tokenizer, tmp_path
     assert [note for note in notes if "out of memory" in note] == [
         "out of memory while responses were generated beside an update; they are generated alone"
     ]
-    whole = trainer(tokenizer, ahead_job(steps=3), tmp_path / "b")
+    whole = trainer(tokenizer, prefetch_job(steps=3), tmp_path / "b")
     assert numbers(log.rows) == numbers(run(whole))
 
 
@@ -402,7 +402,7 @@ def test_a_run_that_is_stopped_waits_for_no_rollout(tokenizer, tmp_path, monkeyp
             release.wait(LONG)
         return vowels(rollout)
 
-    made, log = trainer(tokenizer, ahead_job(steps=4), tmp_path, reward=reward), SilentLog()
+    made, log = trainer(tokenizer, prefetch_job(steps=4), tmp_path, reward=reward), SilentLog()
 
     def stop(save, due):
         if len(log.rows) == 1:
@@ -415,12 +415,12 @@ def test_a_run_that_is_stopped_waits_for_no_rollout(tokenizer, tmp_path, monkeyp
     assert time.monotonic() - began < LONG / 2
     release.set()
     made.train(log)
-    whole = trainer(tokenizer, ahead_job(steps=4), tmp_path / "b")
+    whole = trainer(tokenizer, prefetch_job(steps=4), tmp_path / "b")
     assert numbers(log.rows) == numbers(run(whole))
 
 
 def test_a_rollout_that_nobody_waits_for_ends_between_two_tokens(tokenizer, tmp_path):
-    config = ahead_job(steps=3)
+    config = prefetch_job(steps=3)
     made = trainer(tokenizer, config, tmp_path)
     short, endless = made.generate, RolloutSettings(max_new_tokens=100, temperature=1.0)
     begun = threading.Event()
@@ -435,7 +435,7 @@ def test_a_rollout_that_nobody_waits_for_ends_between_two_tokens(tokenizer, tmp_
     made.generate = generate
     made.step(SilentLog())
     assert begun.wait(LONG)
-    endless_job = made.collector._job
+    endless_job = made.collector.in_flight
     made.collector.close()
     assert endless_job.done.wait(LONG)
     assert isinstance(endless_job.error, prefetch.AbandonedError)
@@ -443,7 +443,7 @@ def test_a_rollout_that_nobody_waits_for_ends_between_two_tokens(tokenizer, tmp_
 
 def test_the_copy_shares_what_never_learns_and_nothing_else(tokenizer, tmp_path):
     for lora in (0, 4):
-        policy = trainer(tokenizer, ahead_job(), tmp_path, lora).models.policy
+        policy = trainer(tokenizer, prefetch_job(), tmp_path, lora).models.policy
         twin = prefetch.frozen_copy(policy)
         own, other = (dict(model.network.named_parameters()) for model in (policy, twin))
         assert own.keys() == other.keys()
@@ -461,7 +461,7 @@ def test_the_thread_ends_with_its_trainer(tokenizer, tmp_path):
         return {t for t in threading.enumerate() if t.name == "proxlm-prefetch"}
 
     before = threads()
-    made = trainer(tokenizer, ahead_job(), tmp_path)
+    made = trainer(tokenizer, prefetch_job(), tmp_path)
     run(made)
     (own,) = threads() - before
     assert own.daemon
@@ -496,20 +496,19 @@ def test_what_cannot_be_combined_is_refused(tokenizer):
     def said(config):
         return [message for key, message in config.problems() if key == "ppo.prefetch"]
 
-    assert (
-        said(job()) == said(ahead_job()) == said(ahead_job(mode="mask")) == said(ahead_job(mode="full")) == []
-    )
-    assert said(ahead_job(mode="none")) == [
+    for allowed in (job(), prefetch_job(), prefetch_job(mode="mask"), prefetch_job(mode="full")):
+        assert said(allowed) == []
+    assert said(prefetch_job(mode="none")) == [
         "its responses come from an older policy: set ppo.correction.mode to truncate, mask or full"
     ]
-    assert "ppo.loss = trpo" in said(ahead_job(loss="trpo"))[0]
+    assert "ppo.loss = trpo" in said(prefetch_job(loss="trpo"))[0]
     recurrent = replace(tiny_model(tokenizer, "lstm"), bfloat16=True)
     with pytest.raises(ConfigError, match=r"prefetch: a recurrent policy needs model\.precision = float32"):
         prefetch.Prefetcher(recurrent, RolloutSettings(), 3)
 
 
 def test_it_learns(tokenizer, tmp_path):
-    config = ahead_job("separate", steps=25, lr=3e-3, kl_coef=0.01)
+    config = prefetch_job("separate", steps=25, lr=3e-3, kl_coef=0.01)
     rows = run(trainer(tokenizer, config, tmp_path))
     first, last = (sum(r["reward"] for r in part) / 5 for part in (rows[:5], rows[-5:]))
     assert last > first + 0.15

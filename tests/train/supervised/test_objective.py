@@ -103,7 +103,7 @@ def test_other_rows_are_refused(tmp_path):
 def test_rows_with_a_gradient_that_is_not_finite_are_described(tmp_path):
     objective = Line()
     objective.x[3] = math.nan
-    made = line(tmp_path, objective, steps=20, max_skipped=1)
+    made = line(tmp_path, objective, steps=20, max_skipped_updates=1)
     with pytest.raises(RunError, match="no update in the last 1 steps"):
         made.train(SilentLog())
     (file,) = tmp_path.glob("non-finite-step-*.jsonl")

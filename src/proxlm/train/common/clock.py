@@ -58,12 +58,12 @@ class Clock(Stopwatch):
 
     Attributes:
         log: The log.
-        beside: Seconds by phase that are no part of the step's time, because another thread spent them.
+        overlapped: Seconds by phase that are no part of the step's time, because another thread spent them.
     """
 
     def __init__(self, log: StepLog) -> None:
         super().__init__(log.phase)
-        self.log, self.beside = log, dict[str, float]()
+        self.log, self.overlapped = log, dict[str, float]()
 
     def metrics(self, tokens: int) -> dict[str, float]:
         """Seconds by phase, tokens per second and peak memory.
@@ -71,7 +71,7 @@ class Clock(Stopwatch):
         Args:
             tokens: Response tokens of the step.
         """
-        total, phases = sum(self.seconds.values()), self.beside | self.seconds
+        total, phases = sum(self.seconds.values()), self.overlapped | self.seconds
         return {
             **{f"time/{phase}": s for phase, s in phases.items()},
             "time/step": total,

@@ -147,14 +147,14 @@ class TrainingLoop(ABC, Generic[S]):
         self.callbacks.on_end(self.state.step)
 
     def count_update(self, finite: bool, samples: Callable[[], Sequence[JsonRow]], name: str) -> None:
-        """Count the steps in a row whose update was not finite; `run.max_skipped` of them end the run.
+        """Count the steps in a row whose update was not finite; `run.max_skipped_updates` of them end the run.
 
         Args:
             finite: Whether this step's update was.
             samples: Returns this step's samples, for the file that the message names; only called then.
             name: How the message names a sample, see `save_offending_rows`.
         """
-        state, limit = self.state, self.config.run.max_skipped
+        state, limit = self.state, self.config.run.max_skipped_updates
         state.non_finite = 0 if finite else state.non_finite + 1
         if 0 < limit <= state.non_finite:
             self.problem = save_offending_rows(self.folder, state.step, state.non_finite, samples(), name)

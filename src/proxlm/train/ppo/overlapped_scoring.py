@@ -59,8 +59,8 @@ class _Overlap:
         self._groups = groups = _Groups(self._reward, self._config.overlap)
         with groups:
             rollout = self._generate(*arguments, listener=groups, **settings)
-        beside = self._clock.beside
-        beside["score_beside"] = beside.get("score_beside", 0.0) + groups.seconds()
+        seconds = self._clock.overlapped
+        seconds["score_overlapped"] = seconds.get("score_overlapped", 0.0) + groups.seconds()
         return rollout
 
     def reward(self, rollout: Rollout) -> Scores:
@@ -96,7 +96,7 @@ class _Groups:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._dropped = kind is not None
         # The worker is free again after its queue; one that hangs never is.
-        self._worker.do(partial(_FREE.append, self._worker))
+        self._worker.do(partial(IDLE_WORKERS.append, self._worker))
 
     def on_group(self, rows: list[int], part: Rollout) -> None:
         """Queue a group for scoring."""
@@ -153,12 +153,12 @@ class _Groups:
 
 
 # Idle workers, for the next step of any run of this process.
-_FREE: list[Worker] = []
+IDLE_WORKERS: list[Worker] = []
 
 
 def _free_worker() -> Worker:
     try:
-        return _FREE.pop()
+        return IDLE_WORKERS.pop()
     except IndexError:
         return Worker("proxlm-overlap")
 

@@ -91,17 +91,17 @@ class Prefetcher(Collector):
         super().__init__(policy, NativeEngine(frozen_copy(policy), settings))
         self._settings, self._steps = settings, steps
         self._loaded = False  # whether the copy has been refreshed, or read from a checkpoint
-        self._job: _Job | None = None
+        self.in_flight: _Job | None = None
         self._worker: Worker | None = None
 
     def take(self, collect: Collect, step: int, draw: int, clock: Clock) -> Collected:
         """The rollout of a step. The next one is started, and the policy may learn."""
         if not self._loaded:
             self._refresh(step)
-        if self._job is not None and self._job.step != step:
+        if self.in_flight is not None and self.in_flight.step != step:
             self.close()
         with clock("waiting"):
-            found, clock.beside = self._prefetched(clock.log) or self._collect_now(
+            found, clock.overlapped = self._prefetched(clock.log) or self._collect_now(
                 collect, step, draw, clock.log
             )
         self._refresh(step)
@@ -122,7 +122,7 @@ class Prefetcher(Collector):
 
     def close(self) -> None:
         """Abandon the rollout that is being sampled."""
-        job, self._job = self._job, None
+        job, self.in_flight = self.in_flight, None
         if job is not None:
             job.abandoned = True
             if not job.done.wait(LEAVE_SECONDS):
@@ -139,21 +139,21 @@ class Prefetcher(Collector):
     def _start(self, collect: Collect, step: int, draw: int) -> None:
         if self._worker is None:
             self._worker = Worker("proxlm-prefetch")
-        self._job = _Job(step, partial(collect, self.engine, step, draw))
-        self._worker.do(self._job.run)
+        self.in_flight = _Job(step, partial(collect, self.engine, step, draw))
+        self._worker.do(self.in_flight.run)
 
     def _prefetched(self, log: StepLog) -> tuple[Collected, dict[str, float]] | None:
         """The thread's rollout and its seconds by phase, or None if there is no rollout. Raises what it raised."""
-        job = self._job
+        job = self.in_flight
         if job is None:
             return None
         while not job.done.wait(SLICE_SECONDS):
             log.progress(*job.at)
-        self._job = None
+        self.in_flight = None
         for note in job.notes:
             log.note(note)
         if job.found is not None:
-            return job.found, job.clock.seconds | job.clock.beside
+            return job.found, job.clock.seconds | job.clock.overlapped
         assert job.error is not None
         if not is_out_of_memory(job.error):
             raise job.error
@@ -167,7 +167,7 @@ class Prefetcher(Collector):
     ) -> tuple[Collected, dict[str, float]]:
         """The same in this thread: in the first step, and in the first one after a resume."""
         clock = Clock(log)
-        return collect(self.engine, step, draw, clock), clock.seconds | clock.beside
+        return collect(self.engine, step, draw, clock), clock.seconds | clock.overlapped
 
 
 class _Job:
