@@ -225,3 +225,39 @@ def test_orders_differ_by_epoch_and_seed_and_reach_every_place() -> None:
 def test_a_stream_needs_prompts() -> None:
     with pytest.raises(DataError, match="no prompts"):
         PromptStream([], 4, 0)
+
+
+def test_variables_of_the_chat_template_from_settings_and_record(write: Write, chatml: Any) -> None:
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if tools %}{{ tools[0].function.name }} {% endif %}{{ style | default('none') }} {{ n | default(0) }}"
+    )
+    tools = [{"type": "function", "function": {"name": "look", "description": "d", "parameters": {}}}]
+    rows = [
+        {"prompt": "a"},
+        {"prompt": "b", "chat_template_kwargs": {"style": "long"}, "tools": tools},
+        {"prompt": "c", "chat_template_kwargs": None},
+    ]
+    settings = DataSettings(
+        prompts=write("p.jsonl", rows),
+        chat=True,
+        chat_template=write("t.jinja", template),
+        chat_template_kwargs={"style": "short", "n": 2},
+        eval_count=0,
+    )
+    loaded = load_prompts(settings, chatml, 100, "train", 0).prompts
+    assert [p.text for p in loaded] == ["user: a\nshort 2", "user: b\nlook long 2", "user: c\nshort 2"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ("x", 'field "chat_template_kwargs" must be an object, not str'),
+        ({"tokenize": True}, '"tokenize" is not a variable of a template'),
+    ],
+)
+def test_wrong_variables_of_a_record(variables: Any, message: str, write: Write, chatml: Any) -> None:
+    rows = [{"prompt": "a", "chat_template_kwargs": variables}]
+    settings = DataSettings(prompts=write("p.jsonl", rows), chat=True, eval_count=0)
+    with pytest.raises(DataError, match=message):
+        load_prompts(settings, chatml, 100, "train", 0)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from proxlm.config import DataSettings, EnvironmentSettings, RolloutSettings
+from proxlm.data.chat import ChatFormat
 from proxlm.engine.native import NativeEngine
 from proxlm.environments.games import GAMES, random_play
 from proxlm.environments.message_tokens import ChatMessageTokens, PlainMessageTokens
@@ -202,7 +203,7 @@ def test_sampled_tokens_are_never_made_anew_from_text(tokenizer):
 
 @pytest.mark.parametrize("ended", [True, False])
 def test_chat_templates_go_on_from_tokens(tokenizer, ended):
-    tokens = ChatMessageTokens(tokenizer, CHATML, "be kind")
+    tokens = ChatMessageTokens(ChatFormat(tokenizer, CHATML), "be kind")
     ids, text = tokens.opening([{"role": "user", "content": "hi"}])
     assert text == "<|im_start|>system\nbe kind<|eos|>\n<|im_start|>user\nhi<|eos|>\n<|im_start|>assistant\n"
     reply = tokenizer(" well", add_special_tokens=False).input_ids

@@ -13,6 +13,7 @@ from proxlm.config.ppo import KL_ERROR_LIMIT, PPOSettings, PtxSettings, ShapingS
 from proxlm.config.problems import (
     Problems,
     algorithm_problems,
+    chat_problems,
     dual_clip_problems,
     new_model_problems,
     optimiser_problems,
@@ -60,6 +61,7 @@ class PPOConfig:
                 ("reward.overlap", "conversations (environment.use) are all scored together; set it to 0")
             )
         found += reward_problems(self.reward) + secret_problems("environment.args", self.environment.args)
+        found += chat_problems("data.chat_template_kwargs", self.data.chat_template_kwargs)
         if self.rollout.temperature == 0:
             found.append(("rollout.temperature", "PPO needs samples: must be more than 0"))
         if self.ppo.minibatches > self.ppo.batch_size * self.ppo.samples_per_prompt:
@@ -112,6 +114,7 @@ class SFTConfig:
 
     def problems(self) -> Problems:
         found = required(("text.train", self.text.train))
+        found += chat_problems("text.chat_template_kwargs", self.text.chat_template_kwargs)
         if self.model.policy and self.scratch.type:
             found.append(("scratch.type", "give model.policy or scratch.type, not both"))
         elif self.scratch.type:
@@ -135,7 +138,8 @@ class GenerateConfig:
     seed: int = setting(0, "seed of the sampling", ge=0, lt=2**32)
 
     def problems(self) -> Problems:
-        return required(("model.policy", self.model.policy))
+        found = required(("model.policy", self.model.policy))
+        return found + chat_problems("data.chat_template_kwargs", self.data.chat_template_kwargs)
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,7 @@ class EvaluateConfig:
         if not (self.data.eval_prompts or self.data.prompts or self.environment.use):
             found.append(("data.eval_prompts", "required: a file of prompts to evaluate on"))
         found += secret_problems("environment.args", self.environment.args)
+        found += chat_problems("data.chat_template_kwargs", self.data.chat_template_kwargs)
         return found + reward_problems(self.reward)
 
 

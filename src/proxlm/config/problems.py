@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of
@@ -18,6 +19,34 @@ from proxlm.text import suggestion
 from proxlm.user_code import parse_reference
 
 Problems = list[tuple[str, str]]
+
+# What the chat template gets in other ways, or what asks for something else than a rendered text.
+RESERVED_VARIABLES = frozenset(
+    (
+        "conversation",
+        "messages",
+        "tools",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    )
+)
+
+
+def chat_problems(key: str, variables: Mapping[str, Any]) -> Problems:
+    """Names in the setting `key` that are no variables of a chat template."""
+    return [
+        (f"{key}.{name}", "not a variable of a chat template; it is set in another way")
+        for name in sorted(RESERVED_VARIABLES & variables.keys())
+    ]
 
 
 def algorithm_problems(ppo: PPOSettings, model: ModelSettings) -> Problems:

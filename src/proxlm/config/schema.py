@@ -110,6 +110,11 @@ class DataSettings:
     chat_template: str = setting(
         "", "file with a Jinja chat template, for a tokenizer without one", path="input"
     )
+    chat_template_kwargs: dict[str, Any] = setting(
+        factory=dict,
+        help="variables of the chat template, such as {enable_thinking = false}; a record's field of this name"
+        " goes before it",
+    )
     system: str = setting("", "system message before each prompt (with chat)")
     max_prompt_tokens: int = setting(
         0, "longest prompt; 0: the model's context minus the longest response", ge=0
@@ -277,6 +282,11 @@ class TextSettings:
     chat: bool = setting(False, "sft: render prompt and response with the chat template")
     chat_template: str = setting(
         "", "file with a Jinja chat template, for a tokenizer without one", path="input"
+    )
+    chat_template_kwargs: dict[str, Any] = setting(
+        factory=dict,
+        help="variables of the chat template, such as {enable_thinking = false}; a record's field of this name"
+        " goes before it",
     )
 
 

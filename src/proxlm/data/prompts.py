@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from proxlm.config import DataSettings
-from proxlm.data.chat import check_messages, encode_rendered, read_template, render, with_system
+from proxlm.data.chat import ChatExtras, ChatFormat, check_messages, encode_rendered, with_system
 from proxlm.data.records import Source, iter_records, missing_field
 from proxlm.data.skipped import Record, Skipped
 from proxlm.data.tokenizer import encode_prompt, encode_source
@@ -88,7 +88,7 @@ def load_prompts(
     """
     skipped = skipped if skipped is not None else Skipped()
     file, rows, repeated, unused = _choose(data, sources or PromptSources.of(data), which, seed, skipped)
-    encode = _Encoder(data, tokenizer, read_template(data.chat_template), file, source)
+    encode = _Encoder(data, ChatFormat.of(tokenizer, data), file, source)
     prompts: list[Prompt] = []
     too_long = 0
     for row in rows:
@@ -170,8 +170,7 @@ class _Encoder:
     """Callable: a row of the file → its Prompt."""
 
     data: DataSettings
-    tokenizer: Tokenizer
-    template: str | None
+    chat: ChatFormat
     file: _File
     source: bool
 
@@ -184,17 +183,16 @@ class _Encoder:
                     "data.system: needs data.chat = true, or prompts that are lists of messages"
                 )
             text = content
-            ids = (encode_source if self.source else encode_prompt)(self.tokenizer, text)
+            ids = (encode_source if self.source else encode_prompt)(self.chat.tokenizer, text)
         else:
             messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
-            text = render(
-                self.tokenizer,
+            text = self.chat.render(
                 with_system(messages, self.data.system),
-                self.template,
                 where,
                 add_generation_prompt=True,
+                extras=ChatExtras.of(record.fields, record.where),
             )
-            ids = encode_rendered(self.tokenizer, text)
+            ids = encode_rendered(self.chat.tokenizer, text)
         if not ids:
             raise BadRecordError(f"{where}: the prompt has no tokens", "empty")
         return Prompt(row, tuple(ids), text, record.fields)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from proxlm.config import TextSettings
-from proxlm.data.chat import Message, check_messages, encode_rendered, read_template, render
+from proxlm.data.chat import ChatExtras, ChatFormat, Message, check_messages, encode_rendered
 from proxlm.data.documents import Documents
 from proxlm.data.on_disk import NumbersOnDisk
 from proxlm.data.records import Source, iter_records, missing_field
@@ -115,11 +115,11 @@ def sft_examples(
         DataError: With file and line.
     """
     skipped = skipped if skipped is not None else Skipped()
-    template = read_template(text.chat_template)
+    chat = ChatFormat.of(tokenizer, text)
     for record, content in _contents(text, paths, skipped):
         example = None
         with skipped.judging(record):
-            made = _example(content, tokenizer, template, encoder_decoder, record.where)
+            made = _example(content, chat, encoder_decoder, record)
             _check_lengths(made, max_tokens, encoder_decoder, record.where)
             example = made
         yield example
@@ -178,11 +178,10 @@ def _check_lengths(example: SFTExample, max_tokens: int, encoder_decoder: bool, 
         )
 
 
-def _example(
-    content: _Content, tokenizer: Tokenizer, template: str | None, encoder_decoder: bool, where: str
-) -> SFTExample:
+def _example(content: _Content, chat: ChatFormat, encoder_decoder: bool, record: Record) -> SFTExample:
+    tokenizer = chat.tokenizer
     if not isinstance(content, tuple):
-        return _conversation(content, tokenizer, template, where)
+        return _conversation(content, chat, ChatExtras.of(record.fields, record.where), record.where)
     prompt, response = content
     if encoder_decoder:
         target = encode_target(tokenizer, response)
@@ -202,13 +201,14 @@ def _text(record: Record, name: str) -> str:
 
 
 def _conversation(
-    messages: Sequence[Message], tokenizer: Tokenizer, template: str | None, where: str
+    messages: Sequence[Message], chat: ChatFormat, extras: ChatExtras, where: str
 ) -> SFTExample:
     """A conversation as an example: the tokens that each turn of the assistant adds are those to learn.
 
     They are found by rendering longer and longer prefixes of the conversation. That is right only if the tokens of
     each prefix are a prefix of the next one's, which is checked.
     """
+    tokenizer = chat.tokenizer
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
         raise BadRecordError(f"{where}: the conversation has no turn of the assistant", "malformed messages")
@@ -219,9 +219,9 @@ def _conversation(
     mask: list[bool] = []
     for turn in turns:
         before = encode_rendered(
-            tokenizer, render(tokenizer, messages[:turn], template, where, add_generation_prompt=True)
+            tokenizer, chat.render(messages[:turn], where, add_generation_prompt=True, extras=extras)
         )
-        after = encode_rendered(tokenizer, render(tokenizer, messages[: turn + 1], template, where))
+        after = encode_rendered(tokenizer, chat.render(messages[: turn + 1], where, extras=extras))
         if before[: len(ids)] != ids or after[: len(before)] != before:
             raise BadRecordError(
                 f"{where}: the chat template renders what comes before message {turn + 1} differently"

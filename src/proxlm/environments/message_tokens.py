@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from proxlm.data.chat import Message, encode_rendered, render, with_system
+from proxlm.data.chat import ChatFormat, Message, encode_rendered, with_system
 from proxlm.data.tokenizer import encode_prompt
 from proxlm.errors import DataError
 
@@ -53,31 +53,29 @@ class ChatMessageTokens:
     new messages: only what follows the policy's turn in it is tokenised.
 
     Attributes:
-        tokenizer: of the model.
-        template: Jinja template; None: the tokenizer's own.
+        chat: the tokenizer and its chat template.
         system: system message of every conversation, or "".
     """
 
-    tokenizer: Any
-    template: str | None
+    chat: ChatFormat
     system: str = ""
 
     def opening(self, messages: Sequence[Message]) -> tuple[list[int], str]:
         """The messages after the system message, and the template's beginning of a turn."""
         whole = with_system(messages, self.system)
-        text = render(self.tokenizer, whole, self.template, "reset", add_generation_prompt=True)
-        return encode_rendered(self.tokenizer, text), text
+        text = self.chat.render(whole, "reset", add_generation_prompt=True)
+        return encode_rendered(self.chat.tokenizer, text), text
 
     def continuation(self, messages: Sequence[Message], eos: int | None) -> list[int]:
         """The template's end of a turn, the messages, and its beginning of the next turn."""
         before: list[Message] = [{"role": "user", "content": "."}, {"role": "assistant", "content": _PROBE}]
-        text = render(self.tokenizer, [*before, *messages], self.template, "step", add_generation_prompt=True)
+        text = self.chat.render([*before, *messages], "step", add_generation_prompt=True)
         place = text.find(_PROBE)
         if place < 0 or text.count(_PROBE) != 1:
             raise DataError(
                 "the chat template changes or repeats replies: a conversation cannot go on from tokens"
             )
-        ids = encode_rendered(self.tokenizer, text[place + len(_PROBE) :])
+        ids = encode_rendered(self.chat.tokenizer, text[place + len(_PROBE) :])
         # The template spells out the end of the turn, which is there already where the policy sampled it.
         return ids[1:] if eos is not None and ids[:1] == [eos] else ids
 

@@ -12,7 +12,7 @@ import torch
 
 from proxlm.config import DataSettings, EnvironmentSettings
 from proxlm.config.secrets import from_environment
-from proxlm.data.chat import read_template
+from proxlm.data.chat import ChatFormat
 from proxlm.data.prompts import LoadedPrompts
 from proxlm.environments.games import GAMES
 from proxlm.environments.message_tokens import ChatMessageTokens, MessageTokens, PlainMessageTokens
@@ -41,7 +41,7 @@ def conversations(
     """
     tokens: MessageTokens = PlainMessageTokens(tokenizer)
     if data.chat:
-        tokens = ChatMessageTokens(tokenizer, read_template(data.chat_template), data.system)
+        tokens = ChatMessageTokens(ChatFormat.of(tokenizer, data), data.system)
     return MultiTurn(make or resolve(settings), tokens, settings)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.config import DataSettings, GenerateConfig, LoraSettings, ModelSettings, RolloutSettings
-from proxlm.data.chat import encode_rendered, read_template, render, with_system
+from proxlm.data.chat import ChatFormat, encode_rendered, with_system
 from proxlm.data.prompts import load_prompts
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import encode_prompt, encode_source
@@ -148,11 +148,8 @@ def _respond(
     if isinstance(asked, str):
         ids = (encode_source if engine.encoder_decoder else encode_prompt)(engine.tokenizer, asked)
     else:
-        template = read_template(config.data.chat_template)
-        ids = encode_rendered(
-            engine.tokenizer,
-            render(engine.tokenizer, asked, template, "the prompt", add_generation_prompt=True),
-        )
+        chat = ChatFormat.of(engine.tokenizer, config.data)
+        ids = encode_rendered(engine.tokenizer, chat.render(asked, "the prompt", add_generation_prompt=True))
     if not ids:
         raise DataError("the prompt has no tokens")
     if len(ids) > limit:
