@@ -176,6 +176,13 @@ def test_the_environment_is_set_before_the_app_runs_but_a_users_own_stays(
     }
 
 
+def caused_by(error: OSError) -> Exception:
+    """An error of a library's own, which the system's error has caused."""
+    own = Exception("cannot save")
+    own.__cause__ = error
+    return own
+
+
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
@@ -187,6 +194,34 @@ def test_the_environment_is_set_before_the_app_runs_but_a_users_own_stays(
             "proxlm: error: No space left on device (writing runs/a/metrics.jsonl): "
             "free some space, or give another folder",
         ),
+        (
+            OSError(errno.EDQUOT, "Disk quota exceeded"),
+            2,
+            "proxlm: error: Disk quota exceeded: free some space, or give another folder",
+        ),
+        (
+            OSError(errno.EMFILE, "Too many open files", "a\nb"),
+            2,
+            "proxlm: error: Too many open files (a\\nb): raise the limit of open files (ulimit -n)",
+        ),
+        (
+            RuntimeError("can't start new thread"),
+            2,
+            "proxlm: error: no more threads can be started: raise the limit of processes and threads (ulimit -u), or"
+            " end other programs",
+        ),
+        (
+            # As safetensors and tokenizers say it.
+            Exception("Error while serializing: I/O error: File too large (os error 27)"),
+            2,
+            "proxlm: error: File too large: raise the limit of a file's size (ulimit -f), or give a file system"
+            " without it",
+        ),
+        (
+            caused_by(OSError(errno.EROFS, "Read-only file system", "run/x")),
+            2,
+            "proxlm: error: Read-only file system (writing run/x): give a folder that can be written",
+        ),
     ],
 )
 def test_errors_of_an_app(
@@ -196,7 +231,6 @@ def test_errors_of_an_app(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("proxlm.__main__._discard_output", lambda: None)  # pytest's standard output must live
     fake_app(monkeypatch, "demo", raising(error))
     assert main(["demo"]) == status
     assert capsys.readouterr().err == line + "\n"
@@ -204,7 +238,12 @@ def test_errors_of_an_app(
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("a bug"), OSError(errno.EIO, "Input/output error"), BrokenPipeError("another process's")],
+    [
+        ValueError("a bug"),
+        RuntimeError("a bug"),
+        OSError("a bug"),
+        BrokenPipeError(errno.EPIPE, "another process's"),
+    ],
 )
 def test_bugs_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_app(monkeypatch, "demo", raising(error))

@@ -15,9 +15,9 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # A module may import from its own layer and those before it.
 LAYERS = [
-    "text", "errors", "files", "user_code", "seeds", "rl", "types", "distributed", "threads", "config", "runlog",
-    "doctor", "checkpoint", "data", "kernels", "models", "engine", "sandbox", "rewards", "environments", "train",
-    "control", "evaluation", "report", "jobs", "__main__",
+    "text", "errors", "system_errors", "files", "user_code", "seeds", "rl", "types", "distributed", "threads",
+    "config", "runlog", "doctor", "checkpoint", "data", "kernels", "models", "engine", "sandbox", "rewards",
+    "environments", "train", "control", "evaluation", "report", "jobs", "__main__",
 ]  # fmt: skip
 
 

@@ -1,15 +1,15 @@
 """The command line: `proxlm JOB [recipe.toml] [--section.key value ...]`.
 
-Exit status: 0 done, 2 an error that the user can fix (one line on stderr), 130 stopped by Ctrl-C, 143 stopped by
-SIGTERM, 141 the reader of the output closed it, 75 ended by the watchdog. Every other error is a bug and keeps its
-traceback.
+Exit status: 0 done, 2 an error that the user can fix or that the system gave (one line on stderr), 130 stopped by
+Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, 141 the reader of the output closed it, 75 ended by the watchdog. Every other
+error is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
-import errno
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -18,7 +18,9 @@ from proxlm import __version__
 from proxlm.config.help import describe, overview
 from proxlm.config.parse import load_config
 from proxlm.errors import StoppedBySignalError, UserError
-from proxlm.text import shown, system_reason
+from proxlm.runlog.interrupt import SIGNAL_NAMES, StopSignals
+from proxlm.runlog.output import discard, open_standard_streams
+from proxlm.system_errors import refused, system_error
 
 JOB_MODULES = {
     "ppo": "proxlm.jobs.ppo:main",
@@ -42,31 +44,25 @@ ENVIRONMENT = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (by default the process's own) and return the exit status."""
+    open_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without λ or 中 gets ?, not a traceback
     try:
-        status = _run(sys.argv[1:] if arguments is None else list(arguments))
-        print(end="", flush=True)
+        with StopSignals(_stopped):
+            status = _run(sys.argv[1:] if arguments is None else list(arguments))
+            print(end="", flush=True)
         return status
     except UserError as error:
         return _fail(str(error))
     except StoppedBySignalError as stopped:
-        print(f"proxlm: {stopped}", file=sys.stderr)
-        return 128 + stopped.signal
+        return _end(str(stopped), 128 + stopped.signal)
     except KeyboardInterrupt:
-        print("proxlm: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        if not _output_is_closed():
+        return _end("interrupted", 130)
+    except Exception as error:
+        found = system_error(error)
+        if found is None or isinstance(found, BrokenPipeError):  # a pipe to another process: a bug
             raise
-        _discard_output()
-        return 141
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _discard_output()
-        where = f" (writing {shown(str(error.filename), 300)})" if error.filename else ""
-        return _fail(f"{system_reason(error)}{where}: free some space, or give another folder")
+        return _fail(refused(found))
 
 
 def _run(arguments: list[str]) -> int:
@@ -89,24 +85,26 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
+def _stopped(stop: signal.Signals) -> str:
+    """What a command says that a signal has ended before it was done; a run says more (`jobs/run_folder.py`)."""
+    if stop == signal.SIGPIPE:
+        return ""  # whoever closed the output knows
+    name = SIGNAL_NAMES[stop]
+    return "interrupted" if stop == signal.SIGINT else f"stopped by {name} before it was done; start it again"
+
+
 def _fail(message: str) -> int:
-    print(f"proxlm: error: {message}", file=sys.stderr)
-    return 2
+    return _end(f"error: {message}", 2)
 
 
-def _output_is_closed() -> bool:
-    """Whether the reader of standard output closed it; the broken pipe may be one to another process."""
-    try:
-        print(flush=True)
-    except BrokenPipeError:
-        return True
-    return False
-
-
-def _discard_output() -> None:
-    """Discard what standard output has buffered, so that Python does not fail on it at exit."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _end(message: str, status: int) -> int:
+    """Print the last line, if there is one and anybody to read it."""
+    if message:
+        try:
+            print(f"proxlm: {message}", file=sys.stderr, flush=True)
+        except (OSError, ValueError):
+            discard(sys.stderr)  # else Python's own flush at exit would fail
+    return status
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ class ControlTrainer:
         )
         if problem:
             print(f"note: no {config.gif}: {problem}", flush=True)
-        with run_folder(config, "control") as folder:
+        with run_folder(config, "control", self._make is not None) as folder:
             loop.folder = folder
             resume_if_asked(config, loop)
             with RunLog(

@@ -140,7 +140,7 @@ class PPOTrainer:
         sampler, scorer = sampler_of(config, models.policy.tokenizer, self._reward, self._environment)
         assert scorer is not None  # `rewarded` has asked for one
         try_reward(models, sampler, scorer, stream.batch(0)[:2], config.rollout)
-        with run_folder(config, "ppo") as folder:
+        with run_folder(config, "ppo", self._in_python) as folder:
             skipped.save(folder)
             loop = PPOLoop(config, models, stream, scorer, folder, self._algorithm, ptx, sampler)
             loop.callbacks = self._callbacks

@@ -12,14 +12,22 @@ from proxlm.checkpoint import clear_leftovers
 from proxlm.config import to_toml
 from proxlm.config.paths import absolute
 from proxlm.runlog.folder import open_run, write_atomic
+from proxlm.runlog.interrupt import StopSignals, stopped_outside_message
 from proxlm.runlog.lock import locked
 from proxlm.runlog.loggers import check_wandb
 from proxlm.train.common.run_loop import TrainingConfig, TrainingLoop
 
 
 @contextmanager
-def run_folder(config: TrainingConfig, job: str) -> Iterator[Path]:
+def run_folder(config: TrainingConfig, job: str, in_python: bool = False) -> Iterator[Path]:
     """Make a new run's folder with its config.toml, or find the one to resume, and lock it while the context lasts.
+
+    Signals end the run at once, with a line that says what is saved; those that arrive in its loop, see `RunLog`.
+
+    Args:
+        config: The run's settings.
+        job: The command's name.
+        in_python: See `RunLog`.
 
     Raises:
         RunError: Another process holds it, or it cannot be written.
@@ -28,7 +36,7 @@ def run_folder(config: TrainingConfig, job: str) -> Iterator[Path]:
     if config.run.wandb:
         check_wandb(config.run.wandb)
     folder = open_run(config.run.folder, job, config.run.resume, lambda folder: config_of_run(config, folder))
-    with locked(folder):
+    with locked(folder), StopSignals(lambda stop: stopped_outside_message(stop, job, folder, in_python)):
         yield folder
 
 

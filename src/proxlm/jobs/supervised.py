@@ -54,7 +54,7 @@ def train_supervised(
         f"{left_out}",
         flush=True,
     )
-    with run_folder(config, job) as folder:
+    with run_folder(config, job, in_python) as folder:
         skipped.save(folder)
         loop = SupervisedLoop(LanguageModelObjective(model, training, validation), config, folder)
         loop.callbacks = callbacks

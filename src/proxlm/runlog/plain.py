@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
-from contextlib import suppress
 
+from proxlm.runlog.output import report_line
 from proxlm.runlog.state import RunState
 from proxlm.runlog.text import IN_A_LINE, duration, headline_and_more, number
 
@@ -50,8 +49,7 @@ class PlainView:
 
     def alert(self, text: str) -> None:
         """Write a line to standard error, past Python's own buffers: a signal may have come in the middle of them."""
-        with suppress(OSError):
-            os.write(2, f"{text}\n".encode())
+        report_line(text)
 
     def stop(self) -> None:
         """Write the last step's line, if it has not been."""

@@ -25,8 +25,8 @@ from proxlm.text import did_you_mean
 class RunLog:
     """Records a run and shows it; a context manager.
 
-    While the context lasts, SIGTERM and Ctrl-C end the run after its step (see `checkpoint`), and the watchdog
-    reports a run that does not move.
+    While the context lasts, SIGTERM, SIGHUP, Ctrl-C and a closed output end the run after its step (see
+    `checkpoint`), and the watchdog reports a run that does not move.
 
     Args:
         folder: the run's folder.
@@ -56,7 +56,7 @@ class RunLog:
         limit_seconds: float = 0.0,
         in_python: bool = False,
     ) -> None:
-        self.folder, self.run, self.in_python = folder, run, in_python
+        self.folder, self.run = folder, run
         if run.wandb:
             check_wandb(run.wandb)
         self._rows = RowFiles(folder, start_step)
@@ -68,7 +68,9 @@ class RunLog:
             self.state.remember({name: v for name, v in row.items() if isinstance(v, int | float)})
         self._view = view_for(self.state)
         self._loggers = Loggers(folder, run, start_step)
-        self._signals = StopSignals(self._view.alert)
+        self._signals = StopSignals(
+            lambda stop: stopped_message(stop, self.state, folder, in_python), self._view.alert
+        )
         self._watchdog = Watchdog(self.state, folder, 60 * run.watchdog, run.watchdog_stop, self._view.alert)
         self._context = ExitStack()
         self._reported_not_finite: set[str] = set()
@@ -129,7 +131,7 @@ class RunLog:
         # A signal that comes here, after a step that was not saved, waits for the next one.
         stop = self._signals.received
         if saved and stop is not None:
-            raise StoppedBySignalError(stopped_message(stop, self.state, self.folder, self.in_python), stop)
+            raise StoppedBySignalError(self._signals.message(stop), stop)
 
     def _check_keep_best(self) -> None:
         """Report once if the metric that run.keep_best names is none of the run's."""
