@@ -268,6 +268,8 @@ def test_time_in_which_nothing_was_let_run_does_not_count(
     """The program and its watcher are stopped for longer than the limit, then go on."""
     results: list[Any] = []
     monkeypatch.setattr(run, "_IN_MEMORY", str(tmp_path))
+    landlock = isolation().landlock
+    monkeypatch.setattr(run, "isolation", lambda: Isolation("", landlock))  # its files are seen from outside
     source = "import time\nopen('started', 'w')\nprint('a')\nfor _ in range(10): time.sleep(0.05)\nprint('b')"
     thread = threading.Thread(target=lambda: results.append(run_python(source, limits=Limits(seconds=2.0))))
     before = set(descendants(os.getpid()))  # of other tests

@@ -7,8 +7,10 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import cheats
 import pytest
 from hostile import HOSTILE
+from hostile_calls import CALLS, MEMORY
 from test_solution_and_tests import CHEATS, ENDS
 
 from proxlm.sandbox import STATUSES, Limits, isolation
@@ -27,7 +29,8 @@ def test_the_session_prints_what_the_page_shows() -> None:
 
 def test_numbers_and_names_on_the_page() -> None:
     assert f"{len(HOSTILE)} hostile programs" in PAGE
-    assert f"{len(CHEATS) + len(ENDS)} programs that cheat" in PAGE
+    assert f"{len(MEMORY) + len(CALLS)} more that try single system calls" in PAGE
+    assert f"{len(CHEATS) + len(ENDS)} + {len(cheats.CHEATS)} programs that cheat" in PAGE
     (calls,) = set(re.findall(r"[Aa]bout (\d+) system calls", PAGE))
     aarch64 = sum(n[1] >= 0 for table in (ALWAYS, WITH_FOLDER, CONDITIONAL) for n in table.values())
     x86_64 = sum(n[0] >= 0 for table in (ALWAYS, WITH_FOLDER, CONDITIONAL) for n in table.values())

@@ -25,6 +25,7 @@ from proxlm.types import Completion
 log = logging.getLogger(__name__)
 # The time limit for importing; the reward's own time limit is for its calls.
 START_SECONDS = 120.0
+_NO_ANSWER = "what its process answered is no answer of ours: something else wrote to its socket"
 START = "from proxlm.rewards.worker import main; main()"
 
 
@@ -52,6 +53,8 @@ class IsolatedTerms:
         except TypeError as error:
             reason = f"a prompt's fields cannot be sent to another process: {reason_of(error)}"
             raise UnusableResultError(reason) from None
+        except ValueError:
+            raise UnusableResultError(f"{_NO_ANSWER}; {self._stop()}") from None
         except OSError as error:  # among them the time limit
             late = isinstance(error, TimeoutError)
             how = self._stop()
@@ -65,8 +68,11 @@ class IsolatedTerms:
         if reply.get("last"):
             self._stop()
         if "problem" in reply:
-            raise UnusableResultError(reply["problem"])
-        return {name: _component(part) for name, part in reply["parts"].items()}
+            raise UnusableResultError(str(reply["problem"]))
+        try:
+            return components_of(reply, completions)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise UnusableResultError(f"{_NO_ANSWER}; {self._stop()}") from None
 
     def _start(self) -> socket.socket:
         mine, its = socket.socketpair()
@@ -83,9 +89,10 @@ class IsolatedTerms:
         try:
             send(mine, {"reward": asdict(self._config), "memory_gb": self._config.memory_gb})
             reply = self._reply(mine, START_SECONDS)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            reason = system_reason(error) if isinstance(error, OSError) else _NO_ANSWER
             raise RewardError(
-                f"reward.isolate: the reward's process did not start: {system_reason(error)}; {self._stop()}"
+                f"reward.isolate: the reward's process did not start: {reason}; {self._stop()}"
             ) from error
         if reply is None or "refused" in reply:
             raise RewardError(f"reward.isolate: {reply['refused'] if reply else self._stop()}")
@@ -118,9 +125,24 @@ class IsolatedTerms:
         return f"ended its process ({how})"
 
 
-def _component(part: dict[str, Any]) -> Component:
-    problems = {int(row): text for row, text in part["problems"].items()}
-    return Component(part["values"], part["per_token"], problems)
+def components_of(reply: dict[str, Any], completions: Sequence[Completion]) -> dict[str, Component]:
+    """The components in a worker's reply.
+
+    Raises ValueError, TypeError, KeyError or AttributeError for what no worker replies.
+    """
+    tokens = sum(len(completion.tokens) for completion in completions)
+    return {name: _component(part, len(completions), tokens) for name, part in reply["parts"].items()}
+
+
+def _component(part: dict[str, Any], rows: int, tokens: int) -> Component:
+    values = [float(value) for value in part["values"]]
+    per_token = (
+        part["per_token"] if part["per_token"] is None else [float(value) for value in part["per_token"]]
+    )
+    problems = {int(row): str(text) for row, text in part["problems"].items()}
+    if len(values) != rows or (per_token is not None and len(per_token) != tokens):
+        raise ValueError(f"{len(values)} values for {rows} completions")
+    return Component(values, per_token, problems)
 
 
 def _readable(end: socket.socket, seconds: float) -> bool:

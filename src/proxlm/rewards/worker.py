@@ -28,6 +28,7 @@ from proxlm.types import Completion
 from proxlm.user_code import without_caller
 
 PR_SET_PDEATHSIG = 1
+_LARGEST_PIECE = 1 << 20  # a size that is no size must not be allocated
 
 
 def send(end: socket.socket, message: dict[str, Any]) -> None:
@@ -37,20 +38,35 @@ def send(end: socket.socket, message: dict[str, Any]) -> None:
 
 
 def receive(end: socket.socket) -> dict[str, Any] | None:
-    """The next message; None if the other end is closed. Raises TimeoutError after the socket's time limit."""
+    """The next message; None if the other end is closed.
+
+    Raises:
+        TimeoutError: The socket's time limit is over.
+        ValueError: What came is no message.
+    """
     size = _exactly(end, 4)
     data = size and _exactly(end, int.from_bytes(size, "big"))
-    return dict(json.loads(data)) if data else None
+    if not data:
+        return None
+    try:
+        message = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("a message that is nested too deeply") from error
+    if not isinstance(message, dict):
+        raise ValueError(f"a message that is a {type(message).__name__}")  # noqa: TRY004
+    return message
 
 
 def _exactly(end: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        piece = end.recv(count - len(data))
+    """The next `count` bytes; fewer mean that the other end was closed, and are given as none."""
+    pieces, left = [], count
+    while left:
+        piece = end.recv(min(left, _LARGEST_PIECE))
         if not piece:
             return b""
-        data += piece
-    return data
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
 
 
 def serve(end: socket.socket) -> None:

@@ -39,6 +39,14 @@ _WRITE, _READ, _LIST, _REMOVE, _MAKE, _CUT = 1 << 1, 1 << 2, 1 << 3, 1 << 5, 1 <
 # By Landlock's version: how many rights it knows.
 _RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
 
+_CAPGET = {"x86_64": 125, "aarch64": 90}
+_CAPSET = {"x86_64": 126, "aarch64": 91}
+_CAPABILITIES_VERSION, _READ_ANY_FILE = 0x20080522, 1 << 2
+_NEW_MOUNTS, _NEW_USER = 0x20000, 0x10000000
+_PRIVATE_MOUNTS = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE
+_PLAIN_FILES = 2 | 4 | 8  # MS_NOSUID | MS_NODEV | MS_NOEXEC
+_DETACH = 2
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
@@ -51,6 +59,41 @@ def landlock_version() -> int:
 def seccomp_available() -> bool:
     """Whether this kernel supports seccomp filters and the filter here supports the machine."""
     return os.uname().machine in MACHINES and _prctl(_GET_SECCOMP, 0) >= 0
+
+
+def mount_folder(folder: str, size: int, files: int) -> None:
+    """Give this process, which must have only one thread, and its children a file system in memory of their own.
+
+    It takes the place of `folder`, for them alone, and is gone when the last of them is. The kernel enforces what it
+    may hold, and counts files that were deleted but are still open or mapped.
+
+    Args:
+        folder: An empty folder.
+        size: Bytes of all files together; each file takes whole pages.
+        files: Number of files.
+
+    Raises:
+        OSError: This process may have no mounts of its own.
+    """
+    user, group = os.getuid(), os.getgid()
+    if _libc.unshare(_NEW_MOUNTS) < 0:  # only the superuser may do this without a user namespace
+        _checked(_libc.unshare(_NEW_MOUNTS | _NEW_USER), "unshare")
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{user} {user} 1"),
+            ("gid_map", f"{group} {group} 1"),
+        ):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    _checked(_libc.mount(None, b"/", None, ctypes.c_ulong(_PRIVATE_MOUNTS), None), "mount /")
+    options = f"size={size},nr_inodes={files + 1},mode=700".encode()  # its own root is one of them
+    flags = ctypes.c_ulong(_PLAIN_FILES)
+    _checked(_libc.mount(b"none", os.fsencode(folder), b"tmpfs", flags, options), "mount tmpfs")
+
+
+def unmount_folder(folder: str) -> None:
+    """Undo mount_folder."""
+    _checked(_libc.umount2(os.fsencode(folder), _DETACH), "umount")
 
 
 def die_with_parent(parent: int) -> None:
@@ -98,10 +141,22 @@ def confine(readable: Sequence[str], folder: str | None) -> None:
     _checked(_prctl(_NO_NEW_PRIVILEGES, 1), "no_new_privs")
     if folder is not None:
         _restrict_files(readable, folder)
+    _drop_capabilities()
     code = _filter(os.uname().machine, folder is not None)
     buffer = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
     _checked(_prctl(_SET_SECCOMP, _FILTER, program), "seccomp")
+
+
+def _drop_capabilities() -> None:
+    """Give up what the superuser may do more than others, but reading a library that belongs to another user."""
+    machine = os.uname().machine
+    header = struct.pack("Ii", _CAPABILITIES_VERSION, 0)
+    data = ctypes.create_string_buffer(24)
+    _checked(_syscall(_CAPGET[machine], header, ctypes.addressof(data)), "capget")
+    effective, permitted = (one & _READ_ANY_FILE for one in struct.unpack_from("II", data.raw))
+    kept = struct.pack("6I", effective, permitted, 0, 0, 0, 0)
+    _checked(_syscall(_CAPSET[machine], header, kept), "capset")
 
 
 def _restrict_files(readable: Sequence[str], folder: str) -> None:

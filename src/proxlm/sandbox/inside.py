@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import os
 import sys
 import threading
 import traceback
 import types
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from proxlm.sandbox.wire import LostError, Peer, write_frame
@@ -69,11 +72,16 @@ def run_tests(tests: list[str], peer: Peer, report: int) -> None:
     module, solution = types.ModuleType("tests"), types.ModuleType("solution")
     sys.modules.update(tests=module, solution=solution)
     try:
-        for name, value in peer.request("call", 0, (), {})[0].items():
-            # The tests must not compare with a program's own `abs`, for instance, which may return anything.
-            if not name.startswith("__") and not hasattr(builtins, name):
-                vars(module)[name] = vars(solution)[name] = value
+        # The tests must not compare with a program's own `abs`, for instance, which may return anything.
+        published = {
+            name: value
+            for name, value in peer.published().items()
+            if not name.startswith("__") and not hasattr(builtins, name)
+        }
+        vars(solution).update(published)
+        vars(module).update(published)
         for number, test in enumerate(tests):
+            _take_library_modules(test, vars(module), published)
             message = _run_test(test, number, vars(module))
             if peer.lost:  # the test may have caught the exception
                 break
@@ -81,6 +89,26 @@ def run_tests(tests: list[str], peer: Peer, report: int) -> None:
     except LostError:
         pass
     write_frame(report, not peer.lost)
+
+
+def _take_library_modules(test: str, names: dict[str, Any], published: dict[str, Any]) -> None:
+    """Where a test says `math.isclose` and imports nothing, have it mean Python's own, not a `math` of the program.
+
+    A program's function may have a module's name (`copy`, `bisect`), so a name that the test only calls stays as it
+    is, and so does one whose attribute the module lacks.
+    """
+    with suppress(Exception):  # what is wrong with the test, it reports itself
+        for node in ast.walk(ast.parse(test)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                name = node.value.id
+                if (
+                    name in published
+                    and names.get(name) is published[name]
+                    and name in sys.stdlib_module_names
+                ):
+                    own = import_module(name)
+                    if hasattr(own, node.attr):
+                        names[name] = own
 
 
 def _run_test(test: str, number: int, names: dict[str, Any]) -> str:

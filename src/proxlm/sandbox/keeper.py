@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import select
 import shutil
 import signal
@@ -21,13 +22,14 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from proxlm.sandbox.confine import confine, die_with_parent, limit_resources
+from proxlm.sandbox.confine import confine, die_with_parent, limit_resources, mount_folder
 from proxlm.sandbox.inside import run_program, run_tests, take_streams
 from proxlm.sandbox.watch import READY, Watched, watch
 from proxlm.sandbox.wire import Peer, read_frame, write_frame
 
 _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/localtime", "/etc/ld.so.cache",
-           "/dev/zero", "/dev/urandom")  # fmt: skip
+           "/dev/urandom")  # fmt: skip
+_SPARE = 64
 
 
 def main() -> None:
@@ -56,6 +58,10 @@ def _serve_one() -> int:
     job = read_frame(0)
     folder = os.path.join(job["folder"], str(os.getpid()))
     os.mkdir(folder, 0o700)
+    if job["mounts"]:
+        # Room for a little more than the limits, so that the watcher sees them exceeded. Files take whole pages.
+        files = job["files"] + _SPARE
+        mount_folder(folder, job["file_size"] + files * resource.getpagesize(), files)
     os.chdir(folder)
     # A program may open only its own folder; without Landlock, which enforces this, it has none.
     own = folder if job["landlock"] else None
@@ -94,7 +100,7 @@ def _serve_one() -> int:
         os.close(pipes[name][0])
     os.close(pipes["asked"][1])
     ready, output, error, report = (pipes[name][0] for name in ("ready", "output", "error", "report"))
-    write_frame(1, watch(Watched(process, judge, folder, ready, output, error, report), job))
+    write_frame(1, watch(Watched(process, judge, folder, job["mounts"], ready, output, error, report), job))
     return 0
 
 

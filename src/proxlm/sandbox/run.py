@@ -26,6 +26,11 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 # In addition to a program's own seconds: to start, confine, end and clean up on a busy machine.
 _GRACE_SECONDS = 300.0
 _IN_MEMORY = "/dev/shm"
+_NEW_INTERPRETER = ("-s", "-S", "-P", "-B", "-X", "utf8")
+_TRY_MOUNT = (
+    "import sys; sys.path.insert(0, {path!r}); from proxlm.sandbox.confine import mount_folder; "
+    "mount_folder(sys.argv[1], 1 << 20, 9)"
+)
 _START = "import sys; sys.path.insert(0, {path!r}); from proxlm.sandbox.keeper import main; del sys.path[0]; main()"
 
 
@@ -107,10 +112,12 @@ class Isolation:
     Attributes:
         problem: Why no program can be run, or "".
         landlock: The version of Landlock; 0: none.
+        mounts: Whether a program gets a file system of its own for its folder, whose size the kernel limits.
     """
 
     problem: str
     landlock: int
+    mounts: bool = False
 
 
 @cache
@@ -126,7 +133,15 @@ def isolation() -> Isolation:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError) as error:
         return Isolation(f"the sandbox needs pidfd_open, Linux 5.3 or newer: {error}", 0)
-    return Isolation("", landlock_version())
+    return Isolation("", landlock_version(), _own_mounts())
+
+
+def _own_mounts() -> bool:
+    """Whether a process may have mounts of its own; tried in one, because that is not to be undone."""
+    code = _TRY_MOUNT.format(path=_source_folder())
+    with TemporaryDirectory(prefix="proxlm-sandbox-", dir=_memory_folder()) as folder:
+        command = [sys.executable, *_NEW_INTERPRETER, "-c", code, folder]
+        return not subprocess.run(command, env={}, capture_output=True, check=False).returncode
 
 
 def check_isolation(require_landlock: bool) -> None:
@@ -141,6 +156,11 @@ def check_isolation(require_landlock: bool) -> None:
                 f"{missing}: programs could read every file that you can; require_landlock = false runs them anyway"
             )
         _note(f"sandbox: {missing}: programs can read every file that you can, and write none")
+    elif not found.mounts:
+        _note(
+            "sandbox: no mount namespaces here: deleted files that a program still maps are counted every 20 ms, "
+            "and can take more memory than its limits in between"
+        )
 
 
 @cache
@@ -208,17 +228,7 @@ class _Keeper:
         with self._log.open("wb") as errors:
             # No environment variable of ours reaches a program; the hash seed makes the order of sets reproducible.
             self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-s",
-                    "-S",
-                    "-P",
-                    "-B",
-                    "-X",
-                    "utf8",
-                    "-c",
-                    _START.format(path=_source_folder()),
-                ],
+                [sys.executable, *_NEW_INTERPRETER, "-c", _START.format(path=_source_folder())],
                 env={"PYTHONHASHSEED": "0"},
                 cwd=self._folder,
                 stdin=subprocess.PIPE,
@@ -244,6 +254,7 @@ class _Keeper:
             "stdin": program.stdin,
             "tested": bool(program.tests),
             "landlock": isolation().landlock > 0,
+            "mounts": isolation().landlock > 0 and isolation().mounts,
             "folder": self._folder,
         }
         assert self.process.stdin is not None

@@ -15,8 +15,8 @@ _NONE = -1  # the machine has no such call
 ALWAYS = {
     "read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66), "pread64": (17, 67),
     "pwrite64": (18, 68), "close": (3, 57), "close_range": (436, 436), "lseek": (8, 62), "sendfile": (40, 71),
-    "mmap": (9, 222), "munmap": (11, 215), "mremap": (25, 216), "mprotect": (10, 226), "madvise": (28, 233),
-    "brk": (12, 214), "fstat": (5, 80), "stat": (4, _NONE), "lstat": (6, _NONE), "newfstatat": (262, 79),
+    "munmap": (11, 215), "mremap": (25, 216), "mprotect": (10, 226), "brk": (12, 214),
+    "fstat": (5, 80), "stat": (4, _NONE), "lstat": (6, _NONE), "newfstatat": (262, 79),
     "statx": (332, 291), "statfs": (137, 43), "fstatfs": (138, 44), "access": (21, _NONE),
     "faccessat": (269, 48), "faccessat2": (439, 439), "readlink": (89, _NONE), "readlinkat": (267, 78),
     "getcwd": (79, 17), "chdir": (80, 49), "fchdir": (81, 50), "getdents64": (217, 61), "dup": (32, 23),
@@ -43,13 +43,14 @@ ALWAYS = {
 # Only if Landlock restricts them to the program's own folder.
 WITH_FOLDER = {
     "ftruncate": (77, 46), "unlink": (87, _NONE), "unlinkat": (263, 35), "rename": (82, _NONE),
-    "renameat": (264, 38), "renameat2": (316, 276), "fsync": (74, 82), "fdatasync": (75, 83),
+    "renameat": (264, 38), "fsync": (74, 82), "fdatasync": (75, 83),
 }  # fmt: skip
 
 CONDITIONAL = {
     "open": (2, _NONE), "openat": (257, 56), "kill": (62, 129), "tgkill": (234, 131), "clone": (56, 220),
     "prctl": (157, 167), "fcntl": (72, 25), "ioctl": (16, 29), "prlimit64": (302, 261),
-    "socketpair": (53, 199), "sendto": (44, 206),
+    "socketpair": (53, 199), "sendto": (44, 206), "mmap": (9, 222), "madvise": (28, 233),
+    "renameat2": (316, 276),
 }  # fmt: skip
 
 CLONE3 = (435, 435)
@@ -60,6 +61,11 @@ LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446  # the same on 
 # The flags of glibc's and musl's pthread_create; the one bit in which they differ has no effect.
 _THREAD_FLAGS, _DETACHED = 0x3D0F00, 0x400000
 _ACCESS, _CREATE, _TRUNCATE, _TEMPORARY = 3, 0x40, 0x200, 0x400000
+_SHARED, _PRIVATE, _ANONYMOUS, _MAPPING_TYPE, _HUGE_PAGES = 1, 2, 0x20, 0x0F, 0x40000
+# NORMAL, RANDOM, SEQUENTIAL, WILLNEED, DONTNEED, FREE, HUGEPAGE, NOHUGEPAGE, DONTDUMP, DODUMP, GUARD_INSTALL,
+# GUARD_REMOVE: what C libraries use. HWPOISON and SOFT_OFFLINE take pages of the machine out of use; MERGEABLE ones
+# tell by time what others hold.
+_ADVICE = (0, 1, 2, 3, 4, 8, 14, 15, 16, 17, 102, 103)
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,9 @@ def conditions(name: str, folder: bool) -> list[Condition]:
         flags = Condition(2, (0, 1, 2, 3, _TRUNCATE | 1, _TRUNCATE | 2), _ACCESS | _TRUNCATE)
     else:
         flags = Condition(2, (0,), _ACCESS | _CREATE | _TRUNCATE | _TEMPORARY)
+    # The limit of memory counts addresses, but pages of a shared mapping stay when its addresses are given up.
+    # Those of a file are counted as the file's; without Landlock it may be /dev/zero, whose pages are no file's.
+    mappings = (_PRIVATE, _PRIVATE | _ANONYMOUS, _SHARED) if folder else (_PRIVATE, _PRIVATE | _ANONYMOUS)
     return {
         "openat": [flags],
         "open": [Condition(1, flags.allowed, flags.mask)],
@@ -102,4 +111,8 @@ def conditions(name: str, folder: bool) -> list[Condition]:
         # asyncio wakes its loop through a pair of sockets; a message with an address could leave the pair.
         "socketpair": [Condition(0, (1,))],
         "sendto": [Condition(4, (0,)), Condition(4, (0,), high=True)],
+        "mmap": [Condition(3, mappings, _MAPPING_TYPE | _ANONYMOUS | _HUGE_PAGES)],
+        "madvise": [Condition(2, _ADVICE)],
+        # Not WHITEOUT, which leaves a device node, nor EXCHANGE.
+        "renameat2": [Condition(4, (0, 1) if folder else ())],
     }[name]

@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from proxlm.sandbox.confine import unmount_folder
+
 _TICK = 0.02  # seconds between checks of threads and files
 _STALL = (
     0.5  # a longer time between two checks means that this process, and so the program, was not scheduled
@@ -22,11 +24,15 @@ READY = b"\0"
 
 @dataclass
 class Watched:
-    """A program's process, that of its tests (None without tests), their folder, and the read ends of their pipes."""
+    """A program's process, that of its tests (None without tests), their folder, and the read ends of their pipes.
+
+    mounted: whether the folder is a file system of its own.
+    """
 
     process: int
     judge: int | None
     folder: str
+    mounted: bool
     ready: int
     output: int
     error: int
@@ -50,7 +56,7 @@ def watch(watched: Watched, job: dict[str, Any]) -> dict[str, Any]:
         ):
             if some is None:
                 status = "output"
-    count, size = _clear(watched.folder)
+    count, size = _clear(watched)
     if status == "ended" and (count > job["files"] or size > job["file_size"]):
         status = "files"
     error = bytes(watched.read[watched.error])
@@ -126,7 +132,17 @@ def _broken_limit(watched: Watched, job: dict[str, Any]) -> str:
                 size += entry.stat(follow_symlinks=False).st_size
             except FileNotFoundError:
                 continue
-    return "files" if count > job["files"] or size > job["file_size"] else ""
+    if count > job["files"] or size > job["file_size"]:
+        return "files"
+    if not watched.mounted and _deleted_files(watched) > job["open_files"]:
+        return "files"
+    return ""
+
+
+def _deleted_files(watched: Watched) -> int:
+    """How many deleted files the program keeps in memory by a mapping; of open ones the kernel limits the number."""
+    with open(f"/proc/{watched.process}/maps", encoding="utf-8", errors="replace") as file:
+        return len({line.split()[4] for line in file if line.endswith(" (deleted)\n")})
 
 
 def _gone(process: int) -> bool:
@@ -145,18 +161,22 @@ def _end(watched: Watched) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(watched.process, 0)[1])
 
 
-def _clear(folder: str) -> tuple[int, int]:
+def _clear(watched: Watched) -> tuple[int, int]:
     """Remove the folder; returns the number of files in it and their total bytes.
 
     A confined program can create neither folders nor links, so there is nothing to follow.
     """
     count, size = 0, 0
-    with os.scandir(folder) as entries:
+    with os.scandir(watched.folder) as entries:
         for entry in list(entries):
             count += 1
             size += entry.stat(follow_symlinks=False).st_size
-            os.unlink(entry.path)
-    os.rmdir(folder)
+            if not watched.mounted:
+                os.unlink(entry.path)
+    if watched.mounted:
+        os.chdir("/")
+        unmount_folder(watched.folder)
+    os.rmdir(watched.folder)
     return count, size
 
 

@@ -17,6 +17,10 @@ from sys import stdlib_module_names
 from typing import Any
 
 LARGEST_FRAME = 16 << 20
+# Methods that raise StopIteration to say that there is no more.
+_STOPPING = {"__next__", "__anext__", "send", "throw"}
+# Modules that do something when they are imported: print, open a browser or a window.
+_ACTING = {"__main__", "antigravity", "idlelib", "this", "turtle", "turtledemo"}
 _LONGEST_MESSAGE = 300
 
 
@@ -55,13 +59,16 @@ class Handle:
     """An object on the other side that is not plain data; it can be called, iterated, and its attributes read."""
 
     def __init__(self, peer: Peer, number: int) -> None:
-        self._peer, self._number = peer, number
+        self._peer, self._number, self._may_stop = peer, number, False
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return self._peer.call(self._number, arguments, named)
+        return self._peer.call(self._number, arguments, named, may_stop=self._may_stop)
 
     def __getattr__(self, name: str) -> Any:
-        return self._peer.request("get", self._number, name)
+        value = self._peer.request("get", self._number, name)
+        if isinstance(value, Handle):
+            value._may_stop = name in _STOPPING
+        return value
 
     def __iter__(self) -> Any:
         return self.__getattr__("__iter__")()
@@ -105,9 +112,19 @@ class Peer:
         self._objects: list[Any] = []  # those that the other side has handles to
         self.lost = False
 
-    def call(self, number: int, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """Call the object of a handle; changes that it makes to lists, dicts and sets are made here too."""
-        value, after = self.request("call", number, arguments, named)
+    def call(
+        self, number: int, arguments: tuple[Any, ...], named: dict[str, Any], *, may_stop: bool = False
+    ) -> Any:
+        """Call the object of a handle; changes that it makes to lists, dicts and sets are made here too.
+
+        may_stop: whether it may raise StopIteration, as an iterator's methods do. From a function that would
+            end a `map` or a `zip` of the tests without a sign, and with it what they check.
+        """
+        answer = self.request("call", number, arguments, named, may_stop=may_stop)
+        if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], tuple)):
+            self.lost = True
+            raise LostError
+        value, after = answer
         for mine, theirs in zip(arguments, after, strict=False):
             if type(mine) is not type(theirs):
                 continue
@@ -118,7 +135,7 @@ class Peer:
                 mine.update(theirs)
         return value
 
-    def request(self, kind: str, *arguments: Any) -> Any:
+    def request(self, kind: str, *arguments: Any, may_stop: bool = False) -> Any:
         """Send a request, and serve the other side until it answers. Raises what was raised there, or LostError."""
         if self.lost:
             raise LostError
@@ -129,12 +146,15 @@ class Peer:
                 if answer == "value":
                     return self._unpack(content)
                 if answer == "raise":
+                    raised = _exception(*content)
                     break
                 self._serve(answer, content)
-        except Exception as error:
+        except BaseException as error:
             self.lost = True
             raise LostError from error
-        raise _exception(*content)
+        if isinstance(raised, StopIteration | StopAsyncIteration) and not may_stop:
+            raised = RuntimeError(f"the program raised {type(raised).__name__}: {raised}")
+        raise raised
 
     def serve_for_ever(self) -> None:
         """Answer requests until the other side closes the connection."""
@@ -145,14 +165,21 @@ class Peer:
                 return
             self._serve(kind, content)
 
+    def published(self) -> dict[str, Any]:
+        """What the other side published, by name; LostError if it is no such table."""
+        names = self.call(0, (), {})
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names):
+            self.lost = True
+            raise LostError
+        return names
+
     def _serve(self, kind: str, content: list[Any]) -> None:
         try:
             answer = ["value", self._pack(self._answer(kind, *(self._unpack(one) for one in content)))]
         except MemoryError:
             raise
         except BaseException as error:
-            names = [one.__name__ for one in type(error).__mro__]
-            answer = ["raise", [names, str(error)[:_LONGEST_MESSAGE]]]
+            answer = ["raise", _told(error)]
         write_frame(self._writes, answer)
 
     def _answer(self, kind: str, number: int, *details: Any) -> Any:
@@ -216,7 +243,9 @@ def _pairs(flat: list[Any]) -> dict[Any, Any]:
 
 def _module(name: str) -> Any:
     """The module of Python's own standard library by that name, not the program's; None for any other."""
-    return import_module(name) if name.split(".")[0] in stdlib_module_names else None
+    top, *below = name.split(".")
+    usable = top in stdlib_module_names - _ACTING and not {"", "__main__"} & {*below}
+    return import_module(name) if usable else None
 
 
 _CONTAINERS: dict[Any, tuple[str, Callable[[list[Any]], Any]]] = {
@@ -237,13 +266,22 @@ _SCALARS: dict[str, Callable[..., Any]] = {
 }
 
 
+def _told(error: BaseException) -> list[Any]:
+    """An exception for the other side: the names of its classes, the most specific first, and its text."""
+    names = [str(one.__name__) for one in type(error).__mro__]
+    try:
+        return [names, str.__str__(str(error))[:_LONGEST_MESSAGE]]
+    except Exception:  # a program's own __str__ may raise anything; what ends it, ends it
+        return [names, ""]
+
+
 def _exception(names: list[str], text: str) -> BaseException:
     """An instance of the most specific built-in exception among the names of an exception's classes."""
     for name in names:
         kind = getattr(builtins, name, None)
         if isinstance(kind, type) and issubclass(kind, BaseException):
             try:
-                return kind(text)
+                return kind(str(text))
             except TypeError:  # UnicodeDecodeError, for instance, needs more arguments
                 continue
-    return Exception(text)
+    return Exception(str(text))
