@@ -11,8 +11,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 PathLike = str | os.PathLike[str]
 
@@ -30,7 +30,7 @@ class FileTooLargeError(OSError):
     """The file holds more bytes than its reader takes."""
 
 
-def open_regular(path: PathLike, pipe: bool = False) -> BinaryIO:
+def open_regular(path: PathLike, pipe: bool = False) -> BufferedReader:
     """Open a regular file for reading, as open(path, "rb") does; it never waits.
 
     Args:
@@ -95,10 +95,16 @@ def check_regular(path: PathLike) -> None:
 
 
 def check_folder(folder: PathLike) -> None:
-    """Raise NotRegularFileError if a FIFO, a device or a socket is anywhere below a folder that a library reads."""
-    for where, _, names in os.walk(folder):
-        for name in names:
-            check_regular(Path(where, name))
+    """Raise NotRegularFileError if a FIFO, a device or a socket is in a folder whose files a library reads.
+
+    What is no folder (a name on the hub, for instance) is fine.
+    """
+    try:
+        names = sorted(os.listdir(folder))
+    except (OSError, ValueError):
+        return
+    for name in names:
+        check_regular(Path(folder, name))
 
 
 def _refuse(path: PathLike, mode: int, piped: bool) -> None:

@@ -10,7 +10,11 @@ from types import FunctionType, ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 from proxlm.errors import ConfigError, RewardError, UserCodeError
+from proxlm.files import read_regular
 from proxlm.text import listed, reason_of, suggestion
+
+# Bytes of a user's file.
+LARGEST = 2**26
 
 ErrorT = TypeVar("ErrorT", bound=BaseException)
 
@@ -89,7 +93,7 @@ def _run_file(key: str, path: str) -> ModuleType:
     if folder not in sys.path:
         sys.path.append(folder)  # so that the file can import its neighbours, now and when it is called
     try:
-        exec(compile(Path(path).read_bytes(), path, "exec", dont_inherit=True), vars(module))
+        exec(compile(read_regular(path, LARGEST), path, "exec", dont_inherit=True), vars(module))
     except SyntaxError as error:
         place = f"{error.filename}:{error.lineno}" if error.filename else path
         raise UserCodeError(f"{key}: {place}: {error.msg}") from error

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from proxlm.errors import RunError
+from proxlm.files import open_regular, read_regular
 from proxlm.runlog.folder import write_json_atomic
 from proxlm.text import shortened, system_reason
 
 NAME = "manifest.json"
 FORMAT = 1
+# Bytes of a manifest or a state that are read: far more than any run writes.
+LARGEST = 2**28
 
 
 class FileRecord(NamedTuple):
@@ -81,7 +84,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _record(path: Path) -> FileRecord:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileRecord(file.tell(), digest)
 
@@ -89,7 +92,7 @@ def _record(path: Path) -> FileRecord:
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises RunError that names the file, whatever is in it."""
     try:
-        value = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_not_json)
+        value = json.loads(read_regular(path, LARGEST).decode("utf-8"), parse_constant=_not_json)
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {system_reason(error)}") from error
     except (ValueError, RecursionError) as error:

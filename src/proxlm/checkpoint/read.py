@@ -13,6 +13,7 @@ from torch import Tensor
 from proxlm.checkpoint.manifest import damage, read_json_object
 from proxlm.checkpoint.state import read_step
 from proxlm.errors import RunError
+from proxlm.files import check_regular
 
 State = dict[str, Any]
 
@@ -73,6 +74,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], State]:
     state = read_json_object(folder / "state.json")
     read_step(folder, state)
     try:
+        check_regular(folder / "state.safetensors")
         return load_file(folder / "state.safetensors"), state
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"{folder}: state.safetensors cannot be read: {error}") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
@@ -13,9 +12,11 @@ from proxlm.config import arguments as command_line
 from proxlm.config.jobs import JOBS, ControlConfig, EvaluateConfig, GenerateConfig
 from proxlm.config.paths import expand_user, relative_to
 from proxlm.config.secrets import SECRET
+from proxlm.config.toml_text import LARGEST_RECIPE, TooDeepError, parse_toml
 from proxlm.config.tree import Assembly, is_section, kinds, split_key
 from proxlm.config.values import Key, dotted, shown_value, toml_key, toml_value
 from proxlm.errors import ConfigError
+from proxlm.files import read_regular
 from proxlm.text import did_you_mean, shown, system_reason
 
 # The sections that evaluate and generate read from a run's settings; the others are about training.
@@ -186,7 +187,7 @@ def _without_job(table: Mapping[str, Any], kind: type, source: str) -> dict[str,
 def _read_toml(file: Path) -> dict[str, Any]:
     """A TOML file's contents. Raises ConfigError that names the file, and the line where there is one."""
     try:
-        data = file.read_bytes()
+        data = read_regular(file, LARGEST_RECIPE, pipe=True)
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such file") from None
     except OSError as error:
@@ -199,9 +200,9 @@ def _read_toml(file: Path) -> dict[str, Any]:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{file}: line {line}: not UTF-8 text") from None
     try:
-        return tomllib.loads(text)
-    except RecursionError:
-        raise ConfigError(f"{file}: not valid TOML: nested too deeply") from None
+        return parse_toml(text)
+    except TooDeepError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
     except ValueError as error:
         place = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", str(error))
         line_number = (place and place[1]) or str(text.count("\n") + 1)

@@ -8,9 +8,10 @@ from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from proxlm.config.setting import Bounds
+from proxlm.config.toml_text import DEEPEST
 from proxlm.config.values import Key, convert, dotted, is_table, mismatch, shown_value
 from proxlm.errors import ConfigError
-from proxlm.text import nearest
+from proxlm.text import nearest, shown
 
 
 def kinds(section: Any) -> dict[str, Any]:
@@ -40,8 +41,10 @@ def known_keys(section: Any, at: Key = ()) -> Iterator[Key]:
 def split_key(text: str, source: str) -> Key:
     """The names in a dotted key: ppo.lam → ("ppo", "lam")."""
     key = tuple(text.split("."))
+    if len(key) > DEEPEST:
+        raise ConfigError(f"{source}: {shown(text)}: nested too deeply: a key of more than {DEEPEST} parts")
     if "" in key or not text.isprintable():  # bytes that are not UTF-8 arrive as lone surrogates
-        raise ConfigError(f"{source}: {text!a}: not a key; write section.key")
+        raise ConfigError(f"{source}: {shown(ascii(text))}: not a key; write section.key")
     return key
 
 

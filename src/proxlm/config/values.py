@@ -10,11 +10,11 @@ import json
 import math
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
+from proxlm.config.toml_text import parse_toml
 from proxlm.text import one_line, shown
 
 Key = tuple[str, ...]
@@ -169,7 +169,7 @@ def from_text(kind: Any, text: str) -> Any:
 
 def _toml_or_text(text: str) -> Any:
     try:
-        table = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):
+        table = parse_toml(f"value = {text}")
+    except ValueError:
         return text
     return table["value"] if set(table) == {"value"} else text

@@ -16,6 +16,7 @@ from proxlm.control.normalise import Scale, VectorStatistics, scale_for
 from proxlm.control.spaces import Spaces, spaces_of
 from proxlm.control.trajectories import scale_observations
 from proxlm.errors import ConfigError, RunError
+from proxlm.files import check_regular, read_regular
 from proxlm.seeds import Purpose, derive_seed
 from proxlm.text import reason_of
 
@@ -46,7 +47,8 @@ def load_policy(folder: Path, spaces: Spaces) -> tuple[Agent, Scale | None]:
     from safetensors.torch import load_file
 
     try:
-        about = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
+        about = json.loads(read_regular(folder / "policy.json", 2**20))
+        check_regular(folder / "policy.safetensors")
         tensors = load_file(folder / "policy.safetensors")
         shift, factor = tensors.pop("scale.shift", None), tensors.pop("scale.factor", None)
         agent = Agent(spaces, NetworkSettings(**about["model"]), seed=0)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from proxlm.errors import DataError
+from proxlm.files import read_regular
 from proxlm.seeds import Purpose, derive_seed
 
 _LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
@@ -75,7 +76,7 @@ def completion_prefixes(statements: Sequence[str], count: int, seed: int) -> lis
 
 def _statements_of(file: Path) -> list[str]:
     try:
-        source = file.read_bytes().decode()
+        source = read_regular(file, 2**26).decode()
         with warnings.catch_warnings(action="ignore"):  # invalid escapes in old code
             tree = ast.parse(source)
     except (OSError, ValueError, SyntaxError):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from proxlm.data.skipped import LONGEST_SHOWN, Skipped
 from proxlm.errors import BadRecordError, DataError
+from proxlm.files import open_regular
 from proxlm.text import system_reason
 
 LONGEST_LINE = 64 * 2**20
@@ -68,7 +69,11 @@ def pieces(path: Path) -> Iterator[bytes]:
     read, or is UTF-16 or UTF-32.
     """
     packed = path.suffix.lower() == ".gz"
-    with _reading(path), gzip.open(path, "rb") if packed else open(path, "rb") as file:
+    with (
+        _reading(path),
+        open_regular(path) as source,
+        gzip.GzipFile(fileobj=source) if packed else source as file,
+    ):
         piece = file.readline(PIECE)
         _check_encoding(path, piece)
         piece = piece.removeprefix(b"\xef\xbb\xbf")

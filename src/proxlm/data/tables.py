@@ -15,11 +15,13 @@ from typing import Any
 from proxlm.config.paths import HUB_PREFIX
 from proxlm.data.skipped import Record, Skipped
 from proxlm.errors import BadRecordError, DataError
-from proxlm.text import listed, reason_of
+from proxlm.files import NotRegularFileError, open_regular, read_regular
+from proxlm.text import listed, reason_of, system_reason
 from proxlm.user_code import parse_reference
 
 _ROWS_AT_ONCE = 256
 _READ_AHEAD = 2**20
+_LARGEST_STATE = 2**26
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*){0,2}")
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
 
@@ -55,12 +57,14 @@ def read_parquet(path: Path, skipped: Skipped) -> Iterator[Record]:
     import pyarrow.parquet
 
     try:
-        with open(path, "rb") as source:
+        with open_regular(path) as source:
             file = pyarrow.parquet.ParquetFile(source, buffer_size=_READ_AHEAD)
             _check_columns(path, file.schema_arrow.names)
             yield from _rows(path, file.iter_batches(batch_size=_ROWS_AT_ONCE), skipped)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
+    except NotRegularFileError as error:
+        raise DataError(f"{path}: cannot be read: {system_reason(error)}") from error
     except (arrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a Parquet file, or damaged: {reason_of(error)}") from error
 
@@ -109,7 +113,9 @@ def _saved_files(folder: Path) -> list[Path]:
     """The Arrow files of a data set saved with save_to_disk; they must be in its folder."""
     state = folder / "state.json"
     try:
-        names = [entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
+        names = [
+            entry["filename"] for entry in json.loads(read_regular(state, _LARGEST_STATE))["_data_files"]
+        ]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(f"{state}: damaged; save the data set again with save_to_disk") from error
     for name in names:
@@ -122,11 +128,13 @@ def _saved_files(folder: Path) -> list[Path]:
 def _read_arrow(path: Path, skipped: Skipped) -> Iterator[Record]:
     arrow = _arrow()
     try:
-        with open(path, "rb") as source, arrow.ipc.open_stream(source) as stream:
+        with open_regular(path) as source, arrow.ipc.open_stream(source) as stream:
             _check_columns(path, stream.schema.names)
             yield from _rows(path, stream, skipped)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file, but the data set's state.json names it") from error
+    except NotRegularFileError as error:
+        raise DataError(f"{path}: cannot be read: {system_reason(error)}") from error
     except (arrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not an Arrow file, or damaged: {reason_of(error)}") from error
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from proxlm.config.paths import looks_like_path
 from proxlm.errors import ModelError
-from proxlm.text import reason_of
+from proxlm.files import NotRegularFileError, check_folder
+from proxlm.text import reason_of, system_reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -62,11 +63,15 @@ def train_tokenizer(
 
 
 def require_folder(path: str) -> None:
-    """Raise ModelError if a model's name can only be a path and there is no such folder."""
+    """Raise ModelError if a model's name can only be a path and there is no such folder, or a FIFO in it."""
     if looks_like_path(path) and not Path(path).is_dir():
         raise ModelError(
             f'model.policy = "{path}": no such folder; give a model\'s folder or its name on the hub'
         )
+    try:
+        check_folder(path)
+    except NotRegularFileError as error:
+        raise ModelError(f"{error.filename}: cannot be read: {system_reason(error)}") from error
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> Tokenizer:

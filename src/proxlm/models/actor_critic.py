@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from proxlm.config import ModelSettings
 from proxlm.errors import ModelError
+from proxlm.files import check_folder
 from proxlm.models.adapters import CRITIC, adapters_off, add_critic_adapters, critic_adapters_active
 from proxlm.models.forward import TokenOutputs, response_states, token_outputs
 from proxlm.models.language_model import LanguageModel
@@ -172,6 +173,7 @@ def critic_from_reward_model(models: ActorCritic, path: str) -> ActorCritic:
             f'model.critic_from = "{path}": only for decoder-only policies; set model.critic_from = ""'
         )
     try:
+        check_folder(path)
         network = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from proxlm.config.paths import looks_like_path
 from proxlm.errors import ConfigError, ModelError, RewardError
+from proxlm.files import check_folder
 from proxlm.kernels.device import resolve_device
 from proxlm.models.model_types import register_model_types
 from proxlm.text import listed, reason_of
@@ -158,6 +159,7 @@ def _load_config(path: str) -> Any:
 
     register_model_types()
     try:
+        check_folder(path)
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f'path = "{path}": {reason_of(error)}') from error

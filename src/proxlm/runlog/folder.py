@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from proxlm.errors import RunError
+from proxlm.files import check_regular, open_regular
 from proxlm.runlog.lock import refuse_if_held
 from proxlm.text import reason_of, system_reason
 
@@ -103,6 +104,7 @@ def write_atomic(path: Path, text: str) -> None:
     """Write a text file beside its place, bring it to the disk, and rename it into place. Raises RunError."""
     beside = path.with_name(f".writing-{path.name}-{os.getpid()}")
     try:
+        check_regular(path)  # /dev/null must not be replaced by a file
         with open(beside, "wb") as file:
             file.write(_encoded(text))
             file.flush()
@@ -143,7 +145,7 @@ def _jsonl(rows: Sequence[JsonRow]) -> str:
 def sync_file(path: Path) -> None:
     """Bring a file to the disk, if there is one. Raises RunError."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             os.fsync(file.fileno())
     except FileNotFoundError:
         return
@@ -190,7 +192,8 @@ def plain(value: Any) -> Any:
 def _lines(path: Path) -> Iterator[tuple[str, JsonRow]]:
     """Each line of a JSONL file, as text and as a row."""
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read()
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {system_reason(error)}") from error
     lines = data.split(b"\n")

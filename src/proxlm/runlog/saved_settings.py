@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, SFTConfig, load_config
 from proxlm.config.parse import JOB
+from proxlm.config.toml_text import parse_toml
 from proxlm.errors import ConfigError, RunError
+from proxlm.files import read_regular
 from proxlm.text import system_reason
+
+# Bytes of a text in a run's folder that are read.
+LARGEST = 2**28
 
 RunConfig = PPOConfig | PretrainConfig | SFTConfig | ControlConfig
 # The jobs that make a run.
@@ -51,8 +55,8 @@ def read_saved_settings(folder: Path) -> SavedSettings:
         raise RunError(f"{folder}: not a run's folder: it holds no config.toml")
     text = read_text(file)
     try:
-        job = tomllib.loads(text).get(JOB, "")
-    except (ValueError, RecursionError) as error:
+        job = parse_toml(text).get(JOB, "")
+    except ValueError as error:
         raise RunError(f"{file}: not valid TOML: {error}") from error
     if not isinstance(job, str) or job not in RUNS:
         return SavedSettings("", None, f"{file}: it names no job that makes a run", text)
@@ -65,7 +69,7 @@ def read_saved_settings(folder: Path) -> SavedSettings:
 def read_text(path: Path) -> str:
     """A file of a run's folder as text. Raises RunError that names it."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular(path, LARGEST).decode("utf-8")
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {system_reason(error)}") from error
     except UnicodeDecodeError as error:
