@@ -29,11 +29,12 @@ def with_scores(get_reward: Callable[..., Any], stand_in: Any, tokenizer: Any) -
     """TRL's get_reward, which still reads the value model, but scores texts where the reward model would be read."""
     import torch
 
-    from proxlm.engine.text import response_text
+    from proxlm.data.turn_end import turn_end_of
+    from proxlm.engine.text import ResponseText
     from proxlm.rewards.builtin import sentiment
     from proxlm.types import Completion
 
-    score = sentiment()
+    score, text_of = sentiment(), ResponseText(tokenizer, turn_end_of(tokenizer))
 
     def scored(model: Any, rows: torch.Tensor, pad: int, context: int) -> Any:
         if model is not stand_in:
@@ -41,7 +42,7 @@ def with_scores(get_reward: Callable[..., Any], stand_in: Any, tokenizer: Any) -
         completions = []
         for row in rows.tolist():
             prompt, response = ([i for i in part if i != pad] for part in (row[:context], row[context:]))
-            text = response_text(tokenizer, prompt, response)
+            text = text_of(prompt, response)
             completions.append(Completion("", text, tuple(response), "length"))
         return None, torch.tensor(score(completions)), None
 

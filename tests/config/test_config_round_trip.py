@@ -89,6 +89,8 @@ def values(kind: Any, bounds: Bounds) -> st.SearchStrategy[Any]:
         )
     if kind == list[str]:
         return st.lists(TEXT, max_size=3)
+    if kind == list[int]:
+        return st.lists(values(int, bounds), max_size=3)
     if get_origin(kind) is dict:
         element = get_args(kind)[1]
         return st.dictionaries(TEXT, values(element, bounds), max_size=3)

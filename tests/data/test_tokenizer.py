@@ -208,3 +208,13 @@ def test_loading_errors_are_one_line(tokenizer: Any, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", no_network)
     fails("some/model", "couldn't connect to the hub. Check your internet connection")
+
+
+def test_bos_stands_once_where_the_text_spells_it_out(tokenizer: Any) -> None:
+    bos = tokenizer.bos_token_id
+    assert encode_prompt(tokenizer, "moon")[0] == bos
+    for text in (f"{tokenizer.bos_token}moon", "moon"):
+        assert (
+            encode_prompt(tokenizer, text) == encode_source(tokenizer, text) == tokenizer("moon")["input_ids"]
+        )
+    assert encode_prompt(tokenizer, tokenizer.bos_token) == [bos]

@@ -26,6 +26,7 @@ from ill_runs import (
 )
 
 from proxlm.config import OptimiserSettings, RewardSettings
+from proxlm.data.turn_end import TurnEnd
 from proxlm.doctor import RULES, Doctor, facts_of
 from proxlm.engine import scheduler
 from proxlm.models.language_model import LanguageModel
@@ -134,7 +135,7 @@ def test_eos_at_once_from_the_start(tokenizer, tmp_path):
 
 def test_eos_never_because_the_end_is_not_known(tokenizer, tmp_path, monkeypatch):
     """No token is taken for the end, as with a model whose chat template ends with another one than EOS."""
-    monkeypatch.setattr(LanguageModel, "eos_ids", frozenset())
+    monkeypatch.setattr(LanguageModel, "turn_end", TurnEnd(frozenset(), None, 0))
     config = separate(5, 1e-3)
     chat = replace(config, data=replace(config.data, chat=True))
     findings, _ = run(tokenizer, tmp_path, chat)

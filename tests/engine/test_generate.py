@@ -9,10 +9,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from proxlm.config import ModelSettings, RolloutSettings
+from proxlm.data.turn_end import turn_end_of
 from proxlm.engine.decoders import CachedDecoder, RecomputeDecoder, TargetDecoder, make_decoder
 from proxlm.engine.generate import generate
 from proxlm.engine.native import NativeEngine
-from proxlm.engine.text import response_text, stop_position
+from proxlm.engine.text import ResponseText, stop_position
 from proxlm.models.forward import token_outputs
 from proxlm.models.load import load_language_model, wrap
 from proxlm.seeds import Stream
@@ -283,8 +284,9 @@ def test_leading_space_of_sentencepiece_survives(stories):
 
     tokenizer = load_tokenizer(str(stories))
     ids = tokenizer("Once upon a time").input_ids
-    assert response_text(tokenizer, ids[:3], ids[3:]) == " a time"
-    assert response_text(tokenizer, ids[:3], [*ids[3:], tokenizer.eos_token_id], ["time"]) == " a "
+    text = ResponseText(tokenizer, turn_end_of(tokenizer))
+    assert text(ids[:3], ids[3:]) == " a time"
+    assert replace(text, stop=("time",))(ids[:3], [*ids[3:], tokenizer.eos_token_id]) == " a "
 
 
 def test_greedy_story_is_one_that_the_model_was_trained_on(story_model):

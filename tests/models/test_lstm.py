@@ -246,7 +246,7 @@ def test_saved_and_loaded_it_is_the_same(model, tmp_path):
         assert torch.equal(network(ids).logits, model.network(ids).logits)
         assert network.lm_head.weight is network.model.embed_tokens.weight
     assert ours.context is None
-    assert ours.eos_ids == {model.tokenizer.eos_token_id}
+    assert ours.turn_end.tokens == {model.tokenizer.eos_token_id}
 
 
 def test_the_auto_classes_know_it(model, tmp_path):

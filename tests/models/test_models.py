@@ -117,7 +117,7 @@ def test_saved_model_loads_with_transformers_and_with_us(tokenizer, saved):
         assert torch.equal(theirs[name], value)
         assert torch.equal(ours.network.state_dict()[name], value)
     assert AutoTokenizer.from_pretrained(saved)(TEXTS[3]).input_ids == tokenizer(TEXTS[3]).input_ids
-    assert ours.eos_ids == {tokenizer.eos_token_id}
+    assert ours.turn_end.tokens == {tokenizer.eos_token_id}
     assert ours.context == 128
 
 

@@ -38,7 +38,7 @@ def read_arguments(job: Any, arguments: Sequence[str]) -> tuple[list[str], dict[
         if not equals:
             text = _following(key, kind, waiting)
         value = from_text(kind, text)
-        if kind == list[str]:
+        if kind in (list[str], list[int]) and isinstance(value, list):
             value = settings.pop(key, []) + value
         settings.pop(key, None)
         settings[key] = value

@@ -20,7 +20,14 @@ _GROUPS = {
     "Look at a run": ("report", "doctor"),
     "See it work": ("demo",),
 }
-_TYPES = {str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "true|false", list[str]: "TEXT, repeatable"}
+_TYPES = {
+    str: "TEXT",
+    int: "INTEGER",
+    float: "NUMBER",
+    bool: "true|false",
+    list[str]: "TEXT, repeatable",
+    list[int]: "INTEGER, repeatable",
+}
 
 
 def overview() -> str:

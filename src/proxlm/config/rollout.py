@@ -30,7 +30,18 @@ class RolloutSettings:
     min_p: float = setting(
         0.0, "exclude tokens less probable than this share of the most likely token's probability", ge=0, lt=1
     )
-    stop: list[str] = setting(factory=list, help="texts that end a response, in addition to the EOS token")
+    stop: list[str] = setting(
+        factory=list,
+        help="texts that end a response, in addition to EOS and the chat template's end of a turn; a special token's"
+        " text is that token",
+    )
+    stop_token_ids: list[int] = setting(
+        factory=list, help="token ids that end a response, as stop does", ge=0
+    )
+    skip_special_tokens: bool = setting(
+        False,
+        "leave all special tokens out of responses' texts; false: only BOS, EOS, padding and ends of turns",
+    )
     batch_size: int = setting(
         64, "sequences generated at the same time; does not change what is sampled", ge=1, on_resume="free"
     )

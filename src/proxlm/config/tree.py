@@ -111,7 +111,8 @@ class Assembly:
             value = convert(kind, value)
         except ValueError as error:
             raise ConfigError(f"{source}: {dotted(at)}: {error}") from None
-        problem = bounds.problem(value) if kind in (int, float) else None
+        numbers = [value] if kind in (int, float) else value if kind == list[int] else []
+        problem = next(filter(None, map(bounds.problem, numbers)), None)
         if problem:
             raise ConfigError(f"{source}: {dotted(at)} = {shown_value(value)}: {problem}")
         self._record(at, source)

@@ -1,7 +1,7 @@
 """Single values: what a declared type accepts, how text becomes a value, and how a value is written as TOML.
 
-The declared types are str, int, float, bool, Literal of texts, list[str], and Any (all that TOML can hold except
-dates); tree.py handles tables and sections.
+The declared types are str, int, float, bool, Literal of texts, list[str], list[int], and Any (all that TOML can hold
+except dates); tree.py handles tables and sections.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ def expected(kind: Any) -> str:
         return "a table such as {name = 1}"
     if kind == list[str]:
         return "a list of texts"
+    if kind == list[int]:
+        return "a list of whole numbers"
     names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
     return names.get(kind, "text, a number, true, false, a list or a table")
 
@@ -116,6 +118,8 @@ def convert(kind: Any, value: Any) -> Any:
                 raise mismatch(kind, value) from None
     elif kind == list[str] and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
         return [_text(item) for item in value]
+    elif kind == list[int] and isinstance(value, list | tuple) and all(type(v) is int for v in value):
+        return list(value)
     raise mismatch(kind, value)
 
 
@@ -162,6 +166,8 @@ def from_text(kind: Any, text: str) -> Any:
     value = _toml_or_text(text)
     if kind == list[str]:
         return value if isinstance(value, list) else [text]
+    if kind == list[int]:
+        return value if isinstance(value, list) else [value]
     if kind is Any:
         return value if isinstance(value, str | bool | int | float | list | dict) else text
     return value if isinstance(value, dict) else text

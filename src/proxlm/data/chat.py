@@ -29,6 +29,12 @@ def read_template(path: str) -> str | None:
     return text
 
 
+def carry_template(tokenizer: Tokenizer, path: str) -> None:
+    """Give the tokenizer the template in the file `path`, if any: a model is saved with the one it was used with."""
+    if path:
+        tokenizer.chat_template = read_template(path)
+
+
 def check_messages(value: Any, where: str) -> list[Message]:
     """`value`, checked to be a list of {"role": text, "content": text}; else raises BadRecordError.
 

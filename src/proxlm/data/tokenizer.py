@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from proxlm.config.paths import looks_like_path
 from proxlm.errors import ModelError
@@ -106,7 +107,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     An EOS that the tokenizer adds at the end is removed, because the model is to continue the text. A special token
     spelled out in `text` is encoded as that token.
     """
-    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    ids = encode_source(tokenizer, text)
     if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         plain = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if not plain or _trailing(ids, ids[-1]) > _trailing(plain, ids[-1]):
@@ -115,8 +116,12 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def encode_source(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a whole text for an encoder, with what the tokenizer puts first and last (EOS in T5 and BART)."""
-    return list(tokenizer(text, verbose=False)["input_ids"])
+    """Token ids of a whole text, with what the tokenizer puts first and last (EOS in T5 and BART).
+
+    BOS stands once, also where the text (a rendered conversation, for instance) spells it out at its beginning.
+    """
+    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id else ids
 
 
 def encode_target(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -191,12 +196,67 @@ def response_tokens_as_text(tokenizer: Tokenizer, ids: Sequence[int]) -> list[st
     return pieces
 
 
+def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of the ids, special tokens included.
+
+    In tokenizers that spell rare characters in bytes (byte fallback), a byte that is in no whole character is a � of
+    its own. transformers would show the whole run of bytes around it as �, whole characters included.
+    """
+    ids = list(ids)
+    wrong = _bytes_of_no_character(ids, _byte_values(tokenizer))
+    if not wrong:
+        return _decoded(tokenizer, ids)
+    # What follows such a byte is decoded after an "a" that is spelled in a byte, so that no space is lost.
+    anchor = tokenizer.convert_tokens_to_ids("<0x61>")
+    pieces = [_decoded(tokenizer, ids[: wrong[0]])]
+    for place, end in zip(wrong, [*wrong[1:], len(ids)], strict=True):
+        rest = ids[place + 1 : end]
+        pieces.append(INCOMPLETE + (_decoded(tokenizer, [anchor, *rest])[1:] if rest else ""))
+    return "".join(pieces)
+
+
+def _decoded(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+_known_bytes: WeakKeyDictionary[Tokenizer, dict[int, int]] = WeakKeyDictionary()
+
+
+def _byte_values(tokenizer: Tokenizer) -> dict[int, int]:
+    """The byte that each byte token (<0x00> … <0xFF>) stands for; empty for a tokenizer without them."""
+    if tokenizer not in _known_bytes:
+        names = [f"<0x{byte:02X}>" for byte in range(256)]
+        ids = tokenizer.convert_tokens_to_ids(names)
+        there = tokenizer.convert_ids_to_tokens(ids) == names if None not in ids else False
+        spelled = there and _decoded(tokenizer, [ids[0x41]]) == "A"
+        _known_bytes[tokenizer] = {token: byte for byte, token in enumerate(ids)} if spelled else {}
+    return _known_bytes[tokenizer]
+
+
+def _bytes_of_no_character(ids: Sequence[int], values: Mapping[int, int]) -> list[int]:
+    """The places of byte tokens that are not part of a whole UTF-8 character."""
+    found: list[int] = []
+    run = bytearray()
+    for place, token in enumerate([*ids, -1] if values else []):
+        if token in values:
+            run.append(values[token])
+            continue
+        begin = place - len(run)
+        while run:
+            try:
+                run.decode()
+                run.clear()
+            except UnicodeDecodeError as error:
+                found += range(begin + error.start, begin + error.end)
+                del run[: error.end]
+                begin += error.end
+    return found
+
+
 def _decode_after_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The ids' text as it reads after other text; without text before it some tokenizers strip its first space."""
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
-    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-    before: str = tokenizer.decode(anchor, **options)
-    return str(tokenizer.decode([*anchor, *ids], **options))[len(before) :]
+    return decode(tokenizer, [*anchor, *ids])[len(decode(tokenizer, anchor)) :]
 
 
 def _trailing(ids: Sequence[int], token: int) -> int:

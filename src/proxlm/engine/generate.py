@@ -11,7 +11,7 @@ import torch
 from proxlm.config import RolloutSettings
 from proxlm.engine.protocol import Engine
 from proxlm.engine.request import Request, RequestOutput, SampleSeed, SamplingParams
-from proxlm.engine.text import response_text
+from proxlm.engine.text import ResponseText
 from proxlm.seeds import Stream
 from proxlm.types import Progress, Prompt, Rollout, Sequences
 
@@ -68,8 +68,8 @@ def generate(
     """Sample one response to each prompt (repeat a prompt for more).
 
     What is sampled depends on (seed, stream, step, prompt id, which repeat of it, position) and the weights, not on
-    the order or the engine's batch size. A response ends with an EOS token, which it keeps; at a stop text, whose
-    tokens it keeps while `texts` is cut before it; or after max_new_tokens.
+    the order or the engine's batch size. A response ends with a token that ends the model's turns, which it keeps; at
+    a stop token or a stop text, whose tokens it keeps while `texts` is cut before it; or after max_new_tokens.
 
     Args:
         engine: generates; it must have no other requests, and is reset at the end.
@@ -85,8 +85,9 @@ def generate(
     Returns:
         CPU tensors, rows in the order of the prompts; without prompts, a rollout without rows.
     """
+    text = SamplingParams.of(settings, SampleSeed()).response_text(engine.tokenizer, engine.turn_end)
     if not prompts:
-        return _rollout(engine, [], {}, [], settings)
+        return _rollout(engine, [], {}, [], text)
     repeats = repeat_numbers(prompts)
     # Prompts of similar length share a batch, so that little of it is padding.
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].input_ids))
@@ -109,7 +110,7 @@ def generate(
                 on_progress(len(outputs), len(prompts))
             while groups and all(row in outputs for row in groups[0]):
                 rows = groups.popleft()
-                parts.append(_rollout(engine, prompts, outputs, rows, settings))
+                parts.append(_rollout(engine, prompts, outputs, rows, text))
                 if listener is not None:
                     listener.on_group(rows, parts[-1])
             if listener is not None:
@@ -134,7 +135,7 @@ def _rollout(
     prompts: Sequence[Prompt],
     outputs: Mapping[int, RequestOutput],
     rows: Sequence[int],
-    settings: RolloutSettings,
+    text: ResponseText,
 ) -> Rollout:
     """The rollout of some prompts, whose requests are finished."""
     asked, finished = [prompts[row] for row in rows], [outputs[row] for row in rows]
@@ -148,12 +149,7 @@ def _rollout(
         logprobs=logprobs,
         finish=[output.finish for output in finished],
         texts=[
-            response_text(
-                engine.tokenizer,
-                () if engine.encoder_decoder else prompt.input_ids,
-                output.tokens,
-                settings.stop,
-            )
+            text(() if engine.encoder_decoder else prompt.input_ids, output.tokens)
             for prompt, output in zip(asked, finished, strict=True)
         ],
         policy_version=engine.version,

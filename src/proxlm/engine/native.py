@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from proxlm.config import RolloutSettings
+from proxlm.data.turn_end import TurnEnd
 from proxlm.engine.decoders import make_decoder
 from proxlm.engine.request import Request, RequestOutput
 from proxlm.engine.scheduler import Scheduler
@@ -49,6 +50,11 @@ class NativeEngine:
     def encoder_decoder(self) -> bool:
         """The model's."""
         return self.model.encoder_decoder
+
+    @property
+    def turn_end(self) -> TurnEnd:
+        """The model's."""
+        return self.model.turn_end
 
     def __len__(self) -> int:
         return 0 if self._scheduler is None else len(self._scheduler)

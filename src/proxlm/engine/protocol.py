@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from proxlm.data.turn_end import TurnEnd
 from proxlm.engine.request import Request, RequestOutput
 
 
@@ -42,6 +43,10 @@ class Engine(Protocol):
     @property
     def encoder_decoder(self) -> bool:
         """Whether an encoder reads the prompt, so that a response is a text by itself."""
+
+    @property
+    def turn_end(self) -> TurnEnd:
+        """The tokens that end a turn of the model, so that every request ends with them."""
 
     @property
     def version(self) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from proxlm.config import RolloutSettings
+from proxlm.data.turn_end import TurnEnd
 from proxlm.engine.kv_cache import CachedPrefix
 from proxlm.engine.sampling import Distribution
+from proxlm.engine.text import ResponseText
 from proxlm.types import Finish
 
 
@@ -41,7 +44,9 @@ class SamplingParams:
         top_k: keep the k likeliest tokens; 0: all.
         top_p: keep the smallest set of likeliest tokens with this much probability.
         min_p: drop tokens below this share of the likeliest token's probability.
-        stop: texts that end the response. Their tokens are kept.
+        stop: texts that end the response. Their tokens are kept. A text may be, or hold, a special token.
+        stop_token_ids: tokens that end the response, in addition to those that end a turn of the model. Kept, too.
+        skip_special_tokens: stop texts are looked for in the text without any special token; see `ResponseText`.
         max_new_tokens: most tokens to sample.
         seed: counters of the random numbers.
         logprobs: whether the output holds the log-probs of the sampled tokens.
@@ -52,6 +57,8 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    skip_special_tokens: bool = False
     max_new_tokens: int = 64
     seed: SampleSeed = field(default_factory=SampleSeed)
     logprobs: bool = True
@@ -71,9 +78,20 @@ class SamplingParams:
             top_p=settings.top_p,
             min_p=settings.min_p,
             stop=tuple(settings.stop),
+            stop_token_ids=tuple(settings.stop_token_ids),
+            skip_special_tokens=settings.skip_special_tokens,
             max_new_tokens=settings.max_new_tokens if max_new_tokens is None else max_new_tokens,
             seed=seed,
         )
+
+    def response_text(self, tokenizer: Any, end: TurnEnd) -> ResponseText:
+        """What makes the text of a response that was sampled with these parameters.
+
+        Args:
+            tokenizer: of the model.
+            end: what ends a turn of the model.
+        """
+        return ResponseText(tokenizer, end, self.stop, self.stop_token_ids, self.skip_special_tokens)
 
     @property
     def distribution(self) -> Distribution:
@@ -107,7 +125,7 @@ class RequestOutput:
 
     Attributes:
         id: the request's.
-        tokens: sampled token ids, at least one; with the EOS token or the tokens of the stop text that ended it.
+        tokens: sampled token ids, at least one; with the token or the tokens of the stop text that ended it.
         logprobs: natural log of the probability each token was sampled with, temperature and filters applied
             (at temperature 0: its probability at temperature 1); empty if the request asked for none.
         finish: "eos", "stop" or "length".

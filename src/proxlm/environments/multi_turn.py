@@ -18,7 +18,6 @@ from proxlm.config import EnvironmentSettings, RolloutSettings
 from proxlm.engine.generate import repeat_numbers
 from proxlm.engine.protocol import Engine
 from proxlm.engine.request import Request, RequestOutput, SampleSeed, SamplingParams
-from proxlm.engine.text import response_text
 from proxlm.environments.conversation import Conversation
 from proxlm.environments.message_tokens import MessageTokens
 from proxlm.environments.pool import EnvironmentPool
@@ -123,6 +122,8 @@ class _MultiTurnRollout:
         self.limits, self.message_tokens = spec.settings, spec.message_tokens
         self.engine, self.settings, self.pool = engine, settings, pool
         self.conversations = conversations
+        params = SamplingParams.of(settings, SampleSeed())
+        self.text = params.response_text(engine.tokenizer, engine.turn_end)
         self.ready: list[int] = []  # whose next turn can be submitted
         self.recent: set[int] = set()  # whose call began since the last wait for quick answers
         self.began, self.wasted = time.monotonic(), 0.0
@@ -228,7 +229,7 @@ class _MultiTurnRollout:
         """A turn is finished: its text goes to the environment."""
         conversation = self.conversations[output.id]
         before = [*conversation.prompt_tokens, *conversation.tokens]
-        reply = response_text(self.engine.tokenizer, before, output.tokens, self.settings.stop)
+        reply = self.text(before, output.tokens)
         conversation.append_turn(output)
         self._call(output.id, conversation.environment.step, reply)
 
@@ -248,7 +249,7 @@ class _MultiTurnRollout:
             action_mask=flat("chosen", torch.bool),
             logprobs=flat("logprobs", torch.float32),
             finish=[c.finish for c in kept],
-            texts=[response_text(self.engine.tokenizer, c.prompt_tokens, c.tokens) for c in kept],
+            texts=[self.text.transcript(c.prompt_tokens, c.tokens, c.chosen) for c in kept],
             policy_version=self.engine.version,
             rewards=flat("rewards", torch.float32),
             lost=lost,

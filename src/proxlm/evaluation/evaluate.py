@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from proxlm.config import RolloutSettings
+from proxlm.data.tokenizer import decode
+from proxlm.data.turn_end import special_ids
 from proxlm.engine.generate import Generate, generate
 from proxlm.engine.protocol import Engine
 from proxlm.evaluation.metrics import Estimate, distinct_n, mean_with_interval, perplexity, words_of
@@ -127,7 +129,8 @@ def _own_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
         return rollout.texts
     tokens, lengths = rollout.sequences.response_tokens, rollout.sequences.response_lengths.tolist()
     rows = zip(tokens.split(lengths), rollout.action_mask.split(lengths), strict=True)
-    return [tokenizer.decode(row[chosen].tolist(), skip_special_tokens=True) for row, chosen in rows]
+    hidden = special_ids(tokenizer)
+    return [decode(tokenizer, [t for t in row[chosen].tolist() if t not in hidden]) for row, chosen in rows]
 
 
 def _plain(value: float) -> Estimate:

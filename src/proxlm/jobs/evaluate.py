@@ -11,6 +11,7 @@ from typing import Any
 
 from proxlm.config import EvaluateConfig, validate
 from proxlm.config.paths import short
+from proxlm.data.chat import carry_template
 from proxlm.data.prompts import LoadedPrompts, PromptSources, load_prompts
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
@@ -95,6 +96,7 @@ def evaluate(
     check_conversations(config, first)
     limit = prompt_limit(first, config.data, config.rollout)
     reference = first.load()
+    carry_template(reference.tokenizer, config.data.chat_template)
     loaded = _held_out(config, given, reference, limit)
     sampler, scorer = sampler_of(config, reference.tokenizer, built, environment)
     if not loaded.prompts:
@@ -102,6 +104,7 @@ def evaluate(
     evaluations: list[Evaluation] = []
     for number, source in enumerate(sources):
         model = source.load() if number else reference
+        carry_template(model.tokenizer, config.data.chat_template)
         name = short(source.settings.policy)
         longest = limit + (0 if reference.encoder_decoder else config.rollout.max_new_tokens)
         _check_same_tokens(reference, model, longest)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.config import DataSettings, GenerateConfig, LoraSettings, ModelSettings, RolloutSettings
-from proxlm.data.chat import ChatFormat, encode_rendered, with_system
+from proxlm.data.chat import ChatFormat, carry_template, encode_rendered, with_system
 from proxlm.data.prompts import load_prompts
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import encode_prompt, encode_source
@@ -24,6 +24,7 @@ from proxlm.jobs.model_limits import prompt_limit
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.prompts import load_prompts_of
 from proxlm.jobs.startup import start_job
+from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
 from proxlm.runlog.folder import write_atomic
 from proxlm.types import Completion, Prompt
@@ -36,7 +37,7 @@ def main(config: GenerateConfig) -> None:
     start_job(model=config.model)
     source = ModelSource(without_adapters(config.model))
     limit = prompt_limit(source, config.data, config.rollout)
-    with closing(NativeEngine(source.load(), config.rollout)) as engine:
+    with closing(NativeEngine(_with_template(source, config.data), config.rollout)) as engine:
         if config.prompt:
             history = with_system([{"role": "user", "content": config.prompt}], config.data.system)
             print(_respond(engine, config, limit, history if config.data.chat else config.prompt, turn=0))
@@ -78,13 +79,20 @@ def generate(
     records = record_source(prompts, "prompts", data.prompt_field)
     assert records is not None
     encoded = load_prompts_of(records, source, data, rollout, seed)
-    with closing(NativeEngine(source.load(), rollout)) as engine:
+    with closing(NativeEngine(_with_template(source, data), rollout)) as engine:
         return generate_rollout(engine, encoded, rollout, seed=seed, step=0).completions()
 
 
 def without_adapters(model: ModelSettings) -> ModelSettings:
     """The settings of a trained model, which holds its adapters already; new ones would be of no use."""
     return replace(model, lora=LoraSettings())
+
+
+def _with_template(source: ModelSource, data: DataSettings) -> LanguageModel:
+    """The model, which ends its turns as the chat template of the settings does."""
+    model = source.load()
+    carry_template(model.tokenizer, data.chat_template)
+    return model
 
 
 def _from_file(engine: Engine, config: GenerateConfig, limit: int) -> None:

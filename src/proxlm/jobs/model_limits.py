@@ -11,8 +11,10 @@ def prompt_limit(model: ModelSource, data: DataSettings, rollout: RolloutSetting
     """The longest prompt in tokens: data.max_prompt_tokens, or what the context leaves for the response.
 
     An encoder–decoder has its whole context for the prompt, and as much for the start token and the response.
-    Reads the model's configuration only. Raises DataError if nothing is left for a prompt.
+    Reads the model's configuration only. Raises DataError if nothing is left for a prompt, and ConfigError for stop
+    tokens that the model does not have.
     """
+    check_stop_tokens(model, rollout)
     context = model.context
     if context is None:
         return data.max_prompt_tokens or 2**31
@@ -37,3 +39,12 @@ def check_block(key: str, block: int, model: ModelSource) -> None:
     context = model.context
     if context is not None and block > context:
         raise ConfigError(f"{key} = {block}: longer than the model's context of {context}")
+
+
+def check_stop_tokens(model: ModelSource, rollout: RolloutSettings) -> None:
+    """Raise ConfigError if rollout.stop_token_ids has a token beyond the model's vocabulary."""
+    size = getattr(model.configuration.get_text_config(), "vocab_size", None)
+    if size is not None and (wrong := [token for token in rollout.stop_token_ids if token >= size]):
+        raise ConfigError(
+            f"rollout.stop_token_ids: {wrong[0]} is not a token of the model, whose ids end at {size - 1}"
+        )

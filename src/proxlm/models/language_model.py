@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from proxlm.data.turn_end import TurnEnd, eos_of, turn_end_of
 from proxlm.errors import ModelError
 from proxlm.kernels.module_hooks import has_hooks
 from proxlm.models.adapters import POLICY, adapter_parameters
@@ -73,11 +74,9 @@ class LanguageModel:
         return getattr(text_config, "max_position_embeddings", None)
 
     @property
-    def eos_ids(self) -> frozenset[int]:
-        """Every token that ends a response: the tokenizer's EOS and those of the generation config."""
-        more = getattr(getattr(self.network, "generation_config", None), "eos_token_id", None)
-        ids = more if isinstance(more, list) else [more]
-        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+    def turn_end(self) -> TurnEnd:
+        """What ends a turn: EOS of the tokenizer and the generation config, and the chat template's own end."""
+        return turn_end_of(self.tokenizer, eos_of(getattr(self.network, "generation_config", None)))
 
     def states(self, input_ids: Tensor, **arguments: Any) -> Any:
         """Run the trunk. Returns transformers' output, with last_hidden_state [b, t, H]."""
