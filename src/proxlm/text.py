@@ -69,11 +69,11 @@ def system_reason(error: OSError) -> str:
     return error.strerror or reason_of(error)
 
 
-def listed(names: Iterable[str], empty: str = "none") -> str:
-    """Names for a message: "a, b, c", the first 20 of them and how many more there are; `empty` for no names."""
+def listed(names: Iterable[str], empty: str = "none", most: int = LONGEST_LIST) -> str:
+    """Names for a message: "a, b, c", the first `most` of them and how many more there are; `empty` for no names."""
     every = [shown(name) for name in names]
-    more = f" and {len(every) - LONGEST_LIST} more" if len(every) > LONGEST_LIST else ""
-    return ", ".join(every[:LONGEST_LIST]) + more or empty
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more or empty
 
 
 def nearest(word: str, options: Iterable[str]) -> str | None:

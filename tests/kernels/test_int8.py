@@ -17,7 +17,7 @@ from proxlm.errors import ConfigError, ModelError
 from proxlm.kernels import int8
 from proxlm.kernels.inference_products import inference_product
 from proxlm.kernels.int8 import Int8Product, can_multiply
-from proxlm.models.adapters import adapters_off, add_lora
+from proxlm.models.adapters import add_lora, reference_active
 from proxlm.models.forward import token_outputs
 from proxlm.types import Prompt
 from small_models import tiny_model
@@ -147,7 +147,7 @@ def test_adapters_are_part_of_what_is_written_with(tokenizer: Any, weights: Any)
     rollout = generate(NativeEngine(model, config), prompts(), config, seed=3, step=0)
     with torch.no_grad():
         own = token_outputs(model, rollout.sequences).logprobs
-        with adapters_off(model):
+        with reference_active(model):
             base = token_outputs(model, rollout.sequences).logprobs
     gap = float((own - rollout.logprobs).abs().mean())
     assert gap < 1e-5 if weights == "policy" else 1e-4 < gap < 0.1

@@ -19,7 +19,7 @@ from proxlm.config import (
 from proxlm.data.supervised import SFTExample
 from proxlm.errors import ModelError
 from proxlm.models.actor_critic import critic_from_reward_model, make_actor_critic
-from proxlm.models.adapters import adapters_off, add_lora
+from proxlm.models.adapters import add_lora, reference_active
 from proxlm.models.encoder_decoder import source_and_target, start_token
 from proxlm.models.forward import response_states, token_outputs
 from proxlm.models.language_model import check_head
@@ -148,7 +148,7 @@ def test_adapters_start_as_the_reference_bit_for_bit_and_merge(tokenizer, tmp_pa
                 p.normal_(std=0.3)
         adapted = token_outputs(model, batch()).logprobs
         assert not torch.allclose(adapted, bare, atol=1e-2)
-        with adapters_off(model):
+        with reference_active(model):
             assert torch.equal(token_outputs(model, batch()).logprobs, bare)
         save_language_model(model, tmp_path)
         merged = load_language_model(ModelSettings(policy=str(tmp_path), device="cpu"))

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from proxlm.config import LoraSettings, ModelSettings, NewModelSettings
 from proxlm.errors import ConfigError, ModelError
 from proxlm.models.actor_critic import ValueHead, make_actor_critic
-from proxlm.models.adapters import adapters_off, add_lora
+from proxlm.models.adapters import add_lora, reference_active
 from proxlm.models.forward import micro_batches, pad_right, response_states, token_outputs
 from proxlm.models.language_model import check_head
 from proxlm.models.load import (
@@ -130,7 +130,7 @@ def test_lora_merges_into_an_ordinary_model(tokenizer, tmp_path, saved):
             if "lora_B" in name:
                 p.normal_(std=0.3)
         adapted = token_outputs(model, batch()).logprobs
-        with adapters_off(model):
+        with reference_active(model):
             bare = token_outputs(model, batch()).logprobs
         save_language_model(model, tmp_path / "merged")
         merged = load_language_model(ModelSettings(policy=str(tmp_path / "merged"), device="cpu"))

@@ -214,8 +214,13 @@ def test_a_language_model_without_a_trained_head_is_refused(tmp_path: Path, toke
     sizes = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_labels=1, **sizes)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"not a trained classifier: it has no weights for score\.weight"):
-        build_reward(RewardSettings(use="reward_model", args={"path": str(tmp_path)})).prepare()
+    settings = RewardSettings(use="reward_model", args={"path": str(tmp_path)})
+    with pytest.raises(ConfigError, match=r"a LlamaForCausalLM; a reward model is a trained classifier"):
+        build_reward(settings)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace("ForCausalLM", "ForSequenceClassification"))
+    with pytest.raises(ModelError, match=r"missing: score\.weight.* a reward model is a trained classifier"):
+        build_reward(settings).prepare()
 
 
 def test_a_folder_that_cannot_be_loaded(tmp_path: Path, tokenizer: Any) -> None:
@@ -228,9 +233,12 @@ def test_a_folder_that_cannot_be_loaded(tmp_path: Path, tokenizer: Any) -> None:
     reward = build_reward(RewardSettings(use="reward_model", args={"path": path}, on_error="score"))
     weights = tmp_path / "model" / "model.safetensors"
     torch.save({}, tmp_path / "model" / "pytorch_model.bin")
-    for damage in (lambda: weights.write_bytes(b"nonsense"), weights.unlink):
+    for damage, problem in (
+        (lambda: weights.write_bytes(b"nonsense"), "cannot be loaded: "),
+        (weights.unlink, "only pickled weights"),
+    ):
         damage()
         with pytest.raises(ModelError) as raised:
             reward.score(SIX)
-        assert str(raised.value).startswith(f"reward model {path}: cannot be loaded: ")
+        assert str(raised.value).startswith(f"reward model {path}: {problem}")
         assert "\n" not in str(raised.value)

@@ -14,6 +14,7 @@ from proxlm.checkpoint.manifest import damage, read_json_object
 from proxlm.checkpoint.state import read_step
 from proxlm.errors import RunError
 from proxlm.files import check_regular
+from proxlm.text import listed, shown
 
 State = dict[str, Any]
 
@@ -81,19 +82,29 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], State]:
 
 
 def check_fit(checkpoint: Path, tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Raise RunError unless the checkpoint holds exactly these weights, in their shapes.
+    """Raise RunError unless the checkpoint holds exactly these weights, in their shapes and precisions.
 
     Its tensors named "optimiser.…" and "extra.…" are no weights.
     """
-    saved = {name: t.shape for name, t in tensors.items() if not name.startswith(("optimiser.", "extra."))}
-    wanted = {name: t.shape for name, t in weights.items()}
-    for name in sorted(saved.keys() | wanted.keys()):
-        if saved.get(name) != wanted.get(name):
-            shapes = [tuple(s[name]) if name in s else "nothing" for s in (saved, wanted)]
-            raise RunError(
-                f"{checkpoint}: does not fit the settings: {name} is {shapes[0]} there and {shapes[1]} here; resume"
-                " with the model, critic and adapters it was made with"
-            )
+    saved = {name: t for name, t in tensors.items() if not name.startswith(("optimiser.", "extra."))}
+    wrong = []
+    for name in sorted(saved.keys() | weights.keys()):
+        there, here = _kind_of(saved.get(name)), _kind_of(weights.get(name))
+        if there != here:
+            wrong.append(f"{shown(name)} is {there} there and {here} here")
+    if wrong:
+        raise RunError(
+            f"{checkpoint}: does not fit the settings: {listed(wrong, most=2)}; resume with the model, critic and"
+            " adapters it was made with"
+        )
+
+
+def _kind_of(tensor: Tensor | None) -> str:
+    """Shape and, unless it is float32, precision of a tensor."""
+    if tensor is None:
+        return "nothing"
+    precision = str(tensor.dtype).removeprefix("torch.")
+    return f"{tuple(tensor.shape)}" + (f" {precision}" if precision != "float32" else "")
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,7 @@ def save_checkpoint(
         )
         write_json_atomic(temporary / "state.json", {"step": step, **state})
         write_policy(temporary / "policy")
+        give_mode_of(temporary / "state.json", temporary)
         sync_tree(temporary)
         write_manifest(temporary)
         _sync(temporary)
@@ -155,6 +157,14 @@ def clear_leftovers(folder: Path) -> None:
                 shutil.rmtree(left)
             else:
                 left.unlink()
+
+
+def give_mode_of(file: Path, folder: Path) -> None:
+    """Give every file below `folder` the mode of `file`: safetensors' can be read by their owner only."""
+    mode = stat.S_IMODE(file.stat().st_mode)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def sync_tree(folder: Path) -> None:

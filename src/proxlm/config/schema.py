@@ -17,7 +17,12 @@ _ON_BAD_RECORD = (
 class LoraSettings:
     """Low-rank adapters (Hu et al. 2021) with PEFT; the base is frozen and serves as the reference."""
 
-    rank: int = setting(0, "rank of the adapters; 0: train all weights", ge=0)
+    rank: int = setting(
+        0,
+        "rank of the adapters; 0: train all weights. If model.policy is an adapter: its rank to continue it, 0 to"
+        " merge it into its base",
+        ge=0,
+    )
     alpha: float = setting(16.0, "the adapters' update is multiplied by alpha / rank", gt=0)
     targets: list[str] = setting(
         factory=list,
@@ -30,7 +35,9 @@ class ModelSettings:
     """The model, its critic, the precision and the device."""
 
     policy: str = setting(
-        "", "the language model: a folder in Hugging Face format, or a name on the hub", path="model"
+        "",
+        "the language model: a folder in Hugging Face format, of a model or a PEFT adapter, or a name on the hub",
+        path="model",
     )
     critic: Literal["shared", "separate", "adapter"] = setting(
         "separate",
@@ -56,6 +63,12 @@ class ModelSettings:
         "float32",
         "precision of the computation; weights, optimiser, losses and log-probs are always float32; auto: bfloat16"
         " if the device has instructions for it",
+    )
+    save_dtype: Literal["float32", "bfloat16", "source"] = setting(
+        "float32",
+        "precision of the weights in policy/: float32, as they are trained, or rounded to bfloat16, or to what the"
+        " weights of model.policy are saved in (source); a resume goes on from float32 in any case",
+        on_resume="free",
     )
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...", on_resume="free")
     trust_remote_code: bool = setting(
@@ -98,13 +111,10 @@ class DataSettings:
 
     prompts: str = setting(
         "",
-        "file of prompts: .jsonl, .ndjson, .json, .csv, .tsv, .txt (one a line), .gz of these, .parquet; or data set",
+        "file of prompts: .jsonl, .json, .csv, .tsv, .txt (one a line), .gz of these, .parquet; or a data set",
         path="input",
     )
-    prompt_field: str = setting(
-        "prompt",
-        "field that holds the prompt (text, or a list of chat messages); data.question: a field of a field",
-    )
+    prompt_field: str = setting("prompt", "field that holds the prompt (text, or a list of chat messages)")
     eval_prompts: str = setting(
         "", "file of held-out prompts; empty: eval_count are set aside from prompts", path="input"
     )
@@ -277,10 +287,10 @@ class TextSettings:
     validation_share: float = setting(0.05, "share of the records to set aside for validation", gt=0, lt=1)
     extensions: list[str] = setting(factory=lambda: [".txt", ".md"], help="which files of a folder to read")
     on_bad_record: Literal["fail", "skip"] = setting("fail", _ON_BAD_RECORD)
-    prompt_field: str = setting("prompt", "sft: field with the prompt (text or messages)")
-    response_field: str = setting("response", "sft: field with the response (text or messages)")
+    prompt_field: str = setting("prompt", "sft: field with the prompt (text)")
+    response_field: str = setting("response", "sft: field with the response (text)")
     messages_field: str = setting(
-        "messages", "sft: field with chat messages, used if a record has no prompt and response"
+        "messages", "sft: field with chat messages, used if a record has no prompt field"
     )
     chat: bool = setting(False, "sft: render prompt and response with the chat template")
     chat_template: str = setting(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from proxlm.config.paths import looks_like_path
 from proxlm.errors import ModelError
-from proxlm.files import NotRegularFileError, check_folder
+from proxlm.files import NotRegularFileError, check_folder, read_regular
 from proxlm.text import reason_of, system_reason
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 INCOMPLETE = "�"
+# The class of a tokenizer that is its tokenizer.json and nothing else, in tokenizer_config.json.
+WHOLE_CLASS = "TokenizersBackend"
+LARGEST_CONFIG = 2**26  # bytes; some hold every added token and a chat template
 
 
 def train_tokenizer(
@@ -77,18 +81,33 @@ def require_folder(path: str) -> None:
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer in a folder or on the hub. Raises ModelError if there is none or it has no EOS."""
-    from transformers import AutoTokenizer
-
     folder = Path(path)
     require_folder(path)
     if folder.is_dir() and not any(any(folder.glob(p)) for p in ("*token*", "vocab*", "*.model")):
         raise ModelError(f'"{path}": the folder holds no tokenizer (tokenizer.json); save one there')
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = read_tokenizer(path, trust_remote_code)
     except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
         where = "damaged or not supported" if folder.exists() else "no such folder, and not found on the hub"
         raise ModelError(f'"{path}": cannot load the tokenizer ({where}): {reason_of(error)}') from error
     return check_tokenizer(tokenizer, path)
+
+
+def read_tokenizer(path: str, trust_remote_code: bool = False) -> Tokenizer:
+    """The tokenizer in a folder or on the hub, as it was saved; raises what transformers raises.
+
+    For some model types (Qwen2, Phi-3, ...) transformers takes the class that the type had at first, which splits
+    text otherwise and adds tokens, even if the saved tokenizer says that its tokenizer.json is all of it.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        saved = json.loads(read_regular(Path(path) / "tokenizer_config.json", LARGEST_CONFIG))
+        whole = saved["tokenizer_class"] == WHOLE_CLASS and "auto_map" not in saved
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = False  # not there or not readable, which transformers will say
+    kind = PreTrainedTokenizerFast if whole and (Path(path) / "tokenizer.json").is_file() else AutoTokenizer
+    return kind.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
 def check_tokenizer(tokenizer: Tokenizer, name: str) -> Tokenizer:

@@ -12,6 +12,7 @@ from typing import Any
 from proxlm.checkpoint import publish_folder
 from proxlm.config import PPOConfig, RolloutSettings, validate
 from proxlm.config.algorithms import advantage_of
+from proxlm.data.chat import carry_template
 from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.prompts import PromptSources, PromptStream
 from proxlm.data.skipped import FILE_NAME, Skipped
@@ -30,7 +31,7 @@ from proxlm.jobs.run_folder import resume_if_asked, run_folder
 from proxlm.jobs.sampling import prompts_of, rewarded, sampler_of
 from proxlm.jobs.startup import seeded_weights, start_job
 from proxlm.models.actor_critic import ActorCritic, actor_critic_of
-from proxlm.models.adapters import adapters_off
+from proxlm.models.adapters import reference_active
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
 from proxlm.models.source import ModelSource
@@ -136,6 +137,7 @@ class PPOTrainer:
             print(f"note: {note}", flush=True)
         with seeded_weights(config.run.seed):
             models = actor_critic_of(self.source.load(), config.model, self._algorithm.critic)
+        carry_template(models.policy.tokenizer, config.data.chat_template)
         ptx = _ptx_text(config, self.source, skipped) if config.ptx.coef > 0 else None
         sampler, scorer = sampler_of(config, models.policy.tokenizer, self._reward, self._environment)
         assert scorer is not None  # `rewarded` has asked for one
@@ -255,7 +257,7 @@ def _evaluate(name: str, loop: PPOLoop, models: ActorCritic, prompts: list[Promp
     elif models.reference is not None:
         found = measure(models.reference)
     else:
-        with adapters_off(models.policy):
+        with reference_active(models.policy):
             found = measure(models.policy)
     values = {metric: estimate.mean for metric, estimate in found.metrics.items()}
     loop.callbacks.on_evaluation(loop.state.step, name, values)

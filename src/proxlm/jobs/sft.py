@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.config import SFTConfig, validate
-from proxlm.data.chat import read_template
+from proxlm.data.chat import carry_template
 from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
@@ -105,9 +105,7 @@ class SFTTrainer:
                 model = build_language_model(config.scratch, tokenizer, config.model, "scratch")
             else:
                 model = self.source.load()
-        if config.text.chat_template:
-            # The saved model is used with the template that it was trained with.
-            model.tokenizer.chat_template = read_template(config.text.chat_template)
+        carry_template(model.tokenizer, config.text.chat_template)
         return train_supervised(
             "sft", config, model, training, validation, skipped, self._callbacks, self._in_python
         )

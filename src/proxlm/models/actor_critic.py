@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from proxlm.config import ModelSettings
 from proxlm.errors import ModelError
-from proxlm.files import check_folder
-from proxlm.models.adapters import CRITIC, adapters_off, add_critic_adapters, critic_adapters_active
+from proxlm.models.adapters import CRITIC, add_critic_adapters, critic_adapters_active, reference_active
 from proxlm.models.forward import TokenOutputs, response_states, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
 from proxlm.models.model_types import register_model_types
-from proxlm.text import reason_of
+from proxlm.models.weights import NOT_A_REWARD_MODEL, read_network
 from proxlm.types import Sequences
 
 
@@ -44,7 +43,8 @@ class ActorCritic:
         policy: What samples and learns.
         value_head: The critic's last layer; None: no critic.
         critic_trunk: The critic's own trunk; None: its value head reads the policy's.
-        reference: The frozen policy that the KL is taken to; None: the policy's base with its adapters off (LoRA).
+        reference: The frozen policy that the KL is taken to; None: the policy's base with the adapters that it began
+            with, new ones being off (LoRA).
         own_adapters: The critic is the policy's base with adapters of its own.
     """
 
@@ -91,7 +91,7 @@ class ActorCritic:
         with torch.no_grad():
             if self.reference is not None:
                 return token_outputs(self.reference, sequences, temperature).logprobs
-            with adapters_off(self.policy):
+            with reference_active(self.policy):
                 return token_outputs(self.policy, sequences, temperature).logprobs
 
     @torch.no_grad()
@@ -172,13 +172,9 @@ def critic_from_reward_model(models: ActorCritic, path: str) -> ActorCritic:
         raise ModelError(
             f'model.critic_from = "{path}": only for decoder-only policies; set model.critic_from = ""'
         )
-    try:
-        check_folder(path)
-        network = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f'model.critic_from = "{path}": cannot be loaded: {reason_of(error)}') from error
+    network = read_network(
+        AutoModelForSequenceClassification, path, f'model.critic_from = "{path}"', advice=NOT_A_REWARD_MODEL
+    )
     score = getattr(network, "score", None)
     embeddings = network.get_input_embeddings().weight.shape
     wanted = policy.network.get_input_embeddings().weight.shape

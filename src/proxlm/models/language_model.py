@@ -36,6 +36,7 @@ class LanguageModel:
             the modules and add gradients to `weight.grad` themselves. False: every pass goes through the modules' own
             forward and autograd, as sharded weights and hooks on gradients (DDP's, say) need it; slower. Hooks that
             torch can list and sharded parameters are found without it (`kernels/module_hooks.py`).
+        save_dtype: The precision that its weights are saved in; in memory they are float32.
     """
 
     network: Any
@@ -47,6 +48,7 @@ class LanguageModel:
     packed: bool = False
     activation_checkpointing: bool = False
     own_kernels: bool = True
+    save_dtype: torch.dtype = torch.float32
 
     @property
     def trunk(self) -> nn.Module:

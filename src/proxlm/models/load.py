@@ -7,28 +7,44 @@ from typing import Any
 
 import torch
 
-from proxlm.config import ModelSettings, NewModelSettings
+from proxlm.config import LoraSettings, ModelSettings, NewModelSettings
 from proxlm.data.tokenizer import load_tokenizer
 from proxlm.errors import ConfigError, ModelError
+from proxlm.files import check_folder
 from proxlm.kernels.block_layouts import LAYOUTS
 from proxlm.kernels.device import resolve_device, uses_bfloat16
+from proxlm.models.adapter_folder import continued, find_adapter, merged_network
 from proxlm.models.adapters import add_lora
 from proxlm.models.forward import check_packing, runs_unpadded
 from proxlm.models.language_model import LanguageModel, check_head
 from proxlm.models.model_types import SHORT_NAMES, is_encoder_decoder_type, register_model_types
+from proxlm.models.weights import check_can_be_saved, check_vocabulary, read_network, saved_precision
 from proxlm.text import reason_of
 
 
 def load_language_model(config: ModelSettings) -> LanguageModel:
     """Load a language model: weights in float32, with adapters if configured, in evaluation mode (no dropout).
 
+    The folder of a PEFT adapter is loaded with its base: with model.lora.rank = 0 merged into it, else to be trained
+    further.
+
     Raises:
-        ModelError: The model or its tokenizer cannot be loaded, has no EOS, or has only pickled weights.
+        ModelError: The model or its tokenizer cannot be loaded, a tensor of it is missing or unknown, the tokenizer
+            is longer than the embedding or has no EOS, or there are only pickled weights.
         ConfigError: The device does not exist, or adapters do not fit the model.
     """
     register_model_types()  # first, for transformers looks up the tokenizer by model type
-    tokenizer = load_tokenizer(config.policy, config.trust_remote_code)
-    return language_model_of(_load_network(config), tokenizer, config)
+    adapter = find_adapter(config.policy)
+    if adapter is None:
+        tokenizer = load_tokenizer(config.policy, config.trust_remote_code)
+        network = _load_network(config, config.policy, f'model.policy = "{config.policy}"')
+        return language_model_of(network, tokenizer, config)
+    tokenizer = load_tokenizer(adapter.tokenizer, config.trust_remote_code)
+    network = _load_network(config, adapter.base, f'{adapter.what} on the base "{adapter.base}"')
+    if not config.lora.rank:
+        return language_model_of(merged_network(network, adapter), tokenizer, config)
+    base = language_model_of(network, tokenizer, replace(config, lora=LoraSettings()))
+    return continued(base, adapter, config.lora)
 
 
 def language_model_of(network: Any, tokenizer: Any, config: ModelSettings) -> LanguageModel:
@@ -37,15 +53,21 @@ def language_model_of(network: Any, tokenizer: Any, config: ModelSettings) -> La
     The network itself is trained, not a copy.
 
     Raises:
-        ModelError: its weights are not float32, or it is of a type that is refused.
+        ModelError: its weights are not float32, it has adapters, or it is of a type that is refused.
         ConfigError: a setting does not fit the model.
     """
+    if hasattr(network, "peft_config"):
+        raise ModelError(
+            f"{config.policy}: a model with PEFT adapters; pass what its merge_and_unload() returns, or the adapter's"
+            " folder"
+        )
     other = {str(p.dtype).removeprefix("torch.") for p in network.parameters() if p.dtype != torch.float32}
     if other:
         raise ModelError(
             f"{config.policy}: weights in {', '.join(sorted(other))}; training needs float32 ones: load it with"
             " dtype=torch.float32, and set model.precision for the computation"
         )
+    check_can_be_saved(network, config.policy)
     model = wrap(network, tokenizer, config)
     if config.packed:
         check_packing(model)
@@ -63,6 +85,7 @@ def wrap(network: Any, tokenizer: Any, config: ModelSettings) -> LanguageModel:
         device = resolve_device(config.device)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
+    check_vocabulary(config.policy, tokenizer, network)
     if any(name.endswith("relative_attention_bias") for name, _ in network.named_modules()):
         # T5's position bias learns, and for such a bias torch has one fused kernel without gradients and another one
         # with them; the plain attention is the same in both, so the ratio of the first minibatch stays exactly 1.
@@ -75,6 +98,7 @@ def wrap(network: Any, tokenizer: Any, config: ModelSettings) -> LanguageModel:
         source=config.policy,
         packed=config.packed,
         activation_checkpointing=config.activation_checkpointing,
+        save_dtype=_save_dtype(network, config),
     )
     check_head(model)
     if config.activation_checkpointing and not runs_unpadded(model, model.trunk):
@@ -85,20 +109,25 @@ def wrap(network: Any, tokenizer: Any, config: ModelSettings) -> LanguageModel:
     return model
 
 
-def _load_network(config: ModelSettings) -> Any:
+def _load_network(config: ModelSettings, path: str, what: str) -> Any:
+    """The network in `path`; what: beginning of an error's message."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     try:
-        found = AutoConfig.from_pretrained(config.policy, trust_remote_code=config.trust_remote_code)
-        kind = AutoModelForSeq2SeqLM if found.is_encoder_decoder else AutoModelForCausalLM
-        return kind.from_pretrained(
-            config.policy,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=config.trust_remote_code,
-        )
+        check_folder(path)
+        found = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f'model.policy = "{config.policy}": cannot be loaded: {reason_of(error)}') from error
+        raise ModelError(f"{what}: cannot be loaded: {reason_of(error, 200)}") from error
+    kind = AutoModelForSeq2SeqLM if found.is_encoder_decoder else AutoModelForCausalLM
+    return read_network(kind, path, what, trust_remote_code=config.trust_remote_code)
+
+
+def _save_dtype(network: Any, config: ModelSettings) -> torch.dtype:
+    """The precision that policies are saved in; a model without a folder or a name is float32 at its source."""
+    if config.save_dtype != "source":
+        return getattr(torch, config.save_dtype)
+    name = str(getattr(network, "name_or_path", "") or "")
+    return saved_precision(name, network.config) if name else torch.float32
 
 
 def build_language_model(

@@ -10,6 +10,7 @@ from typing import Any
 from proxlm.config import ModelSettings
 from proxlm.data.tokenizer import check_tokenizer, load_tokenizer, require_folder
 from proxlm.errors import ModelError
+from proxlm.models.adapter_folder import AdapterFolder, find_adapter
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import language_model_of, load_language_model
 from proxlm.models.model_types import register_model_types
@@ -66,19 +67,25 @@ class ModelSource:
         if self._network is not None:
             return self._network.config
         register_model_types()
-        name = self.settings.policy
-        require_folder(name)
+        require_folder(self.settings.policy)
+        name = self.settings.policy if self._adapter is None else self._adapter.base
         try:
             return AutoConfig.from_pretrained(name, trust_remote_code=self.settings.trust_remote_code)
         except (OSError, ValueError) as error:
-            raise ModelError(f'model.policy = "{name}": cannot be loaded: {reason_of(error)}') from error
+            raise ModelError(f'model.policy = "{name}": cannot be loaded: {reason_of(error, 200)}') from error
+
+    @cached_property
+    def _adapter(self) -> AdapterFolder | None:
+        """The PEFT adapter that the folder holds instead of a whole model."""
+        return None if self.in_memory else find_adapter(self.settings.policy)
 
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer. Raises ModelError if there is none or it has no EOS."""
         if self._tokenizer is not None:
             return check_tokenizer(self._tokenizer, self.settings.policy)
-        return load_tokenizer(self.settings.policy, self.settings.trust_remote_code)
+        path = self.settings.policy if self._adapter is None else self._adapter.tokenizer
+        return load_tokenizer(path, self.settings.trust_remote_code)
 
     @property
     def context(self) -> int | None:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from proxlm.config.paths import looks_like_path
+from proxlm.data.tokenizer import read_tokenizer
 from proxlm.errors import ConfigError, ModelError, RewardError
 from proxlm.files import check_folder
 from proxlm.kernels.device import resolve_device
 from proxlm.models.model_types import register_model_types
-from proxlm.text import listed, reason_of
+from proxlm.models.weights import NOT_A_REWARD_MODEL, check_files, check_vocabulary, read_network
+from proxlm.text import listed, reason_of, shown
 from proxlm.types import Completion
 
 
@@ -60,7 +62,13 @@ class RewardModel:
         self._model: Any = None
         self._tokenizer: Any = None
         if Path(path).is_dir():
-            self._class_index(_load_config(path))
+            check_files(path, f"reward model {path}")
+            config = _load_config(path)
+            try:
+                _check_classifier(config)
+            except ValueError as error:
+                raise ValueError(f'path = "{path}": {error}') from error
+            self._class_index(config)
         elif not path or looks_like_path(path):
             raise ValueError(f'path = "{path}": no such folder')
 
@@ -70,6 +78,7 @@ class RewardModel:
             return
         tokenizer = _load_tokenizer(self.path)
         model = _load_model(self.path, self.device)
+        check_vocabulary(f"reward model {self.path}", tokenizer, model)
         try:
             self._class_index(model.config)
         except ValueError as error:
@@ -166,32 +175,28 @@ def _load_config(path: str) -> Any:
 
 
 def _load_tokenizer(path: str) -> Any:
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        return read_tokenizer(path)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"reward model {path}: no tokenizer: {reason_of(error)}") from error
 
 
 def _load_model(path: str, device: torch.device) -> Any:
-    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
 
     register_model_types()
-    try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            dtype=torch.float32 if device.type == "cpu" else "auto",
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"reward model {path}: cannot be loaded: {reason_of(error)}") from error
-    if info["missing_keys"] or info["mismatched_keys"]:
-        names = sorted(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]])
-        raise ModelError(
-            f"reward model {path}: not a trained classifier: it has no weights for {', '.join(names[:3])}"
-        )
+    model = read_network(
+        AutoModelForSequenceClassification,
+        path,
+        f"reward model {path}",
+        dtype=torch.float32 if device.type == "cpu" else "auto",
+        advice=NOT_A_REWARD_MODEL,
+    )
     return model.to(device).eval()
+
+
+def _check_classifier(config: Any) -> None:
+    """Raise ValueError for the configuration of a model that says itself that it is no sequence classifier."""
+    kinds = getattr(config, "architectures", None) or []
+    if kinds and not any("SequenceClassification" in kind for kind in kinds):
+        raise ValueError(f"a {shown(kinds[0])}; {NOT_A_REWARD_MODEL}")

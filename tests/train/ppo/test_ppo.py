@@ -24,7 +24,7 @@ from proxlm.config import ShapingSettings
 from proxlm.engine.generate import generate
 from proxlm.engine.native import NativeEngine
 from proxlm.errors import RunError
-from proxlm.models.adapters import adapters_off
+from proxlm.models.adapters import reference_active
 from proxlm.rl.ragged import segment_sum
 from proxlm.train.ppo.plan import plan_update
 from proxlm.train.ppo.prepare import prepare
@@ -272,7 +272,7 @@ def test_lora_checkpoint_holds_the_adapted_model(tokenizer, tmp_path):
     row = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         adapted = made.models.policy.network(row).logits
-        with adapters_off(made.models.policy):
+        with reference_active(made.models.policy):
             bare = made.models.policy.network(row).logits
         assert torch.allclose(loaded(row).logits, adapted, atol=1e-4)
         assert not torch.allclose(loaded(row).logits, bare, atol=1e-2)
