@@ -50,6 +50,8 @@ def score(completions):
     return [sum(c in "aeiou" for c in x.text) / 20 for x in completions]
 """
 PPO = ["ppo", "recipe.toml"]
+# For a resume with a reward that no longer sends a signal or raises.
+ACCEPT = ["--run.accept-changes", "true"]
 SFT = [
     "sft", "--model.policy", "model", "--text.train", "pairs.jsonl", "--train.batch-tokens", "60",
     "--train.steps", "6", "--train.validate-every", "2", "--run.save-every", "1", "--run.threads", "1",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import PPO, reward_that_sends, tiny_place  # noqa: F401
+from small_runs import ACCEPT, PPO, reward_that_sends, tiny_place  # noqa: F401
 
 import proxlm
 from proxlm.__main__ import main
@@ -74,7 +74,7 @@ def test_a_signal_in_the_background_finishes_the_step_and_a_resume_is_exact(plac
     assert main([*PPO, *AHEAD, *sends, "--run.save-every", "0"]) == 143
     assert "stopped by SIGTERM after step 2 of 4, saved" in capfd.readouterr().err
     reward_that_sends(place)
-    assert main(["ppo", "run/config.toml", "--resume"]) == 0
+    assert main(["ppo", "run/config.toml", "--resume", *ACCEPT]) == 0
     same_end(place / "run", place / "whole")
 
 
@@ -87,7 +87,7 @@ def test_a_reward_that_hangs_beside_the_update_holds_up_no_end(place):
     assert "after step 2 of 4" in done.stderr
     assert time.monotonic() - began < 100
     reward_that_sends(place)
-    assert main(["ppo", "run/config.toml", "--resume"]) == 0
+    assert main(["ppo", "run/config.toml", "--resume", *ACCEPT]) == 0
     same_end(place / "run", place / "whole")
 
 
@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(place):
     sends = reward_that_sends(place, "SIGKILL", call=4, waits=(600.0,))
     assert in_a_process(*AHEAD, *sends).returncode == -signal.SIGKILL
     sends_nothing = reward_that_sends(place)
-    assert main([*PPO, *AHEAD, *sends_nothing, "--run.resume", "true"]) == 0
+    assert main([*PPO, *AHEAD, *sends_nothing, "--run.resume", "true", *ACCEPT]) == 0
     same_end(place / "run", place / "whole")
 
 
@@ -126,5 +126,5 @@ def test_a_reward_that_raises_says_so_and_leaves_the_run_whole(place, capfd):
     assert "raises.py:7" in last
     assert [row["step"] for row in rows_of(place / "run")] == [1, 2]
     (place / "raises.py").write_text(RAISES.replace("== 4", "== 99"))
-    assert main(["ppo", "run/config.toml", "--resume"]) == 0
+    assert main(["ppo", "run/config.toml", "--resume", *ACCEPT]) == 0
     same_end(place / "run", place / "whole")

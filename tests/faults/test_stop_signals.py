@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 from rich.console import Console
-from small_runs import PPO, SFT, reward_that_sends, tiny_place  # noqa: F401
+from small_runs import ACCEPT, PPO, SFT, reward_that_sends, tiny_place  # noqa: F401
 
 from proxlm.__main__ import main
 from proxlm.checkpoint import load_checkpoint, newest_checkpoint
@@ -38,7 +38,7 @@ def test_a_signal_finishes_the_step_and_saves_it(tiny_place, capfd, name, status
     # Handlers are back to what they were.
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     reward_that_sends(tiny_place)
-    assert main(["ppo", "my run/config.toml", "--resume"]) == 0
+    assert main(["ppo", "my run/config.toml", "--resume", *ACCEPT]) == 0
     assert main([*PPO, *sends, *quiet, "--run.folder", "whole"]) == 0
     one, two = (load_checkpoint(newest_checkpoint(tiny_place / f))[0] for f in ("my run", "whole"))
     assert one.keys() == two.keys()

@@ -2,7 +2,8 @@
 
     checkpoints/step-00000050/
         state.safetensors   weights, optimiser.NAME.… (the optimisers' moments), extra.… (other tensors of a trainer)
-        state.json          the trainer's state (`read_state`), the step's metrics, the settings of the run
+        state.json          the trainer's state (`read_state`), the step's metrics, the settings of the run, how many
+                            rows of metrics and samples there are, a hash for each input
         policy/             the model in Hugging Face format
         manifest.json       size and SHA-256 of every other file
 
@@ -10,9 +11,11 @@ A checkpoint is written under a temporary name and renamed when it is complete a
 folder named .writing-…, which the next save removes. Later damage is detected by the manifest.
 """
 
+from proxlm.checkpoint.changes import accept_changes, changed_rows
 from proxlm.checkpoint.manifest import damage, read_manifest
 from proxlm.checkpoint.read import (
     check_fit,
+    checkpoint_problem,
     checkpoints,
     load_checkpoint,
     newest_checkpoint,
@@ -21,15 +24,19 @@ from proxlm.checkpoint.read import (
 )
 from proxlm.checkpoint.settings import check_settings, settings_of
 from proxlm.checkpoint.state import read_state
-from proxlm.checkpoint.write import Keep, clear_leftovers, publish_folder, save_checkpoint
+from proxlm.checkpoint.write import Keep, clear_leftovers, leftovers, publish_folder, save_checkpoint
 
 __all__ = [
     "Keep",
+    "accept_changes",
+    "changed_rows",
     "check_fit",
     "check_settings",
+    "checkpoint_problem",
     "checkpoints",
     "clear_leftovers",
     "damage",
+    "leftovers",
     "load_checkpoint",
     "newest_checkpoint",
     "publish_folder",

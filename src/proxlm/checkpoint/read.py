@@ -24,6 +24,25 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(p for p in (run / "checkpoints").glob("step-*") if p.is_dir())
 
 
+def folder_name(step: int) -> str:
+    """The name of the folder that holds the checkpoint of a step."""
+    return f"step-{step:08d}"
+
+
+def checkpoint_problem(folder: Path) -> str | None:
+    """Why a checkpoint cannot be used: its files are not as they were written, or it is not the step that its
+    folder's name says. None: it can."""
+    try:
+        if (problem := damage(folder)) is not None:
+            return problem
+        step = read_step(folder, read_json_object(folder / "state.json"))
+    except RunError as error:
+        return str(error)
+    if folder.name == folder_name(step):
+        return None
+    return f"holds step {step}, so the folder was renamed or exchanged; its name was {folder_name(step)}"
+
+
 def _print(text: str) -> None:
     print(text, flush=True)
 
@@ -40,10 +59,7 @@ def newest_checkpoint(run: Path, on_damaged: Callable[[str], None] = _print) -> 
     """
     found, problems = checkpoints(run), list[str]()
     for folder in reversed(found):
-        try:
-            problem = damage(folder)
-        except RunError as error:
-            problem = str(error)
+        problem = checkpoint_problem(folder)
         if problem is None:
             for line in problems:
                 on_damaged(f"note: passed over a damaged checkpoint: {line}")
@@ -69,11 +85,11 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], State]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    problem = damage(folder)
+    problem = checkpoint_problem(folder)
     if problem is not None:
-        raise RunError(f"{folder}: the checkpoint is damaged: {problem}")
+        where = "" if problem.startswith(str(folder)) else f"{folder}: the checkpoint is damaged: "
+        raise RunError(f"{where}{problem}")
     state = read_json_object(folder / "state.json")
-    read_step(folder, state)
     try:
         check_regular(folder / "state.safetensors")
         return load_file(folder / "state.safetensors"), state

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from proxlm.checkpoint.manifest import read_json_object, write_manifest
-from proxlm.checkpoint.read import checkpoints
+from proxlm.checkpoint.read import checkpoints, folder_name
 from proxlm.config import RunSettings
 from proxlm.errors import RunError
 from proxlm.runlog.folder import write_json_atomic
@@ -59,9 +60,10 @@ def save_checkpoint(
     from safetensors.torch import save_file
 
     folder = run / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in (f for prefix in LEFTOVERS for f in folder.glob(f"{prefix}*")):
-        shutil.rmtree(left)
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        _sync(run)  # or a power cut could lose the new folder with all that is in it
+    clear_leftovers(folder)
     temporary = folder / f".writing-{step:08d}"
     try:
         temporary.mkdir()
@@ -82,7 +84,7 @@ def save_checkpoint(
                 f"{folder}: no space left on the disk for the checkpoint of step {step}"
             ) from error
         raise
-    final = folder / f"step-{step:08d}"
+    final = folder / folder_name(step)
     _put_in_place(temporary, final)
     for old in _unwanted(checkpoints(run), keep):
         _remove(old)
@@ -93,7 +95,15 @@ def _remove(folder: Path) -> None:
     """Delete a folder under another name: half deleted, it would look complete."""
     aside = folder.with_name(f".removing-{folder.name}")
     os.replace(folder, aside)
-    shutil.rmtree(aside)
+    _delete(aside)
+
+
+def _delete(path: Path) -> None:
+    """Delete a file, a link (not what it leads to), or a folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _unwanted(found: list[Path], keep: Keep) -> list[Path]:
@@ -139,24 +149,31 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     """Replace `target` by two renames in a row; the old folder is deleted last."""
     aside = target.with_name(f".replaced-{target.name}")
     shutil.rmtree(aside, ignore_errors=True)
-    if target.exists():
+    if os.path.lexists(target):  # a link that leads nowhere is in the way, too
         os.replace(target, aside)
     os.replace(temporary, target)
     _sync(target.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(OSError):
+        _delete(aside)
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a crash left in a run's folder; a folder that was about to be replaced is put back."""
-    for prefix in LEFTOVERS:
-        for left in folder.glob(f"{prefix}*"):
-            target = folder / left.name.removeprefix(prefix)
-            if prefix == ".replaced-" and not target.exists():
-                os.replace(left, target)
-            elif left.is_dir():
-                shutil.rmtree(left)
-            else:
-                left.unlink()
+    """Remove what a crash left in a run's folder or in its checkpoints/.
+
+    A folder that was about to be replaced is put back. Links named as checkpoints that lead nowhere are removed.
+    """
+    for left in leftovers(folder):
+        target = folder / left.name.removeprefix(".replaced-")
+        if target != left and not os.path.lexists(target):
+            os.replace(left, target)
+        else:
+            _delete(left)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What `clear_leftovers` would remove or put back."""
+    found = [left for prefix in LEFTOVERS for left in sorted(folder.glob(f"{prefix}*"))]
+    return found + [p for p in sorted(folder.glob("step-*")) if p.is_symlink() and not p.exists()]
 
 
 def give_mode_of(file: Path, folder: Path) -> None:

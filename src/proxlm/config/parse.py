@@ -22,6 +22,9 @@ from proxlm.text import did_you_mean, shown, system_reason
 # The sections that evaluate and generate read from a run's settings; the others are about training.
 RUN_SECTIONS = ("model", "data", "rollout", "reward")
 
+# The settings that a run's folder holds.
+CONFIG_NAME = "config.toml"
+
 # The key of a TOML file that names the job its settings are for.
 JOB = "job"
 
@@ -134,10 +137,11 @@ def job_name(kind: type) -> str:
 def _add_file(assembly: Assembly, file: Path) -> None:
     """Set what a recipe says or, for evaluate and generate, what a run's folder does."""
     if not os.path.isdir(file):  # unlike Path.is_dir, never an error
-        table = _without_job(_read_toml(file), assembly.job, str(file))
-        assembly.set((), relative_to(assembly.job, table, file.parent), str(file))
+        content = _read_toml(file)
+        table = relative_to(assembly.job, _without_job(content, assembly.job, str(file)), file.parent)
+        assembly.set((), _in_its_own_folder(table, file) if JOB in content else table, str(file))
         return
-    settings = file / "config.toml"
+    settings = file / CONFIG_NAME
     if assembly.job not in (EvaluateConfig, GenerateConfig):
         hint = f"; did you mean {settings}?" if settings.is_file() else ""
         raise ConfigError(f"{file}: a folder, but a TOML file is needed{hint}")
@@ -159,6 +163,21 @@ def _add_file(assembly: Assembly, file: Path) -> None:
             assembly.set(("seed",), of_training["seed"], source)
     else:
         assembly.set(("model", "policy"), policy, source)
+
+
+def _in_its_own_folder(table: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The settings of a run's config.toml with run.folder as the folder that the file is in.
+
+    A run that was moved or copied goes on where it is now; the file still names the place where it began, in which
+    another run may be.
+    """
+    run, folder = table.get("run"), file.parent
+    if file.name != CONFIG_NAME or not isinstance(run, Mapping) or not os.path.isdir(folder / "checkpoints"):
+        return table
+    named = run.get("folder")
+    if not isinstance(named, str) or (named and os.path.realpath(named) == os.path.realpath(folder)):
+        return table
+    return {**table, "run": {**run, "folder": str(folder)}}
 
 
 def _without_prompts(job: type, section: Any) -> Any:

@@ -8,8 +8,8 @@ run's config.toml holds absolute paths, so that the run can be resumed from any 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -25,6 +25,44 @@ Change = Callable[[PathKind, str], str]
 HUB_PREFIX = "hf:"
 # The argument of rewards and environments that is a path, as in the built-in reward_model.
 PATH_ARGUMENT = "path"
+
+
+@dataclass(frozen=True)
+class PathSetting:
+    """A setting that is a path.
+
+    Attributes:
+        key: its dotted key; an element of a list has its number, "text.train[0]", and an argument its name.
+        kind: what kind of path it is.
+        value: the path.
+        section: the section that it is in.
+    """
+
+    key: str
+    kind: PathKind
+    value: str
+    section: Any
+
+
+def path_settings(config: Any, at: str = "") -> Iterator[PathSetting]:
+    """Every path among the settings of a job, in order; those that are empty are left out."""
+    for field in fields(config):
+        value, kind = getattr(config, field.name), field.metadata.get("path")
+        key = f"{at}.{field.name}" if at else field.name
+        if is_section(value):
+            yield from path_settings(value, key)
+        elif isinstance(value, dict) and any(is_section(item) for item in value.values()):
+            for name, item in value.items():
+                yield from path_settings(item, f"{key}.{name}")
+        elif kind:
+            found = {"": value}
+            if isinstance(value, list):
+                found = {f"[{i}]": item for i, item in enumerate(value)}
+            elif isinstance(value, Mapping):
+                found = {f".{PATH_ARGUMENT}": value.get(PATH_ARGUMENT)}
+            for end, path in found.items():
+                if isinstance(path, str) and path:
+                    yield PathSetting(f"{key}{end}", kind, path, config)
 
 
 def relative_to(kind: type, table: Mapping[str, Any], folder: Path) -> dict[str, Any]:

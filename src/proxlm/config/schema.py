@@ -238,6 +238,12 @@ class RunSettings:
     )
     seed: int = setting(0, "seed of all random numbers", ge=0, lt=2**32)
     resume: bool = setting(False, "continue from the folder's newest complete checkpoint", on_resume="free")
+    accept_changes: bool = setting(
+        False,
+        "with resume: go on although the base model, data, reward or environment files or the rows of the run have"
+        " changed since; each change is named",
+        on_resume="free",
+    )
     save_every: int = setting(50, "steps between checkpoints; 0: only at the end", ge=0, on_resume="free")
     keep: int = setting(2, "number of newest checkpoints to keep", ge=1, on_resume="free")
     keep_best: str = setting(

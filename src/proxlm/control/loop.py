@@ -32,6 +32,7 @@ from proxlm.doctor import Facts, facts_of
 from proxlm.rl.advantages import explained_variance
 from proxlm.rl.running_statistics import RunningStatistics
 from proxlm.runlog.folder import JsonRow
+from proxlm.runlog.rows import RowCounts
 from proxlm.runlog.run_log import RunLog
 from proxlm.seeds import Purpose, derive_seed
 from proxlm.train.common.clock import Stopwatch
@@ -57,6 +58,13 @@ class ControlState(LoopState):
     observations_seen: float = 0.0
     returns: RunningStatistics = RunningStatistics()  # noqa: RUF009 (immutable)
     episodes: list[tuple[float, int]] = field(default_factory=list)
+
+    def problem(self) -> str:
+        if self.observations_seen < 0:
+            return f"observations_seen = {self.observations_seen:g}, where at least 0 is needed"
+        if len(self.episodes) > RECENT:
+            return f"episodes: {len(self.episodes)}, of which only the newest {RECENT} are kept"
+        return super().problem()
 
 
 class ControlLoop(TrainingLoop[ControlState]):
@@ -188,11 +196,11 @@ class ControlLoop(TrainingLoop[ControlState]):
                 tensors |= {f"lstm.{name}.h": state[0], f"lstm.{name}.c": state[1]}
         return tensors
 
-    def save(self, metrics: Mapping[str, float] | None = None) -> Path:
+    def save(self, metrics: Mapping[str, float] | None = None, rows: RowCounts | None = None) -> Path:
         self.state.observations_seen = self.observation_statistics.n
         self.state.returns = self.return_statistics.returns
         self.state.episodes = self.environments.finished
-        return super().save(metrics)
+        return super().save(metrics, rows)
 
     def restore(self, checkpoint: Path, state: ControlState, extra: Mapping[str, Tensor]) -> None:  # noqa: ARG002
         self.environments.restore(with_prefix(extra, "environments."))

@@ -91,7 +91,7 @@ def _sources(paths: Sequence[str], extensions: Sequence[str]) -> Iterator[tuple[
     for name in paths:
         path = Path(name)
         inside = [path]
-        if is_data_set(name, texts := _files_in(path, extensions)):
+        if is_data_set(name, texts := files_in(path, extensions)):
             inside = []
             found.setdefault(name, name)
             named.add(name)
@@ -109,7 +109,7 @@ def _sources(paths: Sequence[str], extensions: Sequence[str]) -> Iterator[tuple[
     return ((source, key in named) for key, source in found.items())
 
 
-def _files_in(folder: Path, extensions: Sequence[str]) -> list[Path]:
+def files_in(folder: Path, extensions: Sequence[str]) -> list[Path]:
     """The files in a folder and all folders in it with one of the extensions; none if there is no such folder."""
     endings = tuple(extension.lower() for extension in extensions)
     every = (Path(parent) / name for parent, _, names in os.walk(folder) for name in names)

@@ -79,6 +79,10 @@ def require_folder(path: str) -> None:
         raise ModelError(f"{error.filename}: cannot be read: {system_reason(error)}") from error
 
 
+# What transformers remembers of how a tokenizer was loaded, and would write into its tokenizer_config.json.
+_OF_LOADING = ("is_local", "local_files_only")
+
+
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer in a folder or on the hub. Raises ModelError if there is none or it has no EOS."""
     folder = Path(path)
@@ -90,6 +94,8 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> Tokenizer:
     except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
         where = "damaged or not supported" if folder.exists() else "no such folder, and not found on the hub"
         raise ModelError(f'"{path}": cannot load the tokenizer ({where}): {reason_of(error)}') from error
+    for name in _OF_LOADING:
+        tokenizer.init_kwargs.pop(name, None)
     return check_tokenizer(tokenizer, path)
 
 

@@ -15,7 +15,7 @@ from proxlm.control.normalise import scale_for
 from proxlm.control.policy import gif_problem, write_gif
 from proxlm.control.spaces import make_environment
 from proxlm.jobs.in_memory import IN_MEMORY
-from proxlm.jobs.run_folder import resume_if_asked, run_folder
+from proxlm.jobs.run_folder import begin_run, check_run_folder, run_folder
 from proxlm.kernels.startup import start
 from proxlm.report.page import write_report
 from proxlm.report.run import Run, load_run
@@ -69,6 +69,7 @@ class ControlTrainer:
             StoppedBySignalError: A signal has ended the run; its newest step is saved.
         """
         config = self.config
+        check_run_folder(config.run)
         loop = ControlLoop(config, self._make or partial(make_environment, config.environment), Path())
         loop.callbacks = self._callbacks
         problem = (
@@ -78,7 +79,7 @@ class ControlTrainer:
             print(f"note: no {config.gif}: {problem}", flush=True)
         with run_folder(config, "control", self._make is not None) as folder:
             loop.folder = folder
-            resume_if_asked(config, loop)
+            begin_run(config, loop)
             with RunLog(
                 folder,
                 "control",

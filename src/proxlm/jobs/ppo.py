@@ -22,12 +22,12 @@ from proxlm.engine.generate import Generate
 from proxlm.engine.native import NativeEngine
 from proxlm.environments.protocol import MakeEnvironment
 from proxlm.errors import ConfigError, RunError
-from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
+from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model, evaluation_from_json
 from proxlm.jobs.in_memory import IN_MEMORY, record_source
 from proxlm.jobs.model_limits import check_block
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.prompts import describe_prompts
-from proxlm.jobs.run_folder import resume_if_asked, run_folder
+from proxlm.jobs.run_folder import begin_run, check_run_folder, run_folder
 from proxlm.jobs.sampling import prompts_of, rewarded, sampler_of
 from proxlm.jobs.startup import seeded_weights, start_job
 from proxlm.models.actor_critic import ActorCritic, actor_critic_of
@@ -37,6 +37,7 @@ from proxlm.models.save import save_language_model
 from proxlm.models.source import ModelSource
 from proxlm.report.page import write_report
 from proxlm.report.run import Run, load_run
+from proxlm.report.run_data import read_evaluation
 from proxlm.rewards import Rewards, build_reward
 from proxlm.runlog.folder import write_json_atomic
 from proxlm.runlog.run_log import RunLog
@@ -128,6 +129,7 @@ class PPOTrainer:
             StoppedBySignalError: A signal has ended the run; its newest step is saved.
         """
         config = self.config
+        check_run_folder(config.run)
         skipped = Skipped(config.data.on_bad_record == "skip")
         has_tasks = config.environment.use and not config.data.prompts
         train, held_out = prompts_of(config, self.source, skipped, None if has_tasks else self._sources)
@@ -152,10 +154,10 @@ class PPOTrainer:
         """Evaluation, the loop, evaluation; everything the run leaves is in its folder."""
         config, folder = self.config, loop.folder
         original = _at_the_start(loop.models, config)
-        resume_if_asked(config, loop)
+        begin_run(config, loop)
         evaluations = []
         if held_out:
-            evaluations.append(_evaluate("before", loop, original, held_out))
+            evaluations.append(_known_before(config, folder) or _evaluate("before", loop, original, held_out))
             write_json_atomic(folder / "evaluation.json", as_json(evaluations, config.run.seed))
         with RunLog(
             folder, "ppo", config.ppo.steps, config.run, start_step=loop.state.step, in_python=self._in_python
@@ -169,6 +171,18 @@ class PPOTrainer:
         if config.run.report:
             write_report(folder)
         return load_run(folder)
+
+
+def _known_before(config: PPOConfig, folder: Path) -> Evaluation | None:
+    """What a resumed run has found before its first step; None: a new run, or it was stopped before that was done."""
+    if not config.run.resume or not (folder / "evaluation.json").exists():
+        return None
+    try:
+        found = evaluation_from_json(read_evaluation(folder / "evaluation.json"))
+    except RunError as error:
+        print(f"note: the evaluation before the run is made again: {error}", flush=True)
+        return None
+    return next((evaluation for evaluation in found if evaluation.name == "before"), None)
 
 
 def _at_the_start(models: ActorCritic, config: PPOConfig) -> ActorCritic:

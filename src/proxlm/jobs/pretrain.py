@@ -18,6 +18,7 @@ from proxlm.data.tokenizer import train_tokenizer
 from proxlm.errors import ConfigError, DataError
 from proxlm.jobs.in_memory import IN_MEMORY
 from proxlm.jobs.model_limits import check_block
+from proxlm.jobs.run_folder import check_run_folder
 from proxlm.jobs.startup import seeded_weights, start_job
 from proxlm.jobs.supervised import print_result, tokenizer_to_resume, train_supervised
 from proxlm.models.load import build_language_model
@@ -85,6 +86,7 @@ class PretrainTrainer:
             StoppedBySignalError: A signal has ended the run; its newest step is saved.
         """
         config = self.config
+        check_run_folder(config.run)
         self._check_kind()
         skipped = Skipped(config.text.on_bad_record == "skip")
         train, validation = self._documents(skipped)

@@ -9,13 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.checkpoint import clear_leftovers
-from proxlm.config import to_toml
+from proxlm.config import RunSettings, to_toml
 from proxlm.config.paths import absolute
-from proxlm.runlog.folder import open_run, write_atomic
+from proxlm.data.inputs import inputs_of, read_inputs, write_inputs
+from proxlm.runlog.folder import folder_to_resume, open_run, refuse_if_taken, write_atomic
 from proxlm.runlog.interrupt import StopSignals, stopped_outside_message
-from proxlm.runlog.lock import locked
+from proxlm.runlog.lock import locked, refuse_if_held
 from proxlm.runlog.loggers import check_wandb
 from proxlm.train.common.run_loop import TrainingConfig, TrainingLoop
+
+
+def check_run_folder(run: RunSettings) -> None:
+    """What can be said of a run's folder before anything is loaded. Nothing is written.
+
+    Raises:
+        RunError: Another process holds it, it holds a run that is not to be resumed, or none that could be.
+        ConfigError: A logger that is asked for is not there.
+    """
+    if run.wandb:
+        check_wandb(run.wandb)
+    if run.resume:
+        refuse_if_held(folder_to_resume(run.folder))
+    elif run.folder:
+        refuse_if_taken(Path(run.folder))
 
 
 @contextmanager
@@ -31,33 +47,37 @@ def run_folder(config: TrainingConfig, job: str, in_python: bool = False) -> Ite
 
     Raises:
         RunError: Another process holds it, or it cannot be written.
-        ConfigError: The settings name no folder to resume, or a logger that is not there.
     """
-    if config.run.wandb:
-        check_wandb(config.run.wandb)
     folder = open_run(config.run.folder, job, config.run.resume, lambda folder: config_of_run(config, folder))
     with locked(folder), StopSignals(lambda stop: stopped_outside_message(stop, job, folder, in_python)):
         yield folder
 
 
 def config_of_run(config: TrainingConfig, folder: Path) -> str:
-    """The text of config.toml. It names the folder and does not ask to resume: that is for the command line.
+    """The text of config.toml. It names the folder, and does not ask to resume or to accept changes: that is for the
+    command line.
 
     Its paths are absolute, so that `proxlm JOB FOLDER/config.toml --resume` works from any directory.
     """
-    run = replace(config.run, resume=False, folder=str(folder))
+    run = replace(config.run, resume=False, accept_changes=False, folder=str(folder))
     return to_toml(absolute(replace(config, run=run)))
 
 
-def resume_if_asked(config: TrainingConfig, trainer: TrainingLoop[Any]) -> None:
-    """With run.resume: continue from the newest checkpoint, and say so.
+def begin_run(config: TrainingConfig, loop: TrainingLoop[Any]) -> None:
+    """Record what a new run reads or, with run.resume, continue from the newest checkpoint and say so.
 
-    config.toml then holds the settings now in force, and what a crash has left in the folder is removed. Raises
-    RunError if the checkpoint does not fit; nothing is changed then.
+    A resumed run's config.toml then holds the settings now in force, and what a crash has left in the folder is
+    removed.
+
+    Raises:
+        RunError: The checkpoint does not fit, or the run's inputs or rows have changed; no step is lost then.
     """
-    if not config.run.resume:
-        return
-    checkpoint, folder = trainer.resume(), trainer.folder
-    clear_leftovers(folder)
-    write_atomic(folder / "config.toml", config_of_run(config, folder))
-    print(f"resumed from {checkpoint}", flush=True)
+    folder, resumed = loop.folder, config.run.resume
+    loop.inputs = inputs_of(config, read_inputs(folder) if resumed else None)
+    if resumed:
+        for place in (folder, folder / "checkpoints"):
+            clear_leftovers(place)
+        checkpoint = loop.resume()
+        write_atomic(folder / "config.toml", config_of_run(config, folder))
+        print(f"resumed from {checkpoint}", flush=True)
+    write_inputs(folder, loop.inputs)

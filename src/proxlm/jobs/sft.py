@@ -16,6 +16,7 @@ from proxlm.data.supervised import record_texts, sft_examples
 from proxlm.data.text import split_validation
 from proxlm.data.tokenizer import train_tokenizer
 from proxlm.jobs.in_memory import record_sources
+from proxlm.jobs.run_folder import check_run_folder
 from proxlm.jobs.startup import seeded_weights, start_job
 from proxlm.jobs.supervised import print_result, tokenizer_to_resume, train_supervised
 from proxlm.models.load import build_language_model
@@ -85,6 +86,7 @@ class SFTTrainer:
             StoppedBySignalError: A signal has ended the run; its newest step is saved.
         """
         config = self.config
+        check_run_folder(config.run)
         skipped = Skipped(config.text.on_bad_record == "skip")
         tokenizer = self._tokenizer(skipped)
         limit, two_sides = self._limit()

@@ -8,7 +8,7 @@ from proxlm.checkpoint import newest_checkpoint
 from proxlm.config import PretrainConfig, RunSettings, SFTConfig
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import load_tokenizer
-from proxlm.jobs.run_folder import resume_if_asked, run_folder
+from proxlm.jobs.run_folder import begin_run, run_folder
 from proxlm.models.language_model import LanguageModel
 from proxlm.report.page import write_report
 from proxlm.report.run import Run, load_run
@@ -58,7 +58,7 @@ def train_supervised(
         skipped.save(folder)
         loop = SupervisedLoop(LanguageModelObjective(model, training, validation), config, folder)
         loop.callbacks = callbacks
-        resume_if_asked(config, loop)
+        begin_run(config, loop)
         with RunLog(
             folder,
             job,

@@ -48,7 +48,7 @@ def read_run(folder: Path) -> RunData:
         config_text=saved.text,
         metrics=read_metrics(folder / "metrics.jsonl"),
         samples=_read_samples(samples) if samples.exists() else [],
-        evaluation=_read_evaluation(evaluation) if evaluation.exists() else None,
+        evaluation=read_evaluation(evaluation) if evaluation.exists() else None,
     )
 
 
@@ -111,7 +111,8 @@ def _check_tokens(where: str, tokens: Any, per_token: Any) -> None:
                 raise RunError(f"{where}: per_token: {name}: expected a number, got {_shown(value)}")
 
 
-def _read_evaluation(path: Path) -> Row:
+def read_evaluation(path: Path) -> Row:
+    """What a run's evaluation.json holds, checked. Raises RunError that names the place."""
     try:
         value = json.loads(read_text(path), parse_constant=_not_json)
     except json.JSONDecodeError as error:

@@ -16,6 +16,11 @@ class RunningStatistics(NamedTuple):
     mean: float = 0.0
     squares: float = 0.0
 
+    def problem(self) -> str:
+        """Why statistics that were read back cannot be; empty: they can be."""
+        below = [name for name in ("n", "squares") if getattr(self, name) < 0]
+        return f"{below[0]} = {getattr(self, below[0]):g}, where at least 0 is needed" if below else ""
+
     @property
     def std(self) -> float:
         """Population standard deviation; 1 before there are two numbers, or where they do not vary (by more than

@@ -31,31 +31,44 @@ from proxlm.text import reason_of, system_reason
 JsonRow = dict[str, Any]
 
 
-def open_run(folder: str, job: str, resume: bool, config_toml: Callable[[Path], str]) -> Path:
+def open_run(name: str, job: str, resume: bool, config_toml: Callable[[Path], str]) -> Path:
     """Make the run's folder with its config.toml, or with `resume` find it; returns it. On error nothing is left.
 
-    An empty `folder` means runs/JOB-DATE-TIME. A folder that holds anything is only taken with `resume`, which
+    An empty `name` means runs/JOB-DATE-TIME. A folder that holds anything is only taken with `resume`, which
     needs a complete checkpoint in it; its config.toml is left alone. config_toml(folder) gives the text. Raises
     RunError.
     """
     if resume:
-        return folder_to_resume(folder)
-    path = Path(folder) if folder else free_name(job)
-    refuse_if_held(path)
-    made = _make_folders(path)
+        return folder_to_resume(name)
+    path = Path(name) if name else free_name(job)
+    refuse_if_taken(path)
+    made, written = _make_folders(path), False
     try:
-        if any(path.iterdir()):
-            raise RunError(
-                f"{path}: already holds a run; add --resume to go on, or choose another run.folder"
-            )
+        refuse_if_taken(path)
         write_atomic(path / "config.toml", config_toml(path))
+        written = True
+        for folder in (path, *(created.parent for created in made)):
+            sync_folder(folder)
     except (OSError, RunError) as error:
+        if written:
+            (path / "config.toml").unlink(missing_ok=True)
         for created in reversed(made):
             created.rmdir()
         if isinstance(error, OSError):
             raise RunError(f"{path}: the run's folder cannot be read: {system_reason(error)}") from error
         raise
     return path
+
+
+def refuse_if_taken(path: Path) -> None:
+    """Raise RunError where another run holds the folder, or where it holds anything. Nothing is written."""
+    refuse_if_held(path)
+    try:
+        taken = os.path.isdir(path) and any(path.iterdir())
+    except OSError as error:
+        raise RunError(f"{path}: the run's folder cannot be read: {system_reason(error)}") from error
+    if taken:
+        raise RunError(f"{path}: already holds a run; add --resume to go on, or choose another run.folder")
 
 
 def folder_to_resume(folder: str) -> Path:
@@ -65,7 +78,9 @@ def folder_to_resume(folder: str) -> Path:
     path = Path(folder)
     if not os.path.isdir(path):  # unlike Path.is_dir, never an error
         raise RunError(f"{path}: nothing to resume: no such folder; leave out --resume to start a new run")
-    if not any(entry.is_dir() for entry in (path / "checkpoints").glob("step-*")):
+    # A crash may have left the only checkpoint aside while the same step was saved again.
+    found = (entry for name in ("step-*", ".replaced-step-*") for entry in (path / "checkpoints").glob(name))
+    if not any(entry.is_dir() for entry in found):
         raise RunError(f"{path}: nothing to resume: no complete checkpoint; start again in a new folder")
     return path
 
@@ -153,29 +168,43 @@ def sync_file(path: Path) -> None:
         _cannot_write(path, error)
 
 
+def sync_folder(path: Path) -> None:
+    """Bring the names in a folder to the disk. Raises RunError."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        _cannot_write(path, error)
+
+
 def read_jsonl(path: Path) -> list[JsonRow]:
     """All rows of a JSONL file. A last line that was torn off in the middle is left out.
 
     Raises RunError that names the file, and the line where one is malformed.
     """
-    return [row for _, row in _lines(path)]
+    return [row for _, row in jsonl_lines(path)]
 
 
-def truncate_jsonl(path: Path, key: str, last: int) -> None:
+def truncate_jsonl(path: Path, key: str, last: int) -> int:
     """Leave out the rows whose `row[key]` is more than `last`, and a torn last line. No file: nothing to do.
 
-    Raises RunError that names the file and the line that is malformed or has no number at `key`.
+    Returns how many rows are left. Raises RunError that names the file and the line that is malformed or has no
+    number at `key`.
     """
     if not path.exists():
-        return
+        return 0
     kept: list[str] = []
-    for number, (text, row) in enumerate(_lines(path), start=1):
+    for number, (text, row) in enumerate(jsonl_lines(path), start=1):
         value = row.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise RunError(f"{path}: line {number}: no number at {json.dumps(key)}")
         if value <= last:
             kept.append(text)
     write_atomic(path, "".join(f"{text}\n" for text in kept))
+    return len(kept)
 
 
 def plain(value: Any) -> Any:
@@ -189,8 +218,8 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _lines(path: Path) -> Iterator[tuple[str, JsonRow]]:
-    """Each line of a JSONL file, as text and as a row."""
+def jsonl_lines(path: Path) -> Iterator[tuple[str, JsonRow]]:
+    """Each line of a JSONL file, as text and as a row; a torn last line is left out. Raises RunError."""
     try:
         with open_regular(path) as file:
             data = file.read()

@@ -7,13 +7,27 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from proxlm.errors import RunError
 from proxlm.text import system_reason
 
 NAME = ".lock"
+
+# The locked files of this process. The system keeps a lock as long as any process has the file open, so a process
+# that a reward or an environment forks must close it, or the lock would outlive the run.
+_HELD: set[int] = set()
+
+
+def _release_in_child() -> None:
+    for handle in _HELD:
+        with suppress(OSError):
+            os.close(handle)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_release_in_child)
 
 
 @contextmanager
@@ -23,9 +37,10 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if handle is not None:
+        if handle in _HELD:  # else this is a forked child, in which nothing is held
             # In this order nobody can lock a file that is no longer there and believe that it counts.
             (folder / NAME).unlink(missing_ok=True)
+            _HELD.discard(handle)
             os.close(handle)
 
 
@@ -55,6 +70,7 @@ def _take(folder: Path) -> int | None:
             if _is_still(handle, folder):
                 os.truncate(handle, 0)
                 os.write(handle, f"{os.getpid()} {socket.gethostname()}\n".encode())
+                _HELD.add(handle)
                 return handle
         except BaseException:
             os.close(handle)
@@ -71,11 +87,33 @@ def _lock(handle: int, folder: Path) -> bool:
             return False
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             raise RunError(f"{folder / NAME}: cannot be locked: {system_reason(error)}") from error
-        who = os.read(handle, 200).decode("utf-8", "replace").split()
-        by = f"process {who[0]} on {who[1]}" if len(who) == 2 else "another process"
-        raise RunError(
-            f"{folder}: {by} is running in this folder; wait for it or stop it, or choose another run.folder"
-        ) from error
+        raise RunError(f"{folder}: {_holder(handle, folder)}") from error
+    return True
+
+
+def _holder(handle: int, folder: Path) -> str:
+    """Who holds the folder, and what to do about it."""
+    who = os.read(handle, 200).decode("utf-8", "replace").split()
+    advice = "wait for it or stop it, or choose another run.folder"
+    if len(who) != 2:
+        return f"another process is running in this folder; {advice}"
+    number, host = who
+    if host == socket.gethostname() and number.isdecimal() and not _is_alive(int(number)):
+        return (
+            f"process {number} on {host} has ended, but a process that it started still has {folder / NAME} open; end"
+            " that one (fuser finds it), or choose another run.folder"
+        )
+    return f"process {number} on {host} is running in this folder; {advice}"
+
+
+def _is_alive(number: int) -> bool:
+    """Whether there is a process of this number, as far as this one may know."""
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
     return True
 
 

@@ -15,7 +15,7 @@ from proxlm.errors import StoppedBySignalError
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.interrupt import StopSignals, stopped_message
 from proxlm.runlog.loggers import Loggers, check_wandb
-from proxlm.runlog.rows import RowFiles
+from proxlm.runlog.rows import RowCounts, RowFiles
 from proxlm.runlog.state import RunState
 from proxlm.runlog.view import view_for
 from proxlm.runlog.watchdog import Watchdog
@@ -111,6 +111,11 @@ class RunLog:
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Record sampled texts of a step in samples.jsonl; nothing if there are none."""
         self._rows.add_samples(step, rows)
+
+    @property
+    def row_counts(self) -> RowCounts:
+        """How many rows metrics.jsonl and samples.jsonl hold."""
+        return self._rows.counts
 
     def checkpoint(self, save: Callable[[], Path], due: bool) -> None:
         """At the end of a step: save a checkpoint if it is due or a signal has come.

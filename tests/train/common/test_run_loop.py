@@ -130,6 +130,10 @@ def test_a_refused_resume_changes_nothing(tmp_path):
         ("seen", [1.0, 2.0, "x"], r"no number at 'seen\[2\]'"),
         ("best", "x", "no number at 'best'"),
         ("best", ..., "no number at 'best'"),
+        ("step", -1, "step = -1, where a count is needed"),
+        ("non_finite", 2, "non_finite = 2, more than the 1 steps done"),
+        ("seen", [-1.0, 0.0, 0.0], r"seen\.n = -1, where at least 0 is needed"),
+        ("seen", [1.0, 0.0, -2.5], r"seen\.squares = -2.5, where at least 0 is needed"),
     ],
 )
 def test_a_state_that_cannot_be_read_names_what_is_wrong(tmp_path, key, value, named):

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from proxlm.checkpoint import (
     Keep,
+    accept_changes,
+    changed_rows,
     check_fit,
     check_settings,
     load_checkpoint,
@@ -25,9 +27,11 @@ from proxlm.checkpoint import (
     with_prefix,
 )
 from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, SFTConfig
+from proxlm.data.inputs import Inputs
 from proxlm.doctor import Doctor, Facts
 from proxlm.errors import RunError
 from proxlm.runlog.folder import JsonRow
+from proxlm.runlog.rows import RowCounts
 from proxlm.runlog.run_log import RunLog
 from proxlm.train.common.callbacks import Callback, StopTraining
 from proxlm.train.common.non_finite import save_offending_rows
@@ -48,6 +52,12 @@ class LoopState:
     step: int = 0
     non_finite: int = 0
 
+    def problem(self) -> str:
+        """Why a state that was read back cannot be; empty: it can be. Counts below 0 are refused in any case."""
+        if self.non_finite > self.step:
+            return f"non_finite = {self.non_finite}, more than the {self.step} steps done"
+        return ""
+
 
 S = TypeVar("S", bound=LoopState)
 
@@ -62,9 +72,13 @@ class TrainingLoop(ABC, Generic[S]):
         config: The run's settings; a subclass narrows their type.
         folder: The run's folder.
         state: The state before the first step.
+
+    Attributes:
+        inputs: What the run reads, which a checkpoint records and a resume compares; None: neither.
     """
 
     config: TrainingConfig
+    inputs: Inputs | None = None
 
     def __init__(self, config: TrainingConfig, folder: Path, state: S) -> None:
         self.config, self.folder, self.state = config, folder, state
@@ -111,6 +125,18 @@ class TrainingLoop(ABC, Generic[S]):
         """What the doctor must know of the run; None: its rules are not for this kind of run."""
         return None
 
+    def stopped_early(self, log: RunLog, metrics: Mapping[str, float]) -> dict[str, float]:  # noqa: ARG002
+        """A callback has ended the run after this step: do what a last step does besides.
+
+        Args:
+            log: The run's.
+            metrics: The step's.
+
+        Returns:
+            More metrics of the step.
+        """
+        return {}
+
     def close(self) -> None:
         """Release what only training needs, at the end of `train`."""
 
@@ -133,13 +159,16 @@ class TrainingLoop(ABC, Generic[S]):
                     self.callbacks.on_step(step, metrics)
                 except StopTraining as request:
                     ended = True
+                    metrics |= self.stopped_early(log, metrics)
                     log.note(f"stopped by a callback: {request}")
                 log.metrics(step, metrics)
                 for finding in doctor.see({"step": step, **metrics}) if doctor is not None else []:
                     log.note(finding.line())
                 ended = ended or self.finished()
                 due = every > 0 and step % every == 0
-                log.checkpoint(partial(self.save, metrics), due or ended or bool(self.problem))
+                # What stands in for a run's log, in a loop of one's own for instance, has no rows to count.
+                rows = log.row_counts if isinstance(log, RunLog) else None
+                log.checkpoint(partial(self.save, metrics, rows), due or ended or bool(self.problem))
                 if self.problem:
                     raise RunError(self.problem)
         finally:
@@ -160,14 +189,23 @@ class TrainingLoop(ABC, Generic[S]):
             self.problem = save_offending_rows(self.folder, state.step, state.non_finite, samples(), name)
             state.non_finite = 0  # a resume is a new attempt
 
-    def save(self, metrics: Mapping[str, float] | None = None) -> Path:
-        """Write a checkpoint of the state after the newest step, whose metrics these are."""
+    def save(self, metrics: Mapping[str, float] | None = None, rows: RowCounts | None = None) -> Path:
+        """Write a checkpoint of the state after the newest step.
+
+        Args:
+            metrics: The step's.
+            rows: How many rows the run's files hold, which a resume must find again.
+        """
         tensors = self.weights()
         for name, optimiser in self.optimisers_by_name().items():
             tensors |= {f"optimiser.{name}.{key}": t for key, t in optimiser.state_tensors().items()}
         tensors |= {f"extra.{name}": t for name, t in self.extra_tensors().items()}
         settings = settings_of(self.config)
         state = {**asdict(self.state), "metrics": metrics or {}, "settings": settings}
+        if rows is not None:
+            state["row_counts"] = rows._asdict()
+        if self.inputs is not None:
+            state["inputs"] = self.inputs.digests()
         keep = Keep.of(self.config.run)
         checkpoint = save_checkpoint(self.folder, self.state.step, tensors, state, keep, self.save_model)
         self.callbacks.on_checkpoint(self.state.step, checkpoint)
@@ -178,7 +216,8 @@ class TrainingLoop(ABC, Generic[S]):
         """Continue from the newest whole checkpoint of the run's folder; returns it.
 
         Raises:
-            RunError: It does not fit the settings, the model or the data; weights and state are unchanged then.
+            RunError: It does not fit the settings, the model or the data, or these or the run's rows have changed and
+                `run.accept_changes` is not set; weights and state are unchanged then.
         """
         checkpoint = newest_checkpoint(self.folder)
         tensors, saved = load_checkpoint(checkpoint)
@@ -186,6 +225,10 @@ class TrainingLoop(ABC, Generic[S]):
         weights = self.weights()
         check_fit(checkpoint, tensors, weights)
         state = read_state(type(self.state), checkpoint, saved)
+        changes = changed_rows(checkpoint, saved)
+        if self.inputs is not None:
+            changes = [*self.inputs.changes(self.folder, saved.get("inputs")), *changes]
+        accept_changes(checkpoint, changes, self.config.run.accept_changes)
         self.restore(checkpoint, state, with_prefix(tensors, "extra."))
         set_aside_newer(checkpoint)
         for name, p in weights.items():

@@ -25,3 +25,10 @@ class PPOState(LoopState):
     score_statistics: RunningStatistics = RunningStatistics()  # noqa: RUF009 (immutable)
     ptx_batches: int = 0
     lowered_budget: int = 0
+
+    def problem(self) -> str:
+        if self.kl_coef < 0:
+            return f"kl_coef = {self.kl_coef:g}, where β is at least 0"
+        if self.draws < self.step:
+            return f"draws = {self.draws}, fewer than the {self.step} steps, each of which draws prompts"
+        return super().problem()

@@ -42,6 +42,13 @@ class SupervisedState(LoopState):
     without_better: int = 0
     lowered_budget: int = 0
 
+    def problem(self) -> str:
+        if self.seconds < 0:
+            return f"seconds = {self.seconds:g}, where at least 0 is needed"
+        if self.best_step > self.step:
+            return f"best_step = {self.best_step}, after the {self.step} steps done"
+        return super().problem()
+
 
 class SupervisedLoop(TrainingLoop[SupervisedState]):
     """Minimises an objective; the model with the best validation loss is kept in folder/policy.
@@ -108,6 +115,9 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
         if self.finished() or state.step % self.settings.validate_every == 0:
             metrics |= self._validate(log)
         return metrics
+
+    def stopped_early(self, log: RunLog, metrics: Mapping[str, float]) -> dict[str, float]:
+        return {} if "validation_loss" in metrics else self._validate(log)
 
     def _described(self, rows: list[int]) -> list[dict[str, object]]:
         return [{"step": self.state.step, **row} for row in self.objective.describe(rows)]
