@@ -110,7 +110,7 @@ def test_long_prompts_fail_or_are_left_out_and_counted(write: Write, tokenizer: 
         ),
         ({"xyz": "x", "b": 1}, r'2: no field "prompt"; fields here: xyz, b '),
         ({"prompt": " \n"}, '2: field "prompt": the prompt is empty'),
-        ({"prompt": None}, "must be a text or a list of messages, not NoneType"),
+        ({"prompt": None, "a": 1}, r'no field "prompt"; fields here: a .*a null is the same as no field'),
         ({"prompt": 3}, "must be a text or a list of messages, not int"),
         ({"prompt": []}, "must be a list of messages, each with role and content"),
         ({"prompt": ["x"]}, 'message 1 is not an object with "role" and "content"'),
@@ -252,7 +252,7 @@ def test_variables_of_the_chat_template_from_settings_and_record(write: Write, c
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ("x", 'field "chat_template_kwargs" must be an object, not str'),
+        (3, 'field "chat_template_kwargs" must be an object, not int'),
         ({"tokenize": True}, '"tokenize" is not a variable of a template'),
     ],
 )

@@ -111,10 +111,13 @@ class DataSettings:
 
     prompts: str = setting(
         "",
-        "file of prompts: .jsonl, .json, .csv, .tsv, .txt (one a line), .gz of these, .parquet; or a data set",
+        "file of prompts: .jsonl, .ndjson, .json, .csv, .tsv, .txt (one a line), .gz of these, .parquet; or data set",
         path="input",
     )
-    prompt_field: str = setting("prompt", "field that holds the prompt (text, or a list of chat messages)")
+    prompt_field: str = setting(
+        "prompt",
+        "field that holds the prompt (text, or a list of chat messages); data.question: a field of a field",
+    )
     eval_prompts: str = setting(
         "", "file of held-out prompts; empty: eval_count are set aside from prompts", path="input"
     )
@@ -293,10 +296,10 @@ class TextSettings:
     validation_share: float = setting(0.05, "share of the records to set aside for validation", gt=0, lt=1)
     extensions: list[str] = setting(factory=lambda: [".txt", ".md"], help="which files of a folder to read")
     on_bad_record: Literal["fail", "skip"] = setting("fail", _ON_BAD_RECORD)
-    prompt_field: str = setting("prompt", "sft: field with the prompt (text)")
-    response_field: str = setting("response", "sft: field with the response (text)")
+    prompt_field: str = setting("prompt", "sft: field with the prompt (text or messages)")
+    response_field: str = setting("response", "sft: field with the response (text or messages)")
     messages_field: str = setting(
-        "messages", "sft: field with chat messages, used if a record has no prompt field"
+        "messages", "sft: field with chat messages, used if a record has no prompt and response"
     )
     chat: bool = setting(False, "sft: render prompt and response with the chat template")
     chat_template: str = setting(

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxlm.config import DataSettings, TextSettings
-from proxlm.config.problems import RESERVED_VARIABLES
 from proxlm.data.lines import read_lines
+from proxlm.data.messages import Message
 from proxlm.errors import BadRecordError, DataError
-from proxlm.text import reason_of
+from proxlm.text import reason_of, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-Message = dict[str, Any]
+_REFUSED = "refused by the chat template"
 
 
 def read_template(path: str) -> str | None:
@@ -33,27 +35,6 @@ def carry_template(tokenizer: Tokenizer, path: str) -> None:
     """Give the tokenizer the template in the file `path`, if any: a model is saved with the one it was used with."""
     if path:
         tokenizer.chat_template = read_template(path)
-
-
-def check_messages(value: Any, where: str) -> list[Message]:
-    """`value`, checked to be a list of {"role": text, "content": text}; else raises BadRecordError.
-
-    Args:
-        value: What a record holds.
-        where: Beginning of the error's message: the file, line and field.
-    """
-    kind = "malformed messages"
-    if not isinstance(value, list) or not value:
-        raise BadRecordError(f"{where}: must be a list of messages, each with role and content", kind)
-    for number, message in enumerate(value, 1):
-        if not isinstance(message, dict):
-            raise BadRecordError(
-                f'{where}: message {number} is not an object with "role" and "content"', kind
-            )
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                raise BadRecordError(f'{where}: message {number} needs a text "{key}"', kind)
-    return value
 
 
 def with_system(messages: Sequence[Message], system: str) -> list[Message]:
@@ -74,20 +55,6 @@ class ChatExtras:
 
     tools: Sequence[Mapping[str, Any]] | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
-
-    @staticmethod
-    def of(fields: Mapping[str, Any], where: str) -> ChatExtras:
-        """The fields `tools` and `chat_template_kwargs` of a record. Raises BadRecordError; where: file and line."""
-        variables = fields.get("chat_template_kwargs")
-        if variables is not None and not isinstance(variables, Mapping):
-            reason = (
-                f'{where}: field "chat_template_kwargs" must be an object, not {type(variables).__name__}'
-            )
-            raise BadRecordError(reason, "malformed messages")
-        if reserved := sorted({*(variables or {})} & RESERVED_VARIABLES):
-            reason = f'{where}: field "chat_template_kwargs": "{reserved[0]}" is not a variable of a template'
-            raise BadRecordError(reason, "malformed messages")
-        return ChatExtras(fields.get("tools") or None, variables or {})
 
 
 NO_EXTRAS = ChatExtras()
@@ -123,14 +90,14 @@ class ChatFormat:
         """The conversation as the model sees it, special tokens spelled out.
 
         Args:
-            messages: The conversation.
+            messages: The conversation, in the form of messages.py.
             where: Beginning of an error's message: the file, line and field.
             add_generation_prompt: Whether to add what comes before the assistant's answer.
             extras: What the record gives the template beside its messages.
 
         Raises:
             DataError: There is no template.
-            BadRecordError: The template refuses the messages.
+            BadRecordError: The template refuses the messages, or would leave out tools, calls or a variable silently.
         """
         from jinja2 import TemplateError
 
@@ -138,20 +105,67 @@ class ChatFormat:
             raise DataError(
                 f"{where}: the tokenizer has no chat template; set chat_template to a file with one"
             )
+        source = self.tokenizer.get_chat_template(self.template, tools=list(extras.tools or []) or None)
+        _check_shown(source, messages, extras, where)
+        given = _contents_for(source, messages)
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    list(messages),
-                    tools=list(extras.tools) if extras.tools else None,
-                    chat_template=self.template,
-                    add_generation_prompt=add_generation_prompt,
-                    tokenize=False,
-                    **{**self.variables, **extras.variables},
-                )
-            )
+            try:
+                return self._rendered(given, add_generation_prompt, extras)
+            except TypeError:
+                # Some templates (DeepSeek's) join a call's arguments as a text; most write an object as JSON.
+                if not any(message.get("tool_calls") for message in given):
+                    raise
+                given = [_with_text_arguments(message) for message in given]
+                return self._rendered(given, add_generation_prompt, extras)
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             reason = f"{where}: the chat template refuses these messages: {reason_of(error)}"
-            raise BadRecordError(reason, "refused by the chat template") from error
+            raise BadRecordError(reason, _REFUSED) from error
+
+    def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool, extras: ChatExtras) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                list(messages),
+                tools=list(extras.tools) if extras.tools else None,
+                chat_template=self.template,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+                **{**self.variables, **extras.variables},
+            )
+        )
+
+
+def _mentions(source: str, name: str) -> bool:
+    return re.search(rf"\b{re.escape(name)}\b", source) is not None
+
+
+def _check_shown(source: str, messages: Sequence[Message], extras: ChatExtras, where: str) -> None:
+    """Refuse what the template has no place for: the model would learn answers to what it has not been shown."""
+    if extras.tools and not _mentions(source, "tools"):
+        raise BadRecordError(f"{where}: has tools, but the chat template does not show any", _REFUSED)
+    if not _mentions(source, "tool_calls") and any(message.get("tool_calls") for message in messages):
+        raise BadRecordError(f"{where}: has tool_calls, but the chat template does not show any", _REFUSED)
+    for name in extras.variables:
+        if not _mentions(source, name):
+            reason = f"chat_template_kwargs sets {shown(name, 40)}, which the chat template does not use"
+            raise BadRecordError(f"{where}: {reason}", _REFUSED)
+
+
+def _contents_for(source: str, messages: Sequence[Message]) -> list[Message]:
+    """The messages, with "" for no content unless the template asks for none: it could write the word "None"."""
+    if _mentions(source, "none") or _mentions(source, "None"):
+        return list(messages)
+    return [{**m, "content": ""} if m["content"] is None else m for m in messages]
+
+
+def _with_text_arguments(message: Message) -> Message:
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = call.get("function", call)
+        text = {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}
+        calls.append({**call, "function": text} if "function" in call else text)
+    return {**message, "tool_calls": calls}
 
 
 def encode_rendered(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from proxlm.data.fields import without_nulls
 from proxlm.data.skipped import Record, Skipped
 from proxlm.errors import BadRecordError, DataError
 
@@ -26,6 +27,8 @@ class InMemoryRecords:
     """
 
     def __init__(self, values: Iterable[Any], name: str, field: str) -> None:
+        if hasattr(values, "iterrows"):  # iterating over it would give the names of its columns
+            raise DataError(f'{name}: a DataFrame; pass its rows: frame.to_dict("records")')
         if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
             raise DataError(
                 f"{name}: expected a list of texts, chats or records, not a {type(values).__name__}"
@@ -40,16 +43,18 @@ class InMemoryRecords:
     def records(self, skipped: Skipped) -> Iterator[Record]:
         """Each value as a record; one of another type goes to `skipped`."""
         for number, value in enumerate(self.values, start=1):
-            if isinstance(value, Mapping):
-                yield Record(dict(value), number, self.name)
-            elif isinstance(value, str | list | tuple):
-                yield Record(
-                    {self.field: list(value) if isinstance(value, tuple) else value}, number, self.name
-                )
-            else:
-                kind = type(value).__name__
-                error = BadRecordError(
-                    f"{self.name}:{number}: expected a text, a list of messages or a mapping, not a {kind}",
-                    "no record",
-                )
+            try:
+                yield Record(self._fields(number, value), number, self.name)
+            except BadRecordError as error:
                 skipped.bad(error, self.name, number, repr(value))
+
+    def _fields(self, number: int, value: Any) -> dict[str, Any]:
+        where = f"{self.name}:{number}"
+        if isinstance(value, str | list | tuple):
+            value = {self.field: value}
+        if not isinstance(value, Mapping):
+            kind = type(value).__name__
+            raise BadRecordError(
+                f"{where}: expected a text, a list of messages or a mapping, not a {kind}", "no record"
+            )
+        return without_nulls(value, where)

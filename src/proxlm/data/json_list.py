@@ -37,17 +37,22 @@ class Element:
     problem: str = ""
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError for a repeated key, whose first value would otherwise be lost silently."""
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object without its nulls (fields.without_nulls says why).
+
+    Raises ValueError for a repeated key, whose first value would otherwise be lost silently.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'duplicate key "{shown(twice)}" in an object')
-    return found
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f'duplicate key "{shown(name)}" in an object')
+            seen.add(name)
+    return {name: value for name, value in pairs if value is not None}
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
 # Finds the end of an element that DECODER refuses because of its content, not its syntax.
 _LENIENT = json.JSONDecoder(parse_int=str)
 
@@ -151,7 +156,7 @@ class JsonList:
 
     def _drop(self, at: int) -> int:
         """Forget the text before `at` if there is much of it; returns the new position of `at`."""
-        if at < _AT_ONCE:
+        if at < max(_AT_ONCE, len(self._text) // 2):  # at least half each time: what is moved is never more
             return at
         self._line_of(at)
         newline = self._text.rfind("\n", 0, at)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from proxlm.config import DataSettings
-from proxlm.data.chat import ChatExtras, ChatFormat, check_messages, encode_rendered, with_system
-from proxlm.data.records import Source, iter_records, missing_field
+from proxlm.data.chat import ChatFormat, encode_rendered, with_system
+from proxlm.data.formats import Conversation, prompt_content
+from proxlm.data.records import Source, iter_records
 from proxlm.data.skipped import Record, Skipped
 from proxlm.data.tokenizer import encode_prompt, encode_source
 from proxlm.errors import BadRecordError, ConfigError, DataError
@@ -143,11 +145,11 @@ class _File:
     path: str
     field: str
     records: list[Record]
-    contents: list[str | list[Any]]
+    contents: list[str | Conversation]
 
     @property
     def keys(self) -> list[str]:
-        return [repr(content) for content in self.contents]
+        return [_key(content) for content in self.contents]
 
 
 def _read(data: DataSettings, source: Source, skipped: Skipped) -> _File:
@@ -158,7 +160,7 @@ def _read(data: DataSettings, source: Source, skipped: Skipped) -> _File:
     file = _File(path, "text" if is_text else data.prompt_field, [], [])
     for record in iter_records(source, skipped):
         with skipped.judging(record):
-            file.contents.append(_content(record, file.field))
+            file.contents.append(prompt_content(record, data, file.field))
             file.records.append(record)
     if not file.records:
         raise DataError(f"{path}: no record can be used; the first bad one: {skipped.first}")
@@ -176,8 +178,9 @@ class _Encoder:
 
     def __call__(self, row: int) -> Prompt:
         record, content = self.file.records[row], self.file.contents[row]
-        where = f'{record.where}: field "{self.file.field}"'
-        if isinstance(content, str) and not self.data.chat:
+        field = content.field if isinstance(content, Conversation) else self.file.field
+        where = f'{record.where}: field "{field}"'
+        if isinstance(content, str):
             if self.data.system:
                 raise ConfigError(
                     "data.system: needs data.chat = true, or prompts that are lists of messages"
@@ -185,12 +188,11 @@ class _Encoder:
             text = content
             ids = (encode_source if self.source else encode_prompt)(self.chat.tokenizer, text)
         else:
-            messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
             text = self.chat.render(
-                with_system(messages, self.data.system),
+                with_system(content.messages, self.data.system),
                 where,
                 add_generation_prompt=True,
-                extras=ChatExtras.of(record.fields, record.where),
+                extras=content.extras,
             )
             ids = encode_rendered(self.chat.tokenizer, text)
         if not ids:
@@ -198,26 +200,12 @@ class _Encoder:
         return Prompt(row, tuple(ids), text, record.fields)
 
 
-def _content(record: Record, field: str) -> str | list[Any]:
-    """The record's prompt: a text that is not blank, or messages that end before the model's turn."""
-    where = f'{record.where}: field "{field}"'
-    if field not in record.fields:
-        raise missing_field(record, field, "data.prompt_field")
-    value = record.fields[field]
-    if isinstance(value, str):
-        if not value.strip():
-            raise BadRecordError(f"{where}: the prompt is empty", "empty")
-        return value
-    if not isinstance(value, list):
-        raise BadRecordError(
-            f"{where}: a prompt must be a text or a list of messages, not {type(value).__name__}", "no text"
-        )
-    if check_messages(value, where)[-1]["role"] == "assistant":
-        raise BadRecordError(
-            f"{where}: the last message is the assistant's; a prompt must end before its turn",
-            "malformed messages",
-        )
-    return value
+def _key(content: str | Conversation) -> str:
+    """The same text for the same prompt, in whatever order its objects have their keys."""
+    if isinstance(content, str):
+        return content
+    everything = [content.messages, content.extras.tools, content.extras.variables]
+    return "messages" + json.dumps(everything, sort_keys=True, default=str)
 
 
 def _choose(

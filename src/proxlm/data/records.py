@@ -15,7 +15,7 @@ from proxlm.data.lines import LONGEST_LINE, byte_lines, shown_size, text_lines
 from proxlm.data.skipped import Record, Skipped
 from proxlm.data.tables import is_hub_name, read_folder, read_hub, read_parquet, split_of_folder
 from proxlm.errors import BadRecordError, DataError
-from proxlm.text import listed, shown, suggestion
+from proxlm.text import shown
 
 Source = str | Path | InMemoryRecords
 """Where records come from: a file, a data set, or records in memory."""
@@ -24,10 +24,11 @@ Source = str | Path | InMemoryRecords
 def iter_records(path: Source, skipped: Skipped | None = None) -> Iterator[Record]:
     """The records of a .jsonl, .json, .csv, .tsv or .txt file (each may end in .gz), of Parquet, or of a data set.
 
-    .jsonl: an object per line; .json: one list of objects; .csv and .tsv: the first row names the fields, and
-    every value is text; .txt: each non-empty line is the record {"text": line}. Empty lines, a byte order
-    mark and CRLF line ends are not part of the data. A folder is a data set saved by Hugging Face's `datasets`, or
-    one of Parquet files; FOLDER:SPLIT names one of several splits; hf:NAME:SPLIT is a data set on the hub.
+    .jsonl and .ndjson: an object per line; .json: one list of objects; .csv and .tsv: the first row names the
+    fields, and every value is text; .txt: each non-empty line is the record {"text": line}. Empty lines, a byte order
+    mark and CRLF line ends are not part of the data. A null in an object is the same as no field (fields.py). A
+    folder is a data set saved by Hugging Face's `datasets`, or one of Parquet files; FOLDER:SPLIT names one of
+    several splits; hf:NAME:SPLIT is a data set on the hub.
 
     At most one record of a text file, or one batch of rows of a table, is in memory.
 
@@ -48,12 +49,6 @@ def iter_records(path: Source, skipped: Skipped | None = None) -> Iterator[Recor
         if skipped.first:
             raise DataError(f"{path}: no record can be used; the first bad one: {skipped.first}")
         raise DataError(f"{path}: the file holds no records")
-
-
-def missing_field(record: Record, wanted: str, key: str) -> BadRecordError:
-    """The error for a record without the field `wanted`; key: the setting that names the field."""
-    hint = suggestion(wanted, record.fields, f"fields here: {listed(record.fields)} (set {key})")
-    return BadRecordError(f'{record.where}: no field "{wanted}"; {hint}', "field missing")
 
 
 def _source(name: Source) -> Callable[[Skipped], Iterator[Record]]:
@@ -248,6 +243,7 @@ def _parse_txt(path: Path, skipped: Skipped) -> Iterator[Record]:
 
 _PARSERS: Mapping[str, Callable[[Path, Skipped], Iterator[Record]]] = {
     ".jsonl": _parse_jsonl,
+    ".ndjson": _parse_jsonl,
     ".json": _parse_json,
     ".csv": _parse_csv,
     ".tsv": _parse_tsv,

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from proxlm.config import TextSettings
-from proxlm.data.chat import ChatExtras, ChatFormat, Message, check_messages, encode_rendered
+from proxlm.data.chat import ChatFormat, encode_rendered
 from proxlm.data.documents import Documents
+from proxlm.data.formats import Conversation, training_content
+from proxlm.data.messages import Message
 from proxlm.data.on_disk import NumbersOnDisk
-from proxlm.data.records import Source, iter_records, missing_field
+from proxlm.data.records import Source, iter_records
 from proxlm.data.skipped import Record, Skipped
 from proxlm.data.tokenizer import (
     encode_continuation,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 _DOCUMENTS_AT_ONCE = 1024
 _BYTES_AT_ONCE = 2**18
 _log = logging.getLogger(__name__)
-_Content = tuple[str, str] | list[Message]
+_Content = tuple[str, str] | Conversation
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,8 @@ def sft_examples(
 ) -> Iterator[SFTExample | None]:
     """The files' records as training examples.
 
-    A record has text.prompt_field and text.response_field, or a conversation in text.messages_field, whose response
-    begins with the assistant's first turn. Messages after its last turn are not used.
+    formats.py says what a record may hold. The response of a conversation begins with the assistant's first turn.
+    Messages after its last turn are not used. Records of weight 0 are left out.
 
     Args:
         text: The section [text].
@@ -130,7 +132,10 @@ def record_texts(
 ) -> Iterator[tuple[str, ...]]:
     """The texts to train a new tokenizer on: each record's prompt and response, or all its messages."""
     for _, content in _contents(text, paths, skipped if skipped is not None else Skipped()):
-        yield content if isinstance(content, tuple) else tuple(m["content"] for m in content)
+        if isinstance(content, tuple):
+            yield content
+        else:
+            yield tuple(message["content"] or "" for message in content.messages)
 
 
 def _contents(
@@ -143,26 +148,11 @@ def _contents(
         for record in iter_records(path, skipped):
             content: _Content | None = None
             with skipped.judging(record):
-                content = _content(text, record)
+                content = training_content(record, text)
+                if content is None:
+                    skipped.leave_out(record, "weight 0", "its weight is 0")
             if content is not None:
                 yield record, content
-
-
-def _content(text: TextSettings, record: Record) -> _Content:
-    """A record's prompt and response, or its conversation."""
-    if text.prompt_field not in record.fields:
-        if text.messages_field not in record.fields:
-            raise missing_field(record, text.prompt_field, "text.prompt_field or text.messages_field")
-        where = f'{record.where}: field "{text.messages_field}"'
-        return check_messages(record.fields[text.messages_field], where)
-    if text.response_field not in record.fields:
-        raise missing_field(record, text.response_field, "text.response_field")
-    prompt, response = _text(record, text.prompt_field), _text(record, text.response_field)
-    if not response:
-        raise BadRecordError(f'{record.where}: field "{text.response_field}" is empty', "empty")
-    if text.chat:
-        return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-    return prompt, response
 
 
 def _check_lengths(example: SFTExample, max_tokens: int, encoder_decoder: bool, where: str) -> None:
@@ -181,7 +171,7 @@ def _check_lengths(example: SFTExample, max_tokens: int, encoder_decoder: bool, 
 def _example(content: _Content, chat: ChatFormat, encoder_decoder: bool, record: Record) -> SFTExample:
     tokenizer = chat.tokenizer
     if not isinstance(content, tuple):
-        return _conversation(content, chat, ChatExtras.of(record.fields, record.where), record.where)
+        return _conversation(content, chat, record.where)
     prompt, response = content
     if encoder_decoder:
         target = encode_target(tokenizer, response)
@@ -192,36 +182,30 @@ def _example(content: _Content, chat: ChatFormat, encoder_decoder: bool, record:
     return SFTExample(tuple(encode_prompt(tokenizer, prompt)), tuple(ids), (True,) * len(ids))
 
 
-def _text(record: Record, name: str) -> str:
-    value: Any = record.fields[name]
-    if not isinstance(value, str):
-        reason = f'{record.where}: field "{name}" must be a text, not {type(value).__name__}'
-        raise BadRecordError(reason, "no text")
-    return value
-
-
-def _conversation(
-    messages: Sequence[Message], chat: ChatFormat, extras: ChatExtras, where: str
-) -> SFTExample:
-    """A conversation as an example: the tokens that each turn of the assistant adds are those to learn.
+def _conversation(content: Conversation, chat: ChatFormat, where: str) -> SFTExample:
+    """A conversation as an example: the tokens that each turn of the assistant adds are those to learn, unless its
+    weight is 0.
 
     They are found by rendering longer and longer prefixes of the conversation. That is right only if the tokens of
     each prefix are a prefix of the next one's, which is checked.
     """
-    tokenizer = chat.tokenizer
+    tokenizer, messages = chat.tokenizer, content.messages
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
         raise BadRecordError(f"{where}: the conversation has no turn of the assistant", "malformed messages")
     if turns[0] == 0:
         reason = f"{where}: the conversation begins with the assistant, so there is no prompt"
         raise BadRecordError(reason, "malformed messages")
+
+    def encoded(part: Sequence[Message], add_generation_prompt: bool) -> list[int]:
+        text = chat.render(part, where, add_generation_prompt=add_generation_prompt, extras=content.extras)
+        return encode_rendered(tokenizer, text)
+
     ids: list[int] = []
     mask: list[bool] = []
     for turn in turns:
-        before = encode_rendered(
-            tokenizer, chat.render(messages[:turn], where, add_generation_prompt=True, extras=extras)
-        )
-        after = encode_rendered(tokenizer, chat.render(messages[: turn + 1], where, extras=extras))
+        before = encoded(messages[:turn], add_generation_prompt=True)
+        after = encoded(messages[: turn + 1], add_generation_prompt=False)
         if before[: len(ids)] != ids or after[: len(before)] != before:
             raise BadRecordError(
                 f"{where}: the chat template renders what comes before message {turn + 1} differently"
@@ -230,7 +214,9 @@ def _conversation(
             )
         if turn == turns[0]:
             prompt_length = len(before)
-        mask += [False] * (len(before) - len(ids)) + _own_tokens(after[len(before) :], tokenizer.eos_token_id)
+        own = _own_tokens(after[len(before) :], tokenizer.eos_token_id)
+        learnt = [is_own and content.weights[turn] == 1 for is_own in own]
+        mask += [False] * (len(before) - len(ids)) + learnt
         ids = after
     # Without what the template writes after the end of the last turn.
     while len(mask) > prompt_length and not mask[-1]:

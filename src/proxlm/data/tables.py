@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.config.paths import HUB_PREFIX
+from proxlm.data.fields import without_nulls
 from proxlm.data.skipped import Record, Skipped
 from proxlm.errors import BadRecordError, DataError
 from proxlm.files import NotRegularFileError, open_regular, read_regular
@@ -52,7 +53,7 @@ def split_of_folder(path: Path) -> tuple[Path, str] | None:
 
 
 def read_parquet(path: Path, skipped: Skipped) -> Iterator[Record]:
-    """The rows of a Parquet file, a few hundred at a time. A null is None."""
+    """The rows of a Parquet file, a few hundred at a time."""
     arrow = _arrow()
     import pyarrow.parquet
 
@@ -104,7 +105,7 @@ def read_hub(name: str) -> Iterator[Record]:
             "/".join(parts[:2]), configuration, split=split or "train", streaming=True
         )
         for number, row in enumerate(rows, 1):
-            yield Record(dict(row), number, name)
+            yield Record(without_nulls(row, f"{name}:{number}"), number, name)
     except Exception as error:  # datasets raises many kinds, of its own and of what it calls
         raise DataError(f"{name}: cannot be read from the hub: {reason_of(error)}") from error
 
@@ -165,26 +166,32 @@ def _rows(path: Path, batches: Any, skipped: Skipped) -> Iterator[Record]:
     first = 1
     for batch in batches:
         for i, row in enumerate(_as_dicts(batch)):
-            if isinstance(row, Exception):
-                kind = "not UTF-8" if isinstance(row, UnicodeDecodeError) else "unreadable value"
-                reason = f"{path}:{first + i}: {kind}: {reason_of(row)}"
-                skipped.bad(BadRecordError(reason, kind), str(path), first + i, "")
-            else:
-                yield Record(row, first + i, str(path))
+            where = f"{path}:{first + i}"
+            try:
+                yield Record(_fields(row, where), first + i, str(path))
+            except BadRecordError as error:
+                skipped.bad(error, str(path), first + i, "")
         first += len(batch)
+
+
+def _fields(row: dict[str, Any] | Exception, where: str) -> dict[str, Any]:
+    if isinstance(row, Exception):
+        kind = "not UTF-8" if isinstance(row, UnicodeDecodeError) else "unreadable value"
+        raise BadRecordError(f"{where}: {kind}: {reason_of(row)}", kind)
+    return without_nulls(row, where)
 
 
 def _as_dicts(batch: Any) -> list[dict[str, Any] | Exception]:
     try:
-        return list(batch.to_pylist())
-    except (ValueError, OverflowError):  # texts that are not UTF-8, times beyond Python's
+        return list(batch.to_pylist(maps_as_pydicts="strict"))
+    except (ValueError, OverflowError, KeyError):  # texts that are not UTF-8, times beyond Python's
         return [_as_dict(batch.slice(i, 1)) for i in range(len(batch))]
 
 
 def _as_dict(row: Any) -> dict[str, Any] | Exception:
     try:
-        return dict(row.to_pylist()[0])
-    except (ValueError, OverflowError) as error:
+        return dict(row.to_pylist(maps_as_pydicts="strict")[0])
+    except (ValueError, OverflowError, KeyError) as error:
         return error
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from proxlm.data.documents import Documents, validation_rows
+from proxlm.data.formats import missing_field
 from proxlm.data.lines import text_lines
-from proxlm.data.records import iter_records, missing_field
+from proxlm.data.records import iter_records
 from proxlm.data.skipped import Record, Skipped
 from proxlm.data.tables import is_data_set
 from proxlm.errors import BadRecordError, DataError
@@ -22,9 +23,9 @@ _CLEANED_AT_ONCE = 2**16
 def read_texts(paths: Sequence[str], extensions: Sequence[str], skipped: Skipped | None = None) -> Documents:
     """The documents in `paths`, cleaned, in a fixed order; blank ones are left out.
 
-    A file is one document, whatever its extension, except that a .jsonl file (or .jsonl.gz), a .parquet file and a
-    data set (see records.iter_records) hold one document per record, in the field "text". A file that is reached
-    twice is read once.
+    A file is one document, whatever its extension, except that a .jsonl or .ndjson file (also .gz), a .parquet
+    file and a data set (see records.iter_records) hold one document per record, in the field "text". A file that is
+    reached twice is read once.
 
     Args:
         paths: Files, folders and data sets.
@@ -118,7 +119,7 @@ def files_in(folder: Path, extensions: Sequence[str]) -> list[Path]:
 
 def _holds_records(source: str) -> bool:
     name = source.lower().removesuffix(".gz")
-    return name.endswith(".jsonl") or is_data_set(source, [])
+    return name.endswith((".jsonl", ".ndjson")) or is_data_set(source, [])
 
 
 def _text_of(record: Record) -> str:

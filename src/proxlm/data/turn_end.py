@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from proxlm.data.chat import ChatFormat, Message, encode_rendered
+from proxlm.data.chat import ChatFormat, encode_rendered
+from proxlm.data.messages import Message
 from proxlm.errors import DataError
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from proxlm.data.chat import ChatFormat, Message, encode_rendered, with_system
+from proxlm.data.chat import ChatFormat, encode_rendered, with_system
+from proxlm.data.messages import Message
 from proxlm.data.tokenizer import encode_prompt
 from proxlm.errors import DataError
 
@@ -81,4 +82,4 @@ class ChatMessageTokens:
 
 
 def _joined(messages: Sequence[Message]) -> str:
-    return "".join(message["content"] for message in messages)
+    return "".join(message["content"] or "" for message in messages)

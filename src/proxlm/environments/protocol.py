@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from proxlm.data.chat import Message, check_messages
+from proxlm.data.messages import Message, read_messages
 from proxlm.errors import DataError
 
 
@@ -64,7 +64,7 @@ def checked_messages(value: Any, where: str) -> list[Message]:
     """What an environment said, as messages; a text is a message of the user. Raises DataError."""
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
-    return check_messages(value, where)
+    return read_messages(value, where)
 
 
 def checked_answer(value: Any) -> tuple[list[Message], float, bool]:
