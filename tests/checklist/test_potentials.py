@@ -11,7 +11,7 @@ from reward_cases import F64, given, normal, ragged, rows_of, seeds
 
 from proxlm.rl.advantages import gae
 from proxlm.rl.ragged import segment_sum
-from proxlm.rl.shaping import potential_rewards, response_rewards, token_rewards, turn_rewards
+from proxlm.rl.shaping import potential_rewards, response_rewards, token_rewards
 
 
 @pytest.mark.checklist(30)
@@ -19,21 +19,6 @@ def test_what_a_response_earned_in_all():
     scores, offsets = torch.tensor([1.0, -1.0, 4.0]), torch.tensor([0, 2, 2, 3])
     assert response_rewards(scores, None, offsets) is scores
     assert response_rewards(scores, torch.tensor([0.5, 0.25, 2.0]), offsets).tolist() == [1.75, -1.0, 6.0]
-
-
-@pytest.mark.checklist(30)
-def test_rewards_of_turns_fall_on_their_ends():
-    ends = torch.tensor([False, True, False, False, True, True])
-    assert turn_rewards(torch.tensor([1.0, -2.0, 0.5]), ends).tolist() == [0.0, 1.0, 0.0, 0.0, -2.0, 0.5]
-    assert turn_rewards(torch.zeros(0), torch.zeros(2).bool()).tolist() == [0.0, 0.0]
-    assert turn_rewards(torch.tensor([1.0], dtype=F64), torch.tensor([True])).dtype == F64
-
-
-@pytest.mark.checklist(30)
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_a_wrong_count_of_turn_rewards_is_refused(count):
-    with pytest.raises(ValueError, match=f"{count} rewards for 2 turns"):
-        turn_rewards(torch.zeros(count), torch.tensor([True, False, True]))
 
 
 @pytest.mark.checklist(30)

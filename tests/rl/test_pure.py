@@ -105,7 +105,6 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "shaping.apply_missing_eos": (flat(0, 3), ENDED, "subtract", 1.0),
     "shaping.overlong_penalty": (torch.tensor([3, 2, 1]), 3, 2, 1.0),
     "shaping.potential_rewards": (flat(0), MASK, OFFSETS, 0.9, ENDED),
-    "shaping.turn_rewards": (flat(0, 2), torch.tensor([False, True, False, True])),
     "trust_region.conjugate_gradient": (product, flat(0, 2), 5),
     "trust_region.natural_step": (flat(0, 2), product, 0.01, 5),
     "trust_region.trust_region_step": (flat(0, 2), product, measure, 0.01),

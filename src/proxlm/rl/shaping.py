@@ -133,10 +133,3 @@ def potential_rewards(
     before[1:] = torch.where(row[1:] == row[:-1], phi[places][:-1], 0.0)
     result[places] = gamma * phi[places] - before
     return result
-
-
-def turn_rewards(rewards: Tensor, turn_ends: Tensor) -> Tensor:
-    """Rewards of turns, in order, on the tokens that end them. rewards [turns]; turn_ends [R] bool → [R]"""
-    if len(rewards) != int(turn_ends.sum()):
-        raise ValueError(f"{len(rewards)} rewards for {int(turn_ends.sum())} turns")
-    return torch.zeros(len(turn_ends), dtype=rewards.dtype).masked_scatter(turn_ends, rewards)
