@@ -139,6 +139,13 @@ def test_a_penalty_that_eats_the_reward():
     assert rules_of([row | {"score": 0.2 * row["step"]} for row in rows]) == []
 
 
+def test_a_penalty_beside_a_reward_that_never_varies_is_not_weighed():
+    """The reward's own finding says what is wrong; a penalty of 6.5e-5 says nothing."""
+    rows = run_of(30, reward=1.0, score=1.0, reward_std=0.0, kl=1.3e-3, kl_coef=0.05)
+    assert rules_of(rows) != []
+    assert "kl_blow_up" not in rules_of(rows)
+
+
 def test_steps_of_the_critic_alone_say_nothing_of_the_policy():
     still = {"warmup": 1.0, "approx_kl": 0.0, "kl": 0.0, "clip_fraction": 0.0, "explained_variance": -3.0}
     rows = [*run_of(30, **still), *(healthy(step) for step in range(31, 80))]

@@ -82,8 +82,8 @@ def _kl_costs(rows: Rows, facts: Facts) -> str | None:
     before, after = first(rows, name, 3), newest(rows, name, 5)
     coefficients, kls = newest(rows, names.KL_COEF, 5), newest(rows, names.KL, 5)
     spread = newest_middle(rows, names.REWARD_STD, 5)
-    if len(before) < 3 or any(len(values) < 5 for values in (after, coefficients, kls)) or spread is None:
-        return None
+    if len(before) < 3 or any(len(values) < 5 for values in (after, coefficients, kls)) or not spread:
+        return None  # without a spread of rewards there is nothing to weigh the penalty against
     gain = sum(after) / 5 - sum(before) / 3
     cost = median(b * k for b, k in zip(coefficients, kls, strict=True))
     # The standard error of the gain, from the spread within a step.

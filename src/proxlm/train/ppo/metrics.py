@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -65,10 +66,13 @@ def experience_metrics(
         metrics["reward_length_correlation"] = length_correlation
     if critic:
         values, returns = experience.values, experience.returns
-        by_quarter = explained_variance_by_position(values, returns, mask, offsets)
         metrics["value_mean"] = float(values[mask].mean())
-        metrics["explained_variance"] = explained_variance(values, returns, mask)
-        metrics |= {f"explained_variance/quarter_{k + 1}": value for k, value in enumerate(by_quarter)}
+        explained = {"explained_variance": explained_variance(values, returns, mask)}
+        by_quarter = explained_variance_by_position(values, returns, mask, offsets)
+        explained |= {f"explained_variance/quarter_{k + 1}": value for k, value in enumerate(by_quarter)}
+        # Returns that do not vary, or a quarter that no response reaches, leave nothing to explain: no number.
+        finite = bool(values.isfinite().all() and returns.isfinite().all())
+        metrics |= {name: value for name, value in explained.items() if not (finite and math.isnan(value))}
     return metrics
 
 
