@@ -150,7 +150,7 @@ class Oracle:
 def test_a_reward_may_be_an_object(fresh, tmp_path) -> None:
     oracle = Oracle()
     proxlm.PPOTrainer(fresh, oracle, list(WORDS[:6]), config(tmp_path)).train()
-    assert oracle.calls == 5  # trial, before, two steps, after
+    assert oracle.calls == 7  # trial, before and after (sampled, greedy), two steps
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "proxlm.config": (
         "ControlConfig", "ControlPPOSettings", "CorrectionSettings", "DataSettings", "EnvironmentSettings",
-        "EvaluateConfig", "GymSettings", "LoraSettings", "ModelSettings", "NetworkSettings", "NewModelSettings",
-        "OptimiserSettings", "OptimisersSettings", "PPOConfig", "PPOSettings", "PretrainConfig", "PtxSettings",
-        "RewardSettings", "RewardTerm", "RolloutSettings", "RunSettings", "SFTConfig", "ShapingSettings",
-        "SupervisedSettings", "TextSettings", "TrustRegionSettings", "load_config", "validate",
+        "EvaluateConfig", "EvaluationSettings", "GymSettings", "LoraSettings", "ModelSettings", "NetworkSettings",
+        "NewModelSettings", "OptimiserSettings", "OptimisersSettings", "PPOConfig", "PPOSettings",
+        "PretrainConfig", "ProcessSettings", "PtxSettings", "RewardSettings", "RewardTerm", "RolloutSettings",
+        "RunSettings", "SFTConfig", "ShapingSettings", "SupervisedSettings", "TextSettings",
+        "TrustRegionSettings", "load_config", "validate",
     ),
     "proxlm.data.prompts": ("PromptStream",),
     "proxlm.data.tokenizer": ("train_tokenizer",),

@@ -19,6 +19,9 @@ from proxlm.config import (
     EvaluateConfig as EvaluateConfig,
 )
 from proxlm.config import (
+    EvaluationSettings as EvaluationSettings,
+)
+from proxlm.config import (
     GymSettings as GymSettings,
 )
 from proxlm.config import (
@@ -47,6 +50,9 @@ from proxlm.config import (
 )
 from proxlm.config import (
     PretrainConfig as PretrainConfig,
+)
+from proxlm.config import (
+    ProcessSettings as ProcessSettings,
 )
 from proxlm.config import (
     PtxSettings as PtxSettings,

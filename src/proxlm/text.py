@@ -76,9 +76,9 @@ def listed(names: Iterable[str], empty: str = "none", most: int = LONGEST_LIST) 
     return ", ".join(every[:most]) + more or empty
 
 
-def nearest(word: str, options: Iterable[str]) -> str | None:
-    """The option that is spelled most like `word`; None if none is much like it."""
-    return next(iter(get_close_matches(word, list(options), n=1, cutoff=0.5)), None)
+def nearest(word: str, options: Iterable[str], least: float = 0.5) -> str | None:
+    """The option that is spelled most like `word`; None if none is at least so much like it (0 to 1)."""
+    return next(iter(get_close_matches(word, list(options), n=1, cutoff=least)), None)
 
 
 def did_you_mean(word: str, options: Iterable[str], otherwise: str = "") -> str:

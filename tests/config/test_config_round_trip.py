@@ -175,6 +175,7 @@ def test_the_text_is_plain_toml_in_the_order_of_the_settings() -> None:
         "[ppo]",
         "[ppo.correction]",
         "[ppo.trpo]",
+        "[evaluation]",
         "[ptx]",
         "[optim.policy]",
         "[optim.critic]",

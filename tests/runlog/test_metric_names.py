@@ -33,6 +33,7 @@ CORRECTED = ["--ppo.correction.mode", "truncate"]
 PPO_RUNS = {
     "plain": ["--shaping.scale", "running", "--reward.use", "reward.py:score", *STOPS],
     "trust-region": ["--ppo.loss", "trpo", "--ppo.minibatches", "1", "--reward.use", "reward.py:score"],
+    "evaluation": ["--evaluation.every", "2", "--reward.use", "reward.py:score"],
     "groups": ["--ppo.filter-groups", "--ppo.samples-per-prompt", "2", "--reward.use", "reward.py:score"],
     "overlap": ["--reward.overlap", "2", "--reward.use", "reward.py:score"],
     "prefetch": ["--ppo.prefetch", *CORRECTED, "--reward.use", "reward.py:score"],

@@ -22,7 +22,12 @@ from proxlm.config.ppo import (
     ShapingSettings,
     TrustRegionSettings,
 )
-from proxlm.config.rollout import EnvironmentSettings, RolloutSettings, RolloutWeights
+from proxlm.config.rollout import (
+    EnvironmentSettings,
+    EvaluationSettings,
+    RolloutSettings,
+    RolloutWeights,
+)
 from proxlm.config.schema import (
     DataSettings,
     LoraSettings,
@@ -30,6 +35,7 @@ from proxlm.config.schema import (
     NewModelSettings,
     OptimiserSettings,
     OptimisersSettings,
+    ProcessSettings,
     RewardSettings,
     RewardTerm,
     RunSettings,
@@ -47,6 +53,7 @@ __all__ = [
     "DoctorConfig",
     "EnvironmentSettings",
     "EvaluateConfig",
+    "EvaluationSettings",
     "GenerateConfig",
     "GymSettings",
     "LoraSettings",
@@ -58,6 +65,7 @@ __all__ = [
     "PPOConfig",
     "PPOSettings",
     "PretrainConfig",
+    "ProcessSettings",
     "PtxSettings",
     "ReportConfig",
     "RewardSettings",

@@ -21,13 +21,14 @@ from proxlm.config.problems import (
     required,
     reward_problems,
 )
-from proxlm.config.rollout import EnvironmentSettings, RolloutSettings
+from proxlm.config.rollout import GREEDY, EnvironmentSettings, EvaluationSettings, RolloutSettings
 from proxlm.config.schema import (
     DataSettings,
     ModelSettings,
     NewModelSettings,
     OptimiserSettings,
     OptimisersSettings,
+    ProcessSettings,
     RewardSettings,
     RunSettings,
     SupervisedSettings,
@@ -48,6 +49,7 @@ class PPOConfig:
     reward: RewardSettings = setting(factory=RewardSettings)
     shaping: ShapingSettings = setting(factory=ShapingSettings)
     ppo: PPOSettings = setting(factory=PPOSettings)
+    evaluation: EvaluationSettings = setting(factory=EvaluationSettings)
     ptx: PtxSettings = setting(factory=PtxSettings)
     optim: OptimisersSettings = setting(factory=OptimisersSettings)
     run: RunSettings = setting(factory=RunSettings)
@@ -62,6 +64,10 @@ class PPOConfig:
             )
         found += reward_problems(self.reward) + secret_problems("environment.args", self.environment.args)
         found += chat_problems("data.chat_template_kwargs", self.data.chat_template_kwargs)
+        if self.evaluation.every and not (self.data.eval_prompts or self.data.eval_count):
+            found.append(
+                ("evaluation.every", "there are no held-out prompts: set data.eval_count to 1 or more")
+            )
         if self.rollout.temperature == 0:
             found.append(("rollout.temperature", "PPO needs samples: must be more than 0"))
         if self.ppo.minibatches > self.ppo.batch_size * self.ppo.samples_per_prompt:
@@ -136,6 +142,7 @@ class GenerateConfig:
     prompt: str = setting("", "one prompt; if empty and data.prompts is not set, ask for prompts in a loop")
     output: str = setting("", "with data.prompts: JSONL file to write; empty: print", path="output")
     seed: int = setting(0, "seed of the sampling", ge=0, lt=2**32)
+    run: ProcessSettings = setting(factory=ProcessSettings)
 
     def problems(self) -> Problems:
         found = required(("model.policy", self.model.policy))
@@ -155,9 +162,14 @@ class EvaluateConfig:
     environment: EnvironmentSettings = setting(factory=EnvironmentSettings)
     reward: RewardSettings = setting(factory=RewardSettings)
     output: str = setting("", "JSON file for the results; empty: only print", path="output")
+    responses: str = setting(
+        "", "JSONL file for every response of every model, with its rewards; empty: none", path="output"
+    )
+    greedy: bool = setting(True, GREEDY)
     samples: int = setting(3, "number of each model's completions to show", ge=0)
     micro_batch_tokens: int = setting(4096, "most tokens in one forward pass", ge=1)
     seed: int = setting(0, "seed of the sampling", ge=0, lt=2**32)
+    run: ProcessSettings = setting(factory=ProcessSettings)
 
     def problems(self) -> Problems:
         found = required(("model.policy", self.model.policy))

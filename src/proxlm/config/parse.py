@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
 from proxlm.config import arguments as command_line
-from proxlm.config.jobs import JOBS, ControlConfig, EvaluateConfig, GenerateConfig
+from proxlm.config.from_run import settings_of_run, uses_runs
+from proxlm.config.jobs import JOBS
 from proxlm.config.paths import expand_user, relative_to
 from proxlm.config.secrets import SECRET
 from proxlm.config.toml_text import LARGEST_RECIPE, TooDeepError, parse_toml
@@ -18,9 +19,6 @@ from proxlm.config.values import Key, dotted, shown_value, toml_key, toml_value
 from proxlm.errors import ConfigError
 from proxlm.files import read_regular
 from proxlm.text import did_you_mean, shown, system_reason
-
-# The sections that evaluate and generate read from a run's settings; the others are about training.
-RUN_SECTIONS = ("model", "data", "rollout", "reward")
 
 # The settings that a run's folder holds.
 CONFIG_NAME = "config.toml"
@@ -142,27 +140,12 @@ def _add_file(assembly: Assembly, file: Path) -> None:
         assembly.set((), _in_its_own_folder(table, file) if JOB in content else table, str(file))
         return
     settings = file / CONFIG_NAME
-    if assembly.job not in (EvaluateConfig, GenerateConfig):
+    if not uses_runs(assembly.job):
         hint = f"; did you mean {settings}?" if settings.is_file() else ""
         raise ConfigError(f"{file}: a folder, but a TOML file is needed{hint}")
     if not settings.is_file():
         raise ConfigError(f"{file}: not a run's folder: it holds no config.toml")
-    of_run, source = _read_toml(settings), str(settings)
-    if of_run.get(JOB) == job_name(ControlConfig):
-        raise ConfigError(f"{file}: a run of proxlm control, which leaves no language model")
-    of_run = relative_to(assembly.job, of_run, file)
-    for name in RUN_SECTIONS:
-        if name in of_run and name in kinds(assembly.job):
-            assembly.set((name,), _without_prompts(assembly.job, of_run[name]), source)
-    policy = str(file / "policy")
-    if assembly.job is EvaluateConfig:
-        assembly.set(("models",), [policy], source)
-        of_training = of_run.get("run")
-        if isinstance(of_training, dict) and "seed" in of_training:
-            # The seed picks the held-out prompts, which must be those that were not trained on.
-            assembly.set(("seed",), of_training["seed"], source)
-    else:
-        assembly.set(("model", "policy"), policy, source)
+    assembly.set((), settings_of_run(assembly.job, file, _read_toml(settings)), str(settings))
 
 
 def _in_its_own_folder(table: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -178,13 +161,6 @@ def _in_its_own_folder(table: dict[str, Any], file: Path) -> dict[str, Any]:
     if not isinstance(named, str) or (named and os.path.realpath(named) == os.path.realpath(folder)):
         return table
     return {**table, "run": {**run, "folder": str(folder)}}
-
-
-def _without_prompts(job: type, section: Any) -> Any:
-    """The section; for generate without the run's prompts, so that it asks for one."""
-    if job is not GenerateConfig or not isinstance(section, dict):
-        return section
-    return {key: value for key, value in section.items() if key not in ("prompts", "eval_prompts")}
 
 
 def _without_job(table: Mapping[str, Any], kind: type, source: str) -> dict[str, Any]:

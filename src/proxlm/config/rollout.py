@@ -51,6 +51,19 @@ class RolloutSettings:
     )
 
 
+GREEDY = "also evaluate greedy responses, the likeliest token each time, beside sampled ones"
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """The evaluation on held-out prompts, before and after the run and during it."""
+
+    every: int = setting(
+        0, "also evaluate each time this many steps are done; 0: not during the run", ge=0, on_resume="free"
+    )
+    greedy: bool = setting(True, GREEDY, on_resume="free")
+
+
 @dataclass(frozen=True)
 class EnvironmentSettings:
     """The environment that the policy converses with; without one, a response is a single text."""

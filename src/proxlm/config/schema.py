@@ -282,6 +282,13 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
+class ProcessSettings:
+    """The process of a job that trains nothing."""
+
+    threads: int = setting(0, "CPU threads; 0: one per core", ge=0)
+
+
+@dataclass(frozen=True)
 class TextSettings:
     """Text for supervised training."""
 

@@ -63,7 +63,7 @@ def unknown_key(job: Any, section: Any, at: Key, below: Key, source: str) -> Con
     near = [dotted(other) for other in known if other[-1] == key[-1]]
     if not near and len(below) == 1 and (name := nearest(below[0], names)):
         near = [dotted((*at, name))]
-    if not near and (last := nearest(key[-1], [other[-1] for other in known])):
+    if not near and (last := nearest(key[-1], [other[-1] for other in known], least=0.65)):
         alike = [dotted(other) for other in known if other[-1] == last]
         near = [nearest(dotted(key), alike) or alike[0]]
     hint = f"did you mean {' or '.join(near)}?" if near else f"allowed here: {', '.join(names)}"

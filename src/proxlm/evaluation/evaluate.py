@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,12 +31,23 @@ DESCRIPTIONS = {
     names.DISTINCT_1: "different words / all words, over all responses",
     names.DISTINCT_2: "different word pairs / all word pairs, over all responses",
     names.PERPLEXITY: "perplexity of the responses under the reference, per token",
+    names.GREEDY.pattern: "the metric, of greedy responses: the likeliest token each time",
 }
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model's results; metrics by name, components as "reward/NAME"."""
+    """One model's results.
+
+    Attributes:
+        name: What the model is called in the table.
+        model: Where it comes from.
+        metrics: By name; components as "reward/NAME", those of greedy responses as "greedy/METRIC".
+        samples: The first responses.
+        prompts: How many responses were measured.
+        failed: How many of them got `reward.error_score`.
+        responses: All responses with their rewards and components; empty where they were not kept.
+    """
 
     name: str
     model: str
@@ -44,6 +55,59 @@ class Evaluation:
     samples: list[dict[str, Any]]
     prompts: int
     failed: int
+    responses: list[dict[str, Any]] = field(default_factory=list)
+
+    def means(self) -> dict[str, float]:
+        """The metrics without their intervals."""
+        return {metric: estimate.mean for metric, estimate in self.metrics.items()}
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A rollout, its scores, and what each response earned in all; without a reward None and none."""
+
+    rollout: Rollout
+    scores: Scores | None
+    rewards: list[float]
+
+    @staticmethod
+    def of(rollout: Rollout, reward: Callable[[Rollout], Scores] | None) -> _Scored:
+        if reward is None:
+            return _Scored(rollout, None, [])
+        scores = reward(rollout)
+        total = response_rewards(scores.total, scores.per_token, rollout.sequences.response_offsets)
+        return _Scored(rollout, scores, total.tolist())
+
+    def reward_metrics(self) -> dict[str, Estimate]:
+        """Reward and its components."""
+        if self.scores is None:
+            return {}
+        found: dict[str, Estimate] = {names.REWARD: mean_with_interval(self.rewards)}
+        components = self.scores.components
+        if len(components) > 1:
+            found |= {names.REWARD_COMPONENT(key): mean_with_interval(v) for key, v in components.items()}
+        return found
+
+    def response_metrics(self) -> dict[str, Estimate]:
+        """Length and the share that ended."""
+        rollout = self.rollout
+        lengths = segment_sum(rollout.action_mask.float(), rollout.sequences.response_offsets)
+        return {
+            names.LENGTH: mean_with_interval(lengths.tolist()),
+            names.ENDED_SHARE: mean_with_interval([float(f != "length") for f in rollout.finish]),
+        }
+
+    def row(self, b: int) -> dict[str, Any]:
+        """Response b as a row."""
+        row: dict[str, Any] = {
+            "response": self.rollout.texts[b],
+            "finish": self.rollout.finish[b],
+            "reward": None,
+        }
+        if self.scores is not None:
+            row["reward"] = round(self.rewards[b], 5)
+            row["components"] = {key: values[b] for key, values in self.scores.components.items()}
+        return row
 
 
 def evaluate_model(
@@ -58,6 +122,7 @@ def evaluate_model(
     seed: int,
     micro_batch_tokens: int = 4096,
     samples: int = 16,
+    greedy: bool = False,
     on_progress: Progress | None = None,
     generate: Generate = generate,
 ) -> Evaluation:
@@ -66,25 +131,29 @@ def evaluate_model(
     KL is taken at the sampling temperature (greedy: at 1), perplexity at 1.
 
     Args:
-        name: what the model is called in the table.
-        model: what is evaluated.
-        engine: generates its responses.
+        name: What the model is called in the table.
+        model: What is evaluated.
+        engine: Generates its responses.
         reference_logprobs: (sequences, temperature) → the reference's log-probs [R] of the responses.
-        prompts: one response each.
-        reward: of the responses; None: no reward is reported.
-        settings: how responses are sampled.
-        seed: of the random numbers.
-        micro_batch_tokens: most tokens in one pass of scoring.
-        samples: how many responses to keep in the result.
-        on_progress: called with the number of finished responses and of all.
-        generate: samples the rollout.
+        prompts: One response each.
+        reward: Of the responses; None: no reward is reported.
+        settings: How responses are sampled.
+        seed: Of the random numbers.
+        micro_batch_tokens: Most tokens in one pass of scoring.
+        samples: How many responses to keep in `samples`.
+        greedy: Also generate the likeliest tokens, and report what they earn beside the sampled ones.
+        on_progress: Called with the number of finished responses and of all.
+        generate: Samples the rollout.
     """
-    rollout = generate(
-        engine, prompts, settings, seed=seed, step=0, stream=Stream.EVALUATION, on_progress=on_progress
-    )
-    scores = reward(rollout) if reward is not None else None
-    rewards: list[float] = []
-    t = settings.temperature or 1.0
+
+    def respond(how: RolloutSettings) -> _Scored:
+        rollout = generate(
+            engine, prompts, how, seed=seed, step=0, stream=Stream.EVALUATION, on_progress=on_progress
+        )
+        return _Scored.of(rollout, reward)
+
+    sampled = respond(settings)
+    rollout, t = sampled.rollout, settings.temperature or 1.0
 
     def score(logprobs: Callable[[Sequences, float], Tensor], temperature: float) -> Tensor:
         return _score_tokens(lambda s: logprobs(s, temperature), rollout, model.device, micro_batch_tokens)
@@ -93,32 +162,31 @@ def evaluate_model(
     reference = score(reference_logprobs, t)
     plain = reference if t == 1.0 else score(reference_logprobs, 1.0)
     mask, offsets = rollout.action_mask, rollout.sequences.response_offsets
+    kl = segment_sum((own - reference).where(mask, 0.0), offsets).tolist()
     words = [words_of(text) for text in _own_texts(rollout, model.tokenizer)]
-    metrics: dict[str, Estimate] = {}
-    if scores is not None:
-        rewards = response_rewards(scores.total, scores.per_token, offsets).tolist()
-        metrics[names.REWARD] = mean_with_interval(rewards)
-        if len(scores.components) > 1:
-            metrics |= {
-                names.REWARD_COMPONENT(key): mean_with_interval(v) for key, v in scores.components.items()
-            }
-    metrics[names.KL] = mean_with_interval(segment_sum((own - reference).where(mask, 0.0), offsets).tolist())
-    metrics[names.LENGTH] = mean_with_interval(segment_sum(mask.float(), offsets).tolist())
-    metrics[names.ENDED_SHARE] = mean_with_interval([float(f != "length") for f in rollout.finish])
-    metrics[names.DISTINCT_1] = _plain(distinct_n(words, 1))
-    metrics[names.DISTINCT_2] = _plain(distinct_n(words, 2))
-    metrics[names.PERPLEXITY] = _plain(perplexity(float(plain[mask].sum()), int(mask.sum())))
-    shown = [
-        {
-            "prompt_id": rollout.prompts[b].id,
-            "prompt": rollout.prompts[b].text,
-            "response": rollout.texts[b],
-            "reward": None if scores is None else round(rewards[b], 5),
-        }
-        for b in range(min(samples, len(rollout)))
+    metrics = {
+        **sampled.reward_metrics(),
+        names.KL: mean_with_interval(kl),
+        **sampled.response_metrics(),
+        names.DISTINCT_1: _plain(distinct_n(words, 1)),
+        names.DISTINCT_2: _plain(distinct_n(words, 2)),
+        names.PERPLEXITY: _plain(perplexity(float(plain[mask].sum()), int(mask.sum()))),
+    }
+    rows = [
+        {"prompt_id": prompt.id, "prompt": prompt.text, **sampled.row(b), "kl": round(kl[b], 5)}
+        for b, prompt in enumerate(rollout.prompts)
     ]
-    failed = 0 if scores is None else scores.failed
-    return Evaluation(name, model.source, metrics, shown, len(rollout), failed)
+    if greedy and settings.temperature > 0:
+        likeliest = respond(replace(settings, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0))
+        found = likeliest.reward_metrics() | likeliest.response_metrics()
+        metrics |= {names.GREEDY(key): estimate for key, estimate in found.items()}
+        by_prompt = {prompt.id: likeliest.row(b) for b, prompt in enumerate(likeliest.rollout.prompts)}
+        rows = [{**row, "greedy": by_prompt.get(row["prompt_id"])} for row in rows]
+    shown = [
+        {key: row[key] for key in ("prompt_id", "prompt", "response", "reward")} for row in rows[:samples]
+    ]
+    failed = 0 if sampled.scores is None else sampled.scores.failed
+    return Evaluation(name, model.source, metrics, shown, len(rollout), failed, rows)
 
 
 def _own_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
@@ -155,8 +223,14 @@ def as_json(evaluations: Sequence[Evaluation], seed: int) -> dict[str, Any]:
         "prompts": evaluations[0].prompts,
         "seed": seed,
         "metrics": DESCRIPTIONS,
-        "models": [asdict(evaluation) for evaluation in evaluations],
+        "models": [_without_responses(evaluation) for evaluation in evaluations],
     }
+
+
+def _without_responses(evaluation: Evaluation) -> dict[str, Any]:
+    row = asdict(replace(evaluation, responses=[]))
+    del row["responses"]
+    return row
 
 
 def evaluation_from_json(content: Mapping[str, Any]) -> list[Evaluation]:

@@ -30,12 +30,12 @@ from proxlm.models.forward import token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
 from proxlm.rewards import Rewards, build_reward
-from proxlm.runlog.folder import write_json_atomic
+from proxlm.runlog.folder import write_json_atomic, write_jsonl_atomic
 
 
 def main(config: EvaluateConfig) -> None:
     """Evaluate, print the table and a few samples, and write the JSON file if one is asked for."""
-    start_job(model=config.model)
+    start_job(config.run.threads, config.model)
     evaluations = evaluate(config=config)
     print(as_table(evaluations))
     for i in range(min(config.samples, evaluations[0].prompts)):
@@ -45,6 +45,11 @@ def main(config: EvaluateConfig) -> None:
     if config.output:
         write_json_atomic(Path(config.output), as_json(evaluations, config.seed))
         print(f"\nwritten to {config.output}")
+    if config.responses:
+        write_jsonl_atomic(
+            Path(config.responses), [{"model": e.name, **row} for e in evaluations for row in e.responses]
+        )
+        print(f"responses written to {config.responses}")
 
 
 def evaluate(
@@ -121,6 +126,7 @@ def evaluate(
                 seed=config.seed,
                 micro_batch_tokens=config.micro_batch_tokens,
                 samples=max(config.samples, 16),
+                greedy=config.greedy,
                 on_progress=progress_line("responses"),
                 generate=sampler,
             )

@@ -34,7 +34,7 @@ Message = dict[str, Any]
 
 def main(config: GenerateConfig) -> None:
     """Generate as configured, and print or write the responses."""
-    start_job(model=config.model)
+    start_job(config.run.threads, config.model)
     source = ModelSource(without_adapters(config.model))
     limit = prompt_limit(source, config.data, config.rollout)
     with closing(NativeEngine(_with_template(source, config.data), config.rollout)) as engine:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from proxlm.report.page import write_report
 from proxlm.report.run import Run, load_run
 from proxlm.report.run_data import read_evaluation
 from proxlm.rewards import Rewards, build_reward
-from proxlm.runlog.folder import write_json_atomic
+from proxlm.runlog.folder import write_json_atomic, write_jsonl_atomic
 from proxlm.runlog.run_log import RunLog
 from proxlm.seeds import Stream
 from proxlm.train.common.callbacks import Callback, Callbacks
@@ -47,7 +48,7 @@ from proxlm.train.ppo.algorithms import build_algorithm
 from proxlm.train.ppo.collect import RewardOfRollout
 from proxlm.train.ppo.loop import PPOLoop
 from proxlm.train.ppo.ptx import PtxText
-from proxlm.types import Prompt
+from proxlm.types import Progress, Prompt
 
 
 def main(config: PPOConfig) -> None:
@@ -157,6 +158,7 @@ class PPOTrainer:
         begin_run(config, loop)
         evaluations = []
         if held_out:
+            loop.evaluate = partial(_during, loop, original, held_out)
             evaluations.append(_known_before(config, folder) or _evaluate("before", loop, original, held_out))
             write_json_atomic(folder / "evaluation.json", as_json(evaluations, config.run.seed))
         with RunLog(
@@ -247,35 +249,53 @@ def try_reward(
 
 def _evaluate(name: str, loop: PPOLoop, models: ActorCritic, prompts: list[Prompt]) -> Evaluation:
     """The reference ("before") or the policy ("after") on held-out prompts; models: see `_at_the_start`."""
-    config = loop.config
     print(f"evaluating on {len(prompts)} held-out prompts ({name}) …", flush=True)
-
-    def measure(model: LanguageModel) -> Evaluation:
-        with closing(NativeEngine(model, config.rollout)) as engine:
-            return evaluate_model(
-                name,
-                model,
-                engine,
-                models.reference_logprobs,
-                prompts,
-                loop.reward,
-                config.rollout,
-                seed=config.run.seed,
-                micro_batch_tokens=config.ppo.micro_batch_tokens,
-                on_progress=progress_line("responses"),
-                generate=loop.generate,
-            )
-
+    progress = progress_line("responses")
     if name == "after":
-        found = measure(models.policy)
+        found = _measure(name, models.policy, loop, models, prompts, progress)
     elif models.reference is not None:
-        found = measure(models.reference)
+        found = _measure(name, models.reference, loop, models, prompts, progress)
     else:
         with reference_active(models.policy):
-            found = measure(models.policy)
-    values = {metric: estimate.mean for metric, estimate in found.metrics.items()}
-    loop.callbacks.on_evaluation(loop.state.step, name, values)
+            found = _measure(name, models.policy, loop, models, prompts, progress)
+    write_jsonl_atomic(loop.folder / f"evaluation-{name}.jsonl", found.responses)
+    loop.callbacks.on_evaluation(loop.state.step, name, found.means())
     return found
+
+
+def _during(
+    loop: PPOLoop, models: ActorCritic, prompts: list[Prompt], on_progress: Progress
+) -> dict[str, float]:
+    """Metrics of the policy on held-out prompts while it learns; models: see `_at_the_start`."""
+    values = _measure("during", models.policy, loop, models, prompts, on_progress).means()
+    loop.callbacks.on_evaluation(loop.state.step, "during", values)
+    return values
+
+
+def _measure(
+    name: str,
+    model: LanguageModel,
+    loop: PPOLoop,
+    models: ActorCritic,
+    prompts: list[Prompt],
+    on_progress: Progress,
+) -> Evaluation:
+    config = loop.config
+    with closing(NativeEngine(model, config.rollout)) as engine:
+        return evaluate_model(
+            name,
+            model,
+            engine,
+            models.reference_logprobs,
+            prompts,
+            loop.reward,
+            config.rollout,
+            seed=config.run.seed,
+            micro_batch_tokens=config.ppo.micro_batch_tokens,
+            greedy=config.evaluation.greedy,
+            on_progress=on_progress,
+            generate=loop.generate,
+        )
 
 
 def print_comparison(run: Run, shown: int = 3) -> None:

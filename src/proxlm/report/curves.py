@@ -39,6 +39,12 @@ PLOTS = (
     Plot("Distance from the reference", "KL, nats a token", (names.KL_PER_TOKEN,)),
     Plot("Distance from the reference", "KL coefficient", (names.KL_COEF,), fold=True),
     Plot("Distance from the reference", "Entropy, nats a token", (names.ENTROPY,)),
+    Plot(
+        "Held-out prompts",
+        "Reward, sampled and greedy",
+        (names.EVALUATION(names.REWARD), names.EVALUATION(names.GREEDY(names.REWARD))),
+    ),
+    Plot("Held-out prompts", "KL, nats a response", (names.EVALUATION(names.KL),)),
     Plot("Policy", "Policy loss", (names.POLICY_LOSS,)),
     Plot("Policy", "Clip fraction", (names.CLIP_FRACTION,)),
     Plot("Policy", "Approximate KL of the update", (names.APPROX_KL,)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, SFTConfig
 from proxlm.errors import RunError
 from proxlm.evaluation.evaluate import Evaluation, evaluation_from_json
 from proxlm.report.run_data import read_run
+from proxlm.runlog.folder import read_jsonl
 
 # What `Run.plot` shows if nothing else is asked for.
 _MAIN_METRICS: Mapping[str, Sequence[str]] = {
@@ -107,5 +108,11 @@ def load_run(folder: str | Path) -> Run:
         config=data.config,
         metrics={name: [row.get(name) for row in data.metrics] for name in names},
         samples=data.samples,
-        evaluations={evaluation.name: evaluation for evaluation in found},
+        evaluations={e.name: replace(e, responses=_responses(path, e.name)) for e in found},
     )
+
+
+def _responses(folder: Path, name: str) -> list[dict[str, Any]]:
+    """All responses of an evaluation, from the file beside evaluation.json."""
+    file = folder / f"evaluation-{name}.jsonl"
+    return read_jsonl(file) if file.exists() else []

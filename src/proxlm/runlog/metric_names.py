@@ -211,7 +211,17 @@ GRAD_NORM_MODEL_NOT_FINITE = _family(
 )
 
 # --- speed and memory ---
-PHASES = ("generate", "score", "prepare", "update", "waiting", "score_overlapped", "rollout", "step")
+PHASES = (
+    "generate",
+    "score",
+    "prepare",
+    "update",
+    "waiting",
+    "score_overlapped",
+    "rollout",
+    "evaluate",
+    "step",
+)
 TIME_PHASE = _family(
     "time/{phase}",
     SECONDS,
@@ -244,3 +254,14 @@ DISTINCT_2 = _metric(
     "distinct_2", SHARE, "different word pairs / all word pairs, over all responses", EVALUATE
 )
 PERPLEXITY = _metric("perplexity", "", "perplexity of the responses under the reference, per token", EVALUATE)
+GREEDY = _family(
+    "greedy/{metric}", "", "the metric of greedy responses, the likeliest token each time", EVALUATE
+)
+
+# --- evaluation during a run ---
+EVALUATION = _family(
+    "evaluation/{metric}",
+    "",
+    "the metric on held-out prompts, in steps that evaluate (evaluation.every)",
+    PPO,
+)

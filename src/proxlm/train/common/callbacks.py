@@ -46,7 +46,7 @@ class Callback:
         """
 
     def on_evaluation(self, step: int, name: str, metrics: Mapping[str, float]) -> None:
-        """Held-out metrics are there. name: "before" or "after" (PPO), "validation" (supervised)."""
+        """Held-out metrics are there. name: "before", "during" or "after" (PPO), "validation" (supervised)."""
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
         """A checkpoint has been written to `folder`."""

@@ -22,6 +22,7 @@ from proxlm.models.save import save_language_model
 from proxlm.rl.kl import adapt_kl_coefficient
 from proxlm.rl.running_statistics import RunningStatistics, with_values
 from proxlm.rl.shaping import response_rewards
+from proxlm.runlog.metric_names import EVALUATION
 from proxlm.runlog.run_log import RunLog
 from proxlm.train.common.clock import Clock
 from proxlm.train.common.memory import TokenBudget
@@ -41,7 +42,7 @@ from proxlm.train.ppo.prepare import prepare
 from proxlm.train.ppo.ptx import PtxText
 from proxlm.train.ppo.state import PPOState
 from proxlm.train.ppo.update import update
-from proxlm.types import Rollout, Scores
+from proxlm.types import Progress, Rollout, Scores
 
 
 class PPOLoop(TrainingLoop[PPOState]):
@@ -84,6 +85,8 @@ class PPOLoop(TrainingLoop[PPOState]):
             else Collector(models.policy, self.engine)
         )
         self.budget = TokenBudget(config.ppo.micro_batch_tokens)
+        # Metrics on held-out prompts, for evaluation.every; it may use the reward and the policy.
+        self.evaluate: Callable[[Progress], Mapping[str, float]] | None = None
 
     def step(self, log: RunLog) -> dict[str, float]:
         """One PPO step; returns its metrics."""
@@ -110,8 +113,8 @@ class PPOLoop(TrainingLoop[PPOState]):
         with clock("update"):
             stats = update(self.learner, prepared, log.progress)
         metrics |= prepared.metrics | summarise(stats) | self._own_metrics(parameters, rollout)
-        metrics |= self.ranks.broadcast(lambda: clock.metrics(len(rollout.logprobs)))
         self._advance(metrics["kl"], len(rollout), stats)
+        metrics |= self.ranks.broadcast(lambda: self._evaluated(clock) | clock.metrics(len(rollout.logprobs)))
         self.count_update(
             finite_update([s.grad_norm for s in stats]),
             lambda: offending_rows(state.step, rollout, prepared.experience, scores),
@@ -134,6 +137,16 @@ class PPOLoop(TrainingLoop[PPOState]):
             clock=clock,
             generate=self.generate,
         )
+
+    def _evaluated(self, clock: Clock) -> dict[str, float]:
+        """Metrics on held-out prompts, in the steps that evaluate."""
+        every = self.config.evaluation.every
+        if self.evaluate is None or every == 0 or self.state.step % every:
+            return {}
+        self.collector.wait()  # the reward belongs to one thread at a time
+        with clock("evaluate"):
+            found = self.evaluate(clock.log.progress)
+        return {EVALUATION(name): value for name, value in found.items()}
 
     def _measure_reference(self, log: RunLog) -> None:
         """Before the first step: statistics of the reference's rewards, if scores are scaled by them."""

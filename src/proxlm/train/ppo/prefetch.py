@@ -65,6 +65,9 @@ class Collector:
     def resume(self, step: int) -> None:
         """The run continues from the checkpoint after `step` steps."""
 
+    def wait(self) -> None:
+        """Wait until nothing runs in the background, such as a call of the reward."""
+
     def close(self) -> None:
         """Stop what runs in the background; `take` may be called again."""
 
@@ -119,6 +122,11 @@ class Prefetcher(Collector):
         self.close()
         self.engine.load_weights([], step - 1)
         self._loaded = True
+
+    def wait(self) -> None:
+        """Wait for the rollout that is being sampled; `take` returns it later."""
+        if self.in_flight is not None:
+            self.in_flight.done.wait()
 
     def close(self) -> None:
         """Abandon the rollout that is being sampled."""

@@ -1,0 +1,82 @@
+"""What `evaluate` and `generate` take from the settings of a run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from proxlm.config.jobs import EvaluateConfig, GenerateConfig
+from proxlm.config.paths import relative_to
+from proxlm.config.tree import kinds
+from proxlm.errors import ConfigError
+
+# The sections that mean the same in a run and in the jobs that use its model; the others are about training.
+SECTIONS = ("model", "data", "rollout", "environment", "reward")
+# What [data] takes from the [text] of fine-tuning.
+DATA_OF_TEXT = ("prompt_field", "chat", "chat_template", "chat_template_kwargs")
+# The prompts of a run; `generate` asks for one instead.
+PROMPTS = ("prompts", "eval_prompts")
+
+
+def settings_of_run(kind: type, folder: Path, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `kind`, a job that uses a trained model, for the run in `folder`.
+
+    Its policy is compared with the model that it was trained from (evaluate), or generates (generate), with the
+    run's own sampling, data, environment and reward. A run that began with a new model has nothing to compare with.
+
+    Args:
+        kind: EvaluateConfig or GenerateConfig.
+        folder: The run's folder.
+        saved: What its config.toml holds; relative paths in it are relative to the folder.
+
+    Raises:
+        ConfigError: A run of proxlm control, which leaves no language model.
+    """
+    job = saved.get("job")
+    if job == "control":
+        raise ConfigError(f"{folder}: a run of proxlm control, which leaves no language model")
+    found = {name: saved[name] for name in SECTIONS if name in saved and name in kinds(kind)}
+    text, run = _table(saved, "text"), _table(saved, "run")
+    if job == "sft":
+        found["data"] = _data_of_text(text)
+    if "threads" in run:
+        found["run"] = {"threads": run["threads"]}
+    found = relative_to(kind, found, folder)
+    policy = str(folder / "policy")
+    if kind is GenerateConfig:
+        if isinstance(found.get("data"), dict):
+            found["data"] = {name: value for name, value in found["data"].items() if name not in PROMPTS}
+        return _with_policy(found, policy)
+    if "seed" in run:
+        # The seed picks the held-out prompts, which must be those that were not trained on.
+        found["seed"] = run["seed"]
+    if "greedy" in (evaluation := _table(saved, "evaluation")):
+        found["greedy"] = evaluation["greedy"]
+    if _table(saved, "model").get("policy") or job == "ppo":
+        return {**found, "models": [policy]}
+    return _with_policy(found, policy)
+
+
+def uses_runs(kind: type) -> bool:
+    """Whether the job of these settings takes a run's folder in place of a recipe."""
+    return kind in (EvaluateConfig, GenerateConfig)
+
+
+def _data_of_text(text: Mapping[str, Any]) -> dict[str, Any]:
+    """Fine-tuning's records as prompts: how they are read, and the held-out ones if they are in one file."""
+    data = {name: text[name] for name in DATA_OF_TEXT if name in text}
+    held_out = text.get("validation")
+    if isinstance(held_out, list) and len(held_out) == 1:
+        data["eval_prompts"] = held_out[0]
+    return data
+
+
+def _with_policy(found: dict[str, Any], policy: str) -> dict[str, Any]:
+    model = found.get("model")
+    return {**found, "model": {**model, "policy": policy} if isinstance(model, dict) else {"policy": policy}}
+
+
+def _table(saved: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = saved.get(name)
+    return section if isinstance(section, Mapping) else {}
