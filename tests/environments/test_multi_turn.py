@@ -13,6 +13,7 @@ import torch
 
 from proxlm.config import DataSettings, EnvironmentSettings, RolloutSettings
 from proxlm.data.chat import ChatFormat
+from proxlm.data.turn_end import turn_end_of
 from proxlm.engine.native import NativeEngine
 from proxlm.environments.games import GAMES, random_play
 from proxlm.environments.message_tokens import ChatMessageTokens, PlainMessageTokens
@@ -208,8 +209,9 @@ def test_chat_templates_go_on_from_tokens(tokenizer, ended):
     assert text == "<|im_start|>system\nbe kind<|eos|>\n<|im_start|>user\nhi<|eos|>\n<|im_start|>assistant\n"
     reply = tokenizer(" well", add_special_tokens=False).input_ids
     eos = tokenizer.eos_token_id
-    after = tokens.continuation([{"role": "tool", "content": "42"}], eos if ended else None)
-    whole = [*ids, *reply, *([eos] if ended else []), *after]
+    turn = [*reply, *([eos] if ended else [])]
+    after = tokens.continuation([{"role": "tool", "content": "42"}], turn, turn_end_of(tokenizer))
+    whole = [*ids, *turn, *after]
     said = "<|im_start|>assistant\n well<|eos|>\n<|im_start|>tool\n42<|eos|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(whole).endswith(said)
 

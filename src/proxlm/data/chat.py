@@ -121,6 +121,32 @@ class ChatFormat:
             reason = f"{where}: the chat template refuses these messages: {reason_of(error)}"
             raise BadRecordError(reason, _REFUSED) from error
 
+    def generation_spans(
+        self, messages: Sequence[Message], where: str, *, extras: ChatExtras = NO_EXTRAS
+    ) -> list[tuple[int, int]] | None:
+        """First character and end of what the template marks with `{% generation %}` in the text of `render`.
+
+        None: the template has no such marks. Raises BadRecordError as `render` does.
+        """
+        tools = list(extras.tools) if extras.tools else None
+        source = self.tokenizer.get_chat_template(self.template, tools=tools)
+        if not re.search(r"\{%-?\s*generation\s*-?%\}", source):
+            return None
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        text = self.render(messages, where, extras=extras)
+        given = [{k: v for k, v in m.items() if v is not None} for m in _contents_for(source, messages)]
+        texts, spans = render_jinja_template(
+            conversations=[given],
+            tools=tools,
+            chat_template=source,
+            return_assistant_tokens_mask=True,
+            **{**self.tokenizer.special_tokens_map, **self.variables, **extras.variables},
+        )
+        if texts[0] != text:  # it joins a call's arguments as a text
+            raise BadRecordError(f"{where}: the chat template's marks of generation are not found", _REFUSED)
+        return [(int(first), int(last)) for first, last in spans[0]]
+
     def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool, extras: ChatExtras) -> str:
         return str(
             self.tokenizer.apply_chat_template(

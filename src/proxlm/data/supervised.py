@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from proxlm.config import TextSettings
+from proxlm.data.assistant_turns import encode_turns, find_turns
 from proxlm.data.chat import ChatFormat, encode_rendered
 from proxlm.data.documents import Documents
 from proxlm.data.formats import Conversation, training_content
-from proxlm.data.messages import Message
 from proxlm.data.on_disk import NumbersOnDisk
 from proxlm.data.records import Source, iter_records
 from proxlm.data.skipped import Record, Skipped
@@ -26,6 +26,7 @@ from proxlm.data.tokenizer import (
     encode_source,
     encode_target,
 )
+from proxlm.data.turn_end import TurnEnd, turn_end_of
 from proxlm.errors import BadRecordError, DataError
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 _DOCUMENTS_AT_ONCE = 1024
 _BYTES_AT_ONCE = 2**18
+# A conversation of so many messages is measured before its turns are looked for.
+_MANY_MESSAGES = 64
 _log = logging.getLogger(__name__)
 _Content = tuple[str, str] | Conversation
 
@@ -96,6 +99,7 @@ def sft_examples(
     max_tokens: int,
     encoder_decoder: bool = False,
     skipped: Skipped | None = None,
+    eos: Collection[int] = (),
 ) -> Iterator[SFTExample | None]:
     """The files' records as training examples.
 
@@ -109,6 +113,7 @@ def sft_examples(
         max_tokens: The longest prompt and response together; of an encoder–decoder, each by itself.
         encoder_decoder: Whether the model is an encoder–decoder.
         skipped: Receives bad records; by default the first one raises its error.
+        eos: EOS tokens of the model's generation config.
 
     Yields:
         An example, or None for a record that record_texts yields but that makes no example.
@@ -118,12 +123,11 @@ def sft_examples(
     """
     skipped = skipped if skipped is not None else Skipped()
     chat = ChatFormat.of(tokenizer, text)
+    make = _ExampleMaker(chat, turn_end_of(chat, eos), max_tokens, encoder_decoder)
     for record, content in _contents(text, paths, skipped):
         example = None
         with skipped.judging(record):
-            made = _example(content, chat, encoder_decoder, record)
-            _check_lengths(made, max_tokens, encoder_decoder, record.where)
-            example = made
+            example = make(content, record.where)
         yield example
 
 
@@ -155,78 +159,58 @@ def _contents(
                 yield record, content
 
 
-def _check_lengths(example: SFTExample, max_tokens: int, encoder_decoder: bool, where: str) -> None:
-    length = len(example.prompt_ids) + len(example.response_ids)
-    if encoder_decoder:  # the start token stands before the response
-        length = max(len(example.prompt_ids), len(example.response_ids) + 1)
-    if not example.prompt_ids:
-        raise BadRecordError(f"{where}: the prompt has no tokens", "empty")
-    if length > max_tokens:
-        what = "in prompt or response" if encoder_decoder else "with the response"
-        raise BadRecordError(
-            f"{where}: {length} tokens {what}, the limit is {max_tokens}; shorten it", "over the length limit"
-        )
+@dataclass
+class _ExampleMaker:
+    """Callable: a record's content → its example."""
 
+    chat: ChatFormat
+    end: TurnEnd
+    max_tokens: int
+    encoder_decoder: bool
+    warned: bool = False
 
-def _example(content: _Content, chat: ChatFormat, encoder_decoder: bool, record: Record) -> SFTExample:
-    tokenizer = chat.tokenizer
-    if not isinstance(content, tuple):
-        return _conversation(content, chat, record.where)
-    prompt, response = content
-    if encoder_decoder:
-        target = encode_target(tokenizer, response)
-        return SFTExample(tuple(encode_source(tokenizer, prompt)), tuple(target), (True,) * len(target))
-    ids = encode_continuation(tokenizer, response)
-    if not ids or ids[-1] != tokenizer.eos_token_id:
-        ids.append(tokenizer.eos_token_id)
-    return SFTExample(tuple(encode_prompt(tokenizer, prompt)), tuple(ids), (True,) * len(ids))
+    def __call__(self, content: _Content, where: str) -> SFTExample:
+        example = self._pair(*content) if isinstance(content, tuple) else self._conversation(content, where)
+        length = len(example.prompt_ids) + len(example.response_ids)
+        if self.encoder_decoder:  # the start token stands before the response
+            length = max(len(example.prompt_ids), len(example.response_ids) + 1)
+        if not example.prompt_ids:
+            raise BadRecordError(f"{where}: the prompt has no tokens", "empty")
+        self._check_length(length, where)
+        return example
 
-
-def _conversation(content: Conversation, chat: ChatFormat, where: str) -> SFTExample:
-    """A conversation as an example: the tokens that each turn of the assistant adds are those to learn, unless its
-    weight is 0.
-
-    They are found by rendering longer and longer prefixes of the conversation. That is right only if the tokens of
-    each prefix are a prefix of the next one's, which is checked.
-    """
-    tokenizer, messages = chat.tokenizer, content.messages
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if not turns:
-        raise BadRecordError(f"{where}: the conversation has no turn of the assistant", "malformed messages")
-    if turns[0] == 0:
-        reason = f"{where}: the conversation begins with the assistant, so there is no prompt"
-        raise BadRecordError(reason, "malformed messages")
-
-    def encoded(part: Sequence[Message], add_generation_prompt: bool) -> list[int]:
-        text = chat.render(part, where, add_generation_prompt=add_generation_prompt, extras=content.extras)
-        return encode_rendered(tokenizer, text)
-
-    ids: list[int] = []
-    mask: list[bool] = []
-    for turn in turns:
-        before = encoded(messages[:turn], add_generation_prompt=True)
-        after = encoded(messages[: turn + 1], add_generation_prompt=False)
-        if before[: len(ids)] != ids or after[: len(before)] != before:
+    def _check_length(self, length: int, where: str) -> None:
+        if length > self.max_tokens:
+            what = "in prompt or response" if self.encoder_decoder else "with the response"
             raise BadRecordError(
-                f"{where}: the chat template renders what comes before message {turn + 1} differently"
-                " without it, so the message's own tokens cannot be identified; use another chat_template",
-                "refused by the chat template",
+                f"{where}: {length} tokens {what}, the limit is {self.max_tokens}; shorten it",
+                "over the length limit",
             )
-        if turn == turns[0]:
-            prompt_length = len(before)
-        own = _own_tokens(after[len(before) :], tokenizer.eos_token_id)
-        learnt = [is_own and content.weights[turn] == 1 for is_own in own]
-        mask += [False] * (len(before) - len(ids)) + learnt
-        ids = after
-    # Without what the template writes after the end of the last turn.
-    while len(mask) > prompt_length and not mask[-1]:
-        ids, mask = ids[:-1], mask[:-1]
-    if ids[-1] != tokenizer.eos_token_id:
-        ids, mask = [*ids, tokenizer.eos_token_id], [*mask, True]
-    return SFTExample(tuple(ids[:prompt_length]), tuple(ids[prompt_length:]), tuple(mask[prompt_length:]))
 
+    def _pair(self, prompt: str, response: str) -> SFTExample:
+        tokenizer = self.chat.tokenizer
+        if self.encoder_decoder:
+            target = encode_target(tokenizer, response)
+            return SFTExample(tuple(encode_source(tokenizer, prompt)), tuple(target), (True,) * len(target))
+        ids = encode_continuation(tokenizer, response)
+        if not ids or ids[-1] not in self.end.eos:
+            ids.append(tokenizer.eos_token_id)
+        return SFTExample(tuple(encode_prompt(tokenizer, prompt)), tuple(ids), (True,) * len(ids))
 
-def _own_tokens(turn: Sequence[int], eos: int) -> list[bool]:
-    """Which tokens of a rendered turn the model generates: those up to its EOS; all, if the template writes none."""
-    end = max((i for i, token in enumerate(turn) if token == eos), default=len(turn) - 1)
-    return [i <= end for i in range(len(turn))]
+    def _conversation(self, content: Conversation, where: str) -> SFTExample:
+        """The tokens of each turn of the assistant are learnt, unless its weight is 0."""
+        if len(content.messages) > _MANY_MESSAGES:  # finding each turn renders those before it once more
+            text = self.chat.render(content.messages, where, extras=content.extras)
+            length = len(encode_rendered(self.chat.tokenizer, text))
+            if length > 2 * self.max_tokens:
+                self._check_length(length, where)
+        turns = find_turns(content, self.chat, self.end, where)
+        if not turns.as_sampled and not self.warned:
+            self.warned = True
+            _log.warning(
+                "%s: behind its generation prompt the chat template writes the assistant's words otherwise (without"
+                " a beginning of reasoning, say): they are learnt as it writes them",
+                where,
+            )
+        made = encode_turns(turns, self.chat, self.end)
+        return SFTExample(tuple(made.prompt), tuple(made.response), tuple(made.learnt))

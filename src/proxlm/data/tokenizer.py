@@ -162,13 +162,17 @@ def encode_continuation(tokenizer: Tokenizer, text: str) -> list[int]:
     line break, whose tokens are then removed.
     """
     plain = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    if _decode_after_text(tokenizer, plain) == text:
+    alone = _decode_after_text(tokenizer, plain)
+    if alone == text:
         return plain
     before = list(tokenizer("\n", add_special_tokens=False, verbose=False)["input_ids"])
     whole = list(tokenizer("\n" + text, add_special_tokens=False, verbose=False)["input_ids"])
     after = whole[len(before) :]
-    exact = whole[: len(before)] == before and _decode_after_text(tokenizer, after) == text
-    return after if exact else plain
+    if whole[: len(before)] != before:
+        return plain
+    # Old tokenizers put a space behind every special token as well; it is the one at the beginning that must not be.
+    found = _decode_after_text(tokenizer, after)
+    return after if found == text or len(found) < len(alone) else plain
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:

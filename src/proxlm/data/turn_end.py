@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from proxlm.data.chat import ChatFormat, encode_rendered
 from proxlm.data.messages import Message
+from proxlm.data.tokenizer import decode
 from proxlm.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,20 +31,18 @@ class TurnEnd:
         own: The special token with which the chat template ends a turn of the assistant; None: it has no template, or
             one that ends turns with plain text or not at all, so that a turn ends with EOS.
         default: The token that a training target ends with: `own`, or the tokenizer's EOS.
+        begins_next: `own` is the first token of the next message rather than the last one of the reply.
     """
 
     eos: frozenset[int]
     own: int | None
     default: int
+    begins_next: bool = False
 
     @cached_property
     def tokens(self) -> frozenset[int]:
         """All of them."""
         return self.eos if self.own is None else self.eos | {self.own}
-
-    def end_of(self, tokens: Sequence[int]) -> int | None:
-        """The index of the last token that ends a turn, or None."""
-        return next((i for i in reversed(range(len(tokens))) if tokens[i] in self.tokens), None)
 
 
 def eos_of(configuration: Any) -> list[int]:
@@ -66,8 +65,8 @@ def turn_end_of(chat: ChatFormat | Tokenizer, eos: Collection[int] = ()) -> Turn
     key = (str(template), default, frozenset(eos))
     if key not in known:
         ends = frozenset({*eos, default} - {None})
-        own = _own_end(chat, ends) if template else None
-        known[key] = TurnEnd(ends, own, default if own is None else own)
+        own, begins_next = _own_end(chat, ends) if template else (None, False)
+        known[key] = TurnEnd(ends, own, default if own is None else own, begins_next)
     return known[key]
 
 
@@ -98,22 +97,28 @@ def after_reply(chat: ChatFormat, messages: Sequence[Message], *, add_generation
     return text.partition(PROBE)[2]
 
 
-def _own_end(chat: ChatFormat, eos: frozenset[int]) -> int | None:
-    """The first special token behind a reply.
-
-    Where the last reply of a conversation has none, it is the first one of the next message's beginning, if the model
-    generates it (`<|user|>` of GLM, which its generation config lists).
-    """
+def first_special(tokenizer: Tokenizer, ids: Sequence[int]) -> int | None:
+    """The place of the first special token, if nothing but white space is before it."""
     # Whoever adds tokens for a chat format may forget to call them special.
-    added = {i for i, made in chat.tokenizer.added_tokens_decoder.items() if made.content.strip()}
-    special = special_ids(chat.tokenizer) | added
+    added = {i for i, made in tokenizer.added_tokens_decoder.items() if made.content.strip()}
+    special = special_ids(tokenizer) | added
+    first = next((place for place, token in enumerate(ids) if token in special), None)
+    return None if first is None or decode(tokenizer, ids[:first]).strip() else first
+
+
+def _own_end(chat: ChatFormat, eos: frozenset[int]) -> tuple[int | None, bool]:
+    """The first special token behind a reply, and whether it belongs to the next message.
+
+    It may do so where the last reply of a conversation has none, if the model generates it (`<|user|>` of GLM, which
+    its generation config lists).
+    """
     begins = chat.tokenizer.bos_token_id
-    for messages, allowed in (((), special - ({begins} - eos)), ((_ASKED,), eos)):
+    for messages in ((), (_ASKED,)):
         try:
             tail = encode_rendered(chat.tokenizer, after_reply(chat, messages))
         except DataError:  # a template for other conversations than this one
             continue
-        first = next((token for token in tail if token in special), None)
-        if first in allowed:
-            return first
-    return None
+        first = first_special(chat.tokenizer, tail)
+        if first is not None and (tail[first] in eos or (not messages and tail[first] != begins)):
+            return tail[first], bool(messages)
+    return None, False

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from proxlm.data.chat import ChatFormat, encode_rendered, with_system
 from proxlm.data.messages import Message
-from proxlm.data.tokenizer import encode_prompt
-from proxlm.errors import DataError
-
-# A reply that no template changes, to find out what the template puts around one.
-_PROBE = "PROBE"
+from proxlm.data.tokenizer import decode, encode_continuation, encode_prompt
+from proxlm.data.turn_end import TurnEnd, after_reply, first_special
 
 
 class MessageTokens(Protocol):
@@ -21,12 +19,13 @@ class MessageTokens(Protocol):
     def opening(self, messages: Sequence[Message]) -> tuple[list[int], str]:
         """Token ids and text of the conversation before the policy's first turn."""
 
-    def continuation(self, messages: Sequence[Message], eos: int | None) -> list[int]:
+    def continuation(self, messages: Sequence[Message], turn: Sequence[int], end: TurnEnd) -> list[int]:
         """Token ids between a turn of the policy and its next one.
 
         Args:
             messages: what the environment said.
-            eos: the token that ended the turn before, if it ended with one.
+            turn: the tokens of the turn before.
+            end: what ends a turn of the model.
         """
 
 
@@ -41,9 +40,9 @@ class PlainMessageTokens:
         text = _joined(messages)
         return encode_prompt(self.tokenizer, text), text
 
-    def continuation(self, messages: Sequence[Message], eos: int | None) -> list[int]:  # noqa: ARG002
+    def continuation(self, messages: Sequence[Message], turn: Sequence[int], end: TurnEnd) -> list[int]:  # noqa: ARG002
         """The contents."""
-        return encode_rendered(self.tokenizer, _joined(messages))
+        return encode_continuation(self.tokenizer, _joined(messages))
 
 
 @dataclass(frozen=True)
@@ -67,18 +66,27 @@ class ChatMessageTokens:
         text = self.chat.render(whole, "reset", add_generation_prompt=True)
         return encode_rendered(self.chat.tokenizer, text), text
 
-    def continuation(self, messages: Sequence[Message], eos: int | None) -> list[int]:
-        """The template's end of a turn, the messages, and its beginning of the next turn."""
-        before: list[Message] = [{"role": "user", "content": "."}, {"role": "assistant", "content": _PROBE}]
-        text = self.chat.render([*before, *messages], "step", add_generation_prompt=True)
-        place = text.find(_PROBE)
-        if place < 0 or text.count(_PROBE) != 1:
-            raise DataError(
-                "the chat template changes or repeats replies: a conversation cannot go on from tokens"
-            )
-        ids = encode_rendered(self.chat.tokenizer, text[place + len(_PROBE) :])
-        # The template spells out the end of the turn, which is there already where the policy sampled it.
-        return ids[1:] if eos is not None and ids[:1] == [eos] else ids
+    def continuation(self, messages: Sequence[Message], turn: Sequence[int], end: TurnEnd) -> list[int]:
+        """The template's end of a turn, the messages, and its beginning of the next turn.
+
+        The end of the turn stands once: where the policy has written it, or another token that ends its turns, the
+        template's is left out.
+        """
+        tokenizer = self.chat.tokenizer
+        tail = after_reply(self.chat, messages, add_generation_prompt=True)
+        ids = encode_continuation(tokenizer, tail)
+        first = first_special(tokenizer, ids)
+        if first is None:
+            words = [token for token in turn if token not in end.tokens]
+            return encode_continuation(tokenizer, tail[self._written(decode(tokenizer, words), tail) :])
+        theirs, last = ids[first], turn[-1]
+        ended = theirs == last or (last in end.tokens and theirs == end.own and not end.begins_next)
+        return ids[first + 1 :] if ended else ids
+
+    def _written(self, reply: str, tail: str) -> int:
+        """How many characters of the template's end of a turn, which is plain text, the reply ends with already."""
+        end = os.path.commonprefix([after_reply(self.chat, ()), tail])  # noqa: RUF071 (not paths)
+        return next((n for n in range(len(end), 0, -1) if reply.endswith(end[:n])), 0)
 
 
 def _joined(messages: Sequence[Message]) -> str:

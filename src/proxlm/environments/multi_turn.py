@@ -186,8 +186,8 @@ class _MultiTurnRollout:
             conversation.end("done")
             self.done += 1
         else:
-            eos = output.tokens[-1] if output.finish == "eos" else None
-            self._continue(number, conversation, self.message_tokens.continuation(messages, eos))
+            tokens = self.message_tokens.continuation(messages, output.tokens, self.engine.turn_end)
+            self._continue(number, conversation, tokens)
 
     def _continue(self, number: int, conversation: Conversation, tokens: list[int]) -> None:
         """Append the environment's messages and let the policy have a turn, unless a limit is reached.

@@ -90,10 +90,11 @@ class SFTTrainer:
         skipped = Skipped(config.text.on_bad_record == "skip")
         tokenizer = self._tokenizer(skipped)
         limit, two_sides = self._limit()
+        eos = [] if config.scratch.type else self.source.eos
 
         def examples(sources: Sequence[Source]) -> Examples:
             return Examples.from_rows(
-                sft_examples(config.text, sources, tokenizer, limit, two_sides, skipped)
+                sft_examples(config.text, sources, tokenizer, limit, two_sides, skipped, eos)
             )
 
         every = examples(self._training)

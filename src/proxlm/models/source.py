@@ -9,6 +9,7 @@ from typing import Any
 
 from proxlm.config import ModelSettings
 from proxlm.data.tokenizer import check_tokenizer, load_tokenizer, require_folder
+from proxlm.data.turn_end import eos_of
 from proxlm.errors import ModelError
 from proxlm.models.adapter_folder import AdapterFolder, find_adapter
 from proxlm.models.language_model import LanguageModel
@@ -86,6 +87,18 @@ class ModelSource:
             return check_tokenizer(self._tokenizer, self.settings.policy)
         path = self.settings.policy if self._adapter is None else self._adapter.tokenizer
         return load_tokenizer(path, self.settings.trust_remote_code)
+
+    @cached_property
+    def eos(self) -> list[int]:
+        """The EOS tokens of the generation config, or of the configuration where a model has no such file."""
+        from transformers import GenerationConfig
+
+        if self._network is not None:
+            return eos_of(getattr(self._network, "generation_config", None))
+        try:
+            return eos_of(GenerationConfig.from_pretrained(self.configuration.name_or_path))
+        except (OSError, ValueError):
+            return eos_of(self.configuration)
 
     @property
     def context(self) -> int | None:
