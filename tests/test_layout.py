@@ -15,9 +15,9 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # A module may import from its own layer and those before it.
 LAYERS = [
-    "text", "errors", "system_errors", "files", "user_code", "seeds", "rl", "types", "distributed", "threads",
-    "config", "runlog", "doctor", "checkpoint", "data", "kernels", "models", "engine", "sandbox", "rewards",
-    "environments", "train", "control", "evaluation", "report", "jobs", "__main__",
+    "masking", "text", "errors", "system_errors", "files", "user_code", "seeds", "rl", "types", "distributed",
+    "threads", "config", "runlog", "doctor", "checkpoint", "data", "kernels", "models", "engine", "sandbox",
+    "rewards", "environments", "train", "control", "evaluation", "report", "jobs", "__main__",
 ]  # fmt: skip
 
 
@@ -93,5 +93,5 @@ def test_import_is_light(module):
 
 def test_contributing_lists_the_layers_in_this_order():
     text = (SOURCE.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (chain,) = re.findall(r"^`text`.*?`__main__`$", text, re.MULTILINE | re.DOTALL)
+    (chain,) = re.findall(r"^`masking`.*?`__main__`$", text, re.MULTILINE | re.DOTALL)
     assert re.findall(r"`(\w+)`", chain) == LAYERS

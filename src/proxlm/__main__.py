@@ -19,8 +19,9 @@ from proxlm.config.help import describe, overview
 from proxlm.config.parse import load_config
 from proxlm.errors import StoppedBySignalError, UserError
 from proxlm.runlog.interrupt import SIGNAL_NAMES, StopSignals
-from proxlm.runlog.output import discard, open_standard_streams
+from proxlm.runlog.output import discard, open_standard_streams, print_uncaught
 from proxlm.system_errors import refused, system_error
+from proxlm.text import on_screen
 
 JOB_MODULES = {
     "ppo": "proxlm.jobs.ppo:main",
@@ -45,6 +46,7 @@ ENVIRONMENT = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (by default the process's own) and return the exit status."""
     open_standard_streams()
+    sys.excepthook = print_uncaught
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without λ or 中 gets ?, not a traceback
     try:
@@ -101,7 +103,7 @@ def _end(message: str, status: int) -> int:
     """Print the last line, if there is one and anybody to read it."""
     if message:
         try:
-            print(f"proxlm: {message}", file=sys.stderr, flush=True)
+            print(f"proxlm: {on_screen(message)}", file=sys.stderr, flush=True)
         except (OSError, ValueError):
             discard(sys.stderr)  # else Python's own flush at exit would fail
     return status

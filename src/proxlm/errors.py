@@ -1,19 +1,21 @@
 """Errors that a user can fix. The command line prints one as a single line and exits with status 2."""
 
-from proxlm.text import shown
+from proxlm.text import short_line
 
-LONGEST_MESSAGE = 2000
+# With "proxlm: error: " before it, a line has at most 300 characters.
+LONGEST_MESSAGE = 285
 
 
 class UserError(Exception):
     """Something outside the program is wrong: a file, a setting, a model, a reward function.
 
-    The message is one line that names what was wrong, where, and what to do. Control characters in it, from the
-    names of files, fields and settings for instance, are spelled out (text.py); line ends become spaces.
+    The message is one line of at most LONGEST_MESSAGE characters that names what was wrong, where, and what to do.
+    Control characters in it, from the names of files, fields and settings for instance, are spelled out (text.py);
+    line ends become spaces; secrets are masked; a longer message loses its middle.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(shown(" ".join(message.splitlines()), LONGEST_MESSAGE))
+        super().__init__(short_line(" ".join(message.splitlines()), LONGEST_MESSAGE))
 
 
 class ConfigError(UserError):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from proxlm.errors import ConfigError, RewardError, UserCodeError
 from proxlm.files import read_regular
+from proxlm.masking import mask_error
 from proxlm.text import listed, reason_of, suggestion
 
 # Bytes of a user's file.
@@ -68,6 +69,7 @@ def describe_error(error: BaseException, file: str = "") -> str:
         error: The error; of a group, the first one is described. A RewardError is its message alone.
         file: The user's file; the place is the innermost line of it if there is one, else of any file.
     """
+    mask_error(error)
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, RewardError):
@@ -75,7 +77,8 @@ def describe_error(error: BaseException, file: str = "") -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename == file] or frames
     where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
-    message = f": {reason_of(error)}" if str(error).strip() else ""
+    reason = reason_of(error)
+    message = f": {reason}" if reason != type(error).__name__ else ""
     return f"{type(error).__name__}{message}{where}"
 
 

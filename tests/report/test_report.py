@@ -199,7 +199,7 @@ def test_a_lone_surrogate_does_not_stop_the_report(run: Path) -> None:
     file = run / "evaluation.json"
     file.write_text(file.read_text().replace("Once upon a time", "c\\ud800d"))
     found = Page(write_report(run))
-    assert found.data["samples"]["tokens"][0]["prompt"] == "a\ud800b"
+    assert found.data["samples"]["tokens"][0]["prompt"] == r"a\ud800b"
     assert "c\\ud800d, there was" in found.text
 
 

@@ -34,7 +34,6 @@ from proxlm.config.schema import (
     SupervisedSettings,
     TextSettings,
 )
-from proxlm.config.secrets import secret_problems
 from proxlm.config.setting import setting
 
 
@@ -62,7 +61,7 @@ class PPOConfig:
             found.append(
                 ("reward.overlap", "conversations (environment.use) are all scored together; set it to 0")
             )
-        found += reward_problems(self.reward) + secret_problems("environment.args", self.environment.args)
+        found += reward_problems(self.reward)
         found += chat_problems("data.chat_template_kwargs", self.data.chat_template_kwargs)
         if self.evaluation.every and not (self.data.eval_prompts or self.data.eval_count):
             found.append(
@@ -175,7 +174,6 @@ class EvaluateConfig:
         found = required(("model.policy", self.model.policy))
         if not (self.data.eval_prompts or self.data.prompts or self.environment.use):
             found.append(("data.eval_prompts", "required: a file of prompts to evaluate on"))
-        found += secret_problems("environment.args", self.environment.args)
         found += chat_problems("data.chat_template_kwargs", self.data.chat_template_kwargs)
         return found + reward_problems(self.reward)
 

@@ -12,7 +12,7 @@ from proxlm.config import arguments as command_line
 from proxlm.config.from_run import settings_of_run, uses_runs
 from proxlm.config.jobs import JOBS
 from proxlm.config.paths import expand_user, relative_to
-from proxlm.config.secrets import SECRET
+from proxlm.config.secrets import SECRET, hide_environment, secret_settings
 from proxlm.config.toml_text import LARGEST_RECIPE, TooDeepError, parse_toml
 from proxlm.config.tree import Assembly, is_section, kinds, split_key
 from proxlm.config.values import Key, dotted, shown_value, toml_key, toml_value
@@ -107,6 +107,10 @@ def validate(config: T) -> T:
 
 def _finished(assembly: Assembly) -> Any:
     """The assembled settings, checked, with `~` in paths expanded."""
+    hide_environment(assembly.config)
+    for key in secret_settings(assembly.config):  # first: other messages show values
+        source = assembly.source(key)
+        raise ConfigError(f"{f'{source}: ' if source else ''}{dotted(key)}: {SECRET}")
     assembly.config = expand_user(assembly.config)
     _check(assembly)
     return assembly.config
@@ -211,9 +215,7 @@ def _check(assembly: Assembly) -> None:
         key, value = _find(assembly.config, name) or ((name,), None)
         source = assembly.source(key)
         if source is not None:
-            # A secret must not be shown on the terminal either.
-            what = name if problem == SECRET else f"{name} = {shown_value(value)}"
-            raise ConfigError(f"{source}: {what}: {problem}")
+            raise ConfigError(f"{source}: {name} = {shown_value(value)}: {problem}")
         if value in ("", [], {}, None):
             raise ConfigError(f"{name}: {problem} (set it in a recipe, or with --{name})")
         raise ConfigError(f"{name} = {shown_value(value)} (the default): {problem}")

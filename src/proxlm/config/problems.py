@@ -14,7 +14,6 @@ from proxlm.config.schema import (
     OptimisersSettings,
     RewardSettings,
 )
-from proxlm.config.secrets import secret_problems
 from proxlm.text import suggestion
 from proxlm.user_code import parse_reference
 
@@ -106,10 +105,9 @@ def new_model_problems(key: str, new: NewModelSettings, model: ModelSettings) ->
 def reward_problems(reward: RewardSettings) -> Problems:
     if reward.use and reward.terms:
         return [("reward.use", "give use or terms, not both")]
-    found = secret_problems("reward.args", reward.args)
+    found: Problems = []
     for name, term in reward.terms.items():
         found += required((f"reward.terms.{name}.use", term.use))
-        found += secret_problems(f"reward.terms.{name}.args", term.args)
     return found
 
 

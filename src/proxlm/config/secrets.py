@@ -1,56 +1,129 @@
-"""Secrets among the arguments of rewards and environments: settings name an environment variable that holds them.
+"""Secrets in settings: refused, unshown, wherever they stand; an environment variable holds them instead.
 
-Settings are written to config.toml, to checkpoints and into reports. So an argument may be env:NAME: that is what is
-written, and the function gets the value of the environment variable NAME.
+Settings are written to config.toml, to checkpoints and into reports. So an argument of a reward or an environment
+may be env:NAME: that is what is written, and the function gets the value of the environment variable NAME.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from proxlm.config.secret_names import is_certain, secret_name
+from proxlm.config.tree import is_section, kinds
+from proxlm.config.values import Key
 from proxlm.errors import ConfigError
+from proxlm.masking import hide, holds_token
 
 PREFIX = "env:"
 SECRET = (
     "looks like a secret, and settings are written to files: put it into an environment variable NAME and write"
     f" {PREFIX}NAME"
 )
-_NAME = re.compile(
-    r"(^|_)(api_?key|access_?key|private_?key|auth|authorization|token|secret|passw(or)?d|credentials?)$",
-    re.I,
-)
-# The prefixes of OpenAI, Hugging Face, GitHub, GitLab, Slack, AWS and Google; and tokens in three parts (JWT).
-_VALUE = re.compile(
-    r"(sk-|hf_|gh[pousr]_|github_pat_|glpat-|xox[abprs]-|AKIA|AIza)[\w-]{12,}|eyJ[\w-]+\.[\w-]+\.[\w-]+"
-)
+_VARIABLE = re.compile(r"[A-Za-z_]\w*")
 
 
-def secret_problems(key: str, args: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A problem for each argument below `key` that looks like a secret, by its name or its value."""
-    return [
-        (f"{key}.{name}", SECRET)
-        for name, value in args.items()
-        if isinstance(value, str) and not value.startswith(PREFIX) and _is_secret(name, value)
-    ]
+def secret_settings(config: Any) -> Iterator[Key]:
+    """The keys of a job's settings that hold what looks like a secret, by its name or its shape.
+
+    Tables and lists are looked through. A table's own key may be the secret: then it is the table that is named.
+    """
+    yield from _in_section(config, ())
 
 
-def _is_secret(name: str, value: str) -> bool:
-    plain = len(value) < 8 or " " in value.strip()
-    return bool(_VALUE.search(value)) or (bool(_NAME.search(name)) and not plain)
+def _in_section(section: Any, at: Key) -> Iterator[Key]:
+    for name in kinds(type(section)):
+        value = getattr(section, name)
+        yield from _below(value, (*at, name), "")
+
+
+def _below(value: Any, at: Key, name: str) -> Iterator[Key]:
+    """Secrets in a value. name: the innermost name of a table's entry that it stands under and that is a secret's."""
+    if is_section(value):
+        yield from _in_section(value, at)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if holds_token(key):
+                yield at
+            elif is_section(item):
+                yield from _in_section(item, (*at, key))
+            else:
+                yield from _below(item, (*at, key), key if secret_name(key) else name)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _below(item, at, name)
+    elif isinstance(value, str | int) and not isinstance(value, bool) and _is_secret(name, value):
+        yield at
+
+
+def _is_secret(name: str, value: str | int) -> bool:
+    text = str(value)
+    if isinstance(value, str):
+        variable = text.removeprefix(PREFIX)
+        if holds_token(variable):
+            return True
+        if variable != text and _VARIABLE.fullmatch(variable):
+            return False
+    if not name or len(text) < 4:
+        return False
+    if is_certain(name):
+        return True
+    # A token or a secret may also be a word of the text, or several.
+    authorization = name.lower().endswith(("ization", "isation", "cookie"))
+    return isinstance(value, str) and len(text) >= 8 and (authorization or " " not in text.strip())
 
 
 def from_environment(key: str, args: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments, env:NAME replaced by the variable's value. Raises ConfigError for a variable that is not set."""
-    found = dict(args)
-    for name, value in args.items():
-        if isinstance(value, str) and value.startswith(PREFIX):
-            variable = value.removeprefix(PREFIX)
-            if variable not in os.environ:
-                raise ConfigError(
-                    f'{key}.{name} = "{value}": the environment has no variable {variable!a}; set it first'
-                )
-            found[name] = os.environ[variable]
-    return found
+    """The arguments, each env:NAME in them replaced by the variable's value, also in tables and lists.
+
+    From then on the values are masked in all that the program prints and writes.
+
+    Args:
+        key: The setting that holds the arguments, for messages.
+        args: The arguments.
+
+    Raises:
+        ConfigError: A variable is not set.
+    """
+    return {name: _resolved(f"{key}.{name}", value) for name, value in args.items()}
+
+
+def hide_environment(config: Any) -> None:
+    """Mask the values of all variables that the settings name, those that are set, from now on."""
+    for name in kinds(type(config)):
+        value = getattr(config, name)
+        if is_section(value):
+            hide_environment(value)
+        else:
+            _hide_in(value)
+
+
+def _hide_in(value: Any) -> None:
+    if isinstance(value, str) and value.startswith(PREFIX):
+        found = os.environ.get(value.removeprefix(PREFIX)) if "\0" not in value else None
+        if found is not None:
+            hide(found, value)
+    elif is_section(value) and not isinstance(value, type):
+        hide_environment(value)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            _hide_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _hide_in(item)
+
+
+def _resolved(key: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _resolved(f"{key}.{name}", item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_resolved(key, item) for item in value]
+    if not isinstance(value, str) or not value.startswith(PREFIX):
+        return value
+    variable = value.removeprefix(PREFIX)
+    if variable not in os.environ:
+        raise ConfigError(f'{key} = "{value}": the environment has no variable {variable!a}; set it first')
+    hide(os.environ[variable], value)
+    return os.environ[variable]

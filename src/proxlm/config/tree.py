@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
+from proxlm.config.secret_names import secret_name
 from proxlm.config.setting import Bounds
 from proxlm.config.toml_text import DEEPEST
-from proxlm.config.values import Key, convert, dotted, is_table, mismatch, shown_value
+from proxlm.config.values import Key, convert, dotted, expected, is_table, mismatch, shown_value
 from proxlm.errors import ConfigError
+from proxlm.masking import UNSHOWN
 from proxlm.text import nearest, shown
 
 
@@ -110,7 +112,9 @@ class Assembly:
         try:
             value = convert(kind, value)
         except ValueError as error:
-            raise ConfigError(f"{source}: {dotted(at)}: {error}") from None
+            # The value is in the message.
+            reason = f"expected {expected(kind)}, got {UNSHOWN}" if at and secret_name(at[-1]) else error
+            raise ConfigError(f"{source}: {dotted(at)}: {reason}") from None
         numbers = [value] if kind in (int, float) else value if kind == list[int] else []
         problem = next(filter(None, map(bounds.problem, numbers)), None)
         if problem:

@@ -13,6 +13,7 @@ from typing import Any
 
 from proxlm.data.scratch import ScratchFile
 from proxlm.errors import BadRecordError, RunError
+from proxlm.masking import masked_tree
 from proxlm.text import system_reason
 
 FILE_NAME = "skipped.jsonl"
@@ -87,7 +88,7 @@ class Skipped:
         self._seen.add((file, line))
         self.counts[kind] = self.counts.get(kind, 0) + 1
         row = {"file": file, "line": line, "kind": kind, "reason": reason, "record": raw[:LONGEST_SHOWN]}
-        text = json.dumps(row, ensure_ascii=False) + "\n"
+        text = json.dumps(masked_tree(row), ensure_ascii=False) + "\n"
         self._rows = self._rows or ScratchFile()
         self._rows.append(text.encode("utf-8", "backslashreplace"))
 

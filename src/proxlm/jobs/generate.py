@@ -24,9 +24,11 @@ from proxlm.jobs.model_limits import prompt_limit
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.prompts import load_prompts_of
 from proxlm.jobs.startup import start_job
+from proxlm.masking import masked_tree
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
 from proxlm.runlog.folder import write_atomic
+from proxlm.text import on_screen
 from proxlm.types import Completion, Prompt
 
 Message = dict[str, Any]
@@ -118,11 +120,13 @@ def _from_file(engine: Engine, config: GenerateConfig, limit: int) -> None:
         {"prompt": done.prompt, "response": done.text, "finish": done.finish}
         for done in rollout.completions()
     ]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    lines = "".join(json.dumps(masked_tree(row), ensure_ascii=False) + "\n" for row in rows)
     if config.output:
         write_atomic(Path(config.output), lines)
     else:
-        print(lines, end="")
+        for line, row in zip(lines.removesuffix("\n").split("\n"), rows, strict=True):
+            # The output spells control characters out as Python does; JSON has escapes of its own.
+            print(line if on_screen(line) == line else json.dumps(masked_tree(row)))
     skipped.print_summary()
 
 

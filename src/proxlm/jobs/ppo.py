@@ -31,6 +31,7 @@ from proxlm.jobs.prompts import describe_prompts
 from proxlm.jobs.run_folder import begin_run, check_run_folder, run_folder
 from proxlm.jobs.sampling import prompts_of, rewarded, sampler_of
 from proxlm.jobs.startup import seeded_weights, start_job
+from proxlm.masking import masked_tree
 from proxlm.models.actor_critic import ActorCritic, actor_critic_of
 from proxlm.models.adapters import reference_active
 from proxlm.models.language_model import LanguageModel
@@ -160,7 +161,7 @@ class PPOTrainer:
         if held_out:
             loop.evaluate = partial(_during, loop, original, held_out)
             evaluations.append(_known_before(config, folder) or _evaluate("before", loop, original, held_out))
-            write_json_atomic(folder / "evaluation.json", as_json(evaluations, config.run.seed))
+            write_json_atomic(folder / "evaluation.json", masked_tree(as_json(evaluations, config.run.seed)))
         with RunLog(
             folder, "ppo", config.ppo.steps, config.run, start_step=loop.state.step, in_python=self._in_python
         ) as log:
@@ -169,7 +170,7 @@ class PPOTrainer:
         if held_out:
             after = _evaluate("after", loop, original, held_out)
             evaluations.append(replace(after, model=str(folder / "policy")))
-            write_json_atomic(folder / "evaluation.json", as_json(evaluations, config.run.seed))
+            write_json_atomic(folder / "evaluation.json", masked_tree(as_json(evaluations, config.run.seed)))
         if config.run.report:
             write_report(folder)
         return load_run(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from proxlm.runlog.output import terminal_of
 from proxlm.types import Progress
 
 
@@ -16,6 +17,6 @@ def progress_line(what: str) -> Progress:
         nonlocal shown
         if done != shown and sys.stderr.isatty():
             shown, end = done, "\r\033[K" if done == total else ""
-            print(f"\r{what} {done}/{total}", end=end, file=sys.stderr, flush=True)
+            print(f"\r{what} {done}/{total}", end=end, file=terminal_of(sys.stderr), flush=True)
 
     return show

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from html import escape
 
 from proxlm.report.run_data import Row
 from proxlm.runlog.text import number
+from proxlm.text import in_html
 
 
 def evaluation_table(evaluation: Row) -> str:
@@ -15,16 +15,16 @@ def evaluation_table(evaluation: Row) -> str:
     names = list(dict.fromkeys(name for model in models for name in model["metrics"]))
     compared = len(models) > 1
     columns = [model["name"] for model in models] + (["difference"] if compared else [])
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    head = "".join(f'<th scope="col">{in_html(column)}</th>' for column in columns)
     rows = [_metric_row(name, evaluation, compared) for name in names]
     counts = [f"{evaluation['prompts']} held-out prompts"] if "prompts" in evaluation else []
     counts += [f"seed {evaluation['seed']}"] if "seed" in evaluation else []
     paths = [f"{model['name']}: {model['model']}" for model in models if "model" in model]
     return (
-        f'<p class="note">{escape(", ".join(counts))}. Ranges are confidence intervals.</p>'
+        f'<p class="note">{in_html(", ".join(counts))}. Ranges are confidence intervals.</p>'
         f'<div class="wide"><table><thead><tr><th scope="col">metric</th>{head}<th></th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
-        f'<p class="note">{"<br>".join(escape(path) for path in paths)}</p>'
+        f'<p class="note">{"<br>".join(in_html(path) for path in paths)}</p>'
     )
 
 
@@ -36,8 +36,8 @@ def _metric_row(name: str, evaluation: Row, compared: bool) -> str:
         known = first is not None and last is not None
         cells += f"<td>{_signed(last - first) if known else '–'}</td>"
     description = evaluation.get("metrics", {}).get(name, "")
-    about = f"<small>{escape(str(description))}</small>" if description else ""
-    return f'<tr><th scope="row">{escape(name)}{about}</th>{cells}<td>{_whiskers(values)}</td></tr>'
+    about = f"<small>{in_html(description)}</small>" if description else ""
+    return f'<tr><th scope="row">{in_html(name)}{about}</th>{cells}<td>{_whiskers(values)}</td></tr>'
 
 
 def _interval(value: Row) -> str:
@@ -92,7 +92,7 @@ def side_by_side(evaluation: Row) -> str:
         prompt = next(sample["prompt"] for sample in samples if sample)
         texts = "".join(_response(model["name"], s) for model, s in zip(models, samples, strict=True))
         articles.append(
-            f'<article class="card"><div class="text prompt">{escape(prompt)}</div>'
+            f'<article class="card"><div class="text prompt">{in_html(prompt)}</div>'
             f'<div class="sides">{texts}</div></article>'
         )
     return "".join(articles)
@@ -101,11 +101,11 @@ def side_by_side(evaluation: Row) -> str:
 def _response(name: str, sample: Row | None) -> str:
     if sample is None:
         return (
-            f'<div class="side"><h4>{escape(name)}</h4><p class="note">no response to this prompt</p></div>'
+            f'<div class="side"><h4>{in_html(name)}</h4><p class="note">no response to this prompt</p></div>'
         )
     reward = sample.get("reward")
     badge = f'<span class="badge">reward {number(reward)}</span>' if reward is not None else ""
     return (
-        f'<div class="side"><h4>{escape(name)} {badge}</h4>'
-        f'<div class="text">{escape(sample["response"])}</div></div>'
+        f'<div class="side"><h4>{in_html(name)} {badge}</h4>'
+        f'<div class="text">{in_html(sample["response"])}</div></div>'
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import PurePath
 
 from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, SFTConfig
@@ -10,6 +9,7 @@ from proxlm.report.run_data import RunData, finite
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.saved_settings import RunConfig
 from proxlm.runlog.text import duration, number
+from proxlm.text import in_html
 
 # How many steps at either end of the run the headline averages.
 ENDS = 5
@@ -26,7 +26,7 @@ def headline(run: RunData) -> str:
             tiles.append((title, " → ".join(number(sum(end) / len(end)) for end in ends)))
     if validation := finite([row.get(names.VALIDATION_LOSS) for row in run.metrics]):
         tiles.append(("Best validation loss", number(min(validation))))
-    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in tiles)
+    items = "".join(f"<div><dt>{in_html(name)}</dt><dd>{in_html(value)}</dd></div>" for name, value in tiles)
     note = f"A → B: means of the first and of the last {ENDS} values."
     return f'<dl class="tiles">{items}</dl><p class="note">{note}</p>'
 

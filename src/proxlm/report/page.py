@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from proxlm.report.headline import headline
 from proxlm.report.run_data import RunData, read_run
 from proxlm.report.samples import sample_views
 from proxlm.runlog.folder import plain, write_atomic
+from proxlm.text import in_html, on_screen
 
 ASSETS = files("proxlm.report") / "assets"
 STYLE = "style.css"
@@ -53,12 +53,12 @@ def page(run: RunData) -> str:
     )
     scripts = [get_plotlyjs(), "".join(asset(name) for name in SCRIPTS)]
     drawn = _json_for_script({"curves": curves(run.metrics), "samples": samples})
-    title = f"{escape(run.name)} · proxlm report"
+    title = f"{in_html(run.name)} · proxlm report"
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{_policy(scripts)}\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{asset('style.css')}</style>\n</head>\n<body>\n"
-        f'<header><h1>{escape(run.name)}</h1><button type="button" id="theme">Light / dark</button></header>\n'
+        f'<header><h1>{in_html(run.name)}</h1><button type="button" id="theme">Light / dark</button></header>\n'
         f"<nav>{links}</nav>\n{headline(run)}\n"
         "<noscript><p>The curves and tokens are drawn by this page's script, which is switched off.</p></noscript>\n"
         f'{bodies}\n<div id="tip" role="status" hidden></div>\n'
@@ -85,7 +85,7 @@ def _sections(run: RunData, samples: dict[str, Any]) -> list[tuple[str, str, str
         sections.append(("token-views", "Token by token", TOKENS))
     if samples["texts"]:
         sections.append(("over-training", "Samples over training", TEXTS))
-    settings = f"<details><summary>config.toml</summary><pre>{escape(run.config_text)}</pre></details>"
+    settings = f"<details><summary>config.toml</summary><pre>{in_html(run.config_text)}</pre></details>"
     sections.append(("config", "Settings", settings))
     return sections
 
@@ -108,8 +108,18 @@ TEXTS = """<div class="controls"><button type="button" id="text-back" aria-label
 
 
 def _json_for_script(value: Any) -> str:
-    """JSON that cannot close the script element around it, whatever texts it holds."""
-    return json.dumps(plain(value), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    """JSON that cannot close the script element around it, whatever texts it holds; the script shows them as text."""
+    text = json.dumps(_on_screen(plain(value)), allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _on_screen(value: Any) -> Any:
+    """The value with every text in it, names too, as `on_screen` shows it."""
+    if isinstance(value, str):
+        return on_screen(value)
+    if isinstance(value, dict):
+        return {_on_screen(name): _on_screen(item) for name, item in value.items()}
+    return [_on_screen(item) for item in value] if isinstance(value, list) else value
 
 
 def _policy(scripts: list[str]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxlm.errors import RewardError
+from proxlm.masking import masked
 from proxlm.rewards.call import Outcome
 from proxlm.text import reason_of, shown
 from proxlm.types import Completion
@@ -55,8 +56,10 @@ def read_result(result: Any, completions: Sequence[Completion]) -> dict[str, Com
     bad = [name for name in result if not isinstance(name, str) or not name]
     if bad:
         raise UnusableResultError(f"returned a dict with the key {bad[0]!r}; components need names")
+    # A name goes into metrics, statistics and checkpoints, so it must hold no secret, and be the same after a resume.
     return {
-        name: _read_list(values, completions, f" in component {name!r}") for name, values in result.items()
+        masked(name): _read_list(values, completions, f" in component {name!r}")
+        for name, values in result.items()
     }
 
 

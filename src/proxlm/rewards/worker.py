@@ -17,13 +17,14 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TextIO, cast
 
 from proxlm.config.schema import RewardSettings, RewardTerm
 from proxlm.errors import UserError
 from proxlm.rewards.call import Outcome
 from proxlm.rewards.resolve import Term, resolve_terms
 from proxlm.rewards.result import UnusableResultError, parts_of
+from proxlm.runlog.output import GuardedStream
 from proxlm.types import Completion
 from proxlm.user_code import without_caller
 
@@ -127,4 +128,6 @@ def main() -> None:
     if sys.platform == "linux":
         # A reward that hangs ends with the run, even if the run is killed.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Before the user's file is run: what it prints goes where the run prints.
+    sys.stdout, sys.stderr = (cast(TextIO, GuardedStream(stream)) for stream in (sys.stdout, sys.stderr))
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from proxlm.errors import RunError
 from proxlm.files import check_regular, open_regular
+from proxlm.masking import masked_tree
 from proxlm.runlog.lock import refuse_if_held
 from proxlm.text import reason_of, system_reason
 
@@ -154,7 +155,9 @@ def write_jsonl_atomic(path: Path, rows: Sequence[JsonRow]) -> None:
 
 
 def _jsonl(rows: Sequence[JsonRow]) -> str:
-    return "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    return "".join(
+        json.dumps(plain(masked_tree(row)), ensure_ascii=False, allow_nan=False) + "\n" for row in rows
+    )
 
 
 def sync_file(path: Path) -> None:

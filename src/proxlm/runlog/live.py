@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from typing import TextIO, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -10,8 +12,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from proxlm.runlog.output import GuardedStream, terminal_of
 from proxlm.runlog.state import RunState
-from proxlm.runlog.text import LABELS, duration, number, sparkline
+from proxlm.runlog.text import LABELS, duration, label_of, number, sparkline
+from proxlm.text import on_screen
 
 REFRESHES_PER_SECOND = 4
 NARROW = 45  # columns below which the sparklines go without their lowest and highest value
@@ -23,7 +27,7 @@ class LiveView:
 
     def __init__(self, state: RunState, console: Console | None = None) -> None:
         self.state = state
-        self.console = console or Console()
+        self.console = console or Console(file=terminal_of(sys.stdout))
         self._live = Live(
             get_renderable=lambda: draw(self.state, time.perf_counter(), self.console.width),
             console=self.console,
@@ -33,13 +37,16 @@ class LiveView:
     def start(self) -> None:
         """Take the lines at the bottom of the terminal."""
         self._live.start()
+        # What others print now appears above the view, through rich; it obeys no control characters either.
+        self._redirected = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = (cast(TextIO, GuardedStream(stream)) for stream in self._redirected)
 
     def step_done(self, now: float) -> None:
         """Nothing to do: the next refresh shows it."""
 
     def note(self, text: str) -> None:
         """Print a line above the view."""
-        self.console.print(Text(text))
+        self.console.print(Text(on_screen(text)))
 
     def alert(self, text: str) -> None:
         """Show a line from the next refresh on. Nothing is printed: a signal may have come in the middle of it."""
@@ -48,6 +55,7 @@ class LiveView:
     def stop(self) -> None:
         """Draw a last time, keep that on the screen, and release the terminal."""
         self.state.enter("")
+        sys.stdout, sys.stderr = self._redirected
         self._live.stop()
 
 
@@ -60,7 +68,7 @@ def draw(state: RunState, now: float, width: int) -> RenderableType:
         if table.row_count:
             parts += [Text(), table]
     if state.notice:
-        parts.append(Text(state.notice, style="yellow"))
+        parts.append(Text(on_screen(state.notice), style="yellow"))
     return Group(*parts)
 
 
@@ -92,7 +100,7 @@ def _bar(state: RunState, now: float) -> RenderableType:
 def _sparklines(state: RunState, width: int) -> Table:
     """A row for each headline metric: name, newest number, curve over the whole run, lowest and highest."""
     names = [name for name in state.headline if state.history[name]]
-    label_width = max((len(LABELS.get(name, name)) for name in names), default=0)
+    label_width = max((len(label_of(name)) for name in names), default=0)
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, justify="right")
@@ -104,7 +112,7 @@ def _sparklines(state: RunState, width: int) -> Table:
         span = f"{number(min(finite))} to {number(max(finite))}" if finite and width >= NARROW else ""
         curve_width = max(8, min(60, width - label_width - len(span) - 14))
         table.add_row(
-            Text(LABELS.get(name, name), style="bold"),
+            Text(label_of(name), style="bold"),
             Text(number(values[-1]), style="bold"),
             Text(sparkline(values, curve_width), style="green"),
             Text(span, style="dim"),

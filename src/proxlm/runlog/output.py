@@ -5,29 +5,48 @@ from __future__ import annotations
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, TextIO
+from types import TracebackType
+from typing import Any, TextIO, cast
+
+from proxlm.masking import masked
+from proxlm.text import on_screen
 
 
 class GuardedStream:
     """A text stream whose errors do not reach who prints. After the first one its output is discarded.
 
+    Whoever prints to it, a user's function too, cannot make a terminal obey: control characters but line ends and
+    tabs are spelled out, and secrets are masked (`on_screen`). Our own colours and progress lines go through
+    `terminal_of`.
+
     Args:
         stream: standard output or error.
         lost: called with the first error; what it raises reaches who prints.
+        shows: what is written of a text.
     """
 
-    def __init__(self, stream: TextIO, lost: Callable[[OSError], None] | None = None) -> None:
-        self._stream, self._lost = stream, lost
+    def __init__(
+        self,
+        stream: TextIO,
+        lost: Callable[[OSError], None] | None = None,
+        shows: Callable[[str], str] = on_screen,
+    ) -> None:
+        self._stream, self._lost, self._shows = stream, lost, shows
 
     def write(self, text: str) -> int:
         """Write a text, as the stream does."""
         try:
-            return self._stream.write(text)
+            self._stream.write(self._shows(text))
         except OSError as error:
             self._failed(error)
-            return len(text)
+        return len(text)
+
+    def obeyed(self) -> GuardedStream:
+        """The same stream for text of our own, whose control characters a terminal is to obey."""
+        return GuardedStream(self._stream, self._lost, masked)
 
     def writelines(self, lines: Iterable[str]) -> None:
         """Write several."""
@@ -62,10 +81,23 @@ def discard(stream: TextIO) -> None:
             os.close(nowhere)
 
 
+def terminal_of(stream: TextIO) -> TextIO:
+    """Standard output or error for text of our own that moves the cursor or sets colours; foreign text in it is our
+    own duty (`on_screen`)."""
+    return cast(TextIO, stream.obeyed()) if isinstance(stream, GuardedStream) else stream
+
+
+def print_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error that nothing has caught, as Python does, but as `on_screen` shows it: for sys.excepthook."""
+    lines = traceback.format_exception(kind, error, trace)
+    with suppress(OSError, ValueError):
+        print(on_screen("".join(lines)), end="", file=sys.stderr, flush=True)
+
+
 def report_line(text: str) -> None:
     """Write a line to standard error past Python's own buffers, which a signal may have interrupted."""
     try:
-        os.write(2, f"{text}\n".encode())
+        os.write(2, f"{on_screen(text)}\n".encode())
     except OSError:
         return
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from proxlm.runlog import metric_names as names
+from proxlm.text import shown
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -30,6 +31,13 @@ LABELS: dict[str, str] = {
     names.STEPS_PER_SECOND: "steps/s",
     names.MEMORY_GB: "GiB",
 }
+
+
+def label_of(metric: str) -> str:
+    """The short name of a metric; that of a reward's component is a user's own."""
+    return LABELS.get(metric) or shown(metric)
+
+
 IN_A_LINE = (names.ENTROPY, names.CLIP_FRACTION, names.LR)
 
 
@@ -97,4 +105,4 @@ def headline_and_more(
 ) -> dict[str, str]:
     """What there is of the headline's metrics and `more`, as label → number, in this order."""
     known = [name for name in (*headline, *more) if name in latest]
-    return {LABELS.get(name, name): number(latest[name]) for name in dict.fromkeys(known)}
+    return {label_of(name): number(latest[name]) for name in dict.fromkeys(known)}

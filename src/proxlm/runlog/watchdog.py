@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+from proxlm.runlog.output import report_line
 from proxlm.runlog.state import RunState
 from proxlm.runlog.text import duration
 from proxlm.text import system_reason
@@ -94,5 +95,5 @@ class Watchdog:
             return
         if os.isatty(1):
             os.write(1, SHOW_CURSOR)
-        os.write(2, f"proxlm: {line}; ended, as run.watchdog_stop has it; go on with --resume\n".encode())
+        report_line(f"proxlm: {line}; ended, as run.watchdog_stop has it; go on with --resume")
         os._exit(STATUS)
