@@ -27,7 +27,8 @@ from proxlm.config import (
 from proxlm.data.code import completion_prefixes, python_statements
 from proxlm.data.text import split_validation
 from proxlm.errors import RunError
-from proxlm.jobs.ppo import PPOTrainer, print_comparison
+from proxlm.jobs.held_out import print_comparison
+from proxlm.jobs.ppo import PPOTrainer
 from proxlm.jobs.pretrain import PretrainTrainer
 from proxlm.jobs.startup import start_job
 from proxlm.report.run import Run

@@ -10,7 +10,6 @@ from typing import Any
 from proxlm.config import ControlConfig, DoctorConfig, PPOConfig
 from proxlm.doctor import RULES, Facts, Finding, diagnose, facts_of
 from proxlm.errors import RunError
-from proxlm.masking import masked_tree
 from proxlm.report.run_data import Row, read_metrics
 from proxlm.runlog.folder import write_json_atomic
 from proxlm.runlog.metric_names import STEP
@@ -46,7 +45,7 @@ def main(config: DoctorConfig) -> None:
     examination = examine(Path(config.folder))
     print("\n".join(as_lines(examination)))
     if config.output:
-        write_json_atomic(Path(config.output), masked_tree(as_json(examination)))
+        write_json_atomic(Path(config.output), as_json(examination))
         print(f"\nwritten to {config.output}")
 
 

@@ -26,7 +26,6 @@ from proxlm.jobs.model_limits import prompt_limit
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.sampling import check_conversations, data_of, sampler_of
 from proxlm.jobs.startup import start_job
-from proxlm.masking import masked_tree
 from proxlm.models.forward import token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
@@ -44,7 +43,7 @@ def main(config: EvaluateConfig) -> None:
         for e in evaluations:
             print(f"{e.name}: {e.samples[i]['response'].strip()}")
     if config.output:
-        write_json_atomic(Path(config.output), masked_tree(as_json(evaluations, config.seed)))
+        write_json_atomic(Path(config.output), as_json(evaluations, config.seed))
         print(f"\nwritten to {config.output}")
     if config.responses:
         write_jsonl_atomic(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +21,19 @@ from proxlm.engine.generate import Generate
 from proxlm.engine.native import NativeEngine
 from proxlm.environments.protocol import MakeEnvironment
 from proxlm.errors import ConfigError, RunError
-from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model, evaluation_from_json
+from proxlm.jobs.held_out import HeldOutEvaluations, print_comparison
 from proxlm.jobs.in_memory import IN_MEMORY, record_source
 from proxlm.jobs.model_limits import check_block
-from proxlm.jobs.progress import progress_line
 from proxlm.jobs.prompts import describe_prompts
 from proxlm.jobs.run_folder import begin_run, check_run_folder, run_folder
 from proxlm.jobs.sampling import prompts_of, rewarded, sampler_of
 from proxlm.jobs.startup import seeded_weights, start_job
-from proxlm.masking import masked_tree
 from proxlm.models.actor_critic import ActorCritic, actor_critic_of
-from proxlm.models.adapters import reference_active
-from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
 from proxlm.models.source import ModelSource
 from proxlm.report.page import write_report
 from proxlm.report.run import Run, load_run
-from proxlm.report.run_data import read_evaluation
 from proxlm.rewards import Rewards, build_reward
-from proxlm.runlog.folder import write_json_atomic, write_jsonl_atomic
 from proxlm.runlog.run_log import RunLog
 from proxlm.seeds import Stream
 from proxlm.train.common.callbacks import Callback, Callbacks
@@ -49,7 +41,7 @@ from proxlm.train.ppo.algorithms import build_algorithm
 from proxlm.train.ppo.collect import RewardOfRollout
 from proxlm.train.ppo.loop import PPOLoop
 from proxlm.train.ppo.ptx import PtxText
-from proxlm.types import Progress, Prompt
+from proxlm.types import Prompt
 
 
 def main(config: PPOConfig) -> None:
@@ -155,46 +147,18 @@ class PPOTrainer:
     def _run(self, loop: PPOLoop, held_out: list[Prompt]) -> Run:
         """Evaluation, the loop, evaluation; everything the run leaves is in its folder."""
         config, folder = self.config, loop.folder
-        original = _at_the_start(loop.models, config)
+        evaluations = HeldOutEvaluations(loop, held_out)
         begin_run(config, loop)
-        evaluations = []
-        if held_out:
-            loop.evaluate = partial(_during, loop, original, held_out)
-            evaluations.append(_known_before(config, folder) or _evaluate("before", loop, original, held_out))
-            write_json_atomic(folder / "evaluation.json", masked_tree(as_json(evaluations, config.run.seed)))
+        evaluations.before()
         with RunLog(
             folder, "ppo", config.ppo.steps, config.run, start_step=loop.state.step, in_python=self._in_python
         ) as log:
             loop.train(log)
         publish_folder(folder / "policy", lambda f: save_language_model(loop.models.policy, f))
-        if held_out:
-            after = _evaluate("after", loop, original, held_out)
-            evaluations.append(replace(after, model=str(folder / "policy")))
-            write_json_atomic(folder / "evaluation.json", masked_tree(as_json(evaluations, config.run.seed)))
+        evaluations.after()
         if config.run.report:
             write_report(folder)
         return load_run(folder)
-
-
-def _known_before(config: PPOConfig, folder: Path) -> Evaluation | None:
-    """What a resumed run has found before its first step; None: a new run, or it was stopped before that was done."""
-    if not config.run.resume or not (folder / "evaluation.json").exists():
-        return None
-    try:
-        found = evaluation_from_json(read_evaluation(folder / "evaluation.json"))
-    except RunError as error:
-        print(f"note: the evaluation before the run is made again: {error}", flush=True)
-        return None
-    return next((evaluation for evaluation in found if evaluation.name == "before"), None)
-
-
-def _at_the_start(models: ActorCritic, config: PPOConfig) -> ActorCritic:
-    """The models with a reference that stays what it is now, where the run's own moves (ppo.reference_decay)."""
-    if config.ppo.reference_decay == 1 or models.reference is None:
-        return models
-    return replace(
-        models, reference=replace(models.reference, network=copy.deepcopy(models.reference.network))
-    )
 
 
 def notes(config: PPOConfig) -> list[str]:
@@ -246,65 +210,3 @@ def try_reward(
     if trial.lost:
         raise RunError(f"environment.use: a conversation was lost: {trial.lost[0]}")
     scorer(trial)
-
-
-def _evaluate(name: str, loop: PPOLoop, models: ActorCritic, prompts: list[Prompt]) -> Evaluation:
-    """The reference ("before") or the policy ("after") on held-out prompts; models: see `_at_the_start`."""
-    print(f"evaluating on {len(prompts)} held-out prompts ({name}) …", flush=True)
-    progress = progress_line("responses")
-    if name == "after":
-        found = _measure(name, models.policy, loop, models, prompts, progress)
-    elif models.reference is not None:
-        found = _measure(name, models.reference, loop, models, prompts, progress)
-    else:
-        with reference_active(models.policy):
-            found = _measure(name, models.policy, loop, models, prompts, progress)
-    write_jsonl_atomic(loop.folder / f"evaluation-{name}.jsonl", found.responses)
-    loop.callbacks.on_evaluation(loop.state.step, name, found.means())
-    return found
-
-
-def _during(
-    loop: PPOLoop, models: ActorCritic, prompts: list[Prompt], on_progress: Progress
-) -> dict[str, float]:
-    """Metrics of the policy on held-out prompts while it learns; models: see `_at_the_start`."""
-    values = _measure("during", models.policy, loop, models, prompts, on_progress).means()
-    loop.callbacks.on_evaluation(loop.state.step, "during", values)
-    return values
-
-
-def _measure(
-    name: str,
-    model: LanguageModel,
-    loop: PPOLoop,
-    models: ActorCritic,
-    prompts: list[Prompt],
-    on_progress: Progress,
-) -> Evaluation:
-    config = loop.config
-    with closing(NativeEngine(model, config.rollout)) as engine:
-        return evaluate_model(
-            name,
-            model,
-            engine,
-            models.reference_logprobs,
-            prompts,
-            loop.reward,
-            config.rollout,
-            seed=config.run.seed,
-            micro_batch_tokens=config.ppo.micro_batch_tokens,
-            greedy=config.evaluation.greedy,
-            on_progress=on_progress,
-            generate=loop.generate,
-        )
-
-
-def print_comparison(run: Run, shown: int = 3) -> None:
-    """Print the table of both evaluations, and the first responses side by side; nothing without evaluations."""
-    if run.before is None or run.after is None:
-        return
-    print("\n" + as_table([run.before, run.after]))
-    for old, new in list(zip(run.before.samples, run.after.samples, strict=True))[:shown]:
-        print(f"\nprompt  {old['prompt']}")
-        for name, sample in (("before", old), ("after", new)):
-            print(f"{name:7} [{sample['reward']:+.3f}] {sample['response'].strip()}")

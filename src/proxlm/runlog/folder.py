@@ -136,8 +136,9 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """Write `value` as strict JSON, numbers that are not finite as null. Raises RunError."""
-    write_atomic(path, json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write `value` as strict JSON, numbers that are not finite as null, secrets masked. Raises RunError."""
+    text = json.dumps(plain(masked_tree(value)), indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, text + "\n")
 
 
 def append_jsonl(path: Path, rows: list[JsonRow]) -> None:

@@ -1,0 +1,131 @@
+"""The evaluations of a PPO run on its held-out prompts: before it, during it and after it."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import closing
+from dataclasses import replace
+
+from proxlm.config import PPOConfig
+from proxlm.engine.native import NativeEngine
+from proxlm.errors import RunError
+from proxlm.evaluation.evaluate import (
+    Evaluation,
+    as_json,
+    as_table,
+    evaluate_model,
+    evaluation_from_json,
+)
+from proxlm.jobs.progress import progress_line
+from proxlm.models.actor_critic import ActorCritic
+from proxlm.models.adapters import reference_active
+from proxlm.models.language_model import LanguageModel
+from proxlm.report.run import Run
+from proxlm.report.run_data import read_evaluation
+from proxlm.runlog.folder import write_json_atomic, write_jsonl_atomic
+from proxlm.train.ppo.loop import PPOLoop
+from proxlm.types import Progress, Prompt
+
+
+class HeldOutEvaluations:
+    """Evaluates the models of a loop. Made before the loop trains or is resumed.
+
+    Args:
+        loop: The run.
+        prompts: The held-out prompts; none: nothing is evaluated.
+    """
+
+    def __init__(self, loop: PPOLoop, prompts: list[Prompt]) -> None:
+        self._loop, self._prompts = loop, prompts
+        self._models = _at_the_start(loop.models, loop.config)
+        self._found: list[Evaluation] = []
+        if prompts:
+            loop.evaluate = self.during
+
+    def before(self) -> None:
+        """Evaluate the reference, or take what a resumed run has found before its first step."""
+        if not self._prompts:
+            return
+        models = self._models
+        known = self._known_before()
+        if known is not None:
+            self._add(known)
+        elif models.reference is not None:
+            self._add(self._evaluate("before", models.reference))
+        else:
+            with reference_active(models.policy):
+                found = self._evaluate("before", models.policy)
+            self._add(found)
+
+    def during(self, on_progress: Progress) -> dict[str, float]:
+        """Metrics of the policy while it learns."""
+        values = self._measure("during", self._models.policy, on_progress).means()
+        self._loop.callbacks.on_evaluation(self._loop.state.step, "during", values)
+        return values
+
+    def after(self) -> None:
+        """Evaluate the policy that the run has saved."""
+        if self._prompts:
+            found = self._evaluate("after", self._models.policy)
+            self._add(replace(found, model=str(self._loop.folder / "policy")))
+
+    def _add(self, found: Evaluation) -> None:
+        self._found.append(found)
+        content = as_json(self._found, self._loop.config.run.seed)
+        write_json_atomic(self._loop.folder / "evaluation.json", content)
+
+    def _known_before(self) -> Evaluation | None:
+        file = self._loop.folder / "evaluation.json"
+        if not self._loop.config.run.resume or not file.exists():
+            return None
+        try:
+            found = evaluation_from_json(read_evaluation(file))
+        except RunError as error:
+            print(f"note: the evaluation before the run is made again: {error}", flush=True)
+            return None
+        return next((evaluation for evaluation in found if evaluation.name == "before"), None)
+
+    def _evaluate(self, name: str, model: LanguageModel) -> Evaluation:
+        print(f"evaluating on {len(self._prompts)} held-out prompts ({name}) …", flush=True)
+        found = self._measure(name, model, progress_line("responses"))
+        write_jsonl_atomic(self._loop.folder / f"evaluation-{name}.jsonl", found.responses)
+        self._loop.callbacks.on_evaluation(self._loop.state.step, name, found.means())
+        return found
+
+    def _measure(self, name: str, model: LanguageModel, on_progress: Progress) -> Evaluation:
+        config = self._loop.config
+        with closing(NativeEngine(model, config.rollout)) as engine:
+            return evaluate_model(
+                name,
+                model,
+                engine,
+                self._models.reference_logprobs,
+                self._prompts,
+                self._loop.reward,
+                config.rollout,
+                seed=config.run.seed,
+                micro_batch_tokens=config.ppo.micro_batch_tokens,
+                greedy=config.evaluation.greedy,
+                on_progress=on_progress,
+                generate=self._loop.generate,
+            )
+
+
+def _at_the_start(models: ActorCritic, config: PPOConfig) -> ActorCritic:
+    """The models with a reference that stays what it is now, where the run's own moves (ppo.reference_decay)."""
+    if config.ppo.reference_decay == 1 or models.reference is None:
+        return models
+    return replace(
+        models, reference=replace(models.reference, network=copy.deepcopy(models.reference.network))
+    )
+
+
+def print_comparison(run: Run, shown: int = 3) -> None:
+    """Print the table of both evaluations, and the first responses side by side; nothing without evaluations."""
+    if run.before is None or run.after is None:
+        return
+    print("\n" + as_table([run.before, run.after]))
+    for old, new in list(zip(run.before.samples, run.after.samples, strict=True))[:shown]:
+        print(f"\nprompt  {old['prompt']}")
+        for name, sample in (("before", old), ("after", new)):
+            print(f"{name:7} [{sample['reward']:+.3f}] {sample['response'].strip()}")
