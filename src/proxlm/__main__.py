@@ -1,8 +1,8 @@
 """The command line: `proxlm JOB [recipe.toml] [--section.key value ...]`.
 
-Exit status: 0 done, 2 an error that the user can fix or that the system gave (one line on stderr), 130 stopped by
-Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, 141 the reader of the output closed it, 75 ended by the watchdog. Every other
-error is a bug and keeps its traceback.
+Exit status: 0 done, 1 `proxlm verify` has found something, 2 an error that the user can fix or that the system gave
+(one line on stderr), 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, 141 the reader of the output closed it, 75
+ended by the watchdog. Every other error is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ JOB_MODULES = {
     "control": "proxlm.jobs.control:main",
     "report": "proxlm.jobs.report:main",
     "doctor": "proxlm.jobs.doctor:main",
+    "verify": "proxlm.jobs.verify:main",
     "demo": "proxlm.jobs.demo:main",
 }
 
@@ -83,7 +84,8 @@ def _run(arguments: list[str]) -> int:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         module, function = JOB_MODULES[job].split(":")
-        getattr(import_module(module), function)(config)
+        status = getattr(import_module(module), function)(config)
+        return status if isinstance(status, int) else 0
     return 0
 
 

@@ -28,7 +28,7 @@ class FileRecord(NamedTuple):
 
 def write_manifest(folder: Path) -> None:
     """Record every file below `folder`, and flush the record to the disk. Raises RunError."""
-    files = {name: _record(folder / name)._asdict() for name in _files(folder)}
+    files = {name: file_record(folder / name)._asdict() for name in _files(folder)}
     write_json_atomic(folder / NAME, {"format": FORMAT, "files": files})
 
 
@@ -66,7 +66,7 @@ def damage(folder: Path) -> str | None:
         for name, record in written.items():
             if name not in there:
                 return f"{_short(name)[1:-1]} is missing"
-            now = _record(folder / name)
+            now = file_record(folder / name)
             if now.size != record.size:
                 return f"{name} has {now.size} bytes, written were {record.size}"
             if now.sha256 != record.sha256:
@@ -83,7 +83,8 @@ def _files(folder: Path) -> list[str]:
     return [p.as_posix() for p in found if p.as_posix() != NAME and not p.name.startswith(".")]
 
 
-def _record(path: Path) -> FileRecord:
+def file_record(path: Path) -> FileRecord:
+    """A file's size and hash as they are now. Raises OSError."""
     with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileRecord(file.tell(), digest)

@@ -13,6 +13,7 @@ from proxlm.config.jobs import (
     PretrainConfig,
     ReportConfig,
     SFTConfig,
+    VerifyConfig,
 )
 from proxlm.config.parse import load_config, to_toml, validate
 from proxlm.config.ppo import (
@@ -78,6 +79,7 @@ __all__ = [
     "SupervisedSettings",
     "TextSettings",
     "TrustRegionSettings",
+    "VerifyConfig",
     "describe",
     "load_config",
     "to_toml",

@@ -17,7 +17,7 @@ _WIDTH = 100
 _GROUPS = {
     "Train": ("pretrain", "sft", "ppo", "control"),
     "Use and compare models": ("generate", "evaluate"),
-    "Look at a run": ("report", "doctor"),
+    "Look at a run": ("report", "doctor", "verify"),
     "See it work": ("demo",),
 }
 _TYPES = {

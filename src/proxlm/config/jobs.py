@@ -205,6 +205,18 @@ class DoctorConfig:
 
 
 @dataclass(frozen=True)
+class VerifyConfig:
+    """Check a run: its inputs, checkpoints, rows and model are what they were; one line for each finding."""
+
+    folder: str = setting("", "the run's folder (also: proxlm verify FOLDER)", path="output")
+
+    positional: ClassVar[str] = "folder"
+
+    def problems(self) -> Problems:
+        return required(("folder", self.folder))
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     """Train a model on the standard library's source, then teach it with PPO to write code that parses."""
 
@@ -259,6 +271,7 @@ JOBS: dict[str, type] = {
     "control": ControlConfig,
     "report": ReportConfig,
     "doctor": DoctorConfig,
+    "verify": VerifyConfig,
     "demo": DemoConfig,
 }
 """The class of a job's settings, by the job's name."""

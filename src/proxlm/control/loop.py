@@ -67,6 +67,11 @@ class ControlState(LoopState):
         return super().problem()
 
 
+def ppo_steps(config: ControlConfig) -> int:
+    """How many PPO steps a run has."""
+    return config.environment.steps // (config.environment.count * config.ppo.horizon)
+
+
 class ControlLoop(TrainingLoop[ControlState]):
     """One run: environments, agent, optimisers, running statistics.
 
@@ -90,7 +95,7 @@ class ControlLoop(TrainingLoop[ControlState]):
             "policy": Optimiser(self.agent.parameters_of("policy"), config.optim.policy),
             "critic": Optimiser(self.agent.parameters_of("critic"), config.optim.critic),
         }
-        self.steps = config.environment.steps // (count * config.ppo.horizon)
+        self.steps = ppo_steps(config)
         self.observation_statistics = empty_statistics(self.spaces.observation)
         self.return_statistics = ReturnStatistics(
             RunningStatistics(), torch.zeros(count, dtype=torch.float64)

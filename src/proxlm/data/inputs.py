@@ -82,7 +82,8 @@ class Inputs:
         for key in [*then, *(key for key in now if key not in then)]:
             if then.get(key) != now.get(key):
                 before = recorded.files.get(key, {}) if recorded is not None else {}
-                lines.append(f"{key}: {_difference(before, self.files.get(key, {}))}")
+                what = _difference(before, self.files.get(key, {})) if key in then else "no hash was recorded"
+                lines.append(f"{key}: {what}")
         return lines
 
 

@@ -58,6 +58,18 @@ class Run:
         """The trained model on the same prompts; None if there were none, or the run has not finished."""
         return self.evaluations.get("after")
 
+    def verify(self) -> list[str]:
+        """What is wrong with the folder now, a line for each finding; empty: nothing.
+
+        Inputs, checkpoints, rows and model are read again and compared with what was recorded, as by `proxlm verify`.
+
+        Raises:
+            RunError: The folder is not a run's any more.
+        """
+        from proxlm.report.verify import verify_run
+
+        return verify_run(self.folder)
+
     def to_pandas(self) -> Any:
         """The metrics as a pandas.DataFrame, a row a step, indexed by step.
 

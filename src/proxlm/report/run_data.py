@@ -47,7 +47,7 @@ def read_run(folder: Path) -> RunData:
         config=saved.config,
         config_text=saved.text,
         metrics=read_metrics(folder / "metrics.jsonl"),
-        samples=_read_samples(samples) if samples.exists() else [],
+        samples=read_samples(samples) if samples.exists() else [],
         evaluation=read_evaluation(evaluation) if evaluation.exists() else None,
     )
 
@@ -68,7 +68,8 @@ def read_metrics(path: Path) -> list[Row]:
     return rows
 
 
-def _read_samples(path: Path) -> list[Row]:
+def read_samples(path: Path) -> list[Row]:
+    """A run's sampled texts, checked. Raises RunError."""
     rows = read_jsonl(path)
     for line, row in enumerate(rows, start=1):
         where = f"{path}: line {line}"

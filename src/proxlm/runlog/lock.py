@@ -56,6 +56,15 @@ def refuse_if_held(folder: Path) -> None:
         os.close(handle)
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a run is in progress in the folder."""
+    try:
+        refuse_if_held(folder)
+    except RunError:
+        return True
+    return False
+
+
 def _take(folder: Path) -> int | None:
     """A handle of the locked file; None on a file system that has no locks."""
     while True:
