@@ -105,6 +105,26 @@ def test_a_run_that_a_callback_stopped_can_be_continued(tmp_path) -> None:
     assert left.read_bytes() == right.read_bytes()
 
 
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_fine_tuning_that_a_callback_stops_is_validated_once_more_and_leaves_its_model(
+    tmp_path, stop
+) -> None:
+    policy = proxlm.new_model(TEXTS * 20, SMALL, proxlm.ModelSettings(device="cpu"), seed=1)
+    pairs = [{"prompt": text[:6], "response": text[6:]} for text in TEXTS * 4]
+    settings = proxlm.SFTConfig(
+        train=proxlm.SupervisedSettings(steps=9, batch_tokens=128, validate_every=2),
+        run=proxlm.RunSettings(folder=str(tmp_path / "run"), tensorboard=False),
+    )
+    run = proxlm.SFTTrainer(policy, pairs, settings, callbacks=[StopAfter(stop)]).train()
+    assert run.metrics["step"] == [*range(1, stop + 1)]
+    assert [loss is not None for loss in run.metrics["validation_loss"]] == [
+        step == stop for step in run.metrics["step"]
+    ]
+    assert (run.model / "model.safetensors").is_file()
+    assert (run.folder / "report.html").is_file()
+    assert run.verify() == []
+
+
 class Fails(proxlm.Callback):
     def on_scores(self, step, rollout, scores):
         raise ZeroDivisionError("mine")
