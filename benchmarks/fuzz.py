@@ -1,325 +1,271 @@
-"""Feeds generated input to what reads from outside; nothing but a UserError of one line may come of it.
+"""Feeds damaged input to everything that reads from outside; nothing but an error of our own, of one line, may come of it.
 
-    python benchmarks/fuzz.py [--examples 100000] [--seed 0] [--targets jsonl,csv,...]
+    nice python benchmarks/fuzz.py [--inputs 200000] [--seed 0] [--targets jsonl,wire-answer,...]
 
-The examples are shared out among the targets. An input that raises anything else is made as small as possible and
-printed; it then belongs into tests/data/test_fuzz.py. A new target is one line in TARGETS: a Hypothesis strategy, and
-a function that reads a value of it, with a folder to write to.
+Inputs are mutations of valid ones (fuzz_mutate.py). One that reaches a line of this project that none before it reached is
+kept, and mutated further. Each has a budget of CPU time and memory, in this one process. What is found is made small and
+printed; it then belongs into FOUND of tests/test_fuzz.py. A new target is one entry of TARGETS in fuzz_targets.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
-import io
-import json
+import gc
+import logging
+import random
+import resource
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
-from itertools import islice
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import torch
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
-from safetensors.torch import save_file
+from fuzz_mutate import mutated
+from fuzz_targets import TARGETS, Target
 
-from proxlm.checkpoint import load_checkpoint, read_state
-from proxlm.checkpoint.manifest import damage, read_manifest, write_manifest
-from proxlm.config import JOBS, DataSettings, TextSettings, load_config, to_toml
-from proxlm.config.tree import known_keys
-from proxlm.config.values import dotted
-from proxlm.data.prompts import load_prompts
-from proxlm.data.records import iter_records
-from proxlm.data.skipped import Skipped
-from proxlm.data.supervised import sft_examples
-from proxlm.data.text import read_texts
-from proxlm.data.tokenizer import train_tokenizer
-from proxlm.errors import UserError
-from proxlm.train.ppo.state import PPOState
+import proxlm
+from proxlm.errors import LONGEST_MESSAGE, UserError
+from proxlm.text import visible
 
-Feed = Callable[[Any, Path], None]
-VALID = {
-    "jsonl": '{"prompt": "2 + 2?", "n": [1.5, null]}\n\n{"prompt": "你好", "b": {"c": "\\u00e9"}}\r\n'.encode(),
-    "json": '\ufeff[{"prompt": "2 + 2?", "n": 12},\n {"prompt": "你好"}]\n'.encode(),
-    "csv": 'prompt,n\n"2 +\n2?",1\n你好,"a ""b"""\n'.encode(),
-    "tsv": b"prompt\tn\n2 + 2?\t1\n",
-    "txt": "one\r\n 你好\n".encode(),
-}
-MANIFEST = b'{"format": 1, "files": {"state.json": {"size": 12, "sha256": "%s"}}}' % (b"0f" * 32)
-SPECIAL = [
-    b"\n",
-    b"\r",
-    b'"',
-    b",",
-    b"\0",
-    b"\xff",
-    b"\\",
-    b"[",
-    b"{",
-    b"}",
-    b"]",
-    b":",
-    b"\\ud800",
-    b"1e999",
-    b"\t",
-]
+SOURCE = str(Path(proxlm.__file__).parent)
+SECONDS = 2.0
+"""CPU time of an input; on a busy machine more passes on the clock."""
+CLOCK_SECONDS = 30.0
+"""For what waits instead of computing."""
+MEMORY = 512 << 20
+"""Bytes that an input may take beyond what the process had before its target's first."""
+LARGEST = 1 << 14
+SMALLER_TRIES = 300
+_MIB = 1 << 20
 
 
-@dataclass(frozen=True)
-class Target:
-    """What is generated, and what reads it."""
-
-    inputs: st.SearchStrategy[Any]
-    feed: Feed
+class OverBudgetError(BaseException):
+    """An input took too long. Not an Exception, so that what is tried does not take it for one of its own."""
 
 
-def edited(valid: bytes) -> st.SearchStrategy[bytes]:
-    """The bytes with a few places replaced by others; or any bytes at all."""
-    edit = st.tuples(
-        st.integers(0, len(valid)), st.integers(0, 4), st.sampled_from(SPECIAL) | st.binary(max_size=3)
-    )
+@dataclass
+class Outcome:
+    """What came of an input: "" if it was read or refused as it should be, else what is wrong, and where."""
 
-    def apply(edits: list[tuple[int, int, bytes]]) -> bytes:
-        data = valid
-        for at, removed, put in edits:
-            data = data[:at] + put + data[at + removed :]
-        return data
-
-    return st.lists(edit, max_size=6).map(apply) | st.binary(max_size=60)
+    wrong: str = ""
+    place: str = ""
+    refused: bool = False
+    seconds: float = 0.0
 
 
-def feed_records(ending: str, packed: bool = False) -> Feed:
-    """Reads a file twice: up to the first bad record, and leaving bad ones out, which must begin alike."""
+@dataclass
+class Tally:
+    """What came of a target's inputs."""
 
-    def feed(data: bytes, folder: Path) -> None:
-        path = folder / f"data.{ending}"
-        path.write_bytes(gzip.compress(data, 1) if packed else data)
-        found, refused = [], None
+    inputs: int = 0
+    refused: int = 0
+    corpus: int = 0
+    lines: int = 0
+    slowest: float = 0.0
+    memory: int = 0
+    seconds: float = 0.0
+    found: list[tuple[Outcome, bytes]] = field(default_factory=list)
+
+
+class Lines:
+    """The lines of this project that were reached since the last look; only while `tracing`."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[int, int]] = set()
+        self._ours: dict[int, bool] = {}
+        self.new = False
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    @contextmanager
+    def tracing(self) -> Iterator[None]:
+        self.new = False
+        sys.settrace(self._call)
         try:
-            found.extend(iter_records(path))
-        except UserError as error:
-            refused = error
-        kept = list(islice(iter_records(path, Skipped(skip=True)), len(found)))
-        assert [(r.line, r.fields) for r in kept] == [(r.line, r.fields) for r in found]
-        for _ in iter_records(path, Skipped(skip=True)):
-            pass
-        if refused is not None:
-            raise refused
+            yield
+        finally:
+            sys.settrace(None)
 
-    return feed
+    def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
+        code = frame.f_code
+        ours = self._ours.get(id(code))
+        if ours is None:
+            ours = self._ours[id(code)] = code.co_filename.startswith(SOURCE)
+        return self._line if ours else None
 
-
-@cache
-def _tokenizer() -> Any:
-    made = train_tokenizer(["user assistant 2 + 2 = 4"], 270, 64)
-    made.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    return made
-
-
-def feed_values(record: dict[str, Any], folder: Path) -> None:
-    """A record of any values as a prompt, as a training example and as text; left out, it is listed as JSON."""
-    path = folder / "data.jsonl"
-    path.write_text(
-        json.dumps(record) + '\n{"prompt": "a", "response": "b", "text": "c"}\n', encoding="utf-8"
-    )
-    skipped = Skipped(skip=True)
-    data = DataSettings(prompts=str(path), eval_count=0)
-    assert load_prompts(data, _tokenizer(), 40, "train", 0, skipped=skipped).prompts
-    assert list(sft_examples(TextSettings(), [str(path)], _tokenizer(), 40, skipped=skipped))
-    assert list(read_texts([str(path)], [], skipped))
-    skipped.save(folder)
-    for row in (folder / "skipped.jsonl").read_bytes().splitlines() if len(skipped) else []:
-        assert json.loads(row)["line"] == 1
-    load_prompts(data, _tokenizer(), 40, "train", 0)
+    def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
+        place = (id(frame.f_code), frame.f_lineno)
+        if place not in self._seen:
+            self._seen.add(place)
+            self.new = True
+        return self._line
 
 
-@cache
-def parquet_bytes() -> bytes:
-    """A small Parquet file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+@contextmanager
+def budget() -> Iterator[list[str]]:
+    """Raises OverBudgetError in the block when its time is over, again and again; yields what was exceeded."""
+    exceeded: list[str] = []
 
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([{"prompt": "2 + 2?", "n": 1}, {"prompt": None, "n": 2}]), sink)
-    return sink.getvalue()
+    def over(number: int, frame: Any) -> None:
+        kind = "CPU time" if number == signal.SIGPROF else "time on the clock"
+        exceeded.append(kind)
+        raise OverBudgetError(kind)
 
-
-def feed_state(state: bytes, folder: Path) -> None:
-    """The list of files of a saved data set."""
-    (folder / "set").mkdir(exist_ok=True)
-    (folder / "set" / "state.json").write_bytes(state)
-    list(iter_records(folder / "set"))
-
-
-def feed_manifest(data: bytes, folder: Path) -> None:
-    """The list of a checkpoint's files; what is taken is compared with the files."""
-    (folder / "manifest.json").write_bytes(data)
-    read_manifest(folder)
-    damage(folder)
+    signal.signal(signal.SIGPROF, over)
+    signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS, 0.5)
+    signal.setitimer(signal.ITIMER_REAL, CLOCK_SECONDS, 1.0)
+    try:
+        yield exceeded
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def feed_checkpoint(state: bytes, folder: Path) -> None:
-    """A checkpoint's counters, and what a PPO run takes from them."""
-    checkpoint = folder / "step-00000003"
-    checkpoint.mkdir(exist_ok=True)
-    save_file({"policy.w": torch.zeros(1)}, checkpoint / "state.safetensors")
-    (checkpoint / "state.json").write_bytes(state)
-    write_manifest(checkpoint)
-    _, found = load_checkpoint(checkpoint)
-    read_state(PPOState, checkpoint, found)
+def attempt(target: Target, data: bytes, folder: Path, lines: Lines | None = None) -> Outcome:
+    """Feed one input within its budget."""
+    outcome, began, before = Outcome(), time.process_time(), peak_memory()
+    exceeded: list[str] = []
+    try:
+        with budget() as exceeded:
+            if lines is None:
+                target.feed(data, folder)
+            else:
+                with lines.tracing():
+                    target.feed(data, folder)
+    except UserError as error:
+        outcome.refused = True
+        outcome.wrong = message_problem(str(error))
+        outcome.place = outcome.wrong and place_of(error)
+    except OverBudgetError as error:
+        outcome.wrong, outcome.place = f"over budget: {error}", place_of(error)
+    except BaseException as error:
+        if isinstance(error, target.refusals):
+            outcome.refused = True
+        elif isinstance(error, KeyboardInterrupt):
+            raise
+        else:
+            outcome.wrong, outcome.place = type(error).__name__, place_of(error)
+    outcome.seconds = time.process_time() - began
+    if exceeded and not outcome.wrong:
+        outcome.wrong = f"over budget: {exceeded[0]}"
+    if peak_memory() - before > MEMORY // 2:
+        outcome.wrong = outcome.wrong or f"over budget: {(peak_memory() - before) // _MIB} MiB more memory"
+    return outcome
 
 
-def feed_toml(value: tuple[str, bytes], folder: Path) -> None:
-    """A recipe of a job."""
-    job, text = value
-    recipe = folder / "recipe.toml"
-    recipe.write_bytes(text)
-    load_config(job, recipe, NEEDED.get(job))
+def message_problem(message: str) -> str:
+    if visible(message) != message:
+        return "a message with control characters or several lines"
+    return "a message that is too long" if len(message) > LONGEST_MESSAGE else ""
 
 
-def feed_arguments(value: tuple[str, list[str]], _: Path) -> None:
-    """A command line of a job, without the name of a file that is there."""
-    job, arguments = value
-    load_config(job, overrides=NEEDED.get(job), arguments=arguments)
+def place_of(error: BaseException) -> str:
+    """The last line of ours that an exception went through, and its text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if f.filename.startswith(SOURCE)] or list(frames)
+    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
 
 
-def feed_settings(value: tuple[str, dict[str, Any]], folder: Path) -> None:
-    """Settings as Python gives them; what is taken comes back from TOML, or is refused there."""
-    job, chosen = value
-    config = load_config(job, overrides={**NEEDED.get(job, {}), **chosen})
-    recipe = folder / "recipe.toml"
-    recipe.write_text(to_toml(config), encoding="utf-8")
-    from_recipe = load_config(job, recipe)  # the same, but relative paths are relative to the recipe
-    recipe.write_text(to_toml(from_recipe), encoding="utf-8")
-    assert load_config(job, recipe) == from_recipe
+def peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-# What the jobs do not do without.
-NEEDED: dict[str, dict[str, Any]] = {
-    "ppo": {"model.policy": "m", "data.prompts": "p.txt", "reward.use": "length"},
-    "pretrain": {"text.train": ["t.txt"]},
-    "sft": {"model.policy": "m", "text.train": ["t.jsonl"]},
-    "generate": {"model.policy": "m"},
-    "evaluate": {"model.policy": "m", "data.prompts": "p.txt"},
-    "control": {"environment.id": "CartPole-v1"},
-    "report": {"folder": "runs/x"},
-    "doctor": {"folder": "runs/x"},
-}
-JOB = st.sampled_from(sorted(JOBS))
-KEYS_OF = {name: sorted(map(dotted, known_keys(job))) for name, job in JOBS.items()}
-KEYS = sorted({key for keys in KEYS_OF.values() for key in keys})
-WORD = st.text(max_size=8) | st.sampled_from(
-    ["1", "-1", "true", "nan", "[]", "{a = 1}", "skip", '"', "1e999", "--", "x" * 300]
-)
-OPTION = st.tuples(st.sampled_from(KEYS) | st.text(max_size=12), st.sampled_from(["=", " "]), WORD)
-NUMBER = st.sampled_from([0, 1, 2, 8, 0.5, 1.0, True, "", "auto", "linear", [], ["a"], {}])
-SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6)
-VALUE = st.recursive(
-    SCALAR | st.sampled_from(["user", "assistant", "content", "role"]),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["role", "content", "x\ny"]) | st.text(max_size=3), inner, max_size=3
-        )
-    ),
-    max_leaves=6,
-)
-MESSAGES = st.lists(
-    st.fixed_dictionaries(
-        {"role": st.sampled_from(["user", "assistant", "system"]), "content": st.text(max_size=9)}
-    ),
-    max_size=4,
-)
-RECORD = st.dictionaries(
-    st.sampled_from(["prompt", "response", "messages", "text"]) | st.text(max_size=4),
-    VALUE | MESSAGES,
-    max_size=4,
-)
+def smaller(target: Target, data: bytes, folder: Path, wanted: Outcome) -> bytes:
+    """A shorter input of which the same comes."""
+    tries, size = 0, max(1, len(data) // 2)
+    while size and tries < SMALLER_TRIES and "over budget" not in wanted.wrong:
+        at, shorter = 0, False
+        while at < len(data) and tries < SMALLER_TRIES:
+            candidate, tries = data[:at] + data[at + size :], tries + 1
+            got = attempt(target, candidate, folder)
+            if (got.wrong, got.place) == (wanted.wrong, wanted.place):
+                data, shorter = candidate, True
+            else:
+                at += size
+        size = size if shorter and size == 1 else size // 2
+    return data
 
 
-def _arguments(options: list[tuple[str, str, str]]) -> list[str]:
-    return [part for key, glue, word in options for part in f"--{key}{glue}{word}".split(" ", 1)]
+def fuzz(name: str, inputs: int, seed: int) -> Tally:
+    """Try one target: its valid inputs first, then mutations of those and of what reached new lines."""
+    target, rng, lines, tally = TARGETS[name], random.Random(f"{seed} {name}"), Lines(), Tally()
+    corpus: list[bytes] = []
+    known: set[tuple[str, str]] = set()
+    with tempfile.TemporaryDirectory() as made, ExitStack() as stack:
+        folder, seeds = Path(made), target.seeds()
+        attempt(target, seeds[0], folder)  # what is imported and made once is no input's
+        stack.enter_context(limited_memory())
+        start, memory = time.process_time(), peak_memory()
+        for number in range(inputs):
+            data = seeds[number] if number < len(seeds) else mutated(rng, corpus or seeds, target.words)[:LARGEST]
+            outcome = attempt(target, data, folder, lines)
+            tally.inputs, tally.refused = tally.inputs + 1, tally.refused + outcome.refused
+            tally.slowest = max(tally.slowest, outcome.seconds)
+            if lines.new or number < len(seeds):
+                corpus.append(data)
+            key = (outcome.wrong, outcome.place)
+            if outcome.wrong and key not in known:
+                known.add(key)
+                tally.found.append((outcome, smaller(target, data, folder, outcome)))
+        tally.corpus, tally.lines = len(corpus), len(lines)
+        tally.seconds, tally.memory = time.process_time() - start, peak_memory() - memory
+    gc.collect()
+    return tally
 
 
-TARGETS: dict[str, Target] = {
-    **{ending: Target(edited(valid), feed_records(ending)) for ending, valid in VALID.items()},
-    **{f"{e}.gz": Target(edited(valid), feed_records(f"{e}.gz", True)) for e, valid in VALID.items()},
-    "torn.gz": Target(edited(gzip.compress(VALID["jsonl"])), feed_records("jsonl.gz")),
-    "values": Target(RECORD, feed_values),
-    "parquet": Target(st.deferred(lambda: edited(parquet_bytes())), feed_records("parquet")),
-    "state": Target(edited(b'{"_data_files": [{"filename": "data.arrow"}]}'), feed_state),
-    "manifest": Target(edited(MANIFEST), feed_manifest),
-    "checkpoint": Target(
-        edited(b'{"step": 3, "kl_coef": 0.05, "draws": 3, "moments": [0, 0.0, 1.5]}'), feed_checkpoint
-    ),
-    "toml": Target(st.tuples(JOB, JOB.flatmap(lambda job: edited(to_toml(JOBS[job]()).encode()))), feed_toml),
-    "settings": Target(
-        JOB.flatmap(
-            lambda job: st.tuples(
-                st.just(job), st.dictionaries(st.sampled_from(KEYS_OF[job]), NUMBER | VALUE, max_size=2)
-            )
-        ),
-        feed_settings,
-    ),
-    "arguments": Target(
-        st.tuples(JOB, st.lists(OPTION, max_size=4).map(_arguments) | st.lists(WORD, max_size=3)),
-        feed_arguments,
-    ),
-}
+@contextmanager
+def limited_memory() -> Iterator[None]:
+    """Within, the process may take MEMORY more than it has: more raises MemoryError."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def fuzz(name: str, examples: int, start: int) -> tuple[int, int]:
-    """Try one target; returns how many inputs there were, and how many were refused. Raises what it finds."""
-    target, counts = TARGETS[name], [0, 0]
-
-    @seed(start)
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(target.inputs)
-    def attempt(value: Any) -> None:
-        counts[0] += 1
-        try:
-            target.feed(value, Path(folder))
-        except UserError as error:
-            counts[1] += 1
-            if "\n" in str(error):
-                raise AssertionError(f"more than one line: {str(error)!a}") from error
-
-    with tempfile.TemporaryDirectory() as folder:
-        attempt()
-    return counts[0], counts[1]
+def shares(names: list[str], inputs: int) -> dict[str, int]:
+    """How many inputs each target gets: by weight, and together at least `inputs`."""
+    weights = sum(TARGETS[name].weight for name in names)
+    return {name: int(-(-inputs * TARGETS[name].weight // weights)) for name in names}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--examples", type=int, default=100_000)
+    parser.add_argument("--inputs", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--targets", default=",".join(TARGETS))
     arguments = parser.parse_args()
-    names = arguments.targets.split(",")
-    failed = 0
-    print("| target | inputs | refused | seconds |\n| --- | --- | --- | --- |")
-    for name in names:
-        began = time.perf_counter()
-        try:
-            tried, refused = fuzz(name, -(-arguments.examples // len(names)), arguments.seed)
-        except Exception as error:  # whatever it is, it was found
-            failed += 1
-            notes = "\n".join(getattr(error, "__notes__", []))
-            print(f"{name}: {type(error).__name__}: {error}\n{notes}", flush=True)
-            continue
-        print(f"| {name} | {tried} | {refused} | {time.perf_counter() - began:.0f} |", flush=True)
-    return min(failed, 1)
+    logging.disable()
+    total, found = Tally(), 0
+    print("| target | inputs | refused | kept | lines | slowest, ms | memory, MiB | seconds |\n" + "| --- " * 8 + "|")
+    for name, inputs in shares(arguments.targets.split(","), arguments.inputs).items():
+        tally = fuzz(name, inputs, arguments.seed)
+        print(
+            f"| {name} | {tally.inputs} | {tally.refused} | {tally.corpus} | {tally.lines} | {1000 * tally.slowest:.0f}"
+            f" | {tally.memory / _MIB:.0f} | {tally.seconds:.0f} |",
+            flush=True,
+        )
+        for outcome, data in tally.found:
+            print(f"FOUND in {name}: {outcome.wrong} at {outcome.place}: {data[:300]!r}", flush=True)
+        found += len(tally.found)
+        total.inputs, total.refused = total.inputs + tally.inputs, total.refused + tally.refused
+        total.seconds, total.slowest = total.seconds + tally.seconds, max(total.slowest, tally.slowest)
+    print(
+        f"{total.inputs} inputs, {total.refused} refused, slowest {1000 * total.slowest:.0f} ms of CPU time,"
+        f" {total.seconds:.0f} s of CPU time; {found} found"
+    )
+    return min(found, 1)
 
 
 if __name__ == "__main__":

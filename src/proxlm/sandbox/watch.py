@@ -57,7 +57,7 @@ def watch(watched: Watched, job: dict[str, Any]) -> dict[str, Any]:
             if some is None:
                 status = "output"
     count, size = _clear(watched)
-    if status == "ended" and (count > job["files"] or size > job["file_size"]):
+    if status in ("ended", "lost") and (count > job["files"] or size > job["file_size"]):
         status = "files"
     error = bytes(watched.read[watched.error])
     if status in ("ended", "lost"):
@@ -70,7 +70,7 @@ def watch(watched: Watched, job: dict[str, Any]) -> dict[str, Any]:
         "stderr": refusal + _text(error, job),
         "exit_code": code,
         "seconds": seconds,
-        "tests": [one for one in _reports(watched) if isinstance(one, str)],
+        "tests": [one for one in reports_in(bytes(watched.read[watched.report])) if isinstance(one, str)],
     }
 
 
@@ -192,15 +192,18 @@ def _verdict(watched: Watched) -> bool:
     """Whether the program was alive until its tests were done."""
     while _read(watched, watched.report, {}):
         pass
-    return _reports(watched)[-1:] == [True]
+    return reports_in(bytes(watched.read[watched.report]))[-1:] == [True]
 
 
-def _reports(watched: Watched) -> list[Any]:
-    """The complete messages that the tests' process wrote."""
-    data, messages = bytes(watched.read[watched.report]), []
-    while len(data) >= 4 and len(data) >= 4 + (size := int.from_bytes(data[:4], "big")):
-        messages.append(json.loads(data[4 : 4 + size]))
-        data = data[4 + size :]
+def reports_in(data: bytes) -> list[Any]:
+    """The complete messages that the tests' process wrote, up to the first that is none."""
+    messages, at = list[Any](), 0
+    while len(data) >= at + 4 and len(data) >= (end := at + 4 + int.from_bytes(data[at : at + 4], "big")):
+        try:
+            messages.append(json.loads(data[at + 4 : end]))
+        except (ValueError, RecursionError):
+            break
+        at = end
     return messages
 
 

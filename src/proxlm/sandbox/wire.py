@@ -41,7 +41,10 @@ def read_frame(descriptor: int, largest: int = LARGEST_FRAME) -> Any:
     size = int.from_bytes(_read(descriptor, 4), "big")
     if size > largest:
         raise ValueError(f"a message of {size} bytes")
-    return json.loads(_read(descriptor, size))
+    try:
+        return json.loads(_read(descriptor, size))
+    except RecursionError as error:
+        raise ValueError("a message that is nested too deeply") from error
 
 
 def _read(descriptor: int, size: int) -> bytes:
@@ -157,12 +160,14 @@ class Peer:
         raise raised
 
     def serve_for_ever(self) -> None:
-        """Answer requests until the other side closes the connection."""
+        """Answer requests until the other side closes the connection. Raises LostError for what is no request."""
         while True:
             try:
                 kind, content = read_frame(self._reads)
             except EOFError:
                 return
+            except (ValueError, TypeError) as error:
+                raise LostError from error
             self._serve(kind, content)
 
     def published(self) -> dict[str, Any]:
