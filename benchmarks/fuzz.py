@@ -1,10 +1,11 @@
-"""Feeds damaged input to everything that reads from outside; nothing but an error of our own, of one line, may come of it.
+"""Feeds damaged input to all that reads from outside; nothing but an error of our own, of one line, may come of it.
 
     nice python benchmarks/fuzz.py [--inputs 200000] [--seed 0] [--targets jsonl,wire-answer,...]
 
-Inputs are mutations of valid ones (fuzz_mutate.py). One that reaches a line of this project that none before it reached is
-kept, and mutated further. Each has a budget of CPU time and memory, in this one process. What is found is made small and
-printed; it then belongs into FOUND of tests/test_fuzz.py. A new target is one entry of TARGETS in fuzz_targets.py.
+Inputs are mutations of valid ones (fuzz_mutate.py). One that reaches a line of this project that none before it
+reached is kept, and mutated further. Each has a budget of CPU time and memory, in this one process. What is found is
+made small and printed; it then belongs into FOUND of tests/test_fuzz.py. A new target is an entry of TARGETS in
+fuzz_targets.py.
 """
 
 from __future__ import annotations
@@ -93,14 +94,14 @@ class Lines:
         finally:
             sys.settrace(None)
 
-    def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
+    def _call(self, frame: FrameType, *_: Any) -> Any:
         code = frame.f_code
         ours = self._ours.get(id(code))
         if ours is None:
             ours = self._ours[id(code)] = code.co_filename.startswith(SOURCE)
         return self._line if ours else None
 
-    def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
+    def _line(self, frame: FrameType, *_: Any) -> Any:
         place = (id(frame.f_code), frame.f_lineno)
         if place not in self._seen:
             self._seen.add(place)
@@ -113,7 +114,7 @@ def budget() -> Iterator[list[str]]:
     """Raises OverBudgetError in the block when its time is over, again and again; yields what was exceeded."""
     exceeded: list[str] = []
 
-    def over(number: int, frame: Any) -> None:
+    def over(number: int, _: Any) -> None:
         kind = "CPU time" if number == signal.SIGPROF else "time on the clock"
         exceeded.append(kind)
         raise OverBudgetError(kind)
@@ -205,7 +206,11 @@ def fuzz(name: str, inputs: int, seed: int) -> Tally:
         stack.enter_context(limited_memory())
         start, memory = time.process_time(), peak_memory()
         for number in range(inputs):
-            data = seeds[number] if number < len(seeds) else mutated(rng, corpus or seeds, target.words)[:LARGEST]
+            data = (
+                seeds[number]
+                if number < len(seeds)
+                else mutated(rng, corpus or seeds, target.words)[:LARGEST]
+            )
             outcome = attempt(target, data, folder, lines)
             tally.inputs, tally.refused = tally.inputs + 1, tally.refused + outcome.refused
             tally.slowest = max(tally.slowest, outcome.seconds)
@@ -248,12 +253,16 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.disable()
     total, found = Tally(), 0
-    print("| target | inputs | refused | kept | lines | slowest, ms | memory, MiB | seconds |\n" + "| --- " * 8 + "|")
+    print(
+        "| target | inputs | refused | kept | lines | slowest, ms | memory, MiB | seconds |\n"
+        + "| --- " * 8
+        + "|"
+    )
     for name, inputs in shares(arguments.targets.split(","), arguments.inputs).items():
         tally = fuzz(name, inputs, arguments.seed)
         print(
-            f"| {name} | {tally.inputs} | {tally.refused} | {tally.corpus} | {tally.lines} | {1000 * tally.slowest:.0f}"
-            f" | {tally.memory / _MIB:.0f} | {tally.seconds:.0f} |",
+            f"| {name} | {tally.inputs} | {tally.refused} | {tally.corpus} | {tally.lines}"
+            f" | {1000 * tally.slowest:.0f} | {tally.memory / _MIB:.0f} | {tally.seconds:.0f} |",
             flush=True,
         )
         for outcome, data in tally.found:

@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 WORDS = [
-    b"\n", b"\r\n", b'"', b",", b"\0", b"\xff", b"\\", b"[", b"]", b"{", b"}", b":", b"\\ud800", b"1e999", b"\t", b"NaN",
-    b"-1", b"0", b"null", b"true", b"-Infinity", b"\xef\xbb\xbf", b"\xe2\x80\xae", b"\x1b[31m", b"\xc2\x9b", b" ", b"'",
-    b"=", b".", b"/", b"../", b"#", b"\xe2\x80\xa8", b"9" * 400, b"[" * 300, b"(" * 300, b"a" * 500, b"18446744073709551616",
+    b"\n", b"\r\n", b'"', b",", b"\0", b"\xff", b"\\", b"[", b"]", b"{", b"}", b":", b"\\ud800", b"1e999", b"\t",
+    b"NaN", b"-1", b"0", b"null", b"true", b"-Infinity", b"\xef\xbb\xbf", b"\xe2\x80\xae", b"\x1b[31m", b"\xc2\x9b",
+    b" ", b"'", b"=", b".", b"/", b"../", b"#", b"\xe2\x80\xa8", b"9" * 400, b"[" * 300, b"(" * 300, b"a" * 500,
+    b"18446744073709551616",
 ]  # fmt: skip
 VALUES: list[Any] = [
-    None, True, False, 0, -1, 1, 2**31, 2**63, 2**70, -(2**70), 0.5, -0.0, 1e308, "", "x", "\0", "\ud800", "\u202e\x1b[2J",
-    "é\n", "1/2", "x" * 600, [], {}, [[]], [None], {"": None}, {"a": {"b": [1]}}, [1, "a", None], "NaN", "../x", "/dev/zero",
+    None, True, False, 0, -1, 1, 2**31, 2**63, 2**70, -(2**70), 0.5, -0.0, 1e308, "", "x", "\0", "\ud800",
+    "\u202e\x1b[2J",
+    "é\n", "1/2", "x" * 600, [], {}, [[]], [None], {"": None}, {"a": {"b": [1]}}, [1, "a", None], "NaN", "../x",
+    "/dev/zero",
     *(float(word) for word in ("nan", "inf", "-inf")),
 ]  # fmt: skip
 
@@ -22,9 +25,9 @@ VALUES: list[Any] = [
 def mutated(rng: random.Random, corpus: Sequence[bytes], words: Sequence[Any]) -> bytes:
     """An input made from one or two of the corpus; the newer ones are taken more often."""
     data = _chosen(rng, corpus)
-    if rng.random() < 0.6 and (changed := _tree_mutated(rng, data, words)) is not None:
+    if rng.random() < 0.75 and (changed := _tree_mutated(rng, data, words)) is not None:
         data = changed
-        if rng.random() < 0.85:
+        if rng.random() < 0.9:
             return data
     for _ in range(rng.choice((1, 1, 1, 1, 2, 3, 6))):
         data = _edited(rng, data, corpus, words)
@@ -44,7 +47,11 @@ def _edited(rng: random.Random, data: bytes, corpus: Sequence[bytes], words: Seq
         return data[:at] + bytes([rng.randrange(256)]) + data[at + 1 :]
     if kind == 1:
         word = rng.choice(words) if words and rng.random() < 0.6 else rng.choice(WORDS)
-        return data[:at] + (word if isinstance(word, bytes) else str(word).encode("utf-8", "surrogatepass")) + data[end:]
+        return (
+            data[:at]
+            + (word if isinstance(word, bytes) else str(word).encode("utf-8", "surrogatepass"))
+            + data[end:]
+        )
     if kind == 2:
         return data[:at] + data[end:]
     if kind == 3:
@@ -63,8 +70,11 @@ def _edited(rng: random.Random, data: bytes, corpus: Sequence[bytes], words: Seq
 
 def _tree_mutated(rng: random.Random, data: bytes, words: Sequence[Any]) -> bytes | None:
     """The input with one of its lines, or all of it, changed as JSON; None if it is none."""
-    lines = [data] if rng.random() < 0.5 else data.split(b"\n")
-    number = rng.randrange(len(lines))
+    lines = [data] if rng.random() < 0.3 else data.split(b"\n")
+    begun = [i for i, line in enumerate(lines) if line.lstrip()[:1] in (b"{", b"[", b'"')]
+    if not begun:
+        return None
+    number = rng.choice(begun)
     try:
         tree = json.loads(lines[number])
     except (ValueError, RecursionError):
@@ -96,7 +106,11 @@ def _changed(rng: random.Random, tree: Any, words: Sequence[Any]) -> Any:
 
 def _name(rng: random.Random, words: Sequence[Any]) -> str:
     names = [word for word in words if isinstance(word, str)]
-    return rng.choice(names) if names and rng.random() < 0.8 else rng.choice(("", "x\ny", "\ud800", "a.b", "\x1b"))
+    return (
+        rng.choice(names)
+        if names and rng.random() < 0.8
+        else rng.choice(("", "x\ny", "\ud800", "a.b", "\x1b"))
+    )
 
 
 def _value(rng: random.Random, words: Sequence[Any]) -> Any:

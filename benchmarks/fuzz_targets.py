@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
 import math
 import os
 import socket
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -132,7 +132,8 @@ CHATS = (
 )  # fmt: skip
 CHAT_WORDS = (
     "role", "content", "user", "assistant", "system", "tool", "tools", "tool_calls", "type", "text", "from", "value",
-    "human", "gpt", "messages", "prompt", "response", "completion", "conversations", "instruction", "output", "weight",
+    "human", "gpt", "messages", "prompt", "response", "completion", "conversations", "instruction", "output",
+    "weight",
     "arguments", "name", "chat_template_kwargs", {"role": "user", "content": "x"}, [{"type": "text", "text": "y"}],
 )  # fmt: skip
 
@@ -156,7 +157,10 @@ def parquet_seeds() -> list[bytes]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows: list[list[dict[str, Any]]] = [[{"prompt": "2 + 2?", "n": 1}, {"prompt": None, "n": 2}], [{"m": [{"a": "b"}]}]]
+    rows: list[list[dict[str, Any]]] = [
+        [{"prompt": "2 + 2?", "n": 1}, {"prompt": None, "n": 2}],
+        [{"m": [{"a": "b"}]}],
+    ]
     seeds = []
     for one in rows:
         for compression in ("none", "zstd"):
@@ -166,11 +170,30 @@ def parquet_seeds() -> list[bytes]:
     return seeds
 
 
-def feed_data_set(state: bytes, folder: Path) -> None:
-    """The list of files of a saved data set."""
+@cache
+def arrow_seeds() -> list[bytes]:
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist([{"prompt": "2 + 2?", "m": [{"a": "b", "c": None}]}, {"prompt": None}])
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return [sink.getvalue()]
+
+
+DATA_SET = {"_data_files": [{"filename": "data.arrow"}]}
+
+
+def feed_data_set(state: bytes, folder: Path, rows: bytes | None = None) -> None:
+    """The list of files of a saved data set, and its rows."""
     (folder / "set").mkdir(exist_ok=True)
+    (folder / "set" / "data.arrow").write_bytes(arrow_seeds()[0] if rows is None else rows)
     (folder / "set" / "state.json").write_bytes(state)
     list(iter_records(folder / "set"))
+
+
+def feed_arrow(rows: bytes, folder: Path) -> None:
+    feed_data_set(json.dumps(DATA_SET).encode(), folder, rows)
 
 
 # Settings.
@@ -187,14 +210,32 @@ NEEDED: dict[str, dict[str, Any]] = {
     "doctor": {"folder": "runs/x"},
 }
 KEYS = sorted({dotted(key) for job in JOBS.values() for key in known_keys(job)})
-SETTING_WORDS = (*KEYS, "true", "nan", "[]", "{a = 1}", "auto", "1e999", "--", "env:HOME", "~", "~root/x", "[run]", "[[x]]")
+SETTING_WORDS = (
+    *KEYS,
+    "true",
+    "nan",
+    "[]",
+    "{a = 1}",
+    "auto",
+    "1e999",
+    "--",
+    "env:HOME",
+    "~",
+    "~root/x",
+    "[run]",
+    "[[x]]",
+)
 
 
 def job_of(data: bytes) -> tuple[str, bytes]:
     """A job, by the first line, and the rest."""
     name, _, rest = data.partition(b"\n")
     jobs = sorted(JOBS)
-    return (name.decode("utf-8", "replace") if name.decode("utf-8", "replace") in JOBS else jobs[len(name) % len(jobs)]), rest
+    return (
+        name.decode("utf-8", "replace")
+        if name.decode("utf-8", "replace") in JOBS
+        else jobs[len(name) % len(jobs)]
+    ), rest
 
 
 def feed_toml(data: bytes, folder: Path) -> None:
@@ -235,13 +276,21 @@ def argument_seeds() -> list[bytes]:
 
 
 def setting_seeds() -> list[bytes]:
-    chosen = ({"run.seed": 1}, {"run": {"seed": 1, "threads": 2}}, {"reward.args": {"a": [1, {"b": "c"}]}}, {"output": "x"})
+    chosen = (
+        {"run.seed": 1},
+        {"run": {"seed": 1, "threads": 2}},
+        {"reward.args": {"a": [1, {"b": "c"}]}},
+        {"output": "x"},
+    )
     return [f"{job}\n{json.dumps(one)}".encode() for job in sorted(JOBS) for one in chosen]
 
 
 # A run's folder.
 
-METRICS = ({"step": 1, "time": 1.5, "reward/mean": 0.5, "kl/mean": 0.01}, {"step": 2, "time": 3.0, "reward/mean": None})
+METRICS = (
+    {"step": 1, "time": 1.5, "reward/mean": 0.5, "kl/mean": 0.01},
+    {"step": 2, "time": 3.0, "reward/mean": None},
+)
 SAMPLE = {
     "step": 1, "id": 0, "prompt": "a", "response": "b c", "reward": 1.5, "finish": "eos", "tokens": ["b", " c"],
     "components": {"length": 1.5}, "per_token": {"kl": [0.1, -0.2]},
@@ -250,7 +299,11 @@ MODEL = {
     "name": "after", "metrics": {"reward": {"mean": 0.5, "low": 0.1, "high": 0.9}},
     "samples": [{"prompt": "a", "response": "b", "reward": 1.0}],
 }  # fmt: skip
-EVALUATION = {"models": [{**MODEL, "name": "before"}, MODEL], "metrics": {"reward": {"better": "higher"}}, "prompts": 2}
+EVALUATION = {
+    "models": [{**MODEL, "name": "before"}, MODEL],
+    "metrics": {"reward": {"better": "higher"}},
+    "prompts": 2,
+}
 MANIFEST = b'{"format": 1, "files": {"state.json": {"size": 12, "sha256": "%s"}}}' % (b"0f" * 32)
 STATE = asdict(PPOState(kl_coef=0.05, draws=3, step=3))
 
@@ -269,7 +322,10 @@ def run_files(folder: Path, **changed: bytes) -> None:
     files = {
         "config.toml": ppo_settings().encode(), "metrics.jsonl": jsonl(*METRICS), "samples.jsonl": jsonl(SAMPLE),
     }  # fmt: skip
-    for name, content in {**files, **{name.replace("_", "."): data for name, data in changed.items()}}.items():
+    for name, content in {
+        **files,
+        **{name.replace("_", "."): data for name, data in changed.items()},
+    }.items():
         (folder / name).write_bytes(content)
 
 
@@ -334,7 +390,11 @@ def feed_tensors(data: bytes, folder: Path) -> None:
 def tensor_seeds() -> list[bytes]:
     from safetensors.torch import save
 
-    tensors = {"policy.w": torch.zeros(2, 3), "critic.b": torch.ones(1, dtype=torch.bfloat16), "extra.e": torch.zeros(0)}
+    tensors = {
+        "policy.w": torch.zeros(2, 3),
+        "critic.b": torch.ones(1, dtype=torch.bfloat16),
+        "extra.e": torch.zeros(0),
+    }
     seeds = []
     for file in (save(tensors), save(tensors, {"format": "pt"}), save({})):
         size = int.from_bytes(file[:8], "little")
@@ -366,8 +426,10 @@ def feed_tokenizer(data: bytes, folder: Path) -> None:
 # Rewards.
 
 ANSWERS = (
-    b"so 1,234.50\n#### 1,234.50", b"#### $-5e3", b"#### **72**", b"\\boxed{72}", b"1/2", b"72%", b"7-2", b"1.2.3", b"\xe2\x88\x923",
-    b"x = [1]\nprint(x)", b"f'{a!r:>{w}}'", b"```python\nx = 1\n```", b"lambda: (yield)", b"if x:\n\ty\n        z", b"def f(:", b"",
+    b"so 1,234.50\n#### 1,234.50", b"#### $-5e3", b"#### **72**", b"\\boxed{72}", b"1/2", b"72%", b"7-2", b"1.2.3",
+    b"\xe2\x88\x923",
+    b"x = [1]\nprint(x)", b"f'{a!r:>{w}}'", b"```python\nx = 1\n```", b"lambda: (yield)", b"if x:\n\ty\n        z",
+    b"def f(:", b"",
 )  # fmt: skip
 BUILTINS = (
     ("length", {"target": 3}), ("repetition", {}), ("keyword", {"words": ["a", "1"]}), ("exact_match", {}),
@@ -395,7 +457,8 @@ def feed_answer(data: bytes, _: Path) -> None:
 # Where a response stops.
 
 STOPS = (
-    {"text": "x. and 鸟啼。then", "stop": ["。"], "bytes": [229, 184]}, {"text": "a\n\nb", "stop": ["\n\n", "b"], "bytes": []},
+    {"text": "x. and 鸟啼。then", "stop": ["。"], "bytes": [229, 184]}, {"text": "a\n\nb", "stop": ["\n\n", "b"],
+    "bytes": []},
     {"text": "é👍🏽 ok </s> more", "stop": ["👍", "</s>"], "bytes": [240, 159]},
 )  # fmt: skip
 
@@ -406,13 +469,25 @@ def byte_tokenizers() -> list[Any]:
     from tokenizers import Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast
 
-    names = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256)), "▁", *"abcdeijknotuxy.,:\n", "▁a", "an", "the"]
+    names = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{n:02X}>" for n in range(256)),
+        "▁",
+        *"abcdeijknotuxy.,:\n",
+        "▁a",
+        "an",
+        "the",
+    ]
     backend = Tokenizer(models.BPE({n: i for i, n in enumerate(names)}, [("▁", "a"), ("a", "n")], unk_token="<unk>",
                                    byte_fallback=True, fuse_unk=True))  # fmt: skip
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     backend.decoder = decoders.Sequence(steps)
-    fallback = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    fallback = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
     return [tokenizer(), fallback]
 
 
@@ -434,7 +509,10 @@ def feed_stops(data: bytes, _: Path) -> None:
         byte = one.convert_tokens_to_ids([f"<0x{n:02X}>" for n in raw])
         ids = [*ids, *(i for i in byte if i not in (None, one.unk_token_id)), *ids]
         model: Any = SimpleNamespace(tokenizer=one, encoder_decoder=False, turn_end=turn_end_of(one))
-        check, request = StopCheck(model), Request(0, prompt, SamplingParams(stop=stops, max_new_tokens=10_000))
+        check, request = (
+            StopCheck(model),
+            Request(0, prompt, SamplingParams(stop=stops, max_new_tokens=10_000)),
+        )
         read = request.params.response_text(one, model.turn_end)
         for count in range(1, len(ids) + 1):
             if (why := check.finish(request, ids[:count])) is not None:
@@ -447,6 +525,7 @@ def feed_stops(data: bytes, _: Path) -> None:
 
 
 # The sandbox's protocol.
+
 
 def framed(*messages: Any) -> bytes:
     """Messages as they are written to the line, one a row: what is not JSON stays as it is."""
@@ -468,29 +547,59 @@ def peer_of(data: bytes, *, open: bool) -> tuple[Peer, list[int]]:
     return Peer(reads, nothing, open=open), [reads, nothing]
 
 
+class FaultError(Exception):
+    """What tests must not see."""
+
+
 def feed_answers(data: bytes, _: Path) -> None:
     """What a program writes to its tests: names, then answers to calls. Raises what tests would see."""
     peer, opened = peer_of(data, open=False)
     try:
-        names = peer.published()
-        for name, value in names.items():
+        for name, value in peer.published().items():
             assert type(name) is str
-            for use in (lambda v: v(1, [2]), lambda v: list(islice(v, 3)), len, str, bool, lambda v: v.x, lambda v: v == 4):
+            for use in (
+                lambda v: v(1, [2]),
+                lambda v: list(islice(v, 3)),
+                len,
+                str,
+                bool,
+                lambda v: v.x,
+                lambda v: v == 4,
+            ):
                 try:
                     use(value)
                 except StopIteration as error:
-                    raise AssertionError("StopIteration from a program's function") from error
-                except Exception:  # what a test would see
-                    continue
+                    raise FaultError("StopIteration from a program's function") from error
+                except Exception as error:
+                    seen_by_tests(error)
+    except Exception as error:
+        seen_by_tests(error)
     finally:
         for one in opened:
             os.close(one)
 
 
+def seen_by_tests(error: Exception) -> None:
+    """Raises the exception again if it is a fault of the protocol's, not one that a program raised in a test."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    for_tests = (
+        "request",
+        "__len__",
+        "__str__",
+        "__repr__",
+        "__bool__",
+        "__iter__",
+        "__next__",
+        "__getitem__",
+    )
+    if isinstance(error, FaultError) or (last.filename.endswith("wire.py") and last.name not in for_tests):
+        raise error
+
+
 def feed_requests(data: bytes, _: Path) -> None:
     """What tests write to a program: requests."""
     peer, opened = peer_of(data, open=True)
-    peer.publish({"f": lambda *a, **k: a, "items": [1], "text": "x"})
+    peer.publish({"f": lambda *arguments, **_: arguments, "items": [1], "text": "x"})
     try:
         peer.serve_for_ever()
     finally:
@@ -517,20 +626,30 @@ def feed_isolated(data: bytes, _: Path) -> None:
 
 
 WIRE_WORDS = (
-    "value", "raise", "call", "get", "list", "tuple", "dict", "set", "frozenset", "deque", "mine", "yours", "int", "bytes",
+    "value", "raise", "call", "get", "list", "tuple", "dict", "set", "frozenset", "deque", "mine", "yours", "int",
+    "bytes",
     "bytearray", "complex", "range", "module", "math", "StopIteration", "SystemExit", "ExceptionGroup", "__next__",
     "__iter__", "__class__", "__globals__", ["mine", 0], ["yours", 0], ["tuple"], ["dict", "a", 1], ["int", "0xff"],
 )  # fmt: skip
 ANSWER_SEEDS = these(
-    framed(["value", ["tuple", ["dict", "f", ["mine", 1], "k", 3], ["tuple"]]], ["value", ["tuple", 4, ["tuple", None, None]]],
-           ["raise", [["ValueError", "Exception"], "no"]], ["value", ["mine", 2]], ["call", [0, ["tuple"], ["dict"]]]),
-    framed(["value", ["tuple", ["dict", "m", ["module", "math"], "b", ["bytes", "00ff"], "c", ["complex", 1.0, 2.0], "r",
-            ["range", 0, 9, 2], "d", ["deque", 1, 2], "i", ["int", "0x1ff"], "s", ["set", 1], "z", ["frozenset"]], ["tuple"]]]),
+    framed(["value", ["tuple", ["dict", "f", ["mine", 1], "k", 3], ["tuple"]]], ["value", ["tuple", 4, ["tuple",
+    None, None]]],
+           ["raise", [["ValueError", "Exception"], "no"]], ["value", ["mine", 2]], ["call", [0, ["tuple"],
+           ["dict"]]]),
+    framed(["value", ["tuple", ["dict", "m", ["module", "math"], "b", ["bytes", "00ff"], "c", ["complex", 1.0, 2.0],
+    "r",
+            ["range", 0, 9, 2], "d", ["deque", 1, 2], "i", ["int", "0x1ff"], "s", ["set", 1], "z", ["frozenset"]],
+            ["tuple"]]]),
     framed(["value", ["tuple", ["dict", "f", ["mine", 1]], ["tuple"]]], ["raise", [["StopIteration"], ""]]),
 )  # fmt: skip
 REQUEST_SEEDS = these(
-    framed(["call", [0, ["tuple"], ["dict"]]], ["call", [1, ["tuple", 1, ["list", 2]], ["dict", "k", ["set", 3]]]]),
-    framed(["get", [1, "__name__"]], ["get", [1, "__call__"]], ["call", [2, ["tuple", ["mine", 5]], ["dict"]]]),
+    framed(
+        ["call", [0, ["tuple"], ["dict"]]],
+        ["call", [1, ["tuple", 1, ["list", 2]], ["dict", "k", ["set", 3]]]],
+    ),
+    framed(
+        ["get", [1, "__name__"]], ["get", [1, "__call__"]], ["call", [2, ["tuple", ["mine", 5]], ["dict"]]]
+    ),
 )
 PARTS = {"parts": {"": {"values": [1.0, math.nan], "per_token": None, "problems": {"1": "no"}}}}
 TOKENS = {"parts": {"a": {"values": [1.0, 2.0], "per_token": [0.5, 0.5, 2.0], "problems": {}}}}
@@ -540,25 +659,32 @@ TARGETS: dict[str, Target] = {
     **{f"{e}.gz": Target(these(valid), feed_records(f"{e}.gz", True), weight=0.3) for e, valid in RECORDS.items()},
     "torn.gz": Target(these(gzip.compress(RECORDS["jsonl"])), feed_records("jsonl.gz")),
     "parquet": Target(parquet_seeds, feed_records("parquet"), weight=0.5),
-    "data-set": Target(these({"_data_files": [{"filename": "data.arrow"}]}), feed_data_set, ("_data_files", "filename")),
-    "chats": Target(lambda: [jsonl(one) for one in CHATS], feed_chats, CHAT_WORDS),
-    "toml": Target(toml_seeds, feed_toml, SETTING_WORDS),
+    "data-set": Target(these(DATA_SET), feed_data_set, ("_data_files", "filename", "data.arrow",
+    "../set/data.arrow")),
+    "arrow": Target(arrow_seeds, feed_arrow, weight=0.5),
+    "chats": Target(lambda: [jsonl(one) for one in CHATS], feed_chats, CHAT_WORDS, 0.7),
+    "toml": Target(toml_seeds, feed_toml, SETTING_WORDS, 0.5),
     "arguments": Target(argument_seeds, feed_arguments, (*SETTING_WORDS, *(f"--{key}=" for key in KEYS))),
     "settings": Target(setting_seeds, feed_settings, SETTING_WORDS),
-    "metrics": Target(these(jsonl(*METRICS), jsonl(METRICS[0])), feed_metrics, tuple(METRICS[0])),
-    "samples": Target(these(jsonl(SAMPLE), jsonl(SAMPLE, SAMPLE)), feed_report("samples_jsonl"), tuple(SAMPLE), 0.4),
-    "evaluation": Target(these(EVALUATION), feed_report("evaluation_json"), tuple(EVALUATION), 0.3),
-    "run-config": Target(lambda: [ppo_settings().encode()], feed_report("config_toml"), SETTING_WORDS, 0.3),
+    "metrics": Target(these(jsonl(*METRICS), jsonl(METRICS[0])), feed_metrics, tuple(METRICS[0]), 0.25),
+    "samples": Target(these(jsonl(SAMPLE), jsonl(SAMPLE, SAMPLE)), feed_report("samples_jsonl"), tuple(SAMPLE), 0.25),
+    "evaluation": Target(these(EVALUATION), feed_report("evaluation_json"), tuple(EVALUATION), 0.15),
+    "run-config": Target(lambda: [ppo_settings().encode()], feed_report("config_toml"), SETTING_WORDS, 0.15),
     "manifest": Target(these(MANIFEST), feed_manifest, ("files", "size", "sha256", "format", "../x", "/etc/passwd")),
     "state": Target(these(STATE), feed_state, tuple(STATE)),
-    "safetensors": Target(tensor_seeds, feed_tensors, ("dtype", "shape", "data_offsets", "F32", "BF16", "F8_E4M3", "__metadata__")),
-    "tokenizer": Target(tokenizer_seeds, feed_tokenizer, ("model", "vocab", "merges", "added_tokens", "id", "content"), 0.2),
+    "safetensors": Target(tensor_seeds, feed_tensors, ("dtype", "shape", "data_offsets", "F32", "BF16", "F8_E4M3",
+    "__metadata__")),
+    "tokenizer": Target(tokenizer_seeds, feed_tokenizer, ("model", "vocab", "merges", "added_tokens", "id",
+    "content"), 0.1),
     "answers": Target(these(*ANSWERS, *(a + b"\n----\n" + a for a in ANSWERS)), feed_answer,
-                      (b"####", b"\\boxed{", b"$", b"%", b"1/2", b"1,234", b"e5", "−", "\nlambda", "f'{", "match x:\n case"), 0.7),
-    "stops": Target(these(*STOPS), feed_stops, ("text", "stop", "bytes", "</s>", "a", "鸟", "é", "👍", "▁", " a", [240, 159])),
-    "wire-answers": Target(ANSWER_SEEDS, feed_answers, WIRE_WORDS, 1.5, (LostError, Exception)),
+                      (b"####", b"\\boxed{", b"$", b"%", b"1/2", b"1,234", b"e5", "−", "\nlambda", "f'{",
+                      "match x:\n case"), 0.7),
+    "stops": Target(these(*STOPS), feed_stops,
+                    ("text", "stop", "bytes", "</s>", "a", "鸟", "é", "👍", "▁", " a", [240, 159])),
+    "wire-answers": Target(ANSWER_SEEDS, feed_answers, WIRE_WORDS, 1.5, (LostError,)),
     "wire-requests": Target(REQUEST_SEEDS, feed_requests, WIRE_WORDS, 1.5, (LostError,)),
-    "wire-verdict": Target(these(framed("", "AssertionError", True), framed("", False)), feed_verdict, (True, "", "lost")),
+    "wire-verdict": Target(these(framed("", "AssertionError", True), framed("", False)), feed_verdict, (True, "",
+    "lost")),
     "wire-isolated": Target(these(framed(PARTS), framed(TOKENS, TOKENS)), feed_isolated, tuple(PARTS["parts"][""]),
                             refusals=(ValueError, TypeError, KeyError, AttributeError)),
 }  # fmt: skip

@@ -23,6 +23,8 @@ from proxlm.user_code import parse_reference
 _ROWS_AT_ONCE = 256
 _READ_AHEAD = 2**20
 _LARGEST_STATE = 2**26
+# What pyarrow raises for damaged files beside its own: sizes beyond all memory, names of columns that are not UTF-8.
+_DAMAGE = (OSError, MemoryError, UnicodeDecodeError)
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*){0,2}")
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
 
@@ -66,7 +68,7 @@ def read_parquet(path: Path, skipped: Skipped) -> Iterator[Record]:
         raise DataError(f"{path}: no such file") from error
     except NotRegularFileError as error:
         raise DataError(f"{path}: cannot be read: {system_reason(error)}") from error
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, *_DAMAGE) as error:
         raise DataError(f"{path}: not a Parquet file, or damaged: {reason_of(error)}") from error
 
 
@@ -131,13 +133,28 @@ def _read_arrow(path: Path, skipped: Skipped) -> Iterator[Record]:
     try:
         with open_regular(path) as source, arrow.ipc.open_stream(source) as stream:
             _check_columns(path, stream.schema.names)
-            yield from _rows(path, stream, skipped)
+            yield from _rows(path, map(_sound, stream), skipped)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file, but the data set's state.json names it") from error
     except NotRegularFileError as error:
         raise DataError(f"{path}: cannot be read: {system_reason(error)}") from error
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, *_DAMAGE) as error:
         raise DataError(f"{path}: not an Arrow file, or damaged: {reason_of(error)}") from error
+
+
+def _sound(batch: Any) -> Any:
+    """The batch, if its offsets lie within it; pyarrow reads a damaged one beyond its end, and aborts the process.
+
+    Raises ArrowException. A text that is not UTF-8 is its row's problem, but within a list or a struct the file's.
+    """
+    arrow = _arrow()
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except arrow.ArrowInvalid as error:
+            if not arrow.types.is_string(column.type) or "UTF8" not in str(error):
+                raise
+    return batch
 
 
 def _parquet_files(folder: Path, split: str) -> list[Path]:
