@@ -28,7 +28,7 @@ from proxlm.errors import RunError
 TRAINING = {name: JOBS[name] for name in ("ppo", "pretrain", "sft", "control")}
 
 FREE = {
-    "model.packed", "model.activation_checkpointing", "model.device", "model.trust_remote_code",
+    "model.packed", "model.activation_checkpointing", "model.device", "model.trust_remote_code", "model.save_dtype",
     "rollout.batch_size", "environment.timeout",
     "reward.timeout", "reward.on_error", "reward.isolate", "reward.memory_gb", "ppo.steps",
     "ppo.micro_batch_tokens", "train.steps", "train.minutes", "train.micro_batch_tokens", "train.patience",

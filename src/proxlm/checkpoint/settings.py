@@ -77,8 +77,11 @@ def _moved(old: Any, new: Any) -> bool:
         return len(old) == len(new) and all(a == b or _moved(a, b) for a, b in zip(old, new, strict=True))
     if not isinstance(old, str) or not isinstance(new, str):
         return False
+    if not os.path.isabs(old):
+        # A label of what only Python can pass; read from a run's config.toml, it looks like a path from there.
+        return os.path.isabs(new) and new.endswith(os.sep + old) and not os.path.lexists(new)
     gone = not os.path.exists(old) and not os.path.exists(old.rpartition(":")[0])
-    return gone and os.path.isabs(old) and os.path.basename(old) == os.path.basename(new)
+    return gone and os.path.basename(old) == os.path.basename(new)
 
 
 def _shown(value: Any) -> str:
