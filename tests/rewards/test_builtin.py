@@ -131,6 +131,22 @@ def test_numeric_answer() -> None:
     assert builtin.numeric_answer()(completions) == [1, 1, 1, 0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("reference", "right", "wrong"),
+    [
+        ("72%", ["#### 72%", "#### 72", "#### **72 %**"], ["#### 0.72", "#### 7"]),
+        ("1/2", ["#### 1/2", "#### 0.5", "#### 2/4", "#### \\boxed{\\frac{1}{2}}"], ["#### 1", "#### 2"]),
+        (0.1, ["#### 1/10", "#### 0.10"], ["#### 0.1000001"]),
+        ("#### 1/3", ["#### 2/6"], ["#### 0.3333333333333333"]),
+        (72, ["#### **72**", "#### \\boxed{72}", "#### 72 ####", "#### $72", "#### ７２"], ["#### 72^2"]),
+    ],
+)
+def test_numeric_answer_compares_exact_values(reference: Any, right: list[str], wrong: list[str]) -> None:
+    score = builtin.numeric_answer()
+    assert score(texts(*right, answer=reference)) == [1.0] * len(right)
+    assert score(texts(*wrong, answer=reference)) == [0.0] * len(wrong)
+
+
 def test_numeric_answers_fallback_is_only_for_responses_without_a_mark() -> None:
     completions = texts("so it is 8.", "7 or 8", "8 or 7", "#### x\n8", "#### 7, not 8", answer=8)
     assert builtin.numeric_answer(fallback=True)(completions) == [1, 1, 0, 0, 0]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from proxlm.errors import ConfigError, RewardError
 from proxlm.rewards.fields import field_of
-from proxlm.rewards.numeric import last_number, marked_number, to_number
+from proxlm.rewards.numeric import is_marked, last_number, marked_number, to_number
 from proxlm.rewards.python_code import python_parse_report
 from proxlm.rewards.python_tests import PythonTests
 from proxlm.rewards.reward_model import RewardModel
@@ -81,7 +81,7 @@ def numeric_answer(field: str = "answer", fallback: bool = False) -> Scorer:
         if value is None:
             return RewardError(f'field "{field}" holds no number: {str(expected)[-40:]!r}')
         answer = marked_number(completion.text)
-        if answer is None and fallback and "####" not in completion.text:
+        if answer is None and fallback and not is_marked(completion.text):
             answer = last_number(completion.text)
         return float(answer == value)
 
