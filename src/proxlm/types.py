@@ -241,9 +241,10 @@ class Scores:
     """The rewards of B responses.
 
     Attributes:
-        total: [B] float32, the weighted sum for the whole response.
+        total: [B] float32, the weighted sum for the whole response. NaN: the reward gave None, so there is none, and
+            the response is left out of the step.
         per_token: [R] float32 or None, rewards of single tokens, in addition to total.
-        components: Each named part before weighting, [B] floats.
+        components: Each named part before weighting, [B] floats; NaN where the part is None.
         failed: The number of responses that got error_score because the reward failed.
         potentials: [R] float32 or None, potentials of the states after the tokens: hints that are not part of the
             reward.
@@ -254,6 +255,11 @@ class Scores:
     components: dict[str, list[float]] = field(default_factory=dict)
     failed: int = 0
     potentials: Tensor | None = None
+
+    @property
+    def scored(self) -> Tensor:
+        """Which responses have a reward, [B] bool."""
+        return ~self.total.isnan()
 
     def select(self, rows: Tensor, offsets: Tensor) -> Scores:
         """The rows with these indices, in that order. rows [b] int64; offsets: the responses', [B+1]."""

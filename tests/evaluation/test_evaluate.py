@@ -101,3 +101,17 @@ def test_table_and_json(tokenizer):
     assert value["models"][0]["metrics"]["length"]["mean"] == got.metrics["length"].mean
     assert set(value["models"][0]["metrics"]) >= {"reward", "kl", "length", "distinct_1", "perplexity"}
     assert math.isfinite(value["models"][0]["metrics"]["perplexity"]["mean"])
+
+
+def test_responses_without_a_reward_are_in_no_mean_of_it(tokenizer):
+    def every_second(rollout):
+        values = [math.nan if b % 2 else float(b) for b in range(len(rollout))]
+        return Scores(torch.tensor(values), components={"a": values, "b": [math.nan] * len(values)})
+
+    model = tiny_model(tokenizer)
+    got = evaluate(tokenizer, model, model, reward=every_second)
+    assert got.metrics["reward"].mean == got.metrics["reward/a"].mean == 5.0
+    assert "reward/b" not in got.metrics
+    assert got.without_reward == 6
+    assert [row["reward"] for row in got.samples[:3]] == [0.0, None, 2.0]
+    assert "6 responses of it have no reward" in as_table([got])

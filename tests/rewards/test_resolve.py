@@ -135,7 +135,9 @@ def test_wrong_arguments_of_a_users_function() -> None:
         "reward.args.scal: my.py:score has no such argument; did you mean scale? it takes scale, power"
     )
     message = refused(ConfigError, RewardSettings(use=f"{use}:score", args={"power": 2}))
-    assert message == "reward.args.scale: required by my.py:score; it takes scale, power"
+    assert message.startswith(
+        "reward.args.scale: required by my.py:score; it takes scale, power; a record's fields"
+    )
     config = RewardSettings(use=f"{use}:score", args={"scale": 2, "completions": 3})
     assert refused(ConfigError, config).startswith(
         "reward.args.completions: my.py:score has no such argument;"
@@ -185,3 +187,27 @@ def test_what_is_no_function() -> None:
 def test_an_unknown_error_policy() -> None:
     config = RewardSettings(use="sentiment", on_error="ignore")  # type: ignore[arg-type]
     assert refused(ConfigError, config) == 'reward.on_error = "ignore": must be fail or score'
+
+
+def trl(prompts: list[str], completions: list[str], **columns: list[str]) -> list[float]:
+    return [float(len(c)) for c, _ in zip(completions, prompts, strict=True) if columns is not None]
+
+
+def trl_with_ids(prompts, completions, completion_ids, answer, **more):  # type: ignore[no-untyped-def]
+    return [0.0 for _ in completions]
+
+
+@pytest.mark.parametrize("function", [trl, trl_with_ids])
+def test_the_signature_of_another_library_is_named(function: Any) -> None:
+    message = refused(ConfigError, RewardSettings(), function)
+    assert message.startswith(
+        f"reward.use: {function.__name__} has the signature of TRL's rewards; here it gets"
+    )
+    assert len(message) <= 300
+
+
+def test_columns_as_arguments_are_explained() -> None:
+    def score(completions: list[str], answer: list[str]) -> list[float]:
+        return [0.0 for _ in zip(completions, answer, strict=True)]
+
+    assert "a record's fields are in completion.fields" in refused(ConfigError, RewardSettings(), score)

@@ -96,7 +96,6 @@ class Stubborn:
         (torch.tensor(math.nan), "returned nan for completion 1"),
         (1e39, "returned 1e+39 (too large for float32) for completion 1"),
         (10**400, "returned an int (int too large to convert to float) for completion 1"),
-        (None, "returned None for completion 1"),
         ("0.5", "returned a str ('0.5') for completion 1"),
         (1j, "returned a complex for completion 1"),
         ({"a": 1}, "returned a dict for completion 1"),

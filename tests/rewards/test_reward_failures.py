@@ -31,7 +31,7 @@ TITLE = "reward reward_of.<locals>.stated "
     ("result", "message"),
     [
         ([1, math.nan, 2], "returned nan for completion 1"),
-        ([1, math.inf, None], "returned inf for completion 1 (and 1 more)"),
+        ([1, math.inf, math.nan], "returned inf for completion 1 (and 1 more)"),
         ([1, 2], "returned 2 scores for 3 completions"),
         ("123", "returned a str ('123') instead of a list with a number per completion"),
         ({"a": [1, 2, "x"]}, "returned a str ('x') in component 'a' for completion 2"),
@@ -47,7 +47,7 @@ def test_a_bad_result_stops_by_default(result: Any, message: str) -> None:
     ("result", "total", "failed"),
     [
         ([1, math.nan, 2], [1, -7, 2], 1),
-        ([math.inf, None, 2], [-7, -7, 2], 2),
+        ([math.inf, "x", 2], [-7, -7, 2], 2),
         ([1, 2], [-7, -7, -7], 3),
         (None, [-7, -7, -7], 3),
         ([0, 0, 0], [0, 0, 0], 0),
@@ -129,7 +129,7 @@ def test_a_response_that_fails_in_two_terms_is_counted_once(tmp_path: Path) -> N
 
 
 def test_a_failed_response_has_no_token_rewards() -> None:
-    parts = {"steps": [[1, 1], [2], [1, math.nan, 1]], "end": [None, 5, 5]}
+    parts = {"steps": [[1, 1], [2], [1, math.nan, 1]], "end": [math.nan, 5, 5]}
     scores = score(parts, on_error="score", error_score=-1.0)
     assert scores.total.tolist() == [-1, 5, -1]
     assert scores.per_token is not None

@@ -26,12 +26,16 @@ REWARD = """
 def score(completions):
     vowels = [sum(c in "aeiou" for c in x.text) / 20 for x in completions]
     return {"vowels": vowels, "length": [len(x.text) / 50 for x in completions]}
+
+
+def some(completions):
+    return {name: [None, *values[1:]] for name, values in score(completions).items()}
 """
 # Responses of different lengths.
 STOPS = [argument for letter in "aeionrst " for argument in ("--rollout.stop", letter)]
 CORRECTED = ["--ppo.correction.mode", "truncate"]
 PPO_RUNS = {
-    "plain": ["--shaping.scale", "running", "--reward.use", "reward.py:score", *STOPS],
+    "plain": ["--shaping.scale", "running", "--reward.use", "reward.py:some", *STOPS],
     "trust-region": ["--ppo.loss", "trpo", "--ppo.minibatches", "1", "--reward.use", "reward.py:score"],
     "evaluation": ["--evaluation.every", "2", "--reward.use", "reward.py:score"],
     "groups": ["--ppo.filter-groups", "--ppo.samples-per-prompt", "2", "--reward.use", "reward.py:score"],

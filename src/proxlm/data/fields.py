@@ -61,6 +61,22 @@ def _cleaned(value: Any) -> Any:
         return {name: _cleaned(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, list | tuple):
         return [_cleaned(inner) for inner in value]
-    if callable(getattr(value, "tolist", None)):  # a NumPy array or number, as pandas gives them
+    if (
+        str(getattr(value, "dtype", "")) == "object"
+    ):  # a NumPy array of objects, as pandas gives lists of a table
         return _cleaned(value.tolist())
     return value
+
+
+def own_copy(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a record for a user's function, which may change it: its objects and lists are copied at every depth.
+
+    Anything else is shared: texts and numbers cannot be changed, and tensors would cost too much.
+    """
+    return {name: _copied(value) for name, value in fields.items()}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _copied(inner) for name, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value

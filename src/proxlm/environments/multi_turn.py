@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from proxlm.config import EnvironmentSettings, RolloutSettings
+from proxlm.data.fields import own_copy
 from proxlm.engine.generate import repeat_numbers
 from proxlm.engine.protocol import Engine
 from proxlm.engine.request import Request, RequestOutput, SampleSeed, SamplingParams
@@ -96,7 +97,7 @@ class MultiTurn:
                 prompt,
                 Task(
                     prompt.text,
-                    prompt.fields,
+                    own_copy(prompt.fields),
                     seed=derive_seed(prompt.id, Purpose.TASK),
                     chance=derive_seed(seed, Purpose.CHANCE, stream, step, prompt.id, repeat),
                 ),

@@ -88,6 +88,9 @@ def with_environment(reward: Callable[[Rollout], Scores] | None) -> Callable[[Ro
             return Scores(zeros, rollout.rewards, components={"environment": paid})
         more = reward(rollout)
         per_token = rollout.rewards if more.per_token is None else rollout.rewards + more.per_token
-        return replace(more, per_token=per_token, components={"environment": paid, **more.components})
+        # Where the other reward gives none, what the environment paid is the reward.
+        total = more.total.nan_to_num(0.0)
+        components = {"environment": paid, **more.components}
+        return replace(more, total=total, per_token=per_token, components=components)
 
     return scores

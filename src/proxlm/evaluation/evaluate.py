@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -46,6 +47,7 @@ class Evaluation:
         samples: The first responses.
         prompts: How many responses were measured.
         failed: How many of them got `reward.error_score`.
+        without_reward: How many of them have no reward, because it was None; they are in no mean of it.
         responses: All responses with their rewards and components; empty where they were not kept.
     """
 
@@ -56,6 +58,7 @@ class Evaluation:
     prompts: int
     failed: int
     responses: list[dict[str, Any]] = field(default_factory=list)
+    without_reward: int = 0
 
     def means(self) -> dict[str, float]:
         """The metrics without their intervals."""
@@ -82,11 +85,12 @@ class _Scored:
         """Reward and its components."""
         if self.scores is None:
             return {}
-        found: dict[str, Estimate] = {names.REWARD: mean_with_interval(self.rewards)}
+        values = {names.REWARD: self.rewards}
         components = self.scores.components
         if len(components) > 1:
-            found |= {names.REWARD_COMPONENT(key): mean_with_interval(v) for key, v in components.items()}
-        return found
+            values |= {names.REWARD_COMPONENT(key): v for key, v in components.items()}
+        given = {key: [value for value in every if not math.isnan(value)] for key, every in values.items()}
+        return {key: mean_with_interval(some) for key, some in given.items() if some}
 
     def response_metrics(self) -> dict[str, Estimate]:
         """Length and the share that ended."""
@@ -105,8 +109,10 @@ class _Scored:
             "reward": None,
         }
         if self.scores is not None:
-            row["reward"] = round(self.rewards[b], 5)
-            row["components"] = {key: values[b] for key, values in self.scores.components.items()}
+            reward = self.rewards[b]
+            row["reward"] = None if math.isnan(reward) else round(reward, 5)
+            components = {key: values[b] for key, values in self.scores.components.items()}
+            row["components"] = {key: None if math.isnan(v) else v for key, v in components.items()}
         return row
 
 
@@ -186,7 +192,8 @@ def evaluate_model(
         {key: row[key] for key in ("prompt_id", "prompt", "response", "reward")} for row in rows[:samples]
     ]
     failed = 0 if sampled.scores is None else sampled.scores.failed
-    return Evaluation(name, model.source, metrics, shown, len(rollout), failed, rows)
+    without = sum(map(math.isnan, sampled.rewards))
+    return Evaluation(name, model.source, metrics, shown, len(rollout), failed, rows, without)
 
 
 def _own_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
@@ -243,6 +250,7 @@ def evaluation_from_json(content: Mapping[str, Any]) -> list[Evaluation]:
             samples=row.get("samples", []),
             prompts=row.get("prompts", 0),
             failed=row.get("failed", 0),
+            without_reward=row.get("without_reward", 0),
         )
         for row in content["models"]
     ]
@@ -259,6 +267,9 @@ def as_table(evaluations: Sequence[Evaluation]) -> str:
     ]
     rule = "  ".join("─" * width for width in widths)
     failed = "".join(f"; {e.failed} rewards of {e.name} failed" for e in evaluations if e.failed)
+    failed += "".join(
+        f"; {e.without_reward} responses of {e.name} have no reward" for e in evaluations if e.without_reward
+    )
     note = f"({evaluations[0].prompts} held-out prompts; ± is the 95% interval of the mean{failed})"
     return "\n".join([lines[0], rule, *lines[1:], note])
 

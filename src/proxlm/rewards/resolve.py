@@ -139,11 +139,22 @@ def _user_term(
         signature = inspect.signature(function)
     except ValueError:  # some functions written in C have none to check
         signature = inspect.Signature([inspect.Parameter("_", inspect.Parameter.VAR_POSITIONAL)])
+    _check_not_trl(f"{key}.use", title, signature)
     keywords = _without_completions(f"{key}.use", title, signature)
     _check_names(f"{key}.args", title, keywords, args, taken=next(iter(signature.parameters)))
     code = getattr(inspect.unwrap(function), "__code__", None)
     bound = functools.partial(function, **args) if args else function
     return Term(name, title, bound, code.co_filename if code else "", weight)
+
+
+def _check_not_trl(key: str, title: str, signature: inspect.Signature) -> None:
+    """Name the difference to the rewards of TRL, which get prompts, texts and the records' columns as arguments."""
+    names = list(signature.parameters)
+    if "prompts" in names and "completions" in names[1:]:
+        raise ConfigError(
+            f"{key}: {title} has the signature of TRL's rewards; here it gets one list, def {title}(completions), of"
+            " objects with prompt, text and fields (the record). docs/rewards.md shows how to wrap it"
+        )
 
 
 def _without_completions(key: str, title: str, signature: inspect.Signature) -> inspect.Signature:
@@ -183,7 +194,8 @@ def _check_names(
             )
     missing = [name for name, p in by_name.items() if p.default is kinds.empty and name not in args]
     if missing:
-        raise ConfigError(f"{key}.{missing[0]}: required by {title}; {takes}")
+        columns = "; a record's fields are in completion.fields, not arguments" if taken else ""
+        raise ConfigError(f"{key}.{missing[0]}: required by {title}; {takes}{columns}")
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -26,9 +26,10 @@ class Component:
     """One checked list of rewards for B completions.
 
     Attributes:
-        values: [B]; for per-token rewards the sum over the completion's tokens.
-        per_token: Flat [R], or None.
-        problems: Row → what is wrong with it. Such a row has the value NaN, and zeros for its tokens.
+        values: [B]; for per-token rewards the sum over the completion's tokens. NaN: none, because the function gave
+            None for the row, or because of a problem.
+        per_token: Flat [R], or None; zeros for a row without a value.
+        problems: Row → what is wrong with it.
     """
 
     values: list[float]
@@ -80,7 +81,9 @@ def _read_list(values: Any, completions: Sequence[Completion], place: str) -> Co
         for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
             tokens = len(completion.tokens)
             lists.append(_read_row(row, tokens, i, place, problems) or [0.0] * tokens)
-        sums = [math.nan if i in problems else math.fsum(row) for i, row in enumerate(lists)]
+        sums = [
+            math.nan if i in problems or rows[i] is None else math.fsum(row) for i, row in enumerate(lists)
+        ]
         return Component(sums, [number for row in lists for number in row], problems)
     numbers = [_read_row(row, None, i, place, problems) for i, row in enumerate(rows)]
     return Component([math.nan if n is None else n for n in numbers], None, problems)
@@ -89,8 +92,10 @@ def _read_list(values: Any, completions: Sequence[Completion], place: str) -> Co
 def _read_row(row: Any, tokens: int | None, index: int, place: str, problems: dict[int, str]) -> Any:
     """The row as a number, or as a list of `tokens` numbers; or None, with an entry in `problems`.
 
-    A row may be an exception, whose message is then the problem.
+    A row may be an exception, whose message is then the problem, or None, which is no problem: it has no reward.
     """
+    if row is None:
+        return None
     if isinstance(row, BaseException):
         problems[index] = f"failed{place} for completion {index}: {describe_error(row)}"
         return None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from proxlm.config.schema import RewardSettings
+from proxlm.data.fields import own_copy
 from proxlm.errors import LONGEST_MESSAGE, ConfigError, RewardError
 from proxlm.rewards.call import TimedCaller
 from proxlm.rewards.isolated import IsolatedTerms
@@ -79,9 +80,10 @@ class Reward:
         """The weighted sum of the terms for each of B completions, on the CPU.
 
         A component of per-token rewards counts in per_token instead of total (in potentials, if its term is a
-        potential), and is reported as each response's sum. With on_error = "score", a response whose reward failed
-        in any term gets error_score as total, and no per-token rewards; in `components` its failed parts are
-        error_score.
+        potential), and is reported as each response's sum. A component that is None for a response does not count
+        for it; a response for which all are None (but for those of weight 0) has no reward: its total is NaN. With
+        on_error = "score", a response whose reward failed in any term gets error_score as total, and no per-token
+        rewards; in `components` its failed parts are error_score.
 
         Raises:
             RewardError: A term failed, and on_error = "fail".
@@ -94,20 +96,25 @@ class Reward:
         tokens: dict[str, Tensor] = {}
         components: dict[str, list[float]] = {}
         failed: set[int] = set()
+        given, withheld = _no_rows(completions), _no_rows(completions)
         for term in self._terms:
             for name, part in self._evaluate(term, completions).items():
                 default = term.component_weights.get(name, 1.0)
                 weight = term.weight * self._config.weights.get(name, default)
+                values = torch.tensor(part.values, dtype=torch.float64)
+                if not term.potential:
+                    withheld |= values.isnan()
+                    given |= ~values.isnan() & (weight != 0)
                 if part.per_token is not None:
                     kind = "potentials" if term.potential else "per_token"
                     weighted = weight * torch.tensor(part.per_token, dtype=torch.float64)
                     tokens[kind] = tokens[kind] + weighted if kind in tokens else weighted
-                elif term.potential and not part.problems:
+                elif term.potential and not part.problems and not values.isnan().all():
                     raise ConfigError(
                         f"reward.terms.{term.name}.potential: {term.title} must return a number for each token"
                     )
                 else:
-                    total += weight * torch.tensor(part.values, dtype=torch.float64)
+                    total += weight * values.nan_to_num(0.0)
                 failed.update(part.problems)
                 if label := ".".join(filter(None, (term.name, name))):
                     components[label] = [
@@ -115,6 +122,7 @@ class Reward:
                         for i, v in enumerate(part.values)
                     ]
         failed.update(self._overflows(total, list(tokens.values()), row_of_token, failed))
+        total[withheld & ~given] = math.nan
         lost = torch.tensor([i in failed for i in range(len(completions))], dtype=torch.bool)
         total[lost] = self._config.error_score
         kept = {kind: t.masked_fill(lost[row_of_token], 0.0).float() for kind, t in tokens.items()}
@@ -143,7 +151,9 @@ class Reward:
         """One term's checked components. Raises UnusableResultError."""
         if self._isolated is not None and not isinstance(term.function, RewardModel):
             return self._isolated.evaluate(self._terms.index(term), completions)
-        outcome = self._caller.call(lambda: term.function(list(completions)), self._config.timeout)
+        # The prompt's record is shared by all its responses and steps; what a reward writes into it must not stay.
+        own = [replace(completion, fields=own_copy(completion.fields)) for completion in completions]
+        outcome = self._caller.call(lambda: term.function(own), self._config.timeout)
         if outcome.timed_out:
             raise UnusableResultError(f"took longer than {self._config.timeout:g} s (reward.timeout)")
         return parts_of(outcome, term.file, completions)
@@ -189,6 +199,10 @@ class Reward:
         log.warning(
             "%s; error_score = %g for %d of %d responses", line, self._config.error_score, len(problems), rows
         )
+
+
+def _no_rows(completions: Sequence[Completion]) -> Tensor:
+    return torch.zeros(len(completions), dtype=torch.bool)
 
 
 def _returns(names: list[str], wanted: str) -> str:

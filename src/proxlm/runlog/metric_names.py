@@ -112,6 +112,12 @@ REWARD_STD = _metric("reward_std", "", "standard deviation of the rewards", BOTH
 REWARD_COMPONENT = _family(
     "reward/{component}", "", "mean of one component of the reward", ("ppo", "evaluate")
 )
+REWARD_NONE = _metric(
+    "reward_none",
+    "",
+    "responses left out because the reward returned None for them; where there are some",
+    PPO,
+)
 REWARD_FAILED = _metric("reward_failed", "", "responses whose reward failed and got reward.error_score", PPO)
 REWARD_LENGTH_CORRELATION = _metric(
     "reward_length_correlation",

@@ -67,7 +67,7 @@ def collect(
     sampling = replace(config.rollout, temperature=temperature)
     kept: list[tuple[Rollout, Scores]] = []
     counts: Counter[str] = Counter()
-    drawn = found = 0
+    drawn = found = unscored = 0
     for draws in range(1, (ppo.filter_rounds if ppo.filter_groups else 1) + 1):
         batch = [p for p in prompts.batch(draw + draws - 1) for _ in range(ppo.samples_per_prompt)]
         with clock("generate"):
@@ -83,8 +83,12 @@ def collect(
         counts.update(more)
         with clock("score"):
             scores = reward(rollout)
+        rollout, scores, without = with_a_reward(rollout, scores, advantage_of(ppo.advantage).groups)
+        if without:
+            clock.log.note(f"{without} responses have no reward (it returned None) and are left out")
+        unscored += without
         if not ppo.filter_groups:
-            return Collected(rollout, scores, draws, _per_conversation(counts))
+            return Collected(rollout, scores, draws, _per_conversation(counts) | _without_reward(unscored))
         rows, chosen = _varied_rows(rollout, scores, ppo.samples_per_prompt, ppo.batch_size - found)
         drawn += ppo.batch_size
         if len(rows):
@@ -93,11 +97,15 @@ def collect(
             found += chosen
         if found >= ppo.batch_size:
             break
-    metrics = _per_conversation(counts) | {
-        "filter/draws": float(draws),
-        "filter/kept_prompts": float(found),
-        "filter/drawn_prompts": float(drawn),
-    }
+    metrics = (
+        _per_conversation(counts)
+        | _without_reward(unscored)
+        | {
+            "filter/draws": float(draws),
+            "filter/kept_prompts": float(found),
+            "filter/drawn_prompts": float(drawn),
+        }
+    )
     if not kept:
         return Collected(rollout, scores, draws, metrics)
     rollout = Rollout.join([r for r, _ in kept])
@@ -132,6 +140,38 @@ def _of_conversations(rollout: Rollout, config: PPOConfig, clock: Clock) -> tupl
         "lost": lost,
         "left_alone": left_alone,
     }
+
+
+def with_a_reward(rollout: Rollout, scores: Scores, groups: bool = False) -> tuple[Rollout, Scores, int]:
+    """The rows that have a reward, and how many have none because the reward function returned None for them.
+
+    Args:
+        rollout: The responses.
+        scores: What they are worth.
+        groups: Whether the responses to a prompt are compared: then one that is left alone is left out, too.
+
+    Raises:
+        RunError: No row is left.
+    """
+    kept = scores.scored
+    without = len(kept) - int(kept.sum())
+    if not without:
+        return rollout, scores, 0
+    if groups:
+        numbers = group_numbers(torch.tensor([p.id for p in rollout.prompts]))
+        kept = kept & (torch.bincount(numbers[kept], minlength=len(rollout))[numbers] > 1)
+    rows = kept.nonzero()[:, 0]
+    if not len(rows):
+        alone = ", and no prompt has two others" if groups else ""
+        raise RunError(
+            f"the reward returned None, which is no reward, for {without} of {len(rollout)} responses{alone}; a step"
+            " needs some"
+        )
+    return rollout.select(rows), scores.select(rows, rollout.sequences.response_offsets), without
+
+
+def _without_reward(count: int) -> dict[str, float]:
+    return {"reward_none": float(count)} if count else {}
 
 
 def _per_conversation(counts: Counter[str]) -> dict[str, float]:
@@ -179,5 +219,5 @@ def reference_rewards(
     batches = -(-count // prompts.batch_size)
     drawn: list[Prompt] = [p for i in range(batches) for p in prompts.batch(i)][:count]
     rollout = generate(engine, drawn, config.rollout, seed=config.run.seed, step=0, stream=Stream.REFERENCE)
-    scores = reward(rollout)
+    rollout, scores, _ = with_a_reward(rollout, reward(rollout))
     return response_rewards(scores.total, scores.per_token, rollout.sequences.response_offsets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -46,7 +47,7 @@ def experience_metrics(
     metrics = {
         "reward": float(reward.mean()),
         "reward_std": float(reward.std(correction=0)),
-        **{f"reward/{name}": sum(v) / max(1, len(v)) for name, v in scores.components.items()},
+        **{f"reward/{name}": _mean_of_given(v) for name, v in scores.components.items()},
         "reward_failed": float(scores.failed),
         "score": float(total.mean()),
         "kl": float(segment_sum(k1, offsets).mean()),
@@ -118,6 +119,12 @@ def mean_repetition(rollout: Rollout) -> float:
     return sum(shares) / len(shares)
 
 
+def _mean_of_given(values: Sequence[float]) -> float:
+    """The mean over the responses that have this component; 0 if none has."""
+    given = [value for value in values if not math.isnan(value)]
+    return sum(given) / max(1, len(given))
+
+
 def sample_rows(
     rollout: Rollout, experience: Experience, scores: Scores, tokenizer: Any, count: int
 ) -> list[dict[str, Any]]:
@@ -142,7 +149,10 @@ def sample_rows(
                 "response": rollout.texts[b],
                 "finish": rollout.finish[b],
                 "reward": round(rewards[b], 5),
-                "components": {name: values[b] for name, values in scores.components.items()},
+                "components": {
+                    name: None if math.isnan(values[b]) else values[b]
+                    for name, values in scores.components.items()
+                },
                 "tokens": response_tokens_as_text(tokenizer, tokens[span]),
                 "per_token": {name: [round(x, 5) for x in t[span].tolist()] for name, t in per_token.items()},
             }
