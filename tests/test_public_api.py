@@ -156,10 +156,10 @@ def test_a_reward_may_be_an_object(fresh, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": 3}, "expected a folder, a name or a transformers model, not a int"),
+        ({"model": 3}, "expected a folder, a name or a transformers model, got int"),
         ({"model": torch.nn.Linear(1, 1)}, "expected a folder"),
         ({"tokenizer": object()}, "only with a transformers model"),
-        ({"prompts": {"prompt": "x"}}, "prompts: expected a list of texts, chats or records, not a dict"),
+        ({"prompts": {"prompt": "x"}}, "prompts: expected a list of texts, chats or records, got dict"),
         ({"prompts": 5}, "prompts: expected a list"),
         ({"prompts": []}, "prompts: there are no records"),
         ({"reward": []}, "an empty list of functions"),
@@ -169,6 +169,11 @@ def test_a_reward_may_be_an_object(fresh, tmp_path) -> None:
             {"config": proxlm.PPOConfig(ppo=proxlm.PPOSettings(steps=0))},
             r"ppo\.steps = 0: must be at least 1",
         ),
+        (
+            {"config": {"ppo": {"steps": 1}}},
+            r"config: expected a PPOConfig, got .*load_config\('ppo', \{\.\.\.\}\)",
+        ),
+        ({"prompts": "Once upon a time"}, r"prompts: .*no such file; for a text itself, pass a list"),
         ({"prompts": None}, r"data\.prompts = .*: required"),
         ({"model": None}, r"model\.policy = .*: required"),
     ],
@@ -181,7 +186,7 @@ def test_what_cannot_be_used_is_refused_at_once(fresh, tmp_path, arguments, mess
 
 def test_a_record_of_another_kind_is_named(fresh, tmp_path) -> None:
     with pytest.raises(
-        proxlm.DataError, match="prompts:2: expected a text, a list of messages or a mapping, not a"
+        proxlm.DataError, match="prompts:2: expected a text, a list of messages or a mapping, got int"
     ):
         proxlm.PPOTrainer(fresh, lengths, ["a", 5, "b", "c"], config(tmp_path)).train()
     with pytest.raises(proxlm.DataError, match='prompts:1: no field "prompt"'):

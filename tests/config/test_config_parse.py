@@ -332,3 +332,17 @@ def test_every_recipe_is_valid(path: Path) -> None:
     sections = {"new": "pretrain", "text": "sft"}
     job = "control" if path.stem.startswith("control") else "ppo"
     load_config(next((job for section, job in sections.items() if section in table), job), path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ppo", 3), "file: expected a path or a mapping, got 3"),
+        (("ppo", ["a.toml"]), 'file: expected a path or a mapping, got ["a.toml"]'),
+        (("ppo", None, "ppo.steps=3"), 'overrides: expected a mapping, got "ppo.steps=3"'),
+    ],
+)
+def test_what_is_neither_a_path_nor_a_mapping(arguments, message) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(*arguments)
+    assert str(caught.value) == message

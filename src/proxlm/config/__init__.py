@@ -15,7 +15,7 @@ from proxlm.config.jobs import (
     SFTConfig,
     VerifyConfig,
 )
-from proxlm.config.parse import load_config, to_toml, validate
+from proxlm.config.parse import load_config, settings_or_default, to_toml, validate
 from proxlm.config.ppo import (
     CorrectionSettings,
     PPOSettings,
@@ -82,6 +82,7 @@ __all__ = [
     "VerifyConfig",
     "describe",
     "load_config",
+    "settings_or_default",
     "to_toml",
     "validate",
 ]

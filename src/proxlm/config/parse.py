@@ -74,8 +74,12 @@ def load_config(
     assembly = Assembly(kind)
     if isinstance(file, Mapping):
         _add_mapping(assembly, _without_job(file, assembly.job, "settings"), "settings")
-    elif file is not None:
+    elif isinstance(file, str | os.PathLike):
         _add_file(assembly, Path(file))
+    elif file is not None:
+        raise ConfigError(f"file: expected a path or a mapping, got {shown_value(file)}")
+    if not isinstance(overrides, Mapping | None):
+        raise ConfigError(f"overrides: expected a mapping, got {shown_value(overrides)}")
     _add_mapping(assembly, overrides or {}, "overrides")
     for key, value in options.items():
         assembly.set(key, value, command_line.SOURCE)
@@ -103,6 +107,18 @@ def validate(config: T) -> T:
     assembly = Assembly(kind)
     assembly.set((), config, kind.__name__)
     return cast("T", _finished(assembly))
+
+
+def settings_or_default(kind: type[T], config: T | None) -> T:
+    """The settings that a caller passed, or the defaults of their class. Raises ConfigError for anything else."""
+    if config is None:
+        return kind()
+    if isinstance(config, kind):
+        return config
+    call = f"load_config({job_name(kind)!r}, {{...}})"
+    raise ConfigError(
+        f"config: expected a {kind.__name__}, got {shown_value(config)}; {call} makes one of a mapping or a file"
+    )
 
 
 def _finished(assembly: Assembly) -> Any:

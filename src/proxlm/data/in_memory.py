@@ -31,7 +31,7 @@ class InMemoryRecords:
             raise DataError(f'{name}: a DataFrame; pass its rows: frame.to_dict("records")')
         if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
             raise DataError(
-                f"{name}: expected a list of texts, chats or records, not a {type(values).__name__}"
+                f"{name}: expected a list of texts, chats or records, got {type(values).__name__}"
             )
         self.name, self.field, self.values = name, field, list(values)
         if not self.values:
@@ -55,6 +55,6 @@ class InMemoryRecords:
         if not isinstance(value, Mapping):
             kind = type(value).__name__
             raise BadRecordError(
-                f"{where}: expected a text, a list of messages or a mapping, not a {kind}", "no record"
+                f"{where}: expected a text, a list of messages or a mapping, got {kind}", "no record"
             )
         return without_nulls(value, where)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from proxlm.checkpoint import publish_folder
-from proxlm.config import ControlConfig, validate
+from proxlm.config import ControlConfig, settings_or_default, validate
 from proxlm.control.environments import MakeEnvironment
 from proxlm.control.loop import ControlLoop
 from proxlm.control.normalise import scale_for
@@ -53,7 +53,7 @@ class ControlTrainer:
         *,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        config = config or ControlConfig()
+        config = settings_or_default(ControlConfig, config)
         if environment is not None:
             name = environment if isinstance(environment, str) else IN_MEMORY
             config = replace(config, environment=replace(config.environment, id=name))

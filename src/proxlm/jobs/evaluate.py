@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from proxlm.config import EvaluateConfig, validate
+from proxlm.config import EvaluateConfig, settings_or_default, validate
 from proxlm.config.paths import short
 from proxlm.data.chat import carry_template
 from proxlm.data.prompts import LoadedPrompts, PromptSources, load_prompts
@@ -81,7 +81,7 @@ def evaluate(
     Raises:
         UserError: A model, a prompt or the reward cannot be used.
     """
-    config = config or EvaluateConfig()
+    config = settings_or_default(EvaluateConfig, config)
     if models is None:
         models = [config.model.policy, *config.models]
     elif not isinstance(models, list | tuple):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from proxlm.config.values import shown_value
 from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.records import Source
+from proxlm.errors import DataError
 
 # Stands in a run's config.toml for what only Python can pass.
 IN_MEMORY = "<in memory>"
@@ -24,8 +27,16 @@ def record_source(values: Iterable[Any] | str | Path | None, name: str, field: s
     Raises:
         DataError: They are nothing that can be records.
     """
-    if values is None or isinstance(values, str | Path):
-        return None if values is None else str(values)
+    if values is None:
+        return None
+    if isinstance(values, str | Path):
+        path = str(values)
+        # A data set's folder may be followed by :SPLIT.
+        if not any(map(os.path.exists, (path, path.rpartition(":")[0]))):
+            raise DataError(
+                f"{name}: {shown_value(path)}: no such file; for a text itself, pass a list: [text]"
+            )
+        return path
     return InMemoryRecords(values, name, field)
 
 

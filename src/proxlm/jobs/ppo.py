@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.checkpoint import publish_folder
-from proxlm.config import PPOConfig, RolloutSettings, validate
+from proxlm.config import PPOConfig, RolloutSettings, settings_or_default, validate
 from proxlm.config.algorithms import advantage_of
 from proxlm.data.chat import carry_template
 from proxlm.data.in_memory import InMemoryRecords
@@ -95,7 +95,7 @@ class PPOTrainer:
         loss: Callable[..., Any] | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        config = config or PPOConfig()
+        config = settings_or_default(PPOConfig, config)
         self.source = ModelSource(config.model, model, tokenizer)
         field = config.data.prompt_field
         given = record_source(prompts, "prompts", field)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from proxlm.config import PretrainConfig, validate
+from proxlm.config import PretrainConfig, settings_or_default, validate
 from proxlm.data.documents import Documents
 from proxlm.data.skipped import Skipped
 from proxlm.data.supervised import pretrain_blocks
@@ -68,7 +68,7 @@ class PretrainTrainer:
         tokenizer: Any = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        config = config or PretrainConfig()
+        config = settings_or_default(PretrainConfig, config)
         self.source = ModelSource(config.model, model, tokenizer)
         self._texts = None if texts is None or isinstance(texts, str | Path) else texts
         if isinstance(texts, str | Path):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from proxlm.config import SFTConfig, validate
+from proxlm.config import SFTConfig, settings_or_default, validate
 from proxlm.data.chat import carry_template
 from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.records import Source
@@ -65,7 +65,7 @@ class SFTTrainer:
         validation: Iterable[Any] | str | Path | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        config = config or SFTConfig()
+        config = settings_or_default(SFTConfig, config)
         self.source = ModelSource(config.model, model, tokenizer)
         text = config.text
         self._training = record_sources(train, text.train, "train", text.messages_field)

@@ -41,7 +41,7 @@ class ModelSource:
         elif model is not None and not isinstance(model, str | Path):
             if not hasattr(model, "config") or not hasattr(model, "named_parameters"):
                 raise ModelError(
-                    f"model: expected a folder, a name or a transformers model, not a {type(model).__name__}"
+                    f"model: expected a folder, a name or a transformers model, got {type(model).__name__}"
                 )
             if tokenizer is None:
                 raise ModelError("model: a transformers model needs its tokenizer as well: tokenizer=...")
