@@ -128,4 +128,5 @@ def print_comparison(run: Run, shown: int = 3) -> None:
     for old, new in list(zip(run.before.samples, run.after.samples, strict=True))[:shown]:
         print(f"\nprompt  {old['prompt']}")
         for name, sample in (("before", old), ("after", new)):
-            print(f"{name:7} [{sample['reward']:+.3f}] {sample['response'].strip()}")
+            reward = "none" if sample["reward"] is None else f"{sample['reward']:+.3f}"
+            print(f"{name:7} [{reward}] {sample['response'].strip()}")

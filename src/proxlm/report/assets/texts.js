@@ -5,7 +5,7 @@ function facts(sample) {
   const parts = ["step " + sample.step];
   if (sample.prompt_id !== undefined) parts.push("prompt " + sample.prompt_id);
   if (typeof sample.reward === "number") parts.push("reward " + format(sample.reward));
-  const components = Object.entries(sample.components ?? {});
+  const components = Object.entries(sample.components ?? {}).filter(([, v]) => v !== null);
   if (components.length > 1) parts.push(...components.map(([name, v]) => name + " " + format(v)));
   if (sample.finish) parts.push(ENDS[sample.finish] ?? String(sample.finish));
   return make("h4", {className: "facts"}, parts.join(" · "));
