@@ -29,7 +29,7 @@ TRAINING = {name: JOBS[name] for name in ("ppo", "pretrain", "sft", "control")}
 
 FREE = {
     "model.packed", "model.activation_checkpointing", "model.device", "model.trust_remote_code", "model.save_dtype",
-    "rollout.batch_size", "environment.timeout",
+    "rollout.batch_size", "environment.timeout", "environment.lockstep", "evaluation.every", "evaluation.greedy",
     "reward.timeout", "reward.on_error", "reward.isolate", "reward.memory_gb", "ppo.steps",
     "ppo.micro_batch_tokens", "train.steps", "train.minutes", "train.micro_batch_tokens", "train.patience",
     "environment.steps", "gif",

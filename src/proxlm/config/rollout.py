@@ -78,6 +78,11 @@ class EnvironmentSettings:
     timeout: float = setting(
         30.0, "time limit of one call of reset or step, in seconds", gt=0, on_resume="free"
     )
+    lockstep: bool = setting(
+        False,
+        "wait for every answer before the next token, however slow: equal runs are then equal to the last bit",
+        on_resume="free",
+    )
     time_limit: float = setting(
         0.0, "seconds after which a conversation gets no further turn; 0: no limit", ge=0
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,16 +21,12 @@ from proxlm.engine.protocol import Engine
 from proxlm.engine.request import Request, RequestOutput, SampleSeed, SamplingParams
 from proxlm.environments.conversation import Conversation
 from proxlm.environments.message_tokens import MessageTokens
+from proxlm.environments.pace import Pace, Waits
 from proxlm.environments.pool import EnvironmentPool
 from proxlm.environments.protocol import MakeEnvironment, Task, checked_answer, checked_messages
 from proxlm.errors import RunError, UserError
 from proxlm.seeds import Purpose, Stream, derive_seed
 from proxlm.types import Progress, Prompt, Rollout, Sequences
-
-# The rollout waits this long for answers, so that with quick environments no batch depends on the clock.
-QUICK_SECONDS = 0.02
-# Waits without an answer may take this share of a rollout's time, and so many seconds at its beginning.
-WASTED_SHARE, WASTED_SECONDS = 0.02, 0.1
 
 
 @dataclass(frozen=True)
@@ -41,11 +37,16 @@ class MultiTurn:
         make: makes an environment for each conversation.
         message_tokens: from the environments' messages to tokens.
         settings: limits of a conversation.
+        pace: of the environments, which the rollouts so far have found.
     """
 
     make: MakeEnvironment
     message_tokens: MessageTokens
     settings: EnvironmentSettings
+    pace: Pace = field(default_factory=Pace, init=False)
+
+    def __post_init__(self) -> None:
+        self.pace.lockstep = self.settings.lockstep
 
     @torch.no_grad()
     def __call__(
@@ -126,8 +127,8 @@ class _MultiTurnRollout:
         params = SamplingParams.of(settings, SampleSeed())
         self.text = params.response_text(engine.tokenizer, engine.turn_end)
         self.ready: list[int] = []  # whose next turn can be submitted
-        self.recent: set[int] = set()  # whose call began since the last wait for quick answers
-        self.began, self.wasted = time.monotonic(), 0.0
+        self.recent: set[int] = set()  # whose call began since the last wait for answers
+        self.waits = Waits(spec.pace)
         self.done = 0
 
     def run(self, on_progress: Progress | None) -> None:
@@ -135,7 +136,7 @@ class _MultiTurnRollout:
             self._call(number, conversation.environment.reset, conversation.task)
         while len(self.engine) or len(self.pool):
             self._take_answers(0.0 if len(self.engine) else 1.0)
-            self._wait_for_quick_answers()
+            self._wait_for_answers()
             if self.ready:
                 self.engine.submit([self._request(number) for number in sorted(self.ready)])
                 self.ready = []
@@ -143,19 +144,19 @@ class _MultiTurnRollout:
                 self._finish_turn(output)
             if on_progress is not None:
                 on_progress(self.done, len(self.conversations))
+        self.waits.finish()
 
     def _call(self, number: int, function: Callable[..., Any], *arguments: Any) -> None:
         """Begin a call of an environment."""
         self.recent.add(number)
         self.pool.start(number, function, *arguments)
 
-    def _wait_for_quick_answers(self) -> None:
-        began = time.monotonic()
-        if self.wasted <= WASTED_SECONDS + WASTED_SHARE * (began - self.began):
-            while self.recent and (left := began + QUICK_SECONDS - time.monotonic()) > 0:
-                self._take_answers(left)
-            if self.recent:
-                self.wasted += time.monotonic() - began
+    def _wait_for_answers(self) -> None:
+        """Let the conversations whose turn has just ended go on together, as far as the pace allows."""
+        self.waits.begin()
+        while self.recent and (left := self.waits.left()) > 0:
+            self._take_answers(left)
+        self.waits.end(missing=bool(self.recent))
         self.recent.clear()
 
     def _take_answers(self, wait: float) -> None:
@@ -163,6 +164,8 @@ class _MultiTurnRollout:
         for number, value, error in self.pool.finished(wait):
             self.recent.discard(number)
             conversation = self.conversations[number]
+            if conversation.turns:
+                self.waits.answered(self.pool.seconds[number])
             try:
                 if error is not None:
                     raise error

@@ -30,11 +30,15 @@ class EnvironmentPool:
 
     Args:
         timeout: seconds a call may take.
+
+    Attributes:
+        seconds: how long the newest finished call of each key took.
     """
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
-        self._done: queue.SimpleQueue[tuple[int, int, Any, BaseException | None]] = queue.SimpleQueue()
+        self.seconds: dict[int, float] = {}
+        self._done: queue.SimpleQueue[tuple[int, float, CallResult]] = queue.SimpleQueue()
         self._deadlines: dict[int, tuple[int, float]] = {}
         self._workers: dict[int, Worker] = {}
         self._number = 0
@@ -52,13 +56,14 @@ class EnvironmentPool:
         self._deadlines[key] = (number, time.monotonic() + self.timeout)
 
         def run() -> None:
+            began, value, error = time.monotonic(), None, None
             try:
                 value = function(*arguments)
                 if inspect.isawaitable(value):
                     value = asyncio.run_coroutine_threadsafe(_result(value), self._event_loop()).result()
-                self._done.put((key, number, value, None))
-            except BaseException as error:
-                self._done.put((key, number, None, error))
+            except BaseException as raised:
+                value, error = None, raised
+            self._done.put((number, time.monotonic() - began, CallResult(key, value, error)))
 
         if key not in self._workers:
             self._workers[key] = Worker(f"environment-{key}")
@@ -76,12 +81,13 @@ class EnvironmentPool:
             nearest = min(at for _, at in self._deadlines.values())
             patience = 0.0 if found else max(0.0, min(limit, nearest) - time.monotonic())
             try:
-                key, number, value, error = self._done.get(timeout=patience)
+                number, seconds, result = self._done.get(timeout=patience)
             except queue.Empty:
                 break
-            if self._deadlines.get(key, (0, 0.0))[0] == number:  # else it arrived after its time limit
-                del self._deadlines[key]
-                found.append(CallResult(key, value, error))
+            if self._deadlines.get(result.key, (0, 0.0))[0] == number:  # else it arrived after its time limit
+                del self._deadlines[result.key]
+                self.seconds[result.key] = seconds
+                found.append(result)
         return found + self._overdue()
 
     def _overdue(self) -> list[CallResult]:
@@ -89,6 +95,7 @@ class EnvironmentPool:
         late = [key for key, (_, at) in self._deadlines.items() if at <= now]
         for key in late:
             del self._deadlines[key]
+            self.seconds[key] = self.timeout
             self._workers.pop(key).give_up()
         message = f"no answer within {self.timeout:g} seconds"
         return [CallResult(key, None, TimeoutError(message)) for key in late]
