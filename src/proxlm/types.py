@@ -42,12 +42,14 @@ class Prompt:
         input_ids: Token ids.
         text: What the model sees.
         fields: The prompt's whole record, for the reward.
+        messages: The messages that were rendered as the prompt; none where it is plain text.
     """
 
     id: int
     input_ids: tuple[int, ...]
     text: str
     fields: Mapping[str, Any] = field(default_factory=dict)
+    messages: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,11 @@ class Completion:
 
     Attributes:
         prompt: The prompt's text.
-        text: The response without special tokens and without the stop text.
+        text: The response without what ended it, and without control tokens (`rollout.skip_special_tokens`).
         tokens: All token ids of the response.
         finish: How the response ended.
         fields: The prompt's record, with an answer for instance.
+        messages: The whole conversation, the response included, as messages; none where the prompt is plain text.
     """
 
     prompt: str
@@ -67,6 +70,7 @@ class Completion:
     tokens: tuple[int, ...] = ()
     finish: Finish = "eos"
     fields: Mapping[str, Any] = field(default_factory=dict)
+    messages: Sequence[Mapping[str, Any]] = ()
 
 
 def _joined(tensors: Sequence[Tensor | None], counts: Sequence[int]) -> Tensor | None:
@@ -171,6 +175,7 @@ class Rollout:
         policy_version: Of the policy that sampled the responses.
         rewards: Of conversations with an environment: [R] float32, its rewards, on the last token of each turn.
         lost: Of conversations: for each that failed and so has no row, why.
+        conversations: Of conversations with an environment: each one's messages, [B]; none without a chat template.
     """
 
     prompts: list[Prompt]
@@ -182,6 +187,7 @@ class Rollout:
     policy_version: int
     rewards: Tensor | None = None
     lost: list[str] = field(default_factory=list)
+    conversations: list[list[dict[str, Any]]] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -204,6 +210,7 @@ class Rollout:
             policy_version=self.policy_version,
             rewards=None if self.rewards is None else self.rewards[at],
             lost=self.lost,
+            conversations=None if self.conversations is None else [self.conversations[b] for b in chosen],
         )
 
     @staticmethod
@@ -214,6 +221,7 @@ class Rollout:
             raise ValueError(
                 f"Rollout.rewards: {len(rewards)} of {len(parts)} parts have them; all must, or none"
             )
+        talks = [part.conversations for part in parts]
         return Rollout(
             prompts=[p for part in parts for p in part.prompts],
             sequences=Sequences.join([part.sequences for part in parts]),
@@ -224,6 +232,7 @@ class Rollout:
             policy_version=parts[0].policy_version,
             rewards=torch.cat(rewards) if rewards else None,
             lost=[why for part in parts for why in part.lost],
+            conversations=None if None in talks else [talk for part in talks if part for talk in part],
         )
 
     def completions(self) -> list[Completion]:
@@ -231,9 +240,18 @@ class Rollout:
         offsets = self.sequences.response_offsets.tolist()
         tokens = self.sequences.response_tokens.tolist()
         return [
-            Completion(p.text, text, tuple(tokens[offsets[b] : offsets[b + 1]]), finish, p.fields)
+            Completion(
+                p.text, text, tuple(tokens[offsets[b] : offsets[b + 1]]), finish, p.fields, self._messages(b)
+            )
             for b, (p, text, finish) in enumerate(zip(self.prompts, self.texts, self.finish, strict=True))
         ]
+
+    def _messages(self, b: int) -> Sequence[Mapping[str, Any]]:
+        """The conversation of row b, the response included."""
+        if self.conversations is not None:
+            return self.conversations[b]
+        asked = self.prompts[b].messages
+        return [*asked, {"role": "assistant", "content": self.texts[b]}] if asked else []
 
 
 @dataclass(frozen=True)

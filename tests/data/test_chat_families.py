@@ -108,7 +108,7 @@ def test_a_conversation_of_tokens_is_the_rendered_one(family: Family, tokens: An
     end = turn_end_of(tokens, family.eos_ids(tokens))
     made = ChatMessageTokens(ChatFormat(tokens))
     first, second = runs(example)
-    opening, _ = made.opening(TALK[:1])
+    opening = made.opening(TALK[:1]).tokens
     ids = [*opening, *first, *made.continuation(TALK[2:3], first, end), *second]
     assert ids == [*example.prompt_ids, *example.response_ids]
     # A turn that was cut at its limit is ended by the template; one that another token ended is not ended twice.
@@ -199,7 +199,7 @@ def test_variables_of_the_template_reach_training_prompts_and_conversations(capl
     ).prompts
     assert prompt.input_ids == example.prompt_ids
     made = ChatMessageTokens(ChatFormat(tokenizer, variables=quiet))
-    assert made.opening(TALK[:1])[0] == list(example.prompt_ids)
+    assert made.opening(TALK[:1]).tokens == list(example.prompt_ids)
     after = made.continuation(TALK[2:3], example.response_ids, turn_end_of(tokenizer))
     assert tokenizer.decode(after) == (
         "\n<|im_start|>user\nAnd now?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"

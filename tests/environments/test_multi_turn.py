@@ -205,8 +205,16 @@ def test_sampled_tokens_are_never_made_anew_from_text(tokenizer):
 @pytest.mark.parametrize("ended", [True, False])
 def test_chat_templates_go_on_from_tokens(tokenizer, ended):
     tokens = ChatMessageTokens(ChatFormat(tokenizer, CHATML), "be kind")
-    ids, text = tokens.opening([{"role": "user", "content": "hi"}])
-    assert text == "<|im_start|>system\nbe kind<|eos|>\n<|im_start|>user\nhi<|eos|>\n<|im_start|>assistant\n"
+    opening = tokens.opening([{"role": "user", "content": "hi"}])
+    ids = opening.tokens
+    assert opening.messages == [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "hi"},
+    ]
+    assert (
+        opening.text
+        == "<|im_start|>system\nbe kind<|eos|>\n<|im_start|>user\nhi<|eos|>\n<|im_start|>assistant\n"
+    )
     reply = tokenizer(" well", add_special_tokens=False).input_ids
     eos = tokenizer.eos_token_id
     turn = [*reply, *([eos] if ended else [])]
@@ -286,3 +294,28 @@ def test_tasks_stand_for_prompts():
     train, held_out = task_prompts(EnvironmentSettings(use="number-game", tasks=5), 3)
     assert [p.id for p in train.prompts] == [0, 1, 2, 3, 4]
     assert [p.id for p in held_out.prompts] == [5, 6, 7]
+
+
+def test_a_conversation_is_kept_as_messages_for_the_reward(tokenizer):
+    model = tiny_model(tokenizer)
+    tokens = ChatMessageTokens(ChatFormat(tokenizer, CHATML), "be kind")
+    heard = []
+
+    def made():
+        heard.append(Counts(replies=2, words="and then?"))
+        return heard[-1]
+
+    spec = MultiTurn(made, tokens, EnvironmentSettings(use="x"))
+    rollout = spec(NativeEngine(model, SAMPLING), prompts(3), SAMPLING, seed=3, step=0)
+    for completion, environment in zip(rollout.completions(), heard, strict=True):
+        said = [m["content"] for m in completion.messages]
+        first, second = environment.heard
+        assert said == ["be kind", "tell me", first, "and then?", second]
+        assert [m["role"] for m in completion.messages] == [
+            "system",
+            *("user", "assistant") * 2,
+        ]
+    again = rollout.select(torch.tensor([2, 0]))
+    assert again.completions()[0] == rollout.completions()[2]
+    assert type(rollout).join([rollout, again]).completions()[3:] == again.completions()
+    assert all(not c.messages for c in talk(model, Counts).completions())

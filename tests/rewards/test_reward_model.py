@@ -242,3 +242,103 @@ def test_a_folder_that_cannot_be_loaded(tmp_path: Path, tokenizer: Any) -> None:
             reward.score(SIX)
         assert str(raised.value).startswith(f"reward model {path}: {problem}")
         assert "\n" not in str(raised.value)
+
+
+TURNS = (
+    "{{ bos_token }}{% for m in messages %}<turn>{{ m.role }}\n{{ m.content | trim }}</turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
+)
+ASKED = [{"role": "user", "content": "where is the dog"}]
+TALK = [*ASKED, {"role": "assistant", "content": "in the park"}]
+
+
+def own_template(template: str = TURNS) -> Any:
+    made = train_tokenizer(SMALL * 20, vocabulary=300, context=64)
+    made.add_special_tokens({"additional_special_tokens": ["<turn>", "</turn>"]})
+    made.chat_template = template
+    return made
+
+
+def test_messages_are_read_through_the_reward_models_own_template(tmp_path: Path) -> None:
+    """Its tokenizer puts BOS first, and so does its template; the policy's rendering has another form."""
+    tokenizer = own_template()
+    path = save_classifier(tmp_path, tokenizer)
+    text = tokenizer.apply_chat_template(TALK, tokenize=False)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert text.endswith("in the park</turn>\n")
+    expected = logits_of(path, ids).item()
+    policys = "[INST] where is the dog [/INST]"
+    asked = {"prompt": ASKED}
+    for completion in (
+        Completion(policys, "in the park", messages=TALK),
+        Completion(policys, "in the park", fields=asked),  # not of a rollout
+        Completion(
+            policys, "in the park", messages=TALK, fields={"prompt": [{"role": "user", "content": "x"}]}
+        ),
+    ):
+        assert RewardModel(path, device="cpu")([completion]) == pytest.approx([expected], abs=1e-5)
+    plain = direct_logits(path, tokenizer, policys + "in the park").item()
+    assert RewardModel(path, device="cpu")([Completion(policys, "in the park")])[0] == pytest.approx(
+        plain, abs=1e-5
+    )
+    assert abs(plain - expected) > 1e-3
+
+
+def test_bos_stands_once_in_a_rendered_prompt_without_messages(tmp_path: Path) -> None:
+    tokenizer = own_template("")
+    path = save_classifier(tmp_path, tokenizer)
+    expected = direct_logits(path, tokenizer, "where is the dog").item()
+    spelled = Completion(f"{tokenizer.bos_token}where is", " the dog")
+    assert RewardModel(path, device="cpu")([spelled]) == pytest.approx([expected], abs=1e-5)
+
+
+def test_a_long_conversation_is_cut_at_its_beginning_behind_bos(tmp_path: Path) -> None:
+    tokenizer = own_template()
+    path = save_classifier(tmp_path, tokenizer)
+    ids = tokenizer(tokenizer.apply_chat_template(TALK, tokenize=False), add_special_tokens=False)[
+        "input_ids"
+    ]
+    completion = Completion("", "in the park", messages=TALK)
+    cut = [ids[0], *ids[-9:]]
+    model = RewardModel(path, max_length=10, truncate=True, device="cpu")
+    assert model([completion]) == pytest.approx([logits_of(path, cut).item()], abs=1e-5)
+    (error,) = RewardModel(path, max_length=10, device="cpu")([completion])
+    assert f"{len(ids)} tokens with the prompt are more than max_length = 10" in str(error)
+
+
+def test_a_template_from_a_file_with_variables_and_one_that_refuses(tmp_path: Path) -> None:
+    path = save_classifier(tmp_path / "model", own_template(""))
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+        "{{ mark }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    arguments: dict[str, Any] = {"chat_template": str(template), "chat_template_kwargs": {"mark": "The cat"}}
+    model = RewardModel(path, device="cpu", **arguments)
+    ids = own_template("")("The catwhere is the dogin the park", add_special_tokens=False)["input_ids"]
+    refused = [{"role": "system", "content": "be kind"}, *TALK]
+    good, bad = model([Completion("", "", messages=TALK), Completion("", "", messages=refused)])
+    assert good == pytest.approx(logits_of(path, ids).item(), abs=1e-5)
+    assert "no system message" in str(bad)
+    with pytest.raises(ValueError, match=r"chat_template_kwargs\.tokenize: not a variable"):
+        RewardModel(path, chat_template_kwargs={"tokenize": True})
+
+
+def test_without_a_template_the_policys_rendering_is_read_and_said(tmp_path: Path, caplog: Any) -> None:
+    tokenizer = own_template("")
+    path = save_classifier(tmp_path, tokenizer)
+    expected = direct_logits(path, tokenizer, "where is the dog: in the park").item()
+    completion = Completion("where is the dog: ", "in the park", messages=TALK)
+    model = RewardModel(path, device="cpu")
+    assert model([completion, completion]) == pytest.approx([expected] * 2, abs=1e-5)
+    assert caplog.text.count("its tokenizer has no chat template") == 1
+
+
+def test_a_pair_of_messages_is_their_words(tmp_path: Path) -> None:
+    tokenizer = own_template()
+    path = save_classifier(tmp_path, tokenizer)
+    expected = direct_logits(path, tokenizer, ("be kind\nwhere is the dog", "in the park")).item()
+    talk = [{"role": "system", "content": "be kind"}, *TALK]
+    completion = Completion("<turn>...", "in the park", messages=talk)
+    assert RewardModel(path, pair=True, device="cpu")([completion]) == pytest.approx([expected], abs=1e-5)

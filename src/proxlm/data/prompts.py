@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Literal
 from proxlm.config import DataSettings
 from proxlm.data.chat import ChatFormat, encode_rendered, with_system
 from proxlm.data.formats import Conversation, prompt_content
+from proxlm.data.messages import Message
 from proxlm.data.records import Source, iter_records
+from proxlm.data.seams import check_seams
 from proxlm.data.skipped import Record, Skipped
 from proxlm.data.tokenizer import encode_prompt, encode_source
 from proxlm.errors import BadRecordError, ConfigError, DataError
@@ -112,6 +114,8 @@ def load_prompts(
         raise DataError(f"{file.path}: every prompt has more than {max_prompt_tokens} tokens; none is left")
     if rows and not prompts:
         raise DataError(f"{file.path}: no usable prompt is left; the first bad one: {skipped.first}")
+    if not source:
+        check_seams(tokenizer, (prompt.text for prompt in prompts))
     return LoadedPrompts(prompts, too_long, repeated, unused)
 
 
@@ -185,19 +189,15 @@ class _Encoder:
                 raise ConfigError(
                     "data.system: needs data.chat = true, or prompts that are lists of messages"
                 )
-            text = content
+            text, messages = content, list[Message]()
             ids = (encode_source if self.source else encode_prompt)(self.chat.tokenizer, text)
         else:
-            text = self.chat.render(
-                with_system(content.messages, self.data.system),
-                where,
-                add_generation_prompt=True,
-                extras=content.extras,
-            )
+            messages = with_system(content.messages, self.data.system)
+            text = self.chat.render(messages, where, add_generation_prompt=True, extras=content.extras)
             ids = encode_rendered(self.chat.tokenizer, text)
         if not ids:
             raise BadRecordError(f"{where}: the prompt has no tokens", "empty")
-        return Prompt(row, tuple(ids), text, record.fields)
+        return Prompt(row, tuple(ids), text, record.fields, messages)
 
 
 def _key(content: str | Conversation) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from proxlm.data.messages import Message
 from proxlm.engine.request import RequestOutput, SampleSeed
 from proxlm.environments.protocol import Environment, Task
 from proxlm.types import Finish, Prompt
@@ -23,6 +25,7 @@ class Conversation:
         prompt_text: the same as text.
         tokens: of the response: the policy's turns and the environment's messages between them. Aligned with it are
             chosen (whether the policy chose the token), logprobs (0 where it did not) and rewards.
+        messages: of both sides, as far as they are in the tokens; None without a chat template.
         turns: finished turns of the policy.
         last_output: of the newest turn, with its cached prefix; None before the first turn and after the end.
         finish: how it ended.
@@ -40,18 +43,23 @@ class Conversation:
     chosen: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
+    messages: list[Message] | None = None
     turns: int = 0
     last_output: RequestOutput | None = None
     finish: Finish = "length"
     error: str = ""
 
-    def append_turn(self, output: RequestOutput) -> None:
-        """Append a turn of the policy."""
+    def append_turn(self, output: RequestOutput, reply: str) -> None:
+        """Append a turn of the policy; reply: its text."""
+        if self.messages is not None:
+            self.messages.append({"role": "assistant", "content": reply})
         self._append(output.tokens, chosen=True, logprobs=output.logprobs)
         self.turns, self.last_output = self.turns + 1, output
 
-    def append_messages(self, tokens: list[int]) -> None:
-        """Append what the environment said."""
+    def append_messages(self, tokens: list[int], messages: Sequence[Message]) -> None:
+        """Append what the environment said, as tokens and as messages."""
+        if self.messages is not None:
+            self.messages += messages
         self._append(tokens, chosen=False, logprobs=[0.0] * len(tokens))
 
     def _append(self, tokens: list[int], chosen: bool, logprobs: list[float]) -> None:

@@ -9,15 +9,31 @@ from typing import Any, Protocol
 
 from proxlm.data.chat import ChatFormat, encode_rendered, with_system
 from proxlm.data.messages import Message
+from proxlm.data.seams import check_seams
 from proxlm.data.tokenizer import decode, encode_continuation, encode_prompt
 from proxlm.data.turn_end import TurnEnd, after_reply, first_special
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A conversation before the policy's first turn.
+
+    Attributes:
+        tokens: token ids.
+        text: the same as text.
+        messages: the messages that were rendered; None where messages are joined as plain text.
+    """
+
+    tokens: list[int]
+    text: str
+    messages: list[Message] | None = None
 
 
 class MessageTokens(Protocol):
     """Tokens of messages. Tokens are only ever appended; none is made again from text."""
 
-    def opening(self, messages: Sequence[Message]) -> tuple[list[int], str]:
-        """Token ids and text of the conversation before the policy's first turn."""
+    def opening(self, messages: Sequence[Message]) -> Opening:
+        """The conversation before the policy's first turn."""
 
     def continuation(self, messages: Sequence[Message], turn: Sequence[int], end: TurnEnd) -> list[int]:
         """Token ids between a turn of the policy and its next one.
@@ -35,14 +51,17 @@ class PlainMessageTokens:
 
     tokenizer: Any
 
-    def opening(self, messages: Sequence[Message]) -> tuple[list[int], str]:
+    def opening(self, messages: Sequence[Message]) -> Opening:
         """The contents as a prompt."""
         text = _joined(messages)
-        return encode_prompt(self.tokenizer, text), text
+        check_seams(self.tokenizer, [text])
+        return Opening(encode_prompt(self.tokenizer, text), text)
 
     def continuation(self, messages: Sequence[Message], turn: Sequence[int], end: TurnEnd) -> list[int]:  # noqa: ARG002
         """The contents."""
-        return encode_continuation(self.tokenizer, _joined(messages))
+        text = _joined(messages)
+        check_seams(self.tokenizer, [text])
+        return encode_continuation(self.tokenizer, text)
 
 
 @dataclass(frozen=True)
@@ -60,11 +79,12 @@ class ChatMessageTokens:
     chat: ChatFormat
     system: str = ""
 
-    def opening(self, messages: Sequence[Message]) -> tuple[list[int], str]:
+    def opening(self, messages: Sequence[Message]) -> Opening:
         """The messages after the system message, and the template's beginning of a turn."""
         whole = with_system(messages, self.system)
         text = self.chat.render(whole, "reset", add_generation_prompt=True)
-        return encode_rendered(self.chat.tokenizer, text), text
+        check_seams(self.chat.tokenizer, [text])
+        return Opening(encode_rendered(self.chat.tokenizer, text), text, whole)
 
     def continuation(self, messages: Sequence[Message], turn: Sequence[int], end: TurnEnd) -> list[int]:
         """The template's end of a turn, the messages, and its beginning of the next turn.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from proxlm.config import EnvironmentSettings, RolloutSettings
 from proxlm.data.fields import own_copy
+from proxlm.data.messages import Message
 from proxlm.engine.generate import repeat_numbers
 from proxlm.engine.protocol import Engine
 from proxlm.engine.request import Request, RequestOutput, SampleSeed, SamplingParams
@@ -179,10 +180,12 @@ class _MultiTurnRollout:
         output = conversation.last_output
         if output is None:
             messages = checked_messages(value, "reset")
-            conversation.prompt_tokens, conversation.prompt_text = self.message_tokens.opening(messages)
+            opening = self.message_tokens.opening(messages)
+            conversation.prompt_tokens, conversation.prompt_text = opening.tokens, opening.text
+            conversation.messages = opening.messages
             if not conversation.prompt_tokens:
                 raise UserError("reset: the conversation begins with no tokens")
-            self._continue(number, conversation, [])
+            self._continue(number, conversation, [], [])
             return
         messages, reward, done = checked_answer(value)
         conversation.rewards[-1] += reward
@@ -191,9 +194,11 @@ class _MultiTurnRollout:
             self.done += 1
         else:
             tokens = self.message_tokens.continuation(messages, output.tokens, self.engine.turn_end)
-            self._continue(number, conversation, tokens)
+            self._continue(number, conversation, tokens, messages)
 
-    def _continue(self, number: int, conversation: Conversation, tokens: list[int]) -> None:
+    def _continue(
+        self, number: int, conversation: Conversation, tokens: list[int], messages: list[Message]
+    ) -> None:
         """Append the environment's messages and let the policy have a turn, unless a limit is reached.
 
         A conversation that ends at a limit ends with the policy's own last token.
@@ -208,7 +213,7 @@ class _MultiTurnRollout:
             conversation.end("length")
             self.done += 1
             return
-        conversation.append_messages(tokens)
+        conversation.append_messages(tokens, messages)
         self.ready.append(number)
 
     def _room(self, conversation: Conversation) -> int:
@@ -234,7 +239,7 @@ class _MultiTurnRollout:
         conversation = self.conversations[output.id]
         before = [*conversation.prompt_tokens, *conversation.tokens]
         reply = self.text(before, output.tokens)
-        conversation.append_turn(output)
+        conversation.append_turn(output, reply)
         self._call(output.id, conversation.environment.step, reply)
 
     def collect(self) -> Rollout:
@@ -257,4 +262,5 @@ class _MultiTurnRollout:
             policy_version=self.engine.version,
             rewards=flat("rewards", torch.float32),
             lost=lost,
+            conversations=[c.messages or [] for c in kept],
         )

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from proxlm.config.paths import looks_like_path
+from proxlm.config.problems import chat_problems
+from proxlm.data.chat import ChatFormat, read_template
 from proxlm.data.tokenizer import read_tokenizer
 from proxlm.errors import ConfigError, ModelError, RewardError
 from proxlm.files import check_folder
 from proxlm.kernels.device import resolve_device
 from proxlm.models.model_types import register_model_types
 from proxlm.models.weights import NOT_A_REWARD_MODEL, check_files, check_vocabulary, read_network
+from proxlm.rewards.reading import Reader
 from proxlm.text import listed, reason_of, shown
 from proxlm.types import Completion
 
@@ -36,6 +39,11 @@ class RewardModel:
         label: The class whose log-probability is the reward (name or number); required with two classes or more.
         pair: Give prompt and response to the tokenizer as two texts, which it separates as it does for a
             classifier trained on pairs (a translation and its source, for instance), instead of as one text.
+        chat_template: A file with a Jinja template, for a model whose tokenizer has none.
+        chat_template_kwargs: Variables of its template.
+
+    A prompt of messages is read through the reward model's own template and tokenizer, whatever the policy's are: the
+    conversation with the response as the assistant's last message, its end included. BOS stands once.
 
     Raises:
         ValueError: An argument is impossible ("ARGUMENT: what is wrong").
@@ -51,6 +59,8 @@ class RewardModel:
         sigmoid: bool = False,
         label: str | int | None = None,
         pair: bool = False,
+        chat_template: str = "",
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
         if max_length < 0:
             raise ValueError(f"max_length = {max_length}: must be at least 0")
@@ -59,8 +69,11 @@ class RewardModel:
         self.path, self.max_length, self.truncate, self.batch_size = path, max_length, truncate, batch_size
         self.sigmoid, self.label, self.pair = sigmoid, label, pair
         self.device = resolve_device(device)
+        self.chat_template, self.chat_template_kwargs = chat_template, chat_template_kwargs or {}
+        if problems := chat_problems("chat_template_kwargs", self.chat_template_kwargs):
+            raise ValueError(": ".join(problems[0]))
         self._model: Any = None
-        self._tokenizer: Any = None
+        self._reader: Reader | None = None
         if Path(path).is_dir():
             check_files(path, f"reward model {path}")
             config = _load_config(path)
@@ -85,37 +98,35 @@ class RewardModel:
             raise ConfigError(f"reward model {self.path}: {error}") from error
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.max_length = self.max_length or min(limit or 10**9, tokenizer.model_max_length)
-        tokenizer.truncation_side = "left"
-        self._model, self._tokenizer = model, tokenizer
+        chat = ChatFormat(tokenizer, read_template(self.chat_template), self.chat_template_kwargs)
+        self._model, self._reader = model, Reader(chat, self.pair, self.path)
 
     def __call__(self, completions: list[Completion]) -> list[float | RewardError]:
         """The scores, [B]; each is independent of the rest of the batch, up to rounding."""
         self.prepare()
-        texts = [(c.prompt, c.text) if self.pair else (c.prompt + c.text,) for c in completions]
-        rows: list[list[int]] = [self._tokenizer(*text)["input_ids"] for text in texts]
-        scores: list[float | RewardError] = [RewardError("the text is empty")] * len(rows)
+        assert self._reader is not None
+        scores: list[float | RewardError] = [RewardError("the text is empty")] * len(completions)
+        rows: list[list[int]] = [[] for _ in completions]
         fitting = []
-        for i, row in enumerate(rows):
-            if len(row) > self.max_length and self.truncate:
-                rows[i] = self._truncated(*texts[i])
-            elif len(row) > self.max_length:
+        for i, completion in enumerate(completions):
+            try:
+                rows[i] = self._reader.tokens(completion)
+                if len(rows[i]) > self.max_length and self.truncate:
+                    rows[i] = self._reader.truncated(completion, self.max_length)
+            except RewardError as error:
+                scores[i] = error
+                continue
+            if len(rows[i]) > self.max_length:
                 scores[i] = RewardError(
-                    f"{len(row)} tokens with the prompt are more than max_length = {self.max_length}; "
+                    f"{len(rows[i])} tokens with the prompt are more than max_length = {self.max_length}; "
                     "truncate = true cuts off the beginning"
                 )
-                continue
-            if row:
+            elif rows[i]:
                 fitting.append(i)
         for batch in self._batches(fitting, rows):
             for i, score in zip(batch, self._score([rows[i] for i in batch]), strict=True):
                 scores[i] = score
         return scores
-
-    def _truncated(self, *text: str) -> list[int]:
-        """The last max_length tokens of the text (of a pair, only the prompt is cut), special tokens in place."""
-        how = "only_first" if self.pair else "longest_first"
-        ids: list[int] = self._tokenizer(*text, truncation=how, max_length=self.max_length)["input_ids"]
-        return ids
 
     def _batches(self, indices: list[int], rows: list[list[int]]) -> Iterator[list[int]]:
         """Row numbers in batches of similar length."""

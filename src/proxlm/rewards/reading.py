@@ -1,0 +1,84 @@
+"""What a reward model reads: its own tokens of a completion, through its own chat template."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from proxlm.data.chat import ChatFormat, encode_rendered
+from proxlm.data.messages import read_messages
+from proxlm.data.tokenizer import encode_source
+from proxlm.errors import BadRecordError, DataError, RewardError
+from proxlm.types import Completion
+
+_log = logging.getLogger(__name__)
+
+
+class Reader:
+    """From completions to the token ids of a reward model.
+
+    Args:
+        chat: Its tokenizer and chat template.
+        pair: Prompt and response are two texts, which the tokenizer separates.
+        name: Of the model, for messages.
+    """
+
+    def __init__(self, chat: ChatFormat, pair: bool, name: str) -> None:
+        self.chat, self.pair, self.name = chat, pair, name
+        self._tokenizer: Any = chat.tokenizer
+        self._tokenizer.truncation_side = "left"
+        self._warned = False
+
+    def tokens(self, completion: Completion) -> list[int]:
+        """Token ids of prompt and response. Raises RewardError if the chat template refuses the messages."""
+        messages = _messages(completion)
+        if self.pair:
+            return list(self._tokenizer(*self._two_texts(completion, messages))["input_ids"])
+        if not messages:
+            return encode_source(self._tokenizer, completion.prompt + completion.text)
+        if self.chat.template is None and not self._tokenizer.chat_template:
+            self._warn()
+            return encode_source(self._tokenizer, completion.prompt + completion.text)
+        try:
+            text = self.chat.render([dict(message) for message in messages], f"reward model {self.name}")
+        except DataError as error:
+            raise RewardError(str(error)) from error
+        return encode_rendered(self._tokenizer, text)
+
+    def truncated(self, completion: Completion, length: int) -> list[int]:
+        """The last `length` tokens (of a pair, only the prompt is cut), with the special tokens at their place."""
+        if self.pair:
+            texts = self._two_texts(completion, _messages(completion))
+            ids: list[int] = self._tokenizer(*texts, truncation="only_first", max_length=length)["input_ids"]
+            return ids
+        ids = self.tokens(completion)
+        begins = int(ids[0] == self._tokenizer.bos_token_id)
+        return [*ids[:begins], *ids[len(ids) - length + begins :]]
+
+    def _two_texts(self, completion: Completion, messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+        """Prompt and response; of messages the contents, for a pair has no chat template."""
+        asked = "\n".join(str(message.get("content") or "") for message in messages[:-1])
+        return (asked if messages else completion.prompt), completion.text
+
+    def _warn(self) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "reward model %s: its tokenizer has no chat template, so it reads prompts as the policy's template"
+                " writes them; set chat_template in its arguments to the one it was trained with",
+                self.name,
+            )
+
+
+def _messages(completion: Completion) -> Sequence[Mapping[str, Any]]:
+    """The whole conversation; of a completion that no rollout made, the messages in its record and the response."""
+    if completion.messages:
+        return completion.messages
+    for name in ("prompt", "messages"):
+        if isinstance(asked := completion.fields.get(name), list):
+            try:
+                return [*read_messages(asked, name), {"role": "assistant", "content": completion.text}]
+            except BadRecordError:
+                continue
+    return ()
