@@ -249,9 +249,9 @@ class Rollout:
     def _messages(self, b: int) -> Sequence[Mapping[str, Any]]:
         """The conversation of row b, the response included."""
         if self.conversations is not None:
-            return self.conversations[b]
+            return tuple(self.conversations[b])
         asked = self.prompts[b].messages
-        return [*asked, {"role": "assistant", "content": self.texts[b]}] if asked else []
+        return (*asked, {"role": "assistant", "content": self.texts[b]}) if asked else ()
 
 
 @dataclass(frozen=True)

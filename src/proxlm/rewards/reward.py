@@ -152,7 +152,10 @@ class Reward:
         if self._isolated is not None and not isinstance(term.function, RewardModel):
             return self._isolated.evaluate(self._terms.index(term), completions)
         # The prompt's record is shared by all its responses and steps; what a reward writes into it must not stay.
-        own = [replace(completion, fields=own_copy(completion.fields)) for completion in completions]
+        own = [
+            replace(c, fields=own_copy(c.fields), messages=tuple(own_copy(message) for message in c.messages))
+            for c in completions
+        ]
         outcome = self._caller.call(lambda: term.function(own), self._config.timeout)
         if outcome.timed_out:
             raise UnusableResultError(f"took longer than {self._config.timeout:g} s (reward.timeout)")
