@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import time
 from pathlib import Path
 
@@ -13,12 +14,18 @@ import pytest
 from proxlm.config import RewardSettings, RewardTerm
 from proxlm.errors import ConfigError, RewardError
 from proxlm.rewards import build_reward
+from proxlm.rewards.isolated import components_of
+from proxlm.rewards.worker import receive
 from proxlm.types import Completion
 
 REWARDS = '''
-import asyncio, os, re, signal, time
+import asyncio, os, re, signal, sys, time
 
 kept = []
+ANSWERS = {
+    "no JSON": b"nope",
+    "too few": b'{"parts": {"n": {"values": [1], "per_token": null, "problems": {}}}}',
+}
 
 def score(completions):
     """What the first text asks for."""
@@ -37,6 +44,8 @@ def score(completions):
         kept.append(bytearray(2**31))
     if word == "raise":
         raise ValueError("no")
+    if word in ANSWERS:
+        os.write(int(sys.argv[1]), len(ANSWERS[word]).to_bytes(4, "big") + ANSWERS[word])
     if word == "print":
         print("to nowhere in particular")
     return {"n": [float(c.fields.get("n", 0)) for c in completions], "pid": [float(os.getpid())] * len(completions)}
@@ -54,6 +63,18 @@ FAILED = {
     "leak": "raised MemoryError",
     "raise": r"raised ValueError: no at .*rewards\.py:\d+",
 }
+NO_ANSWERS = (
+    b"nope",
+    b"\xff",
+    b"[1]",
+    b"[" * 9999,
+    b"{}",
+    b'{"parts": []}',
+    b'{"parts": {"n": {"values": 3, "per_token": null, "problems": {}}}}',
+    b'{"parts": {"n": {"values": ["x", "y"], "per_token": null, "problems": {}}}}',
+    b'{"parts": {"n": {"values": [1, 2], "per_token": [1], "problems": {}}}}',
+    b'{"parts": {"n": {"values": [1, 2], "per_token": null, "problems": {"a": "b"}}}}',
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +106,30 @@ def test_every_way_to_fail_costs_its_batch_alone(file, caplog):
         assert reward.score(batch("fine")).total.tolist() == [3.0, 4.0], word
     # kill, exit, two that hang, and the one that leaked.
     assert reward._isolated.restarts == 5
+
+
+def test_what_else_is_written_to_its_socket_is_no_score(file, caplog):
+    """By a library that writes to every open file, for instance; the process is then started again."""
+    config = RewardSettings(
+        use=f"{file}:score", isolate=True, on_error="score", error_score=-1.0, weights={"pid": 0.0}
+    )
+    reward = build_reward(config)
+    for word in ("no JSON", "too few"):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            scores = reward.score(batch(word))
+        assert (scores.total.tolist(), scores.failed) == ([-1.0, -1.0], 2)
+        assert any("something else wrote to its socket" in line for line in caplog.messages), caplog.messages
+    assert reward.score(batch("fine")).total.tolist() == [3.0, 4.0]
+
+
+@pytest.mark.parametrize("answer", NO_ANSWERS)
+def test_no_other_answer_is_taken_for_scores(answer):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(len(answer).to_bytes(4, "big") + answer)
+        with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
+            components_of(receive(ours), batch("fine"))
 
 
 def test_by_default_a_failure_stops_the_run(file):

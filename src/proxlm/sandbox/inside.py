@@ -80,8 +80,10 @@ def run_tests(tests: list[str], peer: Peer, report: int) -> None:
         }
         vars(solution).update(published)
         vars(module).update(published)
+        modules = {name for name in published if name in sys.stdlib_module_names}
         for number, test in enumerate(tests):
-            _take_library_modules(test, vars(module), published)
+            if modules:
+                _take_library_modules(test, vars(module), {name: published[name] for name in modules})
             message = _run_test(test, number, vars(module))
             if peer.lost:  # the test may have caught the exception
                 break
@@ -94,6 +96,8 @@ def run_tests(tests: list[str], peer: Peer, report: int) -> None:
 def _take_library_modules(test: str, names: dict[str, Any], published: dict[str, Any]) -> None:
     """Where a test says `math.isclose` and imports nothing, have it mean Python's own, not a `math` of the program.
 
+    published: what the program calls by the name of a module of the library.
+
     A program's function may have a module's name (`copy`, `bisect`), so a name that the test only calls stays as it
     is, and so does one whose attribute the module lacks.
     """
@@ -101,11 +105,7 @@ def _take_library_modules(test: str, names: dict[str, Any], published: dict[str,
         for node in ast.walk(ast.parse(test)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 name = node.value.id
-                if (
-                    name in published
-                    and names.get(name) is published[name]
-                    and name in sys.stdlib_module_names
-                ):
+                if name in published and names.get(name) is published[name]:
                     own = import_module(name)
                     if hasattr(own, node.attr):
                         names[name] = own
