@@ -57,6 +57,33 @@ def test_a_function_may_have_the_name_of_a_module() -> None:
     assert result.tests == ("",) * 4
 
 
+def test_large_tables_stay_with_the_program() -> None:
+    source = "SIEVE = list(range(10 ** 6))\nGRID = [[0] * 1000 for _ in range(1000)]\nTEXT = 'x' * 10 ** 6\n"
+    source += "SMALL = [1, [2]]\ndef f(x): return SIEVE[x]"
+    tests = ("assert f(7) == 7", "assert SIEVE[-1] == 999_999 and len(GRID) == 1000 and len(TEXT) == 10 ** 6")
+    (result,) = run_programs([Program(source, tests=(*tests, "assert SMALL == [1, [2]]"))], limits=LIMITS)
+    assert (result.status, result.tests) == ("ok", ("", "", ""))
+
+
+def test_what_tests_cannot_do() -> None:
+    source = "class P:\n    def __init__(self, x): self.x = x\n    def __eq__(self, other): return True\n"
+    source += "    def __lt__(self, other): return True\n    def __add__(self, other): return 4\n"
+    source += "def f(x): print(x, flush=True)\ndef show(x): return x.y"
+    tests = (
+        "assert P(1) == P(1)",
+        "assert P(1) < P(2)",
+        "assert P(1) + 1 == 4",
+        "import sys\nassert f(3) is None and sys.stdout.isatty() is False and sys.stdin.read() == ''",
+        "class Mine: y = 3\nshow(Mine())",
+        "assert P(1).x == 1 and P(2) != 4",  # a handle is equal to nothing
+    )
+    (result,) = run_programs([Program(source, tests=tests)], limits=LIMITS)
+    assert [told.partition(":")[0] for told in result.tests] == [
+        "AssertionError", "TypeError", "TypeError", "", "TypeError", "",
+    ]  # fmt: skip
+    assert result.stdout == "3\n"
+
+
 def test_what_is_written_to_the_line_is_no_pass() -> None:
     """Each frame is written again and again, from the start and in the middle of a test."""
     head = (

@@ -67,3 +67,34 @@ def test_what_is_not_enforced_is_said_once(
         check_isolation(require_landlock=True)
     (record,) = caplog.records
     assert "deleted files that a program still maps are counted every 20 ms" in record.message
+
+
+def test_memory_can_be_mapped_privately_and_a_file_also_shared() -> None:
+    source = """
+import mmap
+private = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+private[5:8] = b"abc"
+with open("f", "w+b") as file:
+    file.truncate(4096)
+    shared = mmap.mmap(file.fileno(), 4096)
+    shared[:3] = private[5:8]
+    print(file.read(3), mmap.mmap(file.fileno(), 3, access=mmap.ACCESS_READ)[:])
+mmap.mmap(-1, 4096)
+"""
+    result = run_python(source)
+    assert result.stdout == "b'abc' b'abc'\n"
+    assert result.stderr.splitlines()[-1].startswith("PermissionError")
+
+
+def test_the_tests_process_has_the_same_limit_of_memory_for_itself() -> None:
+    tests = ("x = bytearray(300 << 20)", "x = bytearray(200 << 20)")
+    (result,) = run_programs([Program("x = bytearray(200 << 20)", tests=tests)], limits=LIMITS)
+    assert (result.status, result.tests) == ("ok", ("MemoryError", ""))
+
+
+def test_a_burst_of_files_is_limited_by_the_kernel() -> None:
+    source = "n = 0\ntry:\n    while True:\n        open(str(n), 'w').close()\n        n += 1\n"
+    source += "except OSError: print(n)"
+    result = run_python(source, limits=Limits(files=10))
+    assert result.status == "files"
+    assert not isolation().mounts or int(result.stdout or 0) <= 10 + 64

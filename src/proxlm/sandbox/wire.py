@@ -22,6 +22,7 @@ _STOPPING = {"__next__", "__anext__", "send", "throw"}
 # Modules that do something when they are imported: print, open a browser or a window.
 _ACTING = {"__main__", "antigravity", "idlelib", "this", "turtle", "turtledemo"}
 _LONGEST_MESSAGE = 300
+_LARGE = 1 << 16
 
 
 class LostError(BaseException):
@@ -198,8 +199,11 @@ class Peer:
         return getattr(thing, details[0])
 
     def publish(self, names: dict[str, Any]) -> None:
-        """Let the other side ask for these objects by name, through its handle 0."""
-        self._objects.insert(0, lambda: names)
+        """Let the other side ask for these objects by name, through its handle 0.
+
+        A large table that the program made for itself is not copied: it is a handle.
+        """
+        self._objects.insert(0, lambda: {name: _Large(v) if _is_large(v) else v for name, v in names.items()})
 
     def _pack(self, value: Any) -> Any:
         """Plain data as JSON; an object of a subclass as its base type; a handle for everything else."""
@@ -225,7 +229,7 @@ class Peer:
             return ["module", value.__name__]
         if isinstance(value, Handle) and value._peer is self:
             return ["yours", value._number]
-        self._objects.append(value)
+        self._objects.append(value.value if isinstance(value, _Large) else value)
         return ["mine", len(self._objects) - 1]
 
     def _unpack(self, value: Any) -> Any:
@@ -240,6 +244,25 @@ class Peer:
         if tag == "yours":
             return self._objects[items[0]]
         return _SCALARS[tag](*items)
+
+
+class _Large:
+    """Plain data that passes as a handle."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def _is_large(value: Any) -> bool:
+    """Whether plain data, with what its items hold, has very many elements."""
+    kind = next((kind for kind in (*_CONTAINERS, str, bytes, bytearray) if isinstance(value, kind)), None)
+    if kind is None:
+        return False
+    size = kind.__len__(value)
+    if kind in _CONTAINERS and size <= _LARGE:
+        items = dict.values(value) if isinstance(value, dict) else kind.__iter__(value)
+        size += sum(len(one) for one in items if type(one) in (list, tuple, dict, set, str, bytes))
+    return bool(size > _LARGE)
 
 
 def _pairs(flat: list[Any]) -> dict[Any, Any]:
