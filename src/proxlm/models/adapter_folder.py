@@ -101,6 +101,7 @@ def merged_network(network: Any, adapter: AdapterFolder) -> Any:
         kind = getattr(adapted.active_peft_config.peft_type, "value", "this")
         raise ModelError(f"{adapter.what} of type {kind}, which cannot be merged into its base's weights")
     with torch.no_grad():
+        _untie(adapted)
         beside = some_logits(adapted.get_base_model())
         whole = merged(adapted.eval())
         error = float((some_logits(whole) - beside).abs().max())
@@ -129,6 +130,17 @@ def continued(model: LanguageModel, adapter: AdapterFolder, lora: LoraSettings) 
     check_merge(adapted, adapter.what)
     add_adapter_set(model, REFERENCE, copied=True)
     return model
+
+
+def _untie(adapted: Any) -> None:
+    """Give the head a weight of its own where it is the embedding's and the adapter changes one of the two."""
+    network = adapted.get_base_model()
+    embedding, head = network.get_input_embeddings(), network.get_output_embeddings()
+    ends = [getattr(end, "base_layer", None) for end in (embedding, head)]
+    if any(end is not None for end in ends) and embedding.weight is head.weight:
+        layer = head if ends[1] is None else ends[1]
+        layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+        network.config.tie_word_embeddings = False
 
 
 def _check_continues(adapter: AdapterFolder, lora: LoraSettings) -> None:

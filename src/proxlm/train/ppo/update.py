@@ -180,4 +180,7 @@ Root = tuple[Tensor, Tensor | None]
 
 
 def _backward(roots: list[Root]) -> None:
-    torch.autograd.backward([tensor for tensor, _ in roots], [gradient for _, gradient in roots])
+    # With adapters on the head alone no state has a gradient; the head's part is done by then.
+    learning = [(tensor, gradient) for tensor, gradient in roots if tensor.requires_grad]
+    if learning:
+        torch.autograd.backward([tensor for tensor, _ in learning], [gradient for _, gradient in learning])
