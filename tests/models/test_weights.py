@@ -66,9 +66,9 @@ def renamed(weights):
 
 
 DAMAGE = {
-    "value-head prefix": (prefixed("pretrained_model."), 'begin with "pretrained_model."'),
-    "compiled prefix": (prefixed("_orig_mod."), 'begin with "_orig_mod."'),
-    "parallel prefix": (prefixed("module."), 'begin with "module."'),
+    "value-head prefix": (prefixed("pretrained_model."), "there with pretrained_model. before their names"),
+    "compiled prefix": (prefixed("_orig_mod."), "there with _orig_mod. before their names"),
+    "parallel prefix": (prefixed("module."), "there with module. before their names"),
     "one tensor missing": (without(LAYER), f"missing: {LAYER};"),
     "a layer missing": (without("layers.1.mlp.up_proj.weight", "layers.1.mlp.down_proj.weight"), "missing: "),
     "embedding missing": (without("embed_tokens.weight"), r"missing: (lm_head|model\.embed_tokens)\.weight"),
@@ -102,9 +102,8 @@ def test_tensors_that_do_not_fit_are_named(saved, tmp_path, tokenizer, loader, d
     with pytest.raises(ModelError, match=message) as raised:
         load(folder)
     text = str(raised.value)
-    assert "weights do not make a Llama" in text
     assert str(folder) in text
-    assert len(text.replace(str(folder), "")) <= 300
+    assert text.count(" … ") == 0  # whole, in one line
 
 
 def test_names_that_mean_nothing_new_are_understood(saved, tmp_path):

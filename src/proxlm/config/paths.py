@@ -170,3 +170,17 @@ def _changed_value(path: PathKind, value: Any, change: Change) -> Any:
         known = value.get(PATH_ARGUMENT)
         return {**value, PATH_ARGUMENT: change(path, known)} if isinstance(known, str) else dict(value)
     return value
+
+
+def adapter_base(folder: Path, name: str) -> str:
+    """Where the base of a PEFT adapter is: a folder, or `name` itself where there is none.
+
+    PEFT writes it as it was given, from the directory of that time. It is looked for there, in the adapter's folder
+    and beside it.
+
+    Args:
+        folder: The adapter's.
+        name: base_model_name_or_path of its adapter_config.json.
+    """
+    places = (Path(name), folder / name, folder.parent / name)
+    return next((str(place) for place in places if os.path.isdir(place)), name)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from proxlm.config.paths import PathSetting, looks_like_path
+from proxlm.config.paths import PathSetting, adapter_base, looks_like_path
 from proxlm.data.tables import is_data_set, is_hub_name, split_of_folder
 from proxlm.data.text import files_in
 from proxlm.files import read_regular
@@ -48,8 +48,9 @@ def _of_model(name: str) -> dict[str, Path]:
         folder = found
     files = {p.name: p for p in sorted(folder.iterdir()) if p.suffix in _OF_MODELS and _is_visible(p)}
     if _ADAPTER in files:
-        base = _base_of(files[_ADAPTER])
-        if base and base != name:
+        base = adapter_base(folder, _base_of(files[_ADAPTER]))
+        # An adapter on an adapter is refused when it is loaded.
+        if base and not os.path.exists(os.path.join(base, _ADAPTER)):
             files |= {f"base/{file}": path for file, path in _of_model(base).items()}
     return files
 

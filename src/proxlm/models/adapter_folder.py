@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from proxlm.config import LoraSettings
-from proxlm.config.paths import looks_like_path
+from proxlm.config.paths import adapter_base, looks_like_path
 from proxlm.errors import ConfigError, ModelError
 from proxlm.files import check_regular, read_regular
 from proxlm.models.adapters import POLICY, REFERENCE, add_adapter_set, check_merge, merged, some_logits
@@ -77,16 +77,23 @@ def find_adapter(policy: str) -> AdapterFolder | None:
         raise ModelError(
             f"{what} whose {ADAPTER_CONFIG} names no base_model_name_or_path; write its base there"
         )
-    # PEFT writes the base as it was given there: from the directory of that time, or from beside the adapter.
-    for folder in (Path(base), path / base, path.parent / base):
-        if folder.is_dir():
-            return AdapterFolder(path, str(folder), settings)
-    if looks_like_path(base):
-        raise ModelError(
-            f'{what} on the base "{shown(base)}", and there is no such folder; correct base_model_name_or_path'
-            f" in its {ADAPTER_CONFIG}"
-        )
-    return AdapterFolder(path, base, settings)
+    found = adapter_base(path, base)
+    on = f'{what} on the base "{shown(base)}"'
+    if (Path(found) / ADAPTER_CONFIG).exists():
+        raise ModelError(f"{on}, which is an adapter, where a whole model is needed; merge that one first")
+    if not Path(found).is_dir() and (looks_like_path(found) or not _on_hub(found)):
+        raise ModelError(f"{on}, which is not there; correct base_model_name_or_path in its {ADAPTER_CONFIG}")
+    return AdapterFolder(path, found, settings)
+
+
+def _on_hub(name: str) -> bool:
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def merged_network(network: Any, adapter: AdapterFolder) -> Any:
@@ -239,14 +246,14 @@ def _load(adapted: Any, weights: dict[str, Tensor], adapter: AdapterFolder, own_
     check_names(
         adapter.what,
         "PEFT adapter for this base",
-        missing=set(needed) - set(weights),
-        unexpected=set(weights) - set(every),
+        missing=map(_short, set(needed) - set(weights)),
+        unexpected=map(_short, set(weights) - set(every)),
         shapes=[
-            (name, t.shape, every[name].shape)
+            (_short(name), t.shape, every[name].shape)
             for name, t in weights.items()
             if name in every and t.shape != every[name].shape
         ],
-        advice=f"is it the right base? {ADAPTER_CONFIG} names {shown(adapter.base, 60)}",
+        advice="do its settings and its base belong to these weights?",
     )
     other = [
         n for n, t in weights.items() if n not in needed and not torch.equal(t.to(every[n].dtype), every[n])
@@ -257,3 +264,8 @@ def _load(adapted: Any, weights: dict[str, Tensor], adapter: AdapterFolder, own_
             " continued: set model.lora.rank = 0 to merge it into its base"
         )
     set_peft_model_state_dict(adapted, weights, adapter_name=POLICY)
+
+
+def _short(name: str) -> str:
+    """The name of an adapter's tensor without what PEFT puts before every one."""
+    return name.removeprefix("base_model.model.")

@@ -21,7 +21,7 @@ from proxlm.text import listed, reason_of, shown
 ADAPTER_CONFIG = "adapter_config.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Of the name of a tensor that does not fit, what a message shows.
-LONGEST_NAME = 50
+LONGEST_NAME = 40
 NOT_A_REWARD_MODEL = (
     "a reward model is a trained classifier (…ForSequenceClassification), not a language model"
 )
@@ -44,7 +44,7 @@ def read_network(
         what: Beginning of the error's message: what is read, and from where.
         dtype: Of the weights, or "auto" for the one that they are saved in.
         trust_remote_code: Allow code that comes with the model.
-        advice: What to do about tensors that do not fit; empty: what their names suggest.
+        advice: What to do where the head is missing; empty: as for other tensors.
 
     Raises:
         ModelError: There are no safetensors, or a tensor is missing, unknown or of another shape.
@@ -65,13 +65,15 @@ def read_network(
         )
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{what}: cannot be loaded: {reason_of(error, 200)}") from error
+    # All of the model is there but its head, or that of another kind.
+    headless = all(not name.startswith(f"{network.base_model_prefix}.") for name in info["missing_keys"])
     check_names(
         what,
         type(network).__name__,
         missing=info["missing_keys"],
         unexpected=info["unexpected_keys"],
         shapes=info["mismatched_keys"],
-        advice=advice,
+        advice=advice if headless and info["missing_keys"] else "",
     )
     return network
 
@@ -97,20 +99,37 @@ def check_names(
     """
     absent, unknown = sorted(missing), sorted(unexpected)
     odd = [
-        f"{shown(name, 40)} is {tuple(saved)}, not {tuple(needed)}" for name, saved, needed in sorted(shapes)
+        f"{shown(name, 30)} is {tuple(saved)}, not {tuple(needed)}" for name, saved, needed in sorted(shapes)
     ]
     if not (absent or unknown or odd):
         return
+    if prefix := _prefix(absent, unknown):
+        raise ModelError(
+            f"{what}: missing: {_few(absent, 1)}; they are there with {shown(prefix, 30)} before their names: save"
+            f" the {wanted} inside"
+        )
     kinds = {"missing": absent, "unknown": unknown, "of another shape": odd}
-    most = 3 - sum(map(bool, kinds.values()))  # so that the message stays a line
-    parts = [
-        f"{label}: {listed([shown(name, LONGEST_NAME) for name in names], most=max(1, most))}"
-        for label, names in kinds.items()
-        if names
-    ]
-    raise ModelError(
-        f"{what}: the weights do not make a {wanted}; {'; '.join(parts)}; {_advice(absent, unknown, advice)}"
-    )
+    most = 2 if [bool(names) for names in kinds.values()].count(True) == 1 else 1  # the message is one line
+    parts = [f"{label}: {_few(names, most)}" for label, names in kinds.items() if names]
+    if not advice:
+        alone = unknown and not (absent or odd)
+        advice = f"save the {wanted} alone" if alone else f"save a whole {wanted}, with its save_pretrained"
+    raise ModelError(f"{what}: {'; '.join(parts)}; {advice}")
+
+
+def _few(names: list[str], most: int) -> str:
+    return listed([shown(name, LONGEST_NAME) for name in names], most=most)
+
+
+def _prefix(missing: list[str], unexpected: list[str]) -> str:
+    """What stands before each name in the file, if the rest of it is that of a tensor that is missing."""
+    absent = set(missing)
+    for name in missing if unexpected else ():
+        # Tied weights may be missing twice, so the names that are there decide.
+        prefix = unexpected[0].removesuffix(name)
+        if prefix.endswith(".") and {n.removeprefix(prefix) for n in unexpected} <= absent:
+            return prefix
+    return ""
 
 
 def check_vocabulary(what: str, tokenizer: Any, network: Any) -> None:
@@ -178,21 +197,6 @@ def check_files(path: str, what: str) -> None:
 
 def _whole_weights(folder: Path) -> list[Path]:
     return [file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter_model")]
-
-
-def _advice(missing: list[str], unexpected: list[str], otherwise: str) -> str:
-    """What to do, where the names say what has happened; else `otherwise`, if that says something."""
-    wanted = set(missing)
-    for name in missing if unexpected else ():
-        # Tied weights may be missing twice, so the names that are there decide.
-        prefix = unexpected[0].removesuffix(name)
-        if prefix.endswith(".") and {n.removeprefix(prefix) for n in unexpected} <= wanted:
-            return f'their names begin with "{shown(prefix, 40)}": save the model inside with save_pretrained'
-    if otherwise:
-        return otherwise
-    if unexpected and not missing:
-        return "save a model of this type alone, without other heads"
-    return "save the whole model with transformers' save_pretrained"
 
 
 # safetensors' names of the precisions that weights are kept in, and the bytes of a number.
