@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import stat
@@ -118,6 +119,23 @@ def test_generation_config_and_chat_template_travel(tokenizer, tmp_path):
     wanted = model.network.generation_config.to_dict()
     assert back.network.generation_config.to_dict() == wanted
     assert back.tokenizer.chat_template == chat.chat_template
+
+
+def test_the_templates_own_end_of_a_turn_is_in_the_saved_generation_config(tokenizer, tmp_path):
+    """A base model trained in a chat format: its turns end with the token that it learnt, elsewhere too."""
+    chat = copy.deepcopy(tokenizer)
+    chat.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    chat.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}"
+    model = tiny_model(chat)
+    end = chat.convert_tokens_to_ids("<|im_end|>")
+    save_language_model(model, tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [
+        chat.eos_token_id,
+        end,
+    ]
+    back = loaded(tmp_path)
+    assert back.turn_end.tokens == model.turn_end.tokens == {chat.eos_token_id, end}
+    assert (model.turn_end.own, back.turn_end.own, back.turn_end.default) == (end, end, end)
 
 
 def test_a_generation_config_that_transformers_would_not_save_does_not_end_a_run_at_its_end(

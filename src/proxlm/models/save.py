@@ -35,6 +35,7 @@ def save_language_model(model: LanguageModel, folder: Path) -> None:
             _save_adapter(model.adapters, folder / ADAPTER_FOLDER)
             model.tokenizer.save_pretrained(folder / ADAPTER_FOLDER)
         model.tokenizer.save_pretrained(folder)
+    _save_turn_end(model, folder / "generation_config.json")
     give_mode_of(folder / "config.json", folder)
 
 
@@ -86,6 +87,19 @@ def _correct(file: Path, truth: dict[str, Any]) -> None:
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         part |= {name: value for name, value in truth.items() if part is config or name in part}
     file.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _save_turn_end(model: LanguageModel, file: Path) -> None:
+    """Let the generation config name the chat template's own end of a turn, where it is another token than EOS.
+
+    The model was trained to end with it; whoever loads the folder with transformers or vLLM stops there as well.
+    """
+    end = model.turn_end
+    if end.own is not None and end.own not in end.eos and file.exists():
+        first = [model.tokenizer.eos_token_id] if model.tokenizer.eos_token_id in end.eos else []
+        # Transformers makes a config that is only "from the model's" anew, and would forget it.
+        truth = {"eos_token_id": [*first, *sorted(end.tokens - {*first})], "_from_model_config": False}
+        _correct(file, truth)
 
 
 def _save_adapter(adapters: Any, folder: Path) -> None:
