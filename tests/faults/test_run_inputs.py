@@ -117,7 +117,7 @@ def test_exchanged_checkpoints_are_named(place, capfd):
     (folder / "x").rename(two)
     assert main(RESUME) == 2
     told = capfd.readouterr().err.splitlines()[-1]
-    assert "step-00000002: holds step 1, so the folder was renamed or exchanged" in told
+    assert "step-00000002: holds step 1: it was renamed or exchanged" in told
     assert "step-00000001: holds step 2" in told
 
 

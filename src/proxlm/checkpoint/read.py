@@ -17,6 +17,8 @@ from proxlm.files import check_regular
 from proxlm.text import listed, shown
 
 State = dict[str, Any]
+# How many damaged checkpoints an error names; the others are counted.
+_NAMED = 2
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -30,17 +32,17 @@ def folder_name(step: int) -> str:
 
 
 def checkpoint_problem(folder: Path) -> str | None:
-    """Why a checkpoint cannot be used: its files are not as they were written, or it is not the step that its
-    folder's name says. None: it can."""
+    """Why a checkpoint cannot be used, without its folder's name; None: it can.
+
+    Its files are not as they were written, or it is not the step that its folder's name says.
+    """
     try:
         if (problem := damage(folder)) is not None:
             return problem
         step = read_step(folder, read_json_object(folder / "state.json"))
     except RunError as error:
-        return str(error)
-    if folder.name == folder_name(step):
-        return None
-    return f"holds step {step}, so the folder was renamed or exchanged; its name was {folder_name(step)}"
+        return str(error).removeprefix(f"{folder}{os.sep}")
+    return None if folder.name == folder_name(step) else f"holds step {step}: it was renamed or exchanged"
 
 
 def _print(text: str) -> None:
@@ -57,17 +59,19 @@ def newest_checkpoint(run: Path, on_damaged: Callable[[str], None] = _print) -> 
     Raises:
         RunError: There is none.
     """
-    found, problems = checkpoints(run), list[str]()
+    found, problems = checkpoints(run), dict[Path, str]()
     for folder in reversed(found):
         problem = checkpoint_problem(folder)
         if problem is None:
-            for line in problems:
-                on_damaged(f"note: passed over a damaged checkpoint: {line}")
+            for damaged, why in problems.items():
+                on_damaged(f"note: passed over a damaged checkpoint: {damaged}: {why}")
             return folder
-        problems.append(problem if problem.startswith(str(folder)) else f"{folder}: {problem}")
+        problems[folder] = problem
     advice = "start again without --resume in a new folder"
     if problems:
-        raise RunError(f"{run}: every checkpoint is damaged ({'; '.join(problems)}); {advice}")
+        named = [f"{damaged.name}: {shown(why)}" for damaged, why in problems.items()][:_NAMED]
+        more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+        raise RunError(f"{run}: every checkpoint is damaged ({'; '.join(named)}{more}); {advice}")
     raise RunError(f"{run}: no complete checkpoint to resume from; {advice}")
 
 
@@ -87,8 +91,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], State]:
 
     problem = checkpoint_problem(folder)
     if problem is not None:
-        where = "" if problem.startswith(str(folder)) else f"{folder}: the checkpoint is damaged: "
-        raise RunError(f"{where}{problem}")
+        raise RunError(f"{folder}: the checkpoint is damaged: {problem}")
     state = read_json_object(folder / "state.json")
     try:
         check_regular(folder / "state.safetensors")

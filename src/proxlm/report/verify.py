@@ -104,7 +104,7 @@ class _Verification:
                 self.states[folder] = read_json_object(folder / "state.json")
                 self._try(partial(self._state, folder, self.states[folder]))
             elif folder.exists():  # a run in progress may have deleted it meanwhile
-                self.found.append(problem if problem.startswith(str(folder)) else f"{folder}: {problem}")
+                self.found.append(f"{folder}: {problem}")
 
     def _state(self, folder: Path, saved: dict[str, Any]) -> None:
         if self.job in _STATES:
