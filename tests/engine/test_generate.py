@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from proxlm.config import ModelSettings, RolloutSettings
 from proxlm.data.turn_end import turn_end_of
+from proxlm.engine.agreement import check_engine
 from proxlm.engine.decoders import CachedDecoder, RecomputeDecoder, TargetDecoder, make_decoder
 from proxlm.engine.generate import generate
 from proxlm.engine.native import NativeEngine
@@ -195,6 +196,7 @@ def test_finished_rows_leave_the_batch(tokenizer, monkeypatch, model_type):
     """The decoder's compute shrinks as responses end, and grows with nothing else."""
     sizes: list[int] = []
     model = tiny_model(tokenizer, model_type)
+    check_engine(model)
     kind = type(make_decoder(model))
     step = kind.step
     monkeypatch.setattr(kind, "step", lambda self, tokens: (sizes.append(len(tokens)), step(self, tokens))[1])
@@ -222,6 +224,7 @@ def test_an_encoder_runs_once_for_a_batch_and_recomputing_agrees_with_the_cache(
         got = [decoder.step(torch.tensor([11, 12])) for decoder in pair]
     assert torch.allclose(*got, atol=1e-5)
     assert encoded == [3, 3]
+    check_engine(model)
     encoded.clear()
     run(model, prompts(tokenizer), batch_size=4)
     assert encoded == [4, 2]

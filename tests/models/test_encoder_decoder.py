@@ -20,9 +20,9 @@ from proxlm.data.supervised import SFTExample
 from proxlm.errors import ModelError
 from proxlm.models.actor_critic import critic_from_reward_model, make_actor_critic
 from proxlm.models.adapters import add_lora, reference_active
+from proxlm.models.agreement import check_forward
 from proxlm.models.encoder_decoder import source_and_target, start_token
 from proxlm.models.forward import response_states, token_outputs
-from proxlm.models.language_model import check_head
 from proxlm.models.load import build_language_model, load_language_model
 from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.models.save import save_language_model
@@ -90,18 +90,18 @@ def test_the_prompt_and_every_token_before_matter_and_those_after_do_not(tokeniz
 
 
 def test_t5s_scale_and_barts_bias_belong_to_the_head(tokenizer):
-    """Without them check_head would refuse the model, as it does for a change that it does not know."""
+    """Without them check_forward would refuse the model, as it does for a change that it does not know."""
     bart = tiny_model(tokenizer, "bart")
     bart.network.final_logits_bias = torch.linspace(-3, 3, len(tokenizer))[None]
-    check_head(bart)
+    check_forward(bart)
     t5 = tiny_model(tokenizer, "t5")
     assert t5.network.config.scale_decoder_outputs
-    check_head(t5)
+    check_forward(t5)
     t5.network.config.scale_decoder_outputs = False
-    check_head(t5)
+    check_forward(t5)
     t5.network.register_forward_hook(lambda m, a, output: setattr(output, "logits", output.logits * 2))
     with pytest.raises(ModelError, match="model type t5 differ by"):
-        check_head(t5)
+        check_forward(t5)
 
 
 def test_the_start_token_is_the_configurations(tokenizer):

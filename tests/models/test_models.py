@@ -12,8 +12,8 @@ from proxlm.config import LoraSettings, ModelSettings, NewModelSettings
 from proxlm.errors import ConfigError, ModelError
 from proxlm.models.actor_critic import ValueHead, make_actor_critic
 from proxlm.models.adapters import add_lora, reference_active
+from proxlm.models.agreement import check_forward
 from proxlm.models.forward import micro_batches, pad_right, response_states, token_outputs
-from proxlm.models.language_model import check_head
 from proxlm.models.load import (
     build_language_model,
     load_language_model,
@@ -172,7 +172,7 @@ def test_a_model_that_changes_its_logits_is_refused(tokenizer):
     model = tiny_model(tokenizer)
     model.network.register_forward_hook(lambda m, a, output: setattr(output, "logits", output.logits * 2))
     with pytest.raises(ModelError, match="model type llama differ by"):
-        check_head(model)
+        check_forward(model)
 
 
 def test_devices():

@@ -180,7 +180,8 @@ class TargetDecoder(BatchDecoder):
     def __init__(self, model: LanguageModel) -> None:
         super().__init__(model)
         self.trunk = EncoderDecoderTrunk(model.network)
-        self.cached = "past_key_values" in inspect.signature(self.trunk.decoder.forward).parameters
+        keeps = "past_key_values" in inspect.signature(self.trunk.decoder.forward).parameters
+        self.cached = keeps and model.cached
 
     def add(
         self,
@@ -244,14 +245,18 @@ def make_decoder(model: LanguageModel, weights: RolloutWeights = "policy") -> De
         return TargetDecoder(model)
     if model.network.config.model_type in SHORT_NAMES.values():
         return RecurrentDecoder(model)
-    return CachedDecoder(model) if _has_plain_cache(model) else RecomputeDecoder(model)
+    return CachedDecoder(model) if model.cached and _has_plain_cache(model) else RecomputeDecoder(model)
 
 
 def _has_plain_cache(model: LanguageModel) -> bool:
-    from transformers.cache_utils import DynamicCache, DynamicLayer
+    """Whether every layer's cache is one of the two that drop rows and mask padding exactly.
+
+    By exact type: a recurrent state would see the padding, and a subclass may keep more than keys and values
+    (DeepSeek-V4's compresses windows that begin with the padding).
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
     if "past_key_values" not in inspect.signature(model.trunk.forward).parameters:
         return False
-    layers = DynamicCache(config=model.network.config).layers
-    # Sliding-window and full-attention layers drop rows exactly; recurrent state would see the padding.
-    return all(isinstance(layer, DynamicLayer) and not hasattr(layer, "conv_states") for layer in layers)
+    layers: list[Any] = DynamicCache(config=model.network.config).layers
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from proxlm.config import RolloutSettings
 from proxlm.data.turn_end import TurnEnd
+from proxlm.engine.agreement import check_engine
 from proxlm.engine.decoders import make_decoder
 from proxlm.engine.request import Request, RequestOutput
 from proxlm.engine.scheduler import Scheduler
@@ -60,11 +61,29 @@ class NativeEngine:
         return 0 if self._scheduler is None else len(self._scheduler)
 
     def submit(self, requests: Iterable[Request]) -> None:
-        """Queue requests. Raises ModelError for prepared weights that this model type does not have."""
+        """Queue requests.
+
+        Raises:
+            ModelError: A request may become longer than the model's context, the engine does not compute what the
+                model does (`agreement.check_engine`, once for a model), or prepared weights that this model type does
+                not have.
+        """
+        requests = list(requests)
+        self._check_lengths(requests)
+        check_engine(self.model)
         if self._scheduler is None:
             decoder = make_decoder(self.model, self._settings.weights)
             self._scheduler = Scheduler(self.model, decoder, self._settings.batch_size)
         self._scheduler.add(requests)
+
+    def _check_lengths(self, requests: list[Request]) -> None:
+        """Raise ModelError if a prompt with all the tokens it may get is longer than the model's context."""
+        lengths = [(len(request.prompt), request.params.max_new_tokens) for request in requests]
+        if self.encoder_decoder:  # a response begins with the start token
+            longest = max((max(prompt, 1 + response) for prompt, response in lengths), default=0)
+        else:
+            longest = max((prompt + response for prompt, response in lengths), default=0)
+        self.model.check_length(longest)
 
     def step(self) -> list[RequestOutput]:
         """One token of each running request; returns those that finished with it."""

@@ -92,13 +92,14 @@ def sample(logits: Tensor, uniform: Tensor, distribution: Distribution) -> tuple
         distribution: of all rows. Temperature 0 takes the likeliest token and gives its log-prob at temperature 1.
 
     Returns:
-        Tokens [B] int64 and their log-probs [B] float32 under the distribution sampled from.
+        Tokens [B] int64 and their log-probs [B] float32 under the distribution sampled from. A log-prob is not finite
+        where a row's logits hold NaN or +inf, or nothing but −inf; its token then means nothing.
     """
     logits = logits.float()
     if distribution.temperature == 0:
         tokens = logits.argmax(-1, keepdim=True)
-        logprobs = logits.gather(-1, tokens) - torch.logsumexp(logits, -1, keepdim=True)
-        return tokens[:, 0], logprobs[:, 0]
+        largest = logits.gather(-1, tokens)
+        return tokens[:, 0], -(logits - largest).exp_().sum(-1).log()
     if distribution.temperature != 1:
         logits = logits / distribution.temperature
     logits = filter_logits(logits, distribution.top_k, distribution.top_p, distribution.min_p)
@@ -122,7 +123,8 @@ def _pick_by_blocks(logits: Tensor, top: Tensor, uniform: Tensor) -> tuple[Tenso
     sums = shares.sum(-1, dtype=torch.float64).cumsum_(-1)
     block, excess = _first_above(sums, uniform * sums[:, -1:])
     within = shares.gather(1, block[..., None].expand(-1, 1, BLOCK))[:, 0].cumsum(-1, dtype=torch.float64)
-    return sums, block * BLOCK + _first_above(within, excess)[0]
+    tokens = block * BLOCK + _first_above(within, excess)[0]
+    return sums, tokens.clamp_(max=size - 1)  # beyond only where a sum is NaN
 
 
 def _first_above(sums: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,6 +135,7 @@ def _first_above(sums: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     total = sums[:, -1:]
     # Rounding must not carry the threshold to the total, after which there is no token.
     below = torch.minimum(threshold, torch.nextafter(total, torch.zeros_like(total)))
-    place = torch.searchsorted(sums, below, right=True)
+    # Only among sums that are NaN there is none that is above.
+    place = torch.searchsorted(sums, below, right=True).clamp_(max=sums.shape[-1] - 1)
     before = torch.where(place > 0, sums.gather(-1, (place - 1).clamp(min=0)), 0.0)
     return place, below - before

@@ -7,6 +7,7 @@ others.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from proxlm.engine.philox import request_uniforms
 from proxlm.engine.request import Request, RequestOutput
 from proxlm.engine.sampling import Distribution, sample_rows
 from proxlm.engine.stopping import StopCheck
+from proxlm.errors import ModelError
+from proxlm.models.agreement import why_not_finite
 from proxlm.models.language_model import LanguageModel
 from proxlm.types import Finish
 
@@ -110,9 +113,19 @@ class Scheduler:
         logits = self.decoder.logits(self._states)
         tokens, logprobs = sample_rows(logits, uniform, [row.distribution for row in self.running])
         for row, token, logprob in zip(self.running, tokens.tolist(), logprobs.tolist(), strict=True):
+            if not math.isfinite(logprob):
+                raise ModelError(self._not_finite(row))
             row.tokens.append(token)
             row.logprobs.append(logprob)
         return tokens
+
+    def _not_finite(self, running: RunningRequest) -> str:
+        seed, distribution = running.request.params.seed, running.distribution
+        where = f"prompt {seed.prompt_id}, step {seed.step}, response token {len(running.tokens) + 1}"
+        return (
+            f"{self.model.source}: NaN or infinite logits while sampling ({where}, temperature"
+            f" {distribution.temperature:g}): {why_not_finite(self.model)}"
+        )
 
     def _output(self, row: int, reason: Finish) -> RequestOutput:
         running = self.running[row]

@@ -30,22 +30,23 @@ class _Buffers:
     ) -> tuple[Tensor, Tensor | None]:
         """log π(token) and entropy [r] for hidden [r, H]; leaves π, and log π if there is a buffer for it, [r, V].
 
-        With m the largest logit and p its probability: log Σ exp z = m − log p, which rounds no worse than the sum.
+        z less its largest, whose probability is p: log Σ exp z = −log p, which rounds no worse than the sum, and
+        large logits lose nothing by cancelling.
         """
         z = torch.mm(hidden, weight.T, out=self.probabilities[: len(hidden)])
         if temperature != 1.0:
             z.div_(temperature)
         largest = z.amax(-1, keepdim=True)
-        chosen = z.gather(-1, tokens[:, None])
+        chosen = z.gather(-1, tokens[:, None]) - largest
         log = self.log_probabilities
         if log is not None:
-            log = log[: len(hidden)].copy_(z)
+            log = torch.sub(z, largest, out=log[: len(hidden)])
         p = torch.softmax(z, -1, out=z)
-        log_normaliser = largest - p.amax(-1, keepdim=True).log()
-        logprobs = (chosen - log_normaliser)[:, 0]
+        log_of_largest = p.amax(-1, keepdim=True).log()
+        logprobs = (chosen + log_of_largest)[:, 0]
         if log is None:
             return logprobs, None
-        log.sub_(log_normaliser)
+        log.add_(log_of_largest)
         return logprobs, -torch.bmm(p[:, None], log[:, :, None])[:, 0, 0]
 
     def backward(

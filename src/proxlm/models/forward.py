@@ -78,6 +78,7 @@ def response_states(
         The states that predict each response token [R, H], and the state after each row's last token [B, H].
     """
     network: Any = trunk or model.trunk
+    _check_context(model, sequences)
     predicting, final = predicting_states(sequences.response_index), sequences.offsets[1:] - 1
     if runs_unpadded(model, network) and not twice:
         index = torch.cat([predicting, final])
@@ -102,6 +103,15 @@ def response_states(
     if model.encoder_decoder:
         predicting, final = predicting_states(sequences.response_index), sequences.offsets[1:] - 1
     return hidden[place[predicting]], hidden[place[final]]
+
+
+def _check_context(model: LanguageModel, sequences: Sequences) -> None:
+    """Raise ModelError for a row beyond the model's context, where positions wrap, clamp or were never trained."""
+    if model.encoder_decoder:  # a response begins with the start token
+        longest = torch.maximum(sequences.prompt_lengths, sequences.response_lengths + 1).max()
+    else:
+        longest = sequences.lengths.max()
+    model.check_length(int(longest))
 
 
 def runs_unpadded(model: LanguageModel, trunk: Any) -> bool:

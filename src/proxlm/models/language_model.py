@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from proxlm.data.turn_end import TurnEnd, eos_of, turn_end_of
 from proxlm.errors import ModelError
 from proxlm.kernels.module_hooks import has_hooks
 from proxlm.models.adapters import POLICY, adapter_parameters
+from proxlm.models.context import context_of
 from proxlm.models.encoder_decoder import EncoderDecoderTrunk, start_token
 
 # Fields of a configuration by which the logits are more than the head's output.
@@ -37,6 +38,8 @@ class LanguageModel:
             forward and autograd, as sharded weights and hooks on gradients (DDP's, say) need it; slower. Hooks that
             torch can list and sharded parameters are found without it (`kernels/module_hooks.py`).
         save_dtype: The precision that its weights are saved in; in memory they are float32.
+        cached: The engine keeps keys and values while it generates. False: every token reads the whole text again,
+            for model types whose cache does not hold rows of unlike lengths (`engine/agreement.py` finds that out).
     """
 
     network: Any
@@ -49,6 +52,10 @@ class LanguageModel:
     activation_checkpointing: bool = False
     own_kernels: bool = True
     save_dtype: torch.dtype = torch.float32
+    cached: bool = True
+    # How far this model has been compared with transformers (models/agreement.py, engine/agreement.py); a model that
+    # `replace` makes of it has not been.
+    agrees: Literal["unknown", "training", "engine"] = field(default="unknown", init=False)
 
     @property
     def trunk(self) -> nn.Module:
@@ -72,8 +79,16 @@ class LanguageModel:
     @property
     def context(self) -> int | None:
         """Longest sequence in tokens, or None where the model sets no limit; of an encoder–decoder, of each side."""
-        text_config = self.network.config.get_text_config()
-        return getattr(text_config, "max_position_embeddings", None)
+        return context_of(self.network.config).limit
+
+    def check_length(self, longest: int) -> None:
+        """Raise ModelError for a sequence of so many tokens (of an encoder–decoder: a side) beyond the context."""
+        limit, reason = context_of(self.network.config)
+        if limit is not None and longest > limit:
+            raise ModelError(
+                f"{self.source}: a text that may be {longest} tokens long does not fit the model's context of {limit}"
+                f" tokens ({reason}); shorten the prompt or lower rollout.max_new_tokens"
+            )
 
     @property
     def turn_end(self) -> TurnEnd:
@@ -135,25 +150,3 @@ class LanguageModel:
         if self.adapters is not None:
             return adapter_parameters(self.network, adapter)
         return [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
-
-
-@torch.no_grad()
-def check_head(model: LanguageModel) -> None:
-    """Raise ModelError unless head(trunk(x)) is what the model's own forward returns.
-
-    Some model types change the logits in their forward; one that this library does not know must not train wrongly.
-    """
-    size = model.network.get_input_embeddings().weight.shape[0]
-    tokens = torch.arange(4, device=model.device)[None] * 7 % size
-    sides = {}
-    if model.encoder_decoder:
-        sides = {"attention_mask": torch.ones_like(tokens), "decoder_input_ids": tokens.flip(-1)}
-    own = model.network(input_ids=tokens, use_cache=False, **sides).logits
-    ours = model.logits(model.states(tokens, use_cache=False, **sides).last_hidden_state)
-    worst = float((own.float() - ours.float()).abs().max())
-    if not worst <= (0.1 if model.bfloat16 else 1e-3) * max(1.0, float(own.abs().max())):
-        model_type = model.network.config.model_type
-        raise ModelError(
-            f"{model.source}: the logits of model type {model_type} differ by {worst:.3g} from its output head's, "
-            "so it changes them in a way proxlm does not know; use another model type"
-        )

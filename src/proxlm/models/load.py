@@ -15,8 +15,9 @@ from proxlm.kernels.block_layouts import LAYOUTS
 from proxlm.kernels.device import resolve_device, uses_bfloat16
 from proxlm.models.adapter_folder import continued, find_adapter, merged_network
 from proxlm.models.adapters import add_lora
+from proxlm.models.agreement import check_forward
 from proxlm.models.forward import check_packing, runs_unpadded
-from proxlm.models.language_model import LanguageModel, check_head
+from proxlm.models.language_model import LanguageModel
 from proxlm.models.model_types import SHORT_NAMES, is_encoder_decoder_type, register_model_types
 from proxlm.models.weights import check_can_be_saved, check_vocabulary, read_network, saved_precision
 from proxlm.text import reason_of
@@ -100,7 +101,7 @@ def wrap(network: Any, tokenizer: Any, config: ModelSettings) -> LanguageModel:
         activation_checkpointing=config.activation_checkpointing,
         save_dtype=_save_dtype(network, config),
     )
-    check_head(model)
+    check_forward(model)
     if config.activation_checkpointing and not runs_unpadded(model, model.trunk):
         raise ModelError(
             f"{model.source}: model.activation_checkpointing is for {', '.join(LAYOUTS)} and model.packed = false;"

@@ -12,6 +12,7 @@ from proxlm.data.tokenizer import check_tokenizer, load_tokenizer, require_folde
 from proxlm.data.turn_end import eos_of
 from proxlm.errors import ModelError
 from proxlm.models.adapter_folder import AdapterFolder, find_adapter
+from proxlm.models.context import context_of
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import language_model_of, load_language_model
 from proxlm.models.model_types import register_model_types
@@ -103,7 +104,7 @@ class ModelSource:
     @property
     def context(self) -> int | None:
         """Longest sequence in tokens; None: the configuration names none. Of an encoder–decoder, of each side."""
-        return getattr(self.configuration.get_text_config(), "max_position_embeddings", None)
+        return context_of(self.configuration).limit
 
     @property
     def encoder_decoder(self) -> bool:

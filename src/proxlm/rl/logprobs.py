@@ -27,7 +27,8 @@ def logprobs_and_entropy(
 ) -> tuple[Tensor, Tensor | None]:
     """log π(token) and H(π) of π = softmax(logits / temperature).
 
-    log π(a) = z_a − log Σ_v exp z_v;  H = log Σ_v exp z_v − Σ_v π(v) z_v,  z = logits / temperature.
+    log π(a) = z_a − log Σ_v exp z_v;  H = log Σ_v exp z_v − Σ_v π(v) z_v,  z = logits / temperature − their largest.
+    So z ≤ 0 ≤ log Σ exp z: H is a sum of numbers that are not negative, and large logits lose nothing by cancelling.
 
     Args:
         logits: [R, V], of any float dtype; computed in float32, or in float64 if they are.
@@ -61,24 +62,25 @@ class _LogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float, entropy: bool) -> Any:
         z = _scaled(logits, temperature)
-        log_normaliser = torch.logsumexp(z, dim=-1)
-        logprobs = z.gather(-1, tokens[:, None]).squeeze(-1) - log_normaliser
+        largest = z.amax(-1, keepdim=True)
+        z = z - largest if z is logits else z.sub_(largest)
+        chosen, shares = z.gather(-1, tokens[:, None])[:, 0], z.exp()
+        sums = shares.sum(-1)
+        log_normaliser = sums.log()
         entropies = None
         if entropy:
-            probabilities = (z - log_normaliser[:, None]).exp_()
             # A token that is impossible (logit −inf) contributes 0 · −inf, which is 0 in the limit.
-            products = probabilities.mul_(z.masked_fill(z == -torch.inf, 0.0))
-            entropies = log_normaliser - products.sum(-1)
-        ctx.save_for_backward(logits, tokens, log_normaliser, entropies)
+            products = shares.mul_(z.masked_fill_(z == -torch.inf, 0.0))
+            entropies = log_normaliser - products.sum(-1) / sums
+        ctx.save_for_backward(logits, tokens, largest, log_normaliser, entropies)
         ctx.temperature = temperature
-        return logprobs, entropies
+        return chosen - log_normaliser, entropies
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, tokens, log_normaliser, entropies = ctx.saved_tensors
-        z = _scaled(logits, ctx.temperature)
-        log_probabilities = z - log_normaliser[:, None]
+        logits, tokens, largest, log_normaliser, entropies = ctx.saved_tensors
+        log_probabilities = (_scaled(logits, ctx.temperature) - largest).sub_(log_normaliser[:, None])
         if entropies is None:
             gradient = log_probabilities.exp_().mul_(-grads[0][:, None])
         else:

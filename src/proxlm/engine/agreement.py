@@ -1,0 +1,83 @@
+"""Whether what generates computes what trains, tried on a few random tokens.
+
+The tokens of `models/agreement.py`, as the engine reads them: prompts of unlike lengths in one batch, one token a
+step, rows that leave. Its log-probs must be those of the training pass, or the ratio of PPO's first update is not 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from proxlm.engine.decoders import Decoder, make_decoder
+from proxlm.errors import ModelError
+from proxlm.models.agreement import check_finite, check_forward, exact, gap, model_runs, tolerance, trial_rows
+from proxlm.models.forward import token_outputs
+from proxlm.models.language_model import LanguageModel
+from proxlm.types import Sequences
+
+
+@torch.no_grad()
+def check_engine(model: LanguageModel) -> None:
+    """Compare the engine's log-probs with the training pass's, and that with transformers'; once for a LanguageModel.
+
+    A cache that fails is given up (`model.cached`).
+
+    Raises:
+        ModelError: They differ without a cache, too, or the model cannot be run.
+    """
+    if model.agrees == "engine":
+        return
+    if model.agrees == "unknown":
+        check_forward(model)
+    with model_runs(model):
+        plain, trial = exact(model), trial_rows(model)
+        outputs = token_outputs(plain, trial)
+        check_finite(model, outputs.logprobs)
+        most = tolerance(plain, [plain.logits(outputs.states)])
+        if plain.cached and _fails(plain, outputs.logprobs, trial, most):
+            model.cached = False
+            plain = replace(plain, cached=False)
+        if not plain.cached and not (worst := gap(_decoded(plain, trial), outputs.logprobs)) <= most:
+            raise ModelError(
+                f"{model.source}: log-probs of model type {model.network.config.model_type} differ by {worst:.3g}"
+                " between generating and training, in a way proxlm does not know; use another model type"
+            )
+    model.agrees = "engine"
+
+
+def _fails(model: LanguageModel, wanted: Tensor, trial: Sequences, most: float) -> bool:
+    try:
+        return not gap(_decoded(model, trial), wanted) <= most
+    except Exception:  # whatever a model does with a cache that is not made for it
+        return True
+
+
+def _decoded(model: LanguageModel, trial: Sequences) -> Tensor:
+    """The log-probs [R] of the trial's responses, as the engine's decoder computes them token by token."""
+    decoder: Decoder = make_decoder(model)
+    starts, prompts = trial.offsets.tolist(), trial.prompt_lengths.tolist()
+    rows = [trial.tokens[starts[i] : starts[i + 1]] for i in range(len(trial))]
+    responses = [row[prompt:] for row, prompt in zip(rows, prompts, strict=True)]
+    found: list[list[Tensor]] = [[] for _ in rows]
+    running = list(range(len(rows)))
+    texts = [row[:prompt].tolist() for row, prompt in zip(rows, prompts, strict=True)]
+    longest = int(trial.response_lengths.max())
+    with model.autocast():
+        states = decoder.add(texts, longest, [None] * len(texts))
+        for position in range(longest):
+            tokens = torch.stack([responses[row][position] for row in running])
+            logprobs = decoder.logits(states).float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+            for row, logprob in zip(running, logprobs, strict=True):
+                found[row].append(logprob)
+            left = [i for i, row in enumerate(running) if len(responses[row]) > position + 1]
+            if not left:
+                break
+            kept = torch.tensor(left, device=model.device)
+            if len(left) < len(running):
+                decoder.keep(kept)
+            running = [running[i] for i in left]
+            states = decoder.step(tokens[kept])
+    return torch.stack([logprob for row in found for logprob in row])

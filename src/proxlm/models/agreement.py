@@ -1,0 +1,172 @@
+"""Whether the pass that trains a model computes what the model's own forward does, tried on a few random tokens.
+
+Rows of unlike lengths in one batch against each row alone, as transformers runs it; and a changed token against all
+that stands before it. A model that looks both ways, that lets padding reach a real token, or that changes its logits
+in a way proxlm does not know, would train in silence on other numbers than it generates with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proxlm.errors import ModelError, UserError
+from proxlm.models.forward import token_outputs
+from proxlm.models.language_model import LanguageModel
+from proxlm.text import reason_of
+from proxlm.types import Sequences
+
+# Prompt and response of each row. The second row is the first one with its last CHANGED tokens changed.
+ROWS = ((9, 3), (9, 3), (1, 1), (4, 2))
+CHANGED = 2
+
+
+@torch.no_grad()
+def check_forward(model: LanguageModel) -> None:
+    """Compare the training pass with transformers' own forward.
+
+    Raises:
+        ModelError: They differ, the model is not causal, its numbers are not finite, or it cannot be run.
+    """
+    _compare(model)
+    model.agrees = "training"
+
+
+def _compare(loaded: LanguageModel) -> None:
+    with model_runs(loaded):
+        model, trial = exact(loaded), trial_rows(loaded)
+        own = [_own_logits(model, trial, rows) for rows in ((0, 1), (2,), (3,))]
+        own_rows = [own[0][0], own[0][1], own[1][0], own[2][0]]
+        check_finite(model, torch.cat(own_rows))
+        most = tolerance(model, own_rows)
+        # The state before the first changed token is the last one that may not change.
+        unchanged = len(own_rows[0]) - CHANGED + (1 if model.encoder_decoder else 0)
+        first, second = (row[:unchanged] for row in own_rows[:2])
+        if not (worst := gap(first, second)) <= most:
+            raise ModelError(
+                f"{model.source}: model type {_type(model)} is not causal: another token at the end of a text changes"
+                f" the logits before it by {worst:.3g}, so it cannot be trained to generate from left to right; use a"
+                " causal model (a decoder: is_decoder = true in config.json where the type has it)"
+            )
+        wanted, outputs = _predicting(model, own_rows, trial).log_softmax(-1), token_outputs(model, trial)
+        found = model.logits(outputs.states).float().log_softmax(-1)
+        chosen = wanted.gather(-1, trial.response_tokens[:, None])[:, 0]
+        if not (worst := max(gap(wanted, found), gap(chosen, outputs.logprobs))) <= most:
+            raise ModelError(
+                f"{model.source}: log-probs of model type {_type(model)} differ by {worst:.3g} between the training"
+                " pass (rows of unlike lengths, its head after its trunk) and transformers' own forward of each row"
+                " alone, in a way proxlm does not know; use another model type"
+            )
+
+
+def trial_rows(model: LanguageModel) -> Sequences:
+    """A few random rows of unlike lengths for a model, on its device; the same ones each time."""
+    size = model.network.get_input_embeddings().weight.shape[0]
+    text = model.network.config.get_text_config()
+    size = min(size, getattr(text, "vocab_size", None) or size)
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(size, (sum(lengths),), generator=generator) for lengths in ROWS]
+    padding = getattr(text, "pad_token_id", None)
+    rows = [
+        torch.where(row == padding, (row + 1) % size, row) if padding is not None else row for row in rows
+    ]
+    rows[1] = rows[0].clone()
+    rows[1][-CHANGED:] = rows[3][:CHANGED]
+    limit = model.context or 2**31
+    prompts = [
+        row[:prompt][: max(1, limit - response)] for row, (prompt, response) in zip(rows, ROWS, strict=True)
+    ]
+    responses = [row[prompt:] for row, (prompt, _) in zip(rows, ROWS, strict=True)]
+    return Sequences.from_lists([p.tolist() for p in prompts], [r.tolist() for r in responses]).to(
+        model.device
+    )
+
+
+def exact(model: LanguageModel) -> LanguageModel:
+    """The model without bfloat16 and packing, whose rounding would hide what differs."""
+    attention = getattr(model.network.config, "_attn_implementation", None) or ""
+    # Flash attention has no float32.
+    return replace(model, bfloat16=model.bfloat16 and "flash" in attention, packed=False)
+
+
+def tolerance(model: LanguageModel, logits: list[Tensor]) -> float:
+    """How much two ways to compute log-probs from such logits may differ by rounding."""
+    half = model.bfloat16 or any(
+        p.dtype in (torch.bfloat16, torch.float16) for p in model.network.parameters()
+    )
+    largest = max(float(row.masked_fill(row.isinf(), 0).abs().max()) for row in logits)
+    return max(0.1, 0.02 * largest) if half else max(1e-3, 1e-4 * largest)
+
+
+def gap(first: Tensor, second: Tensor) -> float:
+    """The largest difference; NaN if there is one, and 0 where both are the same infinity."""
+    return float((first - second).abs().masked_fill(first == second, 0.0).max())
+
+
+@contextmanager
+def model_runs(model: LanguageModel) -> Iterator[None]:
+    """An error inside becomes a ModelError that names the model type and says what the model said."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{model.source}: model type {_type(model)} cannot be run as a language model on token ids alone:"
+            f" {type(error).__name__}: {reason_of(error, 120)}; use another model type"
+        ) from error
+
+
+def check_finite(model: LanguageModel, numbers: Tensor) -> None:
+    """Raise ModelError if logits or log-probs are NaN or infinite (an impossible token's −inf may be)."""
+    if not bool((numbers.isnan() | (numbers == torch.inf)).any()):
+        return
+    raise ModelError(f"{model.source}: its logits are not finite numbers: {why_not_finite(model)}")
+
+
+def why_not_finite(model: LanguageModel) -> str:
+    """Where NaN or infinite logits come from, as far as the weights show, and what to do."""
+    wrong = [name for name, p in model.network.named_parameters() if not bool(p.isfinite().all())]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        return f"NaN or infinity in the weights {wrong[0]}{more}; take an earlier checkpoint"
+    precision = ', set model.precision = "float32",' if model.bfloat16 else ""
+    return f"its weights are finite, so they overflow on the way{precision} or take an earlier checkpoint"
+
+
+def _own_logits(model: LanguageModel, trial: Sequences, rows: tuple[int, ...]) -> Tensor:
+    """The logits [b, t, V] of transformers' forward on rows of one length, without padding."""
+    starts = trial.offsets.tolist()
+    whole = torch.stack([trial.tokens[starts[row] : starts[row + 1]] for row in rows])
+    network: Any = model.network
+    if not model.encoder_decoder:
+        with model.autocast():
+            return network(input_ids=whole, use_cache=False).logits.float()
+    prompt = int(trial.prompt_lengths[rows[0]])
+    source, response = whole[:, :prompt], whole[:, prompt:]
+    target = torch.cat([torch.full_like(response[:, :1], model.start_id), response[:, :-1]], dim=-1)
+    with model.autocast():
+        output = network(
+            input_ids=source,
+            attention_mask=torch.ones_like(source),
+            decoder_input_ids=target,
+            use_cache=False,
+        )
+    return output.logits.float()
+
+
+def _predicting(model: LanguageModel, logits: list[Tensor], trial: Sequences) -> Tensor:
+    """Of each row's logits [t, V], those that predict its response; together [R, V]."""
+    starts = [0] * len(trial) if model.encoder_decoder else (trial.prompt_lengths - 1).tolist()
+    counts = trial.response_lengths.tolist()
+    parts = zip(logits, starts, counts, strict=True)
+    return torch.cat([row[start : start + count] for row, start, count in parts])
+
+
+def _type(model: LanguageModel) -> str:
+    return str(model.network.config.model_type)
