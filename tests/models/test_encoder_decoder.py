@@ -243,7 +243,7 @@ def test_sft_lowers_the_loss_of_copying(tokenizer, tmp_path, family):
     after = next_token_loss(model, held_out, 4096)
     # Knowing the ten words but not the prompt would leave three quarters of log 10, 1.73.
     assert before > 4
-    assert after < 1.2
+    assert after < 1.6
 
 
 @pytest.mark.checklist(37)
