@@ -50,8 +50,8 @@ def _compare(loaded: LanguageModel) -> None:
         if not (worst := gap(first, second)) <= most:
             raise ModelError(
                 f"{model.source}: model type {_type(model)} is not causal: another token at the end of a text changes"
-                f" the logits before it by {worst:.3g}, so it cannot be trained to generate from left to right; use a"
-                " causal model (a decoder: is_decoder = true in config.json where the type has it)"
+                f" the logits before it by {worst:.3g}; use a model that looks to the left only (is_decoder = true or"
+                " use_bidirectional_attention = false in config.json, where the type has them)"
             )
         wanted, outputs = _predicting(model, own_rows, trial).log_softmax(-1), token_outputs(model, trial)
         found = model.logits(outputs.states).float().log_softmax(-1)
