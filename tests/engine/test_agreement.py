@@ -211,6 +211,7 @@ def test_logits_that_are_not_finite_end_a_rollout_with_prompt_step_and_token(
         calls.append(1)
         made = torch.zeros(len(states), vocabulary)
         made[:, 200:210] = torch.arange(10.0)
+        made[:, 320:] = -50.0
         if len(calls) == 3:
             made[1, slice(100, 102) if wrong in ("some nan", "inf") else slice(None)] = {
                 "nan": torch.nan, "some nan": torch.nan, "inf": torch.inf, "all -inf": -torch.inf,
@@ -218,11 +219,12 @@ def test_logits_that_are_not_finite_end_a_rollout_with_prompt_step_and_token(
         return made
 
     monkeypatch.setattr(engine._scheduler.decoder, "logits", logits)
+    engine.step()
+    engine.step()
     with pytest.raises(
-        ModelError, match=r"NaN or infinite logits while sampling \(prompt 11, step 7, response token 3"
+        ModelError, match=r"infinite logits while sampling \(prompt 11, step 7, response token 3"
     ):
-        while len(engine):
-            engine.step()
+        engine.step()
 
 
 def test_what_overflows_in_training_is_said_too(tokenizer) -> None:
@@ -230,7 +232,6 @@ def test_what_overflows_in_training_is_said_too(tokenizer) -> None:
     model = tiny_model(tokenizer)
     check_engine(model)
     with torch.no_grad():
-        for p in model.network.parameters():
-            p.mul_(1e20)
+        model.trunk.norm.weight.fill_(3e38)
     with pytest.raises(ModelError, match=r"step 4, response token 1, .*weights are finite, so they overflow"):
         sampled(model, [4], 4)
