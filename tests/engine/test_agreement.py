@@ -181,10 +181,8 @@ def test_weights_that_are_not_finite_are_named_when_a_model_is_loaded(tokenizer,
     model = tiny_model(tokenizer, model_type)
     name, weight = next((n, p) for n, p in model.network.named_parameters() if p.dim() == 2)
     with torch.no_grad():
-        weight[:, 0] = value
-    with pytest.raises(
-        ModelError, match=rf"not finite numbers: NaN or infinity in the weights {name}; take an"
-    ):
+        weight[0, 0] = value
+    with pytest.raises(ModelError, match=rf": NaN or infinity in the weights {name}; take an"):
         check_forward(model)
 
 

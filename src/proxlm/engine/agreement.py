@@ -18,6 +18,10 @@ from proxlm.models.forward import token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.types import Sequences
 
+WITHOUT_CACHE = (
+    "this model type's cache does not agree with its training pass: every token reads its whole text again"
+)
+
 
 @torch.no_grad()
 def check_engine(model: LanguageModel) -> None:
@@ -37,15 +41,17 @@ def check_engine(model: LanguageModel) -> None:
         outputs = token_outputs(plain, trial)
         check_finite(model, outputs.logprobs)
         most = tolerance(plain, [plain.logits(outputs.states)])
-        if plain.cached and _fails(plain, outputs.logprobs, trial, most):
-            model.cached = False
-            plain = replace(plain, cached=False)
-        if not plain.cached and not (worst := gap(_decoded(plain, trial), outputs.logprobs)) <= most:
-            raise ModelError(
-                f"{model.source}: log-probs of model type {model.network.config.model_type} differ by {worst:.3g}"
-                " between generating and training, in a way proxlm does not know; use another model type"
-            )
-    model.agrees = "engine"
+        cached = plain.cached and not _fails(plain, outputs.logprobs, trial, most)
+        if not cached:
+            found = _decoded(replace(plain, cached=False), trial)
+            check_finite(model, found)
+            if not (worst := gap(found, outputs.logprobs)) <= most:
+                raise ModelError(
+                    f"{model.source}: log-probs of model type {model.network.config.model_type} differ by"
+                    f" {worst:.3g} between generating and training, in a way proxlm does not know; use another"
+                    " model type"
+                )
+    model.cached, model.agrees = cached, "engine"
 
 
 def _fails(model: LanguageModel, wanted: Tensor, trial: Sequences, most: float) -> bool:

@@ -16,6 +16,7 @@ from proxlm.config import ModelSettings, NewModelSettings, PPOConfig, RewardSett
 from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
 from proxlm.data.tokenizer import train_tokenizer
+from proxlm.engine.agreement import check_engine
 from proxlm.engine.generate import generate as generate_rollout
 from proxlm.engine.native import NativeEngine
 from proxlm.jobs.in_memory import record_source
@@ -34,6 +35,8 @@ from proxlm.types import Prompt, Rollout, Scores
 def load_model(model: Any, settings: ModelSettings | None = None, *, tokenizer: Any = None) -> LanguageModel:
     """Load a language model, in float32 and ready to train or to generate.
 
+    What generates and what trains are compared with transformers' own forward on a few random tokens.
+
     Args:
         model: A folder, a name on the Hugging Face hub, or a transformers model (with `tokenizer`).
         settings: Device, precision, adapters and more.
@@ -42,7 +45,9 @@ def load_model(model: Any, settings: ModelSettings | None = None, *, tokenizer: 
     Raises:
         ModelError: It cannot be loaded, or is of a type that cannot be trained.
     """
-    return ModelSource(settings or ModelSettings(), model, tokenizer).load()
+    loaded = ModelSource(settings or ModelSettings(), model, tokenizer).load()
+    check_engine(loaded)
+    return loaded
 
 
 def new_model(

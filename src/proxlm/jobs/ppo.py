@@ -17,6 +17,7 @@ from proxlm.data.prompts import PromptSources, PromptStream
 from proxlm.data.skipped import FILE_NAME, Skipped
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.data.text import read_texts
+from proxlm.engine.agreement import WITHOUT_CACHE, check_engine
 from proxlm.engine.generate import Generate
 from proxlm.engine.native import NativeEngine
 from proxlm.environments.protocol import MakeEnvironment
@@ -134,6 +135,9 @@ class PPOTrainer:
         with seeded_weights(config.run.seed):
             models = actor_critic_of(self.source.load(), config.model, self._algorithm.critic)
         carry_template(models.policy.tokenizer, config.data.chat_template)
+        check_engine(models.policy)
+        if not models.policy.cached:
+            print(f"note: {WITHOUT_CACHE}", flush=True)
         ptx = _ptx_text(config, self.source, skipped) if config.ptx.coef > 0 else None
         sampler, scorer = sampler_of(config, models.policy.tokenizer, self._reward, self._environment)
         assert scorer is not None  # `rewarded` has asked for one

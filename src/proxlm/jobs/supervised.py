@@ -9,6 +9,7 @@ from proxlm.config import PretrainConfig, RunSettings, SFTConfig
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import load_tokenizer
 from proxlm.jobs.run_folder import begin_run, run_folder
+from proxlm.engine.agreement import check_engine
 from proxlm.models.language_model import LanguageModel
 from proxlm.report.page import write_report
 from proxlm.report.run import Run, load_run
@@ -46,6 +47,7 @@ def train_supervised(
     Raises:
         UserError: See `SupervisedLoop.train`.
     """
+    check_engine(model)  # what is trained here is generated from later
     parameters = sum(p.numel() for p in model.network.parameters()) / 1e6
     tokens, validation_tokens = int(training.lengths.sum()), int(validation.lengths.sum())
     left_out = f" ({skipped.report()})" if len(skipped) else ""

@@ -39,6 +39,7 @@ def check_forward(model: LanguageModel) -> None:
 
 def _compare(loaded: LanguageModel) -> None:
     with model_runs(loaded):
+        check_weights(loaded)
         model, trial = exact(loaded), trial_rows(loaded)
         own = [_own_logits(model, trial, rows) for rows in ((0, 1), (2,), (3,))]
         own_rows = [own[0][0], own[0][1], own[1][0], own[2][0]]
@@ -122,6 +123,16 @@ def model_runs(model: LanguageModel) -> Iterator[None]:
         ) from error
 
 
+def check_weights(model: LanguageModel) -> None:
+    """Raise ModelError for weights that are NaN or infinite; not every such weight makes logits that are.
+
+    torch's fused attention, for one, may take a score that is NaN for a token that is not to be seen.
+    """
+    finite = [bool(p.sum(dtype=torch.float32).isfinite()) for p in model.network.parameters()]
+    if not all(finite) and (wrong := _not_finite(model)):
+        raise ModelError(f"{model.source}: {wrong}; take an earlier checkpoint")
+
+
 def check_finite(model: LanguageModel, numbers: Tensor) -> None:
     """Raise ModelError if logits or log-probs are NaN or infinite (an impossible token's −inf may be)."""
     if not bool((numbers.isnan() | (numbers == torch.inf)).any()):
@@ -131,12 +142,17 @@ def check_finite(model: LanguageModel, numbers: Tensor) -> None:
 
 def why_not_finite(model: LanguageModel) -> str:
     """Where NaN or infinite logits come from, as far as the weights show, and what to do."""
-    wrong = [name for name, p in model.network.named_parameters() if not bool(p.isfinite().all())]
-    if wrong:
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        return f"NaN or infinity in the weights {wrong[0]}{more}; take an earlier checkpoint"
+    if wrong := _not_finite(model):
+        return f"{wrong}; take an earlier checkpoint"
     precision = ', set model.precision = "float32",' if model.bfloat16 else ""
     return f"its weights are finite, so they overflow on the way{precision} or take an earlier checkpoint"
+
+
+def _not_finite(model: LanguageModel) -> str:
+    """Which weights are not finite, in words; "" if all are."""
+    wrong = [name for name, p in model.network.named_parameters() if not bool(p.isfinite().all())]
+    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return f"NaN or infinity in the weights {wrong[0]}{more}" if wrong else ""
 
 
 def _own_logits(model: LanguageModel, trial: Sequences, rows: tuple[int, ...]) -> Tensor:
