@@ -8,8 +8,8 @@ from proxlm.checkpoint import newest_checkpoint
 from proxlm.config import PretrainConfig, RunSettings, SFTConfig
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import load_tokenizer
-from proxlm.jobs.run_folder import begin_run, run_folder
 from proxlm.engine.agreement import check_engine
+from proxlm.jobs.run_folder import begin_run, run_folder
 from proxlm.models.language_model import LanguageModel
 from proxlm.report.page import write_report
 from proxlm.report.run import Run, load_run
