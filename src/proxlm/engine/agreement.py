@@ -14,6 +14,7 @@ from torch import Tensor
 from proxlm.engine.decoders import Decoder, make_decoder
 from proxlm.errors import ModelError
 from proxlm.models.agreement import check_finite, check_forward, exact, gap, model_runs, tolerance, trial_rows
+from proxlm.models.few_blocks import holds
 from proxlm.models.forward import token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.types import Sequences
@@ -37,21 +38,26 @@ def check_engine(model: LanguageModel) -> None:
     if model.agrees == "unknown":
         check_forward(model)
     with model_runs(model):
-        plain, trial = exact(model), trial_rows(model)
-        outputs = token_outputs(plain, trial)
-        check_finite(model, outputs.logprobs)
-        most = tolerance(plain, [plain.logits(outputs.states)])
-        cached = plain.cached and not _fails(plain, outputs.logprobs, trial, most)
-        if not cached:
-            found = _decoded(replace(plain, cached=False), trial)
-            check_finite(model, found)
-            if not (worst := gap(found, outputs.logprobs)) <= most:
-                raise ModelError(
-                    f"{model.source}: log-probs of model type {model.network.config.model_type} differ by"
-                    f" {worst:.3g} between generating and training, in a way proxlm does not know; use another"
-                    " model type"
-                )
-    model.cached, model.agrees = cached, "engine"
+        model.cached = holds(model.network, lambda: _agrees_with_a_cache(exact(model)))
+    model.agrees = "engine"
+
+
+def _agrees_with_a_cache(model: LanguageModel) -> bool:
+    """Whether the engine agrees as it would run; False: only if every token reads its whole text again."""
+    trial = trial_rows(model)
+    outputs = token_outputs(model, trial)
+    check_finite(model, outputs.logprobs)
+    most = tolerance(model, [model.logits(outputs.states)])
+    if model.cached and not _fails(model, outputs.logprobs, trial, most):
+        return True
+    found = _decoded(replace(model, cached=False), trial)
+    check_finite(model, found)
+    if not (worst := gap(found, outputs.logprobs)) <= most:
+        raise ModelError(
+            f"{model.source}: log-probs of model type {model.network.config.model_type} differ by {worst:.3g} between"
+            " generating and training, in a way proxlm does not know; use another model type"
+        )
+    return False
 
 
 def _fails(model: LanguageModel, wanted: Tensor, trial: Sequences, most: float) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from proxlm.errors import ModelError, UserError
+from proxlm.models.few_blocks import holds
 from proxlm.models.forward import token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.text import reason_of
@@ -33,36 +34,38 @@ def check_forward(model: LanguageModel) -> None:
     Raises:
         ModelError: They differ, the model is not causal, its numbers are not finite, or it cannot be run.
     """
-    _compare(model)
+    with model_runs(model):
+        check_weights(model)
+        holds(model.network, lambda: _compare(exact(model)))
     model.agrees = "training"
 
 
-def _compare(loaded: LanguageModel) -> None:
-    with model_runs(loaded):
-        check_weights(loaded)
-        model, trial = exact(loaded), trial_rows(loaded)
-        own = [_own_logits(model, trial, rows) for rows in ((0, 1), (2,), (3,))]
-        own_rows = [own[0][0], own[0][1], own[1][0], own[2][0]]
-        check_finite(model, torch.cat(own_rows))
-        most = tolerance(model, own_rows)
-        # The state before the first changed token is the last one that may not change.
-        unchanged = len(own_rows[0]) - CHANGED + (1 if model.encoder_decoder else 0)
-        first, second = (row[:unchanged] for row in own_rows[:2])
-        if not (worst := gap(first, second)) <= most:
-            raise ModelError(
-                f"{model.source}: model type {_type(model)} is not causal: another token at the end of a text changes"
-                f" the logits before it by {worst:.3g}; use a model that looks to the left only (is_decoder = true or"
-                " use_bidirectional_attention = false in config.json, where the type has them)"
-            )
-        wanted, outputs = _predicting(model, own_rows, trial).log_softmax(-1), token_outputs(model, trial)
-        found = model.logits(outputs.states).float().log_softmax(-1)
-        chosen = wanted.gather(-1, trial.response_tokens[:, None])[:, 0]
-        if not (worst := max(gap(wanted, found), gap(chosen, outputs.logprobs))) <= most:
-            raise ModelError(
-                f"{model.source}: log-probs of model type {_type(model)} differ by {worst:.3g} between the training"
-                " pass (rows of unlike lengths, its head after its trunk) and transformers' own forward of each row"
-                " alone, in a way proxlm does not know; use another model type"
-            )
+def _compare(model: LanguageModel) -> bool:
+    """True; or the error that says what differs."""
+    trial = trial_rows(model)
+    own = [_own_logits(model, trial, rows) for rows in ((0, 1), (2,), (3,))]
+    own_rows = [own[0][0], own[0][1], own[1][0], own[2][0]]
+    check_finite(model, torch.cat(own_rows))
+    most = tolerance(model, own_rows)
+    # The state before the first changed token is the last one that may not change.
+    unchanged = len(own_rows[0]) - CHANGED + (1 if model.encoder_decoder else 0)
+    first, second = (row[:unchanged] for row in own_rows[:2])
+    if not (worst := gap(first, second)) <= most:
+        raise ModelError(
+            f"{model.source}: model type {_type(model)} is not causal: another token at the end of a text changes"
+            f" the logits before it by {worst:.3g}; use a model that looks to the left only (is_decoder = true or"
+            " use_bidirectional_attention = false in config.json, where the type has them)"
+        )
+    wanted, outputs = _predicting(model, own_rows, trial).log_softmax(-1), token_outputs(model, trial)
+    found = model.logits(outputs.states).float().log_softmax(-1)
+    chosen = wanted.gather(-1, trial.response_tokens[:, None])[:, 0]
+    if not (worst := max(gap(wanted, found), gap(chosen, outputs.logprobs))) <= most:
+        raise ModelError(
+            f"{model.source}: log-probs of model type {_type(model)} differ by {worst:.3g} between the training"
+            " pass (rows of unlike lengths, its head after its trunk) and transformers' own forward of each row"
+            " alone, in a way proxlm does not know; use another model type"
+        )
+    return True
 
 
 def trial_rows(model: LanguageModel) -> Sequences:
