@@ -1,4 +1,4 @@
-"""A large model is compared with its first blocks, which have one of each kind among them, and is whole afterwards."""
+"""A large model is compared with its first blocks, which hold one of each kind, and is whole afterwards."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def test_one_of_each_kind_is_left(model_type, settings, wanted) -> None:
         assert not cut
 
 
-@pytest.mark.parametrize(
-    "model_type", ["llama", "gpt2", "olmo2", "gemma3_text", "mamba", "mixtral", "bloom"]
-)
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "olmo2", "gemma3_text", "mamba", "mixtral", "bloom"])
 def test_a_large_model_is_compared_with_few_blocks(tokenizer, monkeypatch, model_type) -> None:
     monkeypatch.setattr(module, "LARGE", 0)
     network = sharp_network(small_config(model_type, num_hidden_layers=8, n_layer=8))
