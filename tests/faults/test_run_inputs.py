@@ -169,3 +169,22 @@ def test_a_folder_that_is_taken_is_said_before_a_model_is_loaded(place, capfd, m
     assert "run: already holds a run; add --resume" in capfd.readouterr().err
     assert main([*PPO, *SHORT, "--run.folder", "none", "--resume"]) == 2
     assert "none: nothing to resume: no such folder" in capfd.readouterr().err
+
+
+def test_other_records_of_a_python_caller_are_a_change_too(place):
+    from dataclasses import replace
+
+    import proxlm
+
+    def train(prompts, **run):
+        config = proxlm.load_config(
+            "ppo", "recipe.toml", {"run.folder": "python", "data.eval_count": 0, "ppo.steps": 2}
+        )
+        config = replace(config, run=replace(config.run, **run))
+        return proxlm.PPOTrainer(prompts=prompts, config=config).train()
+
+    first = ["one day", {"prompt": "a dog", "answer": 3}]
+    assert train(first).verify() == []
+    assert train(list(first), resume=True).verify() == []
+    with pytest.raises(proxlm.RunError, match=r"data\.prompts: records in memory changed"):
+        train(["one day", {"prompt": "a dog", "answer": 4}], resume=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -39,6 +41,17 @@ class InMemoryRecords:
 
     def __str__(self) -> str:
         return self.name
+
+    def sha256(self) -> str:
+        """A hash of the records in their order; of what JSON cannot hold, only the type counts."""
+        digest = hashlib.sha256()
+        for value in self.values:
+            try:
+                text = json.dumps(value, default=lambda other: type(other).__name__)
+            except (TypeError, ValueError, RecursionError):
+                text = type(value).__name__
+            digest.update(f"{text}\n".encode())
+        return digest.hexdigest()
 
     def records(self, skipped: Skipped) -> Iterator[Record]:
         """Each value as a record; one of another type goes to `skipped`."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from proxlm.config.paths import path_settings
+from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.input_files import files_of
 from proxlm.errors import RunError
 from proxlm.files import open_regular
@@ -23,6 +24,8 @@ from proxlm.text import listed, shown, system_reason
 
 FILE_NAME = "inputs.json"
 FORMAT = 1
+# Stands for the name of a file where a Python caller has passed records.
+IN_MEMORY = "records in memory"
 _THREADS = 4
 
 
@@ -33,7 +36,7 @@ class InputFile:
     Attributes:
         sha256: of its bytes, in hexadecimal; empty where it could not be read.
         stamp: size in bytes, and times of the last change of contents and of properties, in nanoseconds; None: not
-            known, so that the file must be read again.
+            known, so that the file must be read again, or there is no file: records in memory.
     """
 
     sha256: str
@@ -63,6 +66,14 @@ class Inputs:
             for key, files in self.files.items()
         }
 
+    def without(self, keys: Collection[str]) -> Inputs:
+        """The same without some settings."""
+        return Inputs({key: files for key, files in self.files.items() if key not in keys}, self.paths)
+
+    def on_disk(self) -> Inputs:
+        """Those that are files, which any process can look at."""
+        return self.without([key for key, files in self.files.items() if IN_MEMORY in files])
+
     def changes(self, run: Path, then: Any) -> list[str]:
         """A line for each setting whose files are no longer what they were when a checkpoint was written.
 
@@ -87,7 +98,9 @@ class Inputs:
         return lines
 
 
-def inputs_of(config: Any, known: Inputs | None = None) -> Inputs:
+def inputs_of(
+    config: Any, known: Inputs | None = None, in_memory: Mapping[str, InMemoryRecords] | None = None
+) -> Inputs:
     """The files that a job's settings name, hashed.
 
     A reward's or an environment's file brings the modules beside it that it imports. What is on the hub counts as far
@@ -96,9 +109,13 @@ def inputs_of(config: Any, known: Inputs | None = None) -> Inputs:
     Args:
         config: The settings.
         known: Inputs hashed before: files whose size and times are the same are not read again.
-
+        in_memory: Records that stand in the place of a setting's files, by the setting's key.
     """
-    places = {setting.key: (setting.value, files_of(setting)) for setting in path_settings(config)}
+    in_memory = in_memory or {}
+    places = {
+        setting.key: (setting.value, {} if setting.key in in_memory else files_of(setting))
+        for setting in path_settings(config)
+    }
     wanted = [
         (key, name, path, known.files.get(key, {}).get(name) if known is not None else None)
         for key, (_, files) in places.items()
@@ -109,6 +126,7 @@ def inputs_of(config: Any, known: Inputs | None = None) -> Inputs:
     found: dict[str, dict[str, InputFile]] = {key: {} for key, (_, files) in places.items() if files}
     for (key, name, _, _), file in zip(wanted, hashed, strict=True):
         found[key][name] = file
+    found |= {key: {IN_MEMORY: InputFile(records.sha256())} for key, records in in_memory.items()}
     return Inputs(found, {key: os.path.abspath(value) for key, (value, files) in places.items() if files})
 
 
@@ -164,10 +182,13 @@ def read_inputs(run: Path) -> Inputs | None:
 def _files(table: Mapping[str, Any]) -> Iterator[tuple[str, InputFile]]:
     for name, row in table.items():
         sha256, stamp = row["sha256"], row["stamp"]
-        if not isinstance(sha256, str) or (stamp is None) != (sha256 == ""):
-            raise ValueError(name)
-        size, modified, changed = stamp or (0, 0, 0)
-        yield name, InputFile(sha256, (int(size), int(modified), int(changed)) if sha256 else None)
+        if not isinstance(sha256, str) or len(sha256) not in (0, 64):
+            raise TypeError(name)
+        if stamp is None:
+            yield name, InputFile(sha256)
+            continue
+        size, modified, changed = stamp
+        yield name, InputFile(sha256, (int(size), int(modified), int(changed)))
 
 
 def _difference(before: Mapping[str, InputFile], now: Mapping[str, InputFile]) -> str:

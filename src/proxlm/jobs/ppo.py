@@ -152,7 +152,9 @@ class PPOTrainer:
         """Evaluation, the loop, evaluation; everything the run leaves is in its folder."""
         config, folder = self.config, loop.folder
         evaluations = HeldOutEvaluations(loop, held_out)
-        begin_run(config, loop)
+        begin_run(
+            config, loop, {"data.prompts": self._sources.train, "data.eval_prompts": self._sources.eval}
+        )
         evaluations.before()
         with RunLog(
             folder, "ppo", config.ppo.steps, config.run, start_step=loop.state.step, in_python=self._in_python

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import Any
 from proxlm.checkpoint import clear_leftovers
 from proxlm.config import RunSettings, to_toml
 from proxlm.config.paths import absolute
+from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.inputs import inputs_of, read_inputs, write_inputs
+from proxlm.data.records import Source
 from proxlm.runlog.folder import folder_to_resume, open_run, refuse_if_taken, write_atomic
 from proxlm.runlog.interrupt import StopSignals, stopped_outside_message
 from proxlm.runlog.lock import locked, refuse_if_held
@@ -63,17 +65,27 @@ def config_of_run(config: TrainingConfig, folder: Path) -> str:
     return to_toml(absolute(replace(config, run=run)))
 
 
-def begin_run(config: TrainingConfig, loop: TrainingLoop[Any]) -> None:
+def begin_run(
+    config: TrainingConfig, loop: TrainingLoop[Any], sources: Mapping[str, Source | None] | None = None
+) -> None:
     """Record what a new run reads or, with run.resume, continue from the newest checkpoint and say so.
 
     A resumed run's config.toml then holds the settings now in force, and what a crash has left in the folder is
     removed.
 
+    Args:
+        config: Its settings.
+        loop: Its loop.
+        sources: What a Python caller may have passed in the place of a setting's files, by the setting's key.
+
     Raises:
         RunError: The checkpoint does not fit, or the run's inputs or rows have changed; no step is lost then.
     """
     folder, resumed = loop.folder, config.run.resume
-    loop.inputs = inputs_of(config, read_inputs(folder) if resumed else None)
+    in_memory = {
+        key: source for key, source in (sources or {}).items() if isinstance(source, InMemoryRecords)
+    }
+    loop.inputs = inputs_of(config, read_inputs(folder) if resumed else None, in_memory)
     if resumed:
         for place in (folder, folder / "checkpoints"):
             clear_leftovers(place)

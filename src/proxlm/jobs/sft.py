@@ -109,8 +109,10 @@ class SFTTrainer:
             else:
                 model = self.source.load()
         carry_template(model.tokenizer, config.text.chat_template)
+        sources = {f"text.train[{i}]": source for i, source in enumerate(self._training)}
+        sources |= {f"text.validation[{i}]": source for i, source in enumerate(self._validation)}
         return train_supervised(
-            "sft", config, model, training, validation, skipped, self._callbacks, self._in_python
+            "sft", config, model, training, validation, skipped, self._callbacks, self._in_python, sources
         )
 
     def _split(self, count: int) -> tuple[list[int], list[int]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from proxlm.checkpoint import newest_checkpoint
 from proxlm.config import PretrainConfig, RunSettings, SFTConfig
+from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import load_tokenizer
 from proxlm.engine.agreement import check_engine
@@ -31,6 +33,7 @@ def train_supervised(
     skipped: Skipped,
     callbacks: Callback,
     in_python: bool = False,
+    sources: Mapping[str, Source] | None = None,
 ) -> Run:
     """Train a model on examples, in the run's folder, and write the report.
 
@@ -43,6 +46,7 @@ def train_supervised(
         skipped: The records that were left out, for the run's folder.
         callbacks: Called at the events of the loop.
         in_python: See `RunLog`.
+        sources: See `begin_run`.
 
     Raises:
         UserError: See `SupervisedLoop.train`.
@@ -60,7 +64,7 @@ def train_supervised(
         skipped.save(folder)
         loop = SupervisedLoop(LanguageModelObjective(model, training, validation), config, folder)
         loop.callbacks = callbacks
-        begin_run(config, loop)
+        begin_run(config, loop, sources)
         with RunLog(
             folder,
             job,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -200,7 +200,9 @@ class TrainingLoop(ABC, Generic[S]):
         for name, optimiser in self.optimisers_by_name().items():
             tensors |= {f"optimiser.{name}.{key}": t for key, t in optimiser.state_tensors().items()}
         tensors |= {f"extra.{name}": t for name, t in self.extra_tensors().items()}
-        settings = settings_of(self.config)
+        # How a run was started is not what it is: a resumed one writes the same as one that was not.
+        run = replace(self.config.run, resume=False, accept_changes=False)
+        settings = settings_of(replace(self.config, run=run))
         state = {**asdict(self.state), "metrics": metrics or {}, "settings": settings}
         if rows is not None:
             state["row_counts"] = rows._asdict()
