@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,16 @@ from safetensors.torch import save_file
 
 from proxlm.checkpoint import load_checkpoint, read_state
 from proxlm.checkpoint.manifest import damage, read_manifest, write_manifest
-from proxlm.config import JOBS, DataSettings, RewardSettings, TextSettings, load_config, to_toml
+from proxlm.config import (
+    JOBS,
+    DataSettings,
+    ModelSettings,
+    NewModelSettings,
+    RewardSettings,
+    TextSettings,
+    load_config,
+    to_toml,
+)
 from proxlm.config.tree import known_keys
 from proxlm.config.values import dotted
 from proxlm.data.prompts import load_prompts
@@ -36,7 +46,10 @@ from proxlm.engine.request import Request, SamplingParams
 from proxlm.engine.stopping import StopCheck
 from proxlm.errors import UserError
 from proxlm.jobs.doctor import as_json, as_lines, examine
+from proxlm.models.load import build_language_model, load_language_model
+from proxlm.models.save import save_language_model
 from proxlm.report.run_data import read_run
+from proxlm.report.verify import verify_run
 from proxlm.rewards.isolated import components_of
 from proxlm.rewards.numeric import last_number, marked_number, to_number
 from proxlm.rewards.python_code import python_parse_report
@@ -408,6 +421,59 @@ def with_header_length(data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + numbers
 
 
+def feed_verify(name: str) -> Feed:
+    """One of the files that `proxlm verify` compares with the others; what it finds are lines."""
+
+    def feed(data: bytes, folder: Path) -> None:
+        run_files(folder)
+        checkpoint = folder / "checkpoints" / "step-00000002"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        save_file({"policy.w": torch.zeros(1)}, checkpoint / "state.safetensors")
+        for path, content in (("inputs.json", INPUTS), ("checkpoints/step-00000002/state.json", RUN_STATE)):
+            (folder / path).write_bytes(data if path.endswith(name) else json.dumps(content).encode())
+        write_manifest(checkpoint)
+        assert all(isinstance(line, str) for line in verify_run(folder))
+
+    return feed
+
+
+PROMPTS = {"path": "p.txt", "files": {"p.txt": {"sha256": "0f" * 32, "stamp": [1, 2, 3]}}}
+INPUTS = {"format": 1, "inputs": {"data.prompts": PROMPTS}}
+RUN_STATE = {
+    **STATE, "step": 2, "row_counts": {"metrics": 2, "samples": 1}, "inputs": {}, "settings": {"run": {"seed": 1}},
+}  # fmt: skip
+
+
+@cache
+def model_bytes() -> dict[str, bytes]:
+    """The files of a tiny model."""
+    with TemporaryDirectory() as made:
+        new = NewModelSettings(type="llama", hidden=16, layers=1, heads=2, context=64)
+        built = build_language_model(new, tokenizer(), ModelSettings(device="cpu"))
+        save_language_model(built, Path(made))
+        return {path.name: path.read_bytes() for path in Path(made).iterdir()}
+
+
+def feed_model(name: str) -> Feed:
+    """One of the files of a model's folder, in which the others are right."""
+
+    def feed(data: bytes, folder: Path) -> None:
+        made = folder / "model"
+        made.mkdir(exist_ok=True)
+        for file, content in model_bytes().items():
+            (made / file).write_bytes(content)
+        (made / name).write_bytes(with_header_length(data) if name.endswith(".safetensors") else data)
+        load_language_model(ModelSettings(policy=str(made), device="cpu"))
+
+    return feed
+
+
+def model_tensor_seeds() -> list[bytes]:
+    file = model_bytes()["model.safetensors"]
+    size = int.from_bytes(file[:8], "little")
+    return [file[8 : 8 + size].rstrip() + b"\n" + file[8 + size :]]
+
+
 @cache
 def tokenizer_seeds() -> list[bytes]:
     return [tokenizer().backend_tokenizer.to_str().encode()[: 1 << 14]]
@@ -674,6 +740,13 @@ TARGETS: dict[str, Target] = {
     "state": Target(these(STATE), feed_state, tuple(STATE)),
     "safetensors": Target(tensor_seeds, feed_tensors, ("dtype", "shape", "data_offsets", "F32", "BF16", "F8_E4M3",
     "__metadata__")),
+    "inputs": Target(these(INPUTS), feed_verify("inputs.json"), (*INPUTS, *PROMPTS, "stamp", "sha256"), 0.08),
+    "run-state": Target(these(RUN_STATE), feed_verify("state.json"), tuple(RUN_STATE), 0.08),
+    "model-config": Target(lambda: [model_bytes()["config.json"]], feed_model("config.json"),
+                           ("llama", "gpt2", "t5", "model_type", "rope_parameters"), 0.05),
+    "model-tensors": Target(model_tensor_seeds, feed_model("model.safetensors"), ("F32", "BF16", "shape"), 0.05),
+    "generation": Target(lambda: [model_bytes()["generation_config.json"]], feed_model("generation_config.json"),
+                         ("eos_token_id", "pad_token_id", "bos_token_id"), 0.05),
     "tokenizer": Target(tokenizer_seeds, feed_tokenizer, ("model", "vocab", "merges", "added_tokens", "id",
     "content"), 0.1),
     "answers": Target(these(*ANSWERS, *(a + b"\n----\n" + a for a in ANSWERS)), feed_answer,

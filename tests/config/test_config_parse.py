@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from proxlm.config import EvaluateConfig, GenerateConfig, PPOConfig, PPOSettings, RewardTerm, load_config
+from proxlm.config import (
+    EvaluateConfig,
+    GenerateConfig,
+    PPOConfig,
+    PPOSettings,
+    RewardTerm,
+    load_config,
+    to_toml,
+)
 from proxlm.errors import ConfigError
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
@@ -346,3 +354,20 @@ def test_what_is_neither_a_path_nor_a_mapping(arguments, message) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(*arguments)
     assert str(caught.value) == message
+
+
+def test_settings_from_python_are_nested_within_bounds() -> None:
+    """As those of a recipe are: deeper ones would end in a RecursionError where they are written."""
+    needed = {"model.policy": "m", "data.prompts": "p.txt", "reward.use": "length"}
+    loop: list[object] = []
+    loop.append(loop)
+    for depth, fine in ((60, True), (70, False), (5000, False), (0, False)):
+        value: object = 1 if depth else loop
+        for _ in range(depth):
+            value = [value]
+        if fine:
+            assert to_toml(load_config("ppo", {**needed, "reward.args": {"a": value}})).count("[[[[") == 1
+            continue
+        for key in ("reward.args", "run.seed"):
+            with pytest.raises(ConfigError, match=f"{key}: nested too deeply: more than 64 lists and tables"):
+                load_config("ppo", {**needed, key: {"a": value} if key == "reward.args" else value})

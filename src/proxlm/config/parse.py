@@ -13,9 +13,9 @@ from proxlm.config.from_run import settings_of_run, uses_runs
 from proxlm.config.jobs import JOBS
 from proxlm.config.paths import expand_user, relative_to
 from proxlm.config.secrets import SECRET, hide_environment, secret_settings
-from proxlm.config.toml_text import LARGEST_RECIPE, TooDeepError, parse_toml
+from proxlm.config.toml_text import DEEPEST, LARGEST_RECIPE, TooDeepError, parse_toml
 from proxlm.config.tree import Assembly, is_section, kinds, split_key
-from proxlm.config.values import Key, dotted, shown_value, toml_key, toml_value
+from proxlm.config.values import Key, dotted, nested_beyond, shown_value, toml_key, toml_value
 from proxlm.errors import ConfigError
 from proxlm.files import read_regular
 from proxlm.text import did_you_mean, shown, system_reason
@@ -144,6 +144,10 @@ def _add_mapping(assembly: Assembly, values: Mapping[str, Any], source: str) -> 
     for name, value in values.items():
         if not isinstance(name, str):
             raise ConfigError(f"{source}: {shown_value(name)}: not a key; write section.key")
+        if nested_beyond(value, DEEPEST):
+            raise ConfigError(
+                f"{source}: {shown(name)}: nested too deeply: more than {DEEPEST} lists and tables"
+            )
         assembly.set(split_key(name, source), value, source)
 
 

@@ -59,6 +59,22 @@ def shown_value(value: Any) -> str:
         return shown(one_line(repr(value)))
 
 
+def nested_beyond(value: Any, most: int) -> bool:
+    """Whether lists and tables stand in one another more than `most` deep; also true for one that holds itself."""
+    inside = [value]
+    for _ in range(most + 1):
+        below = [one.values() if isinstance(one, Mapping) else one for one in inside if _holds(one)]
+        # The same object many times over counts once, so that a small value cannot be made to look large.
+        inside = list({id(item): item for items in below for item in items}.values())
+        if not below:
+            return False
+    return True
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, Mapping | list | tuple)
+
+
 def choices(kind: Any) -> tuple[str, ...]:
     """The texts a Literal allows; empty for every other type."""
     return get_args(kind) if get_origin(kind) is Literal else ()

@@ -17,7 +17,7 @@ from proxlm.errors import ConfigError, ModelError
 from proxlm.files import check_regular, read_regular
 from proxlm.models.adapters import POLICY, REFERENCE, add_adapter_set, check_merge, merged, some_logits
 from proxlm.models.language_model import LanguageModel
-from proxlm.models.weights import ADAPTER_CONFIG, PICKLED, check_names, refuse_two_models
+from proxlm.models.weights import ADAPTER_CONFIG, PICKLED, check_names, read_configuration, refuse_two_models
 from proxlm.text import reason_of, shown
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -87,10 +87,8 @@ def find_adapter(policy: str) -> AdapterFolder | None:
 
 
 def _on_hub(name: str) -> bool:
-    from transformers import AutoConfig
-
     try:
-        AutoConfig.from_pretrained(name, trust_remote_code=False)
+        read_configuration(name)
     except (OSError, ValueError):
         return False
     return True

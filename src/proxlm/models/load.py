@@ -10,7 +10,6 @@ import torch
 from proxlm.config import LoraSettings, ModelSettings, NewModelSettings
 from proxlm.data.tokenizer import load_tokenizer
 from proxlm.errors import ConfigError, ModelError
-from proxlm.files import check_folder
 from proxlm.kernels.block_layouts import LAYOUTS
 from proxlm.kernels.device import resolve_device, uses_bfloat16
 from proxlm.models.adapter_folder import continued, find_adapter, merged_network
@@ -19,7 +18,13 @@ from proxlm.models.agreement import check_forward
 from proxlm.models.forward import check_packing, runs_unpadded
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.model_types import SHORT_NAMES, is_encoder_decoder_type, register_model_types
-from proxlm.models.weights import check_can_be_saved, check_vocabulary, read_network, saved_precision
+from proxlm.models.weights import (
+    check_can_be_saved,
+    check_vocabulary,
+    read_configuration,
+    read_network,
+    saved_precision,
+)
 from proxlm.text import reason_of
 
 
@@ -112,12 +117,11 @@ def wrap(network: Any, tokenizer: Any, config: ModelSettings) -> LanguageModel:
 
 def _load_network(config: ModelSettings, path: str, what: str) -> Any:
     """The network in `path`; what: beginning of an error's message."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     try:
-        check_folder(path)
-        found = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
+        found = read_configuration(path, config.trust_remote_code)
+    except (OSError, ValueError) as error:
         raise ModelError(f"{what}: cannot be loaded: {reason_of(error, 200)}") from error
     kind = AutoModelForSeq2SeqLM if found.is_encoder_decoder else AutoModelForCausalLM
     return read_network(kind, path, what, trust_remote_code=config.trust_remote_code)

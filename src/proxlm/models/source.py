@@ -16,6 +16,7 @@ from proxlm.models.context import context_of
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import language_model_of, load_language_model
 from proxlm.models.model_types import register_model_types
+from proxlm.models.weights import read_configuration
 from proxlm.text import reason_of
 
 
@@ -64,15 +65,13 @@ class ModelSource:
     @cached_property
     def configuration(self) -> Any:
         """The transformers configuration. Raises ModelError if it cannot be read."""
-        from transformers import AutoConfig
-
         if self._network is not None:
             return self._network.config
         register_model_types()
         require_folder(self.settings.policy)
         name = self.settings.policy if self._adapter is None else self._adapter.base
         try:
-            return AutoConfig.from_pretrained(name, trust_remote_code=self.settings.trust_remote_code)
+            return read_configuration(name, self.settings.trust_remote_code)
         except (OSError, ValueError) as error:
             raise ModelError(f'model.policy = "{name}": cannot be loaded: {reason_of(error, 200)}') from error
 

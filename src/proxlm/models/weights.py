@@ -27,6 +27,24 @@ NOT_A_REWARD_MODEL = (
 )
 
 
+def read_configuration(path: str, trust_remote_code: bool = False) -> Any:
+    """The transformers configuration in a folder or of a name on the hub.
+
+    Raises:
+        OSError: It is not there, or cannot be read.
+        ValueError: It is none, of an unknown type, or its values make no sense.
+    """
+    from transformers import AutoConfig
+
+    check_folder(path)
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of the checks of its fields, KeyError, TypeError, …
+        raise ValueError(f"its config.json is not one: {reason_of(error, 200)}") from error
+
+
 def read_network(
     kind: Any,
     path: str,
@@ -49,8 +67,6 @@ def read_network(
     Raises:
         ModelError: There are no safetensors, or a tensor is missing, unknown or of another shape.
     """
-    from safetensors import SafetensorError
-
     check_files(path, what)
     try:
         check_folder(path)
@@ -63,7 +79,7 @@ def read_network(
             # So that all of them are in `info`, and none is an error of its own without a name.
             ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except Exception as error:  # what the fields of config.json lead to: AttributeError, AssertionError, …
         raise ModelError(f"{what}: cannot be loaded: {reason_of(error, 200)}") from error
     # All of the model is there but its head, or that of another kind.
     headless = all(not name.startswith(f"{network.base_model_prefix}.") for name in info["missing_keys"])

@@ -14,10 +14,15 @@ from proxlm.config.problems import chat_problems
 from proxlm.data.chat import ChatFormat, read_template
 from proxlm.data.tokenizer import read_tokenizer
 from proxlm.errors import ConfigError, ModelError, RewardError
-from proxlm.files import check_folder
 from proxlm.kernels.device import resolve_device
 from proxlm.models.model_types import register_model_types
-from proxlm.models.weights import NOT_A_REWARD_MODEL, check_files, check_vocabulary, read_network
+from proxlm.models.weights import (
+    NOT_A_REWARD_MODEL,
+    check_files,
+    check_vocabulary,
+    read_configuration,
+    read_network,
+)
 from proxlm.rewards.reading import Reader
 from proxlm.text import listed, reason_of, shown
 from proxlm.types import Completion
@@ -175,12 +180,9 @@ class RewardModel:
 
 
 def _load_config(path: str) -> Any:
-    from transformers import AutoConfig
-
     register_model_types()
     try:
-        check_folder(path)
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return read_configuration(path)
     except (OSError, ValueError) as error:
         raise ValueError(f'path = "{path}": {reason_of(error)}') from error
 
