@@ -113,7 +113,8 @@ def load_prompts(
     if too_long and too_long == len(rows):
         raise DataError(f"{file.path}: every prompt has more than {max_prompt_tokens} tokens; none is left")
     if rows and not prompts:
-        raise DataError(f"{file.path}: no usable prompt is left; the first bad one: {skipped.first}")
+        first = skipped.first_in(file.path)
+        raise DataError(f"{file.path}: no usable prompt is left; the first bad one: {first}")
     if not source:
         check_seams(tokenizer, (prompt.text for prompt in prompts))
     return LoadedPrompts(prompts, too_long, repeated, unused)
@@ -167,7 +168,7 @@ def _read(data: DataSettings, source: Source, skipped: Skipped) -> _File:
             file.contents.append(prompt_content(record, data, file.field))
             file.records.append(record)
     if not file.records:
-        raise DataError(f"{path}: no record can be used; the first bad one: {skipped.first}")
+        raise DataError(f"{path}: no record can be used; the first bad one: {skipped.first_in(path)}")
     return file
 
 

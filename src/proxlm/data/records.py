@@ -47,7 +47,7 @@ def iter_records(path: Source, skipped: Skipped | None = None) -> Iterator[Recor
         yield record
     if not found:
         if skipped.first:
-            raise DataError(f"{path}: no record can be used; the first bad one: {skipped.first}")
+            raise DataError(f"{path}: no record can be used; the first bad one: {skipped.first_in(path)}")
         raise DataError(f"{path}: the file holds no records")
 
 

@@ -69,6 +69,13 @@ class Skipped:
         self.first = self.first or str(error)
         self.note(file, line, error.kind, reason, raw)
 
+    def first_in(self, source: object) -> str:
+        """The first error, for a message that has named the file already: without the file's folder."""
+        whole = str(source)
+        if not self.first.startswith(f"{whole}:"):
+            return self.first
+        return Path(whole).name + self.first.removeprefix(whole)
+
     @contextmanager
     def judging(self, record: Record) -> Iterator[None]:
         """A context in which a BadRecordError marks the record as bad; with `skip` it ends the block silently."""

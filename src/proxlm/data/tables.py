@@ -14,13 +14,14 @@ from typing import Any
 
 from proxlm.config.paths import HUB_PREFIX
 from proxlm.data.fields import without_nulls
+from proxlm.data.lines import shown_size
 from proxlm.data.skipped import Record, Skipped
+from proxlm.data.table_sizes import LARGEST_ROW, decoded_size, parquet_reading, parts_of
 from proxlm.errors import BadRecordError, DataError
 from proxlm.files import NotRegularFileError, open_regular, read_regular
 from proxlm.text import listed, reason_of, system_reason
 from proxlm.user_code import parse_reference
 
-_ROWS_AT_ONCE = 256
 _READ_AHEAD = 2**20
 _LARGEST_STATE = 2**26
 # What pyarrow raises for damaged files beside its own: sizes beyond all memory, names of columns that are not UTF-8.
@@ -55,7 +56,7 @@ def split_of_folder(path: Path) -> tuple[Path, str] | None:
 
 
 def read_parquet(path: Path, skipped: Skipped) -> Iterator[Record]:
-    """The rows of a Parquet file, a few hundred at a time."""
+    """The rows of a Parquet file, at most some hundred and READ_AT_ONCE bytes at a time."""
     arrow = _arrow()
     import pyarrow.parquet
 
@@ -63,7 +64,12 @@ def read_parquet(path: Path, skipped: Skipped) -> Iterator[Record]:
         with open_regular(path) as source:
             file = pyarrow.parquet.ParquetFile(source, buffer_size=_READ_AHEAD)
             _check_columns(path, file.schema_arrow.names)
-            yield from _rows(path, file.iter_batches(batch_size=_ROWS_AT_ONCE), skipped)
+            reading = parquet_reading(file, source, str(path))
+            if reading.as_indices:
+                file = pyarrow.parquet.ParquetFile(
+                    source, buffer_size=_READ_AHEAD, read_dictionary=reading.as_indices
+                )
+            yield from _rows(path, file.iter_batches(batch_size=reading.rows), skipped)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except NotRegularFileError as error:
@@ -181,24 +187,32 @@ def _which_split(folder: Path, splits: list[str]) -> DataError:
 
 def _rows(path: Path, batches: Any, skipped: Skipped) -> Iterator[Record]:
     first = 1
-    for batch in batches:
-        for i, row in enumerate(_as_dicts(batch)):
+    for part in (part for batch in batches for part in parts_of(batch)):
+        for i, row in enumerate(_as_dicts(part)):
             where = f"{path}:{first + i}"
             try:
                 yield Record(_fields(row, where), first + i, str(path))
             except BadRecordError as error:
                 skipped.bad(error, str(path), first + i, "")
-        first += len(batch)
+        first += len(part)
+
+
+class _TooLargeError(Exception):
+    """A row of more than LARGEST_ROW bytes."""
 
 
 def _fields(row: dict[str, Any] | Exception, where: str) -> dict[str, Any]:
     if isinstance(row, Exception):
+        if isinstance(row, _TooLargeError):
+            raise BadRecordError(f"{where}: {row}", "line too long")
         kind = "not UTF-8" if isinstance(row, UnicodeDecodeError) else "unreadable value"
         raise BadRecordError(f"{where}: {kind}: {reason_of(row)}", kind)
     return without_nulls(row, where)
 
 
 def _as_dicts(batch: Any) -> list[dict[str, Any] | Exception]:
+    if len(batch) == 1 and decoded_size(batch) > LARGEST_ROW:
+        return [_TooLargeError(f"the row is longer than {shown_size(LARGEST_ROW)}; cut it into several")]
     try:
         return list(batch.to_pylist(maps_as_pydicts="strict"))
     except (ValueError, OverflowError, KeyError):  # texts that are not UTF-8, times beyond Python's

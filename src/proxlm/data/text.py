@@ -50,7 +50,7 @@ def read_texts(paths: Sequence[str], extensions: Sequence[str], skipped: Skipped
         else:
             _add_file(documents, Path(source), skipped)
         if named and len(documents) == before:
-            why = f"; the first record left out: {skipped.first}" if skipped.first else ""
+            why = f"; the first record left out: {skipped.first_in(source)}" if skipped.first else ""
             raise DataError(f"{source}: the file holds no text{why}")
     if not len(documents):
         raise DataError(f"{', '.join(map(str, paths)) or 'text.train'}: there is no text to read")
