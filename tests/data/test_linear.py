@@ -13,7 +13,6 @@ import pytest
 from proxlm.data.json_list import DECODER
 from proxlm.data.records import iter_records
 from proxlm.data.skipped import Skipped
-from proxlm.rewards.numeric import last_number, marked_number, to_number
 
 
 class Key(str):
@@ -88,13 +87,3 @@ def test_reading_twice_as_much_calls_twice_as_many_functions(tmp_path: Path, nam
 
         counts.append(calls(read))
     assert counts[1] <= 2.3 * counts[0]
-
-
-@pytest.mark.parametrize(
-    "piece", ["1,", "1 ", "1/", "7", "$", "\\frac{", "#### 1 ", "½", "1 1/", "{,}", "**"]
-)
-def test_numbers_are_read_from_long_texts(piece: str) -> None:
-    """Patterns that backtrack over a whole text for each of its characters would not end here."""
-    text = "#### " + piece * 100_000
-    for read in (marked_number, last_number, to_number):
-        read(text)

@@ -161,3 +161,13 @@ def test_a_number_reads_the_same_with_and_without_thousands_groups(number: Decim
 def test_no_text_raises(text: str) -> None:
     for read in (marked_number, last_number, to_number):
         assert read(text) is None or isinstance(read(text), Fraction)
+
+
+@pytest.mark.parametrize(
+    "piece", ["1,", "1 ", "1/", "7", "$", "\\frac{", "#### 1 ", "½", "1 1/", "{,}", "**"]
+)
+def test_numbers_are_read_from_long_texts(piece: str) -> None:
+    """Patterns that backtrack over a whole text for each of its characters would not end here."""
+    text = "#### " + piece * 100_000
+    for read in (marked_number, last_number, to_number):
+        read(text)

@@ -1,5 +1,5 @@
 /* Texts over training: the samples of one step, and a slider over the steps. */
-const ENDS = {eos: "ended", stop: "stopped at a stop text", length: "cut at the length limit"};
+const ENDS = {eos: "ended", stop: "stopped at a stop text", length: "cut at the length limit", done: "its environment ended"};
 
 function facts(sample) {
   const parts = ["step " + sample.step];
