@@ -366,7 +366,7 @@ def test_settings_from_python_are_nested_within_bounds() -> None:
         for _ in range(depth):
             value = [value]
         if fine:
-            assert to_toml(load_config("ppo", {**needed, "reward.args": {"a": value}})).count("[[[[") == 1
+            assert "[" * depth in to_toml(load_config("ppo", {**needed, "reward.args": {"a": value}}))
             continue
         for key in ("reward.args", "run.seed"):
             with pytest.raises(ConfigError, match=f"{key}: nested too deeply: more than 64 lists and tables"):
