@@ -125,6 +125,8 @@ def listed(names: Iterable[str], empty: str = "none", most: int = LONGEST_LIST) 
 
 def nearest(word: str, options: Iterable[str], least: float = 0.5) -> str | None:
     """The option that is spelled most like `word`; None if none is at least so much like it (0 to 1)."""
+    if len(word) > LONGEST_VALUE:  # finding a likeness takes time with the square of the length
+        return None
     return next(iter(get_close_matches(word, list(options), n=1, cutoff=least)), None)
 
 

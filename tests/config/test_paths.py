@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from proxlm.config import DataSettings, ModelSettings, PPOConfig, RunSettings, load_config
+from proxlm.config import JOBS, DataSettings, ModelSettings, PPOConfig, RunSettings, load_config
 from proxlm.config.paths import absolute, short
+from proxlm.config.tree import is_section, kinds
+from proxlm.config.values import toml_value
 from proxlm.errors import ConfigError
 
 RECIPE = """
@@ -92,6 +97,74 @@ def test_the_home_folder_is_filled_in_everywhere(recipe: Path, monkeypatch: pyte
         {"path": "/home/someone/c", "note": "~"},
     )
     assert (config.run.folder, config.data.prompts) == ("/home/someone/run", "/home/someone/p.jsonl")
+
+
+def is_known(section: Any, name: str) -> bool:
+    """Whether a job has a setting of this name."""
+    first, _, rest = name.partition(".")
+    return first in kinds(section) and (not rest or is_known(kinds(section)[first], rest))
+
+
+def path_settings() -> list[tuple[str, str, Any]]:
+    """Job, key and declared type of every setting that is a path."""
+
+    def below(section: Any, at: str) -> Iterator[tuple[str, Any]]:
+        for field in dataclasses.fields(section):
+            kind = kinds(section)[field.name]
+            if is_section(kind):
+                yield from below(kind, f"{at}{field.name}.")
+            elif field.metadata.get("path"):
+                yield f"{at}{field.name}", kind
+
+    return [(job, key, kind) for job, config in JOBS.items() for key, kind in below(config, "")]
+
+
+@pytest.mark.parametrize(("job", "key", "kind"), path_settings())
+@pytest.mark.parametrize("where", ["recipe", "overrides", "command line"])
+def test_the_home_folder_in_every_setting_that_is_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, key: str, kind: Any, where: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+
+    def loaded(path: str) -> Any:
+        value = [path] if kind == list[str] else {"path": path} if kind == dict[str, Any] else path
+        needed: dict[str, Any] = {
+            "model.policy": "m",
+            "data.prompts": "p",
+            "text.train": ["t"],
+            "models": ["m"],
+        }
+        needed |= {"prompt": "x", "folder": "f", "environment.id": "CartPole-v1"}
+        known = {
+            name: v for name, v in needed.items() if name.split(".")[0] in kinds(JOBS[job]) and name != key
+        }
+        known = {
+            n: v
+            for n, v in known.items()
+            if "." not in n or n.split(".")[1] in kinds(kinds(JOBS[job])[n.split(".")[0]])
+        }
+        recipe = tmp_path / "r.toml"
+        recipe.write_text(f"{key} = {toml_value(value)}\n" if where == "recipe" else "")
+        arguments = [f"--{key}", value if isinstance(value, str) else toml_value(value)]
+        return load_config(
+            job,
+            recipe if where == "recipe" else None,
+            known | ({key: value} if where == "overrides" else {}),
+            arguments if where == "command line" else [],
+        )
+
+    try:
+        config = loaded("~/x.py:f")
+    except ConfigError as error:  # settings that cannot be combined; the path in the message is expanded
+        config = error
+    if isinstance(config, ConfigError):
+        assert "/home/someone/x.py:f" in str(config)
+        return
+    for name in key.split("."):
+        config = getattr(config, name)
+    assert config in ("/home/someone/x.py:f", ["/home/someone/x.py:f"], {"path": "/home/someone/x.py:f"})
+    with pytest.raises(ConfigError, match=r'"~nobody-of-this-name/x": ~nobody-of-this-name is no user'):
+        loaded("~nobody-of-this-name/x")
 
 
 def test_what_a_run_writes_down_is_absolute(recipe: Path) -> None:

@@ -161,7 +161,7 @@ def test_an_environment_that_tells_it(place, capfd, mode, status):
 def test_the_traceback_of_a_call_from_python(place, mode):
     config = proxlm.load_config("ppo", "recipe.toml", {"reward.args.mode": mode})
     with pytest.raises(proxlm.UserError) as caught:
-        proxlm.PPOTrainer(config).train()
+        proxlm.PPOTrainer(config=config).train()
     assert not found("".join(traceback.format_exception(caught.value)))
 
 

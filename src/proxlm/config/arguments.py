@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -24,9 +25,9 @@ def read_arguments(job: Any, arguments: Sequence[str]) -> tuple[list[str], dict[
     """
     bare: list[str] = []
     settings: dict[Key, Any] = {}
-    waiting = list(arguments)
+    waiting = deque(arguments)
     while waiting:
-        argument = waiting.pop(0)
+        argument = waiting.popleft()
         if not argument.startswith("-"):
             bare.append(argument)
             continue
@@ -39,7 +40,7 @@ def read_arguments(job: Any, arguments: Sequence[str]) -> tuple[list[str], dict[
             text = _following(key, kind, waiting)
         value = from_text(kind, text)
         if kind in (list[str], list[int]) and isinstance(value, list):
-            value = settings.pop(key, []) + value
+            value = [*settings.pop(key, []), *value]
         settings.pop(key, None)
         settings[key] = value
     return bare, settings
@@ -50,7 +51,7 @@ def short_for(job: Any, name: str) -> str | None:
     return next((key for key in SHORT[name] if key.split(".")[0] in kinds(job)), None)
 
 
-def _following(key: Key, kind: Any, waiting: list[str]) -> str:
+def _following(key: Key, kind: Any, waiting: deque[str]) -> str:
     """The value after --key, taken from `waiting`."""
     if kind is bool and not (waiting and waiting[0].lower() in _FLAG_VALUES):
         return "true"
@@ -59,7 +60,7 @@ def _following(key: Key, kind: Any, waiting: list[str]) -> str:
         raise ConfigError(
             f"{SOURCE}: {name}: no value given; write --{name} VALUE, or --{name}=VALUE if it begins with --"
         )
-    return waiting.pop(0)
+    return waiting.popleft()
 
 
 def _declared(job: Any, key: Key) -> tuple[Key, Any]:

@@ -26,6 +26,9 @@ CONFIG_NAME = "config.toml"
 # The key of a TOML file that names the job its settings are for.
 JOB = "job"
 
+# Settings that are set one by one: each makes a copy of the tree.
+MOST_ARGUMENTS = 10_000
+
 T = TypeVar("T")
 
 
@@ -62,6 +65,7 @@ def load_config(
         ConfigError: One line with the source, the key, the value and what is allowed.
     """
     kind = job_class(job) if isinstance(job, str) else job
+    _check_call(kind, file, overrides, arguments)
     bare, options = command_line.read_arguments(kind, arguments)
     positional = getattr(kind, "positional", "")
     takes_recipe = getattr(kind, "takes_recipe", not positional)
@@ -84,6 +88,36 @@ def load_config(
     for key, value in options.items():
         assembly.set(key, value, command_line.SOURCE)
     return _finished(assembly)
+
+
+def _check_call(kind: Any, file: Any, overrides: Any, arguments: Any) -> None:
+    """Raise ConfigError for arguments of load_config that are not what it takes."""
+    if not isinstance(kind, type) or not is_section(kind):
+        raise ConfigError(
+            f"job: expected one of {', '.join(JOBS)} or a class such as PPOConfig, got {_named(kind)}"
+        )
+    if file is not None and not isinstance(file, str | os.PathLike | Mapping):
+        raise ConfigError(f"file: expected a TOML file's path or a table of settings, got {_named(file)}")
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise ConfigError(f'overrides: expected a table such as {{"ppo.steps": 3}}, got {_named(overrides)}')
+    listed = isinstance(arguments, Sequence) and not isinstance(arguments, str | bytes)
+    if not listed or not all(isinstance(argument, str) for argument in arguments):
+        raise ConfigError(
+            f'arguments: expected a list of texts such as ["--ppo.steps", "3"], got {_named(arguments)}'
+        )
+    for name, given in (("settings", file), ("overrides", overrides), ("command line", arguments)):
+        if (
+            isinstance(given, Mapping | Sequence)
+            and not isinstance(given, str)
+            and len(given) > MOST_ARGUMENTS
+        ):
+            raise ConfigError(f"{name}: more than {MOST_ARGUMENTS:,} entries; write a recipe with tables")
+
+
+def _named(value: Any) -> str:
+    """A value for a message: itself and, where that does not show it, its type."""
+    text = shown_value(value)
+    return text if isinstance(value, str | int | float | None) else f"{text} of type {type(value).__name__}"
 
 
 def validate(config: T) -> T:

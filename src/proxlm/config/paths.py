@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_args
 from proxlm.config.setting import PathKind
 from proxlm.config.tree import is_section, kinds
 from proxlm.config.values import is_table
+from proxlm.errors import ConfigError
 from proxlm.user_code import parse_reference
 
 T = TypeVar("T")
@@ -79,8 +80,22 @@ def relative_to(kind: type, table: Mapping[str, Any], folder: Path) -> dict[str,
 
 
 def expand_user(config: T) -> T:
-    """The settings with `~` and `~name` at the start of a path replaced by the home folder."""
-    return _changed(config, lambda _, value: os.path.expanduser(value))
+    """The settings with `~` and `~name` at the start of a path replaced by the home folder.
+
+    So it means the same in a recipe, in Python and on the command line. Raises ConfigError where there is none.
+    """
+    return _changed(config, lambda _, value: home_expanded(value))
+
+
+def home_expanded(path: str) -> str:
+    """A path with `~` or `~name` at its start replaced by the home folder. Raises ConfigError where there is none."""
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        user = expanded.split("/")[0]
+        raise ConfigError(
+            f'"{path}": {user} is no user with a home folder; for a folder of that name write ./{user}'
+        )
+    return expanded
 
 
 def absolute(config: T) -> T:

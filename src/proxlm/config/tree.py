@@ -77,6 +77,22 @@ def key_below_value(at: Key, below: Key, source: str) -> ConfigError:
     return ConfigError(f"{source}: {dotted((*at, *below))}: unknown key; {dotted(at)} is a single value")
 
 
+def check_depth(value: Any, where: str) -> None:
+    """Raise ConfigError if tables and lists are nested more than DEEPEST deep, or hold themselves."""
+    waiting: list[tuple[Any, int]] = [(value, 0)]
+    seen: dict[int, int] = {}
+    while waiting:
+        one, depth = waiting.pop()
+        if not isinstance(one, Mapping | list | tuple) or seen.get(id(one), -1) >= depth:
+            continue
+        if depth >= DEEPEST:
+            raise ConfigError(
+                f"{where}: nested too deeply: more than {DEEPEST} lists and tables in one another"
+            )
+        seen[id(one)] = depth
+        waiting += [(item, depth + 1) for item in (one.values() if isinstance(one, Mapping) else one)]
+
+
 class Assembly:
     """A job's settings while they are put together, and the source of each.
 
@@ -92,6 +108,7 @@ class Assembly:
 
     def set(self, key: Key, value: Any, source: str) -> None:
         """Set one key; () is the whole tree. A table sets the keys of a section in it, but replaces a whole dict."""
+        check_depth(value, f"{source}: {dotted(key)}" if key else source)
         self.config = self._assigned(self.job, self.config, (), key, value, source, Bounds())
 
     def source(self, key: Key) -> str | None:

@@ -19,6 +19,8 @@ from proxlm.text import one_line, shown
 
 Key = tuple[str, ...]
 
+LARGEST = 10**300
+
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -55,8 +57,12 @@ def shown_value(value: Any) -> str:
     """`value` as TOML for an error message: one line, shortened; what TOML cannot hold as Python's repr."""
     try:
         return shown(toml_value(value))
-    except TypeError:
+    except (TypeError, ValueError, RecursionError):
+        pass
+    try:
         return shown(one_line(repr(value)))
+    except Exception:  # a number of more digits than Python writes, or a foreign class
+        return f"a value of type {type(value).__name__} that cannot be written"
 
 
 def nested_beyond(value: Any, most: int) -> bool:
@@ -128,6 +134,7 @@ def convert(kind: Any, value: Any) -> Any:
     elif kind is int or kind is float:
         wanted = int if kind is int else (int, float)
         if isinstance(value, wanted) and not isinstance(value, bool):
+            _check_size(value)
             try:
                 return kind(value)
             except OverflowError:
@@ -137,6 +144,12 @@ def convert(kind: Any, value: Any) -> Any:
     elif kind == list[int] and isinstance(value, list | tuple) and all(type(v) is int for v in value):
         return list(value)
     raise mismatch(kind, value)
+
+
+def _check_size(value: float) -> None:
+    """Raise ValueError for a whole number that cannot be calculated with as a float, or not even be written."""
+    if isinstance(value, int) and not -LARGEST < value < LARGEST:
+        raise ValueError("expected a whole number of at most 300 digits")
 
 
 def _text(value: Any) -> str:
@@ -157,6 +170,7 @@ def _anything(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"expected a finite number, got {shown_value(value)}")
     if isinstance(value, bool | int | float):
+        _check_size(value)
         return value
     if isinstance(value, list | tuple):
         return [_anything(item) for item in value]

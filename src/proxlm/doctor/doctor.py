@@ -10,7 +10,7 @@ from typing import Any
 from proxlm.doctor import rules_policy, rules_reward, rules_run, rules_update
 from proxlm.doctor.facts import Facts
 from proxlm.doctor.finding import Finding
-from proxlm.doctor.window import Row, Rows
+from proxlm.doctor.window import History, Rows
 from proxlm.runlog.folder import read_jsonl
 
 Rule = Callable[[Rows, Facts], Finding | None]
@@ -61,7 +61,7 @@ class Doctor:
 
     def __init__(self, facts: Facts | None = None) -> None:
         self.facts = facts or Facts()
-        self._rows: list[Row] = []
+        self._rows = History()
         self._episodes: dict[str, list[_Episode]] = {}
 
     @classmethod

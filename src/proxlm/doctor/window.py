@@ -20,6 +20,28 @@ Row = Mapping[str, Any]
 Rows = Sequence[Row]
 
 
+class History(list[Row]):
+    """A run's rows, which only grow, with those of them that rules look for from the start.
+
+    Attributes:
+        learnt: the rows in which the policy learns.
+        rewarded: the rows that have a reward and its spread.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.learnt: list[Row] = []
+        self.rewarded: list[Row] = []
+
+    def append(self, row: Row) -> None:
+        """Add the newest row."""
+        super().append(row)
+        if learning(row):
+            self.learnt.append(row)
+        if _rewarded(row):
+            self.rewarded.append(row)
+
+
 def number(row: Row, name: Metric) -> float | None:
     """The row's finite number of that name, or None."""
     value = row.get(name)
@@ -54,9 +76,7 @@ def newest_of_all(rows: Rows, name: Metric, count: int) -> list[float]:
 
 def first(rows: Rows, name: Metric, count: int) -> list[float]:
     """The numbers of the first `count` rows in which the policy learns."""
-    return [
-        value for row in islice(filter(learning, rows), count) if (value := number(row, name)) is not None
-    ]
+    return [value for row in _learnt(rows, count) if (value := number(row, name)) is not None]
 
 
 def middle(values: Sequence[float], needed: int) -> float | None:
@@ -76,14 +96,19 @@ def first_middle(rows: Rows, name: Metric, count: int) -> float | None:
 
 def at_least(rows: Rows, count: int) -> bool:
     """Whether the policy has learnt for `count` steps."""
-    return sum(1 for _ in islice(filter(learning, rows), count)) >= count
+    return len(_learnt(rows, count)) >= count
+
+
+def _learnt(rows: Rows, count: int) -> list[Row]:
+    """The first `count` rows in which the policy learns."""
+    return rows.learnt[:count] if isinstance(rows, History) else list(islice(filter(learning, rows), count))
 
 
 def has_learnt(rows: Rows) -> bool:
     """Whether the reward has risen by more than its first spread. In a run of control there are rows in which no
     episode ended: the first and the newest five that have a reward count."""
-    begun = list(islice(filter(_rewarded, rows), 5))
-    newest_five = list(islice(filter(_rewarded, reversed(rows)), 5))
+    rewarded = rows.rewarded if isinstance(rows, History) else list(filter(_rewarded, rows))
+    begun, newest_five = rewarded[:5], rewarded[:-6:-1]
     before, after = (middle([row[names.REWARD] for row in part], 5) for part in (begun, newest_five))
     if before is None or after is None:
         return False

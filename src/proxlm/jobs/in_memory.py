@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from proxlm.config.paths import home_expanded
 from proxlm.config.values import shown_value
 from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.records import Source
@@ -30,7 +31,7 @@ def record_source(values: Iterable[Any] | str | Path | None, name: str, field: s
     if values is None:
         return None
     if isinstance(values, str | Path):
-        path = str(values)
+        path = home_expanded(str(values))
         # A data set's folder may be followed by :SPLIT.
         if not any(map(os.path.exists, (path, path.rpartition(":")[0]))):
             raise DataError(

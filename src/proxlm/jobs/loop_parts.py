@@ -14,6 +14,7 @@ from typing import Any
 from proxlm.checkpoint import publish_folder
 from proxlm.config import ModelSettings, NewModelSettings, PPOConfig, RewardSettings
 from proxlm.config.algorithms import advantage_of
+from proxlm.config.paths import home_expanded
 from proxlm.data.prompts import PromptStream
 from proxlm.data.tokenizer import train_tokenizer
 from proxlm.engine.agreement import check_engine
@@ -148,4 +149,4 @@ def save(policy: LanguageModel, folder: str | Path) -> None:
 
     The folder is there whole or not at all; one that exists is replaced.
     """
-    publish_folder(Path(folder), lambda path: save_language_model(policy, path))
+    publish_folder(Path(home_expanded(str(folder))), lambda path: save_language_model(policy, path))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.config import ModelSettings
+from proxlm.config.paths import expand_user
 from proxlm.data.tokenizer import check_tokenizer, load_tokenizer, require_folder
 from proxlm.data.turn_end import eos_of
 from proxlm.errors import ModelError
@@ -55,7 +56,7 @@ class ModelSource:
             settings = replace(settings, policy=name)
         elif model is not None:
             settings = replace(settings, policy=str(model))
-        self.settings = settings
+        self.settings = expand_user(settings)
 
     @property
     def in_memory(self) -> bool:

@@ -91,9 +91,8 @@ def curves(rows: list[Row]) -> dict[str, Any]:
     """
     every = -(-len(rows) // MOST_POINTS)
     groups = [rows[i : i + every] for i in range(0, len(rows), every)]
-    found = list(dict.fromkeys(name for row in rows for name in row if name not in (names.STEP, names.TIME)))
-    series = {name: _curve(groups, name) for name in found}
-    plots, constant = _plots(found, series)
+    series = _series(groups)
+    plots, constant = _plots(list(series), series)
     return {
         "step": [group[-1][names.STEP] for group in groups],
         "minutes": [_short(group[-1][names.TIME] / 60) for group in groups],
@@ -104,10 +103,19 @@ def curves(rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def _curve(groups: list[list[Row]], name: str) -> dict[str, list[Any]]:
-    """Points of one metric: `at`, the groups that have it, and `y`, its mean there; None where not finite."""
-    at = [i for i, group in enumerate(groups) if any(name in row for row in group)]
-    return {"at": at, "y": [_mean([row[name] for row in groups[i] if name in row]) for i in at]}
+def _series(groups: list[list[Row]]) -> dict[str, dict[str, list[Any]]]:
+    """The points of each metric: `at`, the groups that have it, and `y`, its mean there; None where not finite."""
+    series: dict[str, dict[str, list[Any]]] = {}
+    for i, group in enumerate(groups):
+        values: dict[str, list[Any]] = {}
+        for row in group:
+            for name, value in row.items():
+                values.setdefault(name, []).append(value)
+        for name, several in values.items():
+            curve = series.setdefault(name, {"at": [], "y": []})
+            curve["at"].append(i)
+            curve["y"].append(_mean(several))
+    return {name: curve for name, curve in series.items() if name not in (names.STEP, names.TIME)}
 
 
 def _mean(values: list[Any]) -> float | None:
@@ -121,24 +129,25 @@ def _short(value: float) -> float:
 
 def _plots(found: list[str], series: dict[str, Any]) -> tuple[list[Row], dict[str, float | None]]:
     """The plots that there are curves for, and the other metrics that never changed."""
-    left = list(found)
+    left = dict.fromkeys(found)
     plots: list[Row] = []
     constant: dict[str, float | None] = {}
     for plot in PLOTS:
         drawn = [name for metric in plot.names for name in left if metric.matches(name)]
         band = plot.band if drawn and plot.band in left else ""
-        left = [name for name in left if name not in drawn and name != band]
+        for name in [*drawn, band]:
+            left.pop(name, None)
         if plot.fold:
             drawn = _fold(drawn, series, constant)
         if drawn:
             plots.append({"group": plot.group, "title": plot.title, "names": drawn, "band": band})
-    others = _fold(left, series, constant)
+    others = _fold(list(left), series, constant)
     plots += [{"group": "Other", "title": name, "names": [name], "band": ""} for name in others]
     return plots, constant
 
 
 def _fold(found: list[str], series: dict[str, Any], constant: dict[str, float | None]) -> list[str]:
     """Move the curves that never change to `constant`; returns the names of the others."""
-    changing = [name for name in found if len(set(series[name]["y"])) > 1]
+    changing = dict.fromkeys(name for name in found if len(set(series[name]["y"])) > 1)
     constant |= {name: series[name]["y"][0] for name in found if name not in changing}
-    return changing
+    return list(changing)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, SFTConfig
+from proxlm.config.paths import home_expanded
 from proxlm.errors import RunError
 from proxlm.evaluation.evaluate import Evaluation, evaluation_from_json
 from proxlm.report.run_data import read_run
@@ -110,7 +111,7 @@ def load_run(folder: str | Path) -> Run:
     Raises:
         RunError: It is not a run's folder, or a file in it is damaged; the message names the file and the line.
     """
-    path = Path(folder).expanduser()
+    path = Path(home_expanded(str(folder)))
     data = read_run(path)
     names = dict.fromkeys(name for row in data.metrics for name in row)
     found = evaluation_from_json(data.evaluation) if data.evaluation is not None else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,13 @@ class RunData:
     evaluation: Row | None
 
 
+# A table has a column for each.
+MOST_MODELS = 100
+MOST_METRICS = 2000
+# Sums and means of numbers must be finite too.
+LARGEST_NUMBER = 1e300
+
+
 def read_run(folder: Path) -> RunData:
     """Read a run's folder. Raises RunError that names the file, and the line or field, that is not right."""
     saved = read_saved_settings(folder)
@@ -57,8 +63,12 @@ def read_metrics(path: Path) -> list[Row]:
     rows = read_jsonl(path)
     if not rows:
         raise RunError(f"{path}: no rows: the run has not finished a step yet")
+    known = set[str]()
     for line, row in enumerate(rows, start=1):
         where = f"{path}: line {line}"
+        known.update(row)
+        if len(known) > MOST_METRICS:
+            raise RunError(f"{where}: more than {MOST_METRICS:,} different metrics up to here")
         for name, value in row.items():
             if value is not None and not _is_number(value):
                 raise RunError(f"{where}: {name}: expected a number, got {_shown(value)}")
@@ -127,6 +137,8 @@ def read_evaluation(path: Path) -> Row:
     models = value.get("models")
     if not isinstance(models, list) or not models:
         raise RunError(f"{path}: models: expected a list of models, got {_shown(models)}")
+    if len(models) > MOST_MODELS:
+        raise RunError(f"{path}: models: {len(models)} of them; a page has room for {MOST_MODELS}")
     for i, model in enumerate(models):
         _check_model(f"{path}: models[{i}]", model)
     return value
@@ -155,7 +167,7 @@ def finite(values: Sequence[Any]) -> list[float]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
 
 
 def _shown(value: Any) -> str:
