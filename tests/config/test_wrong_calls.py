@@ -44,7 +44,7 @@ def test_a_file_that_is_none(file: Any) -> None:
 
 @pytest.mark.parametrize("overrides", [3, [1], "x", {...}, [("ppo.steps", 1)], b"x"])
 def test_overrides_that_are_no_table(overrides: Any) -> None:
-    with pytest.raises(ConfigError, match="overrides: expected a table such as"):
+    with pytest.raises(ConfigError, match="overrides: expected a mapping, got"):
         load_config("ppo", None, overrides)
 
 

@@ -78,12 +78,8 @@ def load_config(
     assembly = Assembly(kind)
     if isinstance(file, Mapping):
         _add_mapping(assembly, _without_job(file, assembly.job, "settings"), "settings")
-    elif isinstance(file, str | os.PathLike):
-        _add_file(assembly, Path(file))
     elif file is not None:
-        raise ConfigError(f"file: expected a path or a mapping, got {shown_value(file)}")
-    if not isinstance(overrides, Mapping | None):
-        raise ConfigError(f"overrides: expected a mapping, got {shown_value(overrides)}")
+        _add_file(assembly, Path(file))
     _add_mapping(assembly, overrides or {}, "overrides")
     for key, value in options.items():
         assembly.set(key, value, command_line.SOURCE)
@@ -94,16 +90,16 @@ def _check_call(kind: Any, file: Any, overrides: Any, arguments: Any) -> None:
     """Raise ConfigError for arguments of load_config that are not what it takes."""
     if not isinstance(kind, type) or not is_section(kind):
         raise ConfigError(
-            f"job: expected one of {', '.join(JOBS)} or a class such as PPOConfig, got {_named(kind)}"
+            f"job: expected one of {', '.join(JOBS)} or a class such as PPOConfig, got {shown_value(kind)}"
         )
     if file is not None and not isinstance(file, str | os.PathLike | Mapping):
-        raise ConfigError(f"file: expected a TOML file's path or a table of settings, got {_named(file)}")
+        raise ConfigError(f"file: expected a path or a mapping, got {shown_value(file)}")
     if overrides is not None and not isinstance(overrides, Mapping):
-        raise ConfigError(f'overrides: expected a table such as {{"ppo.steps": 3}}, got {_named(overrides)}')
+        raise ConfigError(f"overrides: expected a mapping, got {shown_value(overrides)}")
     listed = isinstance(arguments, Sequence) and not isinstance(arguments, str | bytes)
     if not listed or not all(isinstance(argument, str) for argument in arguments):
         raise ConfigError(
-            f'arguments: expected a list of texts such as ["--ppo.steps", "3"], got {_named(arguments)}'
+            f'arguments: expected a list of texts such as ["--ppo.steps", "3"], got {shown_value(arguments)}'
         )
     for name, given in (("settings", file), ("overrides", overrides), ("command line", arguments)):
         if (
@@ -112,12 +108,6 @@ def _check_call(kind: Any, file: Any, overrides: Any, arguments: Any) -> None:
             and len(given) > MOST_ARGUMENTS
         ):
             raise ConfigError(f"{name}: more than {MOST_ARGUMENTS:,} entries; write a recipe with tables")
-
-
-def _named(value: Any) -> str:
-    """A value for a message: itself and, where that does not show it, its type."""
-    text = shown_value(value)
-    return text if isinstance(value, str | int | float | None) else f"{text} of type {type(value).__name__}"
 
 
 def validate(config: T) -> T:

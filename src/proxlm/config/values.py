@@ -134,7 +134,8 @@ def convert(kind: Any, value: Any) -> Any:
     elif kind is int or kind is float:
         wanted = int if kind is int else (int, float)
         if isinstance(value, wanted) and not isinstance(value, bool):
-            _check_size(value)
+            if kind is int:
+                _check_size(value)
             try:
                 return kind(value)
             except OverflowError:
