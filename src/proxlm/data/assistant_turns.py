@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -62,7 +61,7 @@ def find_turns(content: Conversation, chat: ChatFormat, end: TurnEnd, where: str
         spans = [finder.span(turn) for turn in turns]
     if any(after[0] < before[1] for before, after in pairwise(spans)):
         raise finder.not_found(turns[0])
-    first = finder.rendered(turns[0], add_generation_prompt=True)
+    first = finder.prompt(turns[0])
     return AssistantTurns(finder.text, spans, learnt, finder.text[: spans[0][0]] == first)
 
 
@@ -93,6 +92,8 @@ def encode_turns(turns: AssistantTurns, chat: ChatFormat, end: TurnEnd) -> TurnT
 
     def extend(until: int, flag: bool) -> None:
         nonlocal ids, begin, kept, done
+        if until == done:
+            return
         encode = encode_continuation if kept else encode_rendered
         whole = [*ids[:kept], *encode(tokenizer, text[begin:until])]
         if whole[: len(ids)] != ids:
@@ -120,11 +121,21 @@ class _Finder:
         # The ends of a turn as they are spelled: the template's own, and EOS.
         ids = [[] if end.own is None else [end.own], sorted(end.tokens - {end.own})]
         self._ends = [[str(n) for n in chat.tokenizer.convert_ids_to_tokens(part)] for part in ids]
+        self._first = (-1, "")
         self.text = self.rendered(len(messages))
 
-    def rendered(self, count: int, *, add_generation_prompt: bool = False) -> str:
+    def rendered(self, count: int) -> str:
         """The first `count` messages."""
-        return self._render(self.messages[:count], add_generation_prompt)
+        return self._render(self.messages[:count])
+
+    def prompt(self, turn: int) -> str:
+        """What a policy sees before message number `turn`."""
+        if turn == self._first[0]:
+            return self._first[1]
+        text = self._render(self.messages[:turn], add_generation_prompt=True)
+        if not self._first[1]:
+            self._first = (turn, text)  # the only one that is asked for twice
+        return text
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         return self._chat.render(
@@ -133,10 +144,10 @@ class _Finder:
 
     def span(self, turn: int) -> tuple[int, int]:
         """Where message number `turn` is in the text, from behind the generation prompt to the end of the turn."""
-        before = self.rendered(turn, add_generation_prompt=True)
+        before = self.prompt(turn)
         follows = self.text.startswith(before)
         until = self.text if turn == len(self.messages) - 1 else self.rendered(turn + 1)
-        same = len(os.path.commonprefix([until, self.text]))  # noqa: RUF071 (not paths)
+        same = _shared(until, self.text)
         if follows and same >= len(before):
             finish = self._end(until, len(before), last=True)
             if finish is not None and finish <= same:
@@ -183,3 +194,14 @@ class _Finder:
             " without it, so the message's own tokens cannot be identified; use another chat_template",
             "refused by the chat template",
         )
+
+
+def _shared(a: str, b: str) -> int:
+    """How many characters two texts begin with together."""
+    if b.startswith(a):
+        return len(a)
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[:middle] == b[:middle] else (low, middle - 1)
+    return low
