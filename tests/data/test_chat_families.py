@@ -226,3 +226,29 @@ def test_a_conversation_far_over_the_limit_is_measured_before_its_turns_are_look
     with pytest.raises(DataError, match="tokens with the response, the limit is 500"):
         sft(tokenizer, FAMILIES[0], TALK * 40)
     assert rendered <= 3
+
+
+def test_a_turn_that_calls_a_tool_is_learnt_whole() -> None:
+    tokenizer = FAMILIES[0].tokenizer()
+    tokenizer.chat_template = (
+        "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
+        "{% for c in m.tool_calls or [] %}<call>{{ c.function.name }} {{ c.function.arguments | tojson }}</call>"
+        "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+    talk: list[dict[str, Any]] = [
+        {"role": "user", "content": "What is 2 + 3?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "5"},
+        {"role": "assistant", "content": "It is 5."},
+    ]
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+    records = InMemoryRecords([{"messages": talk, "tools": tools}], "talks", "messages")
+    (example,) = sft_examples(TextSettings(), [records], tokenizer, 500)
+    assert example is not None
+    assert [tokenizer.decode(run) for run in runs(example)] == [
+        '<call>add {"a": 2}</call><|im_end|>',
+        "It is 5.<|im_end|>",
+    ]
+    assert '"name": "add"' in tokenizer.decode(example.prompt_ids)

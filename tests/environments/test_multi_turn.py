@@ -319,3 +319,39 @@ def test_a_conversation_is_kept_as_messages_for_the_reward(tokenizer):
     assert again.completions()[0] == rollout.completions()[2]
     assert type(rollout).join([rollout, again]).completions()[3:] == again.completions()
     assert all(not c.messages for c in talk(model, Counts).completions())
+
+
+@pytest.mark.parametrize("stop", [[], ["<|im_end|>"]])
+@pytest.mark.parametrize("template", [True, False])
+def test_the_end_of_a_turn_stands_once_in_a_conversation(stop, template):
+    """ChatML on a base model, whose EOS is another token; the end is the template's own, a stop text, or both."""
+    from chat_families import FAMILIES
+
+    chat = FAMILIES[1].tokenizer()
+    form = ChatFormat(chat, chat.chat_template)
+    if (
+        not template
+    ):  # the model's tokenizer does not know of it: without a stop text, turns end at EOS or the limit
+        chat.chat_template = None
+    model = tiny_model(chat)
+    torch.nn.init.zeros_(model.network.get_output_embeddings().weight)  # every token is as likely
+    sampling = RolloutSettings(max_new_tokens=24, stop=stop)
+    spec = MultiTurn(
+        lambda: Counts(replies=2, words="so?"), ChatMessageTokens(form), EnvironmentSettings(use="x")
+    )
+    rollout = spec(NativeEngine(model, sampling), prompts(60), sampling, seed=3, step=0)
+    end = chat.convert_tokens_to_ids("<|im_end|>")
+    ended = 0
+    lengths = rollout.sequences.response_lengths.tolist()
+    for ids, mask in zip(
+        rollout.sequences.response_tokens.split(lengths), rollout.action_mask.split(lengths), strict=True
+    ):
+        row, first = ids.tolist(), turns_of(mask.tolist())[0][1]
+        ended += row[first - 1] == end
+        between = chat.decode(row[first:])
+        assert row[first - 2 : first + 1].count(end) <= 1
+        if row[first - 1] == end or row[first - 1] in model.turn_end.tokens:
+            assert between.startswith("\n<|im_start|>user\nso?<|im_end|>\n<|im_start|>assistant\n")
+        else:
+            assert between.startswith("<|im_end|>\n<|im_start|>user\nso?<|im_end|>\n")
+    assert ended >= 2 or not (template or stop)

@@ -11,7 +11,7 @@ from proxlm.data.chat import ChatFormat, encode_rendered, with_system
 from proxlm.data.messages import Message
 from proxlm.data.seams import check_seams
 from proxlm.data.tokenizer import decode, encode_continuation, encode_prompt
-from proxlm.data.turn_end import TurnEnd, after_reply, first_special
+from proxlm.data.turn_end import TurnEnd, after_reply, first_special, turn_end_of
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class ChatMessageTokens:
         The end of the turn stands once: where the policy has written it, or another token that ends its turns, the
         template's is left out.
         """
-        tokenizer = self.chat.tokenizer
+        tokenizer, end = self.chat.tokenizer, turn_end_of(self.chat, end.eos)
         tail = after_reply(self.chat, messages, add_generation_prompt=True)
         ids = encode_continuation(tokenizer, tail)
         first = first_special(tokenizer, ids)
