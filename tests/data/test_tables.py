@@ -246,3 +246,45 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(DataError, match=said):
         read_records(name)
+
+
+def json_column(values: list[str | None]) -> Any:
+    return pa.ExtensionArray.from_storage(pa.json_(), pa.array(values))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_columns_of_json_are_objects(tmp_path: Path, kind: str) -> None:
+    """As `datasets` keeps messages and tools whose fields have different types in different rows."""
+    messages = [
+        {"role": "user", "content": "Rain?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"function": {"name": "f", "arguments": {"a": 3}}}],
+        },
+    ]
+    texts = json_column([json.dumps(message) for message in messages])
+    table = pa.table(
+        {
+            "messages": pa.ListArray.from_arrays([0, 2, 2, 2], texts),
+            "more": pa.StructArray.from_arrays(
+                [json_column(['"x"', None, '{"a": 1, "a": 2}']), pa.array([1, 2, 3])], ["json", "n"]
+            ),
+        }
+    )
+    if kind == "parquet":
+        pq.write_table(table, tmp_path / "a.parquet")
+        path = tmp_path / "a.parquet"
+    else:
+        path = saved(tmp_path / "set", [ROWS], ["d.arrow"])
+        with pa.OSFile(str(path / "d.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+    skipped = Skipped(skip=True)
+    first, second = iter_records(path, skipped)
+    assert first.fields == {
+        "messages": [messages[0], {key: messages[1][key] for key in ("role", "tool_calls")}],
+        "more": {"json": "x", "n": 1},
+    }
+    assert second.fields == {"messages": [], "more": {"n": 2}}
+    assert skipped.counts == {"not valid JSON": 1}
+    assert 'duplicate key "a"' in skipped.first

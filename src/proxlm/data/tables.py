@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.config.paths import HUB_PREFIX
+from proxlm.data.arrow_json import Decode, json_decoder
 from proxlm.data.fields import without_nulls
 from proxlm.data.lines import shown_size
 from proxlm.data.skipped import Record, Skipped
@@ -64,12 +65,12 @@ def read_parquet(path: Path, skipped: Skipped) -> Iterator[Record]:
         with open_regular(path) as source:
             file = pyarrow.parquet.ParquetFile(source, buffer_size=_READ_AHEAD)
             _check_columns(path, file.schema_arrow.names)
-            reading = parquet_reading(file, source, str(path))
+            schema, reading = file.schema_arrow, parquet_reading(file, source, str(path))
             if reading.as_indices:
                 file = pyarrow.parquet.ParquetFile(
                     source, buffer_size=_READ_AHEAD, read_dictionary=reading.as_indices
                 )
-            yield from _rows(path, file.iter_batches(batch_size=reading.rows), skipped)
+            yield from _rows(path, schema, file.iter_batches(batch_size=reading.rows), skipped)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except NotRegularFileError as error:
@@ -139,7 +140,7 @@ def _read_arrow(path: Path, skipped: Skipped) -> Iterator[Record]:
     try:
         with open_regular(path) as source, arrow.ipc.open_stream(source) as stream:
             _check_columns(path, stream.schema.names)
-            yield from _rows(path, map(_sound, stream), skipped)
+            yield from _rows(path, stream.schema, map(_sound, stream), skipped)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file, but the data set's state.json names it") from error
     except NotRegularFileError as error:
@@ -185,13 +186,13 @@ def _which_split(folder: Path, splits: list[str]) -> DataError:
     return DataError(f"{folder}: the data set has the splits {listed(splits)}; write {folder}:SPLIT")
 
 
-def _rows(path: Path, batches: Any, skipped: Skipped) -> Iterator[Record]:
-    first = 1
+def _rows(path: Path, schema: Any, batches: Any, skipped: Skipped) -> Iterator[Record]:
+    first, decode = 1, json_decoder(schema)
     for part in (part for batch in batches for part in parts_of(batch)):
         for i, row in enumerate(_as_dicts(part)):
             where = f"{path}:{first + i}"
             try:
-                yield Record(_fields(row, where), first + i, str(path))
+                yield Record(_fields(row, decode, where), first + i, str(path))
             except BadRecordError as error:
                 skipped.bad(error, str(path), first + i, "")
         first += len(part)
@@ -201,13 +202,16 @@ class _TooLargeError(Exception):
     """A row of more than LARGEST_ROW bytes."""
 
 
-def _fields(row: dict[str, Any] | Exception, where: str) -> dict[str, Any]:
+def _fields(row: dict[str, Any] | Exception, decode: Decode | None, where: str) -> dict[str, Any]:
     if isinstance(row, Exception):
         if isinstance(row, _TooLargeError):
             raise BadRecordError(f"{where}: {row}", "line too long")
         kind = "not UTF-8" if isinstance(row, UnicodeDecodeError) else "unreadable value"
         raise BadRecordError(f"{where}: {kind}: {reason_of(row)}", kind)
-    return without_nulls(row, where)
+    try:
+        return without_nulls(decode(row) if decode else row, where)
+    except ValueError as error:
+        raise BadRecordError(f"{where}: {reason_of(error)}", "not valid JSON") from error
 
 
 def _as_dicts(batch: Any) -> list[dict[str, Any] | Exception]:
