@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ def changed_rows(checkpoint: Path, saved: Mapping[str, Any]) -> list[str]:
         saved: What its state.json holds; an older version's names no rows, which is no change.
 
     Returns:
-        A line for each file that has lost or gained rows up to the checkpoint's step.
+        A line for each file that has lost or gained rows up to the checkpoint's step, or for the first row that is
+        malformed or out of order.
 
     Raises:
-        RunError: A row is malformed or out of order, or the checkpoint's counts are none.
+        RunError: The checkpoint's counts are none.
     """
     then = saved.get("row_counts")
     if then is None:
@@ -35,7 +37,11 @@ def changed_rows(checkpoint: Path, saved: Mapping[str, Any]) -> list[str]:
     names = RowCounts._fields
     if not isinstance(then, Mapping) or not all(_is_count(then.get(name)) for name in names):
         raise RunError(f"{checkpoint / 'state.json'}: no counts of {' and '.join(names)} at 'row_counts'")
-    now = count_rows(checkpoint.parent.parent, read_step(checkpoint, saved))
+    run = checkpoint.parent.parent
+    try:
+        now = count_rows(run, read_step(checkpoint, saved))
+    except RunError as error:
+        return [str(error).removeprefix(f"{run}{os.sep}")]
     return [
         f"{file} has {here} rows up to there, not {then[name]}: some were {'lost' if here < then[name] else 'added'}"
         for name, file, here in zip(names, (METRICS, SAMPLES), now, strict=True)

@@ -1,6 +1,7 @@
 """A run is a folder. Whatever is written to it is there whole or not at all.
 
 config.toml       every setting, as resolved
+inputs.json       a hash of every file that the run reads
 metrics.jsonl     one row a step
 samples.jsonl     sampled texts of each step, with per-token numbers
 skipped.jsonl     records of the data that were left out, where there are any
