@@ -194,6 +194,16 @@ def test_numbers_that_were_not_finite_are_gaps(run: Path) -> None:
     assert ["kl_coef"] in [plot["names"] for plot in found.data["curves"]["plots"]]
 
 
+def test_a_secret_that_an_older_version_wrote_is_not_shown(run: Path) -> None:
+    settings = run / "config.toml"
+    for line in ('api_token = "hunter2hunter2"', 'headers = {Authorization = "Bearer abcd1234EFGH"}'):
+        settings.write_text(f'job = "ppo"\n[reward.args]\n{line}\n')
+        page = write_report(run).read_text()
+        assert "hunter2" not in page
+        assert "abcd1234EFGH" not in page
+        assert "holds what looks like a secret" in page
+
+
 def test_a_lone_surrogate_does_not_stop_the_report(run: Path) -> None:
     edit(run / "samples.jsonl", 1, prompt="a\ud800b")
     file = run / "evaluation.json"

@@ -33,6 +33,11 @@ def secret_settings(config: Any) -> Iterator[Key]:
     yield from _in_section(config, ())
 
 
+def holds_secret(table: Mapping[str, Any]) -> bool:
+    """Whether a table of any settings holds what looks like a secret."""
+    return next(_below(table, (), ""), None) is not None
+
+
 def _in_section(section: Any, at: Key) -> Iterator[Key]:
     for name in kinds(type(section)):
         value = getattr(section, name)

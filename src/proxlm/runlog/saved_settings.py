@@ -7,6 +7,7 @@ from pathlib import Path
 
 from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, SFTConfig, load_config
 from proxlm.config.parse import JOB
+from proxlm.config.secrets import holds_secret
 from proxlm.config.toml_text import parse_toml
 from proxlm.errors import ConfigError, RunError
 from proxlm.files import read_regular
@@ -33,7 +34,7 @@ class SavedSettings:
         job: the name of the run's job; empty where the file names none.
         config: the job's settings; None where they are not those of this version.
         problem: why `config` is None; empty where it is not.
-        text: the file as it is.
+        text: the file as it is; where a secret is in it, as an older version may have written, that remark instead.
     """
 
     job: str
@@ -55,9 +56,12 @@ def read_saved_settings(folder: Path) -> SavedSettings:
         raise RunError(f"{folder}: not a run's folder: it holds no config.toml")
     text = read_text(file)
     try:
-        job = parse_toml(text).get(JOB, "")
+        table = parse_toml(text)
     except ValueError as error:
         raise RunError(f"{file}: not valid TOML: {error}") from error
+    if holds_secret(table):
+        text = f"# not shown: {file} holds what looks like a secret\n"
+    job = table.get(JOB, "")
     if not isinstance(job, str) or job not in RUNS:
         return SavedSettings("", None, f"{file}: it names no job that makes a run", text)
     try:
