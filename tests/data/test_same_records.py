@@ -18,8 +18,9 @@ from proxlm.config import DataSettings, TextSettings
 from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.prompts import PromptSources, load_prompts
 from proxlm.data.records import Source
+from proxlm.data.skipped import Skipped
 from proxlm.data.supervised import sft_examples
-from proxlm.errors import BadRecordError
+from proxlm.errors import BadRecordError, DataError
 
 # Shows everything that it is given, and fails on a null where a field is only asked for.
 TEMPLATE = (
@@ -234,3 +235,68 @@ def test_a_template_that_joins_arguments_as_text_gets_text(tokenizer: Any, tmp_p
     (made,) = sft_examples(TextSettings(chat_template=str(template)), [source], tokenizer, 1000)
     assert made is not None
     assert tokenizer.decode(made.response_ids) == 'f{"town": "Zürich"}<|eos|>'
+
+
+@pytest.mark.parametrize(
+    ("row", "learnt"),
+    [
+        (
+            {"messages": [("user", "a"), ("assistant", "b", 0), ("user", "c"), ("assistant", "d")]},
+            ["d<|eos|>"],
+        ),
+        (
+            {"messages": [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d", 0)]},
+            ["b<|eos|>"],
+        ),
+        (
+            {"messages": [("user", "a", 0), ("assistant", "b", 1), ("user", "c"), ("assistant", "d")]},
+            ["b<|eos|>", "d<|eos|>"],
+        ),
+        (
+            {
+                "prompt": [("user", "a"), ("assistant", "b"), ("user", "c")],
+                "completion": [("assistant", "d")],
+            },
+            ["d<|eos|>"],
+        ),
+    ],
+)
+def test_what_has_weight_0_is_seen_but_not_learnt(
+    tokenizer: Any, tmp_path: Path, row: dict[str, Any], learnt: list[str]
+) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text(TEMPLATE)
+    record = {
+        name: [dict(zip(("role", "content", "weight"), message, strict=False)) for message in messages]
+        for name, messages in row.items()
+    }
+    source = InMemoryRecords([record], "rows", "messages")
+    (made,) = sft_examples(TextSettings(chat_template=str(template)), [source], tokenizer, 1000)
+    assert made is not None
+    runs: list[list[int]] = [[]]
+    for token, own in zip(made.response_ids, made.loss_mask, strict=True):
+        if own:
+            runs[-1].append(token)
+        elif runs[-1]:
+            runs.append([])
+    assert [tokenizer.decode(run) for run in runs if run] == learnt
+    assert tokenizer.decode(made.prompt_ids) == "<|user|>a<|eos|><|assistant|>"
+
+
+def test_records_of_weight_0_are_left_out_and_counted(tokenizer: Any) -> None:
+    rows = [{"prompt": "a", "response": "b", "weight": weight} for weight in (1, 0, 1.0, 0.0)]
+    skipped = Skipped()
+    source = InMemoryRecords(rows, "rows", "messages")
+    assert len(list(sft_examples(TextSettings(), [source], tokenizer, 1000, skipped=skipped))) == 2
+    assert skipped.counts == {"weight 0": 2}
+
+
+def test_a_data_frame_is_named_and_its_rows_are_read(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = [{"messages": [{"role": "user", "content": "a", "name": None}], "n": 1}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    frame = pandas.read_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r'rows: a DataFrame; pass its rows: frame\.to_dict\("records"\)'):
+        InMemoryRecords(frame, "rows", "messages")
+    (record,) = read_records(InMemoryRecords(frame.to_dict("records"), "rows", "messages"))
+    assert record.fields == {"messages": [{"role": "user", "content": "a"}], "n": 1}
