@@ -113,9 +113,21 @@ def test_nothing_to_resume(tmp_path):
 
 
 def test_fit(tmp_path):
-    saved = {"a": torch.zeros(2), "optimiser.x": torch.zeros(9)}
-    check_fit(tmp_path, saved, {"a": torch.ones(2)})
-    with pytest.raises(RunError, match=r"a is \(2,\) there and \(3,\) here"):
-        check_fit(tmp_path, saved, {"a": torch.ones(3)})
-    with pytest.raises(RunError, match=r"b is nothing there and \(1,\) here"):
-        check_fit(tmp_path, saved, {"a": torch.ones(2), "b": torch.ones(1)})
+    """Weights and the optimisers' state: each tensor that is missing, unknown, or of another kind is named."""
+    saved = {"a": torch.zeros(2), "optimiser.x": torch.zeros(9), "extra.y": torch.zeros(1)}
+    moments = {"optimiser.x": torch.ones(9)}
+    check_fit(tmp_path, saved, {"a": torch.ones(2), **moments})
+    for wanted, message in (
+        ({"a": torch.ones(3), **moments}, r"a is \(2,\) there and \(3,\) here"),
+        ({"a": torch.ones(2), "b": torch.ones(1), **moments}, r"b is nothing there and \(1,\) here"),
+        (moments, r"a is \(2,\) there and nothing here"),
+        ({"a": torch.ones(2)}, r"optimiser\.x is \(9,\) there and nothing here"),
+        ({"a": torch.ones(2), "optimiser.x": torch.ones(8)}, r"optimiser\.x is \(9,\) there and \(8,\) here"),
+        (
+            {"a": torch.ones(2, dtype=torch.bfloat16), **moments},
+            r"a is \(2,\) there and \(2,\) bfloat16 here",
+        ),
+        ({f"c{i}": torch.ones(1) for i in range(9)}, r"here, c0 is nothing .*here and 9 more"),
+    ):
+        with pytest.raises(RunError, match=message):
+            check_fit(tmp_path, saved, wanted)

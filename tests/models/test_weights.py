@@ -138,6 +138,27 @@ def test_a_checkpoint_in_parts_needs_all_of_them(saved, tmp_path, tokenizer):
         policy(tmp_path)
 
 
+def test_weights_that_are_there_twice_are_refused(tokenizer, tmp_path):
+    """transformers would take the single file, whichever is the newer."""
+    network = tiny_network("llama", tokenizer)
+    network.save_pretrained(tmp_path, max_shard_size="20KB")
+    tokenizer.save_pretrained(tmp_path)
+    save_file({name: torch.zeros(1) for name in ("a", "b")}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"holds weights twice, in model\.safetensors and in the parts"):
+        policy(tmp_path)
+
+
+def test_quantised_weights_are_refused(saved, tmp_path):
+    folder = Path(shutil.copytree(saved / "policy", tmp_path / "small"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ModelError, match=r"its weights are quantised \(gptq\); .*use the model that it was made from"
+    ):
+        policy(folder)
+
+
 def test_a_language_model_is_no_reward_model(saved):
     with pytest.raises(ConfigError, match="a LlamaForCausalLM; a reward model is a trained classifier"):
         reward_model(saved / "policy")

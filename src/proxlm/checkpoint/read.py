@@ -101,11 +101,14 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], State]:
 
 
 def check_fit(checkpoint: Path, tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Raise RunError unless the checkpoint holds exactly these weights, in their shapes and precisions.
+    """Raise RunError unless the checkpoint holds exactly these tensors, in their shapes and precisions.
 
-    Its tensors named "optimiser.…" and "extra.…" are no weights.
+    Args:
+        checkpoint: Its folder.
+        tensors: What it holds; those named "extra.…" are the trainer's affair.
+        weights: What it should hold, the state of the optimisers included.
     """
-    saved = {name: t for name, t in tensors.items() if not name.startswith(("optimiser.", "extra."))}
+    saved = {name: t for name, t in tensors.items() if not name.startswith("extra.")}
     wrong = []
     for name in sorted(saved.keys() | weights.keys()):
         there, here = _kind_of(saved.get(name)), _kind_of(weights.get(name))

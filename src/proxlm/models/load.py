@@ -25,7 +25,7 @@ from proxlm.models.weights import (
     read_network,
     saved_precision,
 )
-from proxlm.text import reason_of
+from proxlm.text import reason_of, shown
 
 
 def load_language_model(config: ModelSettings) -> LanguageModel:
@@ -123,6 +123,13 @@ def _load_network(config: ModelSettings, path: str, what: str) -> Any:
         found = read_configuration(path, config.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ModelError(f"{what}: cannot be loaded: {reason_of(error, 200)}") from error
+    if quantised := getattr(found, "quantization_config", None):
+        method = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
+        name = f" ({shown(str(method), 20)})" if method else ""
+        raise ModelError(
+            f"{what}: its weights are quantised{name}; training needs them in floating point: use the model that it"
+            " was made from"
+        )
     kind = AutoModelForSeq2SeqLM if found.is_encoder_decoder else AutoModelForCausalLM
     return read_network(kind, path, what, trust_remote_code=config.trust_remote_code)
 
@@ -132,7 +139,8 @@ def _save_dtype(network: Any, config: ModelSettings) -> torch.dtype:
     if config.save_dtype != "source":
         return getattr(torch, config.save_dtype)
     name = str(getattr(network, "name_or_path", "") or "")
-    return saved_precision(name, network.config) if name else torch.float32
+    # As it is saved: the network's own configuration says float32, as which it was loaded.
+    return saved_precision(name, lambda: read_configuration(name)) if name else torch.float32
 
 
 def build_language_model(

@@ -8,7 +8,7 @@ buffers that follow from the configuration) are not reported to us and so are no
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +203,11 @@ def check_files(path: str, what: str) -> None:
             f"{what}: a PEFT adapter, where a whole model is needed; merge it into its base with PEFT's"
             " merge_and_unload(), and save that"
         )
+    if (folder / "model.safetensors").exists() and (folder / "model.safetensors.index.json").exists():
+        raise ModelError(
+            f"{what}: holds weights twice, in model.safetensors and in the parts of model.safetensors.index.json;"
+            " remove those that are old"
+        )
     pickled = sorted({file.name for pattern in PICKLED for file in folder.glob(pattern)})
     if pickled and not _whole_weights(folder):
         raise ModelError(
@@ -219,7 +224,7 @@ def _whole_weights(folder: Path) -> list[Path]:
 _PRECISIONS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-def saved_precision(path: str, configuration: Any) -> torch.dtype:
+def saved_precision(path: str, configuration: Callable[[], Any]) -> torch.dtype:
     """The precision that most of a model's weights are saved in: in its files; for a name on the hub, its config."""
     sizes = dict.fromkeys(_PRECISIONS.values(), 0)
     for file in _whole_weights(Path(path)) if Path(path).is_dir() else []:
@@ -230,5 +235,5 @@ def saved_precision(path: str, configuration: Any) -> torch.dtype:
                 sizes[dtype] += tensor["data_offsets"][1] - tensor["data_offsets"][0]
     if any(sizes.values()):
         return max(sizes, key=lambda dtype: sizes[dtype])
-    declared = getattr(configuration, "dtype", None)
+    declared = getattr(configuration(), "dtype", None)
     return declared if declared in sizes else torch.float32

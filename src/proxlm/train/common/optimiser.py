@@ -82,9 +82,8 @@ class Optimiser:
         }
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of `state_tensors`. A parameter without tensors there keeps its state."""
-        keys = {key.split(".", 1)[0] for key in tensors}
+        """Inverse of `state_tensors`: every one of its tensors must be there."""
         for name, p in self.named:
-            found = {key: tensors[f"{key}.{name}"] for key in keys if f"{key}.{name}" in tensors}
-            if found:
-                self.adamw.state[p] = {key: value.to(p.device, copy=True) for key, value in found.items()}
+            self.adamw.state[p] = {
+                key: tensors[f"{key}.{name}"].to(p.device, copy=True) for key in self.adamw.state[p]
+            }

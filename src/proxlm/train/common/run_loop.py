@@ -196,9 +196,7 @@ class TrainingLoop(ABC, Generic[S]):
             metrics: The step's.
             rows: How many rows the run's files hold, which a resume must find again.
         """
-        tensors = self.weights()
-        for name, optimiser in self.optimisers_by_name().items():
-            tensors |= {f"optimiser.{name}.{key}": t for key, t in optimiser.state_tensors().items()}
+        tensors = self.weights() | self._optimiser_tensors()
         tensors |= {f"extra.{name}": t for name, t in self.extra_tensors().items()}
         # How a run was started is not what it is: a resumed one writes the same as one that was not.
         run = replace(self.config.run, resume=False, accept_changes=False)
@@ -213,6 +211,14 @@ class TrainingLoop(ABC, Generic[S]):
         self.callbacks.on_checkpoint(self.state.step, checkpoint)
         return checkpoint
 
+    def _optimiser_tensors(self) -> dict[str, Tensor]:
+        """The state of the optimisers, by its names in a checkpoint."""
+        return {
+            f"optimiser.{name}.{key}": tensor
+            for name, optimiser in self.optimisers_by_name().items()
+            for key, tensor in optimiser.state_tensors().items()
+        }
+
     @torch.no_grad()
     def resume(self) -> Path:
         """Continue from the newest whole checkpoint of the run's folder; returns it.
@@ -225,7 +231,7 @@ class TrainingLoop(ABC, Generic[S]):
         tensors, saved = load_checkpoint(checkpoint)
         check_settings(checkpoint, saved.get("settings"), self.config)
         weights = self.weights()
-        check_fit(checkpoint, tensors, weights)
+        check_fit(checkpoint, tensors, weights | self._optimiser_tensors())
         state = read_state(type(self.state), checkpoint, saved)
         changes = changed_rows(checkpoint, saved)
         if self.inputs is not None:
