@@ -199,3 +199,26 @@ def test_what_is_wrong_with_a_model_is_said_in_a_line(saved, damage):
         load_language_model(ModelSettings(policy=str(saved), device="cpu"))
     assert "\n" not in str(caught.value)
     assert str(saved) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        "bamba",
+        "cpmant",
+        "dbrx",
+        "dots3_note_text",
+        "falcon",
+        "fsmt",
+        "llama4_text",
+        "prophetnet",
+        "reformer",
+        "xlnet",
+    ],
+)
+def test_a_new_model_of_a_type_that_cannot_be_one_is_refused_in_a_line(tokenizer, model_type):
+    """By the type's own code, whatever it raises, or by the comparison with transformers."""
+    new = NewModelSettings(type=model_type, hidden=32, layers=1, heads=4, context=64)
+    with pytest.raises((ConfigError, ModelError), match=model_type) as caught:
+        build_language_model(new, tokenizer, ModelSettings(device="cpu"))
+    assert len(str(caught.value)) <= 300

@@ -14,7 +14,7 @@ from proxlm.kernels.block_layouts import LAYOUTS
 from proxlm.kernels.device import resolve_device, uses_bfloat16
 from proxlm.models.adapter_folder import continued, find_adapter, merged_network
 from proxlm.models.adapters import add_lora
-from proxlm.models.agreement import check_forward
+from proxlm.models.agreement import check_forward, model_runs
 from proxlm.models.forward import check_packing, runs_unpadded
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.model_types import SHORT_NAMES, is_encoder_decoder_type, register_model_types
@@ -91,7 +91,6 @@ def wrap(network: Any, tokenizer: Any, config: ModelSettings) -> LanguageModel:
         device = resolve_device(config.device)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
-    check_vocabulary(config.policy, tokenizer, network)
     if any(name.endswith("relative_attention_bias") for name, _ in network.named_modules()):
         # T5's position bias learns, and for such a bias torch has one fused kernel without gradients and another one
         # with them; the plain attention is the same in both, so the ratio of the first minibatch stays exactly 1.
@@ -106,6 +105,8 @@ def wrap(network: Any, tokenizer: Any, config: ModelSettings) -> LanguageModel:
         activation_checkpointing=config.activation_checkpointing,
         save_dtype=_save_dtype(network, config),
     )
+    with model_runs(model):
+        check_vocabulary(config.policy, tokenizer, network)
     check_forward(model)
     if config.activation_checkpointing and not runs_unpadded(model, model.trunk):
         raise ModelError(
@@ -162,15 +163,16 @@ def build_language_model(
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     register_model_types()
-    two_sides = is_encoder_decoder_type(new.type)
-    kind = AutoModelForSeq2SeqLM if two_sides else AutoModelForCausalLM
     try:
+        two_sides = is_encoder_decoder_type(new.type)
+        kind = AutoModelForSeq2SeqLM if two_sides else AutoModelForCausalLM
         network_config = (_encoder_decoder_config if two_sides else _causal_config)(new, tokenizer)
         network = kind.from_config(network_config, dtype=torch.float32)
         if two_sides:
             _shrink_embedding(network)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f'{key}.type = "{new.type}": {reason_of(error)}') from error
+    except Exception as error:  # what a type's own code raises for sizes or settings that it does not take
+        reason = f"{type(error).__name__}: {reason_of(error, 160)}"
+        raise ConfigError(f'{key}.type = "{new.type}": cannot be built with these sizes: {reason}') from error
     return wrap(network, tokenizer, replace(config, policy=config.policy or f"new {new.type}"))
 
 

@@ -30,10 +30,13 @@ def register_model_types() -> None:
 
 
 def is_encoder_decoder_type(name: str) -> bool:
-    """Whether transformers knows the model type as an encoder–decoder; False for a name it does not know."""
+    """Whether transformers knows the model type as an encoder–decoder; False for a name it does not know.
+
+    And for a type that has no configuration without settings, which `build_language_model` then refuses.
+    """
     from transformers import AutoConfig
 
     try:
         return bool(AutoConfig.for_model(name).is_encoder_decoder)
-    except ValueError:
+    except Exception:  # of a type's own validation, whatever it raises
         return False
