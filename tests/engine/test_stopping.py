@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from proxlm.config import RolloutSettings
 from proxlm.data.tokenizer import decode, encode_continuation, train_tokenizer
@@ -19,7 +21,7 @@ from proxlm.engine.stopping import StopCheck
 from proxlm.engine.text import ResponseText
 from proxlm.types import Prompt
 from small_models import TEXTS, tiny_model
-from story_model import sentencepiece_tokenizer
+from story_model import BYTES, sentencepiece_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -28,11 +30,28 @@ CHATML = (
 MARKS = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 
 
-@pytest.fixture(scope="module", params=["byte-level", "byte-fallback"])
+def unigram_tokenizer() -> Any:
+    """As T5's and Gemma's, with bytes for unknown characters; it puts a space before the first word of a text."""
+    pieces = sorted({character for text in TEXTS for character in text if character.isascii()} - {" "})
+    vocabulary = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((name, -9.0) for name in BYTES)]
+    vocabulary += [(piece, -3.0) for piece in ("▁", *pieces)] + [("▁the", -4.0), ("▁a", -4.0), ("ll", -4.0)]
+    backend = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+@pytest.fixture(scope="module", params=["byte-level", "byte-fallback", "unigram"])
 def tokens(request: pytest.FixtureRequest) -> Any:
-    """Two kinds of tokenizers, with some special tokens; neither has a chat template."""
-    fallback = request.param == "byte-fallback"
-    made = sentencepiece_tokenizer() if fallback else train_tokenizer(TEXTS * 20, 320, 128)
+    """Kinds of tokenizers, with some special tokens; none has a chat template."""
+    if request.param == "byte-level":
+        made = train_tokenizer(TEXTS * 20, 320, 128)
+    else:
+        made = sentencepiece_tokenizer() if request.param == "byte-fallback" else unigram_tokenizer()
     made.add_special_tokens({"additional_special_tokens": MARKS})
     return made
 

@@ -36,6 +36,7 @@ RESERVED_VARIABLES = frozenset(
         "return_dict",
         "return_assistant_tokens_mask",
         "tokenizer_kwargs",
+        "sanitize_control_tokens",
     )
 )
 

@@ -54,7 +54,7 @@ class Environment(Protocol):
         """Begin; returns what is said before the policy's first reply."""
 
     def step(self, reply: str) -> Answer | Awaitable[Answer]:
-        """Answer the policy's reply: the text of its turn, without special tokens and stop text."""
+        """Answer the policy's reply: the text of its turn, without what ended it."""
 
 
 MakeEnvironment = Callable[[], Environment]
