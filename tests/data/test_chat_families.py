@@ -252,3 +252,59 @@ def test_a_turn_that_calls_a_tool_is_learnt_whole() -> None:
         "It is 5.<|im_end|>",
     ]
     assert '"name": "add"' in tokenizer.decode(example.prompt_ids)
+
+
+ODD = {
+    "EOS behind the last turn alone": (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+        "{{ eos_token if loop.last and m.role == 'assistant' else '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
+        ["one", "two<|im_end|>"],
+    ),
+    "EOS behind all turns but the last": (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+        "{% if m.role == 'assistant' and not loop.last %}{{ eos_token }}{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}",
+        [" one<|im_end|>", " two<|im_end|>"],
+    ),
+    "another end of the last turn (gpt-oss)": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{{ '<|endoftext|>' if loop.last and m.role == 'assistant' else '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        ["one<|im_end|>", "two<|endoftext|>"],
+    ),
+    "words behind the reply": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }} (over)<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        ["one (over)<|im_end|>", "two (over)<|im_end|>"],
+    ),
+    "a system message is wanted": (
+        "{% if messages[0].role != 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        ["one<|im_end|>", "two<|im_end|>"],
+    ),
+    "another generation prompt than the turn's beginning (R1)": (
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>{{ m.content.split('</think>')[-1] }}"
+        "<|im_end|>{% else %}{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|><think>\n{% endif %}",
+        ["one<|im_end|>", "two<|im_end|>"],
+    ),
+}
+
+
+@pytest.mark.parametrize("base", [False, True], ids=["EOS <|im_end|>", "EOS <|endoftext|>"])
+@pytest.mark.parametrize("name", ODD)
+def test_odd_templates(name: str, base: bool) -> None:
+    template, wanted = ODD[name]
+    tokenizer = FAMILIES[1 if base else 0].tokenizer()
+    tokenizer.chat_template = template
+    roles = ("system", "user", "assistant", "user", "assistant")
+    talk = [{"role": r, "content": c} for r, c in zip(roles, ("be", "a", "one", "b", "two"), strict=True)]
+    if base and "EOS" in name:
+        wanted = [text.replace("<|im_end|>", "<|endoftext|>") for text in wanted]
+    example = sft(tokenizer, FAMILIES[0], talk)
+    assert [tokenizer.decode(run) for run in runs(example)] == wanted
+    if name == "a system message is wanted":
+        end = turn_end_of(tokenizer)
+        assert end.own == tokenizer.convert_tokens_to_ids("<|im_end|>")

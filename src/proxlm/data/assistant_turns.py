@@ -175,8 +175,14 @@ class _Finder:
             raise self.not_found(turn)
         if content_end < len(head):
             raise self.not_found(turn)
-        finish = self._end(self.text, content_end, last=False)
-        return (len(head) if start is None else start), content_end if finish is None else finish
+        first = len(head) if start is None else start
+        span = self.with_end(first, content_end)
+        if span[1] > content_end:
+            return span
+        # The end stands behind other words of the turn, which the template writes whether others follow or not.
+        alone = self._render(probed[: turn + 1]).partition(PROBE)[2]
+        finish = self._end(self.text[: content_end + _shared(alone, tail)], content_end, last=False)
+        return first, content_end if finish is None else finish
 
     def _end(self, text: str, start: int, *, last: bool) -> int | None:
         """Behind the last or first end of a turn in the text from `start` on; the template's own goes before EOS."""

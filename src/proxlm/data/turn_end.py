@@ -11,13 +11,14 @@ from weakref import WeakKeyDictionary
 from proxlm.data.chat import ChatFormat, encode_rendered
 from proxlm.data.messages import Message
 from proxlm.data.tokenizer import decode
-from proxlm.errors import DataError
+from proxlm.errors import BadRecordError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 # A reply that no template changes, to find out what the template puts around one.
 PROBE = "PROBE"
+_SYSTEM: Message = {"role": "system", "content": "."}
 _ASKED: Message = {"role": "user", "content": "."}
 _REPLIED: Message = {"role": "assistant", "content": PROBE}
 
@@ -89,7 +90,11 @@ def after_reply(chat: ChatFormat, messages: Sequence[Message], *, add_generation
         DataError: The template changes or repeats replies.
         BadRecordError: It refuses the messages.
     """
-    text = chat.render([_ASKED, _REPLIED, *messages], "step", add_generation_prompt=add_generation_prompt)
+    try:
+        text = chat.render([_ASKED, _REPLIED, *messages], "step", add_generation_prompt=add_generation_prompt)
+    except BadRecordError:  # some templates want a system message
+        asked = [_SYSTEM, _ASKED, _REPLIED, *messages]
+        text = chat.render(asked, "step", add_generation_prompt=add_generation_prompt)
     if text.count(PROBE) != 1:
         raise DataError(
             "the chat template changes or repeats replies: a conversation cannot go on from tokens"
