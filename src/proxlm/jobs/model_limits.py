@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from proxlm.config import DataSettings, RolloutSettings
 from proxlm.errors import ConfigError, DataError
+from proxlm.models.context import context_of
 from proxlm.models.source import ModelSource
 
 
@@ -23,13 +24,14 @@ def prompt_limit(model: ModelSource, data: DataSettings, rollout: RolloutSetting
         room = context if rollout.max_new_tokens < context else 0
     if room < 1:
         raise DataError(
-            f"rollout.max_new_tokens = {rollout.max_new_tokens}: the model's context of {context} tokens leaves no"
-            " room for a prompt; lower it"
+            f"rollout.max_new_tokens = {rollout.max_new_tokens}: the model's context of"
+            f" {context_of(model.configuration)} leaves no room for a prompt; lower it"
         )
     if data.max_prompt_tokens > room:
         raise DataError(
             f"data.max_prompt_tokens = {data.max_prompt_tokens}: with rollout.max_new_tokens ="
-            f" {rollout.max_new_tokens} the model's context of {context} leaves {room}; lower one of them"
+            f" {rollout.max_new_tokens} the model's context of {context_of(model.configuration)} leaves {room}; lower"
+            " one of them"
         )
     return data.max_prompt_tokens or room
 
@@ -38,7 +40,9 @@ def check_block(key: str, block: int, model: ModelSource) -> None:
     """Raise ConfigError if packed sequences of `block` tokens, the setting `key`, are longer than the context."""
     context = model.context
     if context is not None and block > context:
-        raise ConfigError(f"{key} = {block}: longer than the model's context of {context}")
+        raise ConfigError(
+            f"{key} = {block}: longer than the model's context of {context_of(model.configuration)}"
+        )
 
 
 def check_stop_tokens(model: ModelSource, rollout: RolloutSettings) -> None:

@@ -83,11 +83,11 @@ class LanguageModel:
 
     def check_length(self, longest: int) -> None:
         """Raise ModelError for a sequence of so many tokens (of an encoder–decoder: a side) beyond the context."""
-        limit, reason = context_of(self.network.config)
-        if limit is not None and longest > limit:
+        context = context_of(self.network.config)
+        if context.limit is not None and longest > context.limit:
             raise ModelError(
-                f"{self.source}: a text that may be {longest} tokens long does not fit the model's context of {limit}"
-                f" tokens ({reason}); shorten the prompt or lower rollout.max_new_tokens"
+                f"{self.source}: a text that may be {longest} tokens long does not fit the model's context of"
+                f" {context}; shorten the prompt or lower rollout.max_new_tokens"
             )
 
     @property
