@@ -152,7 +152,7 @@ def _check_not_trl(key: str, title: str, signature: inspect.Signature) -> None:
     names = list(signature.parameters)
     if "prompts" in names and "completions" in names[1:]:
         raise ConfigError(
-            f"{key}: {title} has the signature of TRL's rewards; here it gets one list, def {title}(completions), of"
+            f"{key}: {title} has the signature of TRL's rewards; here it gets one list, (completions), of"
             " objects with prompt, text and fields (the record). docs/rewards.md shows how to wrap it"
         )
 
