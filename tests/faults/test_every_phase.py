@@ -23,13 +23,14 @@ GO_ON = "go on with: proxlm ppo run/config.toml --resume"
 # Where the phase begins, which call of it, and how the last line begins after a SIGTERM there.
 PHASES = {
     "loading": ("proxlm.models.source:ModelSource.load", 1, "stopped by SIGTERM before it was done; start it again"),
-    "evaluation before": ("proxlm.jobs.ppo:evaluate_model", 1,
+    "evaluation before": ("proxlm.jobs.held_out:evaluate_model", 1,
                           "stopped by SIGTERM before a step was saved; start again with another run.folder than run"),
     "generating": ("proxlm.train.ppo.loop:PPOLoop.step", 2, f"stopped by SIGTERM after step 2 of 4, saved; {GO_ON}"),
     "saving": ("proxlm.train.common.run_loop:save_checkpoint", 2,
                f"stopped by SIGTERM after step 2 of 4, saved; {GO_ON}"),
     "publishing": ("proxlm.jobs.ppo:save_language_model", 1, f"stopped by SIGTERM after step 4, saved; {GO_ON}"),
-    "evaluation after": ("proxlm.jobs.ppo:evaluate_model", 2, f"stopped by SIGTERM after step 4, saved; {GO_ON}"),
+    "evaluation after": ("proxlm.jobs.held_out:evaluate_model", 2,
+                         f"stopped by SIGTERM after step 4, saved; {GO_ON}"),
     "report": ("proxlm.jobs.ppo:write_report", 1, f"stopped by SIGTERM after step 4, saved; {GO_ON}"),
 }  # fmt: skip
 
