@@ -91,7 +91,9 @@ class Disk:
             file = self._at(torn.path)
             assert isinstance(file, File)
             before, length = file.data, len(torn.data)
-            for part in sorted({1, length // 2, length - 1} - {0, length}):
+            # Rows are read up to the last whole line; a file of another kind is only whole under its own name.
+            parts = {1, length // 2, length - 1} if torn.path.endswith(".jsonl") else {length // 2}
+            for part in sorted(parts - {0, length}):
                 file.data = before[: torn.value] + torn.data[:part] + before[torn.value + part :]
                 yield f"torn after {part} of {length} bytes", _state(self.root, names=None, data="kept")
             file.data = before

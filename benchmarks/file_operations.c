@@ -314,6 +314,22 @@ int symlink(const char *target, const char *path) {
     LEAVE(result);
 }
 
+/* --- threads: from the `after`th on none can be started, as where a limit of processes is reached --- */
+
+static long threads_left = -1;
+
+void refuse_threads(long after) { owner = getpid(), threads_left = after; }
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *about, void *(*start)(void *), void *argument) {
+    static __typeof__(pthread_create) *real;
+    if (!real) real = REAL(pthread_create);
+    if (threads_left >= 0 && owner == getpid() && threads_left-- == 0) {
+        threads_left = 0;
+        return EAGAIN;
+    }
+    return real(thread, about, start, argument);
+}
+
 /* --- system calls that do not come from the C library --- */
 
 static long done(long result) { return result < 0 ? -errno : result; }

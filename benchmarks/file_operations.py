@@ -45,7 +45,9 @@ def restart_with_library() -> None:
     if loaded and Path(loaded).exists():
         return
     library = Path(tempfile.mkdtemp(prefix="file-operations-")) / "file_operations.so"
-    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl", "-lpthread"], check=True)
+    subprocess.run(
+        [compiler, "-O1", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl", "-lpthread"], check=True
+    )
     before = os.environ.get("LD_PRELOAD", "")
     os.environ |= {"PROXLM_FILE_OPERATIONS": str(library), "LD_PRELOAD": f"{library} {before}".strip()}
     os.execv(sys.executable, sys.orig_argv)
@@ -75,6 +77,10 @@ class Watcher:
     def mark(self, word: str) -> None:
         """Put a word between the recorded operations, as one of kind "mark" whose path it is."""
         self._library.mark_operations(word.encode())
+
+    def refuse_threads(self, after: int) -> None:
+        """Start `after` more threads in this process, and then none."""
+        self._library.refuse_threads(ctypes.c_long(after))
 
     def stop(self) -> None:
         """Watch no more."""

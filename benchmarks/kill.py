@@ -1,18 +1,18 @@
 """Kill every job at every one of its file operations, resume it, and compare the end with a run that nobody killed.
 
-python benchmarks/kill.py [--jobs ppo,sft] [--checkpoint 0] [--no-resumes] [--output benchmarks/results/kill.json]
+python benchmarks/kill.py [--jobs "ppo;sft"] [--checkpoint 0] [--no-resumes] [--output benchmarks/results/kill.json]
 
-One run of each job is left alone, and its file operations are recorded in order (file_operations.py). A crash after the
-first k of them leaves one of several states of the folder (crash_states.py): a process that is killed leaves all k, and
-the next write in part; a power cut may lose what was not synced. For every k, each state that is not the same as an
-earlier one is put into the folder, and the job is resumed from it: the files must end byte for byte as those of the
-run that was left alone, but for times, speeds and memory. Where no checkpoint had been saved, the resume must be
-refused with one line. Files that are renamed into place must be whole in every state. Then a resume of a crashed run is
-recorded, and killed at every operation in the same way.
+One run of each job is left alone, and its file operations are recorded in order (file_operations.py). A crash after
+the first k of them leaves one of several states of the folder (crash_states.py): a process that is killed leaves
+all k, and the next write in part; a power cut may lose what was not synced. For every k, each state that is not the
+same as an earlier one is put into the folder, and the job is resumed from it: the files must end byte for byte as
+those of the run that was left alone, but for times, speeds and memory. Where no checkpoint had been saved, the
+resume must be refused with one line. Files that are renamed into place must be whole in every state. Then a resume
+of a crashed run is recorded, and killed at every operation in the same way.
 
-A resume whose folder and weights are the same, at the start of its loop, as those of one that ended right goes the same
-way, and is ended there. The commands are forked off a process that has imported torch. It needs Linux, a C compiler and
-glibc; the jobs are tiny models on one thread (tiny_jobs.py).
+A resume whose folder and weights are the same, at the start of its loop, as those of one that ended right goes the
+same way, and is ended there. The commands are forked off a process that has imported torch. It needs Linux, a C
+compiler and glibc; the jobs are tiny models on one thread (tiny_jobs.py).
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Torture:
             disk.apply(operation)
             saved += operation == Operation("mark", SAVED)
             if saved == 2 and operation.kind == "rename" and operation.other.endswith("manifest.json"):
-                state = dict(disk.states())["whole"] if False else next(iter(disk.states()))[1]
+                state = next(iter(disk.states()))[1]
                 torn = f"{RUN.name}/checkpoints/step-00000002/state.safetensors"
                 return {**state, torn: (state[torn] or b"")[:-1]}
         raise ValueError(f"{self.job}: no second checkpoint")
@@ -177,7 +177,7 @@ class Torture:
         put(state, self.out)
         digest = self.place / "digest"
         digest.unlink(missing_ok=True)
-        ended = run(self.place, again, partial(_end_where_known, self.known, digest))
+        ended = run(self.place, again, partial(end_where_known, self.known, digest))
         if ended.status == SAME:
             outcome.same += 1
             return []
@@ -220,7 +220,7 @@ def _recording(watcher: Watcher, out: Path, log: Path) -> None:
     watcher.record(out, log)
 
 
-def _end_where_known(known: set[str], digest: Path) -> None:
+def end_where_known(known: set[str], digest: Path) -> None:
     """In a forked process: end a run whose loop begins as a known one's, else say how it begins."""
     train = run_loop.TrainingLoop.train
 

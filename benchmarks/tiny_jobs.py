@@ -14,6 +14,7 @@ import torch
 
 from proxlm.__main__ import main
 from proxlm.checkpoint import checkpoints, damage
+from proxlm.errors import RunError
 
 TEXTS = [
     "The cat sat on the mat and looked at the moon.",
@@ -35,8 +36,8 @@ ENVIRONMENT = """class Vowels:
 WATCHED = Path("out")
 RUN = WATCHED / "run"
 # Two checkpoints of three stay, so that one is removed; the tokens are few.
-COMMON = ["--run.threads", "1", "--run.save-every", "1", "--run.keep", "2", "--run.tensorboard", "false", "--run.folder",
-          str(RUN)]  # fmt: skip
+COMMON = ["--run.threads", "1", "--run.save-every", "1", "--run.keep", "2", "--run.tensorboard", "false",
+          "--run.folder", str(RUN)]  # fmt: skip
 MODEL = ["--model.device", "cpu"]
 # All that a run carries: a critic of its own, β that adapts, rewards scaled by all so far, a reference that moves.
 PPO = [
@@ -59,15 +60,18 @@ JOBS: dict[str, list[str]] = {
     "sft": ["sft", *COMMON, *MODEL, "--model.policy", "model", "--text.train", "pairs.jsonl", *TRAIN],
     "pretrain": [
         "pretrain", *COMMON, *MODEL, "--text.train", "text.txt", "--new.type", "llama", "--new.hidden", "16",
-        "--new.layers", "1", "--new.heads", "2", "--new.context", "32", "--new.vocabulary", "280", "--train.block", "32", *TRAIN,
+        "--new.layers", "1", "--new.heads", "2", "--new.context", "32", "--new.vocabulary", "280",
+        "--train.block", "32", *TRAIN,
     ],
     "control": [
-        "control", *COMMON, "--environment.id", "CartPole-v1", "--environment.count", "2", "--environment.steps", "96",
-        "--ppo.horizon", "16", "--ppo.epochs", "1", "--ppo.minibatches", "2", "--model.width", "8", "--model.lstm", "4",
+        "control", *COMMON, "--environment.id", "CartPole-v1", "--environment.count", "2",
+        "--environment.steps", "96", "--ppo.horizon", "16", "--ppo.epochs", "1", "--ppo.minibatches", "2",
+        "--model.width", "8", "--model.lstm", "4",
     ],
     "evaluate": [
-        "evaluate", *MODEL, "--model.policy", "model", "--data.eval-prompts", "prompts.jsonl", "--data.eval-count", "2",
-        "--rollout.max-new-tokens", "4", "--reward.use", "reward.py:score", "--output", str(WATCHED / "evaluation.json"),
+        "evaluate", *MODEL, "--model.policy", "model", "--data.eval-prompts", "prompts.jsonl", "--data.eval-count",
+        "2", "--rollout.max-new-tokens", "4", "--reward.use", "reward.py:score", "--output",
+        str(WATCHED / "evaluation.json"),
     ],
     "report": ["report", "finished", "--output", str(WATCHED / "report.html")],
 }  # fmt: skip
@@ -130,7 +134,9 @@ def run(place: Path, arguments: Sequence[str], first: Callable[[], object] = lam
         finally:
             os._exit(status)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    read = [(place / name).read_text(encoding="utf-8", errors="replace") for name in ("output.txt", "errors.txt")]
+    read = [
+        (place / name).read_text(encoding="utf-8", errors="replace") for name in ("output.txt", "errors.txt")
+    ]
     return Ended(status, *read)
 
 
@@ -142,14 +148,22 @@ def differences(whole: Path, found: Path) -> list[str]:
     that the run's files give.
     """
     names = [{str(p.relative_to(f)) for p in f.rglob("*") if not p.is_dir()} for f in (whole, found)]
+    # A file that was begun beside the one that a command writes, which is no run, stays there.
+    names[1] = {name for name in names[1] if not name.startswith(".writing-")}
     different = [f"{name}: missing" for name in sorted(names[0] - names[1])]
     different += [f"{name}: left behind" for name in sorted(names[1] - names[0])]
     for name in sorted(names[0] & names[1]):
         if _content(whole, name) != _content(found, name):
             different.append(f"{name}: {_first_difference(whole, found, name)}")
-    run_folder = found / RUN.name
-    damaged = [f"{p.name}: {problem}" for p in checkpoints(run_folder) if (problem := damage(p))]
-    return different + damaged
+    return different + [problem for p in checkpoints(found / RUN.name) if (problem := _damage(p))]
+
+
+def _damage(checkpoint: Path) -> str | None:
+    try:
+        problem = damage(checkpoint)
+    except RunError as error:
+        return str(error)
+    return problem and f"{checkpoint.name}: {problem}"
 
 
 def _content(folder: Path, name: str) -> Any:

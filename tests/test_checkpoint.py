@@ -49,7 +49,7 @@ def full_disk(folder):
 
 def test_a_full_disk_leaves_the_older_checkpoint_and_nothing_half_written(tmp_path):
     save(tmp_path, 1)
-    with pytest.raises(RunError, match="no space left on the disk for the checkpoint of step 2"):
+    with pytest.raises(RunError, match="of step 2 cannot be written: No space left on device; free"):
         save(tmp_path, 2, write_policy=full_disk)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     assert load_checkpoint(newest_checkpoint(tmp_path))[1]["step"] == 1
@@ -78,7 +78,7 @@ def test_saving_a_step_again_replaces_it(tmp_path):
 
 def test_published_folder_is_the_old_or_the_new_one(tmp_path):
     publish_folder(tmp_path / "policy", write)
-    with pytest.raises(RunError, match="no space left"):
+    with pytest.raises(RunError, match="policy: cannot be written: No space left on device; free some space"):
         publish_folder(tmp_path / "policy", full_disk)
     assert [p.name for p in tmp_path.iterdir()] == ["policy"]
     assert [p.name for p in (tmp_path / "policy").iterdir()] == ["config.json"]

@@ -55,6 +55,8 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tiny_place, capsys
 
     monkeypatch.setattr(safetensors.torch, "save_file", save_file)
     assert main(PPO) == 2
-    assert "no space left on the disk for the checkpoint of step 2" in capsys.readouterr().err
+    assert (
+        "the checkpoint of step 2 cannot be written: No space left on device; free" in capsys.readouterr().err
+    )
     assert [p.name for p in (tiny_place / "run" / "checkpoints").iterdir()] == ["step-00000001"]
     assert damage(tiny_place / "run" / "checkpoints" / "step-00000001") is None

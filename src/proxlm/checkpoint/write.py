@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from torch import Tensor
 from proxlm.checkpoint.manifest import read_json_object, write_manifest
 from proxlm.checkpoint.read import checkpoints, folder_name
 from proxlm.config import RunSettings
-from proxlm.errors import RunError
+from proxlm.errors import RunError, UserError
 from proxlm.runlog.folder import write_json_atomic
+from proxlm.system_errors import cannot_write, system_error
 
 State = dict[str, Any]
 # Prefixes of folders that a crash interrupted in being written, replaced or deleted.
@@ -55,7 +56,7 @@ def save_checkpoint(
     """Write the checkpoint of `step`, then delete those that `keep` does not name.
 
     `write_policy(folder)` saves the model in Hugging Face format; state["metrics"], if there, are the step's, of
-    which keep.best names one. Raises RunError if the disk is full.
+    which keep.best names one. Raises RunError if the system refuses a write; the checkpoints before are whole.
     """
     from safetensors.torch import save_file
 
@@ -65,7 +66,7 @@ def save_checkpoint(
         _sync(run)  # or a power cut could lose the new folder with all that is in it
     clear_leftovers(folder)
     temporary = folder / f".writing-{step:08d}"
-    try:
+    with _whole_or_gone(temporary, folder, f"the checkpoint of step {step}"):
         temporary.mkdir()
         save_file(
             {name: t.detach().contiguous().cpu() for name, t in tensors.items()},
@@ -77,13 +78,6 @@ def save_checkpoint(
         sync_tree(temporary)
         write_manifest(temporary)
         _sync(temporary)
-    except Exception as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if _is_disk_full(error):
-            raise RunError(
-                f"{folder}: no space left on the disk for the checkpoint of step {step}"
-            ) from error
-        raise
     final = folder / folder_name(step)
     _put_in_place(temporary, final)
     for old in _unwanted(checkpoints(run), keep):
@@ -95,6 +89,7 @@ def _remove(folder: Path) -> None:
     """Delete a folder under another name: half deleted, it would look complete."""
     aside = folder.with_name(f".removing-{folder.name}")
     os.replace(folder, aside)
+    _sync(folder.parent)  # or a power cut could give the half deleted folder its name back
     _delete(aside)
 
 
@@ -130,18 +125,13 @@ def publish_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Write a folder (a model for instance) under a temporary name, and rename it when it is complete.
 
     Raises:
-        RunError: The disk is full.
+        RunError: The system refuses a write; what was there before is.
     """
     temporary = target.with_name(f".writing-{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with _whole_or_gone(temporary, target):
         write(temporary)
         sync_tree(temporary)
-    except Exception as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if _is_disk_full(error):
-            raise RunError(f"{target}: no space left on the disk") from error
-        raise
     _put_in_place(temporary, target)
 
 
@@ -198,6 +188,16 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _is_disk_full(error: BaseException) -> bool:
-    # safetensors reports it as its own error with the system's text.
-    return getattr(error, "errno", None) == 28 or "No space left" in str(error)
+@contextmanager
+def _whole_or_gone(temporary: Path, path: Path, what: str = "") -> Iterator[None]:
+    """Delete `temporary` if it cannot be written to the end.
+
+    What the system refuses becomes a RunError with path and reason, whichever library was told.
+    """
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, UserError) or not isinstance(error, Exception) or system_error(error) is None:
+            raise
+        raise cannot_write(path, error, what) from error
