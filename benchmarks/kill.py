@@ -77,10 +77,12 @@ class Torture:
         place: The folder in which it runs.
         watcher: Records it.
         checkpoint: Only the operations of that checkpoint, from the end of the one before; 0: all.
+        every: Of the distinct states, one in so many.
     """
 
-    def __init__(self, job: str, place: Path, watcher: Watcher, checkpoint: int = 0) -> None:
+    def __init__(self, job: str, place: Path, watcher: Watcher, checkpoint: int = 0, every: int = 1) -> None:
         self.job, self.place, self.watcher, self.checkpoint = job, place, watcher, checkpoint
+        self.every = every
         self.out, self.whole = place / WATCHED, place / "whole"
         self.command = JOBS[job]
         self.again = [*self.command, "--resume"] if job in TRAINS else self.command
@@ -132,6 +134,8 @@ class Torture:
             if (identity := key(state)) in seen:
                 continue
             seen.add(identity)
+            if len(seen) % self.every:
+                continue
             outcome.states += 1
             where = f"{self.job}: after operation {number} ({_shown(operations, number)}), {what}"
             problems = self._torn(state) or self._resume(state, again, saved or bool(before), outcome)
@@ -251,6 +255,7 @@ def main_of_benchmark() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--jobs", default=";".join(JOBS), help="names, separated by semicolons")
     parser.add_argument("--checkpoint", type=int, default=0, help="only the operations of that one; 0: all")
+    parser.add_argument("--every", type=int, default=1, help="of the distinct states, one in so many")
     parser.add_argument("--no-resumes", action="store_true", help="kill no resumes")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/kill.json"))
     given = parser.parse_args()
@@ -265,7 +270,7 @@ def main_of_benchmark() -> int:
         place = Path(folder).resolve()
         prepare(place)
         for job in given.jobs.split(";"):
-            torture = Torture(job, place, watcher, given.checkpoint)
+            torture = Torture(job, place, watcher, given.checkpoint, given.every)
             parts: dict[str, Callable[[], Outcome]] = {job: torture.first_run}
             if job in TRAINS and not given.no_resumes:
                 parts[f"{job}, resumed"] = lambda t=torture: t.resumed_run(t.crashed_late())  # type: ignore[misc]
