@@ -33,9 +33,8 @@ if __name__ == "__main__":
 
 import shutil
 
-import torch
 from crash_states import Disk, put
-from kill import SAME, SAVED, Torture, end_where_known, import_jobs
+from kill import SAME, SAVED, Torture, end_where_known
 from tiny_jobs import JOBS, TRAINS, Ended, differences, prepare, run
 
 from proxlm.__main__ import ENVIRONMENT
@@ -184,15 +183,14 @@ def main_of_benchmark() -> int:
     given = parser.parse_args()
     output = given.output.resolve()
     os.environ.update(ENVIRONMENT)
-    import_jobs()
-    torch.set_num_threads(1)
     results: dict[str, Any] = json.loads(output.read_text()) if output.exists() else {}
     wrong: list[str] = []
     watcher = Watcher()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder).resolve()
-        prepare(place)
-        for job in given.jobs.split(";"):
+        jobs = given.jobs.split(";")
+        prepare(place, jobs)
+        for job in jobs:
             outcome = Refuser(job, place, watcher).all_errors(given.all, *given.operations)
             results[job], wrong = asdict(outcome), wrong + outcome.wrong
             print(

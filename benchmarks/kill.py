@@ -36,7 +36,6 @@ from file_operations import Operation, Watcher, read_log, restart_with_library
 if __name__ == "__main__":
     restart_with_library()
 
-import torch
 from crash_states import Disk, State, key, put
 from tiny_jobs import JOBS, RUN, TRAINS, WATCHED, Ended, differences, prepare, run
 
@@ -261,15 +260,14 @@ def main_of_benchmark() -> int:
     given = parser.parse_args()
     output = given.output.resolve()
     os.environ.update(ENVIRONMENT)
-    import_jobs()
-    torch.set_num_threads(1)
     results: dict[str, Any] = json.loads(output.read_text()) if output.exists() else {}
     different: list[str] = []
     watcher = Watcher()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder).resolve()
-        prepare(place)
-        for job in given.jobs.split(";"):
+        jobs = given.jobs.split(";")
+        prepare(place, jobs)
+        for job in jobs:
             torture = Torture(job, place, watcher, given.checkpoint, given.every)
             parts: dict[str, Callable[[], Outcome]] = {job: torture.first_run}
             if job in TRAINS and not given.no_resumes:
@@ -287,16 +285,6 @@ def main_of_benchmark() -> int:
                 output.write_text(json.dumps(results, indent=1) + "\n")
     print("\n".join(different) or "no differences")
     return int(bool(different))
-
-
-def import_jobs() -> None:
-    """Import what every job needs, so that no fork has to."""
-    import proxlm.jobs.control
-    import proxlm.jobs.evaluate
-    import proxlm.jobs.ppo
-    import proxlm.jobs.pretrain
-    import proxlm.jobs.report
-    import proxlm.jobs.sft  # noqa: F401
 
 
 if __name__ == "__main__":

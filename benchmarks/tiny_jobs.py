@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,8 +91,40 @@ class Ended(NamedTuple):
     errors: str
 
 
-def prepare(folder: Path) -> None:
-    """A tiny model, prompts, pairs, text, a reward, an environment and a finished run in `folder`; out/ is empty."""
+def prepare(folder: Path, jobs: Sequence[str]) -> None:
+    """What these jobs read, in `folder`, with an empty out/, and the modules that they need."""
+    (folder / WATCHED).mkdir()
+    torch.set_num_threads(1)
+    if set(jobs) - {"control", "report"}:
+        _language(folder)
+    if "report" in jobs:
+        control = [argument.replace(str(RUN), "finished") for argument in JOBS["control"]]
+        if (ended := run(folder, control)).status != 0:
+            raise SystemExit(f"{control}: {ended}")
+    for name in jobs:
+        _import_what_it_imports(folder, JOBS[name])
+
+
+def _import_what_it_imports(folder: Path, command: Sequence[str]) -> None:
+    names = folder / "modules.txt"
+    before = set(sys.modules)
+
+    def note() -> None:
+        status = main(command)
+        names.write_text("\n".join(set(sys.modules) - before))
+        os._exit(status)
+
+    if (ended := run(folder, command, note)).status != 0:
+        raise SystemExit(f"{command}: {ended}")
+    for name in names.read_text().splitlines():
+        with suppress(Exception):  # some are only there while another one is imported
+            importlib.import_module(name)
+    shutil.rmtree(folder / WATCHED)
+    (folder / WATCHED).mkdir()
+
+
+def _language(folder: Path) -> None:
+    """A tiny model, prompts, pairs, text, a reward and an environment."""
     from proxlm.config import ModelSettings, NewModelSettings
     from proxlm.data.tokenizer import train_tokenizer
     from proxlm.models.load import build_language_model
@@ -107,10 +142,6 @@ def prepare(folder: Path) -> None:
     (folder / "text.txt").write_text("\n\n".join(TEXTS * 12), encoding="utf-8")
     (folder / "reward.py").write_text(REWARD, encoding="utf-8")
     (folder / "environment.py").write_text(ENVIRONMENT, encoding="utf-8")
-    (folder / WATCHED).mkdir()
-    control = [argument.replace(str(RUN), "finished") for argument in JOBS["control"]]
-    if (ended := run(folder, control)).status != 0:
-        raise SystemExit(f"{control}: {ended}")
 
 
 def run(place: Path, arguments: Sequence[str], first: Callable[[], object] = lambda: None) -> Ended:
