@@ -33,7 +33,7 @@ if __name__ == "__main__":
 
 import shutil
 
-from crash_states import Disk, put
+from crash_states import put
 from kill import SAME, SAVED, Torture, end_where_known
 from tiny_jobs import JOBS, TRAINS, Ended, differences, prepare, run
 
@@ -97,7 +97,7 @@ class Refuser(Torture):
         """Refuse each operation from number `first` to `last`; every: with each error."""
         began = time.monotonic()
         put({}, self.out)
-        recorded = self._record(self.command, Disk())
+        recorded = self._record(self.command)
         shutil.rmtree(self.whole, ignore_errors=True)
         shutil.copytree(self.out, self.whole)
         counted = [operation for operation in recorded if operation.kind != "mark"]

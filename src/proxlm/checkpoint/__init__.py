@@ -25,7 +25,14 @@ from proxlm.checkpoint.read import (
 )
 from proxlm.checkpoint.settings import check_settings, settings_of
 from proxlm.checkpoint.state import read_state
-from proxlm.checkpoint.write import Keep, clear_leftovers, leftovers, publish_folder, save_checkpoint
+from proxlm.checkpoint.write import (
+    Keep,
+    clear_leftovers,
+    leftovers,
+    publish_folder,
+    remove_unwanted,
+    save_checkpoint,
+)
 
 __all__ = [
     "Keep",
@@ -44,6 +51,7 @@ __all__ = [
     "publish_folder",
     "read_manifest",
     "read_state",
+    "remove_unwanted",
     "save_checkpoint",
     "set_aside_newer",
     "settings_of",

@@ -80,14 +80,21 @@ def save_checkpoint(
         _sync(temporary)
     final = folder / folder_name(step)
     _put_in_place(temporary, final)
+    remove_unwanted(run, keep)
+    return final
+
+
+def remove_unwanted(run: Path, keep: Keep) -> None:
+    """Delete the checkpoints that `keep` does not name; a crash may have come between a save and this."""
     for old in _unwanted(checkpoints(run), keep):
         _remove(old)
-    return final
 
 
 def _remove(folder: Path) -> None:
     """Delete a folder under another name: half deleted, it would look complete."""
     aside = folder.with_name(f".removing-{folder.name}")
+    if os.path.lexists(aside):
+        _delete(aside)
     os.replace(folder, aside)
     _sync(folder.parent)  # or a power cut could give the half deleted folder its name back
     _delete(aside)

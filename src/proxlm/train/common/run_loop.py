@@ -21,6 +21,7 @@ from proxlm.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     read_state,
+    remove_unwanted,
     save_checkpoint,
     set_aside_newer,
     settings_of,
@@ -239,6 +240,7 @@ class TrainingLoop(ABC, Generic[S]):
         accept_changes(checkpoint, changes, self.config.run.accept_changes)
         self.restore(checkpoint, state, with_prefix(tensors, "extra."))
         set_aside_newer(checkpoint)
+        remove_unwanted(self.folder, Keep.of(self.config.run))
         for name, p in weights.items():
             p.copy_(tensors[name])
         for name, optimiser in self.optimisers_by_name().items():
