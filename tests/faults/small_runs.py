@@ -36,7 +36,8 @@ tensorboard = false
 report = false
 threads = 1
 """
-# The first call is the trial before the run.
+# The reward's calls before this one are the trial, and the evaluation of sampled and of greedy responses.
+FIRST_STEP = 4
 SENDS = """
 import os, signal, time
 calls = 0

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 from rich.console import Console
-from small_runs import ACCEPT, PPO, SFT, reward_that_sends, tiny_place  # noqa: F401
+from small_runs import ACCEPT, FIRST_STEP, PPO, SFT, reward_that_sends, tiny_place  # noqa: F401
 
 from proxlm.__main__ import main
 from proxlm.checkpoint import load_checkpoint, newest_checkpoint
@@ -22,10 +22,9 @@ from proxlm.runlog.live import LiveView
 from proxlm.runlog.run_log import RunLog
 
 
-# The first call of the reward is the trial before the run, two are the evaluation's, then there is one a step.
 @pytest.mark.parametrize(("name", "status", "word"), [("SIGTERM", 143, "SIGTERM"), ("SIGINT", 130, "Ctrl-C")])
 def test_a_signal_finishes_the_step_and_saves_it(tiny_place, capfd, name, status, word):  # noqa: F811
-    sends = reward_that_sends(tiny_place, name, call=5)
+    sends = reward_that_sends(tiny_place, name, call=FIRST_STEP + 1)
     quiet = ["--run.save-every", "0", "--run.tensorboard", "true"]
     assert main([*PPO, *sends, *quiet, "--run.folder", "my run"]) == status
     told = capfd.readouterr().err.splitlines()
@@ -46,7 +45,7 @@ def test_a_signal_finishes_the_step_and_saves_it(tiny_place, capfd, name, status
 
 
 def test_a_second_ctrl_c_stops_at_once(tiny_place, capfd):  # noqa: F811
-    sends = reward_that_sends(tiny_place, "SIGINT", call=4, waits=(0.7, 250.0))
+    sends = reward_that_sends(tiny_place, "SIGINT", call=FIRST_STEP, waits=(0.7, 250.0))
     began = time.monotonic()
     assert main([*PPO, *sends]) == 130
     assert time.monotonic() - began < 120
