@@ -3,7 +3,8 @@
 from proxlm.text import short_line
 
 # With "proxlm: error: " before it, a line has at most 300 characters.
-LONGEST_MESSAGE = 285
+LONGEST_LINE = 300
+LONGEST_MESSAGE = LONGEST_LINE - len("proxlm: error: ")
 
 
 class UserError(Exception):

@@ -41,9 +41,14 @@ _IN_QUERY = (
     r"(?i:(?<=[?&;#])(?:[\w.-]*(?:token|secret|password|passwd|pwd|passphrase|signature|credential|apikey)"
     r"|(?:[\w.-]*[_.-])?(?:key|sig|auth))=)(?!env:)[^\s&;#\"']{4,}"
 )
+_PAIR = (
+    r"(?i:(?:password|passwd|pwd|passphrase|api[_-]?key|secret[_-]?key|access[_-]?key"
+    r"|access[_-]?token|auth[_-]?token|client[_-]?secret|private[_-]?key)[\"']?[ \t]*[=:][ \t]*[\"']?)"
+    r"(?!env:|\(a secret)(?:(?=[^\s,;&\"']*[0-9])[^\s,;&\"']{4,}|[^\s,;&\"']{12,})"
+)
 _SLACK = r"(?<=hooks\.slack\.com/services/)[\w/]{20,}"
 _TOKEN = re.compile(
-    rf"(?<![\w-])(?:{_PREFIXED}|{_SK}|{_KEYS}|{_JWT}|{_HEADER}){_ENDS}|{_PEM}|{_IN_URL}|{_IN_QUERY}|{_SLACK}"
+    rf"(?<![\w-])(?:{_PREFIXED}|{_SK}|{_KEYS}|{_JWT}|{_HEADER}){_ENDS}|{_PEM}|{_IN_URL}|{_IN_QUERY}|{_PAIR}|{_SLACK}"
 )
 
 

@@ -91,6 +91,8 @@ def test_jsonl_and_json_give_back_what_was_written(tmp_path: Path, rows: list[di
         ("a.jsonl", '{"a": 1, "a": 2}', ':1: not valid JSON: duplicate key "a" in an object'),
         ("a.jsonl", '{"a": "\\ud800"}', ":1: a \\uD... escape stands for half a character"),
         ("a.jsonl", "[" * 200_000, ":1: not valid JSON: nested too deeply"),
+        ("a.jsonl", '{"a": ' + "[" * 100 + "]" * 100 + "}", ":1: not valid JSON: nested too deeply"),
+        ("a.json", '[{"a": ' + "[" * 100 + "]" * 100 + "}]", ":1: not valid JSON: nested too deeply"),
         (
             "a.jsonl",
             b'{"a": 1}\n{"a": "\xe4\xbd"}\n',

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from proxlm.config.secret_names import is_certain, secret_name
+from proxlm.config.secret_names import is_certain, is_key, secret_name
 from proxlm.config.tree import is_section, kinds
 from proxlm.config.values import Key
 from proxlm.errors import ConfigError
@@ -22,6 +22,8 @@ SECRET = (
     "looks like a secret, and settings are written to files: put it into an environment variable NAME and write"
     f" {PREFIX}NAME"
 )
+# What nobody calls a field or a table: hexadecimal, or letters of both cases and digits.
+_RANDOM = re.compile(r"(?=.*\d)(?:[0-9a-f]{24,}|(?=.*[a-z])(?=.*[A-Z])[\w+/=.~-]{16,})")
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -55,7 +57,9 @@ def _below(value: Any, at: Key, name: str) -> Iterator[Key]:
             elif is_section(item):
                 yield from _in_section(item, (*at, key))
             else:
-                yield from _below(item, (*at, key), key if secret_name(key) else name)
+                yield from _below(
+                    item, (*at, key), key if secret_name(key) and not (name and is_key(key)) else name
+                )
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _below(item, at, name)
@@ -75,6 +79,8 @@ def _is_secret(name: str, value: str | int) -> bool:
         return False
     if is_certain(name):
         return True
+    if is_key(name):
+        return isinstance(value, str) and _RANDOM.fullmatch(text) is not None
     # A token or a secret may also be a word of the text, or several.
     authorization = name.lower().endswith(("ization", "isation", "cookie"))
     return isinstance(value, str) and len(text) >= 8 and (authorization or " " not in text.strip())

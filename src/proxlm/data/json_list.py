@@ -52,6 +52,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return {name: value for name, value in pairs if value is not None}
 
 
+# What handles records further on, by recursion, has room for this.
+DEEPEST = 100
+
 DECODER = json.JSONDecoder(object_pairs_hook=_object)
 # Finds the end of an element that DECODER refuses because of its content, not its syntax.
 _LENIENT = json.JSONDecoder(parse_int=str)
@@ -174,3 +177,17 @@ class JsonList:
     def _column_of(self, at: int) -> int:
         newline = self._text.rfind("\n", 0, at)
         return at - newline if newline >= 0 else self._column + at + 1
+
+
+def nested_too_deeply(value: Any, source: str) -> bool:
+    """Whether lists and objects are more than DEEPEST in one another. source: its JSON."""
+    if source.count("[") + source.count("{") <= DEEPEST:
+        return False
+    waiting = [(value, 1)]
+    while waiting:
+        one, depth = waiting.pop()
+        if isinstance(one, dict | list):
+            if depth > DEEPEST:
+                return True
+            waiting += [(item, depth + 1) for item in (one.values() if isinstance(one, dict) else one)]
+    return False

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.data.in_memory import InMemoryRecords
-from proxlm.data.json_list import DECODER, JsonList, json_reason
+from proxlm.data.json_list import DECODER, JsonList, json_reason, nested_too_deeply
 from proxlm.data.lines import LONGEST_LINE, byte_lines, shown_size, text_lines
 from proxlm.data.skipped import Record, Skipped
 from proxlm.data.tables import is_hub_name, read_folder, read_hub, read_parquet, split_of_folder
@@ -118,6 +118,8 @@ def _json_record(path: Path, line: int, value: Any, source: str) -> Record:
         raise BadRecordError(
             f"{path}:{line}: a record must be an object {{...}}, not {found}", "not an object"
         )
+    if nested_too_deeply(value, source):
+        raise BadRecordError(f"{path}:{line}: not valid JSON: nested too deeply", "not valid JSON")
     # Only an escape can put half a character into a text; no tokenizer could encode it later.
     if "\\ud" in source or "\\uD" in source:
         try:

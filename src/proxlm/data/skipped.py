@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.data.scratch import ScratchFile
-from proxlm.errors import BadRecordError, RunError
+from proxlm.errors import LONGEST_LINE, BadRecordError, RunError
 from proxlm.masking import masked_tree
-from proxlm.text import system_reason
+from proxlm.text import short_line, system_reason
 
 FILE_NAME = "skipped.jsonl"
 LONGEST_SHOWN = 1000
@@ -114,7 +114,7 @@ class Skipped:
         """Print to standard error what was left out, and the first bad record; for jobs without a folder."""
         if len(self):
             first = f" (the first bad one: {self.first})" if self.first else ""
-            print(f"{self.summary()}{first}", file=sys.stderr, flush=True)
+            print(short_line(f"{self.summary()}{first}", LONGEST_LINE), file=sys.stderr, flush=True)
 
     def save(self, folder: Path) -> None:
         """Write skipped.jsonl, completely or not at all; no file if no record was skipped. Raises RunError."""
