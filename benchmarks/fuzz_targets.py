@@ -636,17 +636,20 @@ def feed_answers(data: bytes, _: Path) -> None:
                     use(value)
                 except StopIteration as error:
                     raise FaultError("StopIteration from a program's function") from error
-                except Exception as error:
+                except BaseException as error:
                     seen_by_tests(error)
-    except Exception as error:
+    except BaseException as error:
         seen_by_tests(error)
     finally:
         for one in opened:
             os.close(one)
 
 
-def seen_by_tests(error: Exception) -> None:
-    """Raises the exception again if it is a fault of the protocol's, not one that a program raised in a test."""
+def seen_by_tests(error: BaseException) -> None:
+    """Raises the exception again if it is the end of the line or a fault of the protocol's.
+
+    One that a program raised in a test, SystemExit for instance, is the test's to see.
+    """
     last = traceback.extract_tb(error.__traceback__)[-1]
     for_tests = (
         "request",
@@ -658,7 +661,8 @@ def seen_by_tests(error: Exception) -> None:
         "__next__",
         "__getitem__",
     )
-    if isinstance(error, FaultError) or (last.filename.endswith("wire.py") and last.name not in for_tests):
+    own = isinstance(error, FaultError) or type(error).__module__ != "builtins"
+    if own or (last.filename.endswith("wire.py") and last.name not in for_tests):
         raise error
 
 
