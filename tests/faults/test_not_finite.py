@@ -20,7 +20,7 @@ from proxlm.train.ppo import plan
 from proxlm.train.supervised import objective
 
 
-def bad_from(step, value=math.nan):
+def bad_from(step, value=math.inf):
     """A reward function of rollouts whose second response is worth `value` from the given step on."""
 
     def reward(rollout):
@@ -32,8 +32,8 @@ def bad_from(step, value=math.nan):
     return reward
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_reward_that_is_no_number_changes_no_policy_and_no_controller(tokenizer, tmp_path, value):
+@pytest.mark.parametrize("value", [-math.inf, math.inf])
+def test_a_reward_that_is_not_finite_changes_no_policy_and_no_controller(tokenizer, tmp_path, value):
     settings = {"kl_controller": "adaptive", "kl_target": 0.1, "kl_horizon": 100.0}
     config = job("separate", steps=3, shaping=ShapingSettings(scale="running"), **settings)
     made = trainer(tokenizer, config, tmp_path, reward=bad_from(1, value))
@@ -48,7 +48,7 @@ def test_a_reward_that_is_no_number_changes_no_policy_and_no_controller(tokenize
     assert all(bool(after[name].isfinite().all()) for name in moved)
     assert (row["grad_norm/policy_not_finite"], row["grad_norm/critic_not_finite"]) == (6, 2)
     assert made.state.non_finite == 1
-    assert made.state.score_statistics.n == moments.n + 11  # of 12 responses one had no number
+    assert made.state.score_statistics.n == moments.n + 11  # of 12 responses one had none
     assert math.isfinite(made.state.score_statistics.mean)
     assert math.isfinite(made.state.kl_coef)
 
