@@ -46,7 +46,7 @@ class Work:
         return (128 if self.ragged else self.prompt) + self.response
 
     def prompts(self, batches: int) -> list[list[int]]:
-        """Random token ids from 2 on; the ids of EOS and padding are 1 and `vocabulary`."""
+        """Random token ids from 2 on; the ids of padding and EOS are 0 and 1."""
         draw = torch.Generator().manual_seed(self.seed)
         count = self.batch * batches
         lengths = torch.full((count,), self.prompt)
@@ -61,7 +61,7 @@ class Work:
         return 68.0, self.response / 3 * (1 - (1 - 3 / self.response) ** self.response)
 
 
-EOS = 1
+PAD, EOS = 0, 1
 LORA_ALPHA = 16
 
 
@@ -78,12 +78,11 @@ def make_models(work: Work, folder: Path) -> None:
     )
 
     torch.manual_seed(work.seed)
-    words = {("<eos>" if i == EOS else f"t{i}"): i for i in range(work.vocabulary)}
-    words["<pad>"] = work.vocabulary  # outside the model's vocabulary, so it is never sampled
-    raw = Tokenizer(WordLevel(words, unk_token="t0"))
+    words = {{PAD: "<pad>", EOS: "<eos>"}.get(i, f"t{i}"): i for i in range(work.vocabulary)}
+    raw = Tokenizer(WordLevel(words, unk_token="t2"))
     raw.pre_tokenizer = Whitespace()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="t0", padding_side="left"
+        tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="t2", padding_side="left"
     )
     sizes = {
         "vocab_size": work.vocabulary,
@@ -101,14 +100,15 @@ def make_models(work: Work, folder: Path) -> None:
     policy = LlamaForCausalLM(LlamaConfig(**sizes))
     with torch.no_grad():
         head, embeddings = policy.lm_head.weight, policy.model.embed_tokens.weight
-        # The first number of every state is nearly constant, so that the logit of EOS can be set. Where nothing is to
-        # end early it is far below all others.
+        # The first number of every state is nearly constant, so that the logits of EOS and padding can be set. Where
+        # nothing is to end early that of EOS is far below all others.
         embeddings[:, 0] = 1.0
         head[:, 0] = 0.0
         tokens = torch.randint(2, work.vocabulary, (16, work.prompt + work.response))
         usual = policy.model(tokens).last_hidden_state[..., 0].mean()
         wanted = math.log((work.vocabulary - 1) / (work.response / 3 - 1)) if work.ragged else -40.0
         head[EOS, 0] = wanted / usual
+        head[PAD, 0] = -40.0 / usual  # never sampled
     reward = AutoModelForSequenceClassification.from_config(LlamaConfig(**sizes, num_labels=1))
     for name, network in (("policy", policy), ("reward", reward)):
         network.save_pretrained(folder / name)

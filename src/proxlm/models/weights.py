@@ -212,7 +212,7 @@ def check_files(path: str, what: str) -> None:
     if pickled and not _whole_weights(folder):
         raise ModelError(
             f"{what}: only pickled weights ({shown(pickled[0], 40)}), which can run code; safetensors are needed:"
-            " load the model with transformers and call its save_pretrained(FOLDER), and the tokenizer's"
+            " save model and tokenizer again with transformers' save_pretrained"
         )
 
 
