@@ -15,8 +15,8 @@ def mentions_animal(completions):
     return [float(done.fields["animal"] in done.text) for done in completions]
 
 
-def short_words(completions):
-    """A small reward for each token of at most three tokens' worth of bytes: credit where it is due."""
+def small_ids(completions):
+    """A small reward for each token whose id is below 200: a list for each response, one number a token."""
     return [[0.02 if token < 200 else 0.0 for token in done.tokens] for done in completions]
 
 
@@ -35,7 +35,7 @@ else:
         texts, proxlm.NewModelSettings(vocabulary=300, hidden=32, layers=2, heads=2, context=64)
     )
 
-trainer = proxlm.PPOTrainer(model, [mentions_animal, short_words], records, config)
+trainer = proxlm.PPOTrainer(model, [mentions_animal, small_ids], records, config)
 run = trainer.train()
 print("reward by step:", [round(value, 3) for value in run.metrics["reward"]])
 print("parts:", [name for name in run.metrics if name.startswith("reward/")])

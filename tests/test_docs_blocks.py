@@ -201,6 +201,7 @@ def stand_ins(job: str, words: list[str]) -> None:
         if word.startswith("-") or "=" in word or ":" in word:
             continue
         if job in ("evaluate", "generate") and word is words[0]:  # a run's folder
+            (path / "policy").mkdir(parents=True, exist_ok=True)
             path, of_job = path / "config.toml", "ppo"
         if path.suffix == ".toml" and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

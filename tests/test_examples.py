@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 # What a script must print, and its arguments.
 PROMISED = {
     "ppo_loop": (r"step 8  reward", []),
-    "custom_reward": ("parts: ['reward/mentions_animal', 'reward/short_words']", []),
+    "custom_reward": ("parts: ['reward/mentions_animal', 'reward/small_ids']", []),
     "custom_algorithm": ("reward by step:", []),
     "custom_environment": ("return by step:", []),
     "custom_model_type": ("saved as: SineForCausalLM", []),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import copy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +173,7 @@ def test_a_reward_may_be_an_object(fresh, tmp_path) -> None:
         ),
         (
             {"config": {"ppo": {"steps": 1}}},
-            r"config: expected a PPOConfig, got .*load_config\('ppo', \{\.\.\.\}\)",
+            r"config: expected a PPOConfig, got .*write proxlm\.PPOConfig",
         ),
         ({"prompts": "Once upon a time"}, r"prompts: .*no such file; for a text itself, pass a list"),
         ({"prompts": None}, r"data\.prompts = .*: required"),
@@ -299,3 +301,108 @@ assert state() == before, (state(), before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_rewards_by_name_and_file_beside_functions_with_weights(fresh, tmp_path) -> None:
+    (tmp_path / "mine.py").write_text("def short(completions):\n    return [1.0] * len(completions)\n")
+    several = {"length": lengths, "mine": f"{tmp_path / 'mine.py'}:short"}
+    made = replace(config(tmp_path), reward=proxlm.RewardSettings(weights={"mine": 10.0}))
+    run = proxlm.PPOTrainer(fresh, several, list(WORDS[:6]), made).train()
+    assert run.metrics["reward/mine"] == [1.0] * len(run.metrics["reward/mine"])
+    for total, length in zip(run.metrics["reward"], run.metrics["reward/length"], strict=True):
+        assert total == pytest.approx(length + 10.0)
+    with pytest.raises(
+        proxlm.ConfigError, match=r"reward\.weights\.other: no such reward; there are length, mine"
+    ):
+        proxlm.build_reward(proxlm.RewardSettings(weights={"other": 1.0}), several)
+    with pytest.raises(
+        proxlm.ConfigError, match=r'reward\.use = "sentimant": no such built-in reward; did you mean'
+    ):
+        proxlm.build_reward(proxlm.RewardSettings(), "sentimant")
+
+
+def test_a_built_reward_is_a_reward(fresh, tmp_path) -> None:
+    built = proxlm.build_reward(proxlm.RewardSettings(), lengths)
+    run = proxlm.PPOTrainer(fresh, built, list(WORDS[:6]), config(tmp_path)).train()
+    assert min(run.metrics["reward"]) > 0
+    assert len(repr(run)) < 300
+    assert str(run.after.metrics["reward"]).startswith(f"{run.after.metrics['reward'].mean:.3f}")
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        ({"temperature": -1.0}, r"rollout\.temperature = -1"),
+        ({"temperature": float("nan")}, r"rollout\.temperature"),
+        ({"stop": "the"}, r"rollout\.stop: expected a list"),
+        ({"stop": [""]}, r"rollout\.stop = .*an empty text"),
+        ({"top_p": 5.0}, r"rollout\.top_p = 5"),
+        ({"max_new_tokens": 0}, r"rollout\.max_new_tokens = 0"),
+        ({"weights": "foo"}, r"rollout\.weights"),
+    ],
+)
+def test_generate_checks_its_settings(model, sampling, message) -> None:
+    with pytest.raises(proxlm.ConfigError, match=message):
+        proxlm.generate(model, ["the cat"], proxlm.RolloutSettings(**sampling))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, "x", 1.5])
+def test_generate_checks_its_seed(model, seed) -> None:
+    with pytest.raises(proxlm.ConfigError, match="seed"):
+        proxlm.generate(model, ["the cat"], seed=seed)
+
+
+def test_adapters_are_not_forgotten_for_a_loaded_language_model(fresh, tmp_path) -> None:
+    wanted = replace(config(tmp_path), model=proxlm.ModelSettings(lora=proxlm.LoraSettings(rank=2)))
+    with pytest.raises(
+        proxlm.ConfigError, match=r"model\.lora\.rank = 2: a LanguageModel is trained as it is"
+    ):
+        proxlm.PPOTrainer(fresh, lengths, list(WORDS[:6]), wanted)
+
+
+def test_a_resume_needs_the_model_as_it_was_at_the_start(fresh, tmp_path) -> None:
+    """A loaded model is trained in place; its weights at the start are the reference."""
+    at_the_start = copy.deepcopy(fresh)
+
+    short = replace(config(tmp_path), run=replace(config(tmp_path).run, save_every=1))
+    with pytest.raises(KeyError):
+        proxlm.PPOTrainer(fresh, lengths, list(WORDS[:6]), short, callbacks=[Interrupt()]).train()
+    again = replace(short, run=replace(short.run, resume=True))
+    with pytest.raises(proxlm.RunError, match=r"model\.policy: .*changed"):
+        proxlm.PPOTrainer(fresh, lengths, list(WORDS[:6]), again).train()
+    run = proxlm.PPOTrainer(at_the_start, lengths, list(WORDS[:6]), again).train()
+    assert run.metrics["step"] == [1, 2]
+
+
+class Interrupt(proxlm.Callback):
+    """Ends a run after its first checkpoint, as an error of a user's would."""
+
+    def on_checkpoint(self, step, folder):
+        raise KeyError(step)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("step", 7.0, "metric 'step': not a name"),
+        ("user/x", "hello", "metric 'user/x': expected a number, got str"),
+        ("user/x", 1e308, r"metric 'user/x' = 1e\+308: larger than"),
+        ("", 1.0, "metric '': not a name"),
+    ],
+)
+def test_a_callbacks_metric_that_a_row_cannot_hold(fresh, tmp_path, name, value, message) -> None:
+    class Adds(proxlm.Callback):
+        def on_step(self, step, metrics):
+            metrics[name] = value
+
+    with pytest.raises(proxlm.RunError, match=message):
+        proxlm.PPOTrainer(fresh, lengths, list(WORDS[:6]), config(tmp_path), callbacks=[Adds()]).train()
+
+
+def test_a_callbacks_metric_may_be_a_tensor(fresh, tmp_path) -> None:
+    class Adds(proxlm.Callback):
+        def on_step(self, step, metrics):
+            metrics["user/x"] = torch.tensor(step / 2)
+
+    run = proxlm.PPOTrainer(fresh, lengths, list(WORDS[:6]), config(tmp_path), callbacks=[Adds()]).train()
+    assert run.metrics["user/x"] == [0.5, 1.0]

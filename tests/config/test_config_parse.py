@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from proxlm.config import (
+    JOBS,
     EvaluateConfig,
     GenerateConfig,
     PPOConfig,
@@ -16,6 +17,8 @@ from proxlm.config import (
     load_config,
     to_toml,
 )
+from proxlm.config.other_names import OTHER_NAMES
+from proxlm.config.tree import known_keys
 from proxlm.errors import ConfigError
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
@@ -134,7 +137,7 @@ folder = "runs/a"
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> str:
-    (tmp_path / "runs/a").mkdir(parents=True)
+    (tmp_path / "runs/a/policy").mkdir(parents=True)
     (tmp_path / "runs/a/config.toml").write_text(RUN)
     return "runs/a"
 
@@ -371,3 +374,39 @@ def test_settings_from_python_are_nested_within_bounds() -> None:
         for key in ("reward.args", "run.seed"):
             with pytest.raises(ConfigError, match=f"{key}: nested too deeply: more than 64 lists and tables"):
                 load_config("ppo", {**needed, key: {"a": value} if key == "reward.args" else value})
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("ppo.gae_lambda", "ppo.lam"),
+        ("ppo.beta", "ppo.kl_coef"),
+        ("ppo.cliprange", "ppo.clip_low or ppo.clip_high"),
+        ("ppo.mini_batch_size", "ppo.minibatches"),
+        ("rollout.num_generations", "ppo.samples_per_prompt"),
+        ("max_steps", "ppo.steps"),
+        ("learning_rate", "optim.policy.lr"),
+        ("lora.r", "model.lora.rank"),
+        ("run.output_dir", "run.folder"),
+    ],
+)
+def test_names_of_other_libraries_are_understood(key: str, names: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("ppo", overrides={key: 1})
+    assert str(caught.value).endswith(f"unknown key; did you mean {names}?")
+
+
+def test_every_other_name_is_of_settings_that_exist() -> None:
+    known = {".".join(key) for job in JOBS.values() for key in known_keys(job)}
+    assert {name for names in OTHER_NAMES.values() for name in names} <= known
+
+
+def test_a_models_folder_and_an_unfinished_run_are_not_taken_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    assert error("generate", "model") == "model: a model, not a run; write --model.policy model"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.toml").write_text(RUN)
+    assert error("evaluate", "run").startswith(
+        "run: the run has no policy/ yet, for it is not finished: resume it"
+    )

@@ -110,7 +110,7 @@ def test_long_prompts_fail_or_are_left_out_and_counted(write: Write, tokenizer: 
         ),
         ({"xyz": "x", "b": 1}, r'2: no field "prompt"; fields here: xyz, b '),
         ({"prompt": " \n"}, '2: field "prompt": the prompt is empty'),
-        ({"prompt": None, "a": 1}, r'no field "prompt"; fields here: a .*a null is the same as no field'),
+        ({"prompt": None, "a": 1}, r'no field "prompt"; fields here: a '),
         ({"prompt": 3}, "must be a text or a list of messages, not int"),
         ({"prompt": []}, "must be a list of messages, each with role and content"),
         ({"prompt": ["x"]}, 'message 1 is not an object with "role" and "content"'),

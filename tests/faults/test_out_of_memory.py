@@ -11,6 +11,7 @@ from helpers import SilentLog, job, parameters, trainer
 from small_runs import SFT, tiny_place  # noqa: F401
 
 from proxlm.__main__ import main
+from proxlm.engine.agreement import check_engine
 from proxlm.errors import RunError
 from proxlm.models import forward
 from proxlm.train.common.memory import TokenBudget, is_out_of_memory, within_memory
@@ -115,18 +116,19 @@ def test_a_resumed_run_keeps_the_smaller_passes(tokenizer, tmp_path, monkeypatch
 
 
 def test_where_one_sequence_is_too_much_the_run_ends_with_what_to_do(tokenizer, tmp_path, monkeypatch):
-    patched(monkeypatch, rows=0)
     made = trainer(tokenizer, job("shared"), tmp_path)
+    check_engine(made.models.policy)
+    patched(monkeypatch, rows=0)
     with pytest.raises(RunError, match=r"out of memory with one sequence of up to \d+ tokens .* shorten"):
         made.step(SilentLog())
 
 
 def test_fine_tuning_goes_on_in_smaller_passes(tiny_place, capsys, monkeypatch):  # noqa: F811
-    memory = SmallMemory(2)
+    memory = SmallMemory(4)
     for module in (forward, update):
         monkeypatch.setattr(module, "response_states", memory)
     assert main([*SFT, "--train.batch-tokens", "100"]) == 0
     assert memory.failed >= 1
-    assert max(n for n in memory.seen[-4:]) <= 2
+    assert max(n for n in memory.seen[-4:]) <= 4
     rows = (tiny_place / "sft-run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [1, 2, 3, 4, 5, 6]

@@ -186,5 +186,5 @@ def test_other_records_of_a_python_caller_are_a_change_too(place):
     first = ["one day", {"prompt": "a dog", "answer": 3}]
     assert train(first).verify() == []
     assert train(list(first), resume=True).verify() == []
-    with pytest.raises(proxlm.RunError, match=r"data\.prompts: records in memory changed"):
+    with pytest.raises(proxlm.RunError, match=r"data\.prompts: passed from Python changed"):
         train(["one day", {"prompt": "a dog", "answer": 4}], resume=True)

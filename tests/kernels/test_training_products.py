@@ -84,8 +84,8 @@ def test_an_adapter_is_two_small_products_more(monkeypatch: pytest.MonkeyPatch) 
     """PEFT's own modules are not called, which make two more tensors of the output's size."""
     from peft.tuners.lora import Linear
 
-    monkeypatch.setattr(Linear, "forward", lambda *_, **__: pytest.fail("PEFT's forward"))
     model = add_lora(model_of("llama"), LoraSettings(rank=3, alpha=6.0))
+    monkeypatch.setattr(Linear, "forward", lambda *_, **__: pytest.fail("PEFT's forward"))
     assert summed(model)
 
 

@@ -49,7 +49,8 @@ def test_open_run_without_a_name_names_job_and_time(tmp_path: Path, monkeypatch:
 def test_open_run_leaves_a_run_alone(tmp_path: Path) -> None:
     run = open_run(str(tmp_path / "run"), "ppo", False, lambda folder: "x = 1\n")
     with pytest.raises(
-        RunError, match=r"run: already holds a run; add --resume to go on, or choose another run.folder"
+        RunError,
+        match=r"run: already holds a run; add --resume \(run\.resume\) to go on, or choose another run.folder",
     ):
         open_run(str(run), "ppo", False, lambda folder: "x = 2\n")
     assert (run / "config.toml").read_text() == "x = 1\n"

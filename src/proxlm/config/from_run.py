@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def settings_of_run(kind: type, folder: Path, saved: Mapping[str, Any]) -> dict[
         saved: What its config.toml holds; relative paths in it are relative to the folder.
 
     Raises:
-        ConfigError: A run of proxlm control, which leaves no language model.
+        ConfigError: A run that is not finished, or one of proxlm control, which leaves no language model.
     """
     job = saved.get("job")
     if job == "control":
@@ -43,6 +44,11 @@ def settings_of_run(kind: type, folder: Path, saved: Mapping[str, Any]) -> dict[
     if "threads" in run:
         found["run"] = {"threads": run["threads"]}
     found = relative_to(kind, found, folder)
+    if not os.path.isdir(folder / "policy"):
+        raise ConfigError(
+            f"{folder}: the run has no policy/ yet, for it is not finished: resume it, or evaluate the policy/ of"
+            " one of its checkpoints with --model.policy"
+        )
     policy = str(folder / "policy")
     if kind is GenerateConfig:
         if isinstance(found.get("data"), dict):

@@ -20,6 +20,7 @@ from proxlm.config.problems import (
     optimisers_problems,
     required,
     reward_problems,
+    rollout_problems,
 )
 from proxlm.config.rollout import GREEDY, EnvironmentSettings, EvaluationSettings, RolloutSettings
 from proxlm.config.schema import (
@@ -62,7 +63,9 @@ class PPOConfig:
                 ("reward.overlap", "conversations (environment.use) are all scored together; set it to 0")
             )
         found += reward_problems(self.reward)
-        found += chat_problems("data.chat_template_kwargs", self.data.chat_template_kwargs)
+        found += chat_problems(
+            "data.chat_template_kwargs", self.data.chat_template_kwargs
+        ) + rollout_problems(self.rollout)
         if self.evaluation.every and not (self.data.eval_prompts or self.data.eval_count):
             found.append(
                 ("evaluation.every", "there are no held-out prompts: set data.eval_count to 1 or more")
@@ -145,7 +148,11 @@ class GenerateConfig:
 
     def problems(self) -> Problems:
         found = required(("model.policy", self.model.policy))
-        return found + chat_problems("data.chat_template_kwargs", self.data.chat_template_kwargs)
+        return (
+            found
+            + chat_problems("data.chat_template_kwargs", self.data.chat_template_kwargs)
+            + rollout_problems(self.rollout)
+        )
 
 
 @dataclass(frozen=True)
@@ -174,7 +181,9 @@ class EvaluateConfig:
         found = required(("model.policy", self.model.policy))
         if not (self.data.eval_prompts or self.data.prompts or self.environment.use):
             found.append(("data.eval_prompts", "required: a file of prompts to evaluate on"))
-        found += chat_problems("data.chat_template_kwargs", self.data.chat_template_kwargs)
+        found += chat_problems(
+            "data.chat_template_kwargs", self.data.chat_template_kwargs
+        ) + rollout_problems(self.rollout)
         return found + reward_problems(self.reward)
 
 

@@ -139,9 +139,9 @@ def settings_or_default(kind: type[T], config: T | None) -> T:
         return kind()
     if isinstance(config, kind):
         return config
-    call = f"load_config({job_name(kind)!r}, {{...}})"
     raise ConfigError(
-        f"config: expected a {kind.__name__}, got {shown_value(config)}; {call} makes one of a mapping or a file"
+        f"config: expected a {kind.__name__}, got {shown_value(config)}; write proxlm.{kind.__name__}(...) with its"
+        " sections, or load_config for a whole recipe"
     )
 
 
@@ -192,6 +192,8 @@ def _add_file(assembly: Assembly, file: Path) -> None:
         hint = f"; did you mean {settings}?" if settings.is_file() else ""
         raise ConfigError(f"{file}: a folder, but a TOML file is needed{hint}")
     if not settings.is_file():
+        if (file / "config.json").is_file():
+            raise ConfigError(f"{file}: a model, not a run; write --model.policy {file}")
         raise ConfigError(f"{file}: not a run's folder: it holds no config.toml")
     assembly.set((), settings_of_run(assembly.job, file, _read_toml(settings)), str(settings))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of
 from proxlm.config.ppo import PPOSettings
+from proxlm.config.rollout import RolloutSettings
 from proxlm.config.schema import (
     ModelSettings,
     NewModelSettings,
@@ -83,6 +84,12 @@ def algorithm_problems(ppo: PPOSettings, model: ModelSettings) -> Problems:
     if ppo.correction.mode == "mask" and ppo.correction.low > ppo.correction.high:
         found.append(("ppo.correction.low", "must not be more than ppo.correction.high"))
     return found
+
+
+def rollout_problems(rollout: RolloutSettings) -> Problems:
+    """What cannot be in the section [rollout]."""
+    empty = "" in rollout.stop
+    return [("rollout.stop", "an empty text would end every response; leave it out")] if empty else []
 
 
 def required(*pairs: tuple[str, Any]) -> Problems:

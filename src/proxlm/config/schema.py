@@ -251,7 +251,8 @@ class RunSettings:
     keep: int = setting(2, "number of newest checkpoints to keep", ge=1, on_resume="free")
     keep_best: str = setting(
         "",
-        "also keep the checkpoint with the best value of this metric (reward, for instance); empty: none",
+        "of the checkpoints that are written, also keep the one with the best value of this metric (reward, for"
+        " instance); empty: none",
         on_resume="free",
     )
     keep_best_is: Literal["highest", "lowest"] = setting(

@@ -99,11 +99,11 @@ class ChatFormat:
             DataError: There is no template.
             BadRecordError: The template refuses the messages, or would leave out tools, calls or a variable silently.
         """
-        from jinja2 import TemplateError
 
         if self.template is None and not self.tokenizer.chat_template:
             raise DataError(
-                f"{where}: the tokenizer has no chat template; set chat_template to a file with one"
+                f"{where}: the tokenizer has no chat template; set data.chat_template (sft: text.chat_template) to"
+                " a file with one, for instance recipes/data/plain-chat.jinja"
             )
         source = self.tokenizer.get_chat_template(self.template, tools=list(extras.tools or []) or None)
         _check_shown(source, messages, extras, where)
@@ -117,7 +117,7 @@ class ChatFormat:
                     raise
                 given = [_with_text_arguments(message) for message in given]
                 return self._rendered(given, add_generation_prompt, extras)
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except Exception as error:  # a template is somebody's program and may fail in any way
             reason = f"{where}: the chat template refuses these messages: {reason_of(error)}"
             raise BadRecordError(reason, _REFUSED) from error
 

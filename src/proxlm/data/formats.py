@@ -117,7 +117,7 @@ def prompt_content(record: Record, data: DataSettings, name: str) -> str | Conve
 
 def missing_field(record: Record, wanted: str, key: str) -> BadRecordError:
     """The error for a record without the field `wanted`; key: the setting that names the field."""
-    listing = f"fields here: {listed(record.fields)} (set {key}); a null is the same as no field"
+    listing = f"fields here: {listed(record.fields)} (set {key})"
     hint = suggestion(wanted, record.fields, listing)
     return BadRecordError(f'{record.where}: no field "{shown(wanted)}"; {hint}', "field missing")
 

@@ -12,10 +12,9 @@ from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from proxlm.config.paths import path_settings
-from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.input_files import files_of
 from proxlm.errors import RunError
 from proxlm.files import open_regular
@@ -25,8 +24,15 @@ from proxlm.text import listed, shown, system_reason
 FILE_NAME = "inputs.json"
 FORMAT = 1
 # Stands for the name of a file where a Python caller has passed records.
-IN_MEMORY = "records in memory"
+IN_MEMORY = "passed from Python"
 _THREADS = 4
+
+
+class InMemory(Protocol):
+    """What a Python caller passes instead of files: records, or a loaded model."""
+
+    def sha256(self) -> str:
+        """A hash of its contents, in hexadecimal."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class InputFile:
     Attributes:
         sha256: of its bytes, in hexadecimal; empty where it could not be read.
         stamp: size in bytes, and times of the last change of contents and of properties, in nanoseconds; None: not
-            known, so that the file must be read again, or there is no file: records in memory.
+            known, so that the file must be read again, or there is no file: what was passed from Python.
     """
 
     sha256: str
@@ -99,7 +105,7 @@ class Inputs:
 
 
 def inputs_of(
-    config: Any, known: Inputs | None = None, in_memory: Mapping[str, InMemoryRecords] | None = None
+    config: Any, known: Inputs | None = None, in_memory: Mapping[str, InMemory] | None = None
 ) -> Inputs:
     """The files that a job's settings name, hashed.
 
@@ -109,7 +115,7 @@ def inputs_of(
     Args:
         config: The settings.
         known: Inputs hashed before: files whose size and times are the same are not read again.
-        in_memory: Records that stand in the place of a setting's files, by the setting's key.
+        in_memory: What a Python caller passed instead of a setting's files, by the setting's key.
     """
     in_memory = in_memory or {}
     places = {

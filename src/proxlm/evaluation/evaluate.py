@@ -277,5 +277,4 @@ def as_table(evaluations: Sequence[Evaluation]) -> str:
 def _cell(estimate: Estimate | None) -> str:
     if estimate is None:
         return "–"
-    half = (estimate.high - estimate.low) / 2
-    return f"{estimate.mean:.3f} ± {half:.3f}" if half else f"{estimate.mean:.3f}"
+    return str(estimate)

@@ -19,6 +19,10 @@ class Estimate:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        half = (self.high - self.low) / 2
+        return f"{self.mean:.3f} ± {half:.3f}" if half else f"{self.mean:.3f}"
+
 
 def mean_with_interval(values: Sequence[float]) -> Estimate:
     """Mean ± t · s / √n, with Student's t at 95% and the sample standard deviation s.

@@ -70,10 +70,10 @@ def evaluate(
             `tokenizer`) or a `LanguageModel`. They must share a tokenizer. The first one is the reference, against
             which KL and perplexity are measured.
         prompts: Held-out prompts: texts, chats or records, or the path of a file of these.
-        reward: One reward function or several; see `PPOLoop`. None and none in `config`: no reward is measured.
+        reward: One reward function or several; see `PPOTrainer`. None and none in `config`: no reward is measured.
         config: The settings.
         tokenizer: The tokenizer of transformers models.
-        environment: Makes an environment for each conversation; see `PPOLoop`.
+        environment: Makes an environment for each conversation; see `PPOTrainer`.
 
     Returns:
         Metrics with 95% intervals, and samples, of each model in the order given.

@@ -10,7 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from proxlm.config import DataSettings, GenerateConfig, LoraSettings, ModelSettings, RolloutSettings
+from proxlm.config import (
+    DataSettings,
+    GenerateConfig,
+    LoraSettings,
+    ModelSettings,
+    RolloutSettings,
+    validate,
+)
 from proxlm.data.chat import ChatFormat, carry_template, encode_rendered, with_system
 from proxlm.data.prompts import load_prompts
 from proxlm.data.skipped import Skipped
@@ -19,7 +26,7 @@ from proxlm.engine.generate import generate as generate_rollout
 from proxlm.engine.native import NativeEngine
 from proxlm.engine.protocol import Engine
 from proxlm.errors import DataError
-from proxlm.jobs.in_memory import record_source
+from proxlm.jobs.in_memory import IN_MEMORY, record_source
 from proxlm.jobs.model_limits import prompt_limit
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.prompts import load_prompts_of
@@ -76,7 +83,15 @@ def generate(
     Raises:
         UserError: The model or a prompt cannot be used.
     """
-    rollout, data = rollout or RolloutSettings(), data or DataSettings()
+    checked = validate(
+        GenerateConfig(
+            model=ModelSettings(policy=IN_MEMORY),
+            data=data or DataSettings(),
+            rollout=rollout or RolloutSettings(),
+            seed=seed,
+        )
+    )
+    rollout, data, seed = checked.rollout, checked.data, checked.seed
     source = ModelSource(settings or ModelSettings(), model, tokenizer)
     records = record_source(prompts, "prompts", data.prompt_field)
     assert records is not None

@@ -93,7 +93,7 @@ def prompt_stream(
     """Batches of prompts without end, encoded for the policy; `stream.batch(step)` is the batch of a step.
 
     Args:
-        prompts: Texts, chats or records, or the path of a file of these; see `PPOLoop`.
+        prompts: Texts, chats or records, or the path of a file of these; see `PPOTrainer`.
         policy: Whose tokenizer and context are used.
         config: `data`, `rollout.max_new_tokens`, `ppo.batch_size` and `run.seed` are used.
 
@@ -136,12 +136,12 @@ def score(rollout: Rollout, reward: Reward | Rewards) -> Scores:
 
     Args:
         rollout: The responses.
-        reward: One reward function or several (see `PPOLoop`), or what `build_reward` returns.
+        reward: One reward function or several (see `PPOTrainer`), or what `build_reward` returns.
 
     Raises:
         RewardError: The reward fails, or returns something else than numbers.
     """
-    return (reward if isinstance(reward, Reward) else build_reward(RewardSettings(), reward))(rollout)
+    return build_reward(RewardSettings(), reward)(rollout)
 
 
 def save(policy: LanguageModel, folder: str | Path) -> None:

@@ -152,9 +152,13 @@ class PPOTrainer:
         """Evaluation, the loop, evaluation; everything the run leaves is in its folder."""
         config, folder = self.config, loop.folder
         evaluations = HeldOutEvaluations(loop, held_out)
-        begin_run(
-            config, loop, {"data.prompts": self._sources.train, "data.eval_prompts": self._sources.eval}
-        )
+        passed: dict[str, Any] = {
+            "data.prompts": self._sources.train,
+            "data.eval_prompts": self._sources.eval,
+        }
+        if self.source.in_memory:  # it is trained in place, and its weights at the start are the reference
+            passed["model.policy"] = self.source
+        begin_run(config, loop, passed)
         evaluations.before()
         with RunLog(
             folder, "ppo", config.ppo.steps, config.run, start_step=loop.state.step, in_python=self._in_python

@@ -14,6 +14,7 @@ from proxlm.config.paths import absolute
 from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.inputs import inputs_of, read_inputs, write_inputs
 from proxlm.data.records import Source
+from proxlm.models.source import ModelSource
 from proxlm.runlog.folder import folder_to_resume, open_run, refuse_if_taken, write_atomic
 from proxlm.runlog.interrupt import StopSignals, stopped_outside_message
 from proxlm.runlog.lock import locked, refuse_if_held
@@ -66,7 +67,9 @@ def config_of_run(config: TrainingConfig, folder: Path) -> str:
 
 
 def begin_run(
-    config: TrainingConfig, loop: TrainingLoop[Any], sources: Mapping[str, Source | None] | None = None
+    config: TrainingConfig,
+    loop: TrainingLoop[Any],
+    sources: Mapping[str, Source | ModelSource | None] | None = None,
 ) -> None:
     """Record what a new run reads or, with run.resume, continue from the newest checkpoint and say so.
 
@@ -83,7 +86,9 @@ def begin_run(
     """
     folder, resumed = loop.folder, config.run.resume
     in_memory = {
-        key: source for key, source in (sources or {}).items() if isinstance(source, InMemoryRecords)
+        key: source
+        for key, source in (sources or {}).items()
+        if isinstance(source, InMemoryRecords | ModelSource)
     }
     loop.inputs = inputs_of(config, read_inputs(folder) if resumed else None, in_memory)
     if resumed:

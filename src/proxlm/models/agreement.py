@@ -119,6 +119,11 @@ def model_runs(model: LanguageModel) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{model.source}: not enough memory on {model.device} to run it on {sum(map(sum, ROWS))} tokens; use a"
+            " smaller model or another device"
+        ) from error
     except Exception as error:
         raise ModelError(
             f"{model.source}: model type {_type(model)} cannot be run as a language model on token ids alone:"

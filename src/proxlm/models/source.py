@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from proxlm.config import ModelSettings
 from proxlm.config.paths import expand_user
 from proxlm.data.tokenizer import check_tokenizer, load_tokenizer, require_folder
 from proxlm.data.turn_end import eos_of
-from proxlm.errors import ModelError
+from proxlm.errors import ConfigError, ModelError
 from proxlm.models.adapter_folder import AdapterFolder, find_adapter
 from proxlm.models.context import context_of
 from proxlm.models.language_model import LanguageModel
@@ -31,6 +34,7 @@ class ModelSource:
         tokenizer: The tokenizer of a transformers model.
 
     Raises:
+        ConfigError: Adapters are asked for, and a LanguageModel has none.
         ModelError: A transformers model without its tokenizer, or a tokenizer without one.
     """
 
@@ -40,6 +44,13 @@ class ModelSource:
         if isinstance(model, LanguageModel):
             if tokenizer is not None:
                 raise ModelError("tokenizer: only with a transformers model; a LanguageModel has its own")
+            if settings.lora.rank and not any(
+                "lora_" in name for name, _ in model.network.named_parameters()
+            ):
+                raise ConfigError(
+                    f"model.lora.rank = {settings.lora.rank}: a LanguageModel is trained as it is, and this one"
+                    " has no adapters; load it with these settings (proxlm.load_model), or pass a folder"
+                )
             self._loaded, self._network, self._tokenizer = model, model.network, model.tokenizer
         elif model is not None and not isinstance(model, str | Path):
             if not hasattr(model, "config") or not hasattr(model, "named_parameters"):
@@ -62,6 +73,16 @@ class ModelSource:
     def in_memory(self) -> bool:
         """Whether the caller has loaded the model, so that no other process could."""
         return self._network is not None
+
+    def sha256(self) -> str:
+        """A hash of a loaded model's tensors as they are now."""
+        digest = hashlib.sha256()
+        assert self._network is not None
+        for name, tensor in sorted(self._network.state_dict().items()):
+            values = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+            digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     @cached_property
     def configuration(self) -> Any:

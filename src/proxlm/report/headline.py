@@ -22,12 +22,13 @@ def headline(run: RunData) -> str:
     for name, title in ((names.REWARD, "Reward"), (names.KL, "KL to the reference"), (names.LOSS, "Loss")):
         values = finite([row.get(name) for row in run.metrics])
         if values:
-            ends = (values[:ENDS], values[-ENDS:])
+            count = max(1, min(ENDS, len(values) // 2))  # the two ends of a short run do not overlap
+            ends = (values[:count], values[-count:])
             tiles.append((title, " → ".join(number(sum(end) / len(end)) for end in ends)))
     if validation := finite([row.get(names.VALIDATION_LOSS) for row in run.metrics]):
         tiles.append(("Best validation loss", number(min(validation))))
     items = "".join(f"<div><dt>{in_html(name)}</dt><dd>{in_html(value)}</dd></div>" for name, value in tiles)
-    note = f"A → B: means of the first and of the last {ENDS} values."
+    note = f"A → B: means of the first and of the last {ENDS} values, of a short run of its halves."
     return f'<dl class="tiles">{items}</dl><p class="note">{note}</p>'
 
 

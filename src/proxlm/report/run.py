@@ -44,6 +44,11 @@ class Run:
     samples: list[dict[str, Any]]
     evaluations: dict[str, Evaluation]
 
+    def __repr__(self) -> str:
+        steps = len(self.metrics.get("step", ()))
+        found = list(self.evaluations)
+        return f"Run(folder={str(self.folder)!r}, job={self.job!r}, steps={steps}, evaluations={found})"
+
     @property
     def model(self) -> Path:
         """The folder of the trained model, in Hugging Face format (of control: its policy)."""

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from proxlm.errors import RunError
 from proxlm.runlog.folder import read_jsonl
+from proxlm.runlog.rows import LARGEST_NUMBER
 from proxlm.runlog.saved_settings import RunConfig, read_saved_settings, read_text
 from proxlm.text import shortened
 
@@ -39,8 +40,6 @@ class RunData:
 # A table has a column for each.
 MOST_MODELS = 100
 MOST_METRICS = 2000
-# Sums and means of numbers must be finite too.
-LARGEST_NUMBER = 1e300
 
 
 def read_run(folder: Path) -> RunData:

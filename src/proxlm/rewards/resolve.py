@@ -21,8 +21,9 @@ from proxlm.user_code import load, parse_reference
 RewardFunction = Callable[..., Any]
 """(completions: list[Completion], **args) → B floats, B lists of floats, or a dict of such; sync or async."""
 
-Rewards = RewardFunction | Sequence[RewardFunction] | Mapping[str, RewardFunction]
-"""One reward function, or several: their sum, with a component of its own for each (by name, or the function's)."""
+Rewards = RewardFunction | str | Sequence[RewardFunction | str] | Mapping[str, RewardFunction | str]
+"""One reward, or several: their sum, with a component of its own for each (by name, or the function's). A text is
+the name of a built-in reward or path/to/file.py:function."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def resolve_terms(config: RewardSettings, function: Rewards | None) -> list[Term
         )
     if config.terms and config.weights:
         raise ConfigError("reward.weights: with terms, the weights are reward.terms.NAME.weight")
+    if isinstance(function, str):
+        return [_term("", "reward", function, config.args, 1.0, {})]
     if isinstance(function, Mapping | Sequence):
         return _several(config, function)
     if function is not None:
@@ -84,9 +87,9 @@ def resolve_terms(config: RewardSettings, function: Rewards | None) -> list[Term
 
 
 def _several(
-    config: RewardSettings, functions: Sequence[RewardFunction] | Mapping[str, RewardFunction]
+    config: RewardSettings, functions: Sequence[RewardFunction | str] | Mapping[str, RewardFunction | str]
 ) -> list[Term]:
-    """A term for each of several Python functions, all of weight 1."""
+    """A term for each of several rewards, of weight 1 where `reward.weights` has none for its name."""
     if not functions:
         raise ConfigError("reward: an empty list of functions")
     if config.args:
@@ -94,10 +97,26 @@ def _several(
     if isinstance(functions, Mapping):
         named = dict(functions)
     else:
-        named = {_title(function).rsplit(".", 1)[-1]: function for function in functions}
+        named = {_short_name(function): function for function in functions}
         if len(named) < len(functions):
             raise ConfigError("reward: two functions have the same name; pass a dict of names and functions")
-    return [_user_term(name, "reward", name, function, {}, 1.0) for name, function in named.items()]
+    if unknown := [name for name in config.weights if name not in named]:
+        raise ConfigError(f"reward.weights.{unknown[0]}: no such reward; there are {listed(named)}")
+    modules: dict[str, ModuleType] = {}
+    terms = []
+    for name, function in named.items():
+        weight = config.weights.get(name, 1.0)
+        if isinstance(function, str):
+            terms.append(_term(name, f"reward.{name}", function, {}, weight, modules))
+        else:
+            terms.append(_user_term(name, "reward", name, function, {}, weight))
+    return terms
+
+
+def _short_name(function: RewardFunction | str) -> str:
+    """What a reward is called among several: a function's own name, or the last part of a text."""
+    title = function if isinstance(function, str) else _title(function)
+    return title.replace(":", ".").rsplit(".", 1)[-1]
 
 
 def _term(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,23 +24,28 @@ from proxlm.types import Completion, Rollout, Scores
 log = logging.getLogger(__name__)
 
 
-def build_reward(config: RewardSettings, function: Rewards | None = None) -> Reward:
+def build_reward(config: RewardSettings, function: Rewards | Reward | None = None) -> Reward:
     """The reward that `config` describes. Reward models are located but not loaded yet: see Reward.prepare.
 
     Args:
         config: The section [reward].
-        function: A Python function, or several, to use instead of `config.use`.
+        function: A Python function, or several, to use instead of `config.use`; a `Reward` is returned as it is.
 
     Raises:
         ConfigError: An unknown name, file or argument, or an impossible value.
         UserCodeError: A user's file cannot be run.
     """
+    if isinstance(function, Reward):
+        return function
     if config.isolate and function is not None:
         raise ConfigError(
             "reward.isolate: a function given in Python cannot be sent to another process; put it into a file and set"
             " reward.use = path/to/file.py:function"
         )
-    return Reward(resolve_terms(config, function), config)
+    terms = resolve_terms(config, function)
+    if isinstance(function, Mapping | Sequence) and not isinstance(function, str):
+        config = replace(config, weights={})  # of the functions, by name; they are in the terms
+    return Reward(terms, config)
 
 
 class Reward:

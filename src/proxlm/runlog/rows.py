@@ -61,6 +61,10 @@ def steps_of(path: Path, several: bool) -> Iterator[int]:
         before = step
 
 
+# Larger numbers are refused: a sum or a square of them would be no number.
+LARGEST_NUMBER = 1e300
+
+
 class RowFiles:
     """The two files. Rows of steps after `start_step` are dropped when a run is resumed.
 

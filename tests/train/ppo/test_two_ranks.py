@@ -72,11 +72,11 @@ def mixed_text(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
 
 
 def not_finite(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
-    """One response's reward is no number; without whitening only its own minibatch's gradient is spoilt."""
+    """One response's reward is infinite; without whitening only its own minibatch's gradient is spoilt."""
 
     def reward(rollout: Any) -> Scores:
         scores = vowels(rollout)
-        scores.total[0] = float("nan")
+        scores.total[0] = float("inf")
         return scores
 
     made = trainer(

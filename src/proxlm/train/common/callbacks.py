@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from proxlm.errors import ConfigError
+from proxlm.errors import ConfigError, RunError
+from proxlm.runlog.metric_names import STEP, TIME
+from proxlm.runlog.rows import LARGEST_NUMBER
 from proxlm.types import Rollout, Scores
 
 
@@ -53,6 +56,25 @@ class Callback:
 
     def on_end(self, step: int) -> None:
         """The loop has finished after `step` steps; not called when it ends by an exception."""
+
+
+def checked_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """A step's metrics as numbers, with what callbacks have added.
+
+    Raises:
+        RunError: A name or a value that a row of metrics.jsonl cannot hold.
+    """
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        if not isinstance(name, str) or not name.isprintable() or name in ("", STEP, TIME):
+            raise RunError(f"metric {name!r}: not a name for a metric of a callback; write user/NAME")
+        try:
+            found[name] = float(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise RunError(f"metric {name!r}: expected a number, got {type(value).__name__}") from error
+        if math.isfinite(found[name]) and abs(found[name]) > LARGEST_NUMBER:
+            raise RunError(f"metric {name!r} = {found[name]:g}: larger than {LARGEST_NUMBER:g}")
+    return found
 
 
 class Callbacks(Callback):

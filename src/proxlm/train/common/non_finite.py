@@ -39,6 +39,6 @@ def save_offending_rows(folder: Path, step: int, in_a_row: int, rows: Sequence[J
     write_jsonl_atomic(path, rows)
     named = ", ".join(name.format(**row) for row in rows[:3]) + (", …" if len(rows) > 3 else "")
     return (
-        f"{folder}: no update in the last {in_a_row} steps: the gradients were not finite; step {step} is saved, and"
-        f" its samples ({named}) are in {path.name}; look at their rewards, or lower the learning rate"
+        f"{folder}: no update in the last {in_a_row} steps: gradients not finite; step {step} is saved; see {named}"
+        f" in {path.name}; look at their rewards, or lower the learning rate"
     )

@@ -34,7 +34,7 @@ from proxlm.errors import RunError
 from proxlm.runlog.folder import JsonRow
 from proxlm.runlog.rows import RowCounts
 from proxlm.runlog.run_log import RunLog
-from proxlm.train.common.callbacks import Callback, StopTraining
+from proxlm.train.common.callbacks import Callback, StopTraining, checked_metrics
 from proxlm.train.common.non_finite import save_offending_rows
 from proxlm.train.common.optimiser import Optimiser
 
@@ -162,6 +162,7 @@ class TrainingLoop(ABC, Generic[S]):
                     ended = True
                     metrics |= self.stopped_early(log, metrics)
                     log.note(f"stopped by a callback: {request}")
+                metrics = checked_metrics(metrics)
                 log.metrics(step, metrics)
                 for finding in doctor.see({"step": step, **metrics}) if doctor is not None else []:
                     log.note(finding.line())
