@@ -331,7 +331,7 @@ def ppo_settings() -> str:
 
 
 def run_files(folder: Path, **changed: bytes) -> None:
-    """A run's folder with these files in the place of good ones."""
+    """A run's folder with these files instead of good ones."""
     files = {
         "config.toml": ppo_settings().encode(), "metrics.jsonl": jsonl(*METRICS), "samples.jsonl": jsonl(SAMPLE),
     }  # fmt: skip

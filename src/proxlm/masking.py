@@ -1,6 +1,6 @@
 """Secrets in text that leaves the program: what came from `env:NAME` is replaced by `env:NAME`.
 
-`hide` is told every value that settings took from the environment; `masked` is applied at the few places where text
+`hide` receives every value that settings took from the environment; `masked` is applied at the few places where text
 leaves: the streams of a command, errors, and the files of a run. Texts that have the shape of a token, a password
 in a URL or a private key are secrets wherever they stand in settings and errors (`without_tokens`).
 """

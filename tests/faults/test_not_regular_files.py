@@ -1,4 +1,4 @@
-"""A FIFO or a device in the place of a file is refused by name, wherever a file is read; nothing waits for it."""
+"""A FIFO or a device instead of a file is refused by name, wherever a file is read; nothing waits for it."""
 
 from __future__ import annotations
 

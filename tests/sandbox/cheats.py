@@ -66,7 +66,7 @@ CHEATS = {
         "    def __call__(self, x): raise StopIteration\nf = F()",
     "StopIteration at the second call": "n = []\ndef f(x):\n    n.append(x)\n"
         "    if len(n) % 2: raise StopIteration\n    return 0",
-    "an iterator in the place of the function": "class F:\n    def __iter__(self): return self\n"
+    "an iterator instead of the function": "class F:\n    def __iter__(self): return self\n"
         "    def __next__(self): raise StopIteration\n    __call__ = lambda self, x: next(self)\nf = F()",
     "GeneratorExit": RAISES.format(error="GeneratorExit"),
     "SystemExit": RAISES.format(error="SystemExit"),

@@ -1,6 +1,6 @@
 """Whether what generates computes what trains, tried on a few random tokens.
 
-The tokens of `models/agreement.py`, as the engine reads them: prompts of unlike lengths in one batch, one token a
+The tokens of `models/agreement.py`, as the engine reads them: prompts of different lengths in one batch, one token a
 step, rows that leave. Its log-probs must be those of the training pass, or the ratio of PPO's first update is not 1.
 """
 

@@ -79,7 +79,7 @@ def begin_run(
     Args:
         config: Its settings.
         loop: Its loop.
-        sources: What a Python caller may have passed in the place of a setting's files, by the setting's key.
+        sources: What a Python caller may have passed instead of a setting's files, by the setting's key.
 
     Raises:
         RunError: The checkpoint does not fit, or the run's inputs or rows have changed; no step is lost then.

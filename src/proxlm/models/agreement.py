@@ -1,8 +1,8 @@
 """Whether the pass that trains a model computes what the model's own forward does, tried on a few random tokens.
 
-Rows of unlike lengths in one batch against each row alone, as transformers runs it; and a changed token against all
-that stands before it. A model that looks both ways, that lets padding reach a real token, or that changes its logits
-in a way proxlm does not know, would train in silence on other numbers than it generates with.
+Rows of different lengths in one batch against each row alone, as transformers runs it; and a changed token against
+all that stands before it. A model that looks both ways, that lets padding reach a real token, or that changes its
+logits in a way proxlm does not know, would train in silence on other numbers than it generates with.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ def _compare(model: LanguageModel) -> bool:
     if not (worst := max(gap(wanted, found), gap(chosen, outputs.logprobs))) <= most:
         raise ModelError(
             f"{model.source}: log-probs of model type {_type(model)} differ by {worst:.3g} between the training"
-            " pass (rows of unlike lengths, its head after its trunk) and transformers' own forward of each row"
+            " pass (rows of different lengths, its head after its trunk) and transformers' own forward of each row"
             " alone, in a way proxlm does not know; use another model type"
         )
     return True
 
 
 def trial_rows(model: LanguageModel) -> Sequences:
-    """A few random rows of unlike lengths for a model, on its device; the same ones each time."""
+    """A few random rows of different lengths for a model, on its device; the same ones each time."""
     size = model.network.get_input_embeddings().weight.shape[0]
     text = model.network.config.get_text_config()
     size = min(size, getattr(text, "vocab_size", None) or size)

@@ -39,7 +39,7 @@ class LanguageModel:
             torch can list and sharded parameters are found without it (`kernels/module_hooks.py`).
         save_dtype: The precision that its weights are saved in; in memory they are float32.
         cached: The engine keeps keys and values while it generates. False: every token reads the whole text again,
-            for model types whose cache does not hold rows of unlike lengths (`engine/agreement.py` finds that out).
+            for model types whose cache cannot hold rows of different lengths (found by `engine/agreement.py`).
     """
 
     network: Any

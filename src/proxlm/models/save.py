@@ -97,7 +97,7 @@ def _save_turn_end(model: LanguageModel, file: Path) -> None:
     end = model.turn_end
     if end.own is not None and end.own not in end.eos and file.exists():
         first = [model.tokenizer.eos_token_id] if model.tokenizer.eos_token_id in end.eos else []
-        # Transformers makes a config that is only "from the model's" anew, and would forget it.
+        # Transformers makes a config that is only "from the model's" again, and would forget it.
         truth = {"eos_token_id": [*first, *sorted(end.tokens - {*first})], "_from_model_config": False}
         _correct(file, truth)
 
