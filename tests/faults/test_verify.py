@@ -94,6 +94,10 @@ HARM = {
         lambda run: flip(run / "policy/model.safetensors"),
         ["policy/model.safetensors: not what step-00000003 holds"],
     ),
+    "a file of another in policy": (
+        lambda run: (run / "policy/chat_template.jinja").write_text("{{ 1 }}"),
+        ["policy/chat_template.jinja: not written by the run"],
+    ),
     "no policy": (
         lambda run: shutil.rmtree(run / "policy"),
         ["policy: missing: the run was stopped after its last step"],

@@ -202,3 +202,20 @@ def test_an_adapter_is_no_reward_model_and_no_critic(adapter, tokenizer):
         build_reward(RewardSettings(use="reward_model", args={"path": str(adapter)}))
     with pytest.raises(ModelError, match="a PEFT adapter, where a whole model is needed"):
         critic_from_reward_model(make_actor_critic(tiny_model(tokenizer), "separate"), str(adapter))
+
+
+def test_an_adapter_of_a_base_with_another_tokenizer_is_refused(adapter, tokenizer, tmp_path):
+    """The same shapes, other tokens: ids would mean something else to the base."""
+    tokenizer.save_pretrained(adapter)
+    assert loaded(adapter) is not None
+    file = adapter / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    words = content["model"]["vocab"]
+    first, second = list(words)[-2:]
+    words[first], words[second] = words[second], words[first]
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"its tokenizer is not that of the base .*: 2 tokens differ"):
+        loaded(adapter)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "base" / name).unlink()
+    assert loaded(adapter) is not None  # the base has none: the adapter's is the only one

@@ -52,8 +52,18 @@ class AdapterFolder:
     @property
     def tokenizer(self) -> str:
         """Where the tokenizer is: beside the adapter, or with the base."""
-        own = any((self.path / name).exists() for name in ("tokenizer_config.json", "tokenizer.json"))
-        return str(self.path) if own else self.base
+        return str(self.path) if has_tokenizer(self.path) else self.base
+
+    @property
+    def has_two_tokenizers(self) -> bool:
+        """Whether both have one, which must then mean the same."""
+        base = Path(self.base)
+        return has_tokenizer(self.path) and (has_tokenizer(base) or not base.is_dir())
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer was saved in the folder."""
+    return any((folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json"))
 
 
 def find_adapter(policy: str) -> AdapterFolder | None:

@@ -46,6 +46,13 @@ def load_language_model(config: ModelSettings) -> LanguageModel:
         network = _load_network(config, config.policy, f'model.policy = "{config.policy}"')
         return language_model_of(network, tokenizer, config)
     tokenizer = load_tokenizer(adapter.tokenizer, config.trust_remote_code)
+    if adapter.has_two_tokenizers:
+        of_base = load_tokenizer(adapter.base, config.trust_remote_code).get_vocab()
+        if other := sorted(of_base.items() - tokenizer.get_vocab().items()):
+            raise ModelError(
+                f'{adapter.what}: its tokenizer is not that of the base "{adapter.base}": {len(other)} tokens differ,'
+                f" {shown(repr(other[0][0]), 40)} among them; give the base that it was trained on"
+            )
     network = _load_network(config, adapter.base, f'{adapter.what} on the base "{adapter.base}"')
     if not config.lora.rank:
         return language_model_of(merged_network(network, adapter), tokenizer, config)

@@ -174,6 +174,9 @@ class _Verification:
                 self.found.append(f"{path}: missing")
             elif self._try(partial(file_record, path)) not in (record, None):
                 self.found.append(f"{path}: not what {source.name} holds")
+        for path in sorted(policy.rglob("*")):
+            if not path.is_dir() and path.relative_to(policy).as_posix() not in wanted:
+                self.found.append(f"{path}: not written by the run")
 
     def _source_of_policy(self) -> Path | None:
         """The whole checkpoint whose model policy/ must be; None: unknown."""

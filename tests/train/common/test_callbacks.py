@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 import proxlm
+from proxlm.errors import ConfigError
+from proxlm.train.common.callbacks import Callback, Callbacks
 from small_models import TEXTS, WORDS
 from test_public_api import SMALL, config, lengths
 
@@ -171,3 +173,9 @@ def test_supervised_and_control_runs_have_the_same_events(tmp_path) -> None:
         ("start", "pole"), ("step", 1), ("step", 2), ("checkpoint", 2), ("end", 2)
     ]  # fmt: skip
     assert run.metrics["environment_steps"] == [32, 64]
+
+
+@pytest.mark.parametrize("given", [5, Callback(), None])
+def test_what_is_no_list_of_callbacks_is_refused(given) -> None:
+    with pytest.raises(ConfigError, match="callbacks: expected a list of callbacks, got"):
+        Callbacks(given)

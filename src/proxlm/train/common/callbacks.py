@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,8 @@ class Callbacks(Callback):
     """Several callbacks as one."""
 
     def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
+        if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
+            raise ConfigError(f"callbacks: expected a list of callbacks, got {type(callbacks).__name__}")
         for callback in callbacks:
             _check(callback)
         self._callbacks = tuple(callbacks)

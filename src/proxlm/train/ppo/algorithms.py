@@ -53,9 +53,14 @@ def build_algorithm(
         loss: Takes LossInputs and returns PolicyLoss, or a tensor [R]; None: that of `ppo.loss`.
 
     Raises:
-        ConfigError: For a file or function that does not exist.
+        ConfigError: For a file or function that does not exist, or what is no function.
         UserCodeError: For a file that cannot be run.
     """
+    for name, given in (("advantage", advantage), ("loss", loss)):
+        if given is not None and not callable(given):
+            raise ConfigError(
+                f"{name}: expected a function, got {type(given).__name__}; a named one is set by ppo.{name}"
+            )
     known = advantage_of("" if advantage is not None else ppo.advantage)
     known_loss = loss_of("" if loss is not None else ppo.loss)
     whiten = known.whiten if ppo.whiten_advantages == "auto" else ppo.whiten_advantages == "always"
