@@ -66,7 +66,7 @@ def checked_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for name, value in metrics.items():
-        if not isinstance(name, str) or not name.isprintable() or name in ("", STEP, TIME):
+        if not isinstance(name, str) or name in ("", STEP, TIME):
             raise RunError(f"metric {name!r}: not a name for a metric of a callback; write user/NAME")
         try:
             found[name] = float(value)
