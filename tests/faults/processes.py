@@ -1,4 +1,4 @@
-"""A command in a process of its own, forked off this one, that stops at a place until it is told to go on."""
+"""A command in a process of its own, forked off this one, that stops at a place until it is released."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ TESTS = {
     "unittest": "import unittest\nunittest.TestCase().assertEqual(f(3), 9)",
     "solution": "import solution\nassert solution.f(3) == 9",
     "with a callback": "seen = []\nassert f(2) == 4 and f(3) == 9 and not seen",
-    "errors are told": "try:\n    got = f(2)\nexcept Exception as error:\n    raise AssertionError from error\n"
+    "errors are reported": "try:\n    got = f(2)\nexcept Exception as error:\n    raise AssertionError from error\n"
         "assert got == 4",
 }  # fmt: skip
 

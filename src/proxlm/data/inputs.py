@@ -24,7 +24,7 @@ from proxlm.text import listed, shown, system_reason
 FILE_NAME = "inputs.json"
 FORMAT = 1
 # Stands for the name of a file where a Python caller has passed records.
-IN_MEMORY = "passed from Python"
+PASSED_FROM_PYTHON = "passed from Python"
 _THREADS = 4
 
 
@@ -78,7 +78,7 @@ class Inputs:
 
     def on_disk(self) -> Inputs:
         """Those that are files, which any process can look at."""
-        return self.without([key for key, files in self.files.items() if IN_MEMORY in files])
+        return self.without([key for key, files in self.files.items() if PASSED_FROM_PYTHON in files])
 
     def changes(self, run: Path, then: Any) -> list[str]:
         """A line for each setting whose files are no longer what they were when a checkpoint was written.
@@ -132,7 +132,7 @@ def inputs_of(
     found: dict[str, dict[str, InputFile]] = {key: {} for key, (_, files) in places.items() if files}
     for (key, name, _, _), file in zip(wanted, hashed, strict=True):
         found[key][name] = file
-    found |= {key: {IN_MEMORY: InputFile(records.sha256())} for key, records in in_memory.items()}
+    found |= {key: {PASSED_FROM_PYTHON: InputFile(records.sha256())} for key, records in in_memory.items()}
     return Inputs(found, {key: os.path.abspath(value) for key, (value, files) in places.items() if files})
 
 
