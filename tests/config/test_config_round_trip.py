@@ -46,6 +46,11 @@ DRAWN = {
     "reward.overlap": st.just(0),
     "use": SOME_TEXT,
     "rollout.temperature": st.floats(0.01, 9),
+    "rollout.repetition_penalty": st.just(1.0),
+    "rollout.presence_penalty": st.just(0.0),
+    "rollout.frequency_penalty": st.just(0.0),
+    "rollout.bad_words": st.just([]),
+    "rollout.logit_bias": st.just({}),
     "ppo.minibatches": st.just(1),
     "ppo.advantage": st.sampled_from(["gae", "my file.py:advantage"]),
     "ppo.loss": st.sampled_from(["ppo", "gspo", "cispo", "my file.py:loss"]),
@@ -200,6 +205,18 @@ def test_hard_texts_and_numbers(tmp_path: Path) -> None:
     back = load_config("ppo", file)
     assert back == config
     assert repr(back.reward.args) == repr(args)  # 1 stays 1, and 1.0 stays 1.0
+
+
+def test_words_and_biases_of_generation(tmp_path: Path) -> None:
+    rollout = {"bad_words": [" a\n", "#"], "logit_bias": {"13": 1.0, "13,198": -100.0, "the moon.": 0.5}}
+    config = load_config("generate", overrides={"model.policy": "m", "rollout": rollout})
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config), encoding="utf-8")
+    assert load_config("generate", file) == config
+    line = ["--model.policy", "m", "--rollout.bad-words", '[" a\\n", "#"]', "--rollout.logit-bias.13", "1"]
+    line += ["--rollout.logit-bias.13,198", "-100"]
+    found = load_config("generate", arguments=line).rollout
+    assert (found.bad_words, found.logit_bias) == ([" a\n", "#"], {"13": 1.0, "13,198": -100.0})
 
 
 def test_what_toml_cannot_hold_is_named() -> None:

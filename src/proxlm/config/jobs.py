@@ -15,6 +15,7 @@ from proxlm.config.problems import (
     algorithm_problems,
     chat_problems,
     dual_clip_problems,
+    learnt_rollout_problems,
     new_model_problems,
     optimiser_problems,
     optimisers_problems,
@@ -66,6 +67,7 @@ class PPOConfig:
         found += chat_problems(
             "data.chat_template_kwargs", self.data.chat_template_kwargs
         ) + rollout_problems(self.rollout)
+        found += learnt_rollout_problems(self.rollout)
         if self.evaluation.every and not (self.data.eval_prompts or self.data.eval_count):
             found.append(
                 ("evaluation.every", "there are no held-out prompts: set data.eval_count to 1 or more")

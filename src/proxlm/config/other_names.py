@@ -36,6 +36,8 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "max_new_token": ("rollout.max_new_tokens",),
     "max_completion_length": ("rollout.max_new_tokens",),
     "response_length": ("rollout.max_new_tokens",),
+    "bad_words_ids": ("rollout.bad_words", "rollout.logit_bias"),
+    "sequence_bias": ("rollout.logit_bias",),
     "save_steps": ("run.save_every",),
     "save_total_limit": ("run.keep",),
     "eval_steps": ("evaluation.every", "train.validate_every"),

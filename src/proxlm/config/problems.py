@@ -7,7 +7,7 @@ from typing import Any
 
 from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of
 from proxlm.config.ppo import PPOSettings
-from proxlm.config.rollout import RolloutSettings
+from proxlm.config.rollout import RolloutSettings, changed_logits
 from proxlm.config.schema import (
     ModelSettings,
     NewModelSettings,
@@ -88,8 +88,23 @@ def algorithm_problems(ppo: PPOSettings, model: ModelSettings) -> Problems:
 
 def rollout_problems(rollout: RolloutSettings) -> Problems:
     """What cannot be in the section [rollout]."""
-    empty = "" in rollout.stop
-    return [("rollout.stop", "an empty text would end every response; leave it out")] if empty else []
+    found: Problems = []
+    if "" in rollout.stop:
+        found.append(("rollout.stop", "an empty text would end every response; leave it out"))
+    if "" in rollout.bad_words:
+        found.append(("rollout.bad_words", "an empty text is no word; leave it out"))
+    if "" in rollout.logit_bias:
+        found.append(("rollout.logit_bias", "an empty text has no token; leave it out"))
+    return found
+
+
+def learnt_rollout_problems(rollout: RolloutSettings) -> Problems:
+    """What cannot be in the section [rollout] where a policy learns from the responses."""
+    reason = (
+        "not where a policy learns from its responses: they would come from another distribution than its own, and"
+        " the ratio be biased; use it in proxlm generate and evaluate"
+    )
+    return [(name, reason) for name in changed_logits(rollout)]
 
 
 def required(*pairs: tuple[str, Any]) -> Problems:

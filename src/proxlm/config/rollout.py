@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,6 +31,25 @@ class RolloutSettings:
     min_p: float = setting(
         0.0, "exclude tokens less probable than this share of the most likely token's probability", ge=0, lt=1
     )
+    repetition_penalty: float = setting(
+        1.0,
+        "not in PPO: divide positive logits, multiply negative ones, of tokens in the prompt or the response; 1: off",
+        gt=0,
+    )
+    presence_penalty: float = setting(
+        0.0, "not in PPO: subtract this from the logits of tokens that are in the response"
+    )
+    frequency_penalty: float = setting(
+        0.0, "not in PPO: subtract this from a token's logit for each time that it is in the response"
+    )
+    bad_words: list[str] = setting(
+        factory=list, help="not in PPO: texts whose usual tokens are never written one behind another"
+    )
+    logit_bias: dict[str, float] = setting(
+        factory=dict,
+        help='not in PPO: add this to the logits of a token, {"198" = -100}; of the last of several behind the'
+        ' others, {"13,198" = 2}; or of a text, {"moon" = 3}',
+    )
     stop: list[str] = setting(
         factory=list,
         help="texts that end a response, in addition to EOS and the chat template's end of a turn; a special token's"
@@ -49,6 +69,26 @@ class RolloutSettings:
         "policy",
         "weights to generate with: the policy's, or rounded to bfloat16 or int8 (see ppo.correction)",
     )
+
+
+_IDS = re.compile(r" *[0-9]+ *(, *[0-9]+ *)*")
+
+
+def bias_ids(key: str) -> tuple[int, ...] | None:
+    """The token ids that a key of `logit_bias` lists; None: it is a text."""
+    return tuple(int(number) for number in key.split(",")) if _IDS.fullmatch(key) else None
+
+
+def changed_logits(rollout: RolloutSettings) -> list[str]:
+    """The settings by which a response is no sample of the model: they change its logits before it is sampled."""
+    used = {
+        "repetition_penalty": rollout.repetition_penalty != 1,
+        "presence_penalty": rollout.presence_penalty != 0,
+        "frequency_penalty": rollout.frequency_penalty != 0,
+        "bad_words": bool(rollout.bad_words),
+        "logit_bias": bool(rollout.logit_bias),
+    }
+    return [f"rollout.{name}" for name, is_so in used.items() if is_so]
 
 
 GREEDY = "also evaluate greedy responses, the likeliest token each time, beside sampled ones"

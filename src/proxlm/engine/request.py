@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,13 @@ class SamplingParams:
         top_k: keep the k likeliest tokens; 0: all.
         top_p: keep the smallest set of likeliest tokens with this much probability.
         min_p: drop tokens below this share of the likeliest token's probability.
+        repetition_penalty: divides the positive logits, and multiplies the negative ones, of tokens that are in the
+            prompt or the response (Keskar et al. 2019); an encoder–decoder's prompt does not count. 1: none.
+        presence_penalty: subtracted from the logits of tokens that are in the response.
+        frequency_penalty: subtracted from the logit of a token once for each time it is in the response.
+        bad_words: texts that are never written with the tokens that they are usually written with.
+        logit_bias: added to the logits of a token (its id as text), of the last token of several ("13,198") behind
+            the others, or of a text, whose keys are no numbers.
         stop: texts that end the response. Their tokens are kept. A text may be, or hold, a special token.
         stop_token_ids: tokens that end the response, in addition to those that end a turn of the model. Kept, too.
         skip_special_tokens: stop texts are looked for in the text without any special token; see `ResponseText`.
@@ -56,6 +63,11 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    bad_words: tuple[str, ...] = ()
+    logit_bias: Mapping[str, float] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     skip_special_tokens: bool = False
@@ -77,6 +89,11 @@ class SamplingParams:
             top_k=settings.top_k,
             top_p=settings.top_p,
             min_p=settings.min_p,
+            repetition_penalty=settings.repetition_penalty,
+            presence_penalty=settings.presence_penalty,
+            frequency_penalty=settings.frequency_penalty,
+            bad_words=tuple(settings.bad_words),
+            logit_bias=settings.logit_bias,
             stop=tuple(settings.stop),
             stop_token_ids=tuple(settings.stop_token_ids),
             skip_special_tokens=settings.skip_special_tokens,
@@ -92,6 +109,12 @@ class SamplingParams:
             end: what ends a turn of the model.
         """
         return ResponseText(tokenizer, end, self.stop, self.stop_token_ids, self.skip_special_tokens)
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether the logits are changed before they are sampled from (logit_processors.py)."""
+        penalties = self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty
+        return bool(penalties or self.bad_words or self.logit_bias)
 
     @property
     def distribution(self) -> Distribution:

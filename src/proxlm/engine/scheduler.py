@@ -18,6 +18,7 @@ from torch import Tensor
 
 from proxlm.engine.admission import Admission
 from proxlm.engine.decoders import Decoder
+from proxlm.engine.logit_processors import LogitProcessor, LogitProcessors
 from proxlm.engine.philox import request_uniforms
 from proxlm.engine.request import Request, RequestOutput
 from proxlm.engine.sampling import Distribution, sample_rows
@@ -34,6 +35,7 @@ class RunningRequest:
 
     request: Request
     distribution: Distribution
+    processor: LogitProcessor | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
@@ -53,6 +55,7 @@ class Scheduler:
         self.running: list[RunningRequest] = []
         self._admission = Admission(batch_size)
         self._stop_check = StopCheck(model)
+        self._processors = LogitProcessors(model)
         # Of each row: the state after its newest token [b, H], and the numbers that pick its tokens [b, longest
         # limit].
         self._states = self._uniforms = torch.empty(0)
@@ -104,24 +107,45 @@ class Scheduler:
                 [F.pad(rows, (0, width - rows.shape[1])) for rows in (self._uniforms, uniforms)]
             )
         self._states, self._uniforms = states, uniforms
-        self.running += [RunningRequest(request, request.params.distribution) for request in requests]
+        self.running += [
+            RunningRequest(
+                request, request.params.distribution, self._processors.of(request.prompt, request.params)
+            )
+            for request in requests
+        ]
 
     def _sample(self) -> Tensor:
         """Sample and record the next token of each row, [b] int64."""
         positions = torch.tensor([len(row.tokens) for row in self.running], device=self.model.device)
         uniform = self._uniforms.gather(1, positions[:, None])[:, 0]
-        logits = self.decoder.logits(self._states)
+        logits = self._processed(self.decoder.logits(self._states))
         tokens, logprobs = sample_rows(logits, uniform, [row.distribution for row in self.running])
-        for row, token, logprob in zip(self.running, tokens.tolist(), logprobs.tolist(), strict=True):
+        for row, (token, logprob) in enumerate(zip(tokens.tolist(), logprobs.tolist(), strict=True)):
             if not math.isfinite(logprob):
                 raise ModelError(self._not_finite(row))
-            row.tokens.append(token)
-            row.logprobs.append(logprob)
+            self.running[row].tokens.append(token)
+            self.running[row].logprobs.append(logprob)
         return tokens
 
-    def _not_finite(self, running: RunningRequest) -> str:
+    def _processed(self, logits: Tensor) -> Tensor:
+        """The logits [b, V] as the requests' penalties, biases and bad words change them."""
+        if not any(row.processor for row in self.running):
+            return logits
+        logits = logits.to(torch.float32, copy=True)
+        for row, running in zip(logits, self.running, strict=True):
+            if running.processor is not None:
+                running.processor(row, running.tokens)
+        return logits
+
+    def _not_finite(self, row: int) -> str:
+        running = self.running[row]
         seed, distribution = running.request.params.seed, running.distribution
         where = f"prompt {seed.prompt_id}, step {seed.step}, response token {len(running.tokens) + 1}"
+        if running.processor is not None and bool(self.decoder.logits(self._states)[row].isfinite().all()):
+            return (
+                f"{self.model.source}: no token is left ({where}): rollout.bad_words and the other settings that"
+                " change logits exclude all"
+            )
         return (
             f"{self.model.source}: NaN or infinite logits while sampling ({where}, temperature"
             f" {distribution.temperature:g}): {why_not_finite(self.model)}"

@@ -15,11 +15,13 @@ from proxlm.checkpoint import publish_folder
 from proxlm.config import ModelSettings, NewModelSettings, PPOConfig, RewardSettings
 from proxlm.config.algorithms import advantage_of
 from proxlm.config.paths import home_expanded
+from proxlm.config.problems import learnt_rollout_problems
 from proxlm.data.prompts import PromptStream
 from proxlm.data.tokenizer import train_tokenizer
 from proxlm.engine.agreement import check_engine
 from proxlm.engine.generate import generate as generate_rollout
 from proxlm.engine.native import NativeEngine
+from proxlm.errors import ConfigError
 from proxlm.jobs.in_memory import record_source
 from proxlm.jobs.prompts import load_prompts_of
 from proxlm.jobs.startup import seeded_weights
@@ -124,7 +126,12 @@ def sample(policy: LanguageModel, prompts: Sequence[Prompt], config: PPOConfig, 
 
     Returns:
         Token ids, log-probs and texts; rows of one prompt are neighbours.
+
+    Raises:
+        ConfigError: Settings of `rollout` with which the responses are no samples of the policy.
     """
+    for name, problem in learnt_rollout_problems(config.rollout):
+        raise ConfigError(f"{name}: {problem}")
     repeated = [prompt for prompt in prompts for _ in range(config.ppo.samples_per_prompt)]
     settings = replace(config.rollout, temperature=temperature_at(config.rollout, step, config.ppo.steps))
     with closing(NativeEngine(policy, settings)) as engine:

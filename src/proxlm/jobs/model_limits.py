@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from proxlm.config import DataSettings, RolloutSettings
+from proxlm.config.rollout import bias_ids
+from proxlm.config.values import shown_value
+from proxlm.engine.logit_processors import spellings
 from proxlm.errors import ConfigError, DataError
 from proxlm.models.context import context_of
 from proxlm.models.source import ModelSource
@@ -12,10 +15,10 @@ def prompt_limit(model: ModelSource, data: DataSettings, rollout: RolloutSetting
     """The longest prompt in tokens: data.max_prompt_tokens, or what the context leaves for the response.
 
     An encoder–decoder has its whole context for the prompt, and as much for the start token and the response.
-    Reads the model's configuration only. Raises DataError if nothing is left for a prompt, and ConfigError for stop
-    tokens that the model does not have.
+    Reads the model's configuration only. Raises DataError if nothing is left for a prompt, and ConfigError for tokens
+    that the model does not have.
     """
-    check_stop_tokens(model, rollout)
+    check_tokens(model, rollout)
     context = model.context
     if context is None:
         return data.max_prompt_tokens or 2**31
@@ -45,10 +48,20 @@ def check_block(key: str, block: int, model: ModelSource) -> None:
         )
 
 
-def check_stop_tokens(model: ModelSource, rollout: RolloutSettings) -> None:
-    """Raise ConfigError if rollout.stop_token_ids has a token beyond the model's vocabulary."""
+def check_tokens(model: ModelSource, rollout: RolloutSettings) -> None:
+    """Raise ConfigError if a setting names a token beyond the model's vocabulary, or a text that has no tokens."""
     size = getattr(model.configuration.get_text_config(), "vocab_size", None)
-    if size is not None and (wrong := [token for token in rollout.stop_token_ids if token >= size]):
-        raise ConfigError(
-            f"rollout.stop_token_ids: {wrong[0]} is not a token of the model, whose ids end at {size - 1}"
-        )
+    named = {
+        "rollout.stop_token_ids": rollout.stop_token_ids,
+        "rollout.logit_bias": [token for key in rollout.logit_bias for token in bias_ids(key) or ()],
+    }
+    for setting, tokens in named.items():
+        if size is not None and (wrong := [token for token in tokens if token >= size]):
+            raise ConfigError(
+                f"{setting}: {wrong[0]} is not a token of the model, whose ids end at {size - 1}"
+            )
+    texts = [("rollout.bad_words", word) for word in rollout.bad_words]
+    texts += [("rollout.logit_bias", key) for key in rollout.logit_bias if bias_ids(key) is None]
+    for setting, text in texts:
+        if not spellings(model.tokenizer, text):
+            raise ConfigError(f"{setting}: {shown_value(text)} has no tokens; leave it out")

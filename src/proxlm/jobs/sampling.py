@@ -12,7 +12,7 @@ from proxlm.engine.generate import Generate, generate
 from proxlm.environments.protocol import MakeEnvironment
 from proxlm.environments.resolve import conversations, task_prompts, with_environment
 from proxlm.errors import ConfigError
-from proxlm.jobs.model_limits import check_stop_tokens
+from proxlm.jobs.model_limits import check_tokens
 from proxlm.jobs.prompts import load_prompt_sets
 from proxlm.models.source import ModelSource
 from proxlm.rewards import Reward, Rewards
@@ -45,7 +45,7 @@ def prompts_of(
     check_conversations(config, model)
     data = config.data
     if config.environment.use and not data.prompts and sources is None:
-        check_stop_tokens(model, config.rollout)
+        check_tokens(model, config.rollout)
         return task_prompts(config.environment, data.eval_count)
     return load_prompt_sets(model, data_of(config), config.rollout, config.run.seed, skipped, sources)
 
