@@ -356,11 +356,8 @@ def feed_report(name: str) -> Feed:
     """One of the files that the report shows, with the page that becomes of it."""
 
     def feed(data: bytes, folder: Path) -> None:
-        from plotly import offline
-
         from proxlm.report.page import page
 
-        offline.get_plotlyjs = lambda: ""  # four megabytes that are the same in every page
         run_files(folder, **{name: data})
         assert "<script src" not in page(read_run(folder))
 

@@ -18,7 +18,7 @@ from rows import FACTS, healthy, run_of
 import proxlm.doctor
 from proxlm.config import ControlConfig, DataSettings, PPOConfig, ShapingSettings
 from proxlm.config.tree import is_section, kinds
-from proxlm.doctor import RULES, Doctor, Facts, diagnose, facts_of
+from proxlm.doctor import RULES, Doctor, Facts, cannot_judge, diagnose, facts_of
 
 UNLIMITED = 10**6
 
@@ -199,6 +199,41 @@ def ill_between(begin, end, count, **changes):
 def said(rows):
     doctor = Doctor(FACTS)
     return [(found.last, found.rule, found.severity) for row in rows for found in doctor.see(row)]
+
+
+@pytest.mark.parametrize(("rule", "changes", "first"), ILL)
+def test_a_rule_can_judge_from_the_step_at_which_it_speaks(rule, changes, first):
+    assert rule not in cannot_judge(run_of(first, **changes), FACTS)
+    if first > 1:
+        reason = cannot_judge(run_of(first - 1, **changes), FACTS)[rule]
+        assert reason.startswith(f"needs {first} steps")
+        assert reason.endswith(f" {first - 1}")
+
+
+@pytest.mark.parametrize(("rule", "changes", "first"), ILL)
+def test_a_rule_without_its_metrics_cannot_judge_and_does_not_speak(rule, changes, first):
+    rows = run_of(40, **changes)
+    for name in set(rows[0]) - {"step", "time"}:
+        without = [{key: value for key, value in row.items() if key != name} for row in rows]
+        if rule in cannot_judge(without, FACTS):
+            assert rule not in rules_of(without), name
+            assert name in cannot_judge(without, FACTS)[rule]
+    bare = [{"step": row["step"], "time": row["time"]} for row in rows]
+    assert list(cannot_judge(bare, FACTS)) == list(RULES)
+
+
+def test_which_rules_can_judge():
+    assert cannot_judge(run_of(40), FACTS) == {}
+    assert set(cannot_judge(run_of(40), replace(FACTS, loss="trpo"))) == {"clip_often", "clip_never"}
+    assert set(cannot_judge(run_of(40), replace(FACTS, updates=1))) == {"clip_never"}
+    assert set(cannot_judge(run_of(40), replace(FACTS, max_new_tokens=3))) == {"eos_at_once"}
+    assert set(cannot_judge(run_of(40, staleness=1.0), FACTS)) == {"rollout_gap"}
+    warming = [row | {"warmup": 1.0} for row in run_of(30)]
+    assert set(RULES) - set(cannot_judge(warming, FACTS)) == {
+        "gradients_not_finite", "reward_failed", "rollout_gap"
+    }  # fmt: skip
+    no_critic = [{**row, "explained_variance": None} for row in run_of(40)]
+    assert cannot_judge(no_critic, FACTS) == {"critic_worse_than_mean": "no number of explained_variance"}
 
 
 def test_said_once_while_it_lasts():

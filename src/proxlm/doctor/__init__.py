@@ -6,5 +6,6 @@ Rules are pure functions of the metric rows so far and a few of the run's settin
 from proxlm.doctor.doctor import RULES, Doctor, diagnose
 from proxlm.doctor.facts import Facts, facts_of
 from proxlm.doctor.finding import Finding
+from proxlm.doctor.judged import cannot_judge
 
-__all__ = ["RULES", "Doctor", "Facts", "Finding", "diagnose", "facts_of"]
+__all__ = ["RULES", "Doctor", "Facts", "Finding", "cannot_judge", "diagnose", "facts_of"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.config import ControlConfig, DoctorConfig, PPOConfig
-from proxlm.doctor import RULES, Facts, Finding, diagnose, facts_of
+from proxlm.doctor import RULES, Facts, Finding, cannot_judge, diagnose, facts_of
 from proxlm.errors import RunError
 from proxlm.report.run_data import Row, read_metrics
 from proxlm.runlog.folder import write_json_atomic
@@ -27,12 +27,14 @@ class Examination:
         rows: its metric rows.
         findings: everything found, serious findings first.
         unknown: why the run's settings could not be used; empty where they could.
+        silent: the rules that could not judge the run, with the reason.
     """
 
     folder: Path
     rows: list[Row]
     findings: list[Finding]
     unknown: str
+    silent: dict[str, str]
 
     @property
     def last_step(self) -> int:
@@ -67,7 +69,7 @@ def examine(folder: Path) -> Examination:
     rows, facts = read_metrics(metrics), Facts(control=saved.job == "control")
     if isinstance(saved.config, PPOConfig | ControlConfig):
         facts = facts_of(saved.config)
-    return Examination(folder, rows, diagnose(rows, facts), saved.problem)
+    return Examination(folder, rows, diagnose(rows, facts), saved.problem, cannot_judge(rows, facts))
 
 
 def as_lines(examination: Examination) -> list[str]:
@@ -78,15 +80,30 @@ def as_lines(examination: Examination) -> list[str]:
     )
     found = f"{len(findings)} finding{'s' * (len(findings) != 1)}"
     if not findings:
-        found = f"none of the doctor's {len(RULES)} rules finds anything wrong"
+        judged = len(RULES) - len(examination.silent)
+        found = f"none of the {judged} rules that could judge finds anything wrong"
     printed = [f"{read}; {found}"]
     if examination.unknown:
         printed += _paragraph(f"the settings count as not known: {examination.unknown}", "note: ")
+    printed += _silent(examination.silent)
     for finding in findings:
         printed += ["", f"{finding.severity.upper()}  {finding.rule}, {_when(finding, last)}"]
         printed += _paragraph(finding.seen, "  ")
         for number, advice in enumerate(finding.advice):
             printed += _paragraph(advice, "  try  " if number == 0 else "  or   ")
+    return printed
+
+
+def _silent(silent: dict[str, str]) -> list[str]:
+    """How many rules could judge the run, and why the others could not: those of one reason together."""
+    if not silent:
+        return [f"all {len(RULES)} rules could judge"]
+    reasons: dict[str, list[str]] = {}
+    for rule, reason in silent.items():
+        reasons.setdefault(reason, []).append(rule)
+    printed = [f"{len(RULES) - len(silent)} of {len(RULES)} rules could judge; the others could not:"]
+    for reason, rules in reasons.items():
+        printed += _paragraph(f"{', '.join(rules)}: {reason}", "  ")
     return printed
 
 
@@ -97,6 +114,8 @@ def as_json(examination: Examination) -> dict[str, Any]:
         "folder": str(examination.folder),
         "steps": len(examination.rows),
         "last_step": last,
+        "rules": len(RULES),
+        "cannot_judge": examination.silent,
         "findings": [{**f.as_json(), "at_the_end": f.last == last} for f in examination.findings],
     }
 

@@ -20,7 +20,7 @@ from proxlm.text import in_html, on_screen
 ASSETS = files("proxlm.report") / "assets"
 STYLE = "style.css"
 # In the order in which the browser runs them: each may use what those before it declare.
-SCRIPTS = ("base.js", "curves.js", "texts.js", "tokens.js", "start.js")
+SCRIPTS = ("base.js", "chart.js", "curves.js", "texts.js", "tokens.js", "start.js")
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
@@ -42,20 +42,18 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
 
 
 def page(run: RunData) -> str:
-    """The whole page as HTML. Whatever came from a model or a user is escaped; only our own scripts may run."""
-    from plotly.offline import get_plotlyjs
-
+    """The whole page as HTML. Whatever came from a model or a user is escaped; only our own script may run."""
     samples = sample_views(run.samples)
     sections = _sections(run, samples)
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
     bodies = "".join(
         f'<section id="{name}"><h2>{title}</h2>{body}</section>' for name, title, body in sections
     )
-    scripts = [get_plotlyjs(), "".join(asset(name) for name in SCRIPTS)]
+    script = "".join(asset(name) for name in SCRIPTS)
     drawn = _json_for_script({"curves": curves(run.metrics), "samples": samples})
     title = f"{in_html(run.name)} · proxlm report"
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{_policy(scripts)}\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{_policy(script)}\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{asset('style.css')}</style>\n</head>\n<body>\n"
         f'<header><h1>{in_html(run.name)}</h1><button type="button" id="theme">Light / dark</button></header>\n'
@@ -63,8 +61,7 @@ def page(run: RunData) -> str:
         "<noscript><p>The curves and tokens are drawn by this page's script, which is switched off.</p></noscript>\n"
         f'{bodies}\n<div id="tip" role="status" hidden></div>\n'
         f'<script type="application/json" id="data">{drawn}</script>\n'
-        + "".join(f"<script>{script}</script>\n" for script in scripts)
-        + "</body>\n</html>\n"
+        f"<script>{script}</script>\n</body>\n</html>\n"
     )
 
 
@@ -94,7 +91,8 @@ CURVES = """<div class="controls">
 <label>over <select id="axis"><option>step</option><option>minutes</option></select></label>
 <label>smoothing <input type="range" id="smoothing" min="0" max="0.95" step="0.05">
 <span id="smoothing-value"></span></label>
-<span class="note">drag: zoom; double click: whole run; smoothed curves are drawn over the values themselves</span>
+<span class="note">drag: zoom; double click: whole run; a name above a plot: that curve on or off;
+smoothed curves are drawn over the values themselves</span>
 </div><div id="plots"></div><p class="note" id="curve-notes"></p>"""
 
 TOKENS = """<div class="controls"><div class="buttons" id="token-quantity" role="group" aria-label="Colour by"></div>
@@ -122,9 +120,10 @@ def _on_screen(value: Any) -> Any:
     return [_on_screen(item) for item in value] if isinstance(value, list) else value
 
 
-def _policy(scripts: list[str]) -> str:
-    """A content security policy: the browser may load nothing and run only these scripts."""
-    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    rules = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+def _policy(script: str) -> str:
+    """A content security policy: the browser may load nothing and run only this script."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    rules = (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data: blob:"
+    )
     return f'<meta http-equiv="Content-Security-Policy" content="{rules}">'

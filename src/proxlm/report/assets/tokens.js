@@ -56,13 +56,8 @@ function showTip(node) {
     make("th", {scope: "row"}, q.label), make("td", {}, format(sample.per_token[q.name]?.[index]))));
   hideTip();
   node.classList.add("chosen");
-  const tip = byId("tip"), box = node.getClientRects()[0];
-  tip.replaceChildren(make("div", {}, make("code", {}, JSON.stringify(sample.tokens[index])),
+  placeTip(node.getClientRects()[0], make("div", {}, make("code", {}, JSON.stringify(sample.tokens[index])),
     " · token " + (index + 1) + " of " + sample.tokens.length), make("table", {}, make("tbody", {}, ...rows)));
-  tip.hidden = false;
-  const width = document.documentElement.clientWidth, below = box.bottom + tip.offsetHeight + 8 < innerHeight;
-  tip.style.left = Math.max(8, Math.min(box.left, width - tip.offsetWidth - 8)) + scrollX + "px";
-  tip.style.top = (below ? box.bottom + 6 : box.top - tip.offsetHeight - 6) + scrollY + "px";
 }
 
 function startTokens() {
@@ -78,7 +73,11 @@ function startTokens() {
     drawTokens();
   });
   const on = (event) => event.target.closest?.("#tokens .token");
-  const follow = (event) => { const node = on(event); if (node) showTip(node); else hideTip(); };
+  const follow = (event) => {
+    const node = on(event);
+    if (node) showTip(node);
+    else if (!event.target.closest?.(".canvas")) hideTip();
+  };
   document.addEventListener("pointerover", follow);
   document.addEventListener("pointerdown", follow);
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
