@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from proxlm.rl.ragged import offsets_of, ragged_index
+from proxlm.rl.sampling_mask import SamplingMask
 
 Finish = Literal["eos", "stop", "length", "done"]
 """How a response ended: at the EOS token, a stop text, a length limit, or the end of its environment's episode."""
@@ -176,6 +177,7 @@ class Rollout:
         rewards: Of conversations with an environment: [R] float32, its rewards, on the last token of each turn.
         lost: Of conversations: for each that failed and so has no row, why.
         conversations: Of conversations with an environment: each one's messages, [B]; none without a chat template.
+        sampling_mask: The set that each token [R] was sampled from, under top-k, top-p or min-p; None: all tokens.
     """
 
     prompts: list[Prompt]
@@ -188,6 +190,7 @@ class Rollout:
     rewards: Tensor | None = None
     lost: list[str] = field(default_factory=list)
     conversations: list[list[dict[str, Any]]] | None = None
+    sampling_mask: SamplingMask | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -211,15 +214,25 @@ class Rollout:
             rewards=None if self.rewards is None else self.rewards[at],
             lost=self.lost,
             conversations=None if self.conversations is None else [self.conversations[b] for b in chosen],
+            sampling_mask=None if self.sampling_mask is None else self.sampling_mask.select(at),
         )
 
     @staticmethod
     def join(parts: Sequence[Rollout]) -> Rollout:
-        """The parts, all of one policy version, concatenated. Raises ValueError if only some are of conversations."""
+        """The parts, all of one policy version, concatenated.
+
+        Raises:
+            ValueError: Only some are of conversations, or have a sampling mask.
+        """
         rewards = [part.rewards for part in parts if part.rewards is not None]
         if 0 < len(rewards) < len(parts):
             raise ValueError(
                 f"Rollout.rewards: {len(rewards)} of {len(parts)} parts have them; all must, or none"
+            )
+        masks = [part.sampling_mask for part in parts if part.sampling_mask is not None]
+        if 0 < len(masks) < len(parts):
+            raise ValueError(
+                f"Rollout.sampling_mask: {len(masks)} of {len(parts)} parts have one; all must, or none"
             )
         talks = [part.conversations for part in parts]
         return Rollout(
@@ -233,6 +246,7 @@ class Rollout:
             rewards=torch.cat(rewards) if rewards else None,
             lost=[why for part in parts for why in part.lost],
             conversations=None if None in talks else [talk for part in talks if part for talk in part],
+            sampling_mask=SamplingMask.join(masks) if masks else None,
         )
 
     def completions(self) -> list[Completion]:
@@ -328,6 +342,7 @@ class Experience:
         advantages: float32, whitened and clipped if the settings say so.
         returns: float32, the critic's targets.
         correction: float32, factor of the token's policy loss (rollout correction).
+        sampling_mask: The sets that the policy is renormalised over, the rollout's; None: the whole vocabulary.
     """
 
     sequences: Sequences
@@ -339,9 +354,12 @@ class Experience:
     advantages: Tensor
     returns: Tensor
     correction: Tensor
+    sampling_mask: SamplingMask | None = None
 
     def select(self, rows: Tensor) -> Experience:
         """The rows with these indices, in that order. rows [b] int64."""
         at = ragged_index(self.sequences.response_offsets, rows)
-        tensors = {f.name: getattr(self, f.name)[at] for f in fields(self) if f.name != "sequences"}
-        return Experience(self.sequences.select(rows), **tensors)
+        ragged = ("sequences", "sampling_mask")
+        tensors = {f.name: getattr(self, f.name)[at] for f in fields(self) if f.name not in ragged}
+        mask = None if self.sampling_mask is None else self.sampling_mask.select(at)
+        return Experience(self.sequences.select(rows), **tensors, sampling_mask=mask)

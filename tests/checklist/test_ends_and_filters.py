@@ -51,7 +51,7 @@ def force_tokens(monkeypatch, script):
         rows = torch.tensor([seed.prompt_id for seed in seeds])
         return (rows[:, None] * 1000 + torch.arange(count)).double()
 
-    def forced(logits, place, distributions):
+    def forced(logits, place, distributions, kept):
         where = [divmod(int(x), 1000) for x in place.tolist()]
         tokens = torch.tensor([script[b][t] for b, t in where])
         return tokens, torch.log_softmax(logits.float(), -1).gather(-1, tokens[:, None]).squeeze(-1)
@@ -262,7 +262,7 @@ def test_with_filters_the_correction_is_the_ratio_to_the_filtered_policy(tokeniz
     full = replace(config.ppo.correction, mode="full")
     config = replace(config, ppo=replace(config.ppo, correction=full))
     models = actors(tokenizer, config)
-    rollout = sampled(models.policy, top_k=3)
+    rollout = sampled(models.policy, top_k=3, keep_sampling_mask=False)
     experience, metrics = prepared(models, rollout, config)
     wanted = (experience.old_logprobs - rollout.logprobs).exp()
     assert torch.allclose(experience.correction, wanted, rtol=1e-5)

@@ -34,6 +34,7 @@ RESUMED = {
     "schedule": {},
     "temperature": {},
     "lstm": {"family": "lstm", "critic": "separate", "packed": True},
+    "sampling mask": {},
     "t5": {"critic": "separate", "family": "t5"},
     "bart": {"family": "bart"},
     "t5, lora": {"family": "t5", "lora": 4},
@@ -76,6 +77,8 @@ def test_two_and_two_steps_are_four(tokenizer, tmp_path, name):
         config = replace(
             config, rollout=RolloutSettings(max_new_tokens=12, temperature=0.7, final_temperature=1.3)
         )
+    if name == "sampling mask":
+        config = replace(config, rollout=RolloutSettings(max_new_tokens=12, top_p=0.8))
     reward = sometimes_equal if name == "filtered" else vowels
 
     def fresh(folder):

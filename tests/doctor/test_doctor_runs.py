@@ -192,10 +192,12 @@ def test_rollout_gap(tokenizer, tmp_path, monkeypatch, error, severity):
 
 def test_rollout_gap_of_a_filter(tokenizer, tmp_path):
     config = separate(3, 1e-3)
-    filtered = replace(config, rollout=replace(config.rollout, top_k=3))
+    filtered = replace(config, rollout=replace(config.rollout, top_k=3, keep_sampling_mask=False))
     found = run(tokenizer, tmp_path, filtered)[0]["rollout_gap"]
     assert found.severity == "warning"
-    assert "rollout.top_k" in found.advice[0]
+    assert "rollout.keep_sampling_mask = true" in found.advice[0]
+    kept = replace(config, rollout=replace(config.rollout, top_k=3))
+    assert "rollout_gap" not in run(tokenizer, tmp_path / "kept", kept)[0]
 
 
 def test_gradients_not_finite(tokenizer, tmp_path):

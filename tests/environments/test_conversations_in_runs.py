@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import SilentLog, job, parameters, trainer
@@ -34,6 +36,34 @@ def test_ppo_on_conversations_begins_at_ratio_1_and_its_parts_add_up(tokenizer, 
     assert [r["environment/turns"] for r in log.rows] == [3.0, 3.0]
     assert [r["reward"] for r in log.rows] == [12.0, 12.0]
     assert all(torch.equal(results[0][n], results[1][n]) for n in results[0])
+
+
+@pytest.mark.checklist(34)
+@pytest.mark.parametrize("batch_size", [2, 64])
+def test_turns_keep_the_sets_they_were_sampled_from(tokenizer, tmp_path, batch_size):
+    """The environment's words have none: they could have been anything."""
+    config = job(steps=2, gae_steps="turn")
+    config = replace(config, rollout=replace(config.rollout, top_k=4, batch_size=batch_size))
+    made = trainer(tokenizer, config, tmp_path, reward=with_environment(None))
+    talk = MultiTurn(Counts, PlainMessageTokens(tokenizer), EnvironmentSettings(use="x", max_turns=3))
+    rollouts = []
+
+    def kept(*given, **named):
+        rollouts.append(talk(*given, **named))
+        return rollouts[-1]
+
+    made.generate = kept
+    log = SilentLog()
+    made.train(log)
+    assert [r["first_minibatch/ratio_error"] for r in log.rows] == [0.0, 0.0]
+    assert all(r["rollout_gap"] < 1e-4 for r in log.rows)
+    for rollout in rollouts:
+        counts, chosen = rollout.sampling_mask.counts(), rollout.action_mask
+        assert (counts[chosen] == 4).all()
+        assert (counts[~chosen] == rollout.sampling_mask.vocabulary).all()
+        assert 0 < int(chosen.sum()) < len(chosen)
+        could = ~rollout.sampling_mask.dropped()
+        assert could.gather(-1, rollout.sequences.response_tokens[:, None]).all()
 
 
 class Fragile(Counts):

@@ -9,6 +9,7 @@ from torch import Tensor
 from proxlm.kernels.head_gradient import backward_through_head
 from proxlm.kernels.linear_head import backward_through_linear_head, linear_head_logprobs
 from proxlm.rl.logprobs import chunked_logprobs
+from proxlm.rl.sampling_mask import SamplingMask
 
 pytestmark = pytest.mark.checklist(32)
 
@@ -66,6 +67,37 @@ def test_a_loss_goes_backward_span_by_span(chunk: int, learns: bool, entropy: bo
         torch.testing.assert_close(weight.grad - 1, head.weight.grad)
     else:
         assert weight.grad is None
+
+
+@pytest.mark.checklist(34)
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("chunk", [1, 4, 64])
+def test_kept_sets_give_what_any_head_gives_with_them(chunk: int, entropy: bool) -> None:
+    hidden, weight, tokens = head_and_states()
+    head = torch.nn.Linear(8, 11, bias=False, dtype=torch.float64)
+    head.weight.data.copy_(weight)
+    kept = torch.rand(10, 11, generator=torch.Generator().manual_seed(1)) < 0.4
+    kept[torch.arange(10), tokens] = True
+    kept[3] = True
+    mask, mix = SamplingMask.of(kept), torch.randn(2, 10, dtype=torch.float64)
+
+    def loss(span: slice, logprobs: Tensor, entropies: Tensor | None) -> Tensor:
+        more = mix[1][span] * entropies.square() if entropies is not None else 0.0
+        return (mix[0][span] * logprobs.exp() + more).sum()
+
+    theirs = chunked_logprobs(hidden, head, tokens, 0.7, entropy, 1000, mask)
+    expected = torch.autograd.grad(loss(slice(0, 10), *theirs), [hidden, head.weight])
+    ours = linear_head_logprobs(hidden, weight, tokens, 0.7, entropy, chunk, mask)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+    found = torch.autograd.grad(loss(slice(0, 10), *ours), [hidden, weight])
+    torch.testing.assert_close(found, expected)
+    states = hidden.detach()
+    span_by_span = backward_through_linear_head(states, weight, tokens, 0.7, entropy, chunk, loss, mask)
+    torch.testing.assert_close((span_by_span, weight.grad), expected)
+    head.weight.grad = None
+    span_by_span = backward_through_head(states, head, tokens, 0.7, entropy, chunk, loss, mask)
+    torch.testing.assert_close((span_by_span, head.weight.grad), expected)
 
 
 def test_a_loss_without_the_entropy_or_the_logprobs() -> None:

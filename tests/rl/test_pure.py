@@ -17,6 +17,7 @@ import proxlm.rl
 from proxlm.rl.estimators import AdvantageInputs
 from proxlm.rl.policy_losses import LossInputs
 from proxlm.rl.running_statistics import RunningStatistics
+from proxlm.rl.sampling_mask import SamplingMask
 
 MODULES = sorted(
     path.stem for path in Path(proxlm.rl.__file__).parent.glob("*.py") if path.stem != "__init__"
@@ -99,6 +100,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "running_statistics.pooled": (3.0, flat(0), flat(1).square(), flat(2, 4, 6)),
     "running_statistics.scale_scores": (flat(0, 3), flat(1), flat(2, 3), STATISTICS, 1.0),
     "running_statistics.clip_advantages": (flat(0), 0.5),
+    "sampling_mask.mask_logits": (flat(0, 6, 7), SamplingMask.of(flat(1, 6, 7) > -1)),
     "shaping.last_action_index": (MASK, OFFSETS),
     "shaping.token_rewards": (flat(0, 3), flat(1), 0.1, MASK, OFFSETS, flat(2)),
     "shaping.response_rewards": (flat(0, 3), flat(1), OFFSETS),

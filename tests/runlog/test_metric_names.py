@@ -34,11 +34,20 @@ def some(completions):
 # Responses of different lengths.
 STOPS = [argument for letter in "aeionrst " for argument in ("--rollout.stop", letter)]
 CORRECTED = ["--ppo.correction.mode", "truncate"]
+NUCLEUS = ["--rollout.top-p", "0.8"]
 PPO_RUNS = {
     "plain": ["--shaping.scale", "running", "--reward.use", "reward.py:some", *STOPS],
     "trust-region": ["--ppo.loss", "trpo", "--ppo.minibatches", "1", "--reward.use", "reward.py:score"],
     "evaluation": ["--evaluation.every", "2", "--reward.use", "reward.py:score"],
-    "groups": ["--ppo.filter-groups", "--ppo.samples-per-prompt", "2", "--reward.use", "reward.py:score"],
+    "groups": [
+        "--ppo.filter-groups",
+        "--ppo.samples-per-prompt",
+        "2",
+        "--rollout.top-p",
+        "0.8",
+        "--reward.use",
+        "reward.py:score",
+    ],
     "overlap": ["--reward.overlap", "2", "--reward.use", "reward.py:score"],
     "prefetch": ["--ppo.prefetch", *CORRECTED, "--reward.use", "reward.py:score"],
     "environment": ["--environment.use", "number-game", "--environment.max-turns", "2"],

@@ -335,15 +335,11 @@ def _sampled_by_another_policy(job: PPOConfig) -> Problems:
     """Settings with which the responses are not samples of the policy itself, as ppo.old_logprobs = rollout needs."""
     rollout, ppo = job.rollout, job.ppo
     others = {
-        "rollout.top_k": rollout.top_k > 0,
-        "rollout.top_p": rollout.top_p < 1,
-        "rollout.min_p": rollout.min_p > 0,
+        "rollout.keep_sampling_mask = false": rollout.unlike_policy,
         "rollout.weights": rollout.weights != "policy",
         "ppo.prefetch": ppo.prefetch,
         "ppo.correction.mode": ppo.correction.mode != "none",
     }
     used = [key for key, is_so in others.items() if is_so]
-    reason = (
-        f"cannot be rollout with {', '.join(used)}: it needs responses of the policy itself, without filters"
-    )
+    reason = f"cannot be rollout with {', '.join(used)}: it needs responses of the policy itself"
     return [("ppo.old_logprobs", reason)] if used else []

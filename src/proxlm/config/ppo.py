@@ -112,6 +112,10 @@ class PPOSettings:
         "reward", "subtract β · KL from each token's reward, or add it to the loss (needs k2 or k3)"
     )
     kl_estimator: Literal["k1", "k2", "k3"] = setting("k1", "estimator of the KL per token (Schulman 2020)")
+    mask_reference: bool = setting(
+        True,
+        "with a kept sampling mask: the reference of the KL is renormalised over it, too; false: the whole reference",
+    )
     kl_controller: Literal["fixed", "adaptive"] = setting(
         "fixed", "keep β constant, or adapt it so that the KL approaches kl_target"
     )

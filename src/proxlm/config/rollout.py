@@ -22,9 +22,7 @@ class RolloutSettings:
     final_temperature: float = setting(
         0.0, "PPO: change the temperature linearly to this over the run; 0: keep it constant", ge=0
     )
-    top_k: int = setting(
-        0, "sample from the k most likely tokens; 0: all (biased in PPO, see docs/theory.md)", ge=0
-    )
+    top_k: int = setting(0, "sample from the k most likely tokens; 0: all", ge=0)
     top_p: float = setting(
         1.0, "sample from the smallest set of tokens with at least this total probability", gt=0, le=1
     )
@@ -50,6 +48,11 @@ class RolloutSettings:
         help='not in PPO: add this to the logits of a token, {"198" = -100}; of the last of several behind the'
         ' others, {"13,198" = 2}; or of a text, {"moon" = 3}',
     )
+    keep_sampling_mask: bool = setting(
+        True,
+        "PPO: with top_k, top_p or min_p, keep the set that each token was sampled from; the policy is renormalised"
+        " over it in the update, which makes the ratio that of the policy that sampled",
+    )
     stop: list[str] = setting(
         factory=list,
         help="texts that end a response, in addition to EOS and the chat template's end of a turn; a special token's"
@@ -69,6 +72,16 @@ class RolloutSettings:
         "policy",
         "weights to generate with: the policy's, or rounded to bfloat16 or int8 (see ppo.correction)",
     )
+
+    @property
+    def filtered(self) -> bool:
+        """Whether some tokens that the policy could choose are never sampled."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    @property
+    def unlike_policy(self) -> bool:
+        """Whether tokens are sampled from another distribution than the one that the update takes the ratio to."""
+        return self.filtered and not self.keep_sampling_mask
 
 
 _IDS = re.compile(r" *[0-9]+ *(, *[0-9]+ *)*")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from proxlm.config import ControlConfig, PPOConfig, RolloutSettings
+from proxlm.config import ControlConfig, PPOConfig
 
 # Without the settings, a step is taken to have this many responses.
 RESPONSES_UNKNOWN = 16
@@ -70,7 +70,7 @@ def _ppo_facts(config: PPOConfig) -> Facts:
         kl_target=ppo.kl_target,
         reference_moves=ppo.reference_decay < 1,
         entropy_coef=ppo.entropy_coef,
-        filtered=_filtered(config.rollout),
+        filtered=config.rollout.unlike_policy,
         corrected=ppo.correction.mode != "none",
         precision=config.model.precision,
         # A text that is continued need not end; an answer in a chat, or one that pays for not ending, should.
@@ -89,8 +89,3 @@ def _control_facts(config: ControlConfig) -> Facts:
         entropy_coef=ppo.entropy_coef,
         control=True,
     )
-
-
-def _filtered(rollout: RolloutSettings) -> bool:
-    """Whether some tokens that the policy could choose are never sampled."""
-    return rollout.top_k > 0 or rollout.top_p < 1 or rollout.min_p > 0

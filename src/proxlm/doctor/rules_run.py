@@ -153,7 +153,7 @@ def rollout_gap(rows: Rows, facts: Facts) -> Finding | None:
         return None
     if facts.filtered:
         advice = (
-            "rollout.top_k = 0, rollout.top_p = 1, rollout.min_p = 0: filters sample from another policy",
+            "rollout.keep_sampling_mask = true, with which the update renormalises over what the filters kept",
             "ppo.correction.mode = truncate, which weighs tokens by the two policies' probabilities",
         )
     else:

@@ -12,6 +12,8 @@ from proxlm.config import RolloutSettings
 from proxlm.engine.protocol import Engine
 from proxlm.engine.request import Request, RequestOutput, SampleSeed, SamplingParams
 from proxlm.engine.text import ResponseText
+from proxlm.errors import ModelError
+from proxlm.rl.sampling_mask import SamplingMask
 from proxlm.seeds import Stream
 from proxlm.types import Progress, Prompt, Rollout, Sequences
 
@@ -89,6 +91,7 @@ def generate(
     if not prompts:
         return _rollout(engine, [], {}, [], text)
     repeats = repeat_numbers(prompts)
+    keeps_mask = SamplingParams.of(settings, SampleSeed(stream=stream)).keeps_mask
     # Prompts of similar length share a batch, so that little of it is padding.
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].input_ids))
     size = len(order) if listener is None else listener.size
@@ -110,7 +113,7 @@ def generate(
                 on_progress(len(outputs), len(prompts))
             while groups and all(row in outputs for row in groups[0]):
                 rows = groups.popleft()
-                parts.append(_rollout(engine, prompts, outputs, rows, text))
+                parts.append(_rollout(engine, prompts, outputs, rows, text, keeps_mask))
                 if listener is not None:
                     listener.on_group(rows, parts[-1])
             if listener is not None:
@@ -130,14 +133,29 @@ def repeat_numbers(prompts: Sequence[Prompt]) -> list[int]:
     return repeats
 
 
+def mask_of(output: RequestOutput) -> SamplingMask:
+    """The sets that an output's tokens were sampled from, of a request that keeps them.
+
+    Raises:
+        ModelError: The engine has not given them.
+    """
+    if output.mask is None:
+        raise ModelError(
+            "this engine does not give the sets that tokens are sampled from under top_k, top_p and min_p; set"
+            " rollout.keep_sampling_mask = false, and ppo.correction for the bias"
+        )
+    return output.mask
+
+
 def _rollout(
     engine: Engine,
     prompts: Sequence[Prompt],
     outputs: Mapping[int, RequestOutput],
     rows: Sequence[int],
     text: ResponseText,
+    keeps_mask: bool = False,
 ) -> Rollout:
-    """The rollout of some prompts, whose requests are finished."""
+    """The rollout of some prompts, whose requests are finished; keeps_mask: whether they keep a sampling mask."""
     asked, finished = [prompts[row] for row in rows], [outputs[row] for row in rows]
     logprobs = torch.tensor([x for output in finished for x in output.logprobs], dtype=torch.float32)
     return Rollout(
@@ -147,6 +165,7 @@ def _rollout(
         ),
         action_mask=torch.ones(len(logprobs), dtype=torch.bool),
         logprobs=logprobs,
+        sampling_mask=SamplingMask.join([mask_of(output) for output in finished]) if keeps_mask else None,
         finish=[output.finish for output in finished],
         texts=[
             text(() if engine.encoder_decoder else prompt.input_ids, output.tokens)

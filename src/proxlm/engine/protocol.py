@@ -21,6 +21,8 @@ class Engine(Protocol):
       EOS or the tokens of a stop text included. Texts are made from token ids outside the engine.
     * `RequestOutput.logprobs` are those of the sampled tokens in the distribution they were sampled from, after
       temperature and filters (vLLM: processed log-probs), for every token of the response.
+    * `RequestOutput.mask` holds the sets that the filters left, where the request keeps them: those of sampling, not
+      computed again. An engine that does not have them returns None, and a rollout that needs them is refused.
     * `version` names the weights that every token of a running request was sampled with. `load_weights` therefore
       refuses to run while requests are unfinished, and afterwards nothing computed with older weights is used: no
           key or

@@ -11,6 +11,8 @@ from proxlm.data.turn_end import TurnEnd
 from proxlm.engine.kv_cache import CachedPrefix
 from proxlm.engine.sampling import Distribution
 from proxlm.engine.text import ResponseText
+from proxlm.rl.sampling_mask import SamplingMask
+from proxlm.seeds import Stream
 from proxlm.types import Finish
 
 
@@ -57,6 +59,8 @@ class SamplingParams:
         max_new_tokens: most tokens to sample.
         seed: counters of the random numbers.
         logprobs: whether the output holds the log-probs of the sampled tokens.
+        keep_mask: whether it holds the sets that the tokens were sampled from, where a filter makes them smaller than
+            the vocabulary.
     """
 
     temperature: float = 1.0
@@ -74,6 +78,7 @@ class SamplingParams:
     max_new_tokens: int = 64
     seed: SampleSeed = field(default_factory=SampleSeed)
     logprobs: bool = True
+    keep_mask: bool = False
 
     @staticmethod
     def of(settings: RolloutSettings, seed: SampleSeed, max_new_tokens: int | None = None) -> SamplingParams:
@@ -99,6 +104,8 @@ class SamplingParams:
             skip_special_tokens=settings.skip_special_tokens,
             max_new_tokens=settings.max_new_tokens if max_new_tokens is None else max_new_tokens,
             seed=seed,
+            # Of what is not trained on, nothing needs them.
+            keep_mask=settings.keep_sampling_mask and seed.stream == Stream.TRAINING,
         )
 
     def response_text(self, tokenizer: Any, end: TurnEnd) -> ResponseText:
@@ -120,6 +127,11 @@ class SamplingParams:
     def distribution(self) -> Distribution:
         """What turns logits into the distribution that is sampled from."""
         return Distribution(self.temperature, self.top_k, self.top_p, self.min_p)
+
+    @property
+    def keeps_mask(self) -> bool:
+        """Whether the output holds the sets that the tokens were sampled from."""
+        return self.keep_mask and self.distribution.filtered
 
 
 @dataclass(frozen=True)
@@ -153,6 +165,7 @@ class RequestOutput:
             (at temperature 0: its probability at temperature 1); empty if the request asked for none.
         finish: "eos", "stop" or "length".
         prefix: for a request that continues this one, if `keep_prefix` was set and the engine has it.
+        mask: the sets that the tokens were sampled from, if `keeps_mask`; None: the whole vocabulary.
     """
 
     id: int
@@ -160,3 +173,4 @@ class RequestOutput:
     logprobs: list[float]
     finish: Finish
     prefix: CachedPrefix | None = None
+    mask: SamplingMask | None = None

@@ -21,9 +21,14 @@ class Distribution(NamedTuple):
     top_p: float = 1.0
     min_p: float = 0.0
 
+    @property
+    def filtered(self) -> bool:
+        """Whether some tokens are never sampled."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
 
 def sample_rows(
-    logits: Tensor, uniform: Tensor, distributions: Sequence[Distribution]
+    logits: Tensor, uniform: Tensor, distributions: Sequence[Distribution], kept: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Sample one token per row, each row from its own distribution.
 
@@ -33,13 +38,14 @@ def sample_rows(
         logits: [B, V].
         uniform: [B] float64 in [0, 1).
         distributions: of each row.
+        kept: [B, V] bool, filled with which tokens each row could have sampled; None: not wanted.
 
     Returns:
         Tokens [B] int64 and their log-probs [B] float32.
     """
     first = distributions[0]
     if all(distribution == first for distribution in distributions):
-        return sample(logits, uniform, first)
+        return sample(logits, uniform, first, kept)
     groups: dict[Distribution, list[int]] = {}
     for row, distribution in enumerate(distributions):
         groups.setdefault(distribution, []).append(row)
@@ -47,7 +53,10 @@ def sample_rows(
     logprobs = torch.empty(len(distributions), dtype=torch.float32, device=logits.device)
     for distribution, members in groups.items():
         rows = torch.tensor(members, device=logits.device)
-        tokens[rows], logprobs[rows] = sample(logits[rows], uniform[rows], distribution)
+        part = None if kept is None else torch.empty_like(kept[rows])
+        tokens[rows], logprobs[rows] = sample(logits[rows], uniform[rows], distribution, part)
+        if kept is not None and part is not None:
+            kept[rows] = part
     return tokens, logprobs
 
 
@@ -83,13 +92,17 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float, min_p: float) -> Ten
     return logits
 
 
-def sample(logits: Tensor, uniform: Tensor, distribution: Distribution) -> tuple[Tensor, Tensor]:
+def sample(
+    logits: Tensor, uniform: Tensor, distribution: Distribution, kept: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Sample one token per row by inverting the cumulative distribution at `uniform`.
 
     Args:
         logits: [B, V].
         uniform: [B] float64 in [0, 1).
         distribution: of all rows. Temperature 0 takes the likeliest token and gives its log-prob at temperature 1.
+        kept: [B, V] bool, filled with which tokens each row could have sampled: what the filters leave, everything
+            at temperature 0. None: not wanted.
 
     Returns:
         Tokens [B] int64 and their log-probs [B] float32 under the distribution sampled from. A log-prob is not finite
@@ -97,12 +110,16 @@ def sample(logits: Tensor, uniform: Tensor, distribution: Distribution) -> tuple
     """
     logits = logits.float()
     if distribution.temperature == 0:
+        if kept is not None:
+            kept.fill_(True)
         tokens = logits.argmax(-1, keepdim=True)
         largest = logits.gather(-1, tokens)
         return tokens[:, 0], -(logits - largest).exp_().sum(-1).log()
     if distribution.temperature != 1:
         logits = logits / distribution.temperature
     logits = filter_logits(logits, distribution.top_k, distribution.top_p, distribution.min_p)
+    if kept is not None:
+        torch.gt(logits, -torch.inf, out=kept)
     top = logits.amax(-1, keepdim=True)
     # One exponential serves the choice and the log-prob.
     if logits.shape[-1] <= 16 * BLOCK:

@@ -26,6 +26,7 @@ from proxlm.engine.stopping import StopCheck
 from proxlm.errors import ModelError
 from proxlm.models.agreement import why_not_finite
 from proxlm.models.language_model import LanguageModel
+from proxlm.rl.sampling_mask import SamplingMask
 from proxlm.types import Finish
 
 
@@ -38,6 +39,7 @@ class RunningRequest:
     processor: LogitProcessor | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    sets: list[Tensor] = field(default_factory=list)  # pieces of a SamplingMask, if the request keeps one
 
 
 class Scheduler:
@@ -59,6 +61,7 @@ class Scheduler:
         # Of each row: the state after its newest token [b, H], and the numbers that pick its tokens [b, longest
         # limit].
         self._states = self._uniforms = torch.empty(0)
+        self._vocabulary = 0  # of the newest logits, where a sampling mask is kept
 
     def __len__(self) -> int:
         """Unfinished requests."""
@@ -119,13 +122,24 @@ class Scheduler:
         positions = torch.tensor([len(row.tokens) for row in self.running], device=self.model.device)
         uniform = self._uniforms.gather(1, positions[:, None])[:, 0]
         logits = self._processed(self.decoder.logits(self._states))
-        tokens, logprobs = sample_rows(logits, uniform, [row.distribution for row in self.running])
+        keep = [row for row, running in enumerate(self.running) if running.request.params.keeps_mask]
+        kept = torch.empty(logits.shape, dtype=torch.bool, device=logits.device) if keep else None
+        tokens, logprobs = sample_rows(logits, uniform, [row.distribution for row in self.running], kept)
         for row, (token, logprob) in enumerate(zip(tokens.tolist(), logprobs.tolist(), strict=True)):
             if not math.isfinite(logprob):
                 raise ModelError(self._not_finite(row))
             self.running[row].tokens.append(token)
             self.running[row].logprobs.append(logprob)
+        if kept is not None:
+            self._keep_sets(keep, kept if len(keep) == len(kept) else kept[keep])
         return tokens
+
+    def _keep_sets(self, rows: list[int], kept: Tensor) -> None:
+        """Record what the newest tokens of these rows were sampled from, kept [n, V] bool."""
+        mask = SamplingMask.of(kept)
+        self._vocabulary = mask.vocabulary
+        for row, piece in zip(rows, mask.to(torch.device("cpu")).split(), strict=True):
+            self.running[row].sets.append(piece)
 
     def _processed(self, logits: Tensor) -> Tensor:
         """The logits [b, V] as the requests' penalties, biases and bad words change them."""
@@ -160,6 +174,7 @@ class Scheduler:
             logprobs=running.logprobs if request.params.logprobs else [],
             finish=reason,
             prefix=self.decoder.snapshot(row) if request.keep_prefix else None,
+            mask=SamplingMask.from_pieces(self._vocabulary, running.sets) if running.sets else None,
         )
 
     def _free(self, finished: list[int]) -> Tensor:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from proxlm.data.messages import Message
 from proxlm.engine.request import RequestOutput, SampleSeed
 from proxlm.environments.protocol import Environment, Task
+from proxlm.rl.sampling_mask import SamplingMask
 from proxlm.types import Finish, Prompt
 
 
@@ -24,7 +27,9 @@ class Conversation:
         prompt_tokens: what the environment says before the first turn.
         prompt_text: the same as text.
         tokens: of the response: the policy's turns and the environment's messages between them. Aligned with it are
-            chosen (whether the policy chose the token), logprobs (0 where it did not) and rewards.
+            chosen (whether the policy chose the token), logprobs (0 where it did not), rewards, and the sets of a
+            SamplingMask (its pieces; empty, the whole vocabulary, where the policy did not choose or keeps none).
+        vocabulary: of the sampling mask; 0 without one.
         messages: of both sides, as far as they are in the tokens; None without a chat template.
         turns: finished turns of the policy.
         last_output: of the newest turn, with its cached prefix; None before the first turn and after the end.
@@ -43,6 +48,8 @@ class Conversation:
     chosen: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
+    sets: list[Tensor] = field(default_factory=list)
+    vocabulary: int = 0
     messages: list[Message] | None = None
     turns: int = 0
     last_output: RequestOutput | None = None
@@ -53,7 +60,10 @@ class Conversation:
         """Append a turn of the policy; reply: its text."""
         if self.messages is not None:
             self.messages.append({"role": "assistant", "content": reply})
-        self._append(output.tokens, chosen=True, logprobs=output.logprobs)
+        sets = None
+        if output.mask is not None:
+            sets, self.vocabulary = output.mask.split(), output.mask.vocabulary
+        self._append(output.tokens, chosen=True, logprobs=output.logprobs, sets=sets)
         self.turns, self.last_output = self.turns + 1, output
 
     def append_messages(self, tokens: list[int], messages: Sequence[Message]) -> None:
@@ -62,11 +72,15 @@ class Conversation:
             self.messages += messages
         self._append(tokens, chosen=False, logprobs=[0.0] * len(tokens))
 
-    def _append(self, tokens: list[int], chosen: bool, logprobs: list[float]) -> None:
+    def _append(
+        self, tokens: list[int], chosen: bool, logprobs: list[float], sets: list[Tensor] | None = None
+    ) -> None:
         self.tokens += tokens
         self.chosen += [chosen] * len(tokens)
         self.logprobs += logprobs
         self.rewards += [0.0] * len(tokens)
+        if self.vocabulary:  # known from the first turn, with which the response begins
+            self.sets += SamplingMask.whole(len(tokens), self.vocabulary).split() if sets is None else sets
 
     def room(self, max_tokens: int, context: int | None) -> int:
         """How many more tokens the response may have.

@@ -17,7 +17,7 @@ from torch import Tensor
 from proxlm.config import EnvironmentSettings, RolloutSettings
 from proxlm.data.fields import own_copy
 from proxlm.data.messages import Message
-from proxlm.engine.generate import repeat_numbers
+from proxlm.engine.generate import mask_of, repeat_numbers
 from proxlm.engine.protocol import Engine
 from proxlm.engine.request import Request, RequestOutput, SampleSeed, SamplingParams
 from proxlm.environments.conversation import Conversation
@@ -26,6 +26,7 @@ from proxlm.environments.pace import Pace, Waits
 from proxlm.environments.pool import EnvironmentPool
 from proxlm.environments.protocol import MakeEnvironment, Task, checked_answer, checked_messages
 from proxlm.errors import RunError, UserError
+from proxlm.rl.sampling_mask import SamplingMask
 from proxlm.seeds import Purpose, Stream, derive_seed
 from proxlm.types import Progress, Prompt, Rollout, Sequences
 
@@ -237,10 +238,17 @@ class _MultiTurnRollout:
     def _finish_turn(self, output: RequestOutput) -> None:
         """A turn is finished: its text goes to the environment."""
         conversation = self.conversations[output.id]
+        if SamplingParams.of(self.settings, conversation.seed).keeps_mask:
+            mask_of(output)
         before = [*conversation.prompt_tokens, *conversation.tokens]
         reply = self.text(before, output.tokens)
         conversation.append_turn(output, reply)
         self._call(output.id, conversation.environment.step, reply)
+
+    def _mask(self, kept: list[Conversation]) -> SamplingMask | None:
+        """The sets that the tokens of these conversations were sampled from; None: the whole vocabulary."""
+        size = max(c.vocabulary for c in kept)
+        return SamplingMask.from_pieces(size, [piece for c in kept for piece in c.sets]) if size else None
 
     def collect(self) -> Rollout:
         kept = [c for c in self.conversations if not c.error]
@@ -263,4 +271,5 @@ class _MultiTurnRollout:
             rewards=flat("rewards", torch.float32),
             lost=lost,
             conversations=[c.messages or [] for c in kept],
+            sampling_mask=self._mask(kept),
         )

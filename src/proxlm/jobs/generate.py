@@ -91,7 +91,7 @@ def generate(
             seed=seed,
         )
     )
-    rollout, data, seed = checked.rollout, checked.data, checked.seed
+    rollout, data, seed = replace(checked.rollout, keep_sampling_mask=False), checked.data, checked.seed
     source = ModelSource(settings or ModelSettings(), model, tokenizer)
     records = record_source(prompts, "prompts", data.prompt_field)
     assert records is not None
@@ -126,7 +126,7 @@ def _from_file(engine: Engine, config: GenerateConfig, limit: int) -> None:
     rollout = generate_rollout(
         engine,
         loaded.prompts,
-        config.rollout,
+        replace(config.rollout, keep_sampling_mask=False),
         seed=config.seed,
         step=0,
         on_progress=progress_line("responses"),
@@ -185,6 +185,10 @@ def _respond(
         )
     text = asked if isinstance(asked, str) else ""
     rollout = generate_rollout(
-        engine, [Prompt(0, tuple(ids), text)], config.rollout, seed=config.seed, step=turn
+        engine,
+        [Prompt(0, tuple(ids), text)],
+        replace(config.rollout, keep_sampling_mask=False),
+        seed=config.seed,
+        step=turn,
     )
     return rollout.texts[0]

@@ -174,9 +174,10 @@ class PPOTrainer:
 def notes(config: PPOConfig) -> list[str]:
     """What is allowed but has a price, in words."""
     ppo, rollout, found = config.ppo, config.rollout, []
-    if (rollout.top_k or rollout.top_p < 1 or rollout.min_p) and ppo.correction.mode == "none":
+    if rollout.unlike_policy and ppo.correction.mode == "none":
         found.append(
-            "top_k, top_p and min_p sample from another policy than the one that learns: a bias (see ppo.correction)"
+            "top_k, top_p and min_p without rollout.keep_sampling_mask sample from another policy than the one that"
+            " learns: a bias"
         )
     if ppo.loss == "pg" and ppo.epochs * ppo.minibatches > 1:
         found.append(

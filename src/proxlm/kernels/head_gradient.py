@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from proxlm.rl.logprobs import logprobs_and_entropy, spans
+from proxlm.rl.sampling_mask import SamplingMask, mask_logits
 
 
 def backward_through_head(
@@ -23,6 +24,7 @@ def backward_through_head(
     entropy: bool,
     chunk: int,
     loss: Callable[[slice, Tensor, Tensor | None], Tensor],
+    mask: SamplingMask | None = None,
 ) -> Tensor:
     """Return the gradient of a sum of token losses with respect to `hidden`; add the head's own to its parameters.
 
@@ -34,6 +36,7 @@ def backward_through_head(
         entropy: Whether `loss` also gets the entropies.
         chunk: How many tokens' logits exist at once.
         loss: loss(span, log-probs [r], entropies [r] or None) → the summed loss of the tokens of a span, a scalar.
+        mask: The sets that the tokens were sampled from; None: the whole vocabulary.
 
     Returns:
         The gradient [R, H], without a graph.
@@ -41,7 +44,8 @@ def backward_through_head(
     gradient = torch.empty_like(hidden)
     for span in spans(len(tokens), chunk):
         part = hidden.detach()[span].requires_grad_()
-        loss(span, *logprobs_and_entropy(head(part), tokens[span], temperature, entropy)).backward()
+        logits = mask_logits(head(part), mask, span)
+        loss(span, *logprobs_and_entropy(logits, tokens[span], temperature, entropy)).backward()
         assert part.grad is not None
         gradient[span] = part.grad
     return gradient

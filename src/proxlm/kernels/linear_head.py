@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from proxlm.rl.logprobs import spans
+from proxlm.rl.sampling_mask import SamplingMask
 
 
 class _Buffers:
@@ -26,9 +27,16 @@ class _Buffers:
         self.log_probabilities = hidden.new_empty(rows, len(weight)) if entropy else None
 
     def fill(
-        self, hidden: Tensor, weight: Tensor, tokens: Tensor, temperature: float
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        tokens: Tensor,
+        temperature: float,
+        dropped: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """log π(token) and entropy [r] for hidden [r, H]; leaves π, and log π if there is a buffer for it, [r, V].
+
+        dropped: True for the tokens that π is 0 for, [r, V] bool; their log π is left as 0.
 
         z less its largest, whose probability is p: log Σ exp z = −log p, which rounds no worse than the sum, and
         large logits lose nothing by cancelling.
@@ -36,6 +44,8 @@ class _Buffers:
         z = torch.mm(hidden, weight.T, out=self.probabilities[: len(hidden)])
         if temperature != 1.0:
             z.div_(temperature)
+        if dropped is not None:
+            z.masked_fill_(dropped, -torch.inf)
         largest = z.amax(-1, keepdim=True)
         chosen = z.gather(-1, tokens[:, None]) - largest
         log = self.log_probabilities
@@ -47,6 +57,8 @@ class _Buffers:
         if log is None:
             return logprobs, None
         log.add_(log_of_largest)
+        if dropped is not None:  # or 0 · −inf would be NaN
+            log.masked_fill_(dropped, 0.0)
         return logprobs, -torch.bmm(p[:, None], log[:, :, None])[:, 0, 0]
 
     def backward(
@@ -80,8 +92,18 @@ class _Buffers:
         return grad_z @ weight
 
 
+def _dropped(mask: SamplingMask | None, span: slice) -> Tensor | None:
+    return None if mask is None else mask.dropped(span)
+
+
 def linear_head_logprobs(
-    hidden: Tensor, weight: Tensor, tokens: Tensor, temperature: float, entropy: bool, chunk: int
+    hidden: Tensor,
+    weight: Tensor,
+    tokens: Tensor,
+    temperature: float,
+    entropy: bool,
+    chunk: int,
+    mask: SamplingMask | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probs of tokens under π = softmax(hidden weightᵀ / temperature). Not for differentiating twice.
 
@@ -92,11 +114,12 @@ def linear_head_logprobs(
         temperature: > 0.
         entropy: Whether entropies are computed.
         chunk: How many tokens' logits exist at once; they are computed again in the backward pass.
+        mask: The sets that the tokens were sampled from, over which π is renormalised; None: the whole vocabulary.
 
     Returns:
         log π(token) [R] and H(π) [R] or None, in nats.
     """
-    logprobs, entropies = _LinearHead.apply(hidden, weight, tokens, temperature, entropy, chunk)
+    logprobs, entropies = _LinearHead.apply(hidden, weight, tokens, temperature, entropy, chunk, mask)
     return logprobs, entropies if entropy else None
 
 
@@ -110,14 +133,17 @@ class _LinearHead(torch.autograd.Function):
         temperature: float,
         entropy: bool,
         chunk: int,
+        mask: SamplingMask | None,
     ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(hidden, weight, tokens)
-        ctx.temperature, ctx.entropy, ctx.chunk = temperature, entropy, chunk
+        ctx.temperature, ctx.entropy, ctx.chunk, ctx.mask = temperature, entropy, chunk, mask
         buffers = _Buffers(hidden, weight, min(chunk, len(tokens)), entropy)
         logprobs = hidden.new_empty(len(tokens))
         entropies = torch.empty_like(logprobs) if entropy else None
         for span in spans(len(tokens), chunk):
-            logprobs[span], found = buffers.fill(hidden[span], weight, tokens[span], temperature)
+            logprobs[span], found = buffers.fill(
+                hidden[span], weight, tokens[span], temperature, _dropped(mask, span)
+            )
             if entropies is not None and found is not None:
                 entropies[span] = found
         return logprobs, entropies
@@ -131,12 +157,12 @@ class _LinearHead(torch.autograd.Function):
         buffers = _Buffers(hidden, weight, min(ctx.chunk, len(tokens)), ctx.entropy)
         for span in spans(len(tokens), ctx.chunk):
             h, t = hidden[span], tokens[span]
-            _, entropies = buffers.fill(h, weight, t, ctx.temperature)
+            _, entropies = buffers.fill(h, weight, t, ctx.temperature, _dropped(ctx.mask, span))
             of_entropies = grad_entropies[span] if grad_entropies is not None else None
             grad_hidden[span] = buffers.backward(
                 h, weight, t, ctx.temperature, grad_logprobs[span], of_entropies, entropies, grad_weight
             )
-        return grad_hidden, grad_weight, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None
 
 
 def backward_through_linear_head(
@@ -147,6 +173,7 @@ def backward_through_linear_head(
     entropy: bool,
     chunk: int,
     loss: Callable[[slice, Tensor, Tensor | None], Tensor],
+    mask: SamplingMask | None = None,
 ) -> Tensor:
     """As `backward_through_head`, for a head that is weight [V, H]. Its gradient is added to weight.grad."""
     grad_hidden, states, matrix = torch.empty_like(hidden), hidden.detach(), weight.detach()
@@ -155,7 +182,7 @@ def backward_through_linear_head(
         weight.grad = torch.zeros_like(weight)
     for span in spans(len(tokens), chunk):
         h, t = states[span], tokens[span]
-        logprobs, entropies = buffers.fill(h, matrix, t, temperature)
+        logprobs, entropies = buffers.fill(h, matrix, t, temperature, _dropped(mask, span))
         leaves = [x.requires_grad_() for x in (logprobs, entropies) if x is not None]
         loss(span, logprobs, entropies).backward()
         grads = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]

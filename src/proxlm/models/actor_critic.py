@@ -17,6 +17,7 @@ from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
 from proxlm.models.model_types import register_model_types
 from proxlm.models.weights import NOT_A_REWARD_MODEL, read_network
+from proxlm.rl.sampling_mask import SamplingMask
 from proxlm.types import Sequences
 
 
@@ -59,9 +60,15 @@ class ActorCritic:
         """Whether the critic is a value head on the policy's own states."""
         return self.value_head is not None and self.critic_trunk is None and not self.own_adapters
 
-    def policy_outputs(self, sequences: Sequences, temperature: float, entropy: bool = False) -> TokenOutputs:
-        """Log-probs, entropy and states of the response tokens under the policy."""
-        return token_outputs(self.policy, sequences, temperature, entropy)
+    def policy_outputs(
+        self,
+        sequences: Sequences,
+        temperature: float,
+        entropy: bool = False,
+        mask: SamplingMask | None = None,
+    ) -> TokenOutputs:
+        """Log-probs, entropy and states of the response tokens under the policy, renormalised over a mask's sets."""
+        return token_outputs(self.policy, sequences, temperature, entropy, mask)
 
     def value_of(self, states: Tensor) -> Tensor:
         """States [..., H] → V [...] float32; 0 without a critic."""
@@ -86,13 +93,18 @@ class ActorCritic:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.shared):
             return response_states(self.policy, sequences, self.critic_trunk)
 
-    def reference_logprobs(self, sequences: Sequences, temperature: float) -> Tensor:
-        """Log-probs of the response tokens under the reference, [R] float32, without gradient."""
+    def reference_logprobs(
+        self, sequences: Sequences, temperature: float, mask: SamplingMask | None = None
+    ) -> Tensor:
+        """Log-probs of the response tokens under the reference, [R] float32, without gradient.
+
+        mask: the sets that the reference is renormalised over; None: the whole vocabulary.
+        """
         with torch.no_grad():
             if self.reference is not None:
-                return token_outputs(self.reference, sequences, temperature).logprobs
+                return token_outputs(self.reference, sequences, temperature, mask=mask).logprobs
             with reference_active(self.policy):
-                return token_outputs(self.policy, sequences, temperature).logprobs
+                return token_outputs(self.policy, sequences, temperature, mask=mask).logprobs
 
     @torch.no_grad()
     def move_reference(self, decay: float) -> None:

@@ -27,6 +27,7 @@ from proxlm.kernels.unpadded_forward import can_run_unpadded, unpadded_states
 from proxlm.models.encoder_decoder import source_and_target
 from proxlm.models.language_model import LanguageModel
 from proxlm.rl.logprobs import chunked_logprobs, predicting_states
+from proxlm.rl.sampling_mask import SamplingMask
 from proxlm.types import Sequences
 
 # Logits held at once: 2**23 float32 numbers, 32 MiB: smaller spans do not fill the processor, larger ones its cache.
@@ -144,7 +145,11 @@ def check_packing(model: LanguageModel) -> None:
 
 
 def token_outputs(
-    model: LanguageModel, sequences: Sequences, temperature: float = 1.0, entropy: bool = False
+    model: LanguageModel,
+    sequences: Sequences,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    mask: SamplingMask | None = None,
 ) -> TokenOutputs:
     """Log-prob (and entropy) of every response token in the given texts, float32.
 
@@ -153,20 +158,29 @@ def token_outputs(
         sequences: On the model's device.
         temperature: Divides the logits; > 0.
         entropy: Whether entropies are computed.
+        mask: The sets that the tokens were sampled from, over which the policy is renormalised; None: all tokens.
     """
     states, final_states = response_states(model, sequences)
-    logprobs, entropies = head_logprobs(model, states, sequences.response_tokens, temperature, entropy)
+    logprobs, entropies = head_logprobs(model, states, sequences.response_tokens, temperature, entropy, mask)
     return TokenOutputs(logprobs, entropies, states, final_states)
 
 
 def head_logprobs(
-    model: LanguageModel, states: Tensor, tokens: Tensor, temperature: float, entropy: bool
+    model: LanguageModel,
+    states: Tensor,
+    tokens: Tensor,
+    temperature: float,
+    entropy: bool,
+    mask: SamplingMask | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probs [R] and, if asked, entropies [R] of the tokens [R] that the states [R, H] predict."""
-    weight, chunk = model.head_weight, logit_chunk(model, entropy)
+    """Log-probs [R] and, if asked, entropies [R] of the tokens [R] that the states [R, H] predict.
+
+    mask: the sets that the tokens were sampled from, over which the policy is renormalised; None: all tokens.
+    """
+    weight, chunk, mask = model.head_weight, logit_chunk(model, entropy), _fitting(mask, model, states)
     if weight is None:
-        return chunked_logprobs(states, model.logits, tokens, temperature, entropy, chunk)
-    return linear_head_logprobs(states.to(weight.dtype), weight, tokens, temperature, entropy, chunk)
+        return chunked_logprobs(states, model.logits, tokens, temperature, entropy, chunk, mask)
+    return linear_head_logprobs(states.to(weight.dtype), weight, tokens, temperature, entropy, chunk, mask)
 
 
 def head_backward(
@@ -176,15 +190,28 @@ def head_backward(
     temperature: float,
     entropy: bool,
     loss: Callable[[slice, Tensor, Tensor | None], Tensor],
+    mask: SamplingMask | None = None,
 ) -> Tensor:
     """The gradient of a token-wise loss of `head_logprobs` at the states, [R, H]; see `backward_through_head`."""
-    weight, chunk = model.head_weight, logit_chunk(model, entropy)
+    weight, chunk, mask = model.head_weight, logit_chunk(model, entropy), _fitting(mask, model, states)
     if weight is None:
-        return backward_through_head(states, model.logits, tokens, temperature, entropy, chunk, loss)
+        return backward_through_head(states, model.logits, tokens, temperature, entropy, chunk, loss, mask)
     gradient = backward_through_linear_head(
-        states.to(weight.dtype), weight, tokens, temperature, entropy, chunk, loss
+        states.to(weight.dtype), weight, tokens, temperature, entropy, chunk, loss, mask
     )
     return gradient.to(states.dtype)
+
+
+def _fitting(mask: SamplingMask | None, model: LanguageModel, states: Tensor) -> SamplingMask | None:
+    """The mask, on the states' device. Raises ValueError if it is of another vocabulary."""
+    if mask is None:
+        return None
+    size = len(model.network.get_output_embeddings().weight)
+    if mask.vocabulary != size:
+        raise ValueError(
+            f"sampling mask of {mask.vocabulary} tokens, but {model.source} has {size}: not this model's rollout"
+        )
+    return mask.to(states.device)
 
 
 def logit_chunk(model: LanguageModel, entropy: bool) -> int:

@@ -24,6 +24,7 @@ QUANTITIES = {
         "Log-prob",
         "log of the probability it was sampled with: the deeper the blue, the less likely",
     ),
+    "kept": ("Kept", "size of the set that it was sampled from: what top_k, top_p and min_p left"),
 }
 CENTRED_ON_MEAN = ("value",)
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from proxlm.rl.sampling_mask import SamplingMask, mask_logits
+
 
 def predicting_states(response_index: Tensor) -> Tensor:
     """The shift: indices of response tokens in the flat tokens [R] → indices of the states that predict them [R].
@@ -108,6 +110,7 @@ def chunked_logprobs(
     temperature: float = 1.0,
     entropy: bool = False,
     chunk: int = 1024,
+    mask: SamplingMask | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """`logprobs_and_entropy(head(hidden), ...)` without ever holding logits for more than `chunk` states.
 
@@ -120,6 +123,7 @@ def chunked_logprobs(
         temperature: > 0.
         entropy: Whether entropies are wanted.
         chunk: How many states' logits are held at once.
+        mask: The sets that the tokens were sampled from, over which π is renormalised; None: the whole vocabulary.
 
     Returns:
         Log-probs [R] and entropies [R] or None, in nats.
@@ -129,17 +133,17 @@ def chunked_logprobs(
             f"hidden {tuple(hidden.shape)} and tokens {tuple(tokens.shape)} do not fit [R, H] and [R]"
         )
 
-    def one(h: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        return logprobs_and_entropy(head(h), t, temperature, entropy)
+    def one(h: Tensor, t: Tensor, span: slice) -> tuple[Tensor, Tensor | None]:
+        return logprobs_and_entropy(mask_logits(head(h), mask, span), t, temperature, entropy)
 
     if len(tokens) <= chunk:
-        return one(hidden, tokens)
+        return one(hidden, tokens, slice(None))
     pieces = []
     for span in spans(len(tokens), chunk):
         h, t = hidden[span], tokens[span]
         if torch.is_grad_enabled():
-            pieces.append(checkpoint(one, h, t, use_reentrant=False, preserve_rng_state=False))
+            pieces.append(checkpoint(one, h, t, span, use_reentrant=False, preserve_rng_state=False))
         else:
-            pieces.append(one(h, t))
+            pieces.append(one(h, t, span))
     logprobs = torch.cat([piece[0] for piece in pieces])
     return logprobs, torch.cat([piece[1] for piece in pieces]) if entropy else None

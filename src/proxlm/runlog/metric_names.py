@@ -177,6 +177,9 @@ ROLLOUT_GAP = _metric(
     "rollout_gap", NATS, "largest difference of a log-prob between engine and trainer", BOTH
 )
 ROLLOUT_KL = _metric("rollout_kl", NATS_TOKEN, "KL from the policy that sampled to the trainer's (k3)", PPO)
+KEPT_TOKENS = _metric(
+    "kept_tokens", TOKENS, "mean size of the set that a token was sampled from (top_k, top_p, min_p)", PPO
+)
 STALENESS = _metric("staleness", "steps", "updates between sampling and learning (ppo.prefetch: 1)", PPO)
 CORRECTION_MEAN = _metric("correction_mean", "", "mean weight of the rollout correction", PPO)
 CORRECTION_MAX = _metric("correction_max", "", "largest weight of the rollout correction", PPO)

@@ -90,9 +90,9 @@ def test_words_of_an_environment_have_no_kl(tokenizer):
 @pytest.mark.parametrize(
     ("key", "rollout", "ppo"),
     [
-        ("rollout.top_k", {"top_k": 5}, {}),
-        ("rollout.top_p", {"top_p": 0.9}, {}),
-        ("rollout.min_p", {"min_p": 0.1}, {}),
+        ("rollout.keep_sampling_mask", {"top_k": 5, "keep_sampling_mask": False}, {}),
+        ("rollout.keep_sampling_mask", {"top_p": 0.9, "keep_sampling_mask": False}, {}),
+        ("rollout.keep_sampling_mask", {"min_p": 0.1, "keep_sampling_mask": False}, {}),
         ("rollout.weights", {"weights": "int8"}, {"correction": CorrectionSettings(mode="truncate")}),
         ("ppo.prefetch", {}, {"prefetch": True, "correction": CorrectionSettings(mode="truncate")}),
         ("ppo.correction.mode", {}, {"correction": CorrectionSettings(mode="mask")}),
@@ -103,6 +103,8 @@ def test_it_is_refused_where_another_policy_samples(key, rollout, ppo):
     assert key in found["ppo.old_logprobs"]
     assert "ppo.old_logprobs" not in dict(replace(job(**ppo), rollout=RolloutSettings(**rollout)).problems())
     assert "ppo.old_logprobs" not in dict(job(old_logprobs="rollout").problems())
+    kept = replace(job(old_logprobs="rollout"), rollout=RolloutSettings(top_p=0.9))
+    assert "ppo.old_logprobs" not in dict(kept.problems())
 
 
 def test_the_doctor_sees_a_gap_in_the_first_ratio():

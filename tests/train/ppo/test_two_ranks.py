@@ -37,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
         "kl_estimator": "k3",
     },
     "without a critic": {"advantage": "rloo", "samples_per_prompt": 2, "batch_size": 5},
+    "top-p": {"critic": "separate", "top_p": 0.8},
     "trust region": {"critic": "separate", "loss": "trpo"},
     "more ranks than rows": {"critic": "separate", "batch_size": 1, "minibatches": 1},
     "ends early": {"critic": "separate", "target_kl": 1e-6, "lr": 1e-2},
@@ -44,7 +45,10 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def made_on(tokenizer: Any, name: str, ranks: Ranks, **more: Any) -> PPOLoop:
-    config = job(**TWO | CASES[name])
+    settings = TWO | CASES[name]
+    top_p = settings.pop("top_p", 1.0)
+    config = job(**settings)
+    config = replace(config, rollout=replace(config.rollout, top_p=top_p))
     made = trainer(tokenizer, config, Path("nowhere"), ranks=ranks, **more)
     for _, optimiser in made.learner.optimisers:
         for group in optimiser.adamw.param_groups:

@@ -65,6 +65,8 @@ def experience_metrics(
     length_correlation = correlation(reward, lengths)
     if length_correlation is not None:
         metrics["reward_length_correlation"] = length_correlation
+    if experience.sampling_mask is not None:
+        metrics["kept_tokens"] = float(experience.sampling_mask.counts()[mask].double().mean())
     if critic:
         values, returns = experience.values, experience.returns
         metrics["value_mean"] = float(values[mask].mean())
@@ -139,6 +141,8 @@ def sample_rows(
         "value": experience.values,
         "advantage": experience.advantages,
     }
+    if experience.sampling_mask is not None:
+        per_token["kept"] = experience.sampling_mask.counts()
     rows = []
     for b in range(min(count, len(rollout))):
         span = slice(offsets[b], offsets[b + 1])

@@ -118,6 +118,7 @@ def prepare(
         advantages=clip_advantages(advantages, ppo.advantage_clip),
         returns=raw.returns,
         correction=correction_weights(rollout, logprobs.policy, ppo),
+        sampling_mask=rollout.sampling_mask,
     )
 
     def metrics() -> Metrics:
@@ -137,7 +138,8 @@ def prepare(
 
 
 class LogProbs(NamedTuple):
-    """policy, reference, entropy [R] float32: log π of the tokens under both, and the policy's entropy.
+    """policy, reference, entropy [R] float32: log π of the tokens under both, and the policy's entropy; with
+    a sampling mask, of the policy that sampled: renormalised over the kept sets.
 
     values: of a trunk that policy and critic share; 0 if they do not, or where the policy makes no pass.
     """
@@ -173,14 +175,15 @@ def read_logprobs(
     def passes() -> None:
         for micro in (micro for minibatch in plan.epoch(0) for micro in minibatch.micro_batches):
             part, at = sequences.select(micro.rows).to(device), micro.tokens
+            mask = None if rollout.sampling_mask is None else rollout.sampling_mask.select(at)
             if not known:
-                outputs = models.policy_outputs(part, temperature, entropy=True)
+                outputs = models.policy_outputs(part, temperature, entropy=True, mask=mask)
                 assert outputs.entropy is not None
                 if models.shared:
                     fill_values(values, models, micro, outputs.states, outputs.final_states)
                 if not micro.padding:
                     policy[at], entropy[at] = outputs.logprobs.cpu(), outputs.entropy.cpu()
-            of_reference = models.reference_logprobs(part, temperature)
+            of_reference = models.reference_logprobs(part, temperature, mask if ppo.mask_reference else None)
             if not micro.padding:
                 reference[at] = of_reference.cpu()
             on_pass()

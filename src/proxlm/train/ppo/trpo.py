@@ -24,6 +24,8 @@ from proxlm.train.ppo.policy_loss import StepLoss, step_loss
 from proxlm.train.ppo.prepare import Prepared
 from proxlm.types import Experience
 
+# The logit of a token that was not sampled from.
+LEFT_OUT = -1e9
 # A micro-batch, and what each of its tokens counts.
 Part = tuple[Experience, Tensor]
 
@@ -125,7 +127,9 @@ class _Surrogate:
             p.copy_(values.view_as(p))
 
     def _loss(self, part: Experience, weights: Tensor) -> tuple[Tensor, PolicyLoss]:
-        outputs = self.models.policy_outputs(part.sequences.to(weights.device), self.loss.temperature)
+        outputs = self.models.policy_outputs(
+            part.sequences.to(weights.device), self.loss.temperature, mask=part.sampling_mask
+        )
         return self.loss.weighted(part, weights, outputs.logprobs)
 
 
@@ -162,9 +166,15 @@ def fisher_product(
 
 
 def _logits(model: LanguageModel, part: Experience, temperature: float, twice: bool = False) -> Tensor:
-    """[r, V] of the response tokens of one micro-batch, in float32; twice: to be differentiated twice."""
+    """[r, V] of the response tokens of one micro-batch, in float32; twice: to be differentiated twice.
+
+    What a sampling mask leaves out has a logit so low that its probability is 0 and log π is finite: 0 · log π is 0.
+    """
     states = response_states(model, part.sequences.to(model.device), twice=twice)[0]
-    return model.logits(states).float() / temperature
+    logits = model.logits(states).float() / temperature
+    if part.sampling_mask is None:
+        return logits
+    return logits.masked_fill(part.sampling_mask.to(logits.device).dropped(), LEFT_OUT)
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

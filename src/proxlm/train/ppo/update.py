@@ -168,10 +168,10 @@ class _MinibatchGradient:
         states, _ = response_states(model, sequences)
         tokens, temperature = sequences.response_tokens, self.loss.temperature
         entropy = self.loss.entropy_coef > 0
-        loss = partial(self.loss.of_span, part, weights, stats)
+        loss, mask = partial(self.loss.of_span, part, weights, stats), part.sampling_mask
         if self.learner.algorithm.tokenwise:
-            return states, (states, head_backward(model, states, tokens, temperature, entropy, loss))
-        logprobs, entropies = head_logprobs(model, states, tokens, temperature, entropy)
+            return states, (states, head_backward(model, states, tokens, temperature, entropy, loss, mask))
+        logprobs, entropies = head_logprobs(model, states, tokens, temperature, entropy, mask)
         return states, (loss(slice(0, len(states)), logprobs, entropies), None)
 
 
