@@ -88,11 +88,15 @@ class Sequences:
     """B token sequences, each a prompt of at least one token and a response of at least one.
 
     tokens [N] int64, offsets [B+1] int64, prompt_lengths [B] int64.
+
+    frozen_states [N, H]: the state of each token behind the blocks of the model that never learn, where passes start;
+    None: not known, so that they start at the tokens.
     """
 
     tokens: Tensor
     offsets: Tensor
     prompt_lengths: Tensor
+    frozen_states: Tensor | None = None
 
     @staticmethod
     def from_lists(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Sequences:
@@ -141,23 +145,31 @@ class Sequences:
 
     def select(self, rows: Tensor) -> Sequences:
         """The rows with these indices, in that order. rows [b] int64."""
-        lengths = self.lengths[rows]
+        at = ragged_index(self.offsets, rows)
         return Sequences(
-            self.tokens[ragged_index(self.offsets, rows)], offsets_of(lengths), self.prompt_lengths[rows]
+            self.tokens[at],
+            offsets_of(self.lengths[rows]),
+            self.prompt_lengths[rows],
+            None if self.frozen_states is None else self.frozen_states[at],
         )
 
     @staticmethod
     def join(parts: Sequence[Sequences]) -> Sequences:
-        """The parts concatenated."""
+        """The parts concatenated; `frozen_states` only where all have them."""
+        states = [part.frozen_states for part in parts if part.frozen_states is not None]
         return Sequences(
             torch.cat([part.tokens for part in parts]),
             offsets_of(torch.cat([part.lengths for part in parts])),
             torch.cat([part.prompt_lengths for part in parts]),
+            torch.cat(states) if len(states) == len(parts) else None,
         )
 
     def to(self, device: torch.device) -> Sequences:
         """A copy on `device`."""
-        return Sequences(self.tokens.to(device), self.offsets.to(device), self.prompt_lengths.to(device))
+        states = None if self.frozen_states is None else self.frozen_states.to(device)
+        return Sequences(
+            self.tokens.to(device), self.offsets.to(device), self.prompt_lengths.to(device), states
+        )
 
 
 @dataclass(frozen=True)

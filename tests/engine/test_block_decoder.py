@@ -59,7 +59,7 @@ def test_a_dropped_row_continues_from_its_cached_prefix(name: str) -> None:
     model, decoder = model_of(name), BlockDecoder(model_of(name))
     read(decoder, [[1, 2, 3, 4, 5, 6], [8, 9]], 8)
     decoder.step(torch.tensor([7, 10]))
-    prefix = decoder.snapshot(0)
+    prefix = decoder.snapshot(0, length=7)
     assert prefix.length == 7
     decoder.keep(torch.tensor([1]))
     seen: list[int] = []

@@ -15,6 +15,7 @@ from proxlm.config.problems import (
     algorithm_problems,
     chat_problems,
     dual_clip_problems,
+    frozen_problems,
     learnt_rollout_problems,
     new_model_problems,
     optimiser_problems,
@@ -76,7 +77,8 @@ class PPOConfig:
             found.append(("rollout.temperature", "PPO needs samples: must be more than 0"))
         if self.ppo.minibatches > self.ppo.batch_size * self.ppo.samples_per_prompt:
             found.append(("ppo.minibatches", "more minibatches than responses in a step"))
-        found += algorithm_problems(self.ppo, self.model) + _stability_problems(self)
+        found += algorithm_problems(self.ppo, self.model) + frozen_problems(self.model)
+        found += _stability_problems(self)
         return found + optimisers_problems(self.optim)
 
 
@@ -101,6 +103,7 @@ class PretrainConfig:
 
     def problems(self) -> Problems:
         found = required(("text.train", self.text.train)) + optimiser_problems("optim", self.optim)
+        found += frozen_problems(self.model)
         if not self.model.policy:
             found += new_model_problems("new", self.new, self.model)
             if not self.new.recurrent and self.train.block > self.new.context:
@@ -125,6 +128,7 @@ class SFTConfig:
     def problems(self) -> Problems:
         found = required(("text.train", self.text.train))
         found += chat_problems("text.chat_template_kwargs", self.text.chat_template_kwargs)
+        found += frozen_problems(self.model)
         if self.model.policy and self.scratch.type:
             found.append(("scratch.type", "give model.policy or scratch.type, not both"))
         elif self.scratch.type:

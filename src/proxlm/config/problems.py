@@ -122,7 +122,19 @@ def new_model_problems(key: str, new: NewModelSettings, model: ModelSettings) ->
             found.append((f"{key}.hidden", f"{key}.hidden / {key}.heads must be even (rotary positions)"))
     if model.lora.rank:
         found.append(("model.lora.rank", "adapters need model.policy, a model to continue from"))
+    if model.train_layers:
+        found.append(("model.train_layers", "a new model learns as a whole; set it to 0, or model.policy"))
+    if model.freeze:
+        found.append(("model.freeze", "a new model learns as a whole; leave it out, or set model.policy"))
     return found
+
+
+def frozen_problems(model: ModelSettings) -> Problems:
+    """Problems of what does not learn."""
+    if model.freeze and model.lora.rank:
+        return [("model.freeze", "with model.lora nothing but the adapters learns; choose their layers by"
+                 " model.lora.targets and model.train_layers")]  # fmt: skip
+    return []
 
 
 def reward_problems(reward: RewardSettings) -> Problems:

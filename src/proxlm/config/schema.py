@@ -49,6 +49,16 @@ class ModelSettings:
         "start the critic from this reward model (folder or hub name), trunk and head; empty: V = 0",
         path="model",
     )
+    train_layers: int = setting(
+        0,
+        "only the top N blocks learn; what lies below is computed once for each token, not in every pass; with"
+        " model.lora, adapters sit on these blocks alone; 0: everything learns",
+        ge=0,
+    )
+    freeze: list[str] = setting(
+        factory=list,
+        help='weights that do not learn: patterns of their names, such as "*.mlp.*" or "model.layers.0.*"',
+    )
     activation_checkpointing: bool = setting(
         False,
         "keep only each layer's input for the backward pass and recompute the rest: less memory, slower",

@@ -27,12 +27,18 @@ class BlockDecoder:
     Args:
         model: of a type in kernels/block_layouts.py. Its weights must not change while the decoder is used.
         weights: decode with the policy's weights, or with copies rounded to another precision.
+        keep_states: keep the states behind the model's frozen blocks; not with rounded weights, whose states are
+            others.
     """
 
     can_join = True
 
-    def __init__(self, model: LanguageModel, weights: RolloutWeights = "policy") -> None:
+    def __init__(
+        self, model: LanguageModel, weights: RolloutWeights = "policy", keep_states: bool = False
+    ) -> None:
         self.model, self._own = model, weights == "policy"
+        # The block whose input is kept.
+        self._kept = model.frozen_blocks if keep_states and self._own else 0
         kind: Weights = weights if weights != "policy" else "bfloat16" if model.bfloat16 else "own"
         config = model.network.config
         self.layout: Layout = layout_of(model.trunk, kind)
@@ -44,7 +50,13 @@ class BlockDecoder:
             size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             dtype=torch.bfloat16 if kind == "bfloat16" else next(model.trunk.parameters()).dtype,
             device=model.device,
+            width=model.hidden_size if self._kept else 0,
+            states_dtype=model.states_dtype,
         )
+
+    @property
+    def keeps_states(self) -> bool:
+        return self._kept > 0
 
     def add(
         self, prompts: Sequence[Sequence[int]], room: int, prefixes: Sequence[CachedPrefix | None]
@@ -95,9 +107,13 @@ class BlockDecoder:
         """Row i becomes what row rows[i] was, [k] int64; the slots of the others are freed."""
         self.cache.keep(rows)
 
-    def snapshot(self, row: int) -> CachedPrefix:
-        """Keys and values of a row, to continue from after it was dropped."""
-        return self.cache.snapshot(row)
+    def snapshot(self, row: int, length: int) -> CachedPrefix:
+        """Keys and values of a row's first tokens, to continue from after it was dropped."""
+        return self.cache.snapshot(row, length)
+
+    def frozen_states(self, row: int) -> Tensor | None:
+        """The states of a row's tokens behind the frozen blocks, [T, H] on the CPU; None: they are not kept."""
+        return self.cache.states[row, : int(self.cache.lengths[row])].cpu().clone() if self._kept else None
 
     def logits(self, states: Tensor) -> Tensor:
         """States [b, H] → logits [b, V]: of these model types the head's own."""
@@ -132,8 +148,11 @@ class BlockDecoder:
         mask = torch.zeros(hidden.shape, dtype=self.cache.dtype, device=tokens.device)
         mask = mask.masked_fill_(hidden, -torch.inf)[:, None]
         with self._autocast():
-            x, rotation = self.layout.embed(tokens, positions)
+            x = self.layout.embed(tokens, positions)
+            rotation = self.layout.rotation(x, positions)
             for layer, block in enumerate(self.layout.blocks):
+                if self._kept and layer == self._kept:
+                    self.cache.write_states(x, positions, slots)
                 q, k, v = block.heads(x, rotation)
                 keys, values = self.cache.write(layer, k, v, cells, slots, top)
                 x = block.after_attention(x, cached_attention(q, keys, values, mask, block.scale))

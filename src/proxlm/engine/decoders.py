@@ -35,6 +35,10 @@ class Decoder(Protocol):
     def can_join(self) -> bool:
         """Whether rows may be added beside others. If not, `add` needs a batch without rows."""
 
+    @property
+    def keeps_states(self) -> bool:
+        """Whether it keeps the states behind the model's frozen blocks."""
+
     def add(
         self, prompts: Sequence[Sequence[int]], room: int, prefixes: Sequence[CachedPrefix | None]
     ) -> Tensor:
@@ -58,14 +62,18 @@ class Decoder(Protocol):
     def logits(self, states: Tensor) -> Tensor:
         """States [b, H] → logits [b, V]."""
 
-    def snapshot(self, row: int) -> CachedPrefix | None:
-        """What is known of a row, to continue from after it was dropped; None if nothing can be kept."""
+    def snapshot(self, row: int, length: int) -> CachedPrefix | None:
+        """What is known of a row's first `length` tokens, to continue from later; None if nothing can be kept."""
+
+    def frozen_states(self, row: int) -> Tensor | None:
+        """The states of a row's tokens behind the model's frozen blocks, [T, H]; None if they are not kept."""
 
 
 class BatchDecoder:
     """What the decoders have in common whose rows all begin together. They read every prompt whole."""
 
     can_join = False
+    keeps_states = False
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
@@ -74,7 +82,11 @@ class BatchDecoder:
         """The model's own."""
         return self.model.logits(states)
 
-    def snapshot(self, row: int) -> CachedPrefix | None:  # noqa: ARG002
+    def snapshot(self, row: int, length: int) -> CachedPrefix | None:  # noqa: ARG002
+        """Nothing."""
+        return None
+
+    def frozen_states(self, row: int) -> Tensor | None:  # noqa: ARG002
         """Nothing."""
         return None
 
@@ -224,18 +236,21 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor
     return padded, mask, torch.arange(len(rows), device=device) * padded.shape[1] + lengths - 1
 
 
-def make_decoder(model: LanguageModel, weights: RolloutWeights = "policy") -> Decoder:
+def make_decoder(
+    model: LanguageModel, weights: RolloutWeights = "policy", keep_states: bool = False
+) -> Decoder:
     """The decoder for a model, by its type.
 
     Args:
         model: the model.
         weights: decode with the policy's weights, or with copies rounded to another precision.
+        keep_states: keep the states behind the model's frozen blocks, if the decoder can.
 
     Raises:
         ModelError: rounded weights for a model type that block_decoder.py does not know.
     """
     if model.own_kernels and has_layout(model.network.config):
-        return BlockDecoder(model, weights)
+        return BlockDecoder(model, weights, keep_states)
     if weights != "policy":
         raise ModelError(
             f"{model.source}: rollout.weights = {weights} is for model types {', '.join(LAYOUTS)}, and this is"

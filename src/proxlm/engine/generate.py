@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from proxlm.config import RolloutSettings
 from proxlm.engine.protocol import Engine
@@ -104,6 +106,7 @@ def generate(
                 row,
                 prompts[row].input_ids,
                 SamplingParams.of(settings, SampleSeed(seed, stream, step, prompts[row].id, repeats[row])),
+                keep_states=stream == Stream.TRAINING,
             )
             for row in order
         )
@@ -147,6 +150,16 @@ def mask_of(output: RequestOutput) -> SamplingMask:
     return output.mask
 
 
+def with_states(sequences: Sequences, states: Sequence[Tensor | None]) -> Sequences:
+    """The sequences with the states that an engine has kept of each; without them unless it has kept all."""
+    known = [state for state in states if state is not None]
+    return (
+        replace(sequences, frozen_states=torch.cat(known))
+        if known and len(known) == len(states)
+        else sequences
+    )
+
+
 def _rollout(
     engine: Engine,
     prompts: Sequence[Prompt],
@@ -158,11 +171,12 @@ def _rollout(
     """The rollout of some prompts, whose requests are finished; keeps_mask: whether they keep a sampling mask."""
     asked, finished = [prompts[row] for row in rows], [outputs[row] for row in rows]
     logprobs = torch.tensor([x for output in finished for x in output.logprobs], dtype=torch.float32)
+    sequences = Sequences.from_lists(
+        [prompt.input_ids for prompt in asked], [output.tokens for output in finished]
+    )
     return Rollout(
         prompts=asked,
-        sequences=Sequences.from_lists(
-            [prompt.input_ids for prompt in asked], [output.tokens for output in finished]
-        ),
+        sequences=with_states(sequences, [output.frozen_states for output in finished]),
         action_mask=torch.ones(len(logprobs), dtype=torch.bool),
         logprobs=logprobs,
         sampling_mask=SamplingMask.join([mask_of(output) for output in finished]) if keeps_mask else None,

@@ -10,9 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CachedPrefix:
-    """Keys and values of the first tokens of a row, [layers, 2, G, length, D], to continue from later."""
+    """What is known of the first tokens of a row, to continue from later.
+
+    keys_values [layers, 2, G, length, D]; states [length, H] behind the frozen blocks, H = 0 where they are not kept.
+    """
 
     keys_values: Tensor
+    states: Tensor
 
     @property
     def length(self) -> int:
@@ -32,13 +36,24 @@ class KVCache:
         size: width of a head, D.
         dtype: of the keys and values.
         device: where they are.
+        width: of the states that are kept besides, H; 0: none are.
+        states_dtype: of these.
     """
 
     def __init__(
-        self, layers: int, heads: int, size: int, dtype: torch.dtype, device: torch.device | str
+        self,
+        layers: int,
+        heads: int,
+        size: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        width: int = 0,
+        states_dtype: torch.dtype = torch.float32,
     ) -> None:
         self._shape = layers, heads, size
         self.dtype, self.device = dtype, device
+        # States of the tokens behind the frozen blocks [slots, length, H].
+        self.states = torch.zeros(0, 0, width, dtype=states_dtype, device=device)
         # Of each layer, keys and values [2, slots, G, length, D].
         self.layers: list[Tensor] = []
         # Tokens of each row, [rows] int64.
@@ -78,6 +93,9 @@ class KVCache:
             if self.layers[layer:]:
                 more[:, :rows, :, :top] = self.layers[layer][:, :rows, :, :top]
             self.layers[layer : layer + 1] = [more]
+        states = self.states.new_zeros(slots, length, self.states.shape[-1])
+        states[:rows, :top] = self.states[:rows, :top]
+        self.states = states
 
     def add(self, lengths: Tensor) -> None:
         """Take slots, behind those in use, for rows of these many tokens, [k] int64. See `reserve`."""
@@ -99,16 +117,18 @@ class KVCache:
         """Copy the first `length` tokens of slots source [k] to slots target [k]."""
         for layer in self.layers:
             layer[:, target, :, :length] = layer[:, source, :, :length]
+        self.states[target, :length] = self.states[source, :length]
 
-    def snapshot(self, row: int) -> CachedPrefix:
-        """A copy of what is known of a row."""
-        length = int(self.lengths[row])
-        return CachedPrefix(torch.stack([layer[:, row, :, :length] for layer in self.layers]))
+    def snapshot(self, row: int, length: int) -> CachedPrefix:
+        """A copy of what is known of the first tokens of a row."""
+        keys_values = torch.stack([layer[:, row, :, :length] for layer in self.layers])
+        return CachedPrefix(keys_values, self.states[row, :length].clone())
 
     def restore(self, slot: int, prefix: CachedPrefix) -> None:
         """Write a prefix to the beginning of a slot."""
         for layer, part in zip(self.layers, prefix.keys_values, strict=True):
             layer[:, slot, :, : prefix.length] = part
+        self.states[slot, : prefix.length] = prefix.states
 
     def cells(self, positions: Tensor, slots: Tensor | None) -> Tensor:
         """Where each head of the tokens at positions [b, t] of the slots is among a layer's keys, [b · t · G].
@@ -121,6 +141,11 @@ class KVCache:
         rows = torch.arange(len(positions), device=positions.device) if slots is None else slots
         first = rows[:, None] * heads + torch.arange(heads, device=positions.device)
         return (first[:, None] * self.slot_length + positions[..., None]).flatten()
+
+    def write_states(self, x: Tensor, positions: Tensor, slots: Tensor | None) -> None:
+        """Keep states x [b, t, H] of the tokens at positions [b, t] of the slots [b]; None: the first b."""
+        rows = torch.arange(len(positions), device=positions.device) if slots is None else slots
+        self.states[rows[:, None], positions] = x.to(self.states.dtype)
 
     def write(
         self, layer: int, k: Tensor, v: Tensor, cells: Tensor, slots: Tensor | None, length: int

@@ -72,7 +72,8 @@ class NativeEngine:
         self._check_lengths(requests)
         check_engine(self.model)
         if self._scheduler is None:
-            decoder = make_decoder(self.model, self._settings.weights)
+            keep_states = any(request.keep_states for request in requests)
+            decoder = make_decoder(self.model, self._settings.weights, keep_states)
             self._scheduler = Scheduler(self.model, decoder, self._settings.batch_size)
         self._scheduler.add(requests)
 

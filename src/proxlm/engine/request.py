@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from proxlm.config import RolloutSettings
 from proxlm.data.turn_end import TurnEnd
 from proxlm.engine.kv_cache import CachedPrefix
@@ -145,6 +147,7 @@ class Request:
         prefix: the `RequestOutput.prefix` of an earlier request whose prompt and tokens this prompt begins with: they
             are not read again. None: everything is read.
         keep_prefix: whether the output should hold such a prefix.
+        keep_states: whether the output should hold the states behind the model's frozen blocks, if it has any.
     """
 
     id: int
@@ -152,6 +155,7 @@ class Request:
     params: SamplingParams
     prefix: CachedPrefix | None = None
     keep_prefix: bool = False
+    keep_states: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,8 @@ class RequestOutput:
         finish: "eos", "stop" or "length".
         prefix: for a request that continues this one, if `keep_prefix` was set and the engine has it.
         mask: the sets that the tokens were sampled from, if `keeps_mask`; None: the whole vocabulary.
+        frozen_states: the state of each token of prompt and response behind the blocks of the model that never learn,
+            [T, H] on the CPU, if `keep_states` was set and the engine has them.
     """
 
     id: int
@@ -174,3 +180,4 @@ class RequestOutput:
     finish: Finish
     prefix: CachedPrefix | None = None
     mask: SamplingMask | None = None
+    frozen_states: Tensor | None = None

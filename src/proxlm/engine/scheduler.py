@@ -84,10 +84,15 @@ class Scheduler:
                 for row, running in enumerate(self.running)
                 if (reason := self._stop_check.finish(running.request, running.tokens)) is not None
             }
+            # The states of the last token are wanted too, which no other token follows.
+            keeps = self.decoder.keeps_states
+            if last := keeps and any(self.running[row].request.keep_states for row in finished):
+                self._states = self.decoder.step(tokens)
             outputs = [self._output(row, reason) for row, reason in finished.items()]
             if finished:
-                tokens = tokens[self._free(list(finished))]
-            if self.running:
+                kept = self._free(list(finished))
+                tokens, self._states = tokens[kept], self._states[kept]
+            if self.running and not last:
                 self._states = self.decoder.step(tokens)
         return outputs
 
@@ -173,7 +178,10 @@ class Scheduler:
             tokens=running.tokens,
             logprobs=running.logprobs if request.params.logprobs else [],
             finish=reason,
-            prefix=self.decoder.snapshot(row) if request.keep_prefix else None,
+            prefix=self.decoder.snapshot(row, len(request.prompt) + len(running.tokens) - 1)
+            if request.keep_prefix
+            else None,
+            frozen_states=self.decoder.frozen_states(row) if request.keep_states else None,
             mask=SamplingMask.from_pieces(self._vocabulary, running.sets) if running.sets else None,
         )
 

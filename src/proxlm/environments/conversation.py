@@ -33,6 +33,7 @@ class Conversation:
         messages: of both sides, as far as they are in the tokens; None without a chat template.
         turns: finished turns of the policy.
         last_output: of the newest turn, with its cached prefix; None before the first turn and after the end.
+        frozen_states: of all tokens so far, as the engine has kept them for the newest turn; None: it has not.
         finish: how it ended.
         error: why it was lost, or "".
     """
@@ -53,6 +54,7 @@ class Conversation:
     messages: list[Message] | None = None
     turns: int = 0
     last_output: RequestOutput | None = None
+    frozen_states: Tensor | None = None
     finish: Finish = "length"
     error: str = ""
 
@@ -64,7 +66,7 @@ class Conversation:
         if output.mask is not None:
             sets, self.vocabulary = output.mask.split(), output.mask.vocabulary
         self._append(output.tokens, chosen=True, logprobs=output.logprobs, sets=sets)
-        self.turns, self.last_output = self.turns + 1, output
+        self.turns, self.last_output, self.frozen_states = self.turns + 1, output, output.frozen_states
 
     def append_messages(self, tokens: list[int], messages: Sequence[Message]) -> None:
         """Append what the environment said, as tokens and as messages."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from proxlm.config import EnvironmentSettings, RolloutSettings
 from proxlm.data.fields import own_copy
 from proxlm.data.messages import Message
-from proxlm.engine.generate import mask_of, repeat_numbers
+from proxlm.engine.generate import mask_of, repeat_numbers, with_states
 from proxlm.engine.protocol import Engine
 from proxlm.engine.request import Request, RequestOutput, SampleSeed, SamplingParams
 from proxlm.environments.conversation import Conversation
@@ -233,6 +233,7 @@ class _MultiTurnRollout:
             params=SamplingParams.of(self.settings, seed, limit),
             prefix=last.prefix if last is not None else None,
             keep_prefix=True,
+            keep_states=seed.stream == Stream.TRAINING,
         )
 
     def _finish_turn(self, output: RequestOutput) -> None:
@@ -262,7 +263,7 @@ class _MultiTurnRollout:
 
         return Rollout(
             prompts=[replace(c.prompt, input_ids=tuple(c.prompt_tokens), text=c.prompt_text) for c in kept],
-            sequences=sequences,
+            sequences=with_states(sequences, [c.frozen_states for c in kept]),
             action_mask=flat("chosen", torch.bool),
             logprobs=flat("logprobs", torch.float32),
             finish=[c.finish for c in kept],

@@ -102,7 +102,7 @@ def generate(
 
 def without_adapters(model: ModelSettings) -> ModelSettings:
     """The settings of a trained model, which holds its adapters already; new ones would be of no use."""
-    return replace(model, lora=LoraSettings())
+    return replace(model, lora=LoraSettings(), train_layers=0, freeze=[])
 
 
 def _with_template(source: ModelSource, data: DataSettings) -> LanguageModel:

@@ -23,8 +23,9 @@ Rotation = tuple[Tensor, Tensor] | None
 
 
 class Block(Protocol):
-    """A transformer block around its attention. `scale` is the factor of attention's scores."""
+    """A transformer block around its attention: its module, and the factor of attention's scores."""
 
+    layer: Any
     scale: float
 
     def heads(
@@ -122,13 +123,17 @@ def norm(module: Any, x: Tensor) -> Tensor:
 
 
 class Layout(Protocol):
-    """A trunk in parts: embeddings, blocks, and the final norm."""
+    """A trunk in parts: embeddings, blocks, and the final norm. embeddings: the modules that `embed` reads."""
 
+    embeddings: Sequence[Any]
     blocks: Sequence[Block]
     final: Callable[[Tensor], Tensor]
 
-    def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Rotation]:
-        """Tokens and positions [b, t] → embeddings [b, t, H], and the rotation of the heads."""
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Tokens and positions [b, t] → embeddings [b, t, H]."""
+
+    def rotation(self, x: Tensor, positions: Tensor) -> Rotation:
+        """The rotation of the heads at positions [b, t], for states of the dtype of x."""
 
 
 class LlamaLayout:
@@ -136,14 +141,18 @@ class LlamaLayout:
 
     def __init__(self, trunk: Any, weights: Weights | None = None) -> None:
         self.trunk = trunk
+        self.embeddings: Sequence[Any] = [trunk.embed_tokens]
         self.final: Callable[[Tensor], Tensor] = partial(norm, trunk.norm)
         self.blocks: Sequence[Block] = [LlamaBlock(layer, weights) for layer in trunk.layers]
 
-    def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Rotation]:
-        x = self.trunk.embed_tokens(tokens)
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG002
+        x: Tensor = self.trunk.embed_tokens(tokens)
+        return x
+
+    def rotation(self, x: Tensor, positions: Tensor) -> Rotation:
         cos, sin = self.trunk.rotary_emb(x, position_ids=positions)
         # The two halves of sin are the same.
-        return x, (cos[:, :, None], sin[:, :, None, : sin.shape[-1] // 2])
+        return cos[:, :, None], sin[:, :, None, : sin.shape[-1] // 2]
 
 
 class GPT2Layout:
@@ -151,13 +160,18 @@ class GPT2Layout:
 
     def __init__(self, trunk: Any, weights: Weights | None = None) -> None:
         self.trunk = trunk
+        self.embeddings: Sequence[Any] = [trunk.wte, trunk.wpe]
         self.final: Callable[[Tensor], Tensor] = trunk.ln_f
         self.blocks: Sequence[Block] = [GPT2Block(layer, weights) for layer in trunk.h]
 
-    def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Rotation]:
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         # Padding may stand beyond the last position that has an embedding.
         last = self.trunk.wpe.weight.shape[0] - 1
-        return self.trunk.wte(tokens) + self.trunk.wpe(positions.clamp(max=last)), None
+        x: Tensor = self.trunk.wte(tokens) + self.trunk.wpe(positions.clamp(max=last))
+        return x
+
+    def rotation(self, x: Tensor, positions: Tensor) -> Rotation:  # noqa: ARG002
+        return None
 
 
 # transformers' model type → its layout.

@@ -2,7 +2,8 @@
 
 The tokens of all rows stand one after another; only attention has them in rows, padded on the right, where a causal
 model cannot see the padding. The last block's queries and everything after them are computed for the states that are
-asked for, which are those that predict response tokens.
+asked for, which are those that predict response tokens. A pass may start behind blocks that never learn, where the
+states are known (`Sequences.frozen_states`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ class _Rows(NamedTuple):
 
 
 def unpadded_states(
-    trunk: Any, sequences: Sequences, index: Tensor, activation_checkpointing: bool = False
+    trunk: Any,
+    sequences: Sequences,
+    index: Tensor,
+    activation_checkpointing: bool = False,
+    frozen_blocks: int = 0,
 ) -> Tensor:
     """Run the trunk on ragged sequences.
 
@@ -50,17 +55,19 @@ def unpadded_states(
         sequences: The batch; N tokens in all.
         index: Places [W] among the flat tokens whose states are asked for, each once.
         activation_checkpointing: A block keeps its input only, and is computed again in the backward pass.
+        frozen_blocks: The pass starts behind so many blocks, at `sequences.frozen_states`; 0: at the tokens.
 
     Returns:
         The states [W, H].
     """
-    layout = layout_of(trunk)
-    row, positions = sequences.row_and_position
-    longest = int(sequences.lengths.max())
-    full = longest * len(sequences) == len(positions)
-    rows = _Rows(len(sequences), longest, None if full else row * longest + positions)
-    x, rotation = layout.embed(sequences.tokens[None], positions[None])
-    for i, block in enumerate(layout.blocks):
+    layout, (rows, positions) = layout_of(trunk), _rows_of(sequences)
+    if frozen_blocks:
+        assert sequences.frozen_states is not None
+        x = sequences.frozen_states[None].to(layout.embeddings[0].weight.dtype)
+    else:
+        x = layout.embed(sequences.tokens[None], positions[None])
+    rotation = layout.rotation(x, positions[None])
+    for i, block in enumerate(layout.blocks[frozen_blocks:], start=frozen_blocks):
         asked = index if i == len(layout.blocks) - 1 else None
         if activation_checkpointing and torch.is_grad_enabled():
             x = checkpoint(
@@ -69,6 +76,25 @@ def unpadded_states(
         else:
             x = _run_block(block, x, rotation, rows, asked)
     return layout.final(x)[0]
+
+
+@torch.no_grad()
+def states_behind(trunk: Any, sequences: Sequences, blocks: int) -> Tensor:
+    """The states of all tokens behind the trunk's first blocks, [N, H]; the arguments are as above."""
+    layout, (rows, positions) = layout_of(trunk), _rows_of(sequences)
+    x = layout.embed(sequences.tokens[None], positions[None])
+    rotation = layout.rotation(x, positions[None])
+    for block in layout.blocks[:blocks]:
+        x = _run_block(block, x, rotation, rows, None)
+    return x[0]
+
+
+def _rows_of(sequences: Sequences) -> tuple[_Rows, Tensor]:
+    """How attention sees the tokens, and the position of each in its row, [N]."""
+    row, positions = sequences.row_and_position
+    longest = int(sequences.lengths.max())
+    full = longest * len(sequences) == len(positions)
+    return _Rows(len(sequences), longest, None if full else row * longest + positions), positions
 
 
 def _run_block(block: Block, x: Tensor, rotation: Rotation, rows: _Rows, index: Tensor | None) -> Tensor:

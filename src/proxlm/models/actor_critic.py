@@ -13,6 +13,7 @@ from proxlm.config import ModelSettings
 from proxlm.errors import ModelError
 from proxlm.models.adapters import CRITIC, add_critic_adapters, critic_adapters_active, reference_active
 from proxlm.models.forward import TokenOutputs, response_states, token_outputs
+from proxlm.models.frozen import freeze
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
 from proxlm.models.model_types import register_model_types
@@ -146,7 +147,11 @@ def actor_critic_of(policy: LanguageModel, config: ModelSettings, critic: bool =
         ConfigError: For settings that do not fit the policy.
     """
     models = make_actor_critic(policy, config.critic if critic else "none")
-    return critic_from_reward_model(models, config.critic_from) if config.critic_from else models
+    return (
+        critic_from_reward_model(models, config.critic_from, config.train_layers)
+        if config.critic_from
+        else models
+    )
 
 
 def make_actor_critic(policy: LanguageModel, critic: str) -> ActorCritic:
@@ -157,20 +162,23 @@ def make_actor_critic(policy: LanguageModel, critic: str) -> ActorCritic:
         critic: "shared", "separate", "adapter" or "none".
     """
     reference = None
+    # What never learns is there once: copies share it.
+    shared: dict[int, Any] = {id(p): p for p in policy.network.parameters() if not p.requires_grad}
     if policy.adapters is None:
-        frozen = copy.deepcopy(policy.network).requires_grad_(False)
+        frozen = copy.deepcopy(policy.network, dict(shared)).requires_grad_(False)
         reference = replace(policy, network=frozen)
-    trunk = copy.deepcopy(policy.trunk) if critic == "separate" else None
+    trunk = copy.deepcopy(policy.trunk, dict(shared)) if critic == "separate" else None
     head = None if critic == "none" else ValueHead(policy.hidden_size).to(policy.device)
     if critic == "adapter":
         add_critic_adapters(policy)
     return ActorCritic(policy, head, trunk, reference, own_adapters=critic == "adapter")
 
 
-def critic_from_reward_model(models: ActorCritic, path: str) -> ActorCritic:
+def critic_from_reward_model(models: ActorCritic, path: str, train_layers: int = 0) -> ActorCritic:
     """The critic starts as the reward model at `path`: its trunk and its score head (Ziegler et al. 2019).
 
-    So V of the state after a text is at first the reward model's score of it.
+    So V of the state after a text is at first the reward model's score of it. With train_layers only its top blocks
+    learn, as the policy's.
 
     Raises:
         ModelError: The model cannot be loaded, has another width or vocabulary, or more than one output.
@@ -200,5 +208,7 @@ def critic_from_reward_model(models: ActorCritic, path: str) -> ActorCritic:
         head.linear.weight.copy_(score.weight)
         if score.bias is not None:
             head.linear.bias.copy_(score.bias)
+    if train_layers:
+        freeze(network, train_layers)
     trunk = network.base_model.to(policy.device).eval()
     return replace(models, value_head=head.to(policy.device), critic_trunk=trunk)

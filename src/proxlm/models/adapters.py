@@ -20,6 +20,7 @@ from torch import nn
 
 from proxlm.config import LoraSettings
 from proxlm.errors import ConfigError, ModelError
+from proxlm.models.frozen import top_blocks
 from proxlm.text import listed, reason_of
 
 if TYPE_CHECKING:
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
 POLICY, CRITIC, REFERENCE = "default", "critic", "reference"
 
 
-def add_lora(model: LanguageModel, lora: LoraSettings) -> LanguageModel:
+def add_lora(model: LanguageModel, lora: LoraSettings, train_layers: int = 0) -> LanguageModel:
     """Freeze the base and put rank-r adapters on its linear layers; the output head is left out by default.
 
     Args:
         model: Its network gets PEFT's layers, in place.
         lora: Rank, alpha and targets.
+        train_layers: Only on so many of the top blocks; 0: on all.
 
     Returns:
         The model with its adapters.
@@ -60,7 +62,7 @@ def add_lora(model: LanguageModel, lora: LoraSettings) -> LanguageModel:
     settings = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
-        target_modules=list(lora.targets) or "all-linear",
+        target_modules=_targets(model.network, lora, train_layers),
         task_type="SEQ_2_SEQ_LM" if model.encoder_decoder else "CAUSAL_LM",
         # GPT-2 keeps its weights as [in, out].
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.network.modules()),
@@ -82,6 +84,29 @@ def add_lora(model: LanguageModel, lora: LoraSettings) -> LanguageModel:
             p.requires_grad_(id(p) in learned)
         raise
     return replace(model, adapters=adapted.eval())
+
+
+def _targets(network: Any, lora: LoraSettings, train_layers: int) -> list[str] | str:
+    """What adapters sit on, as PEFT takes it; with train_layers the full names of layers of the top blocks."""
+    from transformers.pytorch_utils import Conv1D
+
+    if not train_layers:
+        return list(lora.targets) or "all-linear"
+    names = [
+        f"{top}.{name}"
+        for top, block in top_blocks(network, train_layers)
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and (not lora.targets or _is_target(name, lora.targets))
+    ]
+    if not names:
+        what = f"layer {listed(list(lora.targets), most=3)}" if lora.targets else "linear layer"
+        raise ConfigError(f"model.lora: no {what} in the top {train_layers} blocks (model.train_layers)")
+    return names
+
+
+def _is_target(name: str, targets: Iterable[str]) -> bool:
+    """As PEFT matches them: the name, or its end after a dot."""
+    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def _base_name(network: Any) -> str:

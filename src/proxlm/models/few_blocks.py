@@ -28,7 +28,7 @@ def few_blocks(network: nn.Module, large: int | None = None) -> Iterator[bool]:
     places = (
         []
         if sum(p.numel() for p in network.parameters()) < (LARGE if large is None else large)
-        else _stacks(network)
+        else stacks(network)
     )
     cuts = [(parent, name, stack, _enough(stack)) for parent, name, stack in places]
     cuts = [cut for cut in cuts if cut[3] < len(cut[2])]
@@ -55,14 +55,14 @@ def holds(network: nn.Module, check: Callable[[], bool]) -> bool:
     return check()
 
 
-def _stacks(module: nn.Module) -> list[tuple[nn.Module, str, nn.ModuleList]]:
+def stacks(module: nn.Module) -> list[tuple[nn.Module, str, nn.ModuleList]]:
     """Every list of modules that is not inside another one: its parent, its name there, and itself."""
     found = []
     for name, child in module.named_children():
         if isinstance(child, nn.ModuleList):
             found.append((module, name, child))
         else:
-            found += _stacks(child)
+            found += stacks(child)
     return found
 
 

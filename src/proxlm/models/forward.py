@@ -23,8 +23,9 @@ from torch import Tensor
 from proxlm.errors import ModelError
 from proxlm.kernels.head_gradient import backward_through_head
 from proxlm.kernels.linear_head import backward_through_linear_head, linear_head_logprobs
-from proxlm.kernels.unpadded_forward import can_run_unpadded, unpadded_states
+from proxlm.kernels.unpadded_forward import can_run_unpadded, states_behind, unpadded_states
 from proxlm.models.encoder_decoder import source_and_target
+from proxlm.models.frozen import shares_frozen_blocks
 from proxlm.models.language_model import LanguageModel
 from proxlm.rl.logprobs import chunked_logprobs, predicting_states
 from proxlm.rl.sampling_mask import SamplingMask
@@ -84,7 +85,13 @@ def response_states(
     if runs_unpadded(model, network) and not twice:
         index = torch.cat([predicting, final])
         with model.autocast():
-            states = unpadded_states(network, sequences, index, model.activation_checkpointing)
+            states = unpadded_states(
+                network,
+                sequences,
+                index,
+                model.activation_checkpointing,
+                _known_blocks(model, network, sequences),
+            )
         return states[: len(predicting)], states[len(predicting) :]
     if model.encoder_decoder:
         source, sequences = source_and_target(sequences, model.start_id)
@@ -104,6 +111,24 @@ def response_states(
     if model.encoder_decoder:
         predicting, final = predicting_states(sequences.response_index), sequences.offsets[1:] - 1
     return hidden[place[predicting]], hidden[place[final]]
+
+
+def _known_blocks(model: LanguageModel, trunk: Any, sequences: Sequences) -> int:
+    """How many blocks of this trunk need not run, because the states behind them are known."""
+    known = sequences.frozen_states is not None and shares_frozen_blocks(model, trunk)
+    return model.frozen_blocks if known else 0
+
+
+def frozen_states(model: LanguageModel, sequences: Sequences) -> Tensor:
+    """The states of all tokens behind the model's frozen blocks, [N, H], as `Sequences.frozen_states` keeps them.
+
+    Args:
+        model: With frozen blocks, of which `runs_unpadded` is true.
+        sequences: On the model's device.
+    """
+    _check_context(model, sequences)
+    with model.autocast():
+        return states_behind(model.trunk, sequences, model.frozen_blocks).to(model.states_dtype)
 
 
 def _check_context(model: LanguageModel, sequences: Sequences) -> None:

@@ -40,6 +40,8 @@ class LanguageModel:
         save_dtype: The precision that its weights are saved in; in memory they are float32.
         cached: The engine keeps keys and values while it generates. False: every token reads the whole text again,
             for model types whose cache cannot hold rows of different lengths (found by `engine/agreement.py`).
+        frozen_blocks: How many of the first blocks never learn, nor the embeddings below them: passes may start
+            behind them, at states that are kept (models/frozen.py).
     """
 
     network: Any
@@ -53,6 +55,7 @@ class LanguageModel:
     own_kernels: bool = True
     save_dtype: torch.dtype = torch.float32
     cached: bool = True
+    frozen_blocks: int = 0
     # How far this model has been compared with transformers (models/agreement.py, engine/agreement.py); a model that
     # `replace` makes of it has not been.
     agrees: Literal["unknown", "training", "engine"] = field(default="unknown", init=False)
@@ -138,6 +141,11 @@ class LanguageModel:
             return None
         weight: nn.Parameter = head.weight
         return weight
+
+    @property
+    def states_dtype(self) -> torch.dtype:
+        """The precision that states are kept in between passes."""
+        return torch.bfloat16 if self.bfloat16 else torch.float32
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 computation if asked, else nothing."""

@@ -16,6 +16,7 @@ from proxlm.models.adapter_folder import continued, find_adapter, merged_network
 from proxlm.models.adapters import add_lora
 from proxlm.models.agreement import check_forward, model_runs
 from proxlm.models.forward import check_packing, runs_unpadded
+from proxlm.models.frozen import freeze, frozen_blocks
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.model_types import SHORT_NAMES, is_encoder_decoder_type, register_model_types
 from proxlm.models.weights import (
@@ -84,7 +85,12 @@ def language_model_of(network: Any, tokenizer: Any, config: ModelSettings) -> La
     model = wrap(network, tokenizer, config)
     if config.packed:
         check_packing(model)
-    return add_lora(model, config.lora) if config.lora.rank else model
+    if config.lora.rank:
+        model = add_lora(model, config.lora, config.train_layers)
+    elif config.train_layers or config.freeze:
+        freeze(network, config.train_layers, config.freeze)
+    model.frozen_blocks = frozen_blocks(model)
+    return model
 
 
 def wrap(network: Any, tokenizer: Any, config: ModelSettings) -> LanguageModel:

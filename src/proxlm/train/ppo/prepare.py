@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from proxlm.config import PPOConfig, PPOSettings
 from proxlm.models.actor_critic import ActorCritic
+from proxlm.models.forward import frozen_states, runs_unpadded
 from proxlm.rl.advantages import length_adaptive_lambda, whiten
 from proxlm.rl.corrections import rollout_weights
 from proxlm.rl.estimators import AdvantageInputs, group_numbers
 from proxlm.rl.kl import kl_estimate
-from proxlm.rl.ragged import segment_sum
+from proxlm.rl.ragged import ragged_index, segment_sum
 from proxlm.rl.running_statistics import clip_advantages
 from proxlm.rl.shaping import token_rewards
 from proxlm.train.common.memory import failing_together
@@ -86,6 +87,7 @@ def prepare(
         RunError: Where a single sequence is too much for the memory.
     """
     plan = plan or plan_update(rollout, config, step)
+    rollout = with_frozen_states(models, rollout, plan)
     parameters = parameters or step_parameters(config, plan.step)
     algorithm, ppo, mask = algorithm or build_algorithm(config.ppo), config.ppo, rollout.action_mask
 
@@ -135,6 +137,32 @@ def prepare(
 
     # β and the entropy bonus follow them, so all ranks take the numbers of one.
     return Prepared(experience, plan.ranks.broadcast(metrics), plan, parameters, critic.first_gradient)
+
+
+def with_frozen_states(models: ActorCritic, rollout: Rollout, plan: UpdatePlan) -> Rollout:
+    """The rollout with the states behind the policy's frozen blocks, at which every pass starts.
+
+    The engine has kept them while it wrote the responses, or they are computed here. Without frozen blocks, or where
+    proxlm's own passes do not run, the rollout stays as it is.
+    """
+    model, sequences = models.policy, rollout.sequences
+    if (
+        not model.frozen_blocks
+        or sequences.frozen_states is not None
+        or not runs_unpadded(model, model.trunk)
+    ):
+        return rollout
+
+    def states() -> Tensor:
+        found = torch.zeros(len(sequences.tokens), model.hidden_size, dtype=model.states_dtype)
+        for micro in (micro for minibatch in plan.epoch(0) for micro in minibatch.micro_batches):
+            if not micro.padding:
+                part = sequences.select(micro.rows).to(model.device)
+                found[ragged_index(sequences.offsets, micro.rows)] = frozen_states(model, part).cpu()
+        return found
+
+    found = plan.within_memory(lambda: failing_together(plan.ranks, states))
+    return replace(rollout, sequences=replace(sequences, frozen_states=plan.ranks.sum(found)))
 
 
 class LogProbs(NamedTuple):
