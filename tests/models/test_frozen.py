@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -98,7 +100,7 @@ def test_no_target_in_the_top_blocks_is_refused(tokenizer):
 
 def test_freeze_with_adapters_is_refused_before_a_model_is_loaded():
     model = ModelSettings(policy="x", freeze=["*"], lora=LoraSettings(rank=2))
-    with pytest.raises(ConfigError, match=r"model\.freeze: with model\.lora nothing but the adapters learns"):
+    with pytest.raises(ConfigError, match=r"with model\.lora nothing but the adapters learns"):
         validate(PPOConfig(model=model, data=DataSettings(prompts="x"), reward=RewardSettings(use="length")))
 
 
@@ -112,4 +114,11 @@ def test_a_loaded_model_has_the_settings(tokenizer, tmp_path):
         ModelSettings(policy=str(tmp_path), device="cpu", train_layers=1, lora=LoraSettings(rank=2))
     )
     assert adapted.frozen_blocks == 1
+    save_language_model(adapted, tmp_path / "trained")
+    lora, again = LoraSettings(rank=2), str(tmp_path / "trained" / "adapter")
+    further = ModelSettings(policy=again, device="cpu", lora=lora)
+    for layers in (0, 1):
+        continued = load_language_model(replace(further, train_layers=layers))
+        assert [name for name, _ in continued.trainable()] == [name for name, _ in adapted.trainable()]
+        assert continued.frozen_blocks == 1
     assert load_language_model(ModelSettings(policy=str(tmp_path), device="cpu")).frozen_blocks == 0

@@ -16,7 +16,7 @@ from proxlm.models.adapter_folder import continued, find_adapter, merged_network
 from proxlm.models.adapters import add_lora
 from proxlm.models.agreement import check_forward, model_runs
 from proxlm.models.forward import check_packing, runs_unpadded
-from proxlm.models.frozen import freeze, frozen_blocks
+from proxlm.models.frozen import freeze, frozen_blocks, top_blocks
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.model_types import SHORT_NAMES, is_encoder_decoder_type, register_model_types
 from proxlm.models.weights import (
@@ -57,8 +57,18 @@ def load_language_model(config: ModelSettings) -> LanguageModel:
     network = _load_network(config, adapter.base, f'{adapter.what} on the base "{adapter.base}"')
     if not config.lora.rank:
         return language_model_of(merged_network(network, adapter), tokenizer, config)
-    base = language_model_of(network, tokenizer, replace(config, lora=LoraSettings()))
-    return continued(base, adapter, config.lora)
+    plain = replace(config, lora=LoraSettings(), train_layers=0, freeze=[])
+    model = continued(language_model_of(network, tokenizer, plain), adapter, config.lora)
+    if config.train_layers:
+        top = tuple(f"{name}." for name, _ in top_blocks(network, config.train_layers))
+        below = [name for name, _ in model.trainable() if not name.startswith(top)]
+        if below:
+            raise ConfigError(
+                f"model.train_layers = {config.train_layers}: the adapter in {adapter.path} reaches further down"
+                f" ({below[0]}); set it to 0 to continue the adapter"
+            )
+    model.frozen_blocks = frozen_blocks(model)
+    return model
 
 
 def language_model_of(network: Any, tokenizer: Any, config: ModelSettings) -> LanguageModel:

@@ -110,7 +110,7 @@ def test_the_engine_keeps_the_states_of_all_tokens_while_it_writes(tokenizer, fa
     whole = generate(engine, prompts, settings, seed=0, step=0)
     assert whole.sequences.frozen_states is None
     assert torch.equal(whole.sequences.tokens, rollout.sequences.tokens)
-    assert torch.equal(whole.logprobs, rollout.logprobs)
+    assert torch.allclose(whole.logprobs, rollout.logprobs, atol=1e-5)
 
 
 class Echo:
