@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+from proxlm.config.gguf_paths import PACKAGE_PREFIX, is_gguf
 from proxlm.config.setting import PathKind
 from proxlm.config.tree import is_section, kinds
 from proxlm.config.values import is_table
@@ -123,7 +124,9 @@ def short(path: str) -> str:
 
 def looks_like_path(name: str) -> bool:
     """Whether a model's name can only be a path: a hub name has one slash at most and begins with none of / . ~."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
+    if name.startswith(PACKAGE_PREFIX):
+        return False
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/") or is_gguf(name)
 
 
 def _joined(kind: PathKind, value: str, base: str) -> str:

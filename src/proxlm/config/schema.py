@@ -36,7 +36,8 @@ class ModelSettings:
 
     policy: str = setting(
         "",
-        "the language model: a folder in Hugging Face format, of a model or a PEFT adapter, or a name on the hub",
+        "the language model: a folder in Hugging Face format, of a model or a PEFT adapter, or a name on the hub; a"
+        " GGUF file (its path, or package:NAME of an installed package that carries one)",
         path="model",
     )
     critic: Literal["shared", "separate", "adapter"] = setting(

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from proxlm.config.gguf_paths import gguf_file, is_gguf
 from proxlm.config.paths import PathSetting, adapter_base, looks_like_path
 from proxlm.data.tables import is_data_set, is_hub_name, split_of_folder
 from proxlm.data.text import files_in
@@ -38,8 +39,8 @@ def files_of(setting: PathSetting) -> dict[str, Path]:
 
 
 def _of_model(name: str) -> dict[str, Path]:
-    folder = Path(name)
-    if os.path.isfile(folder):  # the argument of a user's reward may be any file
+    folder = gguf_file(name) if is_gguf(name) else Path(name)
+    if os.path.isfile(folder):  # a GGUF file; the argument of a user's reward may be any other
         return {folder.name: folder}
     if not os.path.isdir(folder):
         found = None if looks_like_path(name) else _in_hub_cache(name)

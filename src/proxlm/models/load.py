@@ -17,6 +17,7 @@ from proxlm.models.adapters import add_lora
 from proxlm.models.agreement import check_forward, model_runs
 from proxlm.models.forward import check_packing, runs_unpadded
 from proxlm.models.frozen import freeze, frozen_blocks, top_blocks
+from proxlm.models.gguf import imported
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.model_types import SHORT_NAMES, is_encoder_decoder_type, register_model_types
 from proxlm.models.weights import (
@@ -43,8 +44,9 @@ def load_language_model(config: ModelSettings) -> LanguageModel:
     register_model_types()  # first, for transformers looks up the tokenizer by model type
     adapter = find_adapter(config.policy)
     if adapter is None:
-        tokenizer = load_tokenizer(config.policy, config.trust_remote_code)
-        network = _load_network(config, config.policy, f'model.policy = "{config.policy}"')
+        folder = imported(config.policy)
+        tokenizer = load_tokenizer(folder, config.trust_remote_code)
+        network = _load_network(config, folder, f'model.policy = "{config.policy}"')
         return language_model_of(network, tokenizer, config)
     tokenizer = load_tokenizer(adapter.tokenizer, config.trust_remote_code)
     if adapter.has_two_tokenizers:

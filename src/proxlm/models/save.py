@@ -27,7 +27,7 @@ def save_language_model(model: LanguageModel, folder: Path) -> None:
     With LoRA it writes the base with the adapters merged in, and the adapters in PEFT's format in a folder below. The
     weights are written in model.save_dtype, the adapters in float32. The model itself does not change.
     """
-    with _no_progress_bars():
+    with no_progress_bars():
         if model.adapters is None:
             _save_network(model.network, model.save_dtype, folder)
         else:
@@ -122,7 +122,7 @@ def _save_adapter(adapters: Any, folder: Path) -> None:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Without transformers' bars, which would tear the run's own display at each checkpoint."""
     from transformers.utils import logging
 

@@ -17,6 +17,7 @@ from proxlm.data.turn_end import eos_of
 from proxlm.errors import ConfigError, ModelError
 from proxlm.models.adapter_folder import AdapterFolder, find_adapter
 from proxlm.models.context import context_of
+from proxlm.models.gguf import imported
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import language_model_of, load_language_model
 from proxlm.models.model_types import register_model_types
@@ -29,8 +30,8 @@ class ModelSource:
 
     Args:
         settings: The section [model].
-        model: A folder, a name on the hub, a transformers model or a LanguageModel, instead of settings.policy. A
-            loaded model is trained in place.
+        model: A folder, a name on the hub, a GGUF file, a transformers model or a LanguageModel, instead of
+            settings.policy. A loaded model is trained in place.
         tokenizer: The tokenizer of a transformers model.
 
     Raises:
@@ -90,12 +91,17 @@ class ModelSource:
         if self._network is not None:
             return self._network.config
         register_model_types()
-        require_folder(self.settings.policy)
-        name = self.settings.policy if self._adapter is None else self._adapter.base
+        require_folder(self._folder)
+        name = self._folder if self._adapter is None else self._adapter.base
         try:
             return read_configuration(name, self.settings.trust_remote_code)
         except (OSError, ValueError) as error:
             raise ModelError(f'model.policy = "{name}": cannot be loaded: {reason_of(error, 200)}') from error
+
+    @cached_property
+    def _folder(self) -> str:
+        """The folder or the name on the hub that is read: of a GGUF file, what it was made into."""
+        return imported(self.settings.policy)
 
     @cached_property
     def _adapter(self) -> AdapterFolder | None:
@@ -107,7 +113,7 @@ class ModelSource:
         """The tokenizer. Raises ModelError if there is none or it has no EOS."""
         if self._tokenizer is not None:
             return check_tokenizer(self._tokenizer, self.settings.policy)
-        path = self.settings.policy if self._adapter is None else self._adapter.tokenizer
+        path = self._folder if self._adapter is None else self._adapter.tokenizer
         return load_tokenizer(path, self.settings.trust_remote_code)
 
     @cached_property

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from proxlm.config.gguf_paths import is_gguf
 from proxlm.errors import ModelError
 from proxlm.files import check_folder
 from proxlm.text import listed, reason_of, shown
@@ -193,7 +194,9 @@ def refuse_two_models(folder: Path, what: str) -> None:
 
 
 def check_files(path: str, what: str) -> None:
-    """Raise ModelError for a folder with an adapter, or with pickled weights alone."""
+    """Raise ModelError for a folder with an adapter, or with pickled weights alone, and for a GGUF file."""
+    if is_gguf(path):
+        raise ModelError(f"{what}: a GGUF file, where a folder or a name on the hub is needed")
     folder = Path(path)
     if not folder.is_dir():
         return
