@@ -51,7 +51,7 @@ def test_nothing_to_use() -> None:
     )
     assert message.endswith(
         "built in are sentiment, regex, exact_match, numeric_answer, python_parses, length, repetition, "
-        "keyword, chrf, reward_model, python_tests"
+        "keyword, instructions, chrf, reward_model, python_tests"
     )
 
 

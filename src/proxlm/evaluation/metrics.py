@@ -7,6 +7,7 @@ import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+_Z_975 = 1.959963984540054  # the 97.5% point of the normal distribution
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
 
@@ -40,6 +41,16 @@ def mean_with_interval(values: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
+def wilson_interval(good: int, count: int) -> Estimate:
+    """A share with its 95% interval (Wilson 1927), which stays within [0, 1]. Raises ValueError for no trials."""
+    if count < 1:
+        raise ValueError("no trials")
+    share, z2 = good / count, _Z_975**2
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = _Z_975 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half))
+
+
 def student_t_975(degrees: int) -> float:
     """The 97.5% point of Student's t, by Hill's asymptotic expansion (1970); exact for 1 and 2 degrees.
 
@@ -49,7 +60,7 @@ def student_t_975(degrees: int) -> float:
         return math.tan(0.475 * math.pi)
     if degrees == 2:
         return math.sqrt(2 / (0.05 * 1.95)) * 0.95
-    z, n = 1.959963984540054, degrees
+    z, n = _Z_975, degrees
     g1 = (z**3 + z) / 4
     g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384

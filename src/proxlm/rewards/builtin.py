@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from proxlm.errors import ConfigError, RewardError
 from proxlm.rewards.fields import field_of
+from proxlm.rewards.instructions import share_kept, words
 from proxlm.rewards.numeric import is_marked, last_number, marked_number, to_number
 from proxlm.rewards.python_code import python_parse_report
 from proxlm.rewards.python_tests import PythonTests
@@ -149,6 +150,49 @@ def keyword(words: list[str], all: bool = False, ignore_case: bool = True) -> Sc
     ]
 
 
+def instructions(
+    field: str = "instructions", all: bool = False, min_words: int = 0, repeats: bool = True
+) -> Scorer:
+    """The share of the record's instructions that the response keeps (rewards/instructions.py).
+
+    Args:
+        field: The record's field: a list of instructions, {"kind": "max_words", "count": 8} for instance.
+        all: 1 if every one is kept, else 0, instead of the share.
+        min_words: A response with fewer different words gets 0.
+        repeats: Whether one text may answer different prompts of a call; if not, all of these get 0.
+    """
+    if min_words < 0:
+        raise ValueError(f"min_words = {min_words}: must be at least 0")
+
+    def score(completion: Completion) -> float | RewardError:
+        asked = field_of(completion, field)
+        if isinstance(asked, RewardError):
+            return asked
+        if not isinstance(asked, list):
+            return RewardError(f'field "{field}" holds a {type(asked).__name__}, not a list of instructions')
+        try:
+            share = share_kept(completion.text, asked)
+        except ValueError as error:
+            return RewardError(f'field "{field}": {error}')
+        enough = len({word.casefold() for word in words(completion.text)}) >= min_words
+        return float(share == 1 if all else share) * enough
+
+    def score_all(completions: list[Completion]) -> list[float | RewardError]:
+        scores = [score(c) for c in completions]
+        if repeats:
+            return scores
+        prompts: dict[str, set[str]] = {}
+        texts = [" ".join(c.text.casefold().split()) for c in completions]
+        for text, completion in zip(texts, completions, strict=True):
+            prompts.setdefault(text, set()).add(completion.prompt)
+        return [
+            0.0 if len(prompts[text]) > 1 and isinstance(value, float) else value
+            for text, value in zip(texts, scores, strict=True)
+        ]
+
+    return score_all
+
+
 def chrf(field: str = "response", word_order: int = 0) -> Scorer:
     """chrF of the response against the field's text, in [0, 1] (Popović 2015), as sacrebleu computes it per sentence.
 
@@ -219,6 +263,7 @@ BUILTINS: dict[str, Callable[..., Scorer]] = {
     "length": length,
     "repetition": repetition,
     "keyword": keyword,
+    "instructions": instructions,
     "chrf": chrf,
     "reward_model": RewardModel,
     "python_tests": python_tests,

@@ -1,0 +1,161 @@
+"""Each kind of instruction: texts that keep it and texts that do not, and what is no instruction."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxlm.errors import RewardError
+from proxlm.rewards.builtin import instructions
+from proxlm.rewards.instructions import KINDS, kept, sentences, share_kept, wording, words
+from proxlm.types import Completion
+
+# kind → (arguments, texts that keep it, texts that do not)
+CASES = {
+    "max_words": ({"count": 3}, ["one two three", "One.", " - a - b - c -\n"], ["one two three four"]),
+    "min_words": ({"count": 3}, ["one two three", "a b\nc d"], ["one two", "a b - -"]),
+    "sentences": (
+        {"count": 2},
+        ["Yes. No.", 'He said "Go!" Then he left.', "It costs 3.5 euros. Really?!", "Wait... what", "你好。再见！"],
+        ["Yes.", "One. Two. Three.", "no end at all"],
+    ),
+    "lowercase": ({}, ["all small, 1 2 3!", "été"], ["One capital", "123", "日本"]),
+    "uppercase": ({}, ["ALL BIG, 1 2 3!", "ÉTÉ"], ["ONE SMALl", "123"]),
+    "include": ({"word": "Warm"}, ["so warm.", "WARM", "'warm'"], ["warmth", "lukewarm", "cold"]),
+    "exclude": ({"word": "warm"}, ["warmth", "cold"], ["so warm.", "Warm"]),
+    "starts_with": ({"word": "yes"}, ["Yes, it is", '"Yes!"', "**yes** no"], ["Yesterday", "Oh yes"]),
+    "ends_with": ({"word": "home"}, ["going home.", "HOME", 'at "home"!'], ["homes", "home again"]),
+    "no_commas": ({}, ["a b; c"], ["a, b", "a，b", "1,000"]),
+    "no_digits": ({}, ["one two"], ["1 two"]),
+    "has_number": ({}, ["in 1969"], ["in the sixties"]),
+    "question": ({}, ["Is it?", 'He asked: "Why?"', "**Really?** ", "是吗？"], ["Is it? Yes.", "Is it"]),
+    "exclamation": ({}, ["Go!", '"Go!"', "走！"], ["Go! Now."]),
+    "one_line": ({}, ["a b c\n"], ["a\nb"]),
+    "bullets": (
+        {"count": 2},
+        ["- one\n- two", "* one\n\n* two\n", "  - one\n  • two"],
+        ["- one", "- one\n- two\n- three", "Here:\n- one\n- two", "-one\n-two", "1. one\n2. two", "- \n- b"],
+    ),
+    "numbered": (
+        {"count": 2},
+        ["1. one\n2. two", "1) one\n\n2) two"],
+        ["1. one", "1. one\n3. two", "2. one\n1. two", "A:\n1. one\n2. two", "1.one\n2.two", "01. a\n2. b"],
+    ),
+    "json": (
+        {"key": "answer"},
+        ['{"answer": "tea"}', ' {"a": 1,\n "answer": ["b"]} '],
+        ['{"answer": ""}', '{"text": "tea"}', '["answer"]', '```{"answer": 1}```', "{'answer': 'tea'}", "answer",
+         '{"answer": NaN}', "[" * 100_000 + "1"],
+    ),
+    "quoted": ({}, ['"All of it."', "“All of it.”"], ['"Some" of it', 'no', '"one" and "two"', '"', '""', '" - "']),
+    "tagged": (
+        {"tag": "note"}, ["<note>Hi</note>", "<note>\nHi\n</note>\n"],
+        ["<note>Hi", "Hi</note>", "a <note>Hi</note>", "<note></note>", "<Note>Hi</Note>", "<note> - </note>"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind(kind):
+    arguments, right, wrong = CASES[kind]
+    instruction = {"kind": kind, **arguments}
+    assert [text for text in right if not kept(text, instruction)] == []
+    assert [text for text in wrong if kept(text, instruction)] == []
+    for text in ("", "  \n", "- ,. !?", '"…"'):
+        assert not kept(text, instruction), "an answer without a word is none"
+    assert all(str(value) in wording(instruction) for value in arguments.values())
+
+
+def test_wording_is_english():
+    assert wording({"kind": "sentences", "count": 1}) == "Answer in exactly 1 sentence."
+    assert wording({"kind": "max_words", "count": 11}) == "Answer in 11 words or less."
+    assert wording({"kind": "include", "word": "warm"}) == 'Use the word "warm".'
+
+
+def test_phrases_are_several_words():
+    assert kept("In short, yes", {"kind": "starts_with", "word": "in short"})
+    assert not kept("In brief", {"kind": "starts_with", "word": "in short"})
+    assert kept("I am at\nhome", {"kind": "include", "word": "at home"})
+    assert not kept("yes", {"kind": "ends_with", "word": "oh yes"})
+
+
+def test_words_and_sentences():
+    assert words(" - one, two… 3 !") == ["one,", "two…", "3"]
+    assert [part.strip() for part in sentences("A b. C d!? e")] == ["A b", "C d", "e"]
+
+
+def test_share():
+    asked = [{"kind": "lowercase"}, {"kind": "max_words", "count": 2}, {"kind": "question"}]
+    assert share_kept("why?", asked) == 1
+    assert share_kept("Why?", asked) == pytest.approx(2 / 3)
+    assert share_kept("", asked) == 0
+
+
+@pytest.mark.parametrize(
+    ("instruction", "reason"),
+    [
+        ("lowercase", "not an instruction"),
+        ({}, "not an instruction"),
+        ({"kind": 3}, "3: no kind of instruction"),
+        ({"kind": "lower"}, "did you mean lowercase"),
+        ({"kind": "max_words"}, '"max_words" takes count, and got none'),
+        ({"kind": "lowercase", "count": 3}, '"lowercase" takes no arguments, and got count'),
+        ({"kind": "max_words", "count": "3"}, "count = '3': must be a whole number"),
+        ({"kind": "max_words", "count": 0}, "count = 0: must be a whole number from 1"),
+        ({"kind": "max_words", "count": True}, "count = True"),
+        ({"kind": "max_words", "count": 10**9}, "must be a whole number"),
+        ({"kind": "include", "word": " "}, "word = ' ': must be a text"),
+        ({"kind": "include", "word": 3}, "word = 3: must be a text"),
+    ],
+)
+def test_what_is_no_instruction_is_named(instruction, reason):
+    for call in (lambda: kept("text", instruction), lambda: wording(instruction)):
+        with pytest.raises(ValueError, match=reason):
+            call()
+
+
+def test_long_texts():
+    """Each finishes; with a pattern that tries every place of a run again, it would take minutes."""
+    for text in ("." * 100_000 + "a", "a" + "?" * 100_000, "1. " * 30_000, '"' * 100_000, "{" * 100_000):
+        for kind, (arguments, _, _) in CASES.items():
+            kept(text, {"kind": kind, **arguments})
+
+
+# --- the reward
+
+ASKED = [{"kind": "lowercase"}, {"kind": "max_words", "count": 3}]
+
+
+def completion(text, asked=ASKED, prompt="p"):
+    return Completion(prompt, text, fields={"instructions": asked})
+
+
+def test_reward_is_the_share_or_all():
+    texts = [completion("a b c"), completion("A b c"), completion("A b c d"), completion("")]
+    assert instructions()(texts) == [1.0, 0.5, 0.0, 0.0]
+    assert instructions(all=True)(texts) == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_guards_against_short_answers_and_one_answer_to_every_prompt():
+    short, long = completion("yes yes yes"), completion("yes no maybe")
+    assert instructions(min_words=2)([short, long]) == [0.0, 1.0]
+    same = [completion("it is so", prompt=p) for p in ("p", "q", "q")]
+    assert instructions()(same) == [1.0, 1.0, 1.0]
+    assert instructions(repeats=False)(same) == [0.0, 0.0, 0.0]
+    assert instructions(repeats=False)(same[1:]) == [1.0, 1.0], "the same prompt may get the same answer"
+    assert instructions(repeats=False)([completion("It is  so", prompt="p"), same[1]]) == [0.0, 0.0]
+
+
+def test_records_that_cannot_be_scored():
+    missing, empty, wrong = Completion("p", "t"), completion("t", []), completion("t", [{"kind": "lower"}])
+    found = instructions()([missing, empty, wrong, completion("t", "lowercase")])
+    assert all(isinstance(value, RewardError) for value in found)
+    assert 'no field "instructions"' in str(found[0])
+    assert "did you mean lowercase" in str(found[2])
+    assert instructions(field="asked")([Completion("p", "t", fields={"asked": [{"kind": "lowercase"}]})]) == [
+        1.0
+    ]
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="min_words = -1"):
+        instructions(min_words=-1)
