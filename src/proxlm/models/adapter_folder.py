@@ -17,6 +17,7 @@ from proxlm.errors import ConfigError, ModelError
 from proxlm.files import check_regular, read_regular
 from proxlm.models.adapters import POLICY, REFERENCE, add_adapter_set, check_merge, merged, some_logits
 from proxlm.models.language_model import LanguageModel
+from proxlm.models.quiet import without_known_warnings
 from proxlm.models.weights import ADAPTER_CONFIG, PICKLED, check_names, read_configuration, refuse_two_models
 from proxlm.text import reason_of, shown
 
@@ -216,7 +217,8 @@ def _with_adapter(network: Any, adapter: AdapterFolder, own_embedding: bool) -> 
     )
     settings.inference_mode, settings.base_model_name_or_path = False, adapter.base
     try:
-        adapted = peft.get_peft_model(network, settings, adapter_name=POLICY)
+        with without_known_warnings():
+            adapted = peft.get_peft_model(network, settings, adapter_name=POLICY)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError) as error:
         raise ModelError(f"{adapter.what} that does not fit its base: {reason_of(error, 150)}") from error
     settings.base_model_name_or_path = adapter.base

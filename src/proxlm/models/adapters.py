@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import nn
 from proxlm.config import LoraSettings
 from proxlm.errors import ConfigError, ModelError
 from proxlm.models.frozen import top_blocks
+from proxlm.models.quiet import without_known_warnings
 from proxlm.text import listed, reason_of
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def add_lora(model: LanguageModel, lora: LoraSettings, train_layers: int = 0) ->
     )
     learned = {id(p) for p in model.network.parameters() if p.requires_grad}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT warns of tied weights, which are refused below
+        # Patterns that PEFT itself adds, for the experts of a mixture.
+        with without_known_warnings(r"The following \w+_pattern keys did not match"):
             adapted = peft.get_peft_model(model.network, settings)
     except ValueError as error:
         raise ConfigError(f"model.lora.targets = {lora.targets}: {reason_of(error, 150)}") from error
@@ -133,9 +133,7 @@ def _check_layers(adapted: Any, lora: LoraSettings) -> None:
 
 def merged(adapted: Any) -> Any:
     """The network with its active adapters added to its weights, in place; the other sets are dropped."""
-    with warnings.catch_warnings():
-        # PEFT says so where an adapter has untied two weights; it has changed the configuration then.
-        warnings.simplefilter("ignore")
+    with without_known_warnings():
         return adapted.merge_and_unload()
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from proxlm.checkpoint.write import give_mode_of
 from proxlm.models.adapters import POLICY, merged
 from proxlm.models.language_model import LanguageModel
+from proxlm.models.quiet import without_progress_bars
 
 # In the folder of a policy with LoRA, its adapters by themselves. Not beside the merged weights: transformers puts an
 # adapter that it finds there on the model once more.
@@ -42,7 +43,8 @@ def save_language_model(model: LanguageModel, folder: Path) -> None:
 def _save_network(network: Any, dtype: torch.dtype, folder: Path) -> None:
     """Write a transformers model with its floating-point weights rounded to `dtype`."""
     tensors = None if dtype == torch.float32 else _rounded(network.state_dict(), dtype)
-    network.save_pretrained(folder, state_dict=tensors)
+    with without_progress_bars():
+        network.save_pretrained(folder, state_dict=tensors)
     truth: dict[str, Any] = {}
     if tensors is not None:
         truth["dtype"] = str(dtype).removeprefix("torch.")

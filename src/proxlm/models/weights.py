@@ -17,6 +17,7 @@ import torch
 from proxlm.config.gguf_paths import is_gguf
 from proxlm.errors import ModelError
 from proxlm.files import check_folder
+from proxlm.models.quiet import without_progress_bars
 from proxlm.text import listed, reason_of, shown
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -71,15 +72,16 @@ def read_network(
     check_files(path, what)
     try:
         check_folder(path)
-        network, info = kind.from_pretrained(
-            path,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            # So that all of them are in `info`, and none is an error of its own without a name.
-            ignore_mismatched_sizes=True,
-        )
+        with without_progress_bars():
+            network, info = kind.from_pretrained(
+                path,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                # So that all of them are in `info`, and none is an error of its own without a name.
+                ignore_mismatched_sizes=True,
+            )
     except Exception as error:  # what the fields of config.json lead to: AttributeError, AssertionError, …
         raise ModelError(f"{what}: cannot be loaded: {reason_of(error, 200)}") from error
     # All of the model is there but its head, or that of another kind.
