@@ -7,6 +7,7 @@ extras and scripts must exist.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -135,6 +136,29 @@ def test_python_blocks_run(
             if name := re.match(r"# (\w+\.py)\n", block.text):
                 Path(name[1]).write_text(block.text, encoding="utf-8")
             exec(compile("\n" * block.line + block.text, page, "exec"), namespace)
+
+
+def session_or_script(text: str) -> str:
+    """The Python of a block; of a session what was entered, without what was printed."""
+    if not text.startswith(">>>"):
+        return text
+    lines = re.findall(r"^(?:>>>|\.\.\.) ?(.*)$", text, re.MULTILINE)
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("block", all_blocks("python"), ids=place)
+def test_python_blocks_use_public_names_only(block: Block) -> None:
+    """`__all__` is the promise: what a page shows must be in it."""
+    for node in ast.walk(ast.parse(session_or_script(block.text))):
+        if isinstance(node, ast.Import):
+            assert [alias.name for alias in node.names if alias.name.startswith("proxlm.")] == []
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "proxlm":
+            assert node.module == "proxlm"
+            assert {alias.name for alias in node.names} <= set(proxlm.__all__)
+        elif (
+            isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "proxlm"
+        ):
+            assert node.attr in proxlm.__all__
 
 
 def test_pages_with_a_test_of_their_own() -> None:

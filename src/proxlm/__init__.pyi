@@ -96,6 +96,18 @@ from proxlm.data.prompts import (
 from proxlm.data.tokenizer import (
     train_tokenizer as train_tokenizer,
 )
+from proxlm.doctor.doctor import (
+    Doctor as Doctor,
+)
+from proxlm.doctor.doctor import (
+    diagnose as diagnose,
+)
+from proxlm.doctor.facts import (
+    facts_of as facts_of,
+)
+from proxlm.doctor.finding import (
+    Finding as Finding,
+)
 from proxlm.engine.native import (
     NativeEngine as NativeEngine,
 )
@@ -189,11 +201,17 @@ from proxlm.models.actor_critic import (
 from proxlm.models.language_model import (
     LanguageModel as LanguageModel,
 )
+from proxlm.models.model_types import (
+    register_model_types as register_model_types,
+)
 from proxlm.report.run import (
     Run as Run,
 )
 from proxlm.report.run import (
     load_run as load_run,
+)
+from proxlm.rewards.python_code import (
+    python_parse_report as python_parse_report,
 )
 from proxlm.rewards.reward import (
     build_reward as build_reward,
@@ -209,6 +227,30 @@ from proxlm.rl.losses import (
 )
 from proxlm.rl.policy_losses import (
     LossInputs as LossInputs,
+)
+from proxlm.sandbox.run import (
+    Isolation as Isolation,
+)
+from proxlm.sandbox.run import (
+    Limits as Limits,
+)
+from proxlm.sandbox.run import (
+    Program as Program,
+)
+from proxlm.sandbox.run import (
+    SandboxError as SandboxError,
+)
+from proxlm.sandbox.run import (
+    SandboxResult as SandboxResult,
+)
+from proxlm.sandbox.run import (
+    isolation as isolation,
+)
+from proxlm.sandbox.run import (
+    run_programs as run_programs,
+)
+from proxlm.sandbox.run import (
+    run_python as run_python,
 )
 from proxlm.train.common.callbacks import (
     Callback as Callback,

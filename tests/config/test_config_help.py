@@ -73,7 +73,8 @@ def test_lines(job: str, line: str) -> None:
 
 def test_a_sections_note_from_its_job_is_shown() -> None:
     text = " ".join(describe("evaluate").split())
-    assert "precision and the device. (policy: the reference, evaluated first) --model.policy TEXT" in text
+    note = "(policy: the reference, evaluated first; empty: the first of models)"
+    assert f"precision and the device. {note} --model.policy TEXT" in text
 
 
 def test_resume_is_not_offered_where_there_is_no_run() -> None:

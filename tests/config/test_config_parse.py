@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import proxlm
 from proxlm.config import (
     JOBS,
     EvaluateConfig,
@@ -293,11 +294,60 @@ def test_an_unknown_job_names_the_nearest() -> None:
 
 
 def test_what_is_needed_and_not_given_says_how_to_give_it() -> None:
-    assert error() == "model.policy: required, but not given (set it in a recipe, or with --model.policy)"
-    assert error("report") == "folder: required, but not given (set it in a recipe, or with --folder)"
-    assert error("ppo", overrides={**NEEDED, "reward.terms.a.weight": 1}) == (
+    assert (
+        error(arguments=[])
+        == "model.policy: required, but not given (set it in a recipe, or with --model.policy)"
+    )
+    for job in ("report", "doctor", "verify"):
+        assert error(job, arguments=[]) == f"folder: required, but not given (write proxlm {job} FOLDER)"
+    assert (
+        error("control", arguments=[])
+        == "environment.id: required, but not given (write proxlm control ENVIRONMENT_ID)"
+    )
+    for job in ("evaluate", "generate"):
+        assert error(job, arguments=[]) == (
+            "model.policy: required, but not given (set it in a recipe, or with --model.policy, or write proxlm"
+            f" {job} RUN, a run's folder)"
+        )
+    assert error("ppo", overrides={**NEEDED, "reward.terms.a.weight": 1}, arguments=[]) == (
         "reward.terms.a.use: required, but not given (set it in a recipe, or with --reward.terms.a.use)"
     )
+
+
+def test_python_is_not_told_of_the_command_line() -> None:
+    how = 'set it in the file or the mapping, or pass overrides={"model.policy": ...}'
+    for found in (
+        error(),
+        error("ppo", {"ppo": {"steps": 3}}),
+        error("evaluate", {"data": {"prompts": "x"}}),
+    ):
+        assert found == f"model.policy: required, but not given ({how})"
+    for call, wanted in (
+        (
+            lambda: proxlm.PPOTrainer(prompts=["a"]),
+            "PPOConfig: model.policy: required, but not given (pass model=",
+        ),
+        (
+            lambda: proxlm.PPOTrainer("m"),
+            "PPOConfig: data.prompts: required, but not given (pass prompts=...,",
+        ),
+        (lambda: proxlm.SFTTrainer("m"), "SFTConfig: text.train: required, but not given (pass train=...,"),
+        (proxlm.PretrainTrainer, "PretrainConfig: text.train: required, but not given (pass texts=...,"),
+        (
+            proxlm.ControlTrainer,
+            "environment.id: required, but not given (set it in the ControlConfig)",
+        ),
+        (lambda: proxlm.evaluate(prompts=["a"]), "model.policy: required, but not given (pass models=...,"),
+        (
+            lambda: proxlm.evaluate("m"),
+            "data.eval_prompts: required: a file of prompts to evaluate on (pass",
+        ),
+        (lambda: proxlm.evaluate([], ["a"]), "models: an empty list"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            call()
+        assert wanted in str(caught.value)
+        assert "--" not in str(caught.value)
 
 
 def test_a_clash_names_where_the_setting_came_from() -> None:

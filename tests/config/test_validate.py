@@ -72,7 +72,7 @@ def test_values_get_their_declared_types() -> None:
         ),
         ({"reward": RewardSettings(weights={"a": float("inf")})}, "reward.weights.a = inf: must be a finite number"),
         ({"rollout": RolloutSettings(stop="a")}, 'rollout.stop: expected a list of texts, got "a"'),
-        ({"model": ModelSettings()}, 'model.policy = "": required, but not given'),
+        ({"model": ModelSettings()}, 'model.policy: required, but not given (set it in the PPOConfig)'),
         ({"ppo": PPOSettings(minibatches=99)}, "ppo.minibatches = 99: more minibatches than responses in a step"),
         ({"reward": RewardSettings(args={"api_key": "abcdefgh12"})}, "reward.args.api_key: looks like a secret"),
     ],

@@ -141,7 +141,7 @@ def test_a_reader_that_goes_away_stops_a_run_after_its_step(tiny_place, whole, f
     ended = run_until(PPO, place, lambda _child: None, before=lambda: breaks_output(2, full))
     assert ended.status == 141
     assert ended.errors.splitlines() == [
-        "a closed output: finishing this step and saving it; Ctrl-C stops at once",
+        "a closed output: finishing this step and saving it; press Ctrl-C again to stop at once",
         f"proxlm: stopped by a closed output after step 2 of 4, saved; {GO_ON}",
     ]
     assert main(["ppo", "run/config.toml", "--resume"]) == 0

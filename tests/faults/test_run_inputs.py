@@ -166,7 +166,7 @@ def test_a_folder_that_is_taken_is_said_before_a_model_is_loaded(place, capfd, m
     monkeypatch.setattr(ModelSource, "load", lambda _self: pytest.fail("loaded"))
     monkeypatch.setattr(ModelSource, "tokenizer", property(lambda _self: pytest.fail("read")))
     assert main([*PPO, *SHORT]) == 2
-    assert "run: already holds a run; add --resume" in capfd.readouterr().err
+    assert "run: already holds a run; set run.resume" in capfd.readouterr().err
     assert main([*PPO, *SHORT, "--run.folder", "none", "--resume"]) == 2
     assert "none: nothing to resume: no such folder" in capfd.readouterr().err
 

@@ -28,7 +28,7 @@ def test_a_signal_finishes_the_step_and_saves_it(tiny_place, capfd, name, status
     quiet = ["--run.save-every", "0", "--run.tensorboard", "true"]
     assert main([*PPO, *sends, *quiet, "--run.folder", "my run"]) == status
     told = capfd.readouterr().err.splitlines()
-    assert told[0] == f"{word}: finishing this step and saving it; Ctrl-C stops at once"
+    assert told[0] == f"{word}: finishing this step and saving it; press Ctrl-C again to stop at once"
     assert told[-1] == (
         f"proxlm: stopped by {word} after step 2 of 4, saved; go on with: proxlm ppo 'my run/config.toml' --resume"
     )

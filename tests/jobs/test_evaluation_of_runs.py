@@ -10,6 +10,7 @@ import pytest
 import proxlm
 from proxlm.__main__ import main
 from proxlm.models.save import save_language_model
+from proxlm.runlog.text import number
 from small_models import TEXTS, tiny_model
 
 REWARD = (
@@ -157,6 +158,74 @@ def test_evaluation_during_a_run_needs_held_out_prompts(place, capsys):
     assert main([*PPO, "--data.eval-count", "0", "--evaluation.every", "1", "--run.folder", "run"]) == 2
     assert "evaluation.every = 1: there are no held-out prompts" in capsys.readouterr().err
     assert not (place / "run").exists()
+
+
+def test_the_last_steps_evaluation_is_the_one_after_the_run(place, capsys):
+    line = [*PPO, "--run.folder", "run", "--run.report", "true"]
+    assert main([*line, "--evaluation.every", "2"]) == 0
+    printed = capsys.readouterr().out
+    # Two during the run, of which the second is that of the policy that is saved; both are shown.
+    assert "(before)" in printed
+    assert "(after)" not in printed
+    shown = [text for text in printed.splitlines() if text.startswith("evaluation, step ")]
+    assert [text.split(":")[0] for text in shown] == ["evaluation, step 2", "evaluation, step 4"]
+    last = evaluated(place / "run")[-1]
+    for name in ("reward", "greedy/reward", "kl"):
+        assert f"{name} {number(last[f'evaluation/{name}'])}" in shown[1]
+    responses = rows(place / "run" / "evaluation-after.jsonl")
+    after = json.loads((place / "run" / "evaluation.json").read_text())["models"][1]
+    assert (after["name"], after["model"]) == ("after", "run/policy")
+    assert after["metrics"]["reward"]["mean"] == pytest.approx(
+        sum(r["reward"] for r in responses) / 5, abs=1e-4
+    )
+    # The same run that evaluates after its last step as well finds the same.
+    assert main([*PPO, "--run.folder", "other", "--evaluation.every", "3"]) == 0
+    assert "(after)" in capsys.readouterr().out
+    assert rows(place / "other" / "evaluation-after.jsonl") == responses
+
+
+def test_a_finished_run_is_not_evaluated_again(place, capsys):
+    line = [*PPO, "--run.folder", "run", "--run.report", "true"]
+    assert main(line) == 0
+    capsys.readouterr()
+    outputs = {
+        p: p.read_bytes() for p in (place / "run").rglob("*") if p.is_file() and p.name != "config.toml"
+    }
+    assert main([*line, "--resume"]) == 0
+    printed = capsys.readouterr().out
+    assert "the run is finished: nothing is left to do after step 4\n" in printed
+    assert "evaluating" not in printed
+    assert {p: p.read_bytes() for p in outputs} == outputs
+    # What is missing is made again, and more steps are done.
+    (place / "run" / "policy" / "config.json").write_text("{}")
+    assert main([*line, "--resume"]) == 0
+    assert "(after)" in capsys.readouterr().out
+    assert json.loads((place / "run" / "policy" / "config.json").read_text())["model_type"] == "llama"
+    assert main([*line, "--resume", "--ppo.steps", "5"]) == 0
+    printed = capsys.readouterr().out
+    assert "(after)" in printed
+    assert "finished" not in printed
+
+
+def test_models_without_a_policy_are_compared_with_the_first(place, capsys):
+    (place / "few.jsonl").write_text('{"prompt": "The"}\n{"prompt": "One"}\n', encoding="utf-8")
+    line = [
+        "evaluate",
+        "--data.eval-prompts",
+        "few.jsonl",
+        "--rollout.max-new-tokens",
+        "4",
+        "--output",
+        "out.json",
+    ]
+    assert main([*line, "--models", "model", "--models", str(place / "model")]) == 0
+    found = json.loads((place / "out.json").read_text())["models"]
+    assert len(found) == 2
+    assert found[0]["metrics"]["kl"]["mean"] == found[1]["metrics"]["kl"]["mean"] == 0
+    assert found[0]["metrics"]["perplexity"] == found[1]["metrics"]["perplexity"]
+    capsys.readouterr()
+    assert main(["evaluate", "--data.eval-prompts", "few.jsonl"]) == 2
+    assert "model.policy: required, but not given" in capsys.readouterr().err
 
 
 def test_threads_of_evaluate_and_generate(place, capsys):

@@ -50,7 +50,7 @@ def test_open_run_leaves_a_run_alone(tmp_path: Path) -> None:
     run = open_run(str(tmp_path / "run"), "ppo", False, lambda folder: "x = 1\n")
     with pytest.raises(
         RunError,
-        match=r"run: already holds a run; add --resume \(run\.resume\) to go on, or choose another run.folder",
+        match=r"run: already holds a run; set run.resume to go on, or choose another run.folder",
     ):
         open_run(str(run), "ppo", False, lambda folder: "x = 2\n")
     assert (run / "config.toml").read_text() == "x = 1\n"
@@ -64,7 +64,7 @@ def test_resume_leaves_the_settings_to_the_caller(tmp_path: Path) -> None:
 
 
 def test_resume_needs_a_folder_and_a_complete_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"^run\.folder: needed with --resume"):
+    with pytest.raises(RunError, match=r"^run\.folder: needed with run\.resume"):
         open_run("", "ppo", True, lambda folder: "")
     with pytest.raises(RunError, match=r"none: nothing to resume: no such folder"):
         open_run(str(tmp_path / "none"), "ppo", True, lambda folder: "")

@@ -12,7 +12,7 @@ folder named .writing-…, which the next save removes. Later damage is detected
 """
 
 from proxlm.checkpoint.changes import accept_changes, changed_rows
-from proxlm.checkpoint.manifest import damage, read_manifest
+from proxlm.checkpoint.manifest import damage, is_published, read_manifest
 from proxlm.checkpoint.read import (
     check_fit,
     checkpoint_problem,
@@ -45,6 +45,7 @@ __all__ = [
     "clear_leftovers",
     "damage",
     "folder_name",
+    "is_published",
     "leftovers",
     "load_checkpoint",
     "newest_checkpoint",

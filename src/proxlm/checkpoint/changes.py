@@ -61,7 +61,7 @@ def accept_changes(checkpoint: Path, changes: Sequence[str], accepted: bool) -> 
     more = f"; and {len(changes) - _NAMED} more" if len(changes) > _NAMED else ""
     raise RunError(
         f"{checkpoint.name}: {named}{more}; put it back, start a new run, or go on all the same:"
-        " --run.accept-changes true"
+        " run.accept_changes = true"
     )
 
 

@@ -77,6 +77,23 @@ def damage(folder: Path) -> str | None:
     return f"{strange[0]} was not there when it was written" if strange else None
 
 
+def is_published(checkpoint: Path, name: str, folder: Path) -> bool:
+    """Whether `folder` holds exactly the files that the checkpoint has in its folder `name`.
+
+    Raises RunError if the manifest cannot be read.
+    """
+    prefix = f"{name}/"
+    wanted = {
+        path.removeprefix(prefix): record
+        for path, record in read_manifest(checkpoint).items()
+        if path.startswith(prefix)
+    }
+    try:
+        return {path: file_record(folder / path) for path in _files(folder)} == wanted
+    except OSError:
+        return False
+
+
 def _files(folder: Path) -> list[str]:
     """Paths of the files below `folder`, without its manifest and hidden ones."""
     found = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()]

@@ -67,7 +67,7 @@ def newest_checkpoint(run: Path, on_damaged: Callable[[str], None] = _print) -> 
                 on_damaged(f"note: passed over a damaged checkpoint: {damaged}: {why}")
             return folder
         problems[folder] = problem
-    advice = "start again without --resume in a new folder"
+    advice = "start again without run.resume in a new folder"
     if problems:
         named = [f"{damaged.name}: {shown(why)}" for damaged, why in problems.items()][:_NAMED]
         more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""

@@ -147,7 +147,9 @@ class GenerateConfig:
     model: ModelSettings = setting(factory=ModelSettings)
     data: DataSettings = setting(factory=DataSettings)
     rollout: RolloutSettings = setting(factory=RolloutSettings)
-    prompt: str = setting("", "one prompt; if empty and data.prompts is not set, ask for prompts in a loop")
+    prompt: str = setting(
+        "", "one prompt; if empty and data.prompts is not set: lines of standard input, up to an empty one"
+    )
     output: str = setting("", "with data.prompts: JSONL file to write; empty: print", path="output")
     seed: int = setting(0, "seed of the sampling", ge=0, lt=2**32)
     run: ProcessSettings = setting(factory=ProcessSettings)
@@ -165,7 +167,9 @@ class GenerateConfig:
 class EvaluateConfig:
     """Evaluate models on held-out prompts, side by side."""
 
-    model: ModelSettings = setting(factory=ModelSettings, help="policy: the reference, evaluated first")
+    model: ModelSettings = setting(
+        factory=ModelSettings, help="policy: the reference, evaluated first; empty: the first of models"
+    )
     models: list[str] = setting(
         factory=list, help="more models to evaluate: folders or hub names", path="model"
     )
@@ -184,7 +188,7 @@ class EvaluateConfig:
     run: ProcessSettings = setting(factory=ProcessSettings)
 
     def problems(self) -> Problems:
-        found = required(("model.policy", self.model.policy))
+        found = [] if self.models else required(("model.policy", self.model.policy))
         if not (self.data.eval_prompts or self.data.prompts or self.environment.use):
             found.append(("data.eval_prompts", "required: a file of prompts to evaluate on"))
         found += chat_problems(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
@@ -37,20 +37,20 @@ def load_config(
     job: str,
     file: str | Path | Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
-    arguments: Sequence[str] = (),
+    arguments: Sequence[str] | None = None,
 ) -> Any: ...
 @overload
 def load_config(
     job: type[T],
     file: str | Path | Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
-    arguments: Sequence[str] = (),
+    arguments: Sequence[str] | None = None,
 ) -> T: ...
 def load_config(
     job: Any,
     file: str | Path | Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
-    arguments: Sequence[str] = (),
+    arguments: Sequence[str] | None = None,
 ) -> Any:
     """A job's settings: defaults < TOML file < overrides < command-line arguments.
 
@@ -59,14 +59,15 @@ def load_config(
         file: A TOML file, in which relative paths are relative to it; for evaluate and generate also a run's folder.
             Or a mapping with the same content: tables as in the file ({"ppo": {"steps": 3}}), dotted keys, or both.
         overrides: Values by dotted key ({"ppo.kl_coef": 0.1}).
-        arguments: What follows the job's name on the command line; it may name the file.
+        arguments: What follows the job's name on the command line; it may name the file. None: the caller is Python,
+            which messages take into account.
 
     Raises:
         ConfigError: One line with the source, the key, the value and what is allowed.
     """
     kind = job_class(job) if isinstance(job, str) else job
-    _check_call(kind, file, overrides, arguments)
-    bare, options = command_line.read_arguments(kind, arguments)
+    _check_call(kind, file, overrides, arguments or ())
+    bare, options = command_line.read_arguments(kind, arguments or ())
     positional = getattr(kind, "positional", "")
     takes_recipe = getattr(kind, "takes_recipe", not positional)
     if positional and bare and not (takes_recipe and bare[0].endswith(".toml")):
@@ -83,7 +84,7 @@ def load_config(
     _add_mapping(assembly, overrides or {}, "overrides")
     for key, value in options.items():
         assembly.set(key, value, command_line.SOURCE)
-    return _finished(assembly)
+    return _finished(assembly, _from_python if arguments is None else _from_the_command_line)
 
 
 def _check_call(kind: Any, file: Any, overrides: Any, arguments: Any) -> None:
@@ -110,13 +111,14 @@ def _check_call(kind: Any, file: Any, overrides: Any, arguments: Any) -> None:
             raise ConfigError(f"{name}: more than {MOST_ARGUMENTS:,} entries; write a recipe with tables")
 
 
-def validate(config: T) -> T:
+def validate(config: T, parameters: Mapping[str, str] | None = None) -> T:
     """Check a job's settings that were built in Python, as load_config checks those it reads.
 
     Every type, bound and choice is checked, and then what cannot be combined.
 
     Args:
         config: A job's settings, `PPOConfig(ppo=PPOSettings(steps=3))` for instance.
+        parameters: What the caller can be passed instead of a setting, by the setting's key, for messages.
 
     Returns:
         The settings with values of exactly the declared types: a path has become text, a tuple a list, a whole
@@ -130,7 +132,13 @@ def validate(config: T) -> T:
         raise ConfigError(f"expected a job's settings such as PPOConfig(), got {shown_value(config)}")
     assembly = Assembly(kind)
     assembly.set((), config, kind.__name__)
-    return cast("T", _finished(assembly))
+
+    def advice(_kind: type, name: str) -> str:
+        parameter = (parameters or {}).get(name)
+        passed = f"pass {parameter}=..., or " if parameter else ""
+        return f"{passed}set it in the {kind.__name__}"
+
+    return cast("T", _finished(assembly, advice))
 
 
 def settings_or_default(kind: type[T], config: T | None) -> T:
@@ -145,14 +153,30 @@ def settings_or_default(kind: type[T], config: T | None) -> T:
     )
 
 
-def _finished(assembly: Assembly) -> Any:
-    """The assembled settings, checked, with `~` in paths expanded."""
+# (class of the job's settings, key) → how to give a setting that is missing.
+_Advice = Callable[[type, str], str]
+
+
+def _from_the_command_line(kind: type, name: str) -> str:
+    job = job_name(kind)
+    if name == getattr(kind, "positional", ""):
+        return f"write proxlm {job} {name.upper().replace('.', '_')}"
+    run = f", or write proxlm {job} RUN, a run's folder" if uses_runs(kind) else ""
+    return f"set it in a recipe, or with --{name}{run}"
+
+
+def _from_python(_kind: type, name: str) -> str:
+    return f'set it in the file or the mapping, or pass overrides={{"{name}": ...}}'
+
+
+def _finished(assembly: Assembly, advice: _Advice) -> Any:
+    """The assembled settings, checked, with `~` in paths expanded. advice: see `_check`."""
     hide_environment(assembly.config)
     for key in secret_settings(assembly.config):  # first: other messages show values
         source = assembly.source(key)
         raise ConfigError(f"{f'{source}: ' if source else ''}{dotted(key)}: {SECRET}")
     assembly.config = expand_user(assembly.config)
-    _check(assembly)
+    _check(assembly, advice)
     return assembly.config
 
 
@@ -255,15 +279,24 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: line {line_number}: not valid TOML: {shown(reason, 200)}") from None
 
 
-def _check(assembly: Assembly) -> None:
-    """Raise ConfigError for the first settings that cannot be combined, or for a required one that is missing."""
+def _check(assembly: Assembly, advice: _Advice) -> None:
+    """Raise ConfigError for the first settings that cannot be combined, or for a required one that is missing.
+
+    Args:
+        assembly: The settings.
+        advice: How to give a missing one.
+    """
     for name, problem in assembly.config.problems():
         key, value = _find(assembly.config, name) or ((name,), None)
         source = assembly.source(key)
+        empty = value in ("", [], {}, None)
+        in_python = source == assembly.job.__name__  # `validate`, for which every value is a given one
+        if empty and in_python and problem.startswith(("required,", "required:")):
+            raise ConfigError(f"{source}: {name}: {problem} ({advice(assembly.job, name)})")
         if source is not None:
             raise ConfigError(f"{source}: {name} = {shown_value(value)}: {problem}")
-        if value in ("", [], {}, None):
-            raise ConfigError(f"{name}: {problem} (set it in a recipe, or with --{name})")
+        if empty:
+            raise ConfigError(f"{name}: {problem} ({advice(assembly.job, name)})")
         raise ConfigError(f"{name} = {shown_value(value)} (the default): {problem}")
 
 

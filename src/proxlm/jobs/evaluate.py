@@ -18,7 +18,7 @@ from proxlm.data.skipped import Skipped
 from proxlm.engine.native import NativeEngine
 from proxlm.environments.protocol import MakeEnvironment
 from proxlm.environments.resolve import task_prompts
-from proxlm.errors import DataError, ModelError
+from proxlm.errors import ConfigError, DataError, ModelError
 from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
 from proxlm.jobs.generate import without_adapters
 from proxlm.jobs.in_memory import IN_MEMORY, record_source
@@ -83,9 +83,11 @@ def evaluate(
     """
     config = settings_or_default(EvaluateConfig, config)
     if models is None:
-        models = [config.model.policy, *config.models]
+        models = [name for name in (config.model.policy, *config.models) if name] or [None]
     elif not isinstance(models, list | tuple):
         models = [models]
+    if not models:
+        raise ConfigError("models: an empty list; there is nothing to evaluate")
     plain = without_adapters(config.model)
     sources = [
         ModelSource(plain, model, None if isinstance(model, str | Path | LanguageModel) else tokenizer)
@@ -94,7 +96,8 @@ def evaluate(
     given = record_source(prompts, "prompts", config.data.prompt_field)
     data = config.data if given is None else replace(config.data, eval_prompts=str(given))
     settings = replace(config.environment, use=IN_MEMORY) if environment else config.environment
-    config = validate(replace(config, model=sources[0].settings, data=data, environment=settings))
+    config = replace(config, model=sources[0].settings, data=data, environment=settings)
+    config = validate(config, {"model.policy": "models", "data.eval_prompts": "prompts"})
     has_reward = reward is not None or config.reward.use or config.reward.terms
     built = build_reward(config.reward, reward) if has_reward else None
     first = sources[0]

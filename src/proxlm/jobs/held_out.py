@@ -39,6 +39,8 @@ class HeldOutEvaluations:
         self._loop, self._prompts = loop, prompts
         self._models = _at_the_start(loop.models, loop.config)
         self._found: list[Evaluation] = []
+        # The newest evaluation during the run, and the step after which it was made.
+        self._newest: tuple[int, Evaluation] | None = None
         if prompts:
             loop.evaluate = self.during
 
@@ -59,27 +61,44 @@ class HeldOutEvaluations:
 
     def during(self, on_progress: Progress) -> dict[str, float]:
         """Metrics of the policy while it learns."""
-        values = self._measure("during", self._models.policy, on_progress).means()
+        found = self._measure("during", self._models.policy, on_progress)
+        self._newest, values = (self._loop.state.step, found), found.means()
         self._loop.callbacks.on_evaluation(self._loop.state.step, "during", values)
         return values
 
     def after(self) -> None:
-        """Evaluate the policy that the run has saved."""
-        if self._prompts:
+        """Evaluate the policy that the run has saved, unless the last step has done so."""
+        if not self._prompts:
+            return
+        if self._newest is not None and self._newest[0] == self._loop.state.step:
+            found = self._record(replace(self._newest[1], name="after"))
+        else:
             found = self._evaluate("after", self._models.policy)
-            self._add(replace(found, model=str(self._loop.folder / "policy")))
+        self._add(replace(found, model=str(self._loop.folder / "policy")))
+
+    def complete(self) -> bool:
+        """Whether the run's folder has all evaluations. Asked before `before`, which drops those after the run."""
+        try:
+            names = {evaluation.name for evaluation in self._known()}
+        except RunError:
+            return False  # `before` says so
+        return not self._prompts or {"before", "after"} <= names
 
     def _add(self, found: Evaluation) -> None:
         self._found.append(found)
         content = as_json(self._found, self._loop.config.run.seed)
         write_json_atomic(self._loop.folder / "evaluation.json", content)
 
-    def _known_before(self) -> Evaluation | None:
+    def _known(self) -> list[Evaluation]:
+        """What a resumed run's evaluation.json holds. Raises RunError if it cannot be read."""
         file = self._loop.folder / "evaluation.json"
         if not self._loop.config.run.resume or not file.exists():
-            return None
+            return []
+        return evaluation_from_json(read_evaluation(file))
+
+    def _known_before(self) -> Evaluation | None:
         try:
-            found = evaluation_from_json(read_evaluation(file))
+            found = self._known()
         except RunError as error:
             print(f"note: the evaluation before the run is made again: {error}", flush=True)
             return None
@@ -87,9 +106,11 @@ class HeldOutEvaluations:
 
     def _evaluate(self, name: str, model: LanguageModel) -> Evaluation:
         print(f"evaluating on {len(self._prompts)} held-out prompts ({name}) …", flush=True)
-        found = self._measure(name, model, progress_line("responses"))
-        write_jsonl_atomic(self._loop.folder / f"evaluation-{name}.jsonl", found.responses)
-        self._loop.callbacks.on_evaluation(self._loop.state.step, name, found.means())
+        return self._record(self._measure(name, model, progress_line("responses")))
+
+    def _record(self, found: Evaluation) -> Evaluation:
+        write_jsonl_atomic(self._loop.folder / f"evaluation-{found.name}.jsonl", found.responses)
+        self._loop.callbacks.on_evaluation(self._loop.state.step, found.name, found.means())
         return found
 
     def _measure(self, name: str, model: LanguageModel, on_progress: Progress) -> Evaluation:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from proxlm.checkpoint import publish_folder
+from proxlm.checkpoint import is_published, newest_checkpoint, publish_folder
 from proxlm.config import PPOConfig, RolloutSettings, settings_or_default, validate
 from proxlm.config.algorithms import advantage_of
 from proxlm.data.chat import carry_template
@@ -107,7 +107,8 @@ class PPOTrainer:
             eval_prompts=config.data.eval_prompts if held_out is None else str(held_out),
         )
         settings = replace(config.environment, use=IN_MEMORY) if environment else config.environment
-        self.config = validate(replace(config, model=self.source.settings, data=data, environment=settings))
+        config = replace(config, model=self.source.settings, data=data, environment=settings)
+        self.config = validate(config, {"model.policy": "model", "data.prompts": "prompts"})
         self._sources = PromptSources(given or data.prompts, held_out or data.eval_prompts or None)
         self._reward = build_reward(config.reward, reward) if rewarded(self.config, reward) else None
         self._algorithm = build_algorithm(self.config.ppo, advantage, loss)
@@ -159,6 +160,9 @@ class PPOTrainer:
         if self.source.in_memory:  # it is trained in place, and its weights at the start are the reference
             passed["model.policy"] = self.source
         begin_run(config, loop, passed)
+        if config.run.resume and self._nothing_left(loop, evaluations):
+            print(f"the run is finished: nothing is left to do after step {loop.state.step}", flush=True)
+            return load_run(folder)
         evaluations.before()
         with RunLog(
             folder, "ppo", config.ppo.steps, config.run, start_step=loop.state.step, in_python=self._in_python
@@ -169,6 +173,15 @@ class PPOTrainer:
         if config.run.report:
             write_report(folder)
         return load_run(folder)
+
+    def _nothing_left(self, loop: PPOLoop, evaluations: HeldOutEvaluations) -> bool:
+        """Whether all steps are done, and what comes after them is there and belongs to the last one."""
+        folder, published = loop.folder, loop.folder / "policy"
+        if not loop.finished() or not evaluations.complete():
+            return False
+        if self.config.run.report and not (folder / "report.html").exists():
+            return False
+        return published.is_dir() and is_published(newest_checkpoint(folder), "policy", published)
 
 
 def notes(config: PPOConfig) -> list[str]:

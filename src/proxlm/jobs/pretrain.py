@@ -75,7 +75,8 @@ class PretrainTrainer:
             config = replace(config, text=replace(config.text, train=[str(texts)]))
         elif texts is not None:
             config = replace(config, text=replace(config.text, train=[IN_MEMORY]))
-        self.config = validate(replace(config, model=self.source.settings))
+        config = replace(config, model=self.source.settings)
+        self.config = validate(config, {"text.train": "texts"})
         self._callbacks = Callbacks(callbacks)
 
     def train(self) -> Run:

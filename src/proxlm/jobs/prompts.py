@@ -36,6 +36,7 @@ def load_prompts_of(
     """All prompts of one source; none are held out. Raises DataError."""
     limit = prompt_limit(model, data, rollout)
     everything = replace(data, eval_count=0, eval_prompts="")
+    skipped = Skipped(data.on_bad_record == "skip")
     loaded = load_prompts(
         everything,
         model.tokenizer,
@@ -43,8 +44,10 @@ def load_prompts_of(
         "train",
         seed,
         model.encoder_decoder,
-        sources=PromptSources(source),
+        skipped,
+        PromptSources(source),
     )
+    skipped.print_summary()
     return loaded.prompts
 
 

@@ -96,5 +96,6 @@ def begin_run(
             clear_leftovers(place)
         checkpoint = loop.resume()
         write_atomic(folder / "config.toml", config_of_run(config, folder))
-        print(f"resumed from {checkpoint}", flush=True)
+        done = ", after which no step is left" if loop.finished() else ""
+        print(f"resumed from {checkpoint}{done}", flush=True)
     write_inputs(folder, loop.inputs)

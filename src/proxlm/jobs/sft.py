@@ -73,7 +73,8 @@ class SFTTrainer:
         text = replace(
             text, train=list(map(str, self._training)), validation=list(map(str, self._validation))
         )
-        self.config = validate(replace(config, model=self.source.settings, text=text))
+        config = replace(config, model=self.source.settings, text=text)
+        self.config = validate(config, {"model.policy": "model", "text.train": "train"})
         self._callbacks = Callbacks(callbacks)
         in_memory = [isinstance(source, InMemoryRecords) for source in (*self._training, *self._validation)]
         self._in_python = any(in_memory) or self.source.in_memory

@@ -18,7 +18,7 @@ _KNOWN_OF_PEFT = (
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
     """transformers shows no bars of its own; those of the hub's downloads, which may take long, stay."""
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

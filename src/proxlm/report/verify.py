@@ -77,7 +77,7 @@ class _Verification:
         if not self.running:
             for place in (self.folder, self.folder / "checkpoints"):
                 self._add(
-                    f"{left}: left by a run that was killed; --resume removes it" for left in leftovers(place)
+                    f"{left}: left by a run that was killed; a resume removes it" for left in leftovers(place)
                 )
         return self.found
 
@@ -160,7 +160,7 @@ class _Verification:
         policy = self.folder / "policy"
         if not policy.is_dir():
             self.found.append(
-                f"{policy}: missing: the run was stopped after its last step; --resume finishes it"
+                f"{policy}: missing: the run was stopped after its last step; a resume finishes it"
             )
             return
         wanted = {

@@ -70,20 +70,16 @@ def refuse_if_taken(path: Path) -> None:
     except OSError as error:
         raise RunError(f"{path}: the run's folder cannot be read: {system_reason(error)}") from error
     if taken:
-        raise RunError(
-            f"{path}: already holds a run; add --resume (run.resume) to go on, or choose another run.folder"
-        )
+        raise RunError(f"{path}: already holds a run; set run.resume to go on, or choose another run.folder")
 
 
 def folder_to_resume(folder: str) -> Path:
     """The run's folder, if it holds a complete checkpoint. Raises RunError."""
     if not folder:
-        raise RunError("run.folder: needed with --resume: the folder of the run to go on with")
+        raise RunError("run.folder: needed with run.resume: the folder of the run to go on with")
     path = Path(folder)
     if not os.path.isdir(path):  # unlike Path.is_dir, never an error
-        raise RunError(
-            f"{path}: nothing to resume: no such folder; leave out --resume (run.resume) to start a new run"
-        )
+        raise RunError(f"{path}: nothing to resume: no such folder; leave out run.resume to start a new run")
     # A crash may have left the only checkpoint aside while the same step was saved again.
     found = (entry for name in ("step-*", ".replaced-step-*") for entry in (path / "checkpoints").glob(name))
     if not any(entry.is_dir() for entry in found):

@@ -94,7 +94,7 @@ class StopSignals:
         if self.report is not None:
             if first:
                 name = SIGNAL_NAMES[number]
-                self.report(f"{name}: finishing this step and saving it; Ctrl-C stops at once")
+                self.report(f"{name}: finishing this step and saving it; press Ctrl-C again to stop at once")
             elif number == signal.SIGINT:
                 raise KeyboardInterrupt
         # A second signal must not break off what the first one's exception cleans up; Ctrl-C may.

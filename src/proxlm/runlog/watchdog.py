@@ -95,5 +95,5 @@ class Watchdog:
             return
         if os.isatty(1):
             os.write(1, SHOW_CURSOR)
-        report_line(f"proxlm: {line}; ended, as run.watchdog_stop has it; go on with --resume")
+        report_line(f"proxlm: {line}; ended, as run.watchdog_stop has it; go on with run.resume")
         os._exit(STATUS)

@@ -22,8 +22,9 @@ from proxlm.models.save import save_language_model
 from proxlm.rl.kl import adapt_kl_coefficient
 from proxlm.rl.running_statistics import RunningStatistics, with_values
 from proxlm.rl.shaping import response_rewards
-from proxlm.runlog.metric_names import EVALUATION
+from proxlm.runlog.metric_names import EVALUATION, GREEDY, KL, REWARD
 from proxlm.runlog.run_log import RunLog
+from proxlm.runlog.text import number
 from proxlm.train.common.clock import Clock
 from proxlm.train.common.memory import TokenBudget
 from proxlm.train.common.non_finite import finite_update
@@ -146,6 +147,9 @@ class PPOLoop(TrainingLoop[PPOState]):
         self.collector.wait()  # the reward belongs to one thread at a time
         with clock("evaluate"):
             found = self.evaluate(clock.log.progress)
+        shown = {name: found[name] for name in (REWARD, GREEDY(REWARD), KL) if name in found}
+        numbers = ", ".join(f"{name} {number(value)}" for name, value in shown.items())
+        clock.log.note(f"evaluation, step {self.state.step}: {numbers}")
         return {EVALUATION(name): value for name, value in found.items()}
 
     def _measure_reference(self, log: RunLog) -> None:
