@@ -170,9 +170,9 @@ int close(int handle) {
     char place[PATH_MAX];
     if (!place_of_handle(handle, place)) return real(handle);
     ENTER;
-    int refused = fails();
+    int refused = fails(), access = fcntl(handle, F_GETFL) & O_ACCMODE;
     int result = real(handle);
-    record("close", place, NULL, 0, NULL, 0);
+    record("close", place, NULL, access, NULL, 0);
     if (refused) REFUSE;
     LEAVE(result);
 }

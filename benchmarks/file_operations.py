@@ -25,7 +25,7 @@ class Operation:
         kind: create, truncate, open, write, close, sync, rename, link, unlink, mkdir, rmdir, chmod, mark.
         path: From the folder that was watched; "" is that folder.
         other: The new name of a rename or link.
-        value: A write's offset, a truncation's length, a mode.
+        value: A write's offset, a truncation's length, a mode; of a close, how the file was opened (os.O_RDONLY).
         data: What was written.
     """
 

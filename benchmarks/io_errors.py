@@ -1,47 +1,38 @@
 """Refuse every job each of its file operations, with the system's errors, and look at what it says and leaves.
 
-python benchmarks/io_errors.py [--jobs "ppo;sft"] [--all] [--operations 1 99] [--output FILE]
+python benchmarks/io_errors.py [--jobs "ppo;sft"] [--all] [--operations 1 99] [--every 3] [--output FILE]
 
 A job's file operations are recorded (file_operations.py). Then it runs again for each of them, and the operation is
 refused: with one of the errors that it can meet, in turn, or with each of them (--all); once, or it and all that
 follow as on a disk that stays full or read-only; or a write is done by half. The job must end well and write what
 it would have written, or end with status 2 and one line of at most 300 characters that gives the system's reason;
 and what was saved before must be there: the job is given again, a run with --resume, and must end as one to which
-nothing happened.
+nothing happened. A file that was only read has nothing to lose when it is closed; that is not refused.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
-import json
 import os
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from file_operations import Operation, Watcher, restart_with_library
+from file_operations import Operation, restart_with_library
 
 if __name__ == "__main__":
     restart_with_library()
 
-import shutil
-
 from crash_states import put
-from kill import SAME, SAVED, Torture, end_where_known
-from tiny_jobs import JOBS, TRAINS, Ended, differences, prepare, run
-
-from proxlm.__main__ import ENVIRONMENT
+from tiny_jobs import TRAINS, Ended, differences, run
+from watched_jobs import SAME, SAVED, Outcome, WatchedJob, not_one_line, parser_of, try_jobs
 
 NEW = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 OPEN = (errno.EMFILE, errno.EACCES, errno.EIO)
-# What an operation may meet; close reports a write that failed late, on network file systems.
+# What an operation may meet; close, of what was written, reports a write that failed late, on network file systems.
 ERRORS = {
     "open": OPEN,
     "failed": OPEN,
@@ -74,8 +65,8 @@ class Refusal(NamedTuple):
 
 
 @dataclass
-class Outcome:
-    """What became of one job.
+class Refusals(Outcome):
+    """What became of one job whose operations were refused.
 
     Attributes:
         refusals: How often an operation was refused.
@@ -83,124 +74,90 @@ class Outcome:
         wrong: What was not as it should be.
     """
 
-    operations: int = 0
     refusals: int = 0
     ended: int = 0
-    seconds: float = 0.0
     wrong: list[str] = field(default_factory=list)
 
+    def problems(self) -> list[str]:
+        return self.wrong
 
-class Refuser(Torture):
-    """Refuses one job its operations, in a place that `prepare` has made."""
+    def __str__(self) -> str:
+        return f"{self.refusals} refused, {self.ended} times the job ended, {len(self.wrong)} wrong"
 
-    def all_errors(self, every: bool, first: int, last: int) -> Outcome:
-        """Refuse each operation from number `first` to `last`; every: with each error."""
-        began = time.monotonic()
-        put({}, self.out)
-        recorded = self._record(self.command)
-        shutil.rmtree(self.whole, ignore_errors=True)
-        shutil.copytree(self.out, self.whole)
+
+class Refused(WatchedJob):
+    """One job that is refused its operations."""
+
+    def all_errors(self, each_error: bool, chosen: range) -> Refusals:
+        """Refuse the operations of these numbers; each_error: with each error, else with one after another."""
+        recorded = self.record({}, self.command)
+        self.keep_as_whole()
         counted = [operation for operation in recorded if operation.kind != "mark"]
         before = list(takewhile(lambda operation: operation != Operation("mark", SAVED), recorded))
-        outcome = Outcome(operations=len(counted))
-        for refusal in refusals(counted, every):
-            if first <= refusal.at <= last:
-                operation = counted[refusal.at - 1]
-                where = f"{self.job}: {refusal.at} {operation.kind} {operation.path}, {refusal}"
-                saved = refusal.at > len(before)
-                outcome.refusals += 1
-                outcome.wrong += [f"{where}: {problem}" for problem in self._refuse(refusal, saved, outcome)]
-        outcome.seconds = round(time.monotonic() - began, 1)
+        outcome = Refusals(operations=len(counted))
+        for refusal in refusals(counted, chosen, each_error):
+            operation = counted[refusal.at - 1]
+            where = f"{self.job}: {refusal.at} {operation.kind} {operation.path}, {refusal}"
+            saved = refusal.at > len(before)
+            outcome.refusals += 1
+            outcome.wrong += [f"{where}: {problem}" for problem in self._refuse(refusal, saved, outcome)]
         return outcome
 
-    def _refuse(self, refusal: Refusal, saved: bool, outcome: Outcome) -> list[str]:
+    def _refuse(self, refusal: Refusal, saved: bool, outcome: Refusals) -> list[str]:
         put({}, self.out)
         ended = run(self.place, self.command, partial(self._start, refusal))
         if ended.status == 0:
             return differences(self.whole, self.out)
         outcome.ended += 1
-        problems = wrong_line(ended, refusal)
-        digest = self.place / "digest"
-        digest.unlink(missing_ok=True)
-        again = run(self.place, self.again, partial(end_where_known, self.known, digest))
-        if again.status == SAME:
-            return problems
+        problems = not_one_line(ended) or not_the_reason(ended, refusal)
+        again, different = self.resume()
         if again.status == 2 and not saved and self.job in TRAINS:
-            return problems + [f"resume: {line}" for line in wrong_line(again, None)]
-        if again.status != 0:
-            return [*problems, f"resume: status {again.status}: {again.errors[-300:]}"]
-        different = differences(self.whole, self.out)
-        if not different and digest.exists():
-            self.known.add(digest.read_text())
+            different = not_one_line(again)
+        elif again.status not in (0, SAME):
+            different = [f"status {again.status}: {again.errors[-300:]}"]
         return problems + [f"resume: {line}" for line in different]
 
     def _start(self, refusal: Refusal) -> None:
         self.watcher.refuse(self.out, refusal.at, refusal.error, refusal.count, refusal.cut)
 
 
-def refusals(operations: list[Operation], every: bool) -> Iterator[Refusal]:
-    """Each operation with its errors in turn, or with every one of them."""
+def refusals(operations: list[Operation], chosen: range, each_error: bool) -> Iterator[Refusal]:
+    """The chosen ones of these operations with their errors in turn, or with every one of them."""
     turn: dict[str, int] = {}
     for at, operation in enumerate(operations, start=1):
+        if at not in chosen or (operation.kind == "close" and operation.value == os.O_RDONLY):
+            continue
         errors = ERRORS[operation.kind]
         turn[operation.kind] = turn.get(operation.kind, -1) + 1
-        mine = errors if every else errors[turn[operation.kind] % len(errors) :][:1]
+        mine = errors if each_error else errors[turn[operation.kind] % len(errors) :][:1]
         for error in mine:
             yield Refusal(at, error)
-            if every or turn[operation.kind] % 3 == 0:
+            if each_error or turn[operation.kind] % 3 == 0:
                 yield Refusal(at, error, FOR_EVER)
         if operation.kind == "write" and len(operation.data) > 1:
             yield Refusal(at, errno.ENOSPC, cut=True)
 
 
-def wrong_line(ended: Ended, refusal: Refusal | None) -> list[str]:
-    """What is wrong with how a command ended: status 2, and one line that gives the reason."""
-    lines, found = ended.errors.splitlines(), []
-    if ended.status != 2:
-        found.append(f"status {ended.status}")
-    if (
-        "Traceback" in ended.errors
-        or len([line for line in lines if line.startswith("proxlm: error: ")]) != 1
-    ):
-        return [*found, f"not one line: {ended.errors[-700:]}"]
-    line = lines[-1]
-    if len(line) > 300 + len("proxlm: error: "):
-        found.append(f"{len(line)} characters: {line}")
-    if refusal is not None and os.strerror(refusal.error) not in line:
-        found.append(f"not the system's reason: {line}")
-    return found
+def not_the_reason(ended: Ended, refusal: Refusal) -> list[str]:
+    """What is wrong with the last line: it must have the system's reason."""
+    line = ended.errors.splitlines()[-1]
+    return [] if os.strerror(refusal.error) in line else [f"not the system's reason: {line}"]
 
 
 def main_of_benchmark() -> int:
     """Run it all and write the figures; 1 where anything was wrong."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--jobs", default=";".join(JOBS), help="names, separated by semicolons")
+    parser = parser_of(__doc__ or "", "io_errors.json")
     parser.add_argument("--all", action="store_true", help="every operation with each of its errors")
     parser.add_argument(
         "--operations", type=int, nargs=2, default=(1, FOR_EVER), help="the first and the last"
     )
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/io_errors.json"))
+    parser.add_argument("--every", type=int, default=1, help="of these operations, one in so many")
     given = parser.parse_args()
-    output = given.output.resolve()
-    os.environ.update(ENVIRONMENT)
-    results: dict[str, Any] = json.loads(output.read_text()) if output.exists() else {}
-    wrong: list[str] = []
-    watcher = Watcher()
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder).resolve()
-        jobs = given.jobs.split(";")
-        prepare(place, jobs)
-        for job in jobs:
-            outcome = Refuser(job, place, watcher).all_errors(given.all, *given.operations)
-            results[job], wrong = asdict(outcome), wrong + outcome.wrong
-            print(
-                f"{job}: {outcome.operations} operations, {outcome.refusals} refused, {outcome.ended} times the job"
-                f" ended, {len(outcome.wrong)} wrong, {outcome.seconds} s",
-                flush=True,
-            )
-            output.write_text(json.dumps(results, indent=1) + "\n")
-    print("\n".join(wrong) or "nothing wrong")
-    return int(bool(wrong))
+    first, last = given.operations
+    chosen = range(first, last + 1, given.every)
+    return try_jobs(
+        given, lambda job, place: [(job, partial(Refused(job, place).all_errors, given.all, chosen))]
+    )
 
 
 if __name__ == "__main__":

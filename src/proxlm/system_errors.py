@@ -70,7 +70,7 @@ def cannot_write(path: Path, error: BaseException, what: str = "") -> RunError:
         return RunError(f"{path}: {what + ' ' if what else ''}cannot be written: {reason_of(error)}")
     within = _within(path, found)
     message = f"{path}: {what + ' ' if what else ''}cannot be written: {system_reason(found)}{within}"
-    return RunError(_with_advice(message, found))
+    return RunError(f"{message}{what_to_do(found)}")
 
 
 def _within(folder: Path, error: OSError) -> str:
@@ -83,6 +83,8 @@ def _names_a_path(error: OSError) -> bool:
     return isinstance(error.filename, str | bytes | os.PathLike) and bool(error.filename)
 
 
-def _with_advice(message: str, error: OSError) -> str:
-    what = _ADVICE.get(error.errno or 0)
-    return f"{message}; {what}" if what else message
+def what_to_do(error: BaseException) -> str:
+    """What to do about the system's error behind an exception, to be put behind a message; empty for others."""
+    found = system_error(error)
+    what = found and _ADVICE.get(found.errno or 0)
+    return f"; {what}" if what else ""

@@ -1,10 +1,8 @@
-"""Small files that stand for gigabytes are read in small parts, or refused; others are read as before."""
+"""How large rows are in memory, and that they are made objects in small parts; test_table_trial.py: whole files."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ import pytest
 
 from proxlm.data.records import iter_records
 from proxlm.data.skipped import Skipped
-from proxlm.data.table_sizes import LARGEST_ROW, PARTS_OF, decoded_size, parquet_reading, parts_of
-from proxlm.errors import BadRecordError, DataError
+from proxlm.data.table_sizes import LARGEST_ROW, PARTS_OF, decoded_size, parts_of
+from proxlm.errors import BadRecordError
 
 MIB = 2**20
 
@@ -73,50 +71,6 @@ def test_a_batch_is_cut_until_its_parts_are_small() -> None:
     assert [len(part) for part in parts_of(whole)] == [1000]
 
 
-@pytest.mark.parametrize(
-    ("column", "options", "rows", "as_indices"),
-    [
-        (pa.array(["some text"] * 500), {}, 256, []),
-        (repeated("x" * 4 * MIB, 500), {}, 63, []),
-        (pa.array(["x" * 4 * MIB] * 40), {"use_dictionary": False}, 63, []),
-        (
-            pa.array(["x" * 4 * MIB] * 40),
-            {"use_dictionary": False, "column_encoding": {"a": "DELTA_BYTE_ARRAY"}},
-            63,
-            [],
-        ),
-        (in_lists(repeated("x" * MIB, 5000), [5000]), {}, 256, ["a.list.element"]),
-        (pa.array([[f"{i}"] * 3 for i in range(500)]), {}, 256, []),
-    ],
-)
-def test_how_many_rows_are_read_at_a_time(
-    tmp_path: Path, column: Any, options: dict[str, Any], rows: int, as_indices: list[str]
-) -> None:
-    with open(stored(tmp_path / "a.parquet", pa.table({"a": column}), **options), "rb") as source:
-        reading = parquet_reading(pq.ParquetFile(source), source, "a.parquet")
-    assert abs(reading.rows - rows) <= 1
-    assert reading.as_indices == as_indices
-
-
-READ = """
-import sys
-from itertools import islice
-import pyarrow
-from proxlm.data.records import iter_records
-count = sum(len(record.fields["text"]) for record in islice(iter_records(sys.argv[1]), 100))
-print(count, pyarrow.default_memory_pool().max_memory())
-"""
-
-
-def test_a_file_of_a_kilobyte_that_stands_for_gigabytes_is_read_in_little_memory(tmp_path: Path) -> None:
-    path = stored(tmp_path / "a.parquet", pa.table({"text": repeated("x" * 4 * MIB, 2000)}))
-    assert path.stat().st_size < 1000
-    done = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True)
-    read, most = map(int, done.stdout.split())
-    assert read == 100 * 4 * MIB
-    assert most < 600 * MIB  # 2,000 rows are 7.8 GiB, 256 rows 1 GiB
-
-
 def saved(folder: Path, table: Any) -> Path:
     folder.mkdir()
     with pa.OSFile(str(folder / "d.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
@@ -135,14 +89,3 @@ def test_a_row_over_the_limit_is_named_and_others_are_still_read(tmp_path: Path,
     assert skipped.counts == {"line too long": 1}
     with pytest.raises(BadRecordError, match=r":2: the row is longer than 64 MiB; cut it into several"):
         list(islice(iter_records(path), 3))
-
-
-def test_a_file_that_says_it_holds_a_thousand_times_what_it_stores_is_refused(tmp_path: Path) -> None:
-    count = 150_000_000
-    column = in_lists(pa.nulls(count, pa.int8()), [count])
-    path = stored(tmp_path / "a.parquet", pa.table({"a": column}), use_dictionary=False)
-    assert path.stat().st_size < MIB
-    with pytest.raises(
-        DataError, match=r'a\.parquet: column "a.*" holds 1\.\d GiB in \d+ bytes; such a file'
-    ):
-        list(iter_records(path, Skipped(skip=True)))

@@ -8,22 +8,26 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from proxlm.config.paths import HUB_PREFIX
 from proxlm.data.arrow_json import Decode, json_decoder
 from proxlm.data.fields import without_nulls
 from proxlm.data.lines import shown_size
 from proxlm.data.skipped import Record, Skipped
-from proxlm.data.table_sizes import LARGEST_ROW, decoded_size, parquet_reading, parts_of
+from proxlm.data.table_sizes import LARGEST_ROW, decoded_size, parts_of
+from proxlm.data.table_trial import try_table
 from proxlm.errors import BadRecordError, DataError
 from proxlm.files import NotRegularFileError, open_regular, read_regular
 from proxlm.text import listed, reason_of, system_reason
 from proxlm.user_code import parse_reference
 
+# A schema, and batches of rows.
+Table = tuple[Any, Iterable[Any]]
 _READ_AHEAD = 2**20
+_ROWS_AT_ONCE = 32
 _LARGEST_STATE = 2**26
 # What pyarrow raises for damaged files beside its own: sizes beyond all memory, names of columns that are not UTF-8.
 _DAMAGE = (OSError, MemoryError, UnicodeDecodeError)
@@ -57,26 +61,15 @@ def split_of_folder(path: Path) -> tuple[Path, str] | None:
 
 
 def read_parquet(path: Path, skipped: Skipped) -> Iterator[Record]:
-    """The rows of a Parquet file, at most some hundred and READ_AT_ONCE bytes at a time."""
-    arrow = _arrow()
+    """The rows of a Parquet file."""
+    _arrow()
     import pyarrow.parquet
 
-    try:
-        with open_regular(path) as source:
-            file = pyarrow.parquet.ParquetFile(source, buffer_size=_READ_AHEAD)
-            _check_columns(path, file.schema_arrow.names)
-            schema, reading = file.schema_arrow, parquet_reading(file, source, str(path))
-            if reading.as_indices:
-                file = pyarrow.parquet.ParquetFile(
-                    source, buffer_size=_READ_AHEAD, read_dictionary=reading.as_indices
-                )
-            yield from _rows(path, schema, file.iter_batches(batch_size=reading.rows), skipped)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except NotRegularFileError as error:
-        raise DataError(f"{path}: cannot be read: {system_reason(error)}") from error
-    except (arrow.ArrowException, *_DAMAGE) as error:
-        raise DataError(f"{path}: not a Parquet file, or damaged: {reason_of(error)}") from error
+    def table(source: BinaryIO) -> Table:
+        file = pyarrow.parquet.ParquetFile(source, buffer_size=_READ_AHEAD)
+        return file.schema_arrow, file.iter_batches(batch_size=_ROWS_AT_ONCE, use_threads=False)
+
+    yield from _read(path, table, "a Parquet file", skipped)
 
 
 def read_folder(folder: Path, split: str, skipped: Skipped) -> Iterator[Record]:
@@ -132,21 +125,37 @@ def _saved_files(folder: Path) -> list[Path]:
         plain = isinstance(name, str) and name.isprintable() and name not in ("", "..")
         if not plain or Path(name).name != name:
             raise DataError(f"{state}: names the file {name!a}, which is not in the folder")
+        if not os.path.lexists(folder / name):
+            raise DataError(f"{folder / name}: no such file, but the data set's state.json names it")
     return [folder / name for name in names]
 
 
 def _read_arrow(path: Path, skipped: Skipped) -> Iterator[Record]:
+    """The rows of one of the files that save_to_disk has written."""
     arrow = _arrow()
+
+    def table(source: BinaryIO) -> Table:
+        stream = arrow.ipc.open_stream(source)
+        return stream.schema, map(_sound, stream)
+
+    yield from _read(path, table, "an Arrow file", skipped)
+
+
+def _read(path: Path, table: Callable[[BinaryIO], Table], kind: str, skipped: Skipped) -> Iterator[Record]:
+    """The rows of a file that `table` opens."""
     try:
-        with open_regular(path) as source, arrow.ipc.open_stream(source) as stream:
-            _check_columns(path, stream.schema.names)
-            yield from _rows(path, stream.schema, map(_sound, stream), skipped)
+        with open_regular(path) as source:
+            try_table(str(path), os.fstat(source.fileno()).st_size, lambda: table(source)[1])
+            source.seek(0)
+            schema, batches = table(source)
+            _check_columns(path, schema.names)
+            yield from _rows(path, schema, batches, skipped)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file, but the data set's state.json names it") from error
+        raise DataError(f"{path}: no such file") from error
     except NotRegularFileError as error:
         raise DataError(f"{path}: cannot be read: {system_reason(error)}") from error
-    except (arrow.ArrowException, *_DAMAGE) as error:
-        raise DataError(f"{path}: not an Arrow file, or damaged: {reason_of(error)}") from error
+    except (_arrow().ArrowException, *_DAMAGE) as error:
+        raise DataError(f"{path}: not {kind}, or damaged: {reason_of(error)}") from error
 
 
 def _sound(batch: Any) -> Any:

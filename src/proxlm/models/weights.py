@@ -18,6 +18,7 @@ from proxlm.config.gguf_paths import is_gguf
 from proxlm.errors import ModelError
 from proxlm.files import check_folder
 from proxlm.models.quiet import without_progress_bars
+from proxlm.system_errors import what_to_do
 from proxlm.text import listed, reason_of, shown
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -83,7 +84,7 @@ def read_network(
                 ignore_mismatched_sizes=True,
             )
     except Exception as error:  # what the fields of config.json lead to: AttributeError, AssertionError, …
-        raise ModelError(f"{what}: cannot be loaded: {reason_of(error, 200)}") from error
+        raise ModelError(f"{what}: cannot be loaded: {reason_of(error, 200)}{what_to_do(error)}") from error
     # All of the model is there but its head, or that of another kind.
     headless = all(not name.startswith(f"{network.base_model_prefix}.") for name in info["missing_keys"])
     check_names(

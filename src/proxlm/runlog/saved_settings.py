@@ -47,7 +47,7 @@ def read_saved_settings(folder: Path) -> SavedSettings:
     """The settings of the run in `folder`.
 
     Raises:
-        RunError: there is no such folder, or no config.toml in it that is TOML.
+        RunError: there is no such folder, or no config.toml in it that is TOML and can be read.
     """
     file = folder / "config.toml"
     if not folder.is_dir():
@@ -67,6 +67,10 @@ def read_saved_settings(folder: Path) -> SavedSettings:
     try:
         return SavedSettings(job, load_config(RUNS[job], file), "", text)
     except ConfigError as error:
+        if isinstance(
+            error.__context__, OSError
+        ):  # it is read a second time, and the disk may fail in between
+            raise RunError(str(error)) from error
         return SavedSettings(job, None, str(error), text)
 
 
