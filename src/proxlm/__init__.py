@@ -49,6 +49,7 @@ _HOMES = {
     "proxlm.models.language_model": ("LanguageModel",),
     "proxlm.models.model_types": ("register_model_types",),
     "proxlm.report.run": ("Run", "load_run"),
+    "proxlm.rewards.instructions": ("kept", "share_kept", "wording"),
     "proxlm.rewards.python_code": ("python_parse_report",),
     "proxlm.rewards.reward": ("build_reward",),
     "proxlm.rl.estimators": ("AdvantageInputs", "Advantages"),

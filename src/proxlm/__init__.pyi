@@ -210,6 +210,15 @@ from proxlm.report.run import (
 from proxlm.report.run import (
     load_run as load_run,
 )
+from proxlm.rewards.instructions import (
+    kept as kept,
+)
+from proxlm.rewards.instructions import (
+    share_kept as share_kept,
+)
+from proxlm.rewards.instructions import (
+    wording as wording,
+)
 from proxlm.rewards.python_code import (
     python_parse_report as python_parse_report,
 )

@@ -101,7 +101,7 @@ def test_tokenizer_without_eos(place, capsys):  # noqa: F811
 def test_folder_that_holds_a_run_is_left_alone(place, capsys):  # noqa: F811
     (place / "run").mkdir()
     (place / "run" / "mine.txt").write_text("keep")
-    fails(capsys, BASE, "run", "--resume")
+    fails(capsys, BASE, "run", "set run.resume to go on")
     assert [p.name for p in (place / "run").iterdir()] == ["mine.txt"]
 
 
@@ -121,3 +121,24 @@ def test_torn_checkpoints_are_named(place, capsys):  # noqa: F811
     for folder in (newest, before):
         (folder / "state.json").write_bytes(b"torn")
     fails(capsys, [*BASE, "--resume"], "every checkpoint is damaged", "step-00000004", "step-00000002")
+
+
+def test_a_reward_that_is_always_none(place, capsys):  # noqa: F811
+    (place / "none.py").write_text("def score(completions):\n    return [None for _ in completions]\n")
+    fails(
+        capsys,
+        [*BASE, "--reward.use", "none.py:score"],
+        "returned None, which is no reward, for all",
+        "of a trial",
+    )
+    assert not (place / "run").exists()
+
+
+def test_a_reward_that_is_none_for_the_first_two_may_have_others(place, capsys):  # noqa: F811
+    text = (
+        "seen = []\n\n\ndef score(completions):\n    seen.append(len(completions))\n"
+        "    return [None if len(seen) == 1 else float(len(c.text)) for c in completions]\n"
+    )
+    (place / "late.py").write_text(text)
+    assert main([*BASE, "--reward.use", "late.py:score", "--ppo.steps", "1", "--data.eval-count", "0"]) == 0
+    assert "ppo 1/1" in capsys.readouterr().out

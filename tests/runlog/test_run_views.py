@@ -26,7 +26,7 @@ def test_a_line_of_the_plain_log() -> None:
     state.finish_step(11, {"clip_fraction": 0.05}, now=19.8)
     state.finish_step(12, {"reward": 0.412, "kl": 3.21, "entropy": 1.9, "value_loss": 7.0}, now=21.6)
     assert step_line(state, 21.6) == (
-        "ppo 12/200  reward 0.412  kl 3.21  entropy 1.90  clip 0.050  1.80 s/step  left 5m 38s"
+        "ppo 12/200  reward 0.412  kl 3.21  entropy 1.90  clip_fraction 0.050  1.80 s/step  left 5m 38s"
     )
 
 

@@ -21,7 +21,7 @@ from proxlm.engine.agreement import WITHOUT_CACHE, check_engine
 from proxlm.engine.generate import Generate
 from proxlm.engine.native import NativeEngine
 from proxlm.environments.protocol import MakeEnvironment
-from proxlm.errors import ConfigError, RunError
+from proxlm.errors import ConfigError, RewardError, RunError
 from proxlm.jobs.held_out import HeldOutEvaluations, print_comparison
 from proxlm.jobs.in_memory import IN_MEMORY, record_source
 from proxlm.jobs.model_limits import check_block
@@ -38,6 +38,7 @@ from proxlm.rewards import Rewards, build_reward
 from proxlm.runlog.run_log import RunLog
 from proxlm.seeds import Stream
 from proxlm.train.common.callbacks import Callback, Callbacks
+from proxlm.train.common.schedules import warmup_note
 from proxlm.train.ppo.algorithms import build_algorithm
 from proxlm.train.ppo.collect import RewardOfRollout
 from proxlm.train.ppo.loop import PPOLoop
@@ -142,7 +143,7 @@ class PPOTrainer:
         ptx = _ptx_text(config, self.source, skipped) if config.ptx.coef > 0 else None
         sampler, scorer = sampler_of(config, models.policy.tokenizer, self._reward, self._environment)
         assert scorer is not None  # `rewarded` has asked for one
-        try_reward(models, sampler, scorer, stream.batch(0)[:2], config.rollout)
+        try_reward(models, sampler, scorer, stream.batch(0), config.rollout)
         with run_folder(config, "ppo", self._in_python) as folder:
             skipped.save(folder)
             loop = PPOLoop(config, models, stream, scorer, folder, self._algorithm, ptx, sampler)
@@ -192,12 +193,17 @@ def notes(config: PPOConfig) -> list[str]:
             "top_k, top_p and min_p without rollout.keep_sampling_mask sample from another policy than the one that"
             " learns: a bias"
         )
+    updates = ppo.steps * ppo.epochs * ppo.minibatches
+    critic = advantage_of(ppo.advantage).critic
+    for name, optim in (("policy", config.optim.policy), ("critic", config.optim.critic)):
+        if (name == "policy" or critic) and (note := warmup_note(f"optim.{name}", optim, updates)):
+            found.append(note)
     if ppo.loss == "pg" and ppo.epochs * ppo.minibatches > 1:
         found.append(
             f"ppo.loss = pg is right for the policy that sampled; {ppo.epochs} epochs of {ppo.minibatches}"
             " minibatches go on with another one, and nothing corrects or bounds it"
         )
-    if ppo.loss == "trpo" and config.model.critic == "shared" and advantage_of(ppo.advantage).critic:
+    if ppo.loss == "trpo" and config.model.critic == "shared" and critic:
         found.append(
             "with ppo.loss = trpo a shared critic is its value head alone; the trunk is the policy's"
         )
@@ -228,9 +234,27 @@ def try_reward(
     rollout: RolloutSettings,
 ) -> None:
     """Score two responses before the run begins: a reward or an environment that cannot work fails here, with
-    nothing written."""
-    with closing(NativeEngine(models.policy, rollout)) as engine:
-        trial = sampler(engine, prompts, rollout, seed=0, step=0, stream=Stream.TRIAL)
-    if trial.lost:
-        raise RunError(f"environment.use: a conversation was lost: {trial.lost[0]}")
-    scorer(trial)
+    nothing written. If it has no reward for these two, it gets responses to all of the prompts.
+
+    Args:
+        models: The policy among them samples.
+        sampler: Samples.
+        scorer: Scores.
+        prompts: Of a step.
+        rollout: How responses are sampled.
+
+    Raises:
+        RewardError: The reward fails, or returns None for all of a step's prompts.
+        RunError: An environment fails.
+    """
+    for asked in (prompts[:2], prompts):
+        with closing(NativeEngine(models.policy, rollout)) as engine:
+            trial = sampler(engine, asked, rollout, seed=0, step=0, stream=Stream.TRIAL)
+        if trial.lost:
+            raise RunError(f"environment.use: a conversation was lost: {trial.lost[0]}")
+        if scorer(trial).scored.any():
+            return
+    raise RewardError(
+        f"the reward returned None, which is no reward, for all {len(prompts)} responses of a trial; a step"
+        " needs some"
+    )

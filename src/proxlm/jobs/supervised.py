@@ -19,6 +19,7 @@ from proxlm.runlog.folder import folder_to_resume
 from proxlm.runlog.metric_names import LOSS, VALIDATION_LOSS
 from proxlm.runlog.run_log import RunLog
 from proxlm.train.common.callbacks import Callback
+from proxlm.train.common.schedules import warmup_note
 from proxlm.train.supervised.examples import Examples
 from proxlm.train.supervised.loop import SupervisedLoop
 from proxlm.train.supervised.objective import LanguageModelObjective
@@ -60,6 +61,8 @@ def train_supervised(
         f"{left_out}",
         flush=True,
     )
+    if note := warmup_note("optim", config.optim, config.train.steps):
+        print(f"note: {note}", flush=True)
     with run_folder(config, job, in_python) as folder:
         skipped.save(folder)
         loop = SupervisedLoop(LanguageModelObjective(model, training, validation), config, folder)

@@ -14,12 +14,12 @@ from rich.text import Text
 
 from proxlm.runlog.output import GuardedStream, terminal_of
 from proxlm.runlog.state import RunState
-from proxlm.runlog.text import LABELS, duration, label_of, number, sparkline
-from proxlm.text import on_screen
+from proxlm.runlog.text import SHOWN, duration, number, sparkline
+from proxlm.text import on_screen, shown
 
 REFRESHES_PER_SECOND = 4
 NARROW = 45  # columns below which the sparklines go without their lowest and highest value
-NUMBER_WIDTH = 20  # a key number with its name
+NUMBER_WIDTH = 26  # a key number with its name
 
 
 class LiveView:
@@ -100,7 +100,7 @@ def _bar(state: RunState, now: float) -> RenderableType:
 def _sparklines(state: RunState, width: int) -> Table:
     """A row for each headline metric: name, newest number, curve over the whole run, lowest and highest."""
     names = [name for name in state.headline if state.history[name]]
-    label_width = max((len(label_of(name)) for name in names), default=0)
+    label_width = max((len(shown(name)) for name in names), default=0)
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, justify="right")
@@ -112,7 +112,7 @@ def _sparklines(state: RunState, width: int) -> Table:
         span = f"{number(min(finite))} to {number(max(finite))}" if finite and width >= NARROW else ""
         curve_width = max(8, min(60, width - label_width - len(span) - 14))
         table.add_row(
-            Text(label_of(name), style="bold"),
+            Text(shown(name), style="bold"),
             Text(number(values[-1]), style="bold"),
             Text(sparkline(values, curve_width), style="green"),
             Text(span, style="dim"),
@@ -122,8 +122,8 @@ def _sparklines(state: RunState, width: int) -> Table:
 
 def _numbers(state: RunState, width: int) -> Table:
     """The newest of the other numbers, as many beside each other as there is room for."""
-    names = [name for name in LABELS if name in state.latest and name not in state.headline]
-    cells = [(LABELS[name], number(state.latest[name])) for name in names]
+    names = [name for name in SHOWN if name in state.latest and name not in state.headline]
+    cells = [(name, number(state.latest[name])) for name in names]
     if (pace := state.seconds_per_step()) == pace:  # NaN before the first step
         cells.append((f"s/{state.unit}", number(pace)))
     columns = max(1, min(4, (width + 2) // (NUMBER_WIDTH + 2)))

@@ -13,7 +13,7 @@ SECONDS_BETWEEN_LINES = 1.0
 
 
 def step_line(state: RunState, now: float) -> str:
-    """ "ppo 12/200  reward 0.412  kl 3.21  entropy 1.90  clip 0.050  1.80 s/step  left 5m 38s" """
+    """ "ppo 12/200  reward 0.412  kl 3.21  entropy 1.90  clip_fraction 0.050  1.80 s/step  left 5m 38s" """
     shown = headline_and_more(state.latest, state.headline, IN_A_LINE)
     parts = [f"{state.job} {state.step}/{state.total_steps}"]
     parts += [f"{label} {value}" for label, value in shown.items()]

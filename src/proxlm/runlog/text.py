@@ -1,4 +1,4 @@
-"""Numbers as short text: durations, sparklines, and the labels of the metrics that a running job shows."""
+"""Numbers as short text: durations, sparklines, and which metrics a running job shows."""
 
 from __future__ import annotations
 
@@ -11,31 +11,26 @@ from proxlm.text import shown
 
 BARS = "▁▂▃▄▅▆▇█"
 
-# The metrics that the terminal shows besides the headline, in this order, and their short names.
-LABELS: dict[str, str] = {
-    names.REWARD: "reward",
-    names.KL: "kl",
-    names.LOSS: "loss",
-    names.VALIDATION_LOSS: "val loss",
-    names.ENTROPY: "entropy",
-    names.CLIP_FRACTION: "clip",
-    names.APPROX_KL: "approx kl",
-    names.EXPLAINED_VARIANCE: "expl var",
-    names.RESPONSE_LENGTH: "length",
-    names.EOS_SHARE: "eos",
-    names.LR: "lr",
-    names.LR_MODEL("policy"): "lr",
-    names.TOKENS_PER_SECOND: "tok/s",
-    names.EPISODE_RETURN: "return (100)",
-    names.EPISODE_LENGTH: "episode length",
-    names.STEPS_PER_SECOND: "steps/s",
-    names.MEMORY_GB: "GiB",
-}
-
-
-def label_of(metric: str) -> str:
-    """The short name of a metric; that of a reward's component is a user's own."""
-    return LABELS.get(metric) or shown(metric)
+# The metrics that the terminal shows besides the headline, in this order, under the names that they have everywhere.
+SHOWN: tuple[str, ...] = (
+    names.REWARD,
+    names.KL,
+    names.LOSS,
+    names.VALIDATION_LOSS,
+    names.ENTROPY,
+    names.CLIP_FRACTION,
+    names.APPROX_KL,
+    names.EXPLAINED_VARIANCE,
+    names.RESPONSE_LENGTH,
+    names.ENDED_SHARE,
+    names.LR,
+    names.LR_MODEL("policy"),
+    names.TOKENS_PER_SECOND,
+    names.EPISODE_RETURN,
+    names.EPISODE_LENGTH,
+    names.STEPS_PER_SECOND,
+    names.MEMORY_GB,
+)
 
 
 IN_A_LINE = (names.ENTROPY, names.CLIP_FRACTION, names.LR)
@@ -103,6 +98,6 @@ def _mean(values: Iterable[float]) -> float:
 def headline_and_more(
     latest: Mapping[str, float], headline: Sequence[str], more: Iterable[str]
 ) -> dict[str, str]:
-    """What there is of the headline's metrics and `more`, as label → number, in this order."""
+    """What there is of the headline's metrics and `more`, as name → number, in this order."""
     known = [name for name in (*headline, *more) if name in latest]
-    return {label_of(name): number(latest[name]) for name in dict.fromkeys(known)}
+    return {shown(name): number(latest[name]) for name in dict.fromkeys(known)}

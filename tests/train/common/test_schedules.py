@@ -7,7 +7,7 @@ import math
 import pytest
 
 from proxlm.config import OptimiserSettings
-from proxlm.train.common.schedules import learning_rate
+from proxlm.train.common.schedules import learning_rate, warmup_note
 
 
 def rates(steps, total, **settings):
@@ -51,3 +51,16 @@ def test_staged():
 def test_a_run_of_one_step_has_a_rate():
     for schedule in ("constant", "linear", "cosine"):
         assert rates([0], 1, schedule=schedule) == [2]
+
+
+@pytest.mark.parametrize(("total", "steps"), [(100, 20), (40, 20), (39, 19), (10, 5), (3, 1), (1, 0)])
+def test_a_short_run_leaves_its_warm_up(total, steps):
+    config = OptimiserSettings(lr=2.0, schedule="constant", warmup=20)
+    rates = [learning_rate(config, step, total) for step in range(total)]
+    assert rates[steps:] == [2.0] * (total - steps)
+    assert rates[:steps] == pytest.approx([2.0 * (step + 1) / (steps + 1) for step in range(steps)])
+    said = warmup_note("optim", config, total)
+    assert bool(said) == (steps < 20)
+    if said:
+        assert f"optim.warmup = 20 is more than half of the {total} optimiser steps" in said
+        assert said.endswith(f"rises over {steps}")

@@ -52,7 +52,10 @@ function startCurves() {
     }
     const place = make("div", {className: "plot"});
     const title = plot.title + (plot.band ? " ± standard deviation" : "");
-    groups.get(plot.group).append(make("figure", {}, make("figcaption", {}, title), place));
+    const caption = make("figcaption", {}, title);
+    /* Several curves have their names above them. */
+    if (plot.names.length === 1 && plot.names[0] !== title) caption.append(make("code", {}, plot.names[0]));
+    groups.get(plot.group).append(make("figure", {}, caption, place));
     figures.push({plot, chart: new Chart(place, title)});
   }
   const fixed = Object.entries(data.curves.constant).map(([name, v]) => name + " " + format(v));
