@@ -27,7 +27,8 @@ from proxlm.user_code import parse_reference
 # A schema, and batches of rows.
 Table = tuple[Any, Iterable[Any]]
 _READ_AHEAD = 2**20
-_ROWS_AT_ONCE = 32
+# Of a Parquet file, at most so many rows, and about so many bytes as it stores; they may be more in memory.
+_ROWS_AT_ONCE, _STORED_AT_ONCE = 256, 2**25
 _LARGEST_STATE = 2**26
 # What pyarrow raises for damaged files beside its own: sizes beyond all memory, names of columns that are not UTF-8.
 _DAMAGE = (OSError, MemoryError, UnicodeDecodeError)
@@ -67,7 +68,9 @@ def read_parquet(path: Path, skipped: Skipped) -> Iterator[Record]:
 
     def table(source: BinaryIO) -> Table:
         file = pyarrow.parquet.ParquetFile(source, buffer_size=_READ_AHEAD)
-        return file.schema_arrow, file.iter_batches(batch_size=_ROWS_AT_ONCE, use_threads=False)
+        size = os.fstat(source.fileno()).st_size
+        rows = max(1, min(_ROWS_AT_ONCE, _STORED_AT_ONCE * file.metadata.num_rows // size))
+        return file.schema_arrow, file.iter_batches(batch_size=rows, use_threads=False)
 
     yield from _read(path, table, "a Parquet file", skipped)
 
