@@ -134,10 +134,10 @@ def test_the_settings_reach_adamw_and_each_network_has_its_own_rate(tokenizer, t
     made = trainer(tokenizer, config, tmp_path)
     policy, value = made.learner.optimisers.policy, made.learner.optimisers.critic
     for optimiser, lr in ((policy, config.optim.policy.lr), (value, config.optim.critic.lr)):
-        assert isinstance(optimiser.adamw, torch.optim.AdamW)
-        for group in optimiser.adamw.param_groups:
+        assert [type(part) for part in optimiser.parts] == [torch.optim.AdamW]
+        for group in optimiser.param_groups:
             assert (group["lr"], group["eps"], group["betas"]) == (lr, 1e-5, (0.9, 0.999))
-    covered = [{id(p) for g in o.adamw.param_groups for p in g["params"]} for o in (policy, value)]
+    covered = [{id(p) for g in o.param_groups for p in g["params"]} for o in (policy, value)]
     assert covered[0] == {id(p) for _, p in made.models.policy_parameters()}
     assert covered[1] == {id(p) for _, p in made.models.critic_parameters()}
     assert not covered[0] & covered[1]
@@ -166,7 +166,7 @@ def test_gradients_are_clipped_to_norm_1_before_adamw_sees_them(monkeypatch, siz
     optimiser = Optimiser([("p", p), ("q", q)], OptimiserSettings(lr=1e-3))
     seen = []
     monkeypatch.setattr(
-        optimiser.adamw, "step", lambda: seen.append(float(torch.cat([p.grad.flatten(), q.grad]).norm()))
+        optimiser.parts[0], "step", lambda: seen.append(float(torch.cat([p.grad.flatten(), q.grad]).norm()))
     )
     torch.manual_seed(0)
     p.grad, q.grad = torch.randn(3, 4), torch.randn(5)

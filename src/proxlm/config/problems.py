@@ -152,10 +152,23 @@ def dual_clip_problems(dual_clip: float) -> Problems:
 
 def optimisers_problems(optim: OptimisersSettings) -> Problems:
     """Problems of the policy's and of the critic's optimiser."""
-    return optimiser_problems("optim.policy", optim.policy) + optimiser_problems("optim.critic", optim.critic)
+    found = optimiser_problems("optim.policy", optim.policy) + optimiser_problems(
+        "optim.critic", optim.critic
+    )
+    for key, one in (("policy", optim.policy), ("critic", optim.critic)):
+        if one.name == "lbfgs":
+            found.append(
+                (
+                    f"optim.{key}.name",
+                    "lbfgs is for supervised training: a loss that moves each step breaks it",
+                )
+            )
+    return found
 
 
 def optimiser_problems(key: str, optim: OptimiserSettings) -> Problems:
+    if optim.name == "lbfgs" and optim.weight_decay:
+        return [(f"{key}.weight_decay", "lbfgs has none; set it to 0")]
     if optim.schedule == "staged" and not optim.stages:
         return [(f"{key}.stages", 'required with schedule = "staged"')]
     if optim.schedule == "exponential" and optim.final == 0:

@@ -212,8 +212,13 @@ Schedule = Literal["constant", "linear", "cosine", "exponential", "inverse-time"
 
 @dataclass(frozen=True)
 class OptimiserSettings:
-    """AdamW and its learning-rate schedule."""
+    """The optimiser and its learning-rate schedule."""
 
+    name: Literal["adamw", "adam", "sgd", "rmsprop", "adafactor", "muon", "lbfgs"] = setting(
+        "adamw",
+        "torch's optimiser of that name; muon: for hidden matrices, with adamw for all else; lbfgs: for supervised"
+        " training, one step per batch without a line search",
+    )
     lr: float = setting(3e-6, "highest learning rate", gt=0)
     schedule: Schedule = setting("constant", "how the learning rate falls after warm-up, per optimiser step")
     warmup: int = setting(
@@ -226,10 +231,15 @@ class OptimiserSettings:
     stages: dict[str, float] = setting(
         factory=dict, help='staged: factor of lr from each optimiser step on, e.g. {"100" = 0.5, "200" = 0.1}'
     )
-    beta1: float = setting(0.9, "AdamW's β1", ge=0, lt=1)
-    beta2: float = setting(0.999, "AdamW's β2", ge=0, lt=1)
-    eps: float = setting(1e-5, "AdamW's ε", gt=0)
-    weight_decay: float = setting(0.0, "decoupled weight decay of weight matrices", ge=0)
+    beta1: float = setting(0.9, "β1 of adamw and adam", ge=0, lt=1)
+    beta2: float = setting(0.999, "β2 of adamw and adam; rmsprop's smoothing constant α", ge=0, lt=1)
+    eps: float = setting(1e-5, "ε of adamw, adam and rmsprop", gt=0)
+    momentum: float = setting(0.9, "of sgd, rmsprop and muon", ge=0, lt=1)
+    weight_decay: float = setting(
+        0.0,
+        "weight decay of weight matrices; decoupled, but for sgd, adam and rmsprop, where it is an L2 penalty",
+        ge=0,
+    )
     max_grad_norm: float = setting(1.0, "clip the gradient to this norm; 0: no clipping", ge=0)
 
 

@@ -70,3 +70,106 @@ def test_state_goes_on_exactly():
     second.load_state_tensors(first.state_tensors())
     run(3, second, r, start=3)
     assert torch.equal(p, r)
+
+
+NAMES = ["adamw", "adam", "sgd", "rmsprop", "adafactor", "muon", "lbfgs"]
+
+
+def learnt(name, steps, stop=None, **settings):
+    """A small net after some steps; after `stop` of them its state goes to a new optimiser."""
+
+    def net():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+    made, inputs = net(), torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+    settings = OptimiserSettings(name=name, lr=1e-2, max_grad_norm=0, schedule="linear", **settings)
+    optimiser = Optimiser(list(made.named_parameters()), settings)
+    for step in range(steps):
+        if step == stop:
+            other = net()
+            other.load_state_dict(made.state_dict())
+            again = Optimiser(list(other.named_parameters()), settings)
+            tensors = optimiser.state_tensors()
+            assert {key: t.shape for key, t in again.state_tensors().items()} == {
+                key: t.shape for key, t in tensors.items()
+            }
+            again.load_state_tensors({key: t.clone() for key, t in tensors.items()})
+            made, optimiser = other, again
+        optimiser.hold()
+        made(inputs).square().sum().backward()
+        optimiser.step(step, 40)
+    return torch.cat([p.detach().flatten() for p in made.parameters()])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("stop", [0, 1, 13])
+def test_every_optimiser_goes_on_exactly(name, stop):
+    whole = learnt(name, 16)
+    assert torch.equal(learnt(name, 16, stop), whole)
+    assert not torch.equal(learnt(name, 15), whole)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_making_the_state_moves_nothing(name):
+    torch.manual_seed(0)
+    p = nn.Parameter(torch.randn(3, 4) * 1e3)
+    before = p.detach().clone()
+    made = Optimiser(
+        [("w", p)], OptimiserSettings(name=name, lr=0.1, weight_decay=0.0 if name == "lbfgs" else 0.5)
+    )
+    assert torch.equal(p, before)
+    assert p.grad is None
+    assert all(float(t.abs().max()) == 0 for t in made.state_tensors().values())
+    assert {group["lr"] for group in made.param_groups} == {0.1}
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("adamw", lambda ps: torch.optim.AdamW(ps, 0.1, eps=1e-5, weight_decay=0.5)),
+        ("adam", lambda ps: torch.optim.Adam(ps, 0.1, eps=1e-5, weight_decay=0.5)),
+        ("sgd", lambda ps: torch.optim.SGD(ps, 0.1, momentum=0.9, weight_decay=0.5)),
+        ("rmsprop", lambda ps: torch.optim.RMSprop(ps, 0.1, 0.999, 1e-5, 0.5, momentum=0.9)),
+        ("adafactor", lambda ps: torch.optim.Adafactor(ps, 0.1, weight_decay=0.5)),
+        (
+            "muon",
+            lambda ps: torch.optim.Muon(ps, 0.1, 0.5, 0.9, adjust_lr_fn="match_rms_adamw"),
+        ),
+    ],
+)
+def test_each_is_torchs_own(name, own):
+    settings = OptimiserSettings(name=name, lr=0.1, weight_decay=0.5, max_grad_norm=0)
+    torch.manual_seed(0)
+    p, q = (nn.Parameter(t.clone()) for t in [torch.randn(3, 4)] * 2)
+    made, wanted = Optimiser([("w", p)], settings), own([q])
+    for _ in range(5):
+        p.grad, q.grad = p.detach().sin(), q.detach().sin()
+        made.step(0, 10)
+        wanted.step()
+    assert torch.allclose(p, q, rtol=1e-6, atol=1e-7)
+
+
+def test_muon_leaves_embeddings_head_and_vectors_to_adamw():
+    named = [
+        (name, nn.Parameter(torch.randn(4, 4) if name.endswith("weight") else torch.randn(4)))
+        for name in ("embed_tokens.weight", "layers.0.mlp.up_proj.weight", "norm.bias", "lm_head.weight")
+    ]
+    made = Optimiser(named, OptimiserSettings(name="muon"))
+    assert [sum(len(g["params"]) for g in part.param_groups) for part in made.parts] == [1, 3]
+    assert {key.split(".", 1)[0] for key in made.state_tensors() if "up_proj" in key} == {"momentum_buffer"}
+    assert {key.split(".", 1)[0] for key in made.state_tensors() if "embed" in key} == {
+        "exp_avg",
+        "exp_avg_sq",
+        "step",
+    }
+
+
+def test_lbfgs_finds_the_minimum_of_a_quadratic():
+    a = torch.diag(torch.tensor([1.0, 3.0, 10.0, 30.0]))
+    p, optimiser = make([1.0, -2.0, 3.0, 4.0], name="lbfgs", lr=1.0, max_grad_norm=0)
+    wanted = torch.tensor([0.5, 0.25, -1.0, 2.0])
+    for step in range(25):
+        p.grad = a @ (p.detach() - wanted)
+        optimiser.step(step, 25)
+    assert p.tolist() == pytest.approx(wanted.tolist(), abs=1e-4)

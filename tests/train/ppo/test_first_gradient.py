@@ -28,7 +28,7 @@ def learnt(tokenizer, folder, monkeypatch, apart, **settings):
             patch.setattr(prepare_module, "can_learn_while_reading", lambda *_: False)
         made = trainer(tokenizer, job("separate", steps=2, **settings), folder)
         for optimiser in (made.learner.optimisers.policy, made.learner.optimisers.critic):
-            for group in optimiser.adamw.param_groups:
+            for group in optimiser.param_groups:
                 group["eps"] = 1e-3  # or its sign-like first steps would blow rounding up
         torch.manual_seed(3)
         torch.nn.init.normal_(made.models.value_head.linear.weight, std=0.3)
@@ -78,7 +78,7 @@ def test_a_second_update_from_one_experience_computes_it_again(tokenizer, tmp_pa
                 patch.setattr(prepare_module, "can_learn_while_reading", lambda *_: False)
             made = trainer(tokenizer, job("separate"), tmp_path)
             for optimiser in (made.learner.optimisers.policy, made.learner.optimisers.critic):
-                for group in optimiser.adamw.param_groups:
+                for group in optimiser.param_groups:
                     group["eps"] = 1e-3
             prepared = prepared_first(made)
             for _ in range(2):

@@ -38,7 +38,7 @@ def test_a_step_learns_what_it_learns_with_log_probs_computed_again(tokenizer, t
     for source in ("recomputed", "rollout"):
         made = trainer(tokenizer, job(critic, steps=1, old_logprobs=source), tmp_path / source)
         for optimiser in (made.learner.optimisers.policy, made.learner.optimisers.critic):
-            for group in optimiser.adamw.param_groups:
+            for group in optimiser.param_groups:
                 group["eps"] = 1.0  # or its sign-like first steps would blow rounding up
         before = parameters(made)
         rows.append(made.step(SilentLog()))

@@ -61,7 +61,7 @@ def test_splitting_into_micro_batches_changes_nothing(tokenizer, tmp_path, criti
         config = job(critic, steps=1, micro_batch_tokens=budget, aggregation=aggregation)
         made = trainer(tokenizer, config, tmp_path, family=family)
         for optimiser in (made.learner.optimisers.policy, made.learner.optimisers.critic):
-            for group in optimiser.adamw.param_groups:
+            for group in optimiser.param_groups:
                 group["eps"] = 1.0
         made.step(SilentLog())
         results.append(parameters(made))

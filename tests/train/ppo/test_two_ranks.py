@@ -51,7 +51,7 @@ def made_on(tokenizer: Any, name: str, ranks: Ranks, **more: Any) -> PPOLoop:
     config = replace(config, rollout=replace(config.rollout, top_p=top_p))
     made = trainer(tokenizer, config, Path("nowhere"), ranks=ranks, **more)
     for _, optimiser in made.learner.optimisers:
-        for group in optimiser.adamw.param_groups:
+        for group in optimiser.param_groups:
             group["eps"] = 1e-3  # or its sign-like first steps would blow rounding up
     return made
 

@@ -51,9 +51,10 @@ class Line:
         return [{"row": row, "x": float(self.x[row])} for row in rows]
 
 
-def line(folder, objective=None, steps=60, patience=0, lr=0.1, **run):
+def line(folder, objective=None, steps=60, patience=0, lr=0.1, optimiser="adamw", **run):
     settings = SupervisedSettings(steps=steps, batch_tokens=4, validate_every=5, patience=patience)
-    config = SFTConfig(train=settings, optim=OptimiserSettings(lr=lr), run=RunSettings(save_every=0, **run))
+    optim = OptimiserSettings(name=optimiser, lr=lr)
+    config = SFTConfig(train=settings, optim=optim, run=RunSettings(save_every=0, **run))
     return SupervisedLoop(objective or Line(), config, folder)
 
 
@@ -69,16 +70,17 @@ def test_a_line_is_learnt_and_the_best_one_is_kept(tmp_path):
     assert float(kept["weight"]) == best["slope"]
 
 
-def test_a_resumed_line_is_the_line(tmp_path):
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd", "rmsprop", "adafactor", "muon", "lbfgs"])
+def test_a_resumed_line_is_the_line(tmp_path, optimiser):
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
-    whole = line(tmp_path / "whole")
+    whole = line(tmp_path / "whole", optimiser=optimiser)
     whole.train(SilentLog())
-    first, log = line(tmp_path / "parts"), SilentLog()
+    first, log = line(tmp_path / "parts", optimiser=optimiser), SilentLog()
     for _ in range(13):
         first.step(log)
     first.save()
-    second = line(tmp_path / "parts")
+    second = line(tmp_path / "parts", optimiser=optimiser)
     second.resume()
     second.train(SilentLog())
     for (_, one), (_, two) in zip(whole.objective.trainable(), second.objective.trainable(), strict=True):

@@ -1,18 +1,24 @@
-"""AdamW over named parameters, with its schedule and gradient clipping; its state is plain tensors."""
+"""torch's optimisers by name, with schedule and gradient clipping; their state is plain tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from proxlm.config import OptimiserSettings
+from proxlm.train.common.lbfgs_state import lbfgs_tensors, load_lbfgs_tensors
 from proxlm.train.common.schedules import learning_rate
+
+Named = Sequence[tuple[str, nn.Parameter]]
+# Parts of a parameter's name by which it is an embedding or a head, whose rows are tokens.
+TOKEN_ROWS = ("embed", "wte", "wpe", "lm_head", "shared", "head")
 
 
 class Optimiser:
-    """AdamW (Loshchilov and Hutter 2019). Weight decay applies to matrices only, not to biases and norms.
+    """One of torch's optimisers. Weight decay applies to matrices only, not to biases and norms.
 
     A step whose gradient is not finite is skipped: one bad batch must not destroy the weights. Its norm is
     returned unchanged, so that the metrics count it.
@@ -21,23 +27,33 @@ class Optimiser:
     among the tensors of a pass, they would fragment memory into pieces too small for the next pass.
     """
 
-    def __init__(self, parameters: Sequence[tuple[str, nn.Parameter]], config: OptimiserSettings) -> None:
+    def __init__(self, parameters: Named, config: OptimiserSettings) -> None:
         self.named = list(parameters)
         self.config = config
-        groups = [
-            {"params": [p for _, p in self.named if p.dim() >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for _, p in self.named if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        self.adamw = torch.optim.AdamW(
-            [g for g in groups if g["params"]],
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            fused=True,
-        )
-        for _, p in self.named:
-            state = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-            self.adamw.state[p] = {"step": torch.zeros((), device=p.device), **state}
+        self.parts = _parts(self.named, config)
+        if config.name != "lbfgs":
+            self._make_state()
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of parameters, as torch's optimisers have them."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def _make_state(self) -> None:
+        """Have torch make the state of every parameter, by a step of rate 0 along a gradient of 0."""
+        groups = self.param_groups
+        before = [dict(group) for group in groups]
+        self.hold()
+        for group in groups:
+            group["lr"], group["weight_decay"] = 0.0, 0.0  # an L2 penalty is a gradient
+        for part in self.parts:
+            part.step()
+            for state in part.state.values():
+                if "step" in state:
+                    state["step"].zero_()
+        for group, settings in zip(groups, before, strict=True):
+            group.update(settings)
+        self.release()
 
     def step(self, step: int, total: int) -> tuple[float, float]:
         """Clip the gradient, update the parameters and clear the gradient.
@@ -50,12 +66,16 @@ class Optimiser:
             The gradient's norm before clipping, and the learning rate.
         """
         lr = learning_rate(self.config, step, total)
-        for group in self.adamw.param_groups:
+        for group in self.param_groups:
             group["lr"] = lr
         limit = self.config.max_grad_norm or float("inf")
         norm = float(nn.utils.clip_grad_norm_([p for _, p in self.named], limit))
         if norm == norm and norm != float("inf"):
-            self.adamw.step()
+            for part in self.parts:
+                if isinstance(part, torch.optim.LBFGS):
+                    part.step(_no_loss)
+                else:
+                    part.step()
         self.clear()
         return norm, lr
 
@@ -66,24 +86,90 @@ class Optimiser:
 
     def clear(self) -> None:
         """Set the gradients to 0."""
-        self.adamw.zero_grad(set_to_none=False)
+        for part in self.parts:
+            part.zero_grad(set_to_none=False)
 
     def release(self) -> None:
         """Free the gradients."""
-        self.adamw.zero_grad(set_to_none=True)
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The whole state: `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`."""
+        """The whole state: `KEY.NAME` for what torch keeps of a parameter, such as `exp_avg.NAME` and `step.NAME`."""
+        if isinstance(self.parts[0], torch.optim.LBFGS):
+            return lbfgs_tensors(self.parts[0])
         return {
             f"{key}.{name}": value
             for name, p in self.named
-            for key, value in self.adamw.state[p].items()
+            for key, value in self._state_of(p).items()
             if isinstance(value, Tensor)
         }
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of `state_tensors`: every one of its tensors must be there."""
+        if isinstance(self.parts[0], torch.optim.LBFGS):
+            load_lbfgs_tensors(self.parts[0], tensors)
+            return
         for name, p in self.named:
-            self.adamw.state[p] = {
-                key: tensors[f"{key}.{name}"].to(p.device, copy=True) for key in self.adamw.state[p]
-            }
+            state = self._state_of(p)
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    state[key] = tensors[f"{key}.{name}"].to(value.device, copy=True)
+
+    def _state_of(self, p: nn.Parameter) -> dict[str, Any]:
+        state: dict[str, Any] = next((part.state[p] for part in self.parts if p in part.state), {})
+        return state
+
+
+def _parts(named: Named, config: OptimiserSettings) -> list[torch.optim.Optimizer]:
+    """The torch optimisers that update the parameters; for Muon two, since it is for hidden matrices alone."""
+    lr, betas = config.lr, (config.beta1, config.beta2)
+    if config.name == "lbfgs":
+        # One step along the direction for each gradient: no search along it, which would need the batch again.
+        return [
+            torch.optim.LBFGS([p for _, p in named], lr, max_iter=1, tolerance_grad=0, tolerance_change=0)
+        ]
+    if config.name == "muon":
+        hidden = [(name, p) for name, p in named if p.dim() == 2 and not any(x in name for x in TOKEN_ROWS)]
+        chosen = {id(p) for _, p in hidden}
+        others = [(name, p) for name, p in named if id(p) not in chosen]
+        # Steps of the size of AdamW's, so that one learning rate is right for both.
+        muon: list[torch.optim.Optimizer] = (
+            [
+                torch.optim.Muon(
+                    _groups(hidden, config), lr, momentum=config.momentum, adjust_lr_fn="match_rms_adamw"
+                )
+            ]
+            if hidden
+            else []
+        )
+        return muon + ([_adamw(others, config)] if others else [])
+    if config.name == "adamw":
+        return [_adamw(named, config)]
+    groups = _groups(named, config)
+    if config.name == "adam":
+        return [torch.optim.Adam(groups, lr, betas, config.eps, fused=True)]
+    if config.name == "rmsprop":
+        return [torch.optim.RMSprop(groups, lr, config.beta2, config.eps, momentum=config.momentum)]
+    if config.name == "adafactor":
+        return [torch.optim.Adafactor(groups, lr)]
+    return [torch.optim.SGD(groups, lr, config.momentum)]
+
+
+def _adamw(named: Named, config: OptimiserSettings) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        _groups(named, config), config.lr, (config.beta1, config.beta2), config.eps, fused=True
+    )
+
+
+def _groups(named: Named, config: OptimiserSettings) -> list[dict[str, Any]]:
+    groups = [
+        {"params": [p for _, p in named if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _no_loss() -> float:
+    """L-BFGS asks for the loss, and without a line search does not use it."""
+    return 0.0
