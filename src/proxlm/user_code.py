@@ -82,6 +82,15 @@ def describe_error(error: BaseException, file: str = "") -> str:
     return f"{type(error).__name__}{message}{where}"
 
 
+def raise_interrupt(error: BaseException) -> None:
+    """Raise the KeyboardInterrupt that the error is, or that its group holds: no failure of the code it came from."""
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            raise_interrupt(one)
+
+
 def without_caller(error: ErrorT) -> ErrorT:
     """The error without the outermost line of its traceback, which is ours: the call of the user's code."""
     return error.with_traceback(error.__traceback__.tb_next if error.__traceback__ else None)

@@ -23,7 +23,7 @@ from proxlm.config import (
     to_toml,
 )
 from proxlm.config.secrets import secret_settings
-from proxlm.config.setting import Bounds
+from proxlm.config.setting import LARGEST_FLOAT32, Bounds
 from proxlm.config.tree import kinds
 from proxlm.errors import ConfigError
 
@@ -81,18 +81,17 @@ DRAWN = {
 def values(kind: Any, bounds: Bounds) -> st.SearchStrategy[Any]:
     """Values of a declared type within its bounds."""
     if kind is int:
-        return st.integers(int(bounds.ge or 0), int(bounds.lt or 2**70) - 1)
+        return st.integers(int(bounds.ge or 0), int(bounds.lt or 2**63) - 1)
     if kind is float:
         lowest = bounds.ge if bounds.ge is not None else bounds.gt
         highest = bounds.le if bounds.le is not None else bounds.lt
-        return st.floats(
-            lowest,
-            highest,
+        drawn = st.floats(
+            -LARGEST_FLOAT32 if lowest is None else lowest,
+            LARGEST_FLOAT32 if highest is None else highest,
             exclude_min=bounds.gt is not None,
             exclude_max=bounds.lt is not None,
-            allow_nan=False,
-            allow_infinity=False,
         )
+        return drawn.filter(lambda number: bounds.problem(number) is None)
     if kind == list[str]:
         return st.lists(TEXT, max_size=3)
     if kind == list[int]:

@@ -355,3 +355,24 @@ def test_the_end_of_a_turn_stands_once_in_a_conversation(stop, template):
         else:
             assert between.startswith("<|im_end|>\n<|im_start|>user\nso?<|im_end|>\n")
     assert ended >= 2 or not (template or stop)
+
+
+class Leaves(Breaks):
+    def step(self, reply):
+        if self.bad:
+            raise SystemExit(3)
+        return super().step(reply)
+
+
+class Interrupts(Counts):
+    def step(self, reply):
+        raise KeyboardInterrupt
+
+
+def test_sys_exit_loses_its_conversation_and_a_keyboard_interrupt_ends_the_run(tokenizer):
+    model = tiny_model(tokenizer)
+    rollout = talk(model, Leaves, count=8)
+    assert 0 < len(rollout.lost) < 8
+    assert set(rollout.lost) == {"SystemExit: 3"}
+    with pytest.raises(KeyboardInterrupt):
+        talk(model, Interrupts)

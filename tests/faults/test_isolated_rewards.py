@@ -36,6 +36,8 @@ def score(completions):
         os._exit(3)
     if word == "sys.exit":
         raise SystemExit(4)
+    if word == "interrupt":
+        raise KeyboardInterrupt
     if word == "hang":
         time.sleep(600)
     if word == "hang in C":
@@ -168,3 +170,10 @@ def test_a_python_function_cannot_be_isolated():
         ConfigError, match=r"reward\.isolate: a function given in Python cannot be sent to another process"
     ):
         build_reward(RewardSettings(isolate=True), lambda completions: [0.0] * len(completions))
+
+
+def test_a_keyboard_interrupt_in_the_process_ends_the_run(file):
+    reward = build_reward(RewardSettings(use=f"{file}:score", isolate=True, on_error="score"))
+    with pytest.raises(KeyboardInterrupt):
+        reward.score(batch("interrupt"))
+    assert reward.score(batch("fine")).failed == 0

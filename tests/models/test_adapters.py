@@ -271,3 +271,22 @@ def test_an_adapter_is_continued_or_refused_by_name(tokenizer, base, tmp_path, k
         AutoModelForCausalLM.from_pretrained(base), tmp_path / "saved" / ADAPTER_FOLDER
     )
     assert close(logits_of(theirs.get_base_model().eval(), TOKENS), after)
+
+
+@pytest.mark.parametrize("targets", [[], ["q_proj"], ["embed_tokens"]])
+def test_a_rank_beyond_every_matrix_is_refused_and_the_largest_is_named(tokenizer, targets):
+    model = model_of(tokenizer, "llama", False)
+    head = model.network.get_output_embeddings()
+    sides = {
+        name: min(module.weight.shape)
+        for name, module in model.network.named_modules()
+        if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and module is not head
+        and (not targets or name.endswith(targets[0]))
+    }  # fmt: skip
+    most = max(sides.values())
+    with pytest.raises(
+        ConfigError, match=rf"model\.lora\.rank = 1000000: must be at most {most}, .*matrix model"
+    ):
+        add_lora(model, LoraSettings(rank=10**6, targets=targets))
+    assert not any("lora_" in name for name, _ in model.network.named_parameters())
+    assert add_lora(model, LoraSettings(rank=most, targets=targets)).adapters is not None

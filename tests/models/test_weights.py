@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import proxlm
 from model_types import tiny_network
 from proxlm.config import ModelSettings, RewardSettings, load_config
 from proxlm.errors import ConfigError, ModelError, UserError
@@ -179,12 +180,12 @@ def test_pickled_weights_are_refused_with_how_to_convert_them(saved, tmp_path, t
         loaders(tokenizer)[loader](folder)
 
 
-def longer(tokenizer, folder, count):
+def longer(tokenizer, folder, count, special=False):
     """Give the folder a tokenizer of `count` tokens more."""
     from transformers import AutoTokenizer
 
     made = AutoTokenizer.from_pretrained(folder)
-    made.add_special_tokens({"additional_special_tokens": [f"<tool{i}>" for i in range(count)]})
+    made.add_tokens([f"<tool{i}>" for i in range(count)], special_tokens=special)
     made.save_pretrained(folder)
 
 
@@ -198,6 +199,43 @@ def test_a_tokenizer_longer_than_the_embedding_is_refused(saved, tmp_path, token
         ModelError, match=f"the tokenizer has {size + count} tokens.*embedding {size}; call resize"
     ):
         loaders(tokenizer)[loader](folder)
+
+
+def test_special_tokens_beyond_the_embedding_are_refused_where_a_text_holds_one(saved, tmp_path, tokenizer):
+    """As in Gemma 3, whose tokenizer has the place of an image, and whose text models have no row for it."""
+    folder = Path(shutil.copytree(saved / "policy", tmp_path / "long"))
+    longer(tokenizer, folder, 2, special=True)
+    model = proxlm.load_model(folder, proxlm.ModelSettings(device="cpu"))
+    size = len(tokenizer)
+    assert len(model.tokenizer) == size + 2
+    assert len(proxlm.generate(model, ["The cat"], proxlm.RolloutSettings(max_new_tokens=2))) == 1
+    message = (
+        rf"holds the special token <tool1>, .*its number is {size + 1}, and the embedding has {size} rows"
+    )
+    with pytest.raises(ModelError, match=message):
+        proxlm.generate(model, ["The cat", "a <tool1> b"], proxlm.RolloutSettings(max_new_tokens=2))
+    run = proxlm.RunSettings(folder=str(tmp_path / "run"), tensorboard=False)
+    texts = ["The cat", "a dog", "sat <tool1>"]
+    config = proxlm.PPOConfig(
+        data=proxlm.DataSettings(eval_count=0), ppo=proxlm.PPOSettings(batch_size=2, minibatches=1), run=run
+    )
+    with pytest.raises(ModelError, match=f"prompt 'sat <tool1>': {message}"):
+        proxlm.PPOTrainer(model, lambda answers: [1.0] * len(answers), texts, config).train()
+    pairs = [{"prompt": text, "response": " sat <tool1>."} for text in texts * 4]
+    with pytest.raises(ModelError, match=f"the records: {message}"):
+        proxlm.SFTTrainer(model, pairs, proxlm.SFTConfig(run=run)).train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_special_token_that_every_text_gets_must_have_an_embedding(saved, tmp_path, tokenizer):
+    from transformers import AutoTokenizer
+
+    folder = Path(shutil.copytree(saved / "policy", tmp_path / "long"))
+    made = AutoTokenizer.from_pretrained(folder)
+    made.add_special_tokens({"eos_token": "<new end>"})
+    made.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"the last is '<new end>'.*call resize"):
+        loaders(tokenizer)["policy"](folder)
 
 
 @pytest.mark.parametrize("job", ["ppo", "sft"])

@@ -179,3 +179,40 @@ def test_a_component_may_not_come_or_go() -> None:
     scores = reward.score(THREE)
     assert scores.total.tolist() == [-1] * 3
     assert scores.components == {"a": [-1] * 3, "b": [-1] * 3}
+
+
+async def interrupted_later(completions: Any) -> list[float]:
+    await asyncio.sleep(0)
+    raise KeyboardInterrupt
+
+
+def interrupted(completions: Any) -> list[float]:
+    raise KeyboardInterrupt("enough")
+
+
+def interrupted_in_a_group(completions: Any) -> list[float]:
+    raise BaseExceptionGroup("two", [ValueError("no"), KeyboardInterrupt()])
+
+
+def interrupted_row(completions: Any) -> list[Any]:
+    return [1.0, KeyboardInterrupt(), 2.0]
+
+
+@pytest.mark.parametrize("on_error", ["fail", "score"])
+@pytest.mark.parametrize(
+    "function", [interrupted, interrupted_later, interrupted_in_a_group, interrupted_row]
+)
+def test_a_keyboard_interrupt_is_no_failed_reward(function: Any, on_error: Any) -> None:
+    reward = build_reward(RewardSettings(on_error=on_error), function)
+    with pytest.raises(KeyboardInterrupt):
+        reward.score(THREE)
+
+
+def test_sys_exit_in_a_reward_is_a_failure_like_any_other(caplog: pytest.LogCaptureFixture) -> None:
+    def leaves(completions: Any) -> list[float]:
+        raise SystemExit("bye")
+
+    with pytest.raises(RewardError, match="raised SystemExit: bye at"):
+        build_reward(RewardSettings(), leaves).score(THREE)
+    scores = build_reward(RewardSettings(on_error="score", error_score=-2.0), leaves).score(THREE)
+    assert (scores.total.tolist(), scores.failed) == ([-2.0, -2.0, -2.0], 3)

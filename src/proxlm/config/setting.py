@@ -10,6 +10,11 @@ from typing import Any, Literal
 PathKind = Literal["input", "model", "function", "output"]
 
 
+LARGEST_INT64 = 2**63 - 1
+LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
+SMALLEST_FLOAT32 = 2.0**-126  # that is normal; what is smaller may count as 0
+
+
 @dataclass(frozen=True)
 class Bounds:
     """The range of a number: at least `ge`, more than `gt`, at most `le`, less than `lt`; None: no bound."""
@@ -20,7 +25,10 @@ class Bounds:
     lt: float | None = None
 
     def problem(self, value: float) -> str | None:
-        """What is wrong with `value`, or None. NaN fails every bound."""
+        """What is wrong with `value`, or None. NaN fails every bound.
+
+        Every number is one that torch can hold: a whole one in 64 bits, any other as a normal number of float32.
+        """
         checks = [
             (self.ge, value >= self.ge if self.ge is not None else True, "at least"),
             (self.gt, value > self.gt if self.gt is not None else True, "more than"),
@@ -32,6 +40,12 @@ class Bounds:
             return "must be " + " and ".join(failed)
         if value != value or value in (float("inf"), float("-inf")):
             return "must be a finite number"
+        if isinstance(value, int):
+            return None if -LARGEST_INT64 <= value <= LARGEST_INT64 else "must fit in 64 bits"
+        if abs(value) > LARGEST_FLOAT32:
+            return f"must be between ±{LARGEST_FLOAT32:.3g}, the largest numbers of float32"
+        if 0 < abs(value) < SMALLEST_FLOAT32:
+            return f"must be 0 or at least {SMALLEST_FLOAT32:.3g} in size: float32 holds nothing smaller"
         return None
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from proxlm.config import DataSettings, TextSettings
 from proxlm.data.lines import read_lines
 from proxlm.data.messages import Message
+from proxlm.data.template import TemplateLimitError, render
 from proxlm.errors import BadRecordError, DataError
 from proxlm.text import reason_of, shown
 
@@ -96,7 +97,7 @@ class ChatFormat:
             extras: What the record gives the template beside its messages.
 
         Raises:
-            DataError: There is no template.
+            DataError: There is no template, or it does not come to an end (see template.py).
             BadRecordError: The template refuses the messages, or would leave out tools, calls or a variable silently.
         """
 
@@ -110,13 +111,15 @@ class ChatFormat:
         given = _contents_for(source, messages)
         try:
             try:
-                return self._rendered(given, add_generation_prompt, extras)
+                return self._rendered(source, given, add_generation_prompt, extras)
             except TypeError:
                 # Some templates (DeepSeek's) join a call's arguments as a text; most write an object as JSON.
                 if not any(message.get("tool_calls") for message in given):
                     raise
                 given = [_with_text_arguments(message) for message in given]
-                return self._rendered(given, add_generation_prompt, extras)
+                return self._rendered(source, given, add_generation_prompt, extras)
+        except TemplateLimitError as error:  # the template's fault, so that every record would have it
+            raise DataError(f"{where}: the chat template is refused: {error}") from error
         except Exception as error:  # a template is somebody's program and may fail in any way
             reason = f"{where}: the chat template refuses these messages: {reason_of(error)}"
             raise BadRecordError(reason, _REFUSED) from error
@@ -132,32 +135,40 @@ class ChatFormat:
         source = self.tokenizer.get_chat_template(self.template, tools=tools)
         if not re.search(r"\{%-?\s*generation\s*-?%\}", source):
             return None
-        from transformers.utils.chat_template_utils import render_jinja_template
-
         text = self.render(messages, where, extras=extras)
-        given = [{k: v for k, v in m.items() if v is not None} for m in _contents_for(source, messages)]
-        texts, spans = render_jinja_template(
-            conversations=[given],
-            tools=tools,
-            chat_template=source,
-            return_assistant_tokens_mask=True,
-            **{**self.tokenizer.special_tokens_map, **self.variables, **extras.variables},
-        )
-        if texts[0] != text:  # it joins a call's arguments as a text
+        given = _contents_for(source, messages)
+        marked = render(source, messages=given, tools=tools, **self._variables(extras))
+        if marked.text != text:  # it joins a call's arguments as a text
             raise BadRecordError(f"{where}: the chat template's marks of generation are not found", _REFUSED)
-        return [(int(first), int(last)) for first, last in spans[0]]
+        return marked.spans
 
-    def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool, extras: ChatExtras) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                list(messages),
-                tools=list(extras.tools) if extras.tools else None,
-                chat_template=self.template,
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-                **{**self.variables, **extras.variables},
+    def _rendered(
+        self, source: str, messages: Sequence[Message], add_generation_prompt: bool, extras: ChatExtras
+    ) -> str:
+        from transformers import PreTrainedTokenizerBase
+
+        if type(self.tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
+            # Mistral's: a program of its own instead of a template.
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(messages),
+                    tools=list(extras.tools) if extras.tools else None,
+                    chat_template=self.template,
+                    add_generation_prompt=add_generation_prompt,
+                    tokenize=False,
+                    **{**self.variables, **extras.variables},
+                )
             )
-        )
+        return render(
+            source,
+            messages=list(messages),
+            tools=list(extras.tools) if extras.tools else None,
+            add_generation_prompt=add_generation_prompt,
+            **self._variables(extras),
+        ).text
+
+    def _variables(self, extras: ChatExtras) -> dict[str, Any]:
+        return {**self.tokenizer.special_tokens_map, **self.variables, **extras.variables}
 
 
 def _mentions(source: str, name: str) -> bool:

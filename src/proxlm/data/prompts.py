@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from proxlm.config import DataSettings
+from proxlm.config.signature import checked
 from proxlm.data.chat import ChatFormat, encode_rendered, with_system
 from proxlm.data.formats import Conversation, prompt_content
 from proxlm.data.messages import Message
@@ -127,6 +128,7 @@ class PromptStream:
     begins within a batch, the same prompt can be in it twice.
     """
 
+    @checked()
     def __init__(self, prompts: list[Prompt], batch_size: int, seed: int) -> None:
         if not prompts:
             raise DataError("there are no prompts to train on")

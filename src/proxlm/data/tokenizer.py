@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from proxlm.config.paths import looks_like_path
-from proxlm.errors import ModelError
+from proxlm.config.signature import checked
+from proxlm.errors import ConfigError, ModelError
 from proxlm.files import NotRegularFileError, check_folder, read_regular
 from proxlm.text import reason_of, system_reason
 
@@ -24,6 +25,7 @@ WHOLE_CLASS = "TokenizersBackend"
 LARGEST_CONFIG = 2**26  # bytes; some hold every added token and a chat template
 
 
+@checked()
 def train_tokenizer(
     texts: Iterable[str], vocabulary: int, context: int, encoder_decoder: bool = False
 ) -> PreTrainedTokenizerFast:
@@ -38,6 +40,8 @@ def train_tokenizer(
         context: The longest sequence of the model that the tokenizer is for.
         encoder_decoder: Whether that model is an encoder–decoder.
     """
+    if vocabulary < 1:
+        raise ConfigError(f"vocabulary: must be at least 1, got {vocabulary}")
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast

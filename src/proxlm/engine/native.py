@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from proxlm.config import RolloutSettings
+from proxlm.config.signature import checked
 from proxlm.data.turn_end import TurnEnd
 from proxlm.engine.agreement import check_engine
 from proxlm.engine.decoders import make_decoder
@@ -31,6 +32,7 @@ class NativeEngine:
             How a request is sampled is in its own parameters.
     """
 
+    @checked()
     def __init__(self, model: LanguageModel, settings: RolloutSettings) -> None:
         self.model = model
         self.version = 0
@@ -64,12 +66,14 @@ class NativeEngine:
         """Queue requests.
 
         Raises:
-            ModelError: A request may become longer than the model's context, the engine does not compute what the
-                model does (`agreement.check_engine`, once for a model), or prepared weights that this model type does
-                not have.
+            ModelError: A request may become longer than the model's context, or has a token without an embedding, the
+                engine does not compute what the model does (`agreement.check_engine`, once for a model), or prepared
+                weights that this model type does not have.
         """
         requests = list(requests)
         self._check_lengths(requests)
+        for request in requests:
+            self.model.check_tokens("a prompt", request.prompt)
         check_engine(self.model)
         if self._scheduler is None:
             keep_states = any(request.keep_states for request in requests)

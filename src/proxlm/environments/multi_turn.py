@@ -172,7 +172,7 @@ class _MultiTurnRollout:
                 if error is not None:
                     raise error
                 self._take_answer(number, conversation, value)
-            except Exception as failure:
+            except (Exception, SystemExit) as failure:  # as in a reward, sys.exit() does not end the run
                 conversation.end("length", error=f"{type(failure).__name__}: {failure}")
                 self.done += 1
 

@@ -20,9 +20,9 @@ from proxlm.environments.multi_turn import MultiTurn
 from proxlm.environments.protocol import MakeEnvironment
 from proxlm.errors import ConfigError
 from proxlm.rl.ragged import segment_sum
-from proxlm.text import suggestion
+from proxlm.text import shown, suggestion
 from proxlm.types import Prompt, Rollout, Scores
-from proxlm.user_code import load, parse_reference
+from proxlm.user_code import describe_error, load, parse_reference
 
 
 def conversations(
@@ -42,7 +42,7 @@ def conversations(
     tokens: MessageTokens = PlainMessageTokens(tokenizer)
     if data.chat:
         tokens = ChatMessageTokens(ChatFormat.of(tokenizer, data), data.system)
-    return MultiTurn(make or resolve(settings), tokens, settings)
+    return MultiTurn(resolve(settings) if make is None else _given(make), tokens, settings)
 
 
 def resolve(settings: EnvironmentSettings) -> MakeEnvironment:
@@ -61,12 +61,27 @@ def resolve(settings: EnvironmentSettings) -> MakeEnvironment:
         sample = made(**args)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"environment.args: {use}: {error}") from error
-    for method in ("reset", "step"):
-        if not callable(getattr(sample, method, None)):
-            raise ConfigError(
-                f"{key}: {use} has no method {method}; an environment has reset(task) and step(reply)"
-            )
+    _check_methods(f"{key}: {use}", sample)
     return functools.partial(made, **args)
+
+
+def _given(make: MakeEnvironment) -> MakeEnvironment:
+    """What a Python caller passes, once it has made one environment. Raises ConfigError for what makes none."""
+    name = shown(getattr(make, "__name__", type(make).__name__))
+    try:
+        sample = make()
+    except Exception as error:
+        raise ConfigError(f"environment: {name}() raised {describe_error(error)}") from error
+    _check_methods(f"environment: what {name}() makes", sample)
+    return make
+
+
+def _check_methods(what: str, environment: object) -> None:
+    for method in ("reset", "step"):
+        if not callable(getattr(environment, method, None)):
+            raise ConfigError(
+                f"{what} has no method {method}; an environment has reset(task) and step(reply)"
+            )
 
 
 def task_prompts(settings: EnvironmentSettings, count: int) -> tuple[LoadedPrompts, LoadedPrompts]:

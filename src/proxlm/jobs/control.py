@@ -9,6 +9,7 @@ from pathlib import Path
 
 from proxlm.checkpoint import publish_folder
 from proxlm.config import ControlConfig, settings_or_default, validate
+from proxlm.config.signature import checked
 from proxlm.control.environments import MakeEnvironment
 from proxlm.control.loop import ControlLoop
 from proxlm.control.normalise import scale_for
@@ -46,6 +47,7 @@ class ControlTrainer:
         ConfigError: A setting is wrong, or does not fit another one.
     """
 
+    @checked("config", "callbacks")
     def __init__(
         self,
         environment: str | MakeEnvironment | None = None,
@@ -71,7 +73,7 @@ class ControlTrainer:
         config = self.config
         check_run_folder(config.run)
         loop = ControlLoop(config, self._make or partial(make_environment, config.environment), Path())
-        loop.callbacks = self._callbacks
+        loop.callbacks = self._callbacks.fresh()
         problem = (
             gif_problem(lambda: make_environment(config.environment, render=True)) if config.gif else None
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 from proxlm.config import EvaluateConfig, settings_or_default, validate
 from proxlm.config.paths import short
+from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
 from proxlm.data.prompts import LoadedPrompts, PromptSources, load_prompts
 from proxlm.data.records import Source
@@ -52,6 +53,7 @@ def main(config: EvaluateConfig) -> None:
         print(f"responses written to {config.responses}")
 
 
+@checked("prompts", "config")
 def evaluate(
     models: Any = None,
     prompts: Iterable[Any] | str | Path | None = None,

@@ -18,6 +18,7 @@ from proxlm.config import (
     RolloutSettings,
     validate,
 )
+from proxlm.config.signature import checked
 from proxlm.data.chat import ChatFormat, carry_template, encode_rendered, with_system
 from proxlm.data.prompts import load_prompts
 from proxlm.data.skipped import Skipped
@@ -25,7 +26,7 @@ from proxlm.data.tokenizer import encode_prompt, encode_source
 from proxlm.engine.generate import generate as generate_rollout
 from proxlm.engine.native import NativeEngine
 from proxlm.engine.protocol import Engine
-from proxlm.errors import DataError
+from proxlm.errors import ConfigError, DataError
 from proxlm.jobs.in_memory import IN_MEMORY, record_source
 from proxlm.jobs.model_limits import prompt_limit
 from proxlm.jobs.progress import progress_line
@@ -56,6 +57,7 @@ def main(config: GenerateConfig) -> None:
             _conversation(engine, config, limit)
 
 
+@checked("prompts")
 def generate(
     model: Any,
     prompts: Iterable[Any] | str | Path,
@@ -94,7 +96,8 @@ def generate(
     rollout, data, seed = replace(checked.rollout, keep_sampling_mask=False), checked.data, checked.seed
     source = ModelSource(settings or ModelSettings(), model, tokenizer)
     records = record_source(prompts, "prompts", data.prompt_field)
-    assert records is not None
+    if records is None:
+        raise ConfigError("prompts: expected texts, chats, records or a file of these, got None")
     encoded = load_prompts_of(records, source, data, rollout, seed)
     with closing(NativeEngine(_with_template(source, data), rollout)) as engine:
         return generate_rollout(engine, encoded, rollout, seed=seed, step=0).completions()

@@ -16,6 +16,8 @@ from proxlm.config import ModelSettings, NewModelSettings, PPOConfig, RewardSett
 from proxlm.config.algorithms import advantage_of
 from proxlm.config.paths import home_expanded
 from proxlm.config.problems import learnt_rollout_problems
+from proxlm.config.signature import checked
+from proxlm.config.values import shown_value
 from proxlm.data.prompts import PromptStream
 from proxlm.data.tokenizer import train_tokenizer
 from proxlm.engine.agreement import check_engine
@@ -35,6 +37,7 @@ from proxlm.train.common.schedules import temperature_at
 from proxlm.types import Prompt, Rollout, Scores
 
 
+@checked()
 def load_model(model: Any, settings: ModelSettings | None = None, *, tokenizer: Any = None) -> LanguageModel:
     """Load a language model, in float32 and ready to train or to generate.
 
@@ -53,6 +56,7 @@ def load_model(model: Any, settings: ModelSettings | None = None, *, tokenizer: 
     return loaded
 
 
+@checked()
 def new_model(
     texts: Iterable[str],
     new: NewModelSettings | None = None,
@@ -77,6 +81,7 @@ def new_model(
         return build_language_model(new, tokenizer, settings)
 
 
+@checked()
 def actor_critic(policy: LanguageModel, config: PPOConfig) -> ActorCritic:
     """Policy, critic and reference: a frozen copy of the policy as it is now, or with adapters its bare base.
 
@@ -89,6 +94,7 @@ def actor_critic(policy: LanguageModel, config: PPOConfig) -> ActorCritic:
         return actor_critic_of(policy, config.model, advantage_of(config.ppo.advantage).critic)
 
 
+@checked("prompts")
 def prompt_stream(
     prompts: Iterable[Any] | str | Path, policy: LanguageModel, config: PPOConfig
 ) -> PromptStream:
@@ -110,11 +116,13 @@ def encode_prompts(
 ) -> list[Prompt]:
     """All prompts, encoded for the policy; arguments as in `prompt_stream`."""
     source = record_source(prompts, "prompts", config.data.prompt_field)
-    assert source is not None
+    if source is None:
+        raise ConfigError("prompts: expected texts, chats, records or a file of these, got None")
     model = ModelSource(config.model, policy)
     return load_prompts_of(source, model, config.data, config.rollout, config.run.seed)
 
 
+@checked()
 def sample(policy: LanguageModel, prompts: Sequence[Prompt], config: PPOConfig, step: int = 0) -> Rollout:
     """Sample `ppo.samples_per_prompt` responses to each prompt.
 
@@ -132,12 +140,15 @@ def sample(policy: LanguageModel, prompts: Sequence[Prompt], config: PPOConfig, 
     """
     for name, problem in learnt_rollout_problems(config.rollout):
         raise ConfigError(f"{name}: {problem}")
+    if step < 0:
+        raise ConfigError(f"step: steps are counted from 0, got {step}")
     repeated = [prompt for prompt in prompts for _ in range(config.ppo.samples_per_prompt)]
     settings = replace(config.rollout, temperature=temperature_at(config.rollout, step, config.ppo.steps))
     with closing(NativeEngine(policy, settings)) as engine:
         return generate_rollout(engine, repeated, settings, seed=config.run.seed, step=step)
 
 
+@checked()
 def score(rollout: Rollout, reward: Reward | Rewards) -> Scores:
     """What the responses are worth.
 
@@ -151,9 +162,13 @@ def score(rollout: Rollout, reward: Reward | Rewards) -> Scores:
     return build_reward(RewardSettings(), reward)(rollout)
 
 
+@checked()
 def save(policy: LanguageModel, folder: str | Path) -> None:
     """Write model and tokenizer in Hugging Face format, adapters folded in.
 
     The folder is there whole or not at all; one that exists is replaced.
     """
-    publish_folder(Path(home_expanded(str(folder))), lambda path: save_language_model(policy, path))
+    path = Path(home_expanded(str(folder)))
+    if not path.name:
+        raise ConfigError(f"folder: expected the path of a new folder, got {shown_value(str(folder))}")
+    publish_folder(path, lambda path: save_language_model(policy, path))

@@ -11,6 +11,7 @@ from typing import Any
 from proxlm.checkpoint import is_published, newest_checkpoint, publish_folder
 from proxlm.config import PPOConfig, RolloutSettings, settings_or_default, validate
 from proxlm.config.algorithms import advantage_of
+from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
 from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.prompts import PromptSources, PromptStream
@@ -37,6 +38,7 @@ from proxlm.report.run import Run, load_run
 from proxlm.rewards import Rewards, build_reward
 from proxlm.runlog.run_log import RunLog
 from proxlm.seeds import Stream
+from proxlm.text import shown
 from proxlm.train.common.callbacks import Callback, Callbacks
 from proxlm.train.common.schedules import warmup_note
 from proxlm.train.ppo.algorithms import build_algorithm
@@ -83,6 +85,7 @@ class PPOTrainer:
         DataError: `prompts` is nothing that can be prompts.
     """
 
+    @checked("model", "prompts", "config", "tokenizer", "eval_prompts", "callbacks")
     def __init__(
         self,
         model: Any = None,
@@ -137,6 +140,8 @@ class PPOTrainer:
         with seeded_weights(config.run.seed):
             models = actor_critic_of(self.source.load(), config.model, self._algorithm.critic)
         carry_template(models.policy.tokenizer, config.data.chat_template)
+        for prompt in (*train.prompts, *held_out.prompts):
+            models.policy.check_tokens(f"prompt {shown(prompt.text, 60)!r}", prompt.input_ids)
         check_engine(models.policy)
         if not models.policy.cached:
             print(f"note: {WITHOUT_CACHE}", flush=True)
@@ -147,7 +152,7 @@ class PPOTrainer:
         with run_folder(config, "ppo", self._in_python) as folder:
             skipped.save(folder)
             loop = PPOLoop(config, models, stream, scorer, folder, self._algorithm, ptx, sampler)
-            loop.callbacks = self._callbacks
+            loop.callbacks = self._callbacks.fresh()
             return self._run(loop, held_out.prompts)
 
     def _run(self, loop: PPOLoop, held_out: list[Prompt]) -> Run:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from proxlm.config import PretrainConfig, settings_or_default, validate
+from proxlm.config.signature import checked
 from proxlm.data.documents import Documents
 from proxlm.data.skipped import Skipped
 from proxlm.data.supervised import pretrain_blocks
@@ -59,6 +60,7 @@ class PretrainTrainer:
         ModelError: `model` is nothing that can be a model.
     """
 
+    @checked("config", "callbacks")
     def __init__(
         self,
         texts: Iterable[str] | str | Path | None = None,

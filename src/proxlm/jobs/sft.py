@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.config import SFTConfig, settings_or_default, validate
+from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
 from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.records import Source
@@ -55,6 +56,7 @@ class SFTTrainer:
         DataError: `train` or `validation` is nothing that can be records.
     """
 
+    @checked("train", "config", "validation", "callbacks")
     def __init__(
         self,
         model: Any = None,

@@ -18,7 +18,7 @@ from proxlm.report.run import Run, load_run
 from proxlm.runlog.folder import folder_to_resume
 from proxlm.runlog.metric_names import LOSS, VALIDATION_LOSS
 from proxlm.runlog.run_log import RunLog
-from proxlm.train.common.callbacks import Callback
+from proxlm.train.common.callbacks import Callbacks
 from proxlm.train.common.schedules import warmup_note
 from proxlm.train.supervised.examples import Examples
 from proxlm.train.supervised.loop import SupervisedLoop
@@ -32,7 +32,7 @@ def train_supervised(
     training: Examples,
     validation: Examples,
     skipped: Skipped,
-    callbacks: Callback,
+    callbacks: Callbacks,
     in_python: bool = False,
     sources: Mapping[str, Source] | None = None,
 ) -> Run:
@@ -52,6 +52,8 @@ def train_supervised(
     Raises:
         UserError: See `SupervisedLoop.train`.
     """
+    for examples in (training, validation):
+        model.check_tokens("the records", examples.tokens)
     check_engine(model)  # what is trained here is generated from later
     parameters = sum(p.numel() for p in model.network.parameters()) / 1e6
     tokens, validation_tokens = int(training.lengths.sum()), int(validation.lengths.sum())
@@ -66,7 +68,7 @@ def train_supervised(
     with run_folder(config, job, in_python) as folder:
         skipped.save(folder)
         loop = SupervisedLoop(LanguageModelObjective(model, training, validation), config, folder)
-        loop.callbacks = callbacks
+        loop.callbacks = callbacks.fresh()
         begin_run(config, loop, sources)
         with RunLog(
             folder,

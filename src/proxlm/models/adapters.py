@@ -59,6 +59,7 @@ def add_lora(model: LanguageModel, lora: LoraSettings, train_layers: int = 0) ->
             f"model.lora: model type {model_type} has no linear layer but its output head for adapters to sit on;"
             " set model.lora.rank = 0"
         )
+    _check_rank(model.network, lora)
     settings = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -107,6 +108,25 @@ def _targets(network: Any, lora: LoraSettings, train_layers: int) -> list[str] |
 def _is_target(name: str, targets: Iterable[str]) -> bool:
     """As PEFT matches them: the name, or its end after a dot."""
     return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def _check_rank(network: Any, lora: LoraSettings) -> None:
+    """Raise ConfigError for a rank beyond the smaller side of every matrix that would be adapted.
+
+    Such adapters can do no more than a full update, and would take more memory than there may be.
+    """
+    head, sides = network.get_output_embeddings(), {}
+    for name, module in network.named_modules():
+        weight = getattr(module, "weight", None)
+        wanted = _is_target(name, lora.targets) if lora.targets else module is not head
+        if wanted and weight is not None and weight.ndim == 2:
+            sides[name] = min(weight.shape)
+    if sides and lora.rank > (most := max(sides.values())):
+        name = next(name for name, side in sides.items() if side == most)
+        raise ConfigError(
+            f"model.lora.rank = {lora.rank}: must be at most {most}, the smaller side of the matrix {name}, the"
+            " largest that it would adapt"
+        )
 
 
 def _base_name(network: Any) -> str:

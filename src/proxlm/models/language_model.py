@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from proxlm.kernels.module_hooks import has_hooks
 from proxlm.models.adapters import POLICY, adapter_parameters
 from proxlm.models.context import context_of
 from proxlm.models.encoder_decoder import EncoderDecoderTrunk, start_token
+from proxlm.text import shown
 
 # Fields of a configuration by which the logits are more than the head's output.
 LOGIT_CHANGES = ("scale_decoder_outputs", "logit_scale", "logits_scaling", "final_logit_softcapping")
@@ -91,6 +93,22 @@ class LanguageModel:
             raise ModelError(
                 f"{self.source}: a text that may be {longest} tokens long does not fit the model's context of"
                 f" {context}; shorten the prompt or lower rollout.max_new_tokens"
+            )
+
+    def check_tokens(self, what: str, tokens: Iterable[int] | Tensor) -> None:
+        """Raise ModelError for a token without an embedding: a special one that only its own spelling gives.
+
+        Args:
+            what: Where the tokens are from, for the message.
+            tokens: Token ids.
+        """
+        rows: int = self.network.get_input_embeddings().weight.shape[0]
+        last = int(tokens.max()) if isinstance(tokens, Tensor) else max(tokens, default=0)
+        if last >= rows:
+            name = shown(str(self.tokenizer.convert_ids_to_tokens(last)), 40)
+            raise ModelError(
+                f"{what}: holds the special token {name}, of which {self.source or 'the model'} knows nothing: its"
+                f" number is {last}, and the embedding has {rows} rows; leave it out of the text"
             )
 
     @property

@@ -131,7 +131,7 @@ def wrap(network: Any, tokenizer: Any, config: ModelSettings) -> LanguageModel:
         save_dtype=_save_dtype(network, config),
     )
     with model_runs(model):
-        check_vocabulary(config.policy, tokenizer, network)
+        check_vocabulary(config.policy, tokenizer, network, special=True)
     check_forward(model)
     if config.activation_checkpointing and not runs_unpadded(model, model.trunk):
         raise ModelError(

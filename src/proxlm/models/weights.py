@@ -152,16 +152,24 @@ def _prefix(missing: list[str], unexpected: list[str]) -> str:
     return ""
 
 
-def check_vocabulary(what: str, tokenizer: Any, network: Any) -> None:
+def check_vocabulary(what: str, tokenizer: Any, network: Any, special: bool = False) -> None:
     """Raise ModelError if the tokenizer has a token that the network has no embedding for.
 
     Args:
         what: Beginning of the error's message.
         tokenizer: The tokenizer.
         network: A transformers model.
+        special: Allow added special tokens, which only their own spelling gives (an image's place in Gemma 3's
+            tokenizer), unless a text begins, ends or is padded with them. See `LanguageModel.check_tokens`.
     """
     rows: int = network.get_input_embeddings().weight.shape[0]
-    token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
+    ids = tokenizer.get_vocab()
+    if special:
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        used = {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk")}
+        apart = {i for i, token in added.items() if token.special} - used
+        ids = {name: i for name, i in ids.items() if i < rows or i not in apart}
+    token, last = max(ids.items(), key=lambda item: item[1], default=("", -1))
     if last >= rows:
         raise ModelError(
             f"{what}: the tokenizer has {last + 1} tokens (the last is {shown(repr(token), 40)}), the model's"

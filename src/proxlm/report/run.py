@@ -9,6 +9,7 @@ from typing import Any
 
 from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, SFTConfig
 from proxlm.config.paths import home_expanded
+from proxlm.config.signature import checked
 from proxlm.errors import RunError
 from proxlm.evaluation.evaluate import Evaluation, evaluation_from_json
 from proxlm.report.run_data import read_run
@@ -110,6 +111,7 @@ class Run:
         return figure
 
 
+@checked()
 def load_run(folder: str | Path) -> Run:
     """Read a run's folder, of a finished run or of one that is still in progress.
 

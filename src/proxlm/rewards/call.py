@@ -69,7 +69,7 @@ def _run(function: Callable[[], Any], timeout: float, runner: asyncio.Runner) ->
         value = function()
         if inspect.isawaitable(value):
             return runner.run(_wait_for(value, timeout - (time.monotonic() - started)))
-    except BaseException as error:  # sys.exit() in a reward function too must reach the caller
+    except BaseException as error:  # KeyboardInterrupt and sys.exit() too must reach the caller
         return Outcome(error=without_caller(error))
     return Outcome(value)
 

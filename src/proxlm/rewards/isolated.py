@@ -44,6 +44,7 @@ class IsolatedTerms:
         Raises:
             UnusableResultError: The term failed, took too long, or ended its process.
             RewardError: The process cannot be started.
+            KeyboardInterrupt: The term raised that.
         """
         end = self._end or self._start()
         message = {"term": term, "completions": [asdict(c) for c in completions]}
@@ -67,6 +68,8 @@ class IsolatedTerms:
             raise UnusableResultError(self._stop())
         if reply.get("last"):
             self._stop()
+        if reply.get("interrupted"):
+            raise KeyboardInterrupt
         if "problem" in reply:
             raise UnusableResultError(str(reply["problem"]))
         try:

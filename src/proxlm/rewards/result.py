@@ -12,7 +12,7 @@ from proxlm.masking import masked
 from proxlm.rewards.call import Outcome
 from proxlm.text import reason_of, shown
 from proxlm.types import Completion
-from proxlm.user_code import describe_error
+from proxlm.user_code import describe_error, raise_interrupt
 
 LARGEST_FLOAT32 = 3.4028234663852886e38
 
@@ -38,8 +38,14 @@ class Component:
 
 
 def parts_of(outcome: Outcome, file: str, completions: Sequence[Completion]) -> dict[str, Component]:
-    """The components that a call of a reward function defined in `file` returned. Raises UnusableResultError."""
+    """The components that a call of a reward function defined in `file` returned.
+
+    Raises:
+        UnusableResultError: It raised something, sys.exit() included, or returned what is no result.
+        KeyboardInterrupt: It raised that: a request to stop is no failure of a reward.
+    """
     if outcome.error is not None:
+        raise_interrupt(outcome.error)
         verb = "failed:" if isinstance(outcome.error, RewardError) else "raised"
         raise UnusableResultError(f"{verb} {describe_error(outcome.error, file)}")
     return read_result(outcome.value, completions)
@@ -97,6 +103,7 @@ def _read_row(row: Any, tokens: int | None, index: int, place: str, problems: di
     if row is None:
         return None
     if isinstance(row, BaseException):
+        raise_interrupt(row)
         problems[index] = f"failed{place} for completion {index}: {describe_error(row)}"
         return None
     try:

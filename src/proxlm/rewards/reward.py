@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from proxlm.config.schema import RewardSettings
+from proxlm.config.signature import checked
 from proxlm.data.fields import own_copy
 from proxlm.errors import LONGEST_MESSAGE, ConfigError, RewardError
 from proxlm.rewards.call import TimedCaller
@@ -24,6 +25,7 @@ from proxlm.types import Completion, Rollout, Scores
 log = logging.getLogger(__name__)
 
 
+@checked()
 def build_reward(config: RewardSettings, function: Rewards | Reward | None = None) -> Reward:
     """The reward that `config` describes. Reward models are located but not loaded yet: see Reward.prepare.
 

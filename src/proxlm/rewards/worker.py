@@ -93,7 +93,10 @@ def serve(end: socket.socket) -> None:
 
 
 def answer(term: Term, completions: Sequence[Completion], runner: asyncio.Runner) -> dict[str, Any]:
-    """A term's reply: its parts, or a problem. last: this process ends, because its memory is used up."""
+    """A term's reply: its parts, a problem, or that it asked to stop.
+
+    last: this process ends, because its memory is used up.
+    """
     try:
         value = term.function(list(completions))
         outcome = Outcome(runner.run(_result(value)) if inspect.isawaitable(value) else value)
@@ -103,6 +106,8 @@ def answer(term: Term, completions: Sequence[Completion], runner: asyncio.Runner
         parts = parts_of(outcome, term.file, completions)
     except UnusableResultError as error:
         return {"problem": str(error), "last": isinstance(outcome.error, MemoryError)}
+    except KeyboardInterrupt:
+        return {"interrupted": True}
     return {"parts": {name: asdict(part) for name, part in parts.items()}}
 
 

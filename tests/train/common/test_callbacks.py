@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -92,8 +93,6 @@ def test_a_run_that_a_callback_stops_ends_as_finished(tmp_path, capsys) -> None:
 
 
 def test_a_run_that_a_callback_stopped_can_be_continued(tmp_path) -> None:
-    from dataclasses import replace
-
     stopped = trainer(tmp_path, StopAfter(2), steps=4)
     stopped.train()
     recorder = Recorder()
@@ -179,3 +178,106 @@ def test_supervised_and_control_runs_have_the_same_events(tmp_path) -> None:
 def test_what_is_no_list_of_callbacks_is_refused(given) -> None:
     with pytest.raises(ConfigError, match="callbacks: expected a list of callbacks, got"):
         Callbacks(given)
+
+
+class StopsIn(Recorder):
+    """Asks to stop when `event` comes for the first time."""
+
+    def __init__(self, event: str, name: str = "") -> None:
+        super().__init__()
+        self.event, self.name, self.asked = event, name, False
+
+    def __getattribute__(self, event):
+        found = super().__getattribute__(event)
+        if not event.startswith("on_") or event != self.event:
+            return found
+
+        def asks(step, *arguments):
+            found(step, *arguments)
+            if not self.asked and self.name in ("", *arguments[:1]):
+                self.asked = True
+                raise proxlm.StopTraining(f"in {event}")
+
+        return asks
+
+
+@pytest.mark.parametrize(
+    ("event", "name", "steps"),
+    [
+        ("on_start", "", [1]),
+        ("on_rollout", "", [1]),
+        ("on_scores", "", [1]),
+        ("on_step", "", [1]),
+        ("on_evaluation", "before", [1]),
+        ("on_evaluation", "during", [1, 2]),
+        ("on_evaluation", "after", [1, 2, 3, 4]),
+        ("on_checkpoint", "", [1, 2, 3]),
+        ("on_end", "", [1, 2, 3, 4]),
+    ],
+)
+def test_a_request_to_stop_works_in_every_event(tmp_path, event, name, steps) -> None:
+    policy = proxlm.new_model(TEXTS * 20, SMALL, proxlm.ModelSettings(device="cpu"), seed=1)
+    settings = config(tmp_path, steps=4)
+    settings = replace(
+        settings,
+        evaluation=replace(settings.evaluation, every=2),
+        run=replace(settings.run, save_every=2, keep=9),
+    )
+    recorder, later = StopsIn(event, name), Recorder()
+    run = proxlm.PPOTrainer(policy, lengths, list(WORDS[:6]), settings, callbacks=[recorder, later]).train()
+    assert recorder.asked
+    assert run.metrics["step"] == steps
+    assert recorder.events == later.events
+    assert run.after is not None
+    assert (run.folder / "checkpoints" / f"step-{steps[-1]:08d}").is_dir()
+    assert run.verify() == []
+
+
+def test_a_trainer_that_was_stopped_can_train_again(tmp_path) -> None:
+    stopped = trainer(tmp_path, StopsIn("on_evaluation", "after"), steps=2)
+    stopped.train()
+    run = replace(stopped.config.run, folder=str(tmp_path / "again"))
+    stopped.config = replace(stopped.config, run=run)
+    assert stopped.train().metrics["step"] == [1, 2]
+
+
+class Misspelt(Callback):
+    def on_stepp(self, step, metrics):
+        raise AssertionError
+
+
+class OfAnotherLibrary(Callback):
+    def on_train_begin(self, *arguments):
+        raise AssertionError
+
+
+class TakesLess(Callback):
+    def on_step(self, step):
+        raise AssertionError
+
+
+class Waits(Callback):
+    async def on_step(self, step, metrics):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Misspelt, r"Misspelt.on_stepp: no such event; did you mean on_step\?"),
+        (OfAnotherLibrary, "on_train_begin: no such event; .*the events are on_start, on_rollout"),
+        (TakesLess, "TakesLess.on_step: must take step, metrics"),
+        (Waits, "Waits.on_step: an event cannot be async"),
+    ],
+)
+def test_an_event_that_would_not_be_called_is_refused(kind, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Callbacks([Recorder(), kind()])
+
+
+def test_an_event_may_be_set_on_the_object_and_take_more() -> None:
+    seen = []
+    callback = Callback()
+    callback.on_end = lambda *given, more=1: seen.append((given, more))
+    Callbacks([callback]).on_end(3)
+    assert seen == [((3,), 1)]

@@ -96,3 +96,48 @@ def test_a_response_left_alone_is_left_out_where_groups_are_compared() -> None:
     alone = Scores(torch.tensor([1.0, math.nan, math.nan, 3.0]))
     with pytest.raises(RunError, match="for 2 of 4 responses, and no prompt has two others"):
         with_a_reward(rollout, alone, groups=True)
+
+
+@pytest.mark.parametrize("without", [(1,), (2,), (1, 2), (1, 3)])
+def test_a_draw_without_any_reward_is_replaced_like_any_other_without_use(
+    tokenizer: Any, tmp_path: Path, without: tuple[int, ...]
+) -> None:
+    """Draws whose number is in `without` have no reward at all; the others have their vowels."""
+    calls = []
+
+    def sometimes(rollout: Rollout) -> Scores:
+        calls.append(len(rollout))
+        if len(calls) in without:
+            return Scores(torch.full((len(rollout),), math.nan))
+        return vowels(rollout)
+
+    config = job(steps=1, samples_per_prompt=3, batch_size=4, filter_groups=True, filter_rounds=4)
+    row = run(trainer(tokenizer, config, tmp_path, reward=sometimes))[0]
+    used = [number for number in without if number <= len(calls)]
+    assert row["filter/draws"] == len(calls)
+    assert row["filter/drawn_prompts"] == 4 * len(calls)
+    assert row.get("reward_none", 0.0) == 12.0 * len(used)
+    assert 1 <= row["filter/kept_prompts"] <= 4
+    assert math.isfinite(row["policy_loss"])
+
+
+@pytest.mark.parametrize("rewards", ["none", "all the same"])
+def test_where_no_draw_is_of_use_the_last_one_with_rewards_is_used(
+    tokenizer: Any, tmp_path: Path, rewards: str
+) -> None:
+    calls = []
+
+    def never(rollout: Rollout) -> Scores:
+        calls.append(1)
+        same = rewards == "all the same" and len(calls) == 1
+        return Scores(torch.full((len(rollout),), 2.0 if same else math.nan))
+
+    config = job(steps=1, samples_per_prompt=3, batch_size=4, filter_groups=True, filter_rounds=3)
+    made = trainer(tokenizer, config, tmp_path, reward=never)
+    if rewards == "none":
+        with pytest.raises(RunError, match=r"the reward returned None, .* for 12 of 12 responses"):
+            run(made)
+    else:
+        row = run(made)[0]
+        assert (row["reward"], row["reward_none"], row["filter/kept_prompts"]) == (2.0, 24.0, 0.0)
+    assert len(calls) == 3

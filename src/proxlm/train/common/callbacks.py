@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Any
 from proxlm.errors import ConfigError, RunError
 from proxlm.runlog.metric_names import STEP, TIME
 from proxlm.runlog.rows import LARGEST_NUMBER
+from proxlm.text import listed, shown, suggestion
 from proxlm.types import Rollout, Scores
 
 
 class StopTraining(Exception):  # noqa: N818 (a request, not an error)
-    """Raised by a callback's `on_step` to end the run after this step, as if it had been the last one.
+    """Raised by a callback in any event to end the run after the step under way, as if it had been the last one.
 
-    The step is logged and saved; the final evaluation, the model and the report are written.
+    Between two steps (in `on_start`, `on_checkpoint` and the evaluation before the run) it is the next step that is
+    the last one; after the last step nothing is left to end. The step is logged and saved; the final evaluation, the
+    model and the report are written.
     """
 
 
@@ -24,8 +28,8 @@ class Callback:
     """Base class of callbacks: override the events of interest; all others do nothing.
 
     Callbacks run in the main thread, in the order in which they were passed, and not while a rollout is being
-    prefetched. An exception from a callback ends the run, as an exception anywhere else would; `StopTraining` from
-    `on_step` ends it as finished.
+    prefetched. An exception from a callback ends the run, as an exception anywhere else would; `StopTraining` ends it
+    as finished, and the callbacks after this one still get the event.
     """
 
     def on_start(self, folder: Path, step: int) -> None:
@@ -43,9 +47,6 @@ class Callback:
         Args:
             step: steps completed so far, from 1.
             metrics: the step's metrics by name; entries that are added here are logged with the others.
-
-        Raises:
-            StopTraining: to end the run here.
         """
 
     def on_evaluation(self, step: int, name: str, metrics: Mapping[str, float]) -> None:
@@ -78,7 +79,14 @@ def checked_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Callbacks(Callback):
-    """Several callbacks as one."""
+    """Several callbacks as one.
+
+    Attributes:
+        stop: The first request of a callback to end the run, or None.
+
+    Raises:
+        ConfigError: One is not a callback, or has an event that there is not, or that would not be called.
+    """
 
     def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
         if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
@@ -86,10 +94,18 @@ class Callbacks(Callback):
         for callback in callbacks:
             _check(callback)
         self._callbacks = tuple(callbacks)
+        self.stop: StopTraining | None = None
+
+    def fresh(self) -> Callbacks:
+        """The same callbacks for another run, without a request to end it."""
+        return Callbacks(self._callbacks)
 
     def _each(self, event: str, *arguments: Any) -> None:
         for callback in self._callbacks:
-            getattr(callback, event)(*arguments)
+            try:
+                getattr(callback, event)(*arguments)
+            except StopTraining as request:
+                self.stop = self.stop or request
 
     def on_start(self, folder: Path, step: int) -> None:
         self._each("on_start", folder, step)
@@ -114,7 +130,30 @@ class Callbacks(Callback):
 
 
 def _check(callback: Any) -> None:
-    """Raise ConfigError for what is not a callback, such as the class instead of an object of it."""
+    """Raise ConfigError for what is not a callback, and for events of it that would not be called, or not rightly."""
     if not isinstance(callback, Callback):
         name = callback.__name__ if isinstance(callback, type) else type(callback).__name__
-        raise ConfigError(f"callbacks: {name} is not an object of a subclass of proxlm.Callback")
+        raise ConfigError(f"callbacks: {shown(name)} is not an object of a subclass of proxlm.Callback")
+    kind = type(callback).__name__
+    events = [name for name in vars(Callback) if name.startswith("on_")]
+    for name in dir(callback):
+        if name.startswith("on_") and name not in events:
+            hint = suggestion(name, events, f"the events are {listed(events)}")
+            raise ConfigError(f"callbacks: {shown(kind)}.{shown(name)}: no such event; {hint}")
+    for name in events:
+        _check_event(f"callbacks: {shown(kind)}.{name}", getattr(callback, name), getattr(Callback, name))
+
+
+def _check_event(where: str, method: Any, declared: Any) -> None:
+    """Raise ConfigError for an event that cannot be called with its arguments, or would have to be awaited."""
+    _, *given = inspect.signature(declared).parameters
+    if inspect.iscoroutinefunction(method):
+        raise ConfigError(
+            f"{where}: an event cannot be async; write def, and run coroutines with asyncio.run"
+        )
+    try:
+        inspect.signature(method).bind(*given)
+    except ValueError:  # a callable without a signature
+        return
+    except TypeError:
+        raise ConfigError(f"{where}: must take {', '.join(given)}") from None

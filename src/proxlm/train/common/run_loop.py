@@ -34,7 +34,7 @@ from proxlm.errors import RunError
 from proxlm.runlog.folder import JsonRow
 from proxlm.runlog.rows import RowCounts
 from proxlm.runlog.run_log import RunLog
-from proxlm.train.common.callbacks import Callback, StopTraining, checked_metrics
+from proxlm.train.common.callbacks import Callbacks, checked_metrics
 from proxlm.train.common.non_finite import save_offending_rows
 from proxlm.train.common.optimiser import Optimiser
 
@@ -84,7 +84,7 @@ class TrainingLoop(ABC, Generic[S]):
     def __init__(self, config: TrainingConfig, folder: Path, state: S) -> None:
         self.config, self.folder, self.state = config, folder, state
         self.problem = ""  # why the run cannot continue
-        self.callbacks: Callback = Callback()
+        self.callbacks = Callbacks()
 
     @abstractmethod
     def step(self, log: RunLog) -> dict[str, float]:
@@ -156,17 +156,16 @@ class TrainingLoop(ABC, Generic[S]):
             while not ended:
                 metrics = self.step(log)
                 step = self.state.step
-                try:
-                    self.callbacks.on_step(step, metrics)
-                except StopTraining as request:
+                self.callbacks.on_step(step, metrics)
+                ended = self.finished()
+                if self.callbacks.stop is not None and not ended:
                     ended = True
                     metrics |= self.stopped_early(log, metrics)
-                    log.note(f"stopped by a callback: {request}")
+                    log.note(f"stopped by a callback: {self.callbacks.stop}")
                 metrics = checked_metrics(metrics)
                 log.metrics(step, metrics)
                 for finding in doctor.see({"step": step, **metrics}) if doctor is not None else []:
                     log.note(finding.line())
-                ended = ended or self.finished()
                 due = every > 0 and step % every == 0
                 # What stands in for a run's log, in a loop of one's own for instance, has no rows to count.
                 rows = log.row_counts if isinstance(log, RunLog) else None

@@ -28,6 +28,14 @@ from proxlm.types import Prompt, Rollout, Scores
 RewardOfRollout = Callable[[Rollout], Scores]
 
 
+class EmptyDrawError(RunError):
+    """Of the responses to a draw of prompts, none can be used; `unscored` of them have no reward."""
+
+    def __init__(self, message: str, unscored: int = 0) -> None:
+        super().__init__(message)
+        self.unscored = unscored
+
+
 class Collected(NamedTuple):
     """A step's scored rollout; draws: how often prompts were drawn for it."""
 
@@ -50,8 +58,9 @@ def collect(
 ) -> Collected:
     """The responses of one step with their scores.
 
-    With filter_groups, prompts whose responses all got the same reward are left out and others are drawn, up to
-    filter_rounds times; if none is left the last draw is used as it is, because a step cannot be empty.
+    With filter_groups, prompts whose responses all got the same reward, or none, are left out and others are drawn,
+    up to filter_rounds times; if none is left the last draw with rewards is used as it is, because a step cannot be
+    empty.
 
     Args:
         engine: samples the responses.
@@ -62,11 +71,16 @@ def collect(
         draw: number of the first batch of prompts; it also seeds the sampling.
         clock: times the phases.
         generate: samples a rollout.
+
+    Raises:
+        RunError: no draw has responses with rewards.
     """
     ppo = config.ppo
     generate, reward = overlapping(generate, reward, config.reward, clock)
     sampling = replace(config.rollout, temperature=temperature)
     kept: list[tuple[Rollout, Scores]] = []
+    usable: tuple[Rollout, Scores] | None = None
+    empty: EmptyDrawError | None = None
     counts: Counter[str] = Counter()
     drawn = found = unscored = 0
     for draws in range(1, (ppo.filter_rounds if ppo.filter_groups else 1) + 1):
@@ -82,18 +96,26 @@ def collect(
             )
         if isinstance(generate, MultiTurn) and (news := generate.pace.news()):
             clock.log.note(news)
-        rollout, more = _of_conversations(rollout, config, clock)
-        counts.update(more)
-        with clock("score"):
-            scores = reward(rollout)
-        rollout, scores, without = with_a_reward(rollout, scores, advantage_of(ppo.advantage).groups)
+        drawn += ppo.batch_size
+        try:
+            rollout, more = _of_conversations(rollout, config, clock)
+            counts.update(more)
+            with clock("score"):
+                scores = reward(rollout)
+            rollout, scores, without = with_a_reward(rollout, scores, advantage_of(ppo.advantage).groups)
+        except EmptyDrawError as error:
+            if not ppo.filter_groups:
+                raise
+            empty, unscored = error, unscored + error.unscored
+            clock.log.note(f"a draw without use: {error}")
+            continue
         if without:
             clock.log.note(f"{without} responses have no reward (it returned None) and are left out")
         unscored += without
         if not ppo.filter_groups:
             return Collected(rollout, scores, draws, _per_conversation(counts) | _without_reward(unscored))
+        usable = rollout, scores
         rows, chosen = _varied_rows(rollout, scores, ppo.samples_per_prompt, ppo.batch_size - found)
-        drawn += ppo.batch_size
         if len(rows):
             offsets = rollout.sequences.response_offsets
             kept.append((rollout.select(rows), scores.select(rows, offsets)))
@@ -110,7 +132,10 @@ def collect(
         }
     )
     if not kept:
-        return Collected(rollout, scores, draws, metrics)
+        if usable is None:
+            assert empty is not None
+            raise empty
+        return Collected(*usable, draws, metrics)
     rollout = Rollout.join([r for r, _ in kept])
     scores = Scores.join([s for _, s in kept], [len(r.logprobs) for r, _ in kept])
     return Collected(rollout, scores, draws, metrics)
@@ -131,7 +156,7 @@ def _of_conversations(rollout: Rollout, config: PPOConfig, clock: Clock) -> tupl
             groups = group_numbers(torch.tensor([p.id for p in rollout.prompts]))
             rows = (torch.bincount(groups)[groups] > 1).nonzero()[:, 0]
             if not len(rows):
-                raise RunError(
+                raise EmptyDrawError(
                     f"{lost} conversations lost, and no prompt has two left; the first: {rollout.lost[0]}"
                 )
             rollout = rollout.select(rows)
@@ -154,7 +179,7 @@ def with_a_reward(rollout: Rollout, scores: Scores, groups: bool = False) -> tup
         groups: Whether the responses to a prompt are compared: then one that is left alone is left out, too.
 
     Raises:
-        RunError: No row is left.
+        EmptyDrawError: No row is left.
     """
     kept = scores.scored
     without = len(kept) - int(kept.sum())
@@ -166,9 +191,10 @@ def with_a_reward(rollout: Rollout, scores: Scores, groups: bool = False) -> tup
     rows = kept.nonzero()[:, 0]
     if not len(rows):
         alone = ", and no prompt has two others" if groups else ""
-        raise RunError(
+        raise EmptyDrawError(
             f"the reward returned None, which is no reward, for {without} of {len(rollout)} responses{alone}; a step"
-            " needs some"
+            " needs some",
+            unscored=without,
         )
     return rollout.select(rows), scores.select(rows, rollout.sequences.response_offsets), without
 

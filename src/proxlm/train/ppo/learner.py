@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from proxlm.config import PPOConfig
+from proxlm.config.signature import checked
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.rl.running_statistics import RunningStatistics
 from proxlm.train.common.optimiser import Optimiser
@@ -42,6 +43,7 @@ class Learner:
     ptx: PtxText | None = None
 
 
+@checked()
 def build_learner(
     models: ActorCritic, config: PPOConfig, algorithm: Algorithm | None = None, ptx: PtxText | None = None
 ) -> Learner:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from proxlm.config.signature import checked
 from proxlm.distributed.ranks import Ranks
 from proxlm.rl.losses import PolicyLoss
 
@@ -70,6 +71,7 @@ class MinibatchStats:
 POLICY = [name for name in SUMS if name != "value_loss"]
 
 
+@checked()
 def summarise(stats: list[MinibatchStats]) -> dict[str, float]:
     """The step's metrics: means over its optimiser steps, maxima of maxima, the last learning rates.
 

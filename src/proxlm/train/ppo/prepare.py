@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from proxlm.config import PPOConfig, PPOSettings
+from proxlm.config.signature import checked
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.models.forward import frozen_states, runs_unpadded
 from proxlm.rl.advantages import length_adaptive_lambda, whiten
@@ -53,6 +54,7 @@ class Prepared:
 
 
 @torch.no_grad()
+@checked()
 def prepare(
     models: ActorCritic,
     rollout: Rollout,

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from proxlm.config.signature import checked
 from proxlm.models.forward import head_backward, head_logprobs, response_states
 from proxlm.train.common.memory import failing_together
 from proxlm.train.common.optimiser import Optimiser
@@ -20,6 +21,7 @@ from proxlm.train.ppo.trpo import trust_region_update
 from proxlm.types import Experience, Progress
 
 
+@checked()
 def update(learner: Learner, prepared: Prepared, on_progress: Progress | None = None) -> list[MinibatchStats]:
     """Learn from an experience: `ppo.epochs` passes over it, or fewer where `ppo.target_kl` ends them.
 
