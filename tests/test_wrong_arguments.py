@@ -76,6 +76,8 @@ def test_a_wrong_argument_is_an_error_of_ours(good: Any, name: str, tmp_path: An
             continue
         messages = []
         for wrong in WRONG:
+            if parameter == "on_progress" and wrong is lengths:  # a function is one, whatever it takes
+                continue
             try:
                 function(**{**good[name], parameter: wrong})
             except UserError as error:

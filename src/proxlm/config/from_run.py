@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,13 @@ from proxlm.config.jobs import EvaluateConfig, GenerateConfig
 from proxlm.config.paths import relative_to
 from proxlm.config.tree import kinds
 from proxlm.errors import ConfigError
+from proxlm.files import read_regular
 
+# Stands in a run's config.toml for what only Python can pass, and in its inputs.json for the name of a file.
+IN_MEMORY = "<in memory>"
+PASSED_FROM_PYTHON = "passed from Python"
+INPUTS = "inputs.json"
+LARGEST_INPUTS = 2**28  # bytes
 # The sections that mean the same in a run and in the jobs that use its model; the others are about training.
 SECTIONS = ("model", "data", "rollout", "environment", "reward")
 # What [data] takes from the [text] of fine-tuning.
@@ -24,7 +31,8 @@ def settings_of_run(kind: type, folder: Path, saved: Mapping[str, Any]) -> dict[
     """The settings of `kind`, a job that uses a trained model, for the run in `folder`.
 
     Its policy is compared with the model that it was trained from (evaluate), or generates (generate), with the
-    run's own sampling, data, environment and reward. A run that began with a new model has nothing to compare with.
+    run's own sampling, data, environment and reward. A run that began with a new model, or one that a Python caller
+    passed, has nothing to compare with; prompts that one passed are IN_MEMORY.
 
     Args:
         kind: EvaluateConfig or GenerateConfig.
@@ -44,6 +52,10 @@ def settings_of_run(kind: type, folder: Path, saved: Mapping[str, Any]) -> dict[
     if "threads" in run:
         found["run"] = {"threads": run["threads"]}
     found = relative_to(kind, found, folder)
+    passed = _passed_from_python(folder)
+    for name in PROMPTS:
+        if f"data.{name}" in passed and isinstance(found.get("data"), dict):
+            found["data"] = {**found["data"], name: IN_MEMORY}
     if not os.path.isdir(folder / "policy"):
         raise ConfigError(
             f"{folder}: the run has no policy/ yet, for it is not finished: resume it, or evaluate the policy/ of"
@@ -59,7 +71,7 @@ def settings_of_run(kind: type, folder: Path, saved: Mapping[str, Any]) -> dict[
         found["seed"] = run["seed"]
     if "greedy" in (evaluation := _table(saved, "evaluation")):
         found["greedy"] = evaluation["greedy"]
-    if _table(saved, "model").get("policy") or job == "ppo":
+    if "model.policy" not in passed and (_table(saved, "model").get("policy") or job == "ppo"):
         return {**found, "models": [policy]}
     return _with_policy(found, policy)
 
@@ -86,3 +98,12 @@ def _with_policy(found: dict[str, Any], policy: str) -> dict[str, Any]:
 def _table(saved: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     section = saved.get(name)
     return section if isinstance(section, Mapping) else {}
+
+
+def _passed_from_python(folder: Path) -> frozenset[str]:
+    """The settings in whose place a Python caller passed something, by the run's inputs.json if it is one."""
+    try:
+        settings = json.loads(read_regular(folder / INPUTS, LARGEST_INPUTS))["inputs"]
+        return frozenset(key for key, entry in settings.items() if PASSED_FROM_PYTHON in entry["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return frozenset()

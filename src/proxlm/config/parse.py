@@ -12,7 +12,7 @@ from proxlm.config import arguments as command_line
 from proxlm.config.from_run import settings_of_run, uses_runs
 from proxlm.config.jobs import JOBS
 from proxlm.config.paths import expand_user, relative_to
-from proxlm.config.secrets import SECRET, hide_environment, secret_settings
+from proxlm.config.secrets import SECRET, SECRET_PATH, hide_environment, secret_settings
 from proxlm.config.toml_text import DEEPEST, LARGEST_RECIPE, TooDeepError, parse_toml
 from proxlm.config.tree import Assembly, is_section, kinds, split_key
 from proxlm.config.values import Key, dotted, nested_beyond, shown_value, toml_key, toml_value
@@ -174,10 +174,20 @@ def _finished(assembly: Assembly, advice: _Advice) -> Any:
     hide_environment(assembly.config)
     for key in secret_settings(assembly.config):  # first: other messages show values
         source = assembly.source(key)
-        raise ConfigError(f"{f'{source}: ' if source else ''}{dotted(key)}: {SECRET}")
+        reason = SECRET_PATH if _is_path(assembly.job, key) else SECRET
+        raise ConfigError(f"{f'{source}: ' if source else ''}{dotted(key)}: {reason}")
     assembly.config = expand_user(assembly.config)
     _check(assembly, advice)
     return assembly.config
+
+
+def _is_path(section: Any, key: Key) -> bool:
+    """Whether a setting is a path, which `env:NAME` cannot stand for; its tables of arguments are not."""
+    name, *below = key
+    if below:
+        return is_section(kinds(section).get(name)) and _is_path(kinds(section)[name], tuple(below))
+    field = section.__dataclass_fields__.get(name)
+    return field is not None and bool(field.metadata.get("path")) and kinds(section)[name] is str
 
 
 def job_class(name: str) -> type:

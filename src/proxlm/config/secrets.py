@@ -18,6 +18,7 @@ from proxlm.errors import ConfigError
 from proxlm.masking import hide, holds_token
 
 PREFIX = "env:"
+SECRET_PATH = "looks like a secret, and paths are written to files and shown: choose another name"
 SECRET = (
     "looks like a secret, and settings are written to files: put it into an environment variable NAME and write"
     f" {PREFIX}NAME"

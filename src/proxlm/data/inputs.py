@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from proxlm.config.from_run import INPUTS, PASSED_FROM_PYTHON
 from proxlm.config.paths import path_settings
 from proxlm.data.input_files import files_of
 from proxlm.errors import RunError
@@ -21,10 +22,8 @@ from proxlm.files import open_regular
 from proxlm.runlog.folder import write_json_atomic
 from proxlm.text import listed, shown, system_reason
 
-FILE_NAME = "inputs.json"
+FILE_NAME = INPUTS
 FORMAT = 1
-# Stands for the name of a file where a Python caller has passed records.
-PASSED_FROM_PYTHON = "passed from Python"
 _THREADS = 4
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from proxlm.checkpoint import publish_folder
 from proxlm.config import ControlConfig, settings_or_default, validate
+from proxlm.config.from_run import IN_MEMORY
 from proxlm.config.signature import checked
 from proxlm.control.environments import MakeEnvironment
 from proxlm.control.loop import ControlLoop
 from proxlm.control.normalise import scale_for
 from proxlm.control.policy import gif_problem, write_gif
 from proxlm.control.spaces import make_environment
-from proxlm.jobs.in_memory import IN_MEMORY
 from proxlm.jobs.run_folder import begin_run, check_run_folder, run_folder
 from proxlm.kernels.startup import start
 from proxlm.report.page import write_report

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.config import EvaluateConfig, settings_or_default, validate
+from proxlm.config.from_run import IN_MEMORY
 from proxlm.config.paths import short
 from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
@@ -22,7 +23,7 @@ from proxlm.environments.resolve import task_prompts
 from proxlm.errors import ConfigError, DataError, ModelError
 from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
 from proxlm.jobs.generate import without_adapters
-from proxlm.jobs.in_memory import IN_MEMORY, record_source
+from proxlm.jobs.in_memory import record_source
 from proxlm.jobs.model_limits import prompt_limit
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.sampling import check_conversations, data_of, sampler_of
@@ -90,6 +91,20 @@ def evaluate(
         models = [models]
     if not models:
         raise ConfigError("models: an empty list; there is nothing to evaluate")
+    if prompts is None:
+        for key, value in (("eval_prompts", config.data.eval_prompts), ("prompts", config.data.prompts)):
+            if value == IN_MEMORY:
+                raise ConfigError(
+                    f"data.{key}: the run's prompts were passed from Python and are in no file; name one with"
+                    " --data.eval-prompts FILE, or pass prompts= to proxlm.evaluate"
+                )
+            if value:
+                break
+    if environment is None and config.environment.use == IN_MEMORY:
+        raise ConfigError(
+            "environment.use: the run's environment was passed from Python; name one with --environment.use"
+            " FILE.py:CLASS, or pass environment= to proxlm.evaluate"
+        )
     plain = without_adapters(config.model)
     sources = [
         ModelSource(plain, model, None if isinstance(model, str | Path | LanguageModel) else tokenizer)

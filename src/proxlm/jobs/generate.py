@@ -18,6 +18,7 @@ from proxlm.config import (
     RolloutSettings,
     validate,
 )
+from proxlm.config.from_run import IN_MEMORY
 from proxlm.config.signature import checked
 from proxlm.data.chat import ChatFormat, carry_template, encode_rendered, with_system
 from proxlm.data.prompts import load_prompts
@@ -27,7 +28,7 @@ from proxlm.engine.generate import generate as generate_rollout
 from proxlm.engine.native import NativeEngine
 from proxlm.engine.protocol import Engine
 from proxlm.errors import ConfigError, DataError
-from proxlm.jobs.in_memory import IN_MEMORY, record_source
+from proxlm.jobs.in_memory import record_source
 from proxlm.jobs.model_limits import prompt_limit
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.prompts import load_prompts_of

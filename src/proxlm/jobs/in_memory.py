@@ -14,9 +14,6 @@ from proxlm.data.records import Source
 from proxlm.data.tables import is_hub_name
 from proxlm.errors import DataError
 
-# Stands in a run's config.toml for what only Python can pass.
-IN_MEMORY = "<in memory>"
-
 
 def record_source(values: Iterable[Any] | str | Path | None, name: str, field: str) -> Source | None:
     """Records as a source: a path stays a path, None stays None.

@@ -11,6 +11,7 @@ from typing import Any
 from proxlm.checkpoint import is_published, newest_checkpoint, publish_folder
 from proxlm.config import PPOConfig, RolloutSettings, settings_or_default, validate
 from proxlm.config.algorithms import advantage_of
+from proxlm.config.from_run import IN_MEMORY
 from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
 from proxlm.data.in_memory import InMemoryRecords
@@ -24,10 +25,10 @@ from proxlm.engine.native import NativeEngine
 from proxlm.environments.protocol import MakeEnvironment
 from proxlm.errors import ConfigError, RewardError, RunError
 from proxlm.jobs.held_out import HeldOutEvaluations, print_comparison
-from proxlm.jobs.in_memory import IN_MEMORY, record_source
+from proxlm.jobs.in_memory import record_source
 from proxlm.jobs.model_limits import check_block
 from proxlm.jobs.prompts import describe_prompts
-from proxlm.jobs.run_folder import begin_run, check_run_folder, run_folder
+from proxlm.jobs.run_folder import begin_run, check_run_folder, keep_best_notes, run_folder
 from proxlm.jobs.sampling import prompts_of, rewarded, sampler_of
 from proxlm.jobs.startup import seeded_weights, start_job
 from proxlm.models.actor_critic import ActorCritic, actor_critic_of
@@ -192,7 +193,8 @@ class PPOTrainer:
 
 def notes(config: PPOConfig) -> list[str]:
     """What is allowed but has a price, in words."""
-    ppo, rollout, found = config.ppo, config.rollout, []
+    ppo, rollout = config.ppo, config.rollout
+    found = keep_best_notes(config.run, "evaluation/", config.evaluation.every, "evaluation.every")
     if rollout.unlike_policy and ppo.correction.mode == "none":
         found.append(
             "top_k, top_p and min_p without rollout.keep_sampling_mask sample from another policy than the one that"

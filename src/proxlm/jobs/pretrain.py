@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from proxlm.config import PretrainConfig, settings_or_default, validate
+from proxlm.config.from_run import IN_MEMORY
 from proxlm.config.signature import checked
 from proxlm.data.documents import Documents
 from proxlm.data.skipped import Skipped
@@ -17,7 +18,6 @@ from proxlm.data.supervised import pretrain_blocks
 from proxlm.data.text import read_texts
 from proxlm.data.tokenizer import train_tokenizer
 from proxlm.errors import ConfigError, DataError
-from proxlm.jobs.in_memory import IN_MEMORY
 from proxlm.jobs.model_limits import check_block
 from proxlm.jobs.run_folder import check_run_folder
 from proxlm.jobs.startup import seeded_weights, start_job

@@ -19,6 +19,7 @@ from proxlm.runlog.folder import folder_to_resume, open_run, refuse_if_taken, wr
 from proxlm.runlog.interrupt import StopSignals, stopped_outside_message
 from proxlm.runlog.lock import locked, refuse_if_held
 from proxlm.runlog.loggers import check_wandb
+from proxlm.text import shown
 from proxlm.train.common.run_loop import TrainingConfig, TrainingLoop
 
 
@@ -99,3 +100,25 @@ def begin_run(
         done = ", after which no step is left" if loop.finished() else ""
         print(f"resumed from {checkpoint}{done}", flush=True)
     write_inputs(folder, loop.inputs)
+
+
+def keep_best_notes(run: RunSettings, prefix: str, every: int, key: str) -> list[str]:
+    """What run.keep_best cannot do where its metric is not measured in the steps that write a checkpoint.
+
+    Args:
+        run: The section [run].
+        prefix: How the names of metrics begin that are not measured in each step.
+        every: How many steps apart these are measured; 0: never.
+        key: The setting that says so.
+    """
+    if not run.keep_best.startswith(prefix):
+        return []
+    if not every:
+        return [f"run.keep_best = {shown(run.keep_best)} is not measured during the run: {key} = 0"]
+    if run.save_every and every % run.save_every == 0:
+        return []
+    saved = f"every {run.save_every}" if run.save_every else "only at the end"
+    return [
+        f"run.keep_best = {shown(run.keep_best)} is measured every {every} steps ({key}), and checkpoints are written"
+        f" {saved}: the best one may not be among them; set run.save_every = {every}"
+    ]

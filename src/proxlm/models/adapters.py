@@ -115,11 +115,17 @@ def _check_rank(network: Any, lora: LoraSettings) -> None:
 
     Such adapters can do no more than a full update, and would take more memory than there may be.
     """
+    from transformers.pytorch_utils import Conv1D
+
     head, sides = network.get_output_embeddings(), {}
     for name, module in network.named_modules():
+        linear = isinstance(module, nn.Linear | Conv1D) and module is not head
         weight = getattr(module, "weight", None)
-        wanted = _is_target(name, lora.targets) if lora.targets else module is not head
-        if wanted and weight is not None and weight.ndim == 2:
+        if (
+            weight is not None
+            and weight.ndim == 2
+            and (_is_target(name, lora.targets) if lora.targets else linear)
+        ):
             sides[name] = min(weight.shape)
     if sides and lora.rank > (most := max(sides.values())):
         name = next(name for name, side in sides.items() if side == most)

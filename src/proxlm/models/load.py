@@ -128,7 +128,7 @@ def wrap(network: Any, tokenizer: Any, config: ModelSettings) -> LanguageModel:
         source=config.policy,
         packed=config.packed,
         activation_checkpointing=config.activation_checkpointing,
-        save_dtype=_save_dtype(network, config),
+        save_dtype=save_precision(network, config),
     )
     with model_runs(model):
         check_vocabulary(config.policy, tokenizer, network, special=True)
@@ -160,7 +160,7 @@ def _load_network(config: ModelSettings, path: str, what: str) -> Any:
     return read_network(kind, path, what, trust_remote_code=config.trust_remote_code)
 
 
-def _save_dtype(network: Any, config: ModelSettings) -> torch.dtype:
+def save_precision(network: Any, config: ModelSettings) -> torch.dtype:
     """The precision that policies are saved in; a model without a folder or a name is float32 at its source."""
     if config.save_dtype != "source":
         return getattr(torch, config.save_dtype)

@@ -6,20 +6,23 @@ import hashlib
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 
 from proxlm.config import ModelSettings
 from proxlm.config.paths import expand_user
+from proxlm.config.values import shown_value
 from proxlm.data.tokenizer import check_tokenizer, load_tokenizer, require_folder
 from proxlm.data.turn_end import eos_of
 from proxlm.errors import ConfigError, ModelError
+from proxlm.kernels.device import resolve_device, uses_bfloat16
 from proxlm.models.adapter_folder import AdapterFolder, find_adapter
+from proxlm.models.adapters import POLICY
 from proxlm.models.context import context_of
 from proxlm.models.gguf import imported
 from proxlm.models.language_model import LanguageModel
-from proxlm.models.load import language_model_of, load_language_model
+from proxlm.models.load import language_model_of, load_language_model, save_precision
 from proxlm.models.model_types import register_model_types
 from proxlm.models.weights import read_configuration
 from proxlm.text import reason_of
@@ -35,7 +38,7 @@ class ModelSource:
         tokenizer: The tokenizer of a transformers model.
 
     Raises:
-        ConfigError: Adapters are asked for, and a LanguageModel has none.
+        ConfigError: A setting asks for another model than a LanguageModel is.
         ModelError: A transformers model without its tokenizer, or a tokenizer without one.
     """
 
@@ -45,13 +48,7 @@ class ModelSource:
         if isinstance(model, LanguageModel):
             if tokenizer is not None:
                 raise ModelError("tokenizer: only with a transformers model; a LanguageModel has its own")
-            if settings.lora.rank and not any(
-                "lora_" in name for name, _ in model.network.named_parameters()
-            ):
-                raise ConfigError(
-                    f"model.lora.rank = {settings.lora.rank}: a LanguageModel is trained as it is, and this one"
-                    " has no adapters; load it with these settings (proxlm.load_model), or pass a folder"
-                )
+            settings = _as_loaded(settings, model)
             self._loaded, self._network, self._tokenizer = model, model.network, model.tokenizer
         elif model is not None and not isinstance(model, str | Path):
             if not hasattr(model, "config") or not hasattr(model, "named_parameters"):
@@ -148,3 +145,62 @@ class ModelSource:
         if self._network is None:
             return load_language_model(self.settings)
         return language_model_of(self._network, self.tokenizer, self.settings)
+
+
+def _as_loaded(settings: ModelSettings, model: LanguageModel) -> ModelSettings:
+    """The settings with what a loaded model was loaded with, which is how it is trained.
+
+    Raises ConfigError for a setting that is not its default and asks for something else.
+    """
+    default = ModelSettings()
+    precision: Literal["float32", "bfloat16"] = "bfloat16" if model.bfloat16 else "float32"
+    adapters = None if model.adapters is None else model.adapters.peft_config.get(POLICY)
+    frozen = any(not p.requires_grad for p in model.network.parameters())
+    saved = str(model.save_dtype).removeprefix("torch.")
+    device = resolve_device(settings.device) if settings.device != default.device else model.device
+    checks: list[tuple[str, Any, bool, str]] = [
+        (
+            "precision",
+            settings.precision,
+            settings.precision == default.precision
+            or uses_bfloat16(settings.precision, model.device) == model.bfloat16,
+            f"computes in {precision}",
+        ),
+        ("packed", settings.packed, model.packed or not settings.packed, "is not packed"),
+        (
+            "activation_checkpointing",
+            settings.activation_checkpointing,
+            model.activation_checkpointing or not settings.activation_checkpointing,
+            "keeps all activations",
+        ),
+        (
+            "save_dtype",
+            settings.save_dtype,
+            settings.save_dtype == default.save_dtype
+            or save_precision(model.network, settings) == model.save_dtype,
+            f"is saved in {saved}",
+        ),
+        ("device", settings.device, device == model.device, f"is on {model.device}"),
+        ("train_layers", settings.train_layers, frozen or not settings.train_layers, "learns as a whole"),
+        ("freeze", settings.freeze, frozen or not settings.freeze, "learns as a whole"),
+        (
+            "lora.rank",
+            settings.lora.rank,
+            not settings.lora.rank or (adapters is not None and adapters.r == settings.lora.rank),
+            "has no adapters" if adapters is None else f"has adapters of rank {adapters.r}",
+        ),
+    ]
+    for name, value, fits, what in checks:
+        if not fits:
+            raise ConfigError(
+                f"model.{name} = {shown_value(value)}: a LanguageModel is trained as it is, and this one {what}; load"
+                " it with these settings (proxlm.load_model), or pass a folder"
+            )
+    kept = saved if saved in ("float32", "bfloat16") else "source"
+    return replace(
+        settings,
+        precision=precision,
+        packed=model.packed,
+        activation_checkpointing=model.activation_checkpointing,
+        save_dtype=cast("Literal['float32', 'bfloat16', 'source']", kept),
+    )

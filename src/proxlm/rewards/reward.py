@@ -25,7 +25,7 @@ from proxlm.types import Completion, Rollout, Scores
 log = logging.getLogger(__name__)
 
 
-@checked()
+@checked("function")
 def build_reward(config: RewardSettings, function: Rewards | Reward | None = None) -> Reward:
     """The reward that `config` describes. Reward models are located but not loaded yet: see Reward.prepare.
 
