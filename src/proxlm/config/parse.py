@@ -13,6 +13,7 @@ from proxlm.config.from_run import settings_of_run, uses_runs
 from proxlm.config.jobs import JOBS
 from proxlm.config.paths import expand_user, relative_to
 from proxlm.config.secrets import SECRET, SECRET_PATH, hide_environment, secret_settings
+from proxlm.config.signature import checked
 from proxlm.config.toml_text import DEEPEST, LARGEST_RECIPE, TooDeepError, parse_toml
 from proxlm.config.tree import Assembly, is_section, kinds, split_key
 from proxlm.config.values import Key, dotted, nested_beyond, shown_value, toml_key, toml_value
@@ -111,6 +112,7 @@ def _check_call(kind: Any, file: Any, overrides: Any, arguments: Any) -> None:
             raise ConfigError(f"{name}: more than {MOST_ARGUMENTS:,} entries; write a recipe with tables")
 
 
+@checked("config")
 def validate(config: T, parameters: Mapping[str, str] | None = None) -> T:
     """Check a job's settings that were built in Python, as load_config checks those it reads.
 
