@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,25 @@ def test_a_saved_data_set_that_stands_for_much_is_refused(
     in_a_fork(lambda: saved(folder, pa.table({"text": [LONG * 20]})))
     with pytest.raises(DataError, match=r"d\.arrow: reading it takes more than .* GiB of memory"):
         next(iter_records(folder))
+
+
+def test_in_a_thread_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows may be read beside an update."""
+    monkeypatch.setattr(table_trial, "_ODD_SIZE", 2)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(try_table, "a.parquet", 1, lambda: []).result() is None
+        tried = pool.submit(try_table, "a.parquet", 1, lambda: [pa.record_batch({"a": ["long"] * 300})])
+        with pytest.raises(DataError, match="it holds more than"):
+            tried.result()
+
+
+def test_a_trial_without_limits_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no")
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    with pytest.raises(DataError, match=r"^a\.parquet: it cannot be tried in a process of its own"):
+        try_table("a.parquet", 1, lambda: [])
 
 
 def test_what_aborts_a_process_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ MOST_MEMORY = 2**31
 _MOST_SECONDS, _BYTES_A_SECOND = 60, 2**20
 # No honest file holds so much more than its own size. Its rows become objects in memory, of some bytes if empty.
 _ODD_RATIO, _ODD_SIZE, _EMPTY_ROW = 1000, 2**30, 128
-_NEEDS_MEMORY, _HOLDS_TOO_MUCH = 3, 4
+_NEEDS_MEMORY, _HOLDS_TOO_MUCH, _NOT_TRIED = 3, 4, 5
 
 
 def try_table(name: str, size: int, batches: Callable[[], Iterable[Any]]) -> None:
@@ -60,6 +60,7 @@ def try_table(name: str, size: int, batches: Callable[[], Iterable[Any]]) -> Non
     problems = {
         _NEEDS_MEMORY: f"reading it takes more than {MOST_MEMORY >> 30} GiB of memory; write it with shorter rows",
         _HOLDS_TOO_MUCH: f"it holds more than {_ODD_RATIO} times its {size} bytes; such a file is not read",
+        _NOT_TRIED: "it cannot be tried in a process of its own, within limits of memory and time",
         -signal.SIGXCPU: f"damaged: reading it takes more than {seconds} s",
     }
     if status in problems:
@@ -70,25 +71,32 @@ def try_table(name: str, size: int, batches: Callable[[], Iterable[Any]]) -> Non
 
 def _read(size: int, seconds: int, batches: Callable[[], Iterable[Any]]) -> NoReturn:
     """In the fork: read it all within the limits."""
-    status = 0
+    status = _NOT_TRIED
     try:
         gc.disable()  # it would end what belongs to the process that was forked
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # of these the other process takes care
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what C++ says when it aborts
         _limit(seconds)
-        held = 0
+        status = _HOLDS_TOO_MUCH if _holds_too_much(size, batches) else 0
+    except MemoryError:
+        status = _NEEDS_MEMORY
+    finally:
+        os._exit(status)
+
+
+def _holds_too_much(size: int, batches: Callable[[], Iterable[Any]]) -> bool:
+    held = 0
+    try:
         for batch in batches():
             held += decoded_size(batch) + len(batch) * _EMPTY_ROW
             if held > max(_ODD_SIZE, _ODD_RATIO * size):
-                status = _HOLDS_TOO_MUCH
-                break
+                return True
     except MemoryError:
-        status = _NEEDS_MEMORY
-    except BaseException:  # the reader meets it again, and says what it is
-        status = 0
-    finally:
-        os._exit(status)
+        raise
+    except Exception:  # the reader meets it again, and says what it is
+        pass
+    return False
 
 
 def _limit(seconds: int) -> None:
