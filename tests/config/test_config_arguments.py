@@ -162,5 +162,5 @@ def test_resume_is_short_for_nothing_where_there_is_no_run() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config("demo", arguments=["--resume"])
     assert str(caught.value) == (
-        "command line: run.resume: unknown key; allowed here: folder, seed, minutes, ppo_steps, eval_count"
+        "command line: run.resume: unknown key; allowed here: folder, chat, seed, minutes, ppo_steps, eval_count"
     )

