@@ -43,7 +43,8 @@ from proxlm.types import Prompt, Rollout, Scores
 RESULTS = Path(__file__).parent / "results"
 TEXTS = ["The cat sat on the mat and looked at the moon.", "One day a small dog found a big red ball."]
 PHASES = ("step", "waiting", "generate", "score", "prepare", "update")
-SEEN = ("rollout_kl", "correction_mean", "correction_share", "kl")
+WEIGHTS = ("staleness_weight/mean", "staleness_weight/effective_share")
+SEEN = ("rollout_kl", *WEIGHTS, "kl")
 Row = dict[str, float]
 
 
@@ -84,10 +85,10 @@ def run(
     model = build_language_model(new, tokenizer, ModelSettings(device="cpu", precision="float32"))
     with torch.no_grad():  # sharp enough that there is something to learn from
         model.network.get_output_embeddings().weight.mul_(8.0)
-    correction = CorrectionSettings(mode="truncate" if prefetch else "none")
+    correction = CorrectionSettings(mode="token_truncate" if prefetch else "none")
     ppo = PPOSettings(
         steps=steps, batch_size=size["batch"], epochs=2, minibatches=2, kl_coef=0.01,
-        prefetch=prefetch, correction=correction,
+        prefetch=prefetch, staleness_correction=correction,
     )  # fmt: skip
     config = PPOConfig(
         model=ModelSettings(policy="random", critic="separate", device="cpu"),
@@ -133,7 +134,7 @@ def learning(given: argparse.Namespace) -> dict[str, Any]:
     for seed in range(given.seeds):
         for mode, found in result.items():
             rows = run(mode == "prefetch", seed, given.learn_steps, size, vowels, lr=3e-3)
-            means = {name: statistics.fmean(row[name] for row in rows) for name in SEEN}
+            means = {name: statistics.fmean(row.get(name, 1.0) for row in rows) for name in SEEN}
             first, last = (statistics.fmean(r["reward"] for r in p) for p in (rows[:share], rows[-share:]))
             found.append({"seed": seed, "first": first, "last": last, **means})
             print(

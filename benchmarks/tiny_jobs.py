@@ -55,11 +55,12 @@ TALK = ["--environment.use", "environment.py:Vowels", "--environment.tasks", "12
         "--data.eval-count", "2", "--ppo.gae-steps", "turn"]  # fmt: skip
 TRAIN = ["--train.steps", "3", "--train.batch-tokens", "60", "--train.validate-every", "1", "--train.patience", "0",
          "--optim.lr", "1e-2", "--optim.warmup", "2"]  # fmt: skip
+PREFETCH = ["--ppo.prefetch", "true", "--ppo.staleness-correction.mode", "token_truncate"]
 JOBS: dict[str, list[str]] = {
     "ppo": [*PPO, *PROMPTS],
-    "ppo, prefetched": [*PPO, *PROMPTS, "--ppo.prefetch", "true", "--ppo.correction.mode", "truncate"],
+    "ppo, prefetched": [*PPO, *PROMPTS, *PREFETCH],
     "ppo, conversations": [*PPO, *TALK],
-    "ppo, conversations, prefetched": [*PPO, *TALK, "--ppo.prefetch", "true", "--ppo.correction.mode", "truncate"],
+    "ppo, conversations, prefetched": [*PPO, *TALK, *PREFETCH],
     "sft": ["sft", *COMMON, *MODEL, "--model.policy", "model", "--text.train", "pairs.jsonl", *TRAIN],
     "pretrain": [
         "pretrain", *COMMON, *MODEL, "--text.train", "text.txt", "--new.type", "llama", "--new.hidden", "16",

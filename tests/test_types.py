@@ -20,7 +20,7 @@ def rollout(responses, rewards=None):
         logprobs=torch.zeros(count),
         finish=["eos"] * len(responses),
         texts=[""] * len(responses),
-        policy_version=0,
+        policy_versions=torch.zeros(count, dtype=torch.int64),
         rewards=rewards,
     )
 
@@ -69,7 +69,7 @@ def test_components_that_only_some_parts_have_are_refused(first, second):
 def test_rewards_of_an_environment_in_only_some_parts_are_refused():
     paid, unpaid = rollout([[5], [6, 7]], FIRST), rollout([[8, 9]])
     for parts in ([paid, unpaid], [unpaid, paid]):
-        with pytest.raises(ValueError, match=r"Rollout\.rewards: 1 of 2 parts have them; all must, or none"):
+        with pytest.raises(ValueError, match=r"Rollout\.rewards: 1 of 2 parts have it; all must, or none"):
             Rollout.join(parts)
     both = Rollout.join([paid, rollout([[8, 9]], SECOND)])
     assert numbers(both.rewards) == [0.5, 1.0, 2.0, 4.0, 8.0]

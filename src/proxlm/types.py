@@ -172,6 +172,14 @@ class Sequences:
         )
 
 
+def _of_all_or_none(name: str, parts: Sequence[Rollout]) -> list[Any]:
+    """The parts' attribute of this name; empty if none has it. Raises ValueError if only some have it."""
+    present = [value for part in parts if (value := getattr(part, name)) is not None]
+    if 0 < len(present) < len(parts):
+        raise ValueError(f"Rollout.{name}: {len(present)} of {len(parts)} parts have it; all must, or none")
+    return present
+
+
 @dataclass(frozen=True)
 class Rollout:
     """B sampled responses with the log-probs they were sampled with.
@@ -185,11 +193,13 @@ class Rollout:
         logprobs: [R] float32, natural log of the behaviour policy's probability (temperature and filters applied).
         finish: How each response ended, [B].
         texts: The responses' texts, [B].
-        policy_version: Of the policy that sampled the responses.
+        policy_versions: [R] int64, of the policy that sampled each token: how many updates it had seen.
         rewards: Of conversations with an environment: [R] float32, its rewards, on the last token of each turn.
         lost: Of conversations: for each that failed and so has no row, why.
         conversations: Of conversations with an environment: each one's messages, [B]; none without a chat template.
         sampling_mask: The set that each token [R] was sampled from, under top-k, top-p or min-p; None: all tokens.
+        trainer_logprobs: [R] float32, log-probs under the weights that sampled as the trainer's passes compute them,
+            where `logprobs` are another engine's and the rollout is stale; None: not computed.
     """
 
     prompts: list[Prompt]
@@ -198,11 +208,12 @@ class Rollout:
     logprobs: Tensor
     finish: list[Finish]
     texts: list[str]
-    policy_version: int
+    policy_versions: Tensor
     rewards: Tensor | None = None
     lost: list[str] = field(default_factory=list)
     conversations: list[list[dict[str, Any]]] | None = None
     sampling_mask: SamplingMask | None = None
+    trainer_logprobs: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -222,30 +233,24 @@ class Rollout:
             logprobs=self.logprobs[at],
             finish=[self.finish[b] for b in chosen],
             texts=[self.texts[b] for b in chosen],
-            policy_version=self.policy_version,
+            policy_versions=self.policy_versions[at],
             rewards=None if self.rewards is None else self.rewards[at],
             lost=self.lost,
             conversations=None if self.conversations is None else [self.conversations[b] for b in chosen],
             sampling_mask=None if self.sampling_mask is None else self.sampling_mask.select(at),
+            trainer_logprobs=None if self.trainer_logprobs is None else self.trainer_logprobs[at],
         )
 
     @staticmethod
     def join(parts: Sequence[Rollout]) -> Rollout:
-        """The parts, all of one policy version, concatenated.
+        """The parts concatenated.
 
         Raises:
-            ValueError: Only some are of conversations, or have a sampling mask.
+            ValueError: Only some are of conversations, or have a sampling mask or the trainer's log-probs.
         """
-        rewards = [part.rewards for part in parts if part.rewards is not None]
-        if 0 < len(rewards) < len(parts):
-            raise ValueError(
-                f"Rollout.rewards: {len(rewards)} of {len(parts)} parts have them; all must, or none"
-            )
-        masks = [part.sampling_mask for part in parts if part.sampling_mask is not None]
-        if 0 < len(masks) < len(parts):
-            raise ValueError(
-                f"Rollout.sampling_mask: {len(masks)} of {len(parts)} parts have one; all must, or none"
-            )
+        rewards, masks, again = (
+            _of_all_or_none(name, parts) for name in ("rewards", "sampling_mask", "trainer_logprobs")
+        )
         talks = [part.conversations for part in parts]
         return Rollout(
             prompts=[p for part in parts for p in part.prompts],
@@ -254,11 +259,12 @@ class Rollout:
             logprobs=torch.cat([part.logprobs for part in parts]),
             finish=[f for part in parts for f in part.finish],
             texts=[t for part in parts for t in part.texts],
-            policy_version=parts[0].policy_version,
+            policy_versions=torch.cat([part.policy_versions for part in parts]),
             rewards=torch.cat(rewards) if rewards else None,
             lost=[why for part in parts for why in part.lost],
             conversations=None if None in talks else [talk for part in talks if part for talk in part],
             sampling_mask=SamplingMask.join(masks) if masks else None,
+            trainer_logprobs=torch.cat(again) if again else None,
         )
 
     def completions(self) -> list[Completion]:
@@ -353,7 +359,7 @@ class Experience:
         rewards: float32, KL penalty and score.
         advantages: float32, whitened and clipped if the settings say so.
         returns: float32, the critic's targets.
-        correction: float32, factor of the token's policy loss (rollout correction).
+        correction: float32, factor of the token's policy loss: the weights of engine and staleness, multiplied.
         sampling_mask: The sets that the policy is renormalised over, the rollout's; None: the whole vocabulary.
     """
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from proxlm.rl.corrections import rollout_weights
+from proxlm.rl.corrections import importance_weights
 from proxlm.rl.policy_losses import (
     LossInputs,
     cispo_loss,
@@ -71,6 +71,6 @@ CHOSEN = torch.tensor([True, True, True, False, True, True])
 ROWS = torch.tensor([0, 2, 4, 6])  # products over chosen tokens: 1, 1.5, 0.4
 
 
-def weights(mode, level="token", **more):
-    old = f64([-2.0] * 6).requires_grad_()
-    return rollout_weights(old, old.detach() - f64(RATIOS).log(), CHOSEN, ROWS, mode, level, **more)
+def weights(mode, low=0.0, high=math.inf, **more):
+    logs = f64(RATIOS).log().requires_grad_()
+    return importance_weights(logs, CHOSEN, ROWS, mode, low, high, **more)

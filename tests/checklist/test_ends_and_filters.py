@@ -259,8 +259,8 @@ def test_filters_are_off_by_default_and_then_nothing_is_dropped(tokenizer):
 @pytest.mark.checklist(34)
 def test_with_filters_the_correction_is_the_ratio_to_the_filtered_policy(tokenizer):
     config = job()
-    full = replace(config.ppo.correction, mode="full")
-    config = replace(config, ppo=replace(config.ppo, correction=full))
+    full = replace(config.ppo.engine_correction, mode="token")
+    config = replace(config, ppo=replace(config.ppo, engine_correction=full))
     models = actors(tokenizer, config)
     rollout = sampled(models.policy, top_k=3, keep_sampling_mask=False)
     experience, metrics = prepared(models, rollout, config)

@@ -70,41 +70,98 @@ def test_weights_of_a_minibatch_are_those_of_its_rows_alone(tokenizer, aggregati
 
 
 @pytest.mark.checklist(20)
-@pytest.mark.parametrize("mode", ["truncate", "mask", "full"])
-@pytest.mark.parametrize("level", ["token", "sequence"])
-def test_correction_of_the_native_engine_is_1(tokenizer, mode, level):
-    config = job(correction=CorrectionSettings(mode=mode, level=level))
+@pytest.mark.parametrize("cause", ["engine_correction", "staleness_correction"])
+@pytest.mark.parametrize("mode", ["token_truncate", "token_mask", "token", "sequence", "geometric_mask"])
+def test_correction_of_the_native_engine_is_1(tokenizer, mode, cause):
+    config = job(**{cause: CorrectionSettings(mode=mode)})
     _, _, found = prepared(tokenizer, config)
     assert float((found.experience.correction - 1).abs().max()) < 1e-4
 
 
-@pytest.mark.checklist(20)
-@pytest.mark.parametrize("mode", ["truncate", "mask", "full"])
-def test_correction_of_another_engine_by_hand(tokenizer, mode):
-    """An engine whose log-probs are off: w = π_old / π_rollout, capped at 2, or 0 outside [0.5, 5]."""
-    gaps = [0.0, 1.0, -1.0, 2.0]  # log w
+E = math.e
+BY_HAND = {
+    "none": [1, 1, 1, 1],
+    "token_truncate": [1, 2, 1 / E, 2],
+    "token_mask": [1, E, 0, 0],
+    "token": [1, E, 1 / E, E * E],
+}
 
-    def off(rollout):
+
+def off_by(gaps):
+    """A rollout whose engine's log-probs are off: log π_v − log π_roll = gaps, over and over."""
+
+    def change(rollout, **more):
         gap = torch.tensor(gaps).repeat(len(rollout.logprobs))[: len(rollout.logprobs)]
-        return replace(rollout, logprobs=rollout.logprobs - gap)
+        return replace(rollout, logprobs=rollout.logprobs - gap, **more)
 
-    experience = prepared(tokenizer, job(correction=CorrectionSettings(mode=mode)), off)[2].experience
-    e = math.e
-    wanted = {"truncate": [1, 2, 1 / e, 2], "mask": [1, e, 0, 0], "full": [1, e, 1 / e, e * e]}[mode]
-    assert experience.correction[:4].tolist() == pytest.approx(wanted, rel=1e-4)
+    return change
+
+
+@pytest.mark.checklist(20)
+@pytest.mark.parametrize("mode", BY_HAND)
+@pytest.mark.parametrize("stale", [False, True])
+def test_correction_of_another_policy_by_hand(tokenizer, mode, stale):
+    """A gap of a token of the present version is the engine's, of an older one staleness; the other weight is 1."""
+    change = off_by([0.0, 1.0, -1.0, 2.0])
+
+    def rollout_of(rollout):
+        return change(rollout, policy_versions=rollout.policy_versions - int(stale))
+
+    causes = ("staleness_correction", "engine_correction")
+    for cause in causes if stale else reversed(causes):
+        config = job(**{cause: CorrectionSettings(mode=mode)})
+        found = prepared(tokenizer, config, rollout_of)[2]
+        wanted = BY_HAND[mode] if cause == causes[not stale] else [1, 1, 1, 1]
+        assert found.experience.correction[:4].tolist() == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.checklist(20)
+def test_both_causes_at_once_have_their_own_weights_and_metrics(tokenizer):
+    """log π_v − log π_roll = 1 and log π_old − log π_v = −2 for odd tokens: e² truncated, e⁻² masked."""
+    engine, staleness = CorrectionSettings(mode="token_truncate"), CorrectionSettings(mode="token_mask")
+
+    def both(rollout):
+        odd = torch.arange(len(rollout.logprobs)) % 2 == 1
+        trainer = rollout.logprobs + torch.where(odd, 2.0, 0.0)
+        return replace(
+            rollout,
+            logprobs=trainer - 1.0,
+            trainer_logprobs=trainer,
+            policy_versions=torch.where(odd, -1, 0),
+        )
+
+    config = job(engine_correction=engine, staleness_correction=staleness)
+    _, rollout, found = prepared(tokenizer, config, both)
+    # Even tokens are of the present version: π_v is π_old itself, whatever was computed again.
+    assert found.experience.correction[:4].tolist() == pytest.approx([2.0, 0.0, 2.0, 0.0], rel=1e-4)
+    odd = (rollout.policy_versions == -1).double().mean()
+    metrics = found.metrics
+    assert metrics["engine_weight/mean"] == metrics["engine_weight/max"] == 2.0
+    assert metrics["engine_weight/effective_share"] == pytest.approx(1.0)
+    assert metrics["engine_weight/dropped_share"] == 0.0
+    assert metrics["engine_weight/kl"] == pytest.approx(E - 2, rel=1e-4)
+    assert metrics["staleness_weight/dropped_share"] == pytest.approx(float(odd))
+    assert metrics["staleness_weight/effective_share"] == pytest.approx(1 - float(odd))
+    assert metrics["staleness_weight/mean"] == pytest.approx(1 - float(odd), rel=1e-4)
+    assert metrics["staleness_weight/kl"] == pytest.approx(float(odd) * (math.exp(-2) + 1), rel=1e-4)
+    assert not any("_weight/" in name for name in prepared(tokenizer, job(), both)[2].metrics)
 
 
 @pytest.mark.checklist(21)
-@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("mode", ["token", "sequence"])
 @pytest.mark.parametrize("critic", ["shared", "separate", "none"])
-def test_decoupled_update_with_behaviour_equal_to_proximal_is_ppo(tokenizer, critic, level):
+def test_decoupled_update_with_behaviour_equal_to_proximal_is_ppo(tokenizer, critic, mode):
     """Bit for bit: after a whole update, with the stored log-probs those the update starts from."""
     plain = settings(critic)
     first = prepared(tokenizer, plain)[2].experience
-    decoupled = with_ppo(plain, correction=CorrectionSettings(mode="full", level=level))
+    decoupled = with_ppo(plain, staleness_correction=CorrectionSettings(mode=mode))
     results = []
     for config in (plain, decoupled):
-        made, _, found = prepared(tokenizer, config, lambda r: replace(r, logprobs=first.old_logprobs))
+        made, _, found = prepared(
+            tokenizer,
+            config,
+            lambda r: replace(r, logprobs=first.old_logprobs, policy_versions=r.policy_versions - 1),
+        )
         assert (found.experience.correction == 1).all()
         update(made.learner, found)
         results.append(parameters(made))

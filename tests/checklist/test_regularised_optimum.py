@@ -194,7 +194,7 @@ def test_the_trainers_own_gradient_is_exact():
         logprobs=logprobs(networks.policy).detach(),
         finish=["eos" if y[-1] == EOS else "length" for y in OUTCOMES],
         texts=[""] * len(OUTCOMES),
-        policy_version=0,
+        policy_versions=torch.zeros(int(OFFSETS[-1]), dtype=torch.int64),
     )
     prepared = prepared_by(made, rollout, table_of(rollout), temperature=1.0, kl_coef=BETA)
     chance = distribution(networks.policy).float().repeat_interleave(SEQUENCES.response_lengths)

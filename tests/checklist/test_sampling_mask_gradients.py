@@ -51,7 +51,7 @@ def nucleus(config, **more):
         {"family": "lstm"},
         {"family": "gpt2"},
         {"lora": 4},
-        {"prefetch": True, "correction": CorrectionSettings(mode="full", level="sequence")},
+        {"prefetch": True, "staleness_correction": CorrectionSettings(mode="sequence")},
     ],
     ids=str,
 )
@@ -200,7 +200,7 @@ def test_the_trainers_own_gradient_is_that_of_the_truncated_policy(tokenizer, tm
         logprobs=logprobs.detach(),
         finish=["length"] * 16,
         texts=[""] * 16,
-        policy_version=0,
+        policy_versions=torch.zeros(32, dtype=torch.int64),
         sampling_mask=mask,
     )
     prepared = prepared_by(made, rollout, Scores(scores), kl_coef=0.0)

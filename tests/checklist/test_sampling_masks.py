@@ -83,7 +83,7 @@ def test_selected_and_joined_rows_keep_their_sets(tokenizer):
     for found in (part, together):
         pieces = [a.sampling_mask.dropped() for a in alone]
         assert torch.equal(found.sampling_mask.dropped(), torch.cat(pieces))
-    with pytest.raises(ValueError, match="1 of 2 parts have one"):
+    with pytest.raises(ValueError, match="1 of 2 parts have it"):
         Rollout.join([part, replace(part, sampling_mask=None)])
 
 

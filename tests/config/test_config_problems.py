@@ -29,17 +29,52 @@ def test_the_horizon_is_refused_where_the_controller_would_refuse_it(horizon, re
         assert adapt_kl_coefficient(0.1, 0.0, 1.0, 12, horizon) > 0.0
 
 
-@pytest.mark.parametrize("mode", ["none", "truncate", "mask", "full"])
-def test_responses_of_another_policy_need_a_correction(mode):
-    corrected = PPOSettings(correction=CorrectionSettings(mode=mode))
-    found = {
-        **problems(replace(corrected, prefetch=True)),
-        **problems(corrected, RolloutSettings(weights="int8")),
-    }
-    mend = "set ppo.correction.mode to truncate, mask or full"
+@pytest.mark.parametrize("mode", ["none", "token_truncate", "geometric_mask", "sequence"])
+def test_responses_of_another_policy_need_the_correction_of_their_cause(mode):
+    engine = PPOSettings(engine_correction=CorrectionSettings(mode=mode))
+    stale = PPOSettings(staleness_correction=CorrectionSettings(mode=mode))
+    mend = "to token_truncate for instance"
     wanted = {
-        "ppo.prefetch": f"its responses come from an older policy: {mend}",
-        "rollout.weights": f"its responses come from a policy with rounded weights: {mend}",
+        "ppo.prefetch": f"its responses come from an older policy: set ppo.staleness_correction.mode, {mend}",
+        "rollout.weights": "its responses come from a policy with rounded weights: set ppo.engine_correction.mode,"
+        f" {mend}",
     }
-    assert {key: text for key, text in found.items() if key in wanted} == (wanted if mode == "none" else {})
-    assert not problems(corrected).keys() & wanted.keys()
+    both = problems(
+        replace(stale, prefetch=True, engine_correction=engine.engine_correction),
+        RolloutSettings(weights="int8"),
+    )
+    assert {key: text for key, text in both.items() if key in wanted} == (wanted if mode == "none" else {})
+    # The other cause's weight does not do.
+    assert problems(replace(engine, prefetch=True))["ppo.prefetch"] == wanted["ppo.prefetch"]
+    assert problems(stale, RolloutSettings(weights="int8"))["rollout.weights"] == wanted["rollout.weights"]
+    assert not problems(engine).keys() & wanted.keys()
+
+
+@pytest.mark.parametrize("cause", ["engine", "staleness"])
+@pytest.mark.parametrize(
+    ("mode", "bounds", "key", "said"),
+    [
+        ("token_mask", {"low": 2.0, "high": 1.0}, "low", "2 must not be more than"),
+        ("token_mask", {"low": 6.0}, "low", "high = 5"),
+        ("geometric_mask", {"high": 0.9}, "low", "0.95 must not be more than"),
+        ("sequence_mask", {"high": -2.0}, "high", "must not be negative"),
+        ("token_truncate", {"low": 0.5}, "low", 'no effect with ppo.{}_correction.mode = "token_truncate"'),
+        ("sequence", {"high": 2.0}, "high", "no effect"),
+        ("none", {"low": 0.1}, "low", "no effect"),
+    ],
+)
+def test_bounds_that_mean_nothing_are_refused(cause, mode, bounds, key, said):
+    settings = CorrectionSettings(mode=mode, **bounds)
+    found = problems(PPOSettings(**{f"{cause}_correction": settings}))
+    assert said.format(cause) in found[f"ppo.{cause}_correction.{key}"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "bounds"),
+    [("token_truncate", (0.0, 2.0)), ("token_mask", (0.5, 5.0)), ("geometric_mask", (0.95, 1.05))],
+)
+def test_open_bounds_are_the_modes_own(mode, bounds):
+    assert CorrectionSettings(mode=mode).bounds == bounds
+    assert CorrectionSettings(mode=mode, high=7.0).bounds == (bounds[0], 7.0)
+    found = problems(PPOSettings(engine_correction=CorrectionSettings(mode=mode, high=7.0)))
+    assert not [key for key in found if "correction" in key]

@@ -229,7 +229,7 @@ def test_a_rollout_leaves_its_engine_empty_even_after_an_error(tokenizer) -> Non
     assert not [thing for thing in gc.get_objects() if type(thing) is KVCache]
     engine.load_weights([], 4)
     rollout = generate(engine, prompts, settings, seed=0, step=0)
-    assert rollout.policy_version == 4
+    assert (rollout.policy_versions == 4).all()
     whole = generate(NativeEngine(engine.model, settings), prompts, settings, seed=0, step=0)
     assert torch.equal(rollout.sequences.tokens, whole.sequences.tokens)
     assert torch.equal(rollout.logprobs, whole.logprobs)

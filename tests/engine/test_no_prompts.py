@@ -28,7 +28,7 @@ def test_in_python_the_rollout_has_no_rows(tokenizer, talks):
     engine.load_weights([], 7)
     rollout = sample(engine, [], sampling, seed=3, step=0, on_progress=lambda *at: reported.append(at))
     assert len(rollout) == 0
-    assert rollout.policy_version == 7
+    assert rollout.policy_versions.tolist() == []
     assert (rollout.prompts, rollout.texts, rollout.finish, rollout.lost) == ([], [], [], [])
     assert rollout.sequences.offsets.tolist() == rollout.sequences.response_offsets.tolist() == [0]
     assert (rollout.sequences.tokens.dtype, rollout.action_mask.dtype) == (torch.int64, torch.bool)

@@ -26,7 +26,7 @@ def conversations():
         logprobs=torch.zeros(count),
         finish=["done"] * 3,
         texts=[""] * 3,
-        policy_version=0,
+        policy_versions=torch.zeros(count, dtype=torch.int64),
         rewards=torch.zeros(count),
     )
 

@@ -25,7 +25,7 @@ def bad_from(step, value=math.inf):
 
     def reward(rollout):
         scores = vowels(rollout)
-        if rollout.policy_version >= step:
+        if int(rollout.policy_versions[0]) >= step:
             scores.total[1] = value
         return scores
 
@@ -79,7 +79,7 @@ def test_after_k_steps_in_a_row_the_run_is_saved_and_ends_with_its_samples_named
 
 def test_one_good_step_begins_the_count_again(tokenizer, tmp_path):
     def reward(rollout):
-        return bad_from(0 if rollout.policy_version % 3 else 99)(rollout)
+        return bad_from(0 if int(rollout.policy_versions[0]) % 3 else 99)(rollout)
 
     config = job("shared", steps=9)
     config = replace(config, run=replace(config.run, max_skipped_updates=3))

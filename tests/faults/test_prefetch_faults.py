@@ -18,7 +18,14 @@ import proxlm
 from proxlm.__main__ import main
 from proxlm.checkpoint import load_checkpoint, newest_checkpoint
 
-AHEAD = ["--ppo.prefetch", "true", "--ppo.correction.mode", "truncate", "--data.eval-count", "0"]
+AHEAD = [
+    "--ppo.prefetch",
+    "true",
+    "--ppo.staleness-correction.mode",
+    "token_truncate",
+    "--data.eval-count",
+    "0",
+]
 DIES = """
 import os
 def score(completions):

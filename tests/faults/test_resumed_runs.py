@@ -26,7 +26,8 @@ def new(section):
 SUPERVISED = ["--train.batch-tokens", "120", "--train.validate-every", "3", "--train.steps", "4"]
 CONVERSATIONS = [
     "ppo", "recipe.toml", "--reward.use", "", "--environment.use", "number-game", "--environment.max-turns", "3",
-    "--data.prompts", "", "--ppo.prefetch", "true", "--ppo.correction.mode", "truncate", "--model.critic", "shared",
+    "--data.prompts", "", "--ppo.prefetch", "true", "--ppo.staleness-correction.mode", "token_truncate",
+    "--model.critic", "shared",
 ]  # fmt: skip
 JOBS = {
     "pretrain": ["pretrain", *QUIET, *new("new"), "--text.train", "text.txt", "--train.block", "16", *SUPERVISED],

@@ -61,7 +61,9 @@ def test_held_out_metrics_during_a_run_end_at_those_after_it(place):
     assert "time/evaluate" in rows(place / "run" / "metrics.jsonl")[1]
 
 
-@pytest.mark.parametrize("prefetch", [[], ["--ppo.prefetch", "true", "--ppo.correction.mode", "truncate"]])
+@pytest.mark.parametrize(
+    "prefetch", [[], ["--ppo.prefetch", "true", "--ppo.staleness-correction.mode", "token_truncate"]]
+)
 def test_evaluating_changes_nothing_of_the_run(place, prefetch):
     assert main([*PPO, *prefetch, "--run.folder", "with", "--evaluation.every", "1"]) == 0
     assert main([*PPO, *prefetch, "--run.folder", "without"]) == 0

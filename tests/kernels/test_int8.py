@@ -129,9 +129,9 @@ def test_other_model_types_are_refused_by_name(tokenizer: Any, name: str) -> Non
 
 def test_rounded_weights_without_a_correction_are_refused() -> None:
     settings = {"model.policy": "x", "data.prompts": "x", "reward.use": "length", "rollout.weights": "int8"}
-    with pytest.raises(ConfigError, match=r"rounded weights: set ppo\.correction\.mode"):
+    with pytest.raises(ConfigError, match=r"rounded weights: set ppo\.engine_correction\.mode"):
         load_config("ppo", None, settings)
-    load_config("ppo", None, settings | {"ppo.correction.mode": "truncate"})
+    load_config("ppo", None, settings | {"ppo.engine_correction.mode": "token_truncate"})
 
 
 @pytest.mark.parametrize("weights", ["policy", "int8"])

@@ -21,7 +21,7 @@ def rollout() -> Rollout:
         logprobs=torch.zeros(6),
         finish=["eos", "eos", "length"],
         texts=list(RESPONSES),
-        policy_version=0,
+        policy_versions=torch.zeros(6, dtype=torch.int64),
     )
 
 

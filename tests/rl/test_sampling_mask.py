@@ -87,6 +87,7 @@ def test_spans_selections_and_joins_carry_the_sets(size):
     assert torch.equal(again.offsets, joined.offsets)
     assert again.vocabulary == size
     assert len(SamplingMask.from_pieces(size, [])) == 0
+    assert SamplingMask.whole(2, size).offsets.tolist() == [0, 0, 0]
     assert joined.to(torch.device("cpu")).offsets.tolist() == joined.offsets.tolist()
 
 

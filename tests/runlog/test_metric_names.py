@@ -33,7 +33,9 @@ def some(completions):
 """
 # Responses of different lengths.
 STOPS = [argument for letter in "aeionrst " for argument in ("--rollout.stop", letter)]
-CORRECTED = ["--ppo.correction.mode", "truncate"]
+CORRECTED = [
+    x for cause in ("engine", "staleness") for x in (f"--ppo.{cause}-correction.mode", "token_truncate")
+]
 NUCLEUS = ["--rollout.top-p", "0.8"]
 PPO_RUNS = {
     "plain": ["--shaping.scale", "running", "--reward.use", "reward.py:some", *STOPS],

@@ -108,7 +108,7 @@ def blank_rollout(lengths: Iterable[int]) -> Rollout:
         logprobs=torch.zeros(tokens),
         finish=["eos"] * len(rows),
         texts=[""] * len(rows),
-        policy_version=0,
+        policy_versions=torch.zeros(tokens, dtype=torch.int64),
     )
 
 

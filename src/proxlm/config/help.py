@@ -111,8 +111,11 @@ def _section(kind: Any, at: Key, default: Any, note: str) -> list[str]:
 
 
 def _setting(kind: Any, key: Key, default: Any, text: str, bounds: Bounds) -> list[str]:
-    facts = [f"default {toml_value(default)}", *_bounds(bounds)]
-    return [f"  --{'.'.join(key)} {_type_word(kind)}  ({', '.join(facts)})", *_paragraph(text, " " * 6)]
+    facts = ", ".join([f"default {toml_value(default)}", *_bounds(bounds)])
+    line = f"  --{'.'.join(key)} {_type_word(kind)}  ({facts})"
+    if len(line) > _WIDTH and choices(kind):
+        line, text = f"  --{'.'.join(key)} CHOICE  ({facts})", f"one of {', '.join(choices(kind))}: {text}"
+    return [line, *_paragraph(text, " " * 6)]
 
 
 def _type_word(kind: Any) -> str:

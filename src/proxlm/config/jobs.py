@@ -318,14 +318,19 @@ def _stability_problems(job: PPOConfig) -> Problems:
         found.append(("shaping.overlong_buffer", "must not be more than rollout.max_new_tokens"))
     if job.ptx.coef > 0 and not job.ptx.text:
         found.append(("ptx.text", "required with ptx.coef above 0"))
-    if ppo.correction.mode == "none":
-        for key, used, written_by in (
-            ("rollout.weights", job.rollout.weights != "policy", "a policy with rounded weights"),
-            ("ppo.prefetch", ppo.prefetch, "an older policy"),
-        ):
-            if used:
-                fix = "set ppo.correction.mode to truncate, mask or full"
-                found.append((key, f"its responses come from {written_by}: {fix}"))
+    for key, used, written_by, weight, correction in (
+        (
+            "rollout.weights",
+            job.rollout.weights != "policy",
+            "a policy with rounded weights",
+            "engine_correction",
+            ppo.engine_correction,
+        ),
+        ("ppo.prefetch", ppo.prefetch, "an older policy", "staleness_correction", ppo.staleness_correction),
+    ):
+        if used and correction.mode == "none":
+            fix = f"set ppo.{weight}.mode, to token_truncate for instance"
+            found.append((key, f"its responses come from {written_by}: {fix}"))
     if ppo.old_logprobs == "rollout":
         found += _sampled_by_another_policy(job)
     if ppo.prefetch and ppo.loss == "trpo":
@@ -352,7 +357,8 @@ def _sampled_by_another_policy(job: PPOConfig) -> Problems:
         "rollout.keep_sampling_mask = false": rollout.unlike_policy,
         "rollout.weights": rollout.weights != "policy",
         "ppo.prefetch": ppo.prefetch,
-        "ppo.correction.mode": ppo.correction.mode != "none",
+        "ppo.engine_correction.mode": ppo.engine_correction.mode != "none",
+        "ppo.staleness_correction.mode": ppo.staleness_correction.mode != "none",
     }
     used = [key for key, is_so in others.items() if is_so]
     reason = f"cannot be rollout with {', '.join(used)}: it needs responses of the policy itself"

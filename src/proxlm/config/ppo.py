@@ -15,18 +15,49 @@ from proxlm.config.setting import setting
 KL_ERROR_LIMIT = 0.2
 
 
+CorrectionMode = Literal[
+    "none",
+    "token",
+    "token_truncate",
+    "token_mask",
+    "sequence",
+    "sequence_truncate",
+    "sequence_mask",
+    "geometric_mask",
+]
+# A mode's (low, high) where the settings leave them open: those of TIS and IcePop; a geometric mean of a response's
+# weights is far closer to 1 than they are.
+CORRECTION_BOUNDS: dict[str, tuple[float, float]] = {
+    "token_truncate": (0.0, 2.0),
+    "token_mask": (0.5, 5.0),
+    "sequence_truncate": (0.0, 2.0),
+    "sequence_mask": (0.5, 5.0),
+    "geometric_mask": (0.95, 1.05),
+}
+
+
 @dataclass(frozen=True)
 class CorrectionSettings:
-    """Importance weights for responses not sampled by the trainer's policy: other engine, filters, stale weights."""
+    """Importance weights for one cause of tokens that the trainer's present policy did not sample."""
 
-    mode: Literal["none", "truncate", "mask", "full"] = setting(
+    mode: CorrectionMode = setting(
         "none",
-        "weight π_old / π_rollout: none, truncate (at cap), mask (0 outside [low, high]), or full (unchanged)",
+        "the weight of a token, or the product of its response's: as it is, truncated at high, or masked, 0 outside"
+        " [low, high]; geometric_mask: keep or drop a response by the geometric mean of its weights",
     )
-    level: Literal["token", "sequence"] = setting("token", "one weight per token, or one per response")
-    cap: float = setting(2.0, "truncate: upper limit of a weight", gt=0)
-    low: float = setting(0.5, "mask: weights below this become 0", ge=0)
-    high: float = setting(5.0, "mask: weights above this become 0", gt=0)
+    low: float = setting(
+        -1.0, "masks: drop what is below; −1: the mode's own, 0.5, or 0.95 of geometric_mask"
+    )
+    high: float = setting(
+        -1.0,
+        "truncate at, or drop what is above; −1: the mode's own, 2 to truncate, 5 to mask, 1.05 of geometric_mask",
+    )
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """low and high, the mode's own where they are left open."""
+        low, high = CORRECTION_BOUNDS.get(self.mode, (0.0, float("inf")))
+        return (low if self.low == -1 else self.low), (high if self.high == -1 else self.high)
 
 
 @dataclass(frozen=True)
@@ -145,7 +176,13 @@ class PPOSettings:
         "where π_old of the ratio comes from: recomputed by the trainer, which makes the first ratio exactly 1, or"
         " taken from the rollout, which saves that forward pass",
     )
-    correction: CorrectionSettings = setting(factory=CorrectionSettings)
+    engine_correction: CorrectionSettings = setting(
+        factory=CorrectionSettings,
+        help="the engine is not the trainer: weight π_v / π_rollout of the policy version v that sampled",
+    )
+    staleness_correction: CorrectionSettings = setting(
+        factory=CorrectionSettings, help="the rollout is older than the update: weight π_old / π_v"
+    )
     trpo: TrustRegionSettings = setting(factory=TrustRegionSettings)
 
 

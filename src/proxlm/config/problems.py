@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of
-from proxlm.config.ppo import PPOSettings
+from proxlm.config.ppo import CorrectionSettings, PPOSettings
 from proxlm.config.rollout import RolloutSettings, changed_logits
 from proxlm.config.schema import (
     ModelSettings,
@@ -81,8 +81,27 @@ def algorithm_problems(ppo: PPOSettings, model: ModelSettings) -> Problems:
     found += dual_clip_problems(ppo.dual_clip)
     if ppo.kl_in == "loss" and ppo.kl_estimator == "k1":
         found.append(("ppo.kl_estimator", "k1 as a loss has an expected gradient of 0; use k2 or k3"))
-    if ppo.correction.mode == "mask" and ppo.correction.low > ppo.correction.high:
-        found.append(("ppo.correction.low", "must not be more than ppo.correction.high"))
+    for name in ("engine_correction", "staleness_correction"):
+        found += _correction_problems(f"ppo.{name}", getattr(ppo, name))
+    return found
+
+
+def _correction_problems(key: str, correction: CorrectionSettings) -> Problems:
+    """What cannot be in the section `key`."""
+    found: Problems = []
+    used = {
+        "low": correction.mode.endswith("_mask"),
+        "high": correction.mode.endswith(("_mask", "_truncate")),
+    }
+    for name, is_used in used.items():
+        value = getattr(correction, name)
+        if value != -1 and value < 0:
+            found.append((f"{key}.{name}", "must not be negative; −1 is the mode's own"))
+        elif value != -1 and not is_used:
+            found.append((f"{key}.{name}", f'has no effect with {key}.mode = "{correction.mode}"'))
+    low, high = correction.bounds
+    if used["low"] and low > high:
+        found.append((f"{key}.low", f"{low:g} must not be more than {key}.high = {high:g}"))
     return found
 
 

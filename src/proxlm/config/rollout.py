@@ -70,7 +70,7 @@ class RolloutSettings:
     )
     weights: RolloutWeights = setting(
         "policy",
-        "weights to generate with: the policy's, or rounded to bfloat16 or int8 (see ppo.correction)",
+        "weights to generate with: the policy's, or rounded to bfloat16 or int8 (see ppo.engine_correction)",
     )
 
     @property

@@ -71,7 +71,7 @@ def _ppo_facts(config: PPOConfig) -> Facts:
         reference_moves=ppo.reference_decay < 1,
         entropy_coef=ppo.entropy_coef,
         filtered=config.rollout.unlike_policy,
-        corrected=ppo.correction.mode != "none",
+        corrected=ppo.engine_correction.mode != "none",
         precision=config.model.precision,
         # A text that is continued need not end; an answer in a chat, or one that pays for not ending, should.
         may_not_end=(

@@ -51,7 +51,7 @@ def _short_answers(facts: Facts) -> str:
 
 def _corrected(facts: Facts) -> str:
     both = facts.filtered and facts.corrected
-    return "the gap of filtered sampling is corrected (ppo.correction.mode)" if both else ""
+    return "the gap of filtered sampling is corrected (ppo.engine_correction.mode)" if both else ""
 
 
 _POLICY_NORM = names.GRAD_NORM_MODEL("policy")

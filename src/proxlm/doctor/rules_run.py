@@ -154,11 +154,11 @@ def rollout_gap(rows: Rows, facts: Facts) -> Finding | None:
     if facts.filtered:
         advice = (
             "rollout.keep_sampling_mask = true, with which the update renormalises over what the filters kept",
-            "ppo.correction.mode = truncate, which weighs tokens by the two policies' probabilities",
+            "ppo.engine_correction.mode = token_truncate, which weighs tokens by the two policies' probabilities",
         )
     else:
         advice = (
-            "ppo.correction.mode = truncate, which weighs tokens by the two policies' probabilities",
+            "ppo.engine_correction.mode = token_truncate, which weighs tokens by the two policies' probabilities",
             "report it: the engine handles this type of model wrongly"
             if facts.precision == "float32"
             else "model.precision = float32, to see whether rounding is the cause",

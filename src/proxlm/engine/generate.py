@@ -145,7 +145,7 @@ def mask_of(output: RequestOutput) -> SamplingMask:
     if output.mask is None:
         raise ModelError(
             "this engine does not give the sets that tokens are sampled from under top_k, top_p and min_p; set"
-            " rollout.keep_sampling_mask = false, and ppo.correction for the bias"
+            " rollout.keep_sampling_mask = false, and ppo.engine_correction for the bias"
         )
     return output.mask
 
@@ -185,5 +185,5 @@ def _rollout(
             text(() if engine.encoder_decoder else prompt.input_ids, output.tokens)
             for prompt, output in zip(asked, finished, strict=True)
         ],
-        policy_version=engine.version,
+        policy_versions=torch.full((len(logprobs),), engine.version),
     )

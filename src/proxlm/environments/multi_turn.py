@@ -268,7 +268,7 @@ class _MultiTurnRollout:
             logprobs=flat("logprobs", torch.float32),
             finish=[c.finish for c in kept],
             texts=[self.text.transcript(c.prompt_tokens, c.tokens, c.chosen) for c in kept],
-            policy_version=self.engine.version,
+            policy_versions=torch.full((len(sequences.response_index),), self.engine.version),
             rewards=flat("rewards", torch.float32),
             lost=lost,
             conversations=[c.messages or [] for c in kept],

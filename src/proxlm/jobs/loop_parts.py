@@ -145,6 +145,7 @@ def sample(policy: LanguageModel, prompts: Sequence[Prompt], config: PPOConfig, 
     repeated = [prompt for prompt in prompts for _ in range(config.ppo.samples_per_prompt)]
     settings = replace(config.rollout, temperature=temperature_at(config.rollout, step, config.ppo.steps))
     with closing(NativeEngine(policy, settings)) as engine:
+        engine.load_weights([], step)
         return generate_rollout(engine, repeated, settings, seed=config.run.seed, step=step)
 
 

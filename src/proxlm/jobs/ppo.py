@@ -195,7 +195,7 @@ def notes(config: PPOConfig) -> list[str]:
     """What is allowed but has a price, in words."""
     ppo, rollout = config.ppo, config.rollout
     found = keep_best_notes(config.run, "evaluation/", config.evaluation.every, "evaluation.every")
-    if rollout.unlike_policy and ppo.correction.mode == "none":
+    if rollout.unlike_policy and ppo.engine_correction.mode == "none":
         found.append(
             "top_k, top_p and min_p without rollout.keep_sampling_mask sample from another policy than the one that"
             " learns: a bias"

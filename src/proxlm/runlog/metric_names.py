@@ -181,10 +181,19 @@ KEPT_TOKENS = _metric(
     "kept_tokens", TOKENS, "mean size of the set that a token was sampled from (top_k, top_p, min_p)", PPO
 )
 STALENESS = _metric("staleness", "steps", "updates between sampling and learning (ppo.prefetch: 1)", PPO)
-CORRECTION_MEAN = _metric("correction_mean", "", "mean weight of the rollout correction", PPO)
-CORRECTION_MAX = _metric("correction_max", "", "largest weight of the rollout correction", PPO)
-CORRECTION_SHARE = _metric(
-    "correction_share", SHARE, "effective share of the weights, (Σ w)² / (n Σ w²)", PPO
+CAUSES = ("engine", "staleness")
+WEIGHT_MEAN = _family("{cause}_weight/mean", "", "mean weight of the correction for this cause", PPO, CAUSES)
+WEIGHT_MAX = _family("{cause}_weight/max", "", "largest weight", PPO, CAUSES)
+WEIGHT_EFFECTIVE = _family(
+    "{cause}_weight/effective_share",
+    SHARE,
+    "effective sample size of the weights, (Σ w)² / (n Σ w²)",
+    PPO,
+    CAUSES,
+)
+WEIGHT_DROPPED = _family("{cause}_weight/dropped_share", SHARE, "tokens whose weight is 0", PPO, CAUSES)
+WEIGHT_KL = _family(
+    "{cause}_weight/kl", NATS_TOKEN, "KL between the policies of the weight, untruncated (k3)", PPO, CAUSES
 )
 TEMPERATURE = _metric("temperature", "", "sampling temperature of the step", PPO)
 WARMUP = _metric("warmup", "", "1 in steps in which only the critic learns", PPO)
@@ -227,6 +236,7 @@ PHASES = (
     "update",
     "waiting",
     "score_overlapped",
+    "trainer_logprobs",
     "rollout",
     "evaluate",
     "step",
@@ -234,7 +244,8 @@ PHASES = (
 TIME_PHASE = _family(
     "time/{phase}",
     SECONDS,
-    "of one phase of the step; step: all of them; score_overlapped: scoring while another phase ran",
+    "of one phase of the step; step: all of them; score_overlapped: scoring while another phase ran;"
+    " trainer_logprobs: those of the older policy by the trainer's passes",
     TRAINING,
     PHASES,
 )

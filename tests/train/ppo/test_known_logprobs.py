@@ -93,9 +93,18 @@ def test_words_of_an_environment_have_no_kl(tokenizer):
         ("rollout.keep_sampling_mask", {"top_k": 5, "keep_sampling_mask": False}, {}),
         ("rollout.keep_sampling_mask", {"top_p": 0.9, "keep_sampling_mask": False}, {}),
         ("rollout.keep_sampling_mask", {"min_p": 0.1, "keep_sampling_mask": False}, {}),
-        ("rollout.weights", {"weights": "int8"}, {"correction": CorrectionSettings(mode="truncate")}),
-        ("ppo.prefetch", {}, {"prefetch": True, "correction": CorrectionSettings(mode="truncate")}),
-        ("ppo.correction.mode", {}, {"correction": CorrectionSettings(mode="mask")}),
+        (
+            "rollout.weights",
+            {"weights": "int8"},
+            {"engine_correction": CorrectionSettings(mode="token_truncate")},
+        ),
+        (
+            "ppo.prefetch",
+            {},
+            {"prefetch": True, "staleness_correction": CorrectionSettings(mode="token_truncate")},
+        ),
+        ("ppo.engine_correction.mode", {}, {"engine_correction": CorrectionSettings(mode="token_mask")}),
+        ("ppo.staleness_correction.mode", {}, {"staleness_correction": CorrectionSettings(mode="sequence")}),
     ],
 )
 def test_it_is_refused_where_another_policy_samples(key, rollout, ppo):

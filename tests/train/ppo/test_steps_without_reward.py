@@ -85,7 +85,7 @@ def test_a_response_left_alone_is_left_out_where_groups_are_compared() -> None:
         rollout.logprobs,
         rollout.finish,
         rollout.texts,
-        policy_version=0,
+        policy_versions=rollout.policy_versions,
     )
     scores = Scores(torch.tensor([1.0, 2.0, math.nan, 3.0]))
     for groups, kept in ((False, [1.0, 2.0, 3.0]), (True, [1.0, 2.0])):

@@ -32,6 +32,7 @@ from proxlm.train.common.optimiser import Optimiser
 from proxlm.train.common.run_loop import TrainingLoop
 from proxlm.train.common.schedules import temperature_at
 from proxlm.train.ppo.algorithms import Algorithm
+from proxlm.train.ppo.behaviour import with_trainer_logprobs
 from proxlm.train.ppo.collect import Collected, collect, reference_rewards
 from proxlm.train.ppo.learner import StepParameters, build_learner, step_parameters
 from proxlm.train.ppo.metrics import sample_rows
@@ -128,16 +129,25 @@ class PPOLoop(TrainingLoop[PPOState]):
     def _collect(self, engine: Engine, step: int, draw: int, clock: Clock) -> Collected:
         """The scored rollout of a step. May run beside an update: see prefetch.py."""
         config = self.config
-        return collect(
+        temperature = temperature_at(config.rollout, step, config.ppo.steps)
+        found = collect(
             engine,
             self.prompts,
             self.reward,
             config,
-            temperature=temperature_at(config.rollout, step, config.ppo.steps),
+            temperature=temperature,
             draw=draw,
             clock=clock,
             generate=self.generate,
         )
+        stale = engine.version != step and config.ppo.engine_correction.mode != "none"
+        if not stale or not isinstance(engine, NativeEngine):
+            return found
+        with clock("trainer_logprobs"):
+            budget = config.ppo.micro_batch_tokens
+            return found._replace(
+                rollout=with_trainer_logprobs(found.rollout, engine.model, temperature, budget)
+            )
 
     def _evaluated(self, clock: Clock) -> dict[str, float]:
         """Metrics on held-out prompts, in the steps that evaluate."""
@@ -181,7 +191,7 @@ class PPOLoop(TrainingLoop[PPOState]):
             "kl_coef": parameters.kl_coef,
             "temperature": parameters.temperature,
             "warmup": float(parameters.critic_only),
-            "staleness": float(self.state.step - rollout.policy_version),
+            "staleness": float((self.state.step - rollout.policy_versions).double().mean()),
         }
         if self.config.shaping.scale != "none":
             statistics = parameters.score_statistics

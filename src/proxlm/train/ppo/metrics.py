@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from proxlm.config import PPOSettings
 from proxlm.data.tokenizer import response_tokens_as_text
 from proxlm.rl.advantages import explained_variance, explained_variance_by_position
+from proxlm.rl.corrections import Weights, effective_share
 from proxlm.rl.kl import kl_estimate
 from proxlm.rl.ragged import segment_sum
 from proxlm.rl.shaping import response_rewards
@@ -60,7 +62,6 @@ def experience_metrics(
         "repetition": mean_repetition(rollout),
         "eos_share": sum(finish == "eos" for finish in rollout.finish) / len(rollout),
         "ended_share": sum(finish != "length" for finish in rollout.finish) / len(rollout),
-        **_weight_metrics(experience.correction[mask]),
     }
     length_correlation = correlation(reward, lengths)
     if length_correlation is not None:
@@ -88,15 +89,28 @@ def gap_metrics(experience: Experience, rollout: Rollout) -> Metrics:
     }
 
 
-def _weight_metrics(weights: Tensor) -> Metrics:
-    """Metrics of the rollout correction's weights [n]; the share is (Σ w)² / (n Σ w²), the effective sample size."""
-    w = weights.double()
-    square = float(w.square().sum())
-    return {
-        "correction_mean": float(w.mean()),
-        "correction_max": float(w.max()),
-        "correction_share": float(w.sum()) ** 2 / (len(w) * square) if square else 0.0,
-    }
+def weight_metrics(rollout: Rollout, log_weights: Weights, weights: Weights, ppo: PPOSettings) -> Metrics:
+    """Metrics of each correction that is on, over the policy's own tokens.
+
+    Args:
+        rollout: The responses.
+        log_weights: Before truncation and masks [R].
+        weights: The factors of the loss [R].
+        ppo: Which corrections are on.
+    """
+    mask, found = rollout.action_mask, dict[str, float]()
+    for cause, correction in (("engine", ppo.engine_correction), ("staleness", ppo.staleness_correction)):
+        if correction.mode == "none":
+            continue
+        logs, w = getattr(log_weights, cause)[mask].double(), getattr(weights, cause)[mask].double()
+        found |= {
+            f"{cause}_weight/mean": float(w.mean()),
+            f"{cause}_weight/max": float(w.max()),
+            f"{cause}_weight/effective_share": effective_share(w),
+            f"{cause}_weight/dropped_share": float((w == 0).double().mean()),
+            f"{cause}_weight/kl": float((logs.exp() - 1 - logs).mean()),
+        }
+    return found
 
 
 def correlation(x: Tensor, y: Tensor) -> float | None:

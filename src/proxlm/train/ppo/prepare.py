@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from proxlm.config import PPOConfig, PPOSettings
+from proxlm.config.ppo import CorrectionSettings
 from proxlm.config.signature import checked
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.models.forward import frozen_states, runs_unpadded
 from proxlm.rl.advantages import length_adaptive_lambda, whiten
-from proxlm.rl.corrections import rollout_weights
+from proxlm.rl.corrections import Weights, importance_weights, split_log_weights
 from proxlm.rl.estimators import AdvantageInputs, group_numbers
 from proxlm.rl.kl import kl_estimate
 from proxlm.rl.ragged import ragged_index, segment_sum
@@ -32,7 +33,7 @@ from proxlm.train.ppo.critic import (
     read_values,
 )
 from proxlm.train.ppo.learner import StepParameters, step_parameters
-from proxlm.train.ppo.metrics import Metrics, experience_metrics, gap_metrics
+from proxlm.train.ppo.metrics import Metrics, experience_metrics, gap_metrics, weight_metrics
 from proxlm.train.ppo.plan import MicroBatch, UpdatePlan, plan_update
 from proxlm.train.ppo.score_shaping import shape_scores
 from proxlm.types import Experience, Progress, Rollout, Scores
@@ -109,6 +110,8 @@ def prepare(
         return logprobs, rewards, read_values(models, rollout.sequences, plan, ppo, learn, count.one)
 
     logprobs, rewards, critic = plan.within_memory(passes)
+    log_weights = rollout_log_weights(rollout, logprobs.policy, plan.step)
+    weights = correction_weights(rollout, log_weights, ppo)
     inputs = advantage_inputs(rollout, rewards.rewards, critic, ppo, parameters.critic_only)
     raw = algorithm.advantage(inputs)
     advantages = whiten(raw.advantages, mask) if algorithm.whiten else raw.advantages
@@ -121,7 +124,7 @@ def prepare(
         rewards=rewards.rewards,
         advantages=clip_advantages(advantages, ppo.advantage_clip),
         returns=raw.returns,
-        correction=correction_weights(rollout, logprobs.policy, ppo),
+        correction=weights.engine * weights.staleness,
         sampling_mask=rollout.sampling_mask,
     )
 
@@ -135,6 +138,7 @@ def prepare(
             logprobs.entropy,
             critic=models.value_head is not None,
         )
+        found |= weight_metrics(rollout, log_weights, weights, ppo)
         return found if ppo.old_logprobs == "rollout" else found | gap_metrics(experience, rollout)
 
     # β and the entropy bonus follow them, so all ranks take the numbers of one.
@@ -290,20 +294,29 @@ def advantage_inputs(
     )
 
 
-def correction_weights(rollout: Rollout, old_logprobs: Tensor, ppo: PPOSettings) -> Tensor:
-    """The factor of each token's policy loss where another policy sampled than the update starts from, [R]."""
-    correction = ppo.correction
-    return rollout_weights(
-        old_logprobs,
-        rollout.logprobs,
-        rollout.action_mask,
-        rollout.sequences.response_offsets,
-        mode=correction.mode,
-        level=correction.level,
-        cap=correction.cap,
-        low=correction.low,
-        high=correction.high,
-        max_log_ratio=ppo.max_log_ratio,
+def rollout_log_weights(rollout: Rollout, old_logprobs: Tensor, step: int) -> Weights:
+    """log π_old − log π_roll of each token [R] in two parts: the engine's, and that of updates since; 0 elsewhere.
+
+    Args:
+        rollout: The responses.
+        old_logprobs: The policy's, before the update [R].
+        step: The PPO step, from 0: the present version.
+    """
+    stale = rollout.policy_versions != step
+    found = split_log_weights(old_logprobs, rollout.logprobs, rollout.trainer_logprobs, stale)
+    return Weights(*(torch.where(rollout.action_mask, part, 0.0) for part in found))
+
+
+def correction_weights(rollout: Rollout, log_weights: Weights, ppo: PPOSettings) -> Weights:
+    """The factors of each token's policy loss where another policy sampled than the update starts from."""
+    mask, offsets = rollout.action_mask, rollout.sequences.response_offsets
+
+    def weights(logs: Tensor, correction: CorrectionSettings) -> Tensor:
+        return importance_weights(logs, mask, offsets, correction.mode, *correction.bounds, ppo.max_log_ratio)
+
+    return Weights(
+        weights(log_weights.engine, ppo.engine_correction),
+        weights(log_weights.staleness, ppo.staleness_correction),
     )
 
 
