@@ -28,7 +28,7 @@ def test_rows_that_cannot_be_written_end_the_run_and_resuming_loses_nothing(
     def append(path, rows):
         calls.append(path.name)
         full = path.name == name and calls.count(name) > 1
-        real(Path("/dev/full") if full else path, rows)
+        return real(Path("/dev/full") if full else path, rows)
 
     with monkeypatch.context() as patch:
         patch.setattr("proxlm.runlog.rows.append_jsonl", append)

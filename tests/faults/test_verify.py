@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -52,7 +53,37 @@ def exchange(folder):
     one.rename(folder / "x"), two.rename(one), (folder / "x").rename(two)
 
 
+def replaced(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
 HARM = {
+    "another value in a row": (
+        lambda run: replaced(run / "metrics.jsonl", '"kl_coef": 0.05', '"kl_coef": 0.5'),
+        ["metrics.jsonl: a row is not what the run wrote (another SHA-256)"] * 3,
+    ),
+    "another sample": (
+        lambda run: replaced(run / "samples.jsonl", '"response": "', '"response": "x'),
+        ["samples.jsonl: a row is not what the run wrote (another SHA-256)"] * 3,
+    ),
+    "no evaluation": (lambda run: (run / "evaluation.json").unlink(), ["evaluation.json: missing"]),
+    "a FIFO in a checkpoint": (
+        lambda run: os.mkfifo(run / "checkpoints/step-00000002/policy/pipe"),
+        ["step-00000002: policy/pipe was not there when it was written"],
+    ),
+    "a FIFO instead of a file": (
+        lambda run: (
+            (run / "checkpoints/step-00000002/policy/config.json").unlink(),
+            os.mkfifo(run / "checkpoints/step-00000002/policy/config.json"),
+        ),
+        ["step-00000002: "],
+    ),
+    "a link in a checkpoint": (
+        lambda run: (run / "checkpoints/step-00000002/more").symlink_to("/"),
+        ["step-00000002: more was not there when it was written"],
+    ),
     "a bit of the weights": (
         lambda run: flip(run / "checkpoints/step-00000002/state.safetensors"),
         ["step-00000002: state.safetensors is not what was written"],

@@ -11,7 +11,7 @@ A checkpoint is written under a temporary name and renamed when it is complete a
 folder named .writing-…, which the next save removes. Later damage is detected by the manifest.
 """
 
-from proxlm.checkpoint.changes import accept_changes, changed_rows
+from proxlm.checkpoint.changes import ROWS_SHA256, accept_changes, changed_rows
 from proxlm.checkpoint.manifest import damage, is_published, read_manifest
 from proxlm.checkpoint.read import (
     check_fit,
@@ -35,6 +35,7 @@ from proxlm.checkpoint.write import (
 )
 
 __all__ = [
+    "ROWS_SHA256",
     "Keep",
     "accept_changes",
     "changed_rows",

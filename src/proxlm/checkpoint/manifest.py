@@ -95,8 +95,8 @@ def is_published(checkpoint: Path, name: str, folder: Path) -> bool:
 
 
 def _files(folder: Path) -> list[str]:
-    """Paths of the files below `folder`, without its manifest and hidden ones."""
-    found = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()]
+    """Paths of what is below `folder` and no folder, without its manifest and hidden ones."""
+    found = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_symlink() or not p.is_dir()]
     return [p.as_posix() for p in found if p.as_posix() != NAME and not p.name.startswith(".")]
 
 

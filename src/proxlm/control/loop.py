@@ -201,11 +201,16 @@ class ControlLoop(TrainingLoop[ControlState]):
                 tensors |= {f"lstm.{name}.h": state[0], f"lstm.{name}.c": state[1]}
         return tensors
 
-    def save(self, metrics: Mapping[str, float] | None = None, rows: RowCounts | None = None) -> Path:
+    def save(
+        self,
+        metrics: Mapping[str, float] | None = None,
+        rows: RowCounts | None = None,
+        rows_sha256: Mapping[str, str] | None = None,
+    ) -> Path:
         self.state.observations_seen = self.observation_statistics.n
         self.state.returns = self.return_statistics.returns
         self.state.episodes = self.environments.finished
-        return super().save(metrics, rows)
+        return super().save(metrics, rows, rows_sha256)
 
     def restore(self, checkpoint: Path, state: ControlState, extra: Mapping[str, Tensor]) -> None:  # noqa: ARG002
         self.environments.restore(with_prefix(extra, "environments."))

@@ -151,6 +151,8 @@ class _Verification:
         path = self.folder / "evaluation.json"
         if path.exists():
             self._try(lambda: read_evaluation(path))
+        elif self.states and isinstance(self.config, PPOConfig) and self.config.data.eval_count:
+            self.found.append(f"{path}: missing")
 
     def _policy(self) -> None:
         """Compare the published model with the checkpoint that it is the model of, if that is still there."""

@@ -142,13 +142,15 @@ def write_json_atomic(path: Path, value: Any) -> None:
     write_atomic(path, text + "\n")
 
 
-def append_jsonl(path: Path, rows: list[JsonRow]) -> None:
-    """Add rows to a JSONL file, numbers that are not finite as null. Raises RunError."""
+def append_jsonl(path: Path, rows: list[JsonRow]) -> bytes:
+    """Add rows to a JSONL file, numbers that are not finite as null; returns what was added. Raises RunError."""
+    added = _encoded(_jsonl(rows))
     try:
         with open(path, "ab") as file:
-            file.write(_encoded(_jsonl(rows)))
+            file.write(added)
     except OSError as error:
         _cannot_write(path, error)
+    return added
 
 
 def write_jsonl_atomic(path: Path, rows: Sequence[JsonRow]) -> None:

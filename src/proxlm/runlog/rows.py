@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +38,14 @@ def count_rows(folder: Path, last: int) -> RowCounts:
     """
     metrics = sum(step <= last for step in steps_of(folder / METRICS, several=False))
     return RowCounts(metrics, sum(step <= last for step in steps_of(folder / SAMPLES, several=True)))
+
+
+def rows_sha256(path: Path, count: int) -> str:
+    """SHA-256 of the first `count` rows of one of the files, as they are written; of a missing file, of no rows."""
+    digest = hashlib.sha256()
+    for text, _ in islice(jsonl_lines(path) if path.exists() else (), count):
+        digest.update(f"{text}\n".encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()
 
 
 def steps_of(path: Path, several: bool) -> Iterator[int]:
@@ -79,10 +89,13 @@ class RowFiles:
     def __init__(self, folder: Path, start_step: int) -> None:
         self._metrics, self._samples = folder / METRICS, folder / SAMPLES
         self._counts = {self._metrics: 0, self._samples: 0}
+        self._digests = {file: hashlib.sha256() for file in self._counts}
         self._new = True  # whether a power cut could lose the files' names
         for file in self._counts:
             if start_step:
                 self._counts[file] = truncate_jsonl(file, STEP, start_step)
+                if file.exists():
+                    self._digests[file].update(file.read_bytes())
             elif file.exists():
                 # Appending would mix two runs, and emptying the file would lose one.
                 raise RunError(f"{file}: already holds a run's rows; choose another run.folder")
@@ -91,6 +104,14 @@ class RowFiles:
     def counts(self) -> RowCounts:
         """How many rows the files hold."""
         return RowCounts(*self._counts.values())
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """SHA-256 of the rows of each file, by the names of `counts`."""
+        return {
+            name: digest.hexdigest()
+            for name, digest in zip(RowCounts._fields, self._digests.values(), strict=True)
+        }
 
     def read_metrics(self) -> list[JsonRow]:
         """The rows of metrics.jsonl so far."""
@@ -106,7 +127,7 @@ class RowFiles:
             self._add(self._samples, [{STEP: step, **row} for row in rows])
 
     def _add(self, file: Path, rows: list[JsonRow]) -> None:
-        append_jsonl(file, rows)
+        self._digests[file].update(append_jsonl(file, rows))
         self._new = self._new or not self._counts[file]
         self._counts[file] += len(rows)
 

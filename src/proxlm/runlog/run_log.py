@@ -117,6 +117,11 @@ class RunLog:
         """How many rows metrics.jsonl and samples.jsonl hold."""
         return self._rows.counts
 
+    @property
+    def rows_sha256(self) -> dict[str, str]:
+        """SHA-256 of the rows that metrics.jsonl and samples.jsonl hold."""
+        return self._rows.sha256
+
     def checkpoint(self, save: Callable[[], Path], due: bool) -> None:
         """At the end of a step: save a checkpoint if it is due or a signal has come.
 

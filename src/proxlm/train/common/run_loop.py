@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from proxlm.checkpoint import (
+    ROWS_SHA256,
     Keep,
     accept_changes,
     changed_rows,
@@ -169,7 +170,8 @@ class TrainingLoop(ABC, Generic[S]):
                 due = every > 0 and step % every == 0
                 # What stands in for a run's log, in a loop of one's own for instance, has no rows to count.
                 rows = log.row_counts if isinstance(log, RunLog) else None
-                log.checkpoint(partial(self.save, metrics, rows), due or ended or bool(self.problem))
+                digests = log.rows_sha256 if isinstance(log, RunLog) else None
+                log.checkpoint(partial(self.save, metrics, rows, digests), due or ended or bool(self.problem))
                 if self.problem:
                     raise RunError(self.problem)
         finally:
@@ -190,12 +192,18 @@ class TrainingLoop(ABC, Generic[S]):
             self.problem = save_offending_rows(self.folder, state.step, state.non_finite, samples(), name)
             state.non_finite = 0  # a resume is a new attempt
 
-    def save(self, metrics: Mapping[str, float] | None = None, rows: RowCounts | None = None) -> Path:
+    def save(
+        self,
+        metrics: Mapping[str, float] | None = None,
+        rows: RowCounts | None = None,
+        rows_sha256: Mapping[str, str] | None = None,
+    ) -> Path:
         """Write a checkpoint of the state after the newest step.
 
         Args:
             metrics: The step's.
             rows: How many rows the run's files hold, which a resume must find again.
+            rows_sha256: Of these rows, by the names of `rows`.
         """
         tensors = self.weights() | self._optimiser_tensors()
         tensors |= {f"extra.{name}": t for name, t in self.extra_tensors().items()}
@@ -205,6 +213,8 @@ class TrainingLoop(ABC, Generic[S]):
         state = {**asdict(self.state), "metrics": metrics or {}, "settings": settings}
         if rows is not None:
             state["row_counts"] = rows._asdict()
+        if rows_sha256 is not None:
+            state[ROWS_SHA256] = dict(rows_sha256)
         if self.inputs is not None:
             state["inputs"] = self.inputs.digests()
         keep = Keep.of(self.config.run)
