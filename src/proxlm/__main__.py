@@ -33,6 +33,7 @@ JOB_MODULES = {
     "report": "proxlm.jobs.report:main",
     "doctor": "proxlm.jobs.doctor:main",
     "verify": "proxlm.jobs.verify:main",
+    "stop": "proxlm.jobs.stop:main",
     "demo": "proxlm.jobs.demo:main",
 }
 

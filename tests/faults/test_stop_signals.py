@@ -21,17 +21,29 @@ from proxlm.runlog import run_log
 from proxlm.runlog.live import LiveView
 from proxlm.runlog.run_log import RunLog
 
+SAVING = "finishing this step and saving it"
 
-@pytest.mark.parametrize(("name", "status", "word"), [("SIGTERM", 143, "SIGTERM"), ("SIGINT", 130, "Ctrl-C")])
-def test_a_signal_finishes_the_step_and_saves_it(tiny_place, capfd, name, status, word):  # noqa: F811
+
+@pytest.mark.parametrize(
+    ("name", "status", "first", "last"),
+    [
+        ("SIGTERM", 143, f"SIGTERM: {SAVING}", "SIGTERM after step 2 of 4"),
+        ("SIGINT", 130, f"Ctrl-C: {SAVING}, then the end of the run", "Ctrl-C after step 2"),
+    ],
+)
+def test_a_signal_finishes_the_step_and_saves_it(tiny_place, capfd, name, status, first, last):  # noqa: F811
     sends = reward_that_sends(tiny_place, name, call=FIRST_STEP + 1)
     quiet = ["--run.save-every", "0", "--run.tensorboard", "true"]
     assert main([*PPO, *sends, *quiet, "--run.folder", "my run"]) == status
     told = capfd.readouterr().err.splitlines()
-    assert told[0] == f"{word}: finishing this step and saving it; press Ctrl-C again to stop at once"
-    assert told[-1] == (
-        f"proxlm: stopped by {word} after step 2 of 4, saved; go on with: proxlm ppo 'my run/config.toml' --resume"
+    assert told[0] == f"{first}; press Ctrl-C again to stop at once"
+    assert (
+        told[-1] == f"proxlm: stopped by {last}, saved; go on with: proxlm ppo 'my run/config.toml' --resume"
     )
+    # Ctrl-C leaves what a run has at its end; the others, which may be followed by a kill, do not wait for it.
+    assert (tiny_place / "my run" / "policy" / "config.json").exists() == (name == "SIGINT")
+    evaluations = json.loads((tiny_place / "my run" / "evaluation.json").read_text())["models"]
+    assert [found["name"] for found in evaluations] == ["before", "after"][: 2 if name == "SIGINT" else 1]
     assert newest_checkpoint(tiny_place / "my run").name == "step-00000002"
     assert not (tiny_place / "my run" / ".lock").exists()
     # Handlers are back to what they were.
@@ -42,6 +54,43 @@ def test_a_signal_finishes_the_step_and_saves_it(tiny_place, capfd, name, status
     one, two = (load_checkpoint(newest_checkpoint(tiny_place / f))[0] for f in ("my run", "whole"))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_proxlm_stop_ends_a_run_as_at_its_end(tiny_place, capfd):  # noqa: F811
+    """Asked in step 2, as another process would; the resume ends where a run that nobody stopped does."""
+    from proxlm.train.ppo.loop import PPOLoop
+
+    step = PPOLoop.step
+
+    def step_with_a_request(self, log):
+        if self.state.step == 1 and not self.config.run.resume:
+            assert main(["stop", "run"]) == 0
+        return step(self, log)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PPOLoop, "step", step_with_a_request)
+        assert main([*PPO, "--run.report", "true"]) == 0
+    said = capfd.readouterr().out
+    assert "run: ends after its step, with model, evaluation and report" in said
+    assert "stopped by proxlm stop" in said
+    run = tiny_place / "run"
+    assert newest_checkpoint(run).name == "step-00000002"
+    assert not (run / "stop").exists()
+    assert (run / "report.html").exists()
+    assert main(["evaluate", "run"]) == 0
+    assert main(["ppo", "run/config.toml", "--resume"]) == 0
+    assert main([*PPO, "--run.folder", "whole"]) == 0
+    models = [(tiny_place / f / "policy" / "model.safetensors").read_bytes() for f in ("run", "whole")]
+    assert models[0] == models[1]
+
+
+def test_what_cannot_be_stopped(tiny_place, capfd):  # noqa: F811
+    assert main([*PPO, "--ppo.steps", "1"]) == 0
+    for folder, why in (("run", "no run is in progress there"), ("model", "no run: it has no config.toml")):
+        assert main(["stop", folder]) == 2
+        assert why in capfd.readouterr().err
+    (tiny_place / "run" / "stop").touch()  # to a process that is no more
+    assert main(["ppo", "run/config.toml", "--resume", "--ppo.steps", "3"]) in (0, 2)
 
 
 def test_a_second_ctrl_c_stops_at_once(tiny_place, capfd):  # noqa: F811
@@ -81,7 +130,10 @@ def stopped(folder, number, **more):
                 if step == 2:
                     os.kill(os.getpid(), number)
                 log.metrics(step, {"reward": 0.5})
-                log.checkpoint(lambda step=step: saved.append(step), due=False)
+                ended = bool(log.stopped_by())
+                log.checkpoint(lambda step=step: saved.append(step), due=ended)
+                if ended:
+                    return log, saved
     except StoppedBySignalError as error:
         return error, saved
     return None, saved
@@ -90,10 +142,10 @@ def stopped(folder, number, **more):
 def test_the_live_view_shows_that_it_is_stopping(tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     monkeypatch.setattr(run_log, "view_for", lambda state: LiveView(state, console))
-    error, saved = stopped(tmp_path, signal.SIGINT)
+    log, saved = stopped(tmp_path, signal.SIGINT)
     assert saved == [2]
-    assert error.signal == signal.SIGINT
-    assert "Ctrl-C: finishing this step and saving it" in console.file.getvalue()
+    assert log.stopped_by() == "Ctrl-C"
+    assert "Ctrl-C: finishing this step and saving it, then the end" in console.file.getvalue()
 
 
 def test_a_run_with_a_python_reward_is_told_how_python_goes_on(tmp_path):

@@ -13,6 +13,7 @@ from proxlm.config.jobs import (
     PretrainConfig,
     ReportConfig,
     SFTConfig,
+    StopConfig,
     VerifyConfig,
 )
 from proxlm.config.parse import load_config, settings_or_default, to_toml, validate
@@ -76,6 +77,7 @@ __all__ = [
     "RunSettings",
     "SFTConfig",
     "ShapingSettings",
+    "StopConfig",
     "SupervisedSettings",
     "TextSettings",
     "TrustRegionSettings",

@@ -18,6 +18,7 @@ _GROUPS = {
     "Train": ("pretrain", "sft", "ppo", "control"),
     "Use and compare models": ("generate", "evaluate"),
     "Look at a run": ("report", "doctor", "verify"),
+    "End a run": ("stop",),
     "See it work": ("demo",),
 }
 _TYPES = {

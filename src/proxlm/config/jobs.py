@@ -236,6 +236,18 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True)
+class StopConfig:
+    """End a run that is in progress after its step: it evaluates, and writes its model and report, as at its end."""
+
+    folder: str = setting("", "the run's folder (also: proxlm stop FOLDER)", path="output")
+
+    positional: ClassVar[str] = "folder"
+
+    def problems(self) -> Problems:
+        return required(("folder", self.folder))
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     """Train a model and teach it with PPO to write code that parses, or a chat model to keep instructions."""
 
@@ -297,6 +309,7 @@ JOBS: dict[str, type] = {
     "report": ReportConfig,
     "doctor": DoctorConfig,
     "verify": VerifyConfig,
+    "stop": StopConfig,
     "demo": DemoConfig,
 }
 """The class of a job's settings, by the job's name."""

@@ -39,9 +39,11 @@ _entered: list[StopSignals] = []
 class StopSignals:
     """Answers the signals that arrive while this context is the innermost one.
 
-    With `report` the first signal is only remembered (`received`), and a second Ctrl-C raises KeyboardInterrupt.
-    Without, the first one raises StoppedBySignalError at once. A signal that was ignored when the process started, as
-    SIGHUP is under nohup, stays ignored, except Ctrl-C by a context with `report`.
+    With `report` the first signal is only remembered (`received`), and a second Ctrl-C raises KeyboardInterrupt. A
+    Ctrl-C after which this context ends well is the next one's to report: it lets its block do what belongs to the
+    end of a run, and raises StoppedBySignalError then.
+    Without `report`, the first one raises StoppedBySignalError at once. A signal that was ignored when the process
+    started, as SIGHUP is under nohup, stays ignored, except Ctrl-C by a context with `report`.
 
     The outermost context also guards standard output and error: an output that is closed or full counts as a signal
     where something can be saved, and nothing is lost but what could not be shown.
@@ -56,6 +58,7 @@ class StopSignals:
     def __init__(self, message: Message, report: Callable[[str], None] | None = None) -> None:
         self.message, self.report = message, report
         self.received: signal.Signals | None = None
+        self._at_the_end: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._streams: tuple[TextIO, TextIO] | None = None
 
@@ -76,12 +79,17 @@ class StopSignals:
         if self._streams is not None:
             self._give_back()
         if self.received is None or isinstance(error, KeyboardInterrupt):
+            if self._at_the_end is not None and error is None:
+                raise StoppedBySignalError(self.message(self._at_the_end), self._at_the_end)
             return
         if self.report is None:
             # The exception was swallowed on its way, or another one took its place.
             raise StoppedBySignalError(self.message(self.received), self.received)
         if error is None and _entered:
-            _entered[-1].receive(self.received)  # it came after the last step was saved
+            if self.received == signal.SIGINT and _entered[-1].report is None:
+                _entered[-1]._at_the_end = self.received
+            else:
+                _entered[-1].receive(self.received)  # it came after the last step was saved
 
     def stop_if_received(self) -> None:
         """Raise StoppedBySignalError if a signal has come and its exception was swallowed on its way."""
@@ -94,7 +102,10 @@ class StopSignals:
         if self.report is not None:
             if first:
                 name = SIGNAL_NAMES[number]
-                self.report(f"{name}: finishing this step and saving it; press Ctrl-C again to stop at once")
+                after = ", then the end of the run" if number == signal.SIGINT else ""
+                self.report(
+                    f"{name}: finishing this step and saving it{after}; press Ctrl-C again to stop at once"
+                )
             elif number == signal.SIGINT:
                 raise KeyboardInterrupt
         # A second signal must not break off what the first one's exception cleans up; Ctrl-C may.

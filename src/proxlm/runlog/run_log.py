@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from proxlm.runlog.interrupt import StopSignals, stopped_message
 from proxlm.runlog.loggers import Loggers, check_wandb
 from proxlm.runlog.rows import RowCounts, RowFiles
 from proxlm.runlog.state import RunState
+from proxlm.runlog.stop_request import forget, is_requested
 from proxlm.runlog.view import view_for
 from proxlm.runlog.watchdog import Watchdog
 from proxlm.text import did_you_mean
@@ -59,6 +61,7 @@ class RunLog:
         self.folder, self.run = folder, run
         if run.wandb:
             check_wandb(run.wandb)
+        forget(folder)  # a request to an earlier process
         self._rows = RowFiles(folder, start_step)
         past = self._rows.read_metrics()
         began = time.perf_counter()
@@ -122,8 +125,21 @@ class RunLog:
         """SHA-256 of the rows that metrics.jsonl and samples.jsonl hold."""
         return self._rows.sha256
 
+    def stopped_by(self) -> str:
+        """Who wants the run to end after this step, as it would after its last one; empty: nobody.
+
+        That is Ctrl-C or `proxlm stop`; other signals leave no time for what belongs to an end (`checkpoint`).
+        """
+        if self._signals.received == signal.SIGINT:
+            return "Ctrl-C"
+        if is_requested(self.folder):
+            forget(self.folder)
+            return "proxlm stop"
+        return ""
+
     def checkpoint(self, save: Callable[[], Path], due: bool) -> None:
-        """At the end of a step: save a checkpoint if it is due or a signal has come.
+        """At the end of a step: save a checkpoint if it is due or a signal has come, which ends the run unless it is
+        Ctrl-C.
 
         Args:
             save: writes the checkpoint and returns its folder.
@@ -140,7 +156,7 @@ class RunLog:
             self._check_keep_best()
         # A signal that comes here, after a step that was not saved, waits for the next one.
         stop = self._signals.received
-        if saved and stop is not None:
+        if saved and stop not in (None, signal.SIGINT):
             raise StoppedBySignalError(self._signals.message(stop), stop)
 
     def _check_keep_best(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -81,6 +81,8 @@ class TrainingLoop(ABC, Generic[S]):
 
     config: TrainingConfig
     inputs: Inputs | None = None
+    # Whether `stopped_early` belongs to a run's end, so that it cannot end once a step is saved.
+    ends_with_a_validation: ClassVar[bool] = False
 
     def __init__(self, config: TrainingConfig, folder: Path, state: S) -> None:
         self.config, self.folder, self.state = config, folder, state
@@ -128,7 +130,7 @@ class TrainingLoop(ABC, Generic[S]):
         return None
 
     def stopped_early(self, log: RunLog, metrics: Mapping[str, float]) -> dict[str, float]:  # noqa: ARG002
-        """A callback has ended the run after this step: do what a last step does besides.
+        """A callback, Ctrl-C or `proxlm stop` has ended the run after this step: do what a last step does besides.
 
         Args:
             log: The run's.
@@ -159,10 +161,10 @@ class TrainingLoop(ABC, Generic[S]):
                 step = self.state.step
                 self.callbacks.on_step(step, metrics)
                 ended = self.finished()
-                if self.callbacks.stop is not None and not ended:
+                if not ended and (by := self._stopped_by(log)):
                     ended = True
                     metrics |= self.stopped_early(log, metrics)
-                    log.note(f"stopped by a callback: {self.callbacks.stop}")
+                    log.note(f"stopped by {by}")
                 metrics = checked_metrics(metrics)
                 log.metrics(step, metrics)
                 for finding in doctor.see({"step": step, **metrics}) if doctor is not None else []:
@@ -174,9 +176,19 @@ class TrainingLoop(ABC, Generic[S]):
                 log.checkpoint(partial(self.save, metrics, rows, digests), due or ended or bool(self.problem))
                 if self.problem:
                     raise RunError(self.problem)
+                # While the step was saved.
+                if not (ended or self.ends_with_a_validation) and isinstance(log, RunLog):
+                    ended = due and bool(log.stopped_by())
         finally:
             self.close()
         self.callbacks.on_end(self.state.step)
+
+    def _stopped_by(self, log: RunLog) -> str:
+        """Who wants the run to end after this step; empty: nobody."""
+        if self.callbacks.stop is not None:
+            return f"a callback: {self.callbacks.stop}"
+        # What stands in for a run's log, in a loop of one's own for instance, is not asked.
+        return log.stopped_by() if isinstance(log, RunLog) else ""
 
     def count_update(self, finite: bool, samples: Callable[[], Sequence[JsonRow]], name: str) -> None:
         """Count the steps in a row whose update was not finite; `run.max_skipped_updates` of them end the run.

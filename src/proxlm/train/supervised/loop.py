@@ -60,6 +60,7 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
     """
 
     config: PretrainConfig | SFTConfig
+    ends_with_a_validation = True
 
     def __init__(self, objective: Objective, config: PretrainConfig | SFTConfig, folder: Path) -> None:
         super().__init__(config, folder, SupervisedState(rows=len(objective.lengths)))
