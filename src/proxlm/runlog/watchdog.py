@@ -53,7 +53,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         seen, stuck, reported = self._place(), 0.0, False
-        pause = min(1.0, self.limit / 10)
+        pause = min(1.0, max(0.01, self.limit / 10))  # a limit of next to nothing must not occupy a core
         looked = time.monotonic()
         while not self._ended.wait(pause):
             place, now = self._place(), time.monotonic()
