@@ -49,6 +49,7 @@ ERRORS = {
     "rmdir": (errno.EACCES, errno.EROFS, errno.EIO),
 }
 FOR_EVER = 1_000_000
+REPLACED = ".replaced-"
 
 
 class Refusal(NamedTuple):
@@ -107,7 +108,9 @@ class Refused(WatchedJob):
         put({}, self.out)
         ended = run(self.place, self.command, partial(self._start, refusal))
         if ended.status == 0:
-            return differences(self.whole, self.out)
+            # What was replaced, and could not be deleted, stays if that is said.
+            told = f"{REPLACED}policy: cannot be removed: " in ended.errors
+            return [line for line in differences(self.whole, self.out) if not told or REPLACED not in line]
         outcome.ended += 1
         problems = not_one_line(ended) or not_the_reason(ended, refusal)
         again, different = self.resume()

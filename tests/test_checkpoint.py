@@ -84,6 +84,21 @@ def test_published_folder_is_the_old_or_the_new_one(tmp_path):
     assert [p.name for p in (tmp_path / "policy").iterdir()] == ["config.json"]
 
 
+def test_what_was_replaced_and_cannot_be_deleted_is_said(tmp_path, monkeypatch, caplog):
+    target = tmp_path / "policy"
+    publish_folder(target, lambda folder: (folder.mkdir(), (folder / "w").write_text("1")))
+    assert caplog.text == ""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("os.unlink", refuse)
+    publish_folder(target, lambda folder: (folder.mkdir(), (folder / "w").write_text("2")))
+    assert (target / "w").read_text() == "2"
+    (record,) = caplog.records
+    assert ".replaced-policy: cannot be removed: Input/output error" in record.getMessage()
+
+
 def test_what_a_crash_left_in_the_middle_of_replacing_a_folder_is_put_back(tmp_path, monkeypatch):
     publish_folder(tmp_path / "policy", write)
     (tmp_path / "policy" / "config.json").write_text("old")

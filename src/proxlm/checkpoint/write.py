@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from proxlm.config import RunSettings
 from proxlm.errors import RunError, UserError
 from proxlm.runlog.folder import write_json_atomic
 from proxlm.system_errors import cannot_write, system_error
+from proxlm.text import system_reason
 
+log = logging.getLogger(__name__)
 State = dict[str, Any]
 # Prefixes of folders that a crash interrupted in being written, replaced or deleted.
 LEFTOVERS = (".writing-", ".replaced-", ".removing-")
@@ -150,8 +153,12 @@ def _put_in_place(temporary: Path, target: Path) -> None:
         os.replace(target, aside)
     os.replace(temporary, target)
     _sync(target.parent)
-    with suppress(OSError):
+    try:
         _delete(aside)
+    except FileNotFoundError:
+        pass  # nothing was replaced
+    except OSError as error:  # the new one is in place, so this ends no run
+        log.warning("%s: cannot be removed: %s; what replaces it is there", aside, system_reason(error))
 
 
 def clear_leftovers(folder: Path) -> None:
