@@ -25,7 +25,7 @@ CONTROL = [
     "control", "--environment.id", "CartPole-v1", "--environment.count", "2", "--environment.steps", "64",
     "--ppo.horizon", "16", "--run.folder", "run", "--run.threads", "1", "--run.save-every", "1",
 ]  # fmt: skip
-PREFETCH = ["--ppo.prefetch", "true", "--ppo.correction.mode", "truncate"]
+PREFETCH = ["--ppo.prefetch", "true", "--ppo.staleness-correction.mode", "token_truncate"]
 # A user that nobody else is, whose processes are this one alone.
 USER = 54321
 _CAPABILITIES = (21, 24)  # CAP_SYS_ADMIN and CAP_SYS_RESOURCE, which know no limit
