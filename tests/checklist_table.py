@@ -49,6 +49,7 @@ ITEMS = {
     39: "enumerated decision process",
     40: "golden numbers of peers",
     41: "control: CartPole, Acrobot, Pendulum",
+    42: "V-trace, Retrace",
 }
 
 PROPERTY = "checklist"

@@ -28,6 +28,9 @@ class Advantage(NamedTuple):
 
 ADVANTAGES = {
     "gae": Advantage("proxlm.rl.estimators:gae_advantages", critic=True, whiten=True, rowwise=True),
+    # For rollouts of an older policy or another engine.
+    "vtrace": Advantage("proxlm.rl.estimators:vtrace_advantages", critic=True, whiten=True, rowwise=True),
+    "retrace": Advantage("proxlm.rl.estimators:retrace_advantages", critic=True, whiten=True, rowwise=True),
     "reinforce": Advantage("proxlm.rl.estimators:reinforce_advantages"),
     "reinforce++": Advantage("proxlm.rl.estimators:reinforce_advantages", whiten=True),
     "rloo": Advantage("proxlm.rl.estimators:rloo_advantages", groups=True),

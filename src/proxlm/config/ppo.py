@@ -88,7 +88,7 @@ class PPOSettings:
     )
     advantage: str = setting(
         "gae",
-        "gae, reinforce, reinforce++, rloo, grpo, or path/to/file.py:function (see docs/algorithms.md)",
+        "gae, vtrace, retrace, reinforce, reinforce++, rloo, grpo, or path/to/file.py:function (docs/algorithms.md)",
         path="function",
     )
     loss: str = setting(
@@ -100,6 +100,8 @@ class PPOSettings:
     lam_length: float = setting(
         0.0, "α of the length-adaptive λ = 1 − 1 / (α · length), instead of lam; 0: off", ge=0
     )
+    trace_rho: float = setting(1.0, "vtrace: ρ̄, the largest weight of a step's temporal difference", gt=0)
+    trace_c: float = setting(1.0, "vtrace, retrace: c̄, the largest weight of what follows a step", gt=0)
     gae_steps: Literal["token", "turn"] = setting(
         "token", "what counts as one step of GAE: a token, or a whole turn of a conversation"
     )
@@ -125,7 +127,7 @@ class PPOSettings:
     )
     whiten_advantages: Literal["auto", "always", "never"] = setting(
         "auto",
-        "scale a step's advantages to mean 0, variance 1; auto: with gae, reinforce++ and functions of your own",
+        "scale a step's advantages to mean 0, variance 1; auto: with all that have a critic, and reinforce++",
     )
     advantage_clip: float = setting(0.0, "clip advantages to ± this, after whitening; 0: off", ge=0)
     aggregation: Literal["token", "sequence", "fixed"] = setting(

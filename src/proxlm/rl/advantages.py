@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,42 +48,80 @@ def gae(
     Returns:
         Raw advantages [R] and returns [R], in the dtype of `values`.
     """
+    steps = temporal_differences(rewards, values, action_mask, offsets, gamma, bootstrap)
+    advantages = torch.zeros_like(values)
+    if not len(steps.at):
+        return advantages, values.clone()
+    decay = gamma * lam[steps.rows] if isinstance(lam, Tensor) else gamma * lam
+    advantages[steps.at] = discounted_sums(steps.delta, steps.rows, len(offsets) - 1, decay)
+    return advantages, advantages + values
+
+
+class Steps(NamedTuple):
+    """The n steps of a ragged batch.
+
+    at [n]: which tokens they are; rows [n]: of which row; delta [n]: δ_t = r_t + γ V_{t+1} − V_t; owner [R]: the step
+    that each token belongs to, itself or the one before it, −1 if there is none in its row.
+    """
+
+    at: Tensor
+    rows: Tensor
+    delta: Tensor
+    owner: Tensor
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Σ of the values [R] of each step's tokens, [n], in the dtype of `delta`."""
+        owned = self.owner >= 0
+        sums = torch.zeros_like(self.delta)
+        return sums.index_add_(0, self.owner[owned], values.to(sums.dtype)[owned])
+
+
+def temporal_differences(
+    rewards: Tensor,
+    values: Tensor,
+    action_mask: Tensor,
+    offsets: Tensor,
+    gamma: float,
+    bootstrap: Tensor | None = None,
+) -> Steps:
+    """The steps of `gae`, with the same arguments: the masked tokens, each with the rewards up to the next one."""
     if not rewards.shape == values.shape == action_mask.shape or int(offsets[-1]) != len(values):
         raise ValueError(
             f"shapes do not fit: rewards {tuple(rewards.shape)}, values {tuple(values.shape)}, "
             f"mask {tuple(action_mask.shape)}, offsets end at {int(offsets[-1])}"
         )
-    row, advantages = row_of_element(offsets), torch.zeros_like(values)
-    steps = action_mask.nonzero()[:, 0]
-    if not len(steps):
-        return advantages, values.clone()
-    rows, v = row[steps], values[steps]
+    row, at = row_of_element(offsets), action_mask.nonzero()[:, 0]
+    rows, v = row[at], values[at]
+    if not len(at):
+        return Steps(at, rows, v, torch.full_like(row, -1))
     newest = (
         torch.cumsum(action_mask, 0) - 1
-    )  # the step that each token is at or behind, perhaps of a row before
+    )  # the step that a token is at or behind, perhaps of a row before
     owned = (newest >= 0) & (rows[newest.clamp(min=0)] == row)
-    reward = torch.zeros_like(v).index_add_(0, newest[owned], rewards.to(v.dtype)[owned])
+    steps = Steps(at, rows, v, torch.where(owned, newest, -1))
     last = torch.cat([rows[1:] != rows[:-1], rows.new_ones(1, dtype=torch.bool)])
     ends = v.new_zeros(len(offsets) - 1) if bootstrap is None else bootstrap.to(v.dtype)
     following = torch.where(last, ends[rows], v.roll(-1))
-    delta = reward + gamma * following - v
-    advantages[steps] = _discounted_sums(delta, rows, len(offsets) - 1, gamma * lam)
-    return advantages, advantages + values
+    return steps._replace(delta=steps.sums(rewards) + gamma * following - v)
 
 
-def _discounted_sums(x: Tensor, rows: Tensor, count: int, decay: float | Tensor) -> Tensor:
-    """Σ_{s ≥ t} decay^{s−t} x_s within each of `count` rows; x and its elements' rows, ascending, [n] → [n].
+def discounted_sums(x: Tensor, rows: Tensor, count: int, decay: float | Tensor) -> Tensor:
+    """Σ_{s ≥ t} (Π_{t ≤ k < s} decay_k) x_s within each of `count` rows; x and its rows, ascending, [n] → [n].
 
-    decay: one number, or one for each row.
+    decay: one number, or one for each element [n].
     """
     lengths = torch.bincount(rows, minlength=count)
     position = torch.arange(len(x), device=x.device) - (torch.cumsum(lengths, 0) - lengths)[rows]
     table = x.new_zeros(int(lengths.max()), count)  # shorter rows end in zeros, which add nothing
     table[position, rows] = x
-    factor = decay.to(x.dtype) if isinstance(decay, Tensor) else x.new_full((count,), decay)
-    at = table.unbind(0)
+    if isinstance(decay, Tensor):
+        factors = torch.zeros_like(table)
+        factors[position, rows] = decay.to(x.dtype)
+    else:
+        factors = x.new_full((1, count), decay).expand_as(table)
+    at, by = table.unbind(0), factors.unbind(0)
     for t in range(len(at) - 2, -1, -1):
-        at[t].addcmul_(at[t + 1], factor)
+        at[t].addcmul_(at[t + 1], by[t])
     return table[position, rows]
 
 

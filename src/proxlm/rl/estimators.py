@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from proxlm.rl.advantages import gae, turn_gae
+from proxlm.rl.off_policy import vtrace
 from proxlm.rl.ragged import row_of_element, segment_sum
 
 
@@ -30,6 +31,9 @@ class AdvantageInputs(NamedTuple):
         critic_lam: λ of the critic's targets; None: `lam`.
         turns: Steps of GAE are turns, not tokens.
         group_std: GRPO divides by the standard deviation of a prompt's rewards.
+        log_weights: log π_old − log π_roll of the tokens [R]; None: zeros, the rollout is the policy's own.
+        trace_rho: ρ̄ of V-trace.
+        trace_c: c̄ of V-trace and Retrace.
     """
 
     rewards: Tensor
@@ -43,6 +47,9 @@ class AdvantageInputs(NamedTuple):
     critic_lam: float | None = None
     turns: bool = False
     group_std: bool = True
+    log_weights: Tensor | None = None
+    trace_rho: float = 1.0
+    trace_c: float = 1.0
 
 
 class Advantages(NamedTuple):
@@ -63,6 +70,30 @@ def gae_advantages(inputs: AdvantageInputs) -> Advantages:
     def estimated(lam: float | Tensor) -> Advantages:
         x = inputs
         return Advantages(*estimate(x.rewards, x.values, x.action_mask, x.offsets, x.gamma, lam, x.bootstrap))
+
+    found = estimated(inputs.lam)
+    if inputs.critic_lam is not None:
+        found = found._replace(returns=estimated(inputs.critic_lam).returns)
+    return found
+
+
+def vtrace_advantages(inputs: AdvantageInputs) -> Advantages:
+    """V-trace with its own λ for the critic's targets (Espeholt et al. 2018): see `off_policy.vtrace`."""
+    return _traced(inputs, inputs.trace_rho)
+
+
+def retrace_advantages(inputs: AdvantageInputs) -> Advantages:
+    """The same with ρ̄ = ∞, so that the critic learns the value of the policy itself (Munos et al. 2016's traces)."""
+    return _traced(inputs, float("inf"))
+
+
+def _traced(inputs: AdvantageInputs, rho_bar: float) -> Advantages:
+    logs = torch.zeros_like(inputs.values) if inputs.log_weights is None else inputs.log_weights
+
+    def estimated(lam: float | Tensor) -> Advantages:
+        x, bounds = inputs, (rho_bar, inputs.trace_c)
+        given = (x.rewards, x.values, logs, x.action_mask, x.offsets, x.gamma, lam, x.bootstrap)
+        return Advantages(*vtrace(*given, *bounds, x.turns))
 
     found = estimated(inputs.lam)
     if inputs.critic_lam is not None:

@@ -31,6 +31,8 @@ ALGORITHMS = {
     "dppo": {"loss": "dppo"},
     "trpo": {"loss": "trpo"},
     "turns": {"gae_steps": "turn"},
+    "vtrace": {"advantage": "vtrace"},
+    "retrace": {"advantage": "retrace", "critic_lam": 1.0, "gae_steps": "turn"},
     "decoupled": {"critic_lam": 1.0, "lam_length": 0.2},
 }
 

@@ -103,7 +103,14 @@ def prepare(
 
         def returns_of(micro: MicroBatch, values: Tensor, final_values: Tensor) -> Tensor:
             part, found = rollout.select(micro.rows), CriticValues(values, final_values)
-            inputs = advantage_inputs(part, rewards.rewards[micro.tokens], found, ppo, parameters.critic_only)
+            inputs = advantage_inputs(
+                part,
+                rewards.rewards[micro.tokens],
+                found,
+                ppo,
+                parameters.critic_only,
+                total_log_weights(rollout_log_weights(part, logprobs.policy[micro.tokens], plan.step), ppo),
+            )
             return algorithm.advantage(inputs).returns
 
         learn = returns_of if can_learn_while_reading(models, ppo, algorithm) else None
@@ -112,7 +119,14 @@ def prepare(
     logprobs, rewards, critic = plan.within_memory(passes)
     log_weights = rollout_log_weights(rollout, logprobs.policy, plan.step)
     weights = correction_weights(rollout, log_weights, ppo)
-    inputs = advantage_inputs(rollout, rewards.rewards, critic, ppo, parameters.critic_only)
+    inputs = advantage_inputs(
+        rollout,
+        rewards.rewards,
+        critic,
+        ppo,
+        parameters.critic_only,
+        total_log_weights(log_weights, ppo),
+    )
     raw = algorithm.advantage(inputs)
     advantages = whiten(raw.advantages, mask) if algorithm.whiten else raw.advantages
     experience = Experience(
@@ -262,7 +276,12 @@ def shaped_rewards(
 
 
 def advantage_inputs(
-    rollout: Rollout, rewards: Tensor, critic: CriticValues, ppo: PPOSettings, critic_only: bool = False
+    rollout: Rollout,
+    rewards: Tensor,
+    critic: CriticValues,
+    ppo: PPOSettings,
+    critic_only: bool = False,
+    log_weights: Tensor | None = None,
 ) -> AdvantageInputs:
     """What an advantage estimator gets for these responses.
 
@@ -272,6 +291,7 @@ def advantage_inputs(
         critic: Their values.
         ppo: The settings.
         critic_only: In the critic's warm-up its targets are Monte-Carlo returns.
+        log_weights: log π_old − log π_roll of their tokens [R]; None: zeros.
     """
     offsets = rollout.sequences.response_offsets
     lam: float | Tensor = ppo.lam
@@ -291,6 +311,9 @@ def advantage_inputs(
         critic_lam=1.0 if critic_only else critic_lam,
         turns=ppo.gae_steps == "turn",
         group_std=ppo.group_std,
+        log_weights=log_weights,
+        trace_rho=ppo.trace_rho,
+        trace_c=ppo.trace_c,
     )
 
 
@@ -305,6 +328,11 @@ def rollout_log_weights(rollout: Rollout, old_logprobs: Tensor, step: int) -> We
     stale = rollout.policy_versions != step
     found = split_log_weights(old_logprobs, rollout.logprobs, rollout.trainer_logprobs, stale)
     return Weights(*(torch.where(rollout.action_mask, part, 0.0) for part in found))
+
+
+def total_log_weights(log_weights: Weights, ppo: PPOSettings) -> Tensor:
+    """log π_old − log π_roll of each token [R], clamped so that its exponential is finite."""
+    return (log_weights.engine + log_weights.staleness).clamp(-ppo.max_log_ratio, ppo.max_log_ratio)
 
 
 def correction_weights(rollout: Rollout, log_weights: Weights, ppo: PPOSettings) -> Weights:
