@@ -54,6 +54,40 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+# Types that agree with transformers, and that are refused when they are loaded, with what is said.
+AGREE = [
+    "afmoe", "apertus", "arcee", "aria_text", "axk1", "axk2", "bailing_hybrid", "bamba", "bart", "beam",
+    "bert-generation", "bigbird_pegasus", "biogpt", "bitnet", "blenderbot", "blenderbot-small", "bloom",
+    "codegen", "cohere", "cohere2", "cohere2_moe", "cwm", "deepseek_v2", "deepseek_v3", "deepseek_v32",
+    "deepseek_v4", "diffllama", "doge", "dots1", "dots3_note_text", "ernie4_5", "ernie4_5_moe", "exaone4",
+    "exaone_moe", "falcon", "falcon_h1", "falcon_mamba", "flex_olmo", "flint", "gemma", "gemma2", "gemma3_text",
+    "gemma4_text", "gemma4_unified_text", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "gpt-sw3",
+    "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_neox_japanese", "gpt_oss", "gptj", "granite",
+    "granite_swa", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "helium", "hrm_text",
+    "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hy_v4", "hyperclovax", "internlm3", "iquestcoder", "jais2",
+    "jamba", "jetmoe", "kolibri1", "laguna", "lfm2", "lfm3", "llama", "mamba", "mamba2", "marian", "mbart",
+    "mellum", "mimo_v2_flash", "minicpm3", "minimax", "minimax_m2", "minimax_m3_vl_text", "ministral",
+    "ministral3", "mistral", "mixtral", "moshi", "mpt", "mvp", "nanochat", "nemotron", "nemotron_h", "olmo",
+    "olmo2", "olmo3", "olmo_hybrid", "olmoe", "openai-gpt", "opt", "pegasus", "persimmon", "phi", "phi3",
+    "phimoe", "plbart", "qwen2", "qwen2_moe", "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe",
+    "qwen3_next", "qwen4_exp_text", "reformer", "rwkv", "seed_oss", "smollm3", "solar_open", "stablelm",
+    "starcoder2", "trocr", "vaultgemma", "whisper", "xglm", "youtu", "zaya",
+]  # fmt: skip
+# What is said of a type: it looks both ways; its head is more than its output layer; it is something else.
+NOT_CAUSAL, OTHER, CANNOT = (
+    "is not causal: another token .* by [0-9.]+;",
+    "differ by [0-9.]+ between",
+    "cannot be run",
+)
+REFUSED = {
+    "bert": OTHER, "big_bird": OTHER, "camembert": OTHER, "data2vec-text": OTHER, "electra": OTHER, "ernie": OTHER,
+    "llama4_text": "cannot be run as a language model on token ids alone: AttributeError: .*last_hidden_state",
+    "megatron-bert": OTHER, "modernbert-decoder": OTHER, "recurrent_gemma": OTHER, "rembert": CANNOT,
+    "roberta": OTHER, "roberta-prelayernorm": OTHER, "roc_bert": OTHER, "roformer": OTHER, "xlm": NOT_CAUSAL,
+    "xlm-roberta": OTHER, "xlm-roberta-xl": OTHER, "xlnet": NOT_CAUSAL, "xlstm": OTHER, "xmod": OTHER,
+}  # fmt: skip
+
+
 def small_config(model_type: str, **more: Any) -> Any:
     """The configuration of a small model of a type."""
     default = AutoConfig.for_model(model_type)
