@@ -64,7 +64,7 @@ def test_ppo_leaves_a_whole_run_folder(place, capsys):
     evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert [m["name"] for m in evaluation["models"]] == ["before", "after"]
     assert evaluation["models"][0]["metrics"]["kl"]["mean"] == 0.0
-    assert (run / "report.html").stat().st_size > 100_000
+    assert (run / "report.html").stat().st_size > 30_000
     final = AutoModelForCausalLM.from_pretrained(run / "policy")
     newest = AutoModelForCausalLM.from_pretrained(run / "checkpoints" / "step-00000004" / "policy")
     assert all(torch.equal(a, b) for a, b in zip(final.parameters(), newest.parameters(), strict=True))
@@ -186,7 +186,7 @@ def test_pretrain_then_sft_then_resume(place):
     (place / "sft.jsonl").write_text("\n".join(json.dumps(row) for row in data), encoding="utf-8")
     sft = [
         "sft", "--model.policy", "base/policy", "--text.train", "sft.jsonl", "--train.batch-tokens", "200",
-        "--optim.lr", "1e-2", "--run.threads", "1", "--model.device", "cpu", *steps,
+        "--optim.lr", "1e-2", "--optim.warmup", "5", "--run.threads", "1", "--model.device", "cpu", *steps,
     ]  # fmt: skip
     assert main([*sft, "--run.folder", "sft"]) == 0
     metrics = rows(place / "sft" / "metrics.jsonl")
