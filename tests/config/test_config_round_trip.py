@@ -34,7 +34,9 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=5,
 )
-STAGES = st.dictionaries(st.integers(0, 999).map(str), st.floats(0, 9), min_size=1, max_size=3)
+STAGES = st.dictionaries(
+    st.integers(0, 999).map(str), st.floats(0, 9).map(lambda x: round(x, 3)), min_size=1, max_size=3
+)
 
 # Settings that depend on others: drawn so that a job has no problems.
 DRAWN = {
@@ -75,6 +77,13 @@ DRAWN = {
     "ppo.horizon": st.integers(1, 9),
     "gif": SOME_TEXT.map(lambda name: f"{name}.gif") | st.just(""),
     "train.block": st.integers(2, 8),
+    "model.freeze": st.just([]),
+    "model.activation_checkpointing": st.just(False),
+    "scratch.type": st.just(""),
+    "rollout.stop": st.lists(SOME_TEXT, max_size=3),
+    "ppo.prefetch": st.just(False),
+    "ppo.old_logprobs": st.just("recomputed"),
+    "name": st.sampled_from(["adamw", "adam", "sgd", "rmsprop", "adafactor", "muon"]),
     "stages": STAGES,
     "final": st.floats(0.1, 1),
 }
@@ -130,8 +139,10 @@ def absolute(path: str, value: Any) -> Any:
     """Paths as a run's config.toml has them: relative ones are relative to the file that they stand in."""
     if isinstance(value, list):
         return [absolute(path, item) for item in value]
-    if not isinstance(value, str) or not value or (path == "function" and ":" not in value):
+    if not isinstance(value, str) or not value:
         return value
+    if path == "function" and ":" not in value and not value.startswith("~"):
+        return value  # the name of a built-in one
     return "/p" + value.replace("/", "_")
 
 
