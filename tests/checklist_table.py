@@ -26,7 +26,7 @@ ITEMS = {
     16: "dual clip",
     17: "log-ratio clamp",
     18: "aggregation, invariant to splits",
-    19: "GSPO, CISPO, DPPO",
+    19: "GSPO, CISPO, DPPO, Clip-Cov, KL-Cov",
     20: "rollout correction",
     21: "decoupled PPO for stale rollouts",
     22: "entropy bonus and floor, KL early stop",

@@ -14,9 +14,9 @@ __version__ = "0.1.0"
 # Where each name is. `__init__.pyi` says the same to type checkers and editors, and a test compares the two.
 _HOMES = {
     "proxlm.config": (
-        "ControlConfig", "ControlPPOSettings", "CorrectionSettings", "DataSettings", "EnvironmentSettings",
-        "EvaluateConfig", "EvaluationSettings", "GymSettings", "LoraSettings", "ModelSettings", "NetworkSettings",
-        "NewModelSettings", "OptimiserSettings", "OptimisersSettings", "PPOConfig", "PPOSettings",
+        "ControlConfig", "ControlPPOSettings", "CorrectionSettings", "CovarianceSettings", "DataSettings",
+        "EnvironmentSettings", "EvaluateConfig", "EvaluationSettings", "GymSettings", "LoraSettings", "ModelSettings",
+        "NetworkSettings", "NewModelSettings", "OptimiserSettings", "OptimisersSettings", "PPOConfig", "PPOSettings",
         "PretrainConfig", "ProcessSettings", "PtxSettings", "RewardSettings", "RewardTerm", "RolloutSettings",
         "RunSettings", "SFTConfig", "ShapingSettings", "SupervisedSettings", "TextSettings",
         "TrustRegionSettings", "load_config", "validate",

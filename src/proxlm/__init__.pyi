@@ -10,6 +10,9 @@ from proxlm.config import (
     CorrectionSettings as CorrectionSettings,
 )
 from proxlm.config import (
+    CovarianceSettings as CovarianceSettings,
+)
+from proxlm.config import (
     DataSettings as DataSettings,
 )
 from proxlm.config import (

@@ -361,6 +361,7 @@ class Experience:
         returns: float32, the critic's targets.
         correction: float32, factor of the token's policy loss: the weights of engine and staleness, multiplied.
         sampling_mask: The sets that the policy is renormalised over, the rollout's; None: the whole vocabulary.
+        covariant: bool, the tokens that Clip-Cov and KL-Cov treat apart; None: with other losses.
     """
 
     sequences: Sequences
@@ -373,11 +374,12 @@ class Experience:
     returns: Tensor
     correction: Tensor
     sampling_mask: SamplingMask | None = None
+    covariant: Tensor | None = None
 
     def select(self, rows: Tensor) -> Experience:
         """The rows with these indices, in that order. rows [b] int64."""
         at = ragged_index(self.sequences.response_offsets, rows)
-        ragged = ("sequences", "sampling_mask")
-        tensors = {f.name: getattr(self, f.name)[at] for f in fields(self) if f.name not in ragged}
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {name: value[at] for name, value in given.items() if isinstance(value, Tensor)}
         mask = None if self.sampling_mask is None else self.sampling_mask.select(at)
         return Experience(self.sequences.select(rows), **tensors, sampling_mask=mask)

@@ -18,6 +18,7 @@ from update_cases import (
     settings,
 )
 
+from proxlm.config import CovarianceSettings
 from proxlm.models import forward
 
 
@@ -73,6 +74,8 @@ def test_a_step_does_not_depend_on_micro_batches_padding_or_packing(tokenizer, t
         {"loss": "cispo"},
         {"loss": "pg"},
         {"loss": "dppo"},
+        {"loss": "clip_cov", "covariance": CovarianceSettings(share=0.3, low=0.0)},
+        {"loss": "kl_cov", "covariance": CovarianceSettings(share=0.3), "epochs": 2},
         {"entropy_coef": 0.01},
         {"kl_in": "loss", "kl_estimator": "k3"},
         {"advantage": "grpo", "samples_per_prompt": 3, "batch_size": 4},

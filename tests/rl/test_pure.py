@@ -53,7 +53,7 @@ ESTIMATE = AdvantageInputs(
     groups=torch.tensor([0, 0, 1, 1]),
     bootstrap=flat(2, 4),
 )
-LOSS = LossInputs(flat(3), flat(4), flat(5), MASK, OFFSETS)
+LOSS = LossInputs(flat(3), flat(4), flat(5), MASK, OFFSETS, covariant=flat(6) > 0)
 STATISTICS = RunningStatistics(3.0, 0.5, 2.0)
 GAE = (flat(0), flat(1), MASK, OFFSETS, 0.9, 0.8, flat(2, 3))
 
@@ -72,6 +72,9 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "corrections.split_log_weights": (flat(0), flat(1), flat(2), ~MASK),
     "corrections.importance_weights": (flat(0), MASK, OFFSETS, "sequence_truncate", 0.0, 2.0),
     "corrections.effective_share": (flat(0).exp(),),
+    "covariance.token_covariance": (flat(0), flat(1), MASK),
+    "covariance.clip_cov_tokens": (flat(0), flat(1), MASK, 0.5, -1.0, 1.0),
+    "covariance.kl_cov_tokens": (flat(0), flat(1), MASK, 0.5),
     "estimators.gae_advantages": (ESTIMATE,),
     "estimators.vtrace_advantages": (ESTIMATE,),
     "estimators.retrace_advantages": (ESTIMATE,),
@@ -99,6 +102,8 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "policy_losses.gspo_loss": (LOSS,),
     "policy_losses.cispo_loss": (LOSS,),
     "policy_losses.dppo_loss": (LOSS,),
+    "policy_losses.clip_cov_loss": (LOSS,),
+    "policy_losses.kl_cov_loss": (LOSS,),
     "ragged.offsets_of": (torch.tensor([3, 2, 1]),),
     "ragged.row_of_element": (OFFSETS,),
     "ragged.ragged_index": (OFFSETS, ROWS),

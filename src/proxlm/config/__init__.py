@@ -19,6 +19,7 @@ from proxlm.config.jobs import (
 from proxlm.config.parse import load_config, settings_or_default, to_toml, validate
 from proxlm.config.ppo import (
     CorrectionSettings,
+    CovarianceSettings,
     PPOSettings,
     PtxSettings,
     ShapingSettings,
@@ -50,6 +51,7 @@ __all__ = [
     "ControlConfig",
     "ControlPPOSettings",
     "CorrectionSettings",
+    "CovarianceSettings",
     "DataSettings",
     "DemoConfig",
     "DoctorConfig",

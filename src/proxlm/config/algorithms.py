@@ -56,6 +56,8 @@ LOSSES = {
     "gspo": Loss("proxlm.rl.policy_losses:gspo_loss"),
     "cispo": Loss("proxlm.rl.policy_losses:cispo_loss", tokenwise=True),
     "dppo": Loss("proxlm.rl.policy_losses:dppo_loss", tokenwise=True),
+    "clip_cov": Loss("proxlm.rl.policy_losses:clip_cov_loss", tokenwise=True),
+    "kl_cov": Loss("proxlm.rl.policy_losses:kl_cov_loss", tokenwise=True),
     # The second-order method: the surrogate ρ A, and a step of its own (train/ppo/trpo.py).
     "trpo": Loss("proxlm.rl.policy_losses:surrogate_loss"),
 }

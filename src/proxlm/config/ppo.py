@@ -61,6 +61,16 @@ class CorrectionSettings:
 
 
 @dataclass(frozen=True)
+class CovarianceSettings:
+    """The tokens where log π and the advantage vary together most, for loss = "clip_cov" and "kl_cov"."""
+
+    share: float = setting(0.002, "of the step's tokens, how many are treated apart at most", ge=0, le=1)
+    low: float = setting(1.0, "clip_cov: only tokens whose covariance is at least this, in nats × advantage")
+    high: float = setting(5.0, "clip_cov: and at most this")
+    kl_coef: float = setting(1.0, "kl_cov: factor of KL(π_old ‖ π) at these tokens", ge=0)
+
+
+@dataclass(frozen=True)
 class TrustRegionSettings:
     """The trust-region step, for loss = "trpo": natural gradient and line search."""
 
@@ -92,7 +102,9 @@ class PPOSettings:
         path="function",
     )
     loss: str = setting(
-        "ppo", "ppo, pg, gspo, cispo, dppo, trpo, or path/to/file.py:function", path="function"
+        "ppo",
+        "ppo, pg, gspo, cispo, dppo, clip_cov, kl_cov, trpo, or path/to/file.py:function",
+        path="function",
     )
     gamma: float = setting(1.0, "discount factor", ge=0, le=1)
     lam: float = setting(0.95, "GAE's λ: 0 one-step, 1 Monte Carlo (Schulman et al. 2015)", ge=0, le=1)
@@ -185,6 +197,7 @@ class PPOSettings:
     staleness_correction: CorrectionSettings = setting(
         factory=CorrectionSettings, help="the rollout is older than the update: weight π_old / π_v"
     )
+    covariance: CovarianceSettings = setting(factory=CovarianceSettings)
     trpo: TrustRegionSettings = setting(factory=TrustRegionSettings)
 
 

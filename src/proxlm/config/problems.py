@@ -81,6 +81,9 @@ def algorithm_problems(ppo: PPOSettings, model: ModelSettings) -> Problems:
     found += dual_clip_problems(ppo.dual_clip)
     if ppo.kl_in == "loss" and ppo.kl_estimator == "k1":
         found.append(("ppo.kl_estimator", "k1 as a loss has an expected gradient of 0; use k2 or k3"))
+    if ppo.covariance.low > ppo.covariance.high:
+        low, high = ppo.covariance.low, ppo.covariance.high
+        found.append(("ppo.covariance.low", f"{low:g} must not be more than ppo.covariance.high = {high:g}"))
     for name in ("engine_correction", "staleness_correction"):
         found += _correction_problems(f"ppo.{name}", getattr(ppo, name))
     return found

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from proxlm.rl.kl import kl_estimate
 from proxlm.rl.losses import PolicyLoss, clipped_policy_loss
 from proxlm.rl.ragged import row_of_element, segment_sum
 
@@ -32,6 +33,8 @@ class LossInputs:
         dual_clip: With A < 0 the loss is at most this times |A|; 0: off.
         divergence_limit: δ, how far a token's probability may move.
         max_log_ratio: Log-ratios are clamped to ± this before exp.
+        covariant: bool, the tokens that Clip-Cov and KL-Cov treat apart, or None: another loss is chosen.
+        covariance_kl_coef: Factor of KL-Cov's penalty, `ppo.covariance.kl_coef`.
     """
 
     logprobs: Tensor
@@ -44,6 +47,15 @@ class LossInputs:
     dual_clip: float = 0.0
     divergence_limit: float = 0.2
     max_log_ratio: float = 20.0
+    covariant: Tensor | None = None
+    covariance_kl_coef: float = 1.0
+
+    @property
+    def covariant_tokens(self) -> Tensor:
+        """`covariant`. Raises ValueError where it is None."""
+        if self.covariant is None:
+            raise ValueError("LossInputs.covariant: required by Clip-Cov and KL-Cov; see rl/covariance.py")
+        return self.covariant
 
     @property
     def offsets(self) -> Tensor:
@@ -140,3 +152,20 @@ def dppo_loss(inputs: LossInputs) -> PolicyLoss:
         cut = away & (moved.abs() > inputs.divergence_limit)
     loss = -logs.exp() * inputs.advantages
     return measured(inputs, torch.where(cut, loss.detach(), loss), cut)
+
+
+def clip_cov_loss(inputs: LossInputs) -> PolicyLoss:
+    """The clipped loss, and 0 at Clip-Cov's tokens: they have no gradient (Cui et al. 2025, section 4.2)."""
+    terms, apart = ppo_loss(inputs), inputs.covariant_tokens
+    return terms._replace(loss=torch.where(apart, 0.0, terms.loss), clipped=terms.clipped | apart)
+
+
+def kl_cov_loss(inputs: LossInputs) -> PolicyLoss:
+    """−ρ A, plus β KL(π_old ‖ π) at KL-Cov's tokens (Cui et al. 2025, section 4.2).
+
+    The KL is estimated by ρ − 1 − log ρ, whose mean over tokens of π_old it is, and so is its gradient; it is 0 in
+    the first minibatch.
+    """
+    kl = kl_estimate(inputs.old_logprobs, inputs.logprobs, "k3", inputs.max_log_ratio)
+    penalty = torch.where(inputs.covariant_tokens, inputs.covariance_kl_coef * kl, 0.0)
+    return measured(inputs, penalty - log_ratio(inputs).exp() * inputs.advantages)

@@ -157,6 +157,13 @@ FIRST_CLIP_FRACTION = _metric(
 OPTIMISER_STEPS = _metric("optimiser_steps", "", "optimiser steps in the step", BOTH)
 ADVANTAGE_MEAN = _metric("advantage_mean", "", "mean advantage before whitening", BOTH)
 ADVANTAGE_STD = _metric("advantage_std", "", "standard deviation of the advantages before whitening", BOTH)
+COVARIANCE = _metric(
+    "covariance",
+    "",
+    "Cov(log π, advantage) over the step's tokens (ppo.loss = clip_cov, kl_cov); entropy falls where it is above 0",
+    PPO,
+)
+COVARIANCE_SHARE = _metric("covariance/share", SHARE, "tokens that clip_cov or kl_cov treats apart", PPO)
 TRPO_KL = _metric("trpo/kl", NATS_TOKEN, "KL of the trust-region step", PPO)
 TRPO_IMPROVEMENT = _metric("trpo/improvement", "", "gain of the surrogate by the step", PPO)
 TRPO_HALVINGS = _metric("trpo/halvings", "", "halvings of the step in the line search", PPO)

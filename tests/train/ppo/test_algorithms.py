@@ -9,7 +9,7 @@ import torch
 from helpers import actors, blank_rollout, job, parameters, run, trainer
 from torch.func import functional_call
 
-from proxlm.config import ShapingSettings
+from proxlm.config import CovarianceSettings, ShapingSettings
 from proxlm.engine.generate import generate
 from proxlm.engine.native import NativeEngine
 from proxlm.errors import ConfigError, ModelError
@@ -29,6 +29,8 @@ ALGORITHMS = {
     "gspo": {"loss": "gspo", "aggregation": "sequence"},
     "cispo": {"loss": "cispo"},
     "dppo": {"loss": "dppo"},
+    "clip_cov": {"loss": "clip_cov", "covariance": CovarianceSettings(share=0.1, low=0.1)},
+    "kl_cov": {"loss": "kl_cov", "covariance": CovarianceSettings(share=0.1)},
     "trpo": {"loss": "trpo"},
     "turns": {"gae_steps": "turn"},
     "vtrace": {"advantage": "vtrace"},

@@ -14,7 +14,7 @@ import torch.distributed
 import torch.multiprocessing
 from helpers import SilentLog, blank_rollout, job, parameters, trainer, vowels, weights_of
 
-from proxlm.config import PPOConfig, PtxSettings, ShapingSettings
+from proxlm.config import CovarianceSettings, PPOConfig, PtxSettings, ShapingSettings
 from proxlm.distributed.ranks import ONE_PROCESS, Ranks, TorchRanks
 from proxlm.train.ppo import update as update_module
 from proxlm.train.ppo.loop import PPOLoop
@@ -38,6 +38,11 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "without a critic": {"advantage": "rloo", "samples_per_prompt": 2, "batch_size": 5},
     "top-p": {"critic": "separate", "top_p": 0.8},
+    "Clip-Cov": {
+        "critic": "separate",
+        "loss": "clip_cov",
+        "covariance": CovarianceSettings(share=0.3, low=0.0),
+    },
     "trust region": {"critic": "separate", "loss": "trpo"},
     "more ranks than rows": {"critic": "separate", "batch_size": 1, "minibatches": 1},
     "ends early": {"critic": "separate", "target_kl": 1e-6, "lr": 1e-2},

@@ -55,6 +55,8 @@ class StepLoss:
                 dual_clip=ppo.dual_clip,
                 divergence_limit=ppo.divergence_limit,
                 max_log_ratio=ppo.max_log_ratio,
+                covariant=None if part.covariant is None else part.covariant[at].to(device),
+                covariance_kl_coef=ppo.covariance.kl_coef,
             )
         )
         return (weights[at] * part.correction[at].to(device) * terms.loss).sum(), terms

@@ -23,6 +23,7 @@ from proxlm.rl.running_statistics import clip_advantages
 from proxlm.rl.shaping import token_rewards
 from proxlm.train.common.memory import failing_together
 from proxlm.train.ppo.algorithms import Algorithm, build_algorithm
+from proxlm.train.ppo.covariant_tokens import covariant_tokens
 from proxlm.train.ppo.critic import (
     CriticValues,
     PendingGradient,
@@ -129,6 +130,8 @@ def prepare(
     )
     raw = algorithm.advantage(inputs)
     advantages = whiten(raw.advantages, mask) if algorithm.whiten else raw.advantages
+    advantages = clip_advantages(advantages, ppo.advantage_clip)
+    apart = covariant_tokens(rollout, logprobs.policy, advantages, ppo, plan.seed, plan.step)
     experience = Experience(
         sequences=rollout.sequences,
         action_mask=mask,
@@ -136,10 +139,11 @@ def prepare(
         ref_logprobs=logprobs.reference,
         values=critic.values,
         rewards=rewards.rewards,
-        advantages=clip_advantages(advantages, ppo.advantage_clip),
+        advantages=advantages,
         returns=raw.returns,
         correction=weights.engine * weights.staleness,
         sampling_mask=rollout.sampling_mask,
+        covariant=apart and apart[0],
     )
 
     def metrics() -> Metrics:
@@ -152,7 +156,7 @@ def prepare(
             logprobs.entropy,
             critic=models.value_head is not None,
         )
-        found |= weight_metrics(rollout, log_weights, weights, ppo)
+        found |= weight_metrics(rollout, log_weights, weights, ppo) | (apart[1] if apart else {})
         return found if ppo.old_logprobs == "rollout" else found | gap_metrics(experience, rollout)
 
     # β and the entropy bonus follow them, so all ranks take the numbers of one.
