@@ -219,3 +219,14 @@ def test_in_bfloat16_they_are_kept_in_two_bytes(tokenizer):
     whole = token_outputs(model, SEQUENCES).logprobs
     part = token_outputs(model, replace(SEQUENCES, frozen_states=kept)).logprobs
     assert torch.allclose(whole, part, atol=0.1)
+
+
+@pytest.mark.checklist(34)
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_kept_sampling_sets_and_kept_states_go_together(tokenizer, tmp_path, critic):
+    config = job(critic, steps=2)
+    config = replace(config, rollout=replace(config.rollout, top_p=0.8))
+    for row in run(loop_of(tokenizer, config, tmp_path, top=1)):
+        assert row["first_minibatch/ratio_error"] == 0.0
+        assert row["rollout_gap"] < 1e-3
+        assert row["kept_tokens"] > 1
