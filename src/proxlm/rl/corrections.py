@@ -95,7 +95,9 @@ def importance_weights(
     if level != "token":
         of_row = segment_sum(logs, offsets)
         if level == "geometric":
-            of_row = of_row / segment_sum(action_mask.to(logs.dtype), offsets).clamp(min=1)
+            of_row = of_row / segment_sum(
+                action_mask.to(logs.dtype), offsets
+            )  # no token chosen: NaN, of no token
         logs = of_row[row_of_element(offsets)]
     weights = torch.exp(logs.clamp(-max_log_ratio, max_log_ratio))
     if bounded == "truncate":
