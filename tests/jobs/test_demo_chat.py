@@ -93,7 +93,12 @@ HELD_OUT = [
 
 def evaluation(name, texts, greedy) -> Evaluation:
     rows = [
-        {"prompt_id": number, "response": text, "greedy": {"response": likeliest}}
+        {
+            "prompt_id": number,
+            "response": text,
+            "reward": 0.25,
+            "greedy": {"response": likeliest, "reward": 0.75},
+        }
         for number, (text, likeliest) in enumerate(zip(texts, greedy, strict=True))
     ]
     numbers = dict.fromkeys(("ended_share", "length", "kl", "distinct_2", "perplexity"), Estimate(2, 1, 3))
@@ -114,6 +119,8 @@ def test_table_by_hand(tmp_path):
     assert cells["new combinations: all kept, sampled"] == [
         "0.000 [0.000, 0.793]", "1.000 [0.207, 1.000]"
     ]  # fmt: skip
+    assert cells["new combinations: kept, with the guards, sampled"] == ["0.250", "0.250"]
+    assert cells["new combinations: kept, with the guards, greedy"] == ["0.750", "0.750"]
     assert cells["new kinds: kept, sampled"] == ["0.000", "1.000"]
     assert cells["new kinds: kept, greedy"] == ["1.000", "0.000"]
     assert "before  [0.0] One two three" in table

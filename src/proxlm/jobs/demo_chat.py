@@ -116,9 +116,9 @@ def comparison(run: Run, held_out: Sequence[Mapping[str, Any]], combinations: in
         ("new kinds", slice(combinations, None)),
     ):
         wanted = {number: held_out[number] for number in range(len(held_out))[some]}
-        for how, text in (("sampled", _sampled), ("greedy", _greedy)):
-            for what, cell in (("kept", _share), ("all kept", _all)):
-                cells = [cell(_answers(e, wanted, text)) for e in (run.before, run.after)]
+        for how, answer in (("sampled", _sampled), ("greedy", _greedy)):
+            for what, cell in (("kept", _share), ("kept, with the guards", _reward), ("all kept", _all)):
+                cells = [cell(_answers(e, wanted, answer)) for e in (run.before, run.after)]
                 rows.append((f"{title}: {what}, {how}", *cells))
     others = names.ENDED_SHARE, names.LENGTH, names.KL, names.DISTINCT_2, names.PERPLEXITY
     rows += [(name, *(str(e.metrics[name]) for e in (run.before, run.after))) for name in others]
@@ -128,33 +128,39 @@ def comparison(run: Run, held_out: Sequence[Mapping[str, Any]], combinations: in
     return "\n".join(["", *lines, note, *_side_by_side(run.before, run.after, held_out)])
 
 
-Answer = tuple[str, Sequence[Mapping[str, Any]]]
+Row = Mapping[str, Any]
+Answer = tuple[Row, Sequence[Row]]
+"""A response and what its reward was, and the instructions."""
 
 
-def _sampled(row: Mapping[str, Any]) -> str:
-    return str(row["response"])
+def _sampled(row: Row) -> Row:
+    return row
 
 
-def _greedy(row: Mapping[str, Any]) -> str:
-    return str(row["greedy"]["response"])
+def _greedy(row: Row) -> Row:
+    found: Row = row["greedy"]
+    return found
 
 
-def _answers(
-    found: Evaluation, wanted: Mapping[int, Mapping[str, Any]], text: Callable[[Mapping[str, Any]], str]
-) -> list[Answer]:
+def _answers(found: Evaluation, wanted: Mapping[int, Row], answer: Callable[[Row], Row]) -> list[Answer]:
     """The answers to the prompts with these numbers, with what they were asked."""
     rows = [(row, wanted[row["prompt_id"]]) for row in found.responses if row["prompt_id"] in wanted]
-    return [(text(row), record["instructions"]) for row, record in rows]
+    return [(answer(row), record["instructions"]) for row, record in rows]
 
 
 def _share(answers: Sequence[Answer]) -> str:
     """The mean share of the instructions that an answer keeps."""
-    return str(mean_with_interval([share_kept(text, asked) for text, asked in answers]))
+    return str(mean_with_interval([share_kept(row["response"], asked) for row, asked in answers]))
+
+
+def _reward(answers: Sequence[Answer]) -> str:
+    """The same, where an answer that the reward's guards refuse keeps none."""
+    return str(mean_with_interval([row["reward"] for row, _ in answers]))
 
 
 def _all(answers: Sequence[Answer]) -> str:
     """The share of answers that keep every instruction, with Wilson's interval."""
-    good = sum(all(kept(text, one) for one in asked) for text, asked in answers)
+    good = sum(all(kept(row["response"], one) for one in asked) for row, asked in answers)
     found = wilson_interval(good, len(answers))
     return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
@@ -166,6 +172,6 @@ def _side_by_side(before: Evaluation, after: Evaluation, held_out: Sequence[Mapp
         record = held_out[old["prompt_id"]]
         lines += ["", f"asked   {record['prompt']}"]
         for name, row in (("before", old), ("after", new)):
-            text = " ".join(_sampled(row).split())[:_LONGEST_SHOWN]
-            lines.append(f"{name:7} [{share_kept(_sampled(row), record['instructions']):.1f}] {text}")
+            text = " ".join(row["response"].split())[:_LONGEST_SHOWN]
+            lines.append(f"{name:7} [{share_kept(row['response'], record['instructions']):.1f}] {text}")
     return lines
