@@ -56,7 +56,7 @@ DRAWN = {
     "ppo.minibatches": st.just(1),
     "ppo.advantage": st.sampled_from(["gae", "my file.py:advantage"]),
     "ppo.loss": st.sampled_from(["ppo", "gspo", "cispo", "my file.py:loss"]),
-    "ppo.critic_lam": st.just(-1.0) | st.floats(0, 1),
+    "ppo.critic_lam": st.just(-1.0) | st.floats(0.01, 1),
     "ppo.dual_clip": st.just(0.0) | st.floats(1.1, 9),
     "ppo.kl_estimator": st.sampled_from(["k2", "k3"]),
     "ppo.reference_decay": st.just(1.0),
