@@ -11,12 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import proxlm
+from causal_types import loaded
 from model_types import tiny_network
 from proxlm.config import ModelSettings, RewardSettings, load_config
 from proxlm.errors import ConfigError, ModelError, UserError
 from proxlm.jobs.ppo import PPOTrainer
 from proxlm.jobs.sft import SFTTrainer
 from proxlm.models.actor_critic import critic_from_reward_model, make_actor_critic
+from proxlm.models.adapters import some_logits
+from proxlm.models.agreement import check_gradients
 from proxlm.models.load import load_language_model
 from proxlm.models.save import save_language_model
 from proxlm.rewards import build_reward
@@ -261,3 +264,18 @@ def test_a_job_that_cannot_load_its_model_leaves_no_folder(saved, tmp_path, toke
     with pytest.raises(UserError, match="the tokenizer has"):
         trainer.train()
     assert not (tmp_path / "run").exists()
+
+
+def test_the_padding_token_keeps_its_embedding(tokenizer, tmp_path):
+    """transformers sets it to 0 while it loads a Youtu model."""
+    model = loaded(tokenizer, "youtu")
+    save_language_model(model, tmp_path)
+    again = load_language_model(ModelSettings(policy=str(tmp_path), device="cpu"))
+    with torch.no_grad():
+        assert torch.equal(some_logits(again.network), some_logits(model.network))
+
+
+def test_a_type_without_gradients_in_evaluation_mode_is_refused(tokenizer):
+    with pytest.raises(ModelError, match=r"reformer: .*model type reformer cannot be run"):
+        check_gradients(loaded(tokenizer, "reformer"))
+    check_gradients(loaded(tokenizer, "opt"))

@@ -32,6 +32,7 @@ from proxlm.jobs.run_folder import begin_run, check_run_folder, keep_best_notes,
 from proxlm.jobs.sampling import prompts_of, rewarded, sampler_of
 from proxlm.jobs.startup import seeded_weights, start_job
 from proxlm.models.actor_critic import ActorCritic, actor_critic_of
+from proxlm.models.agreement import check_gradients
 from proxlm.models.save import save_language_model
 from proxlm.models.source import ModelSource
 from proxlm.report.page import write_report
@@ -144,6 +145,7 @@ class PPOTrainer:
         for prompt in (*train.prompts, *held_out.prompts):
             models.policy.check_tokens(f"prompt {shown(prompt.text, 60)!r}", prompt.input_ids)
         check_engine(models.policy)
+        check_gradients(models.policy)
         if not models.policy.cached:
             print(f"note: {WITHOUT_CACHE}", flush=True)
         ptx = _ptx_text(config, self.source, skipped) if config.ptx.coef > 0 else None

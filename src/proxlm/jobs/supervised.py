@@ -12,6 +12,7 @@ from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import load_tokenizer
 from proxlm.engine.agreement import check_engine
 from proxlm.jobs.run_folder import begin_run, keep_best_notes, run_folder
+from proxlm.models.agreement import check_gradients
 from proxlm.models.language_model import LanguageModel
 from proxlm.report.page import write_report
 from proxlm.report.run import Run, load_run
@@ -55,6 +56,7 @@ def train_supervised(
     for examples in (training, validation):
         model.check_tokens("the records", examples.tokens)
     check_engine(model)  # what is trained here is generated from later
+    check_gradients(model)
     parameters = sum(p.numel() for p in model.network.parameters()) / 1e6
     tokens, validation_tokens = int(training.lengths.sum()), int(validation.lengths.sum())
     left_out = f" ({skipped.report()})" if len(skipped) else ""

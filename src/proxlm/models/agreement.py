@@ -17,7 +17,7 @@ from torch import Tensor
 
 from proxlm.errors import ModelError, UserError
 from proxlm.models.few_blocks import holds
-from proxlm.models.forward import token_outputs
+from proxlm.models.forward import runs_unpadded, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.text import reason_of
 from proxlm.types import Sequences
@@ -38,6 +38,19 @@ def check_forward(model: LanguageModel) -> None:
         check_weights(model)
         holds(model.network, lambda: _compare(exact(model)))
     model.agrees = "training"
+
+
+def check_gradients(model: LanguageModel) -> None:
+    """Run the training pass once, back to its first weight; some types refuse that in evaluation mode (Reformer).
+
+    Raises:
+        ModelError: It cannot be run.
+    """
+    if not runs_unpadded(model, model.trunk):
+        first = model.trainable()[0][1]  # the lowest, so that the pass goes back through all above it
+        with model_runs(model), torch.enable_grad():
+            loss = token_outputs(model, trial_rows(model)).logprobs.sum()
+            torch.autograd.grad(loss, first, allow_unused=True)
 
 
 def _compare(model: LanguageModel) -> bool:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from torch import nn
 
 from proxlm.config.gguf_paths import is_gguf
 from proxlm.errors import ModelError
@@ -95,7 +97,31 @@ def read_network(
         shapes=info["mismatched_keys"],
         advice=advice if headless and info["missing_keys"] else "",
     )
+    _restore_padding_rows(network, Path(path))
     return network
+
+
+@torch.no_grad()
+def _restore_padding_rows(network: Any, folder: Path) -> None:
+    """Take the padding token's embedding from the file where transformers has set it to 0 behind the loading.
+
+    Some types' initialisation does that to weights that were read (Youtu). Padding is a token like others once it
+    stands in a text.
+    """
+    zeroed = [
+        (name, module.weight, module.padding_idx)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None
+        if not module.weight[module.padding_idx].any()
+    ]
+    for file in _whole_weights(folder) if zeroed and folder.is_dir() else []:
+        with safe_open(file, "pt") as saved:
+            names = set(saved.keys())
+            for name, weight, padding in zeroed:
+                bare = name.removeprefix(f"{network.base_model_prefix}.")
+                for key in {f"{name}.weight", f"{bare}.weight"} & names:
+                    row = saved.get_slice(key)[padding : padding + 1]
+                    weight[padding] = row[0].to(weight)
 
 
 def check_names(
