@@ -229,7 +229,8 @@ def page(results: dict[str, Any]) -> str:
     lines = [
         HEAD.format(
             count=len(results),
-            right=sum(not f.get("refused", {}).get("generation") for f in results.values()),
+            right=sum("generation" not in found.get("refused", {}) for found in results.values()),
+            trained=sum(found.get("learns", False) for found in results.values()),
         )
     ]
     lines += [
