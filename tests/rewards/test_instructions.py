@@ -6,7 +6,7 @@ import pytest
 
 from proxlm.errors import RewardError
 from proxlm.rewards.builtin import instructions
-from proxlm.rewards.instructions import KINDS, kept, sentences, share_kept, wording, words
+from proxlm.rewards.instructions import KINDS, is_copied, kept, sentences, share_kept, wording, words
 from proxlm.types import Completion
 
 # kind → (arguments, texts that keep it, texts that do not)
@@ -143,6 +143,17 @@ def test_guards_against_short_answers_and_one_answer_to_every_prompt():
     assert instructions(repeats=False)(same) == [0.0, 0.0, 0.0]
     assert instructions(repeats=False)(same[1:]) == [1.0, 1.0], "the same prompt may get the same answer"
     assert instructions(repeats=False)([completion("It is  so", prompt="p"), same[1]]) == [0.0, 0.0]
+
+
+def test_guard_against_copies_of_the_prompt():
+    prompt = "<user>Describe tea. Do not use commas. Answer in 9 words or less.<end>"
+    copied = ["Do not use commas.", "do not use commas! Describe tea", "Answer in 9 words or less"]
+    own = ["Tea is warm.", "Do not use tea.", "Do not use commas. Tea is warm.", "omit commas", "use comma"]
+    assert [is_copied(text, prompt) for text in (*copied, *own, "", "...")] == [True] * 3 + [False] * 7
+    asked = [{"kind": "no_commas"}]
+    texts = [completion(text, asked, prompt) for text in (copied[0], own[0])]
+    assert instructions()(texts) == [1.0, 1.0]
+    assert instructions(copies=False)(texts) == [0.0, 1.0]
 
 
 def test_records_that_cannot_be_scored():

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from proxlm.errors import ConfigError, RewardError
 from proxlm.rewards.fields import field_of
-from proxlm.rewards.instructions import share_kept, words
+from proxlm.rewards.instructions import is_copied, share_kept, words
 from proxlm.rewards.numeric import is_marked, last_number, marked_number, to_number
 from proxlm.rewards.python_code import python_parse_report
 from proxlm.rewards.python_tests import PythonTests
@@ -151,7 +151,11 @@ def keyword(words: list[str], all: bool = False, ignore_case: bool = True) -> Sc
 
 
 def instructions(
-    field: str = "instructions", all: bool = False, min_words: int = 0, repeats: bool = True
+    field: str = "instructions",
+    all: bool = False,
+    min_words: int = 0,
+    repeats: bool = True,
+    copies: bool = True,
 ) -> Scorer:
     """The share of the record's instructions that the response keeps (rewards/instructions.py).
 
@@ -160,6 +164,7 @@ def instructions(
         all: 1 if every one is kept, else 0, instead of the share.
         min_words: A response with fewer different words gets 0.
         repeats: Whether one text may answer different prompts of a call; if not, all of these get 0.
+        copies: Whether a response may be sentences of the prompt and nothing else; if not, it gets 0.
     """
     if min_words < 0:
         raise ValueError(f"min_words = {min_words}: must be at least 0")
@@ -174,8 +179,11 @@ def instructions(
             share = share_kept(completion.text, asked)
         except ValueError as error:
             return RewardError(f'field "{field}": {error}')
-        enough = len({word.casefold() for word in words(completion.text)}) >= min_words
-        return float(share == 1 if all else share) * enough
+        if len({word.casefold() for word in words(completion.text)}) < min_words:
+            return 0.0
+        if not copies and is_copied(completion.text, completion.prompt):
+            return 0.0
+        return float(share == 1 if all else share)
 
     def score_all(completions: list[Completion]) -> list[float | RewardError]:
         scores = [score(c) for c in completions]

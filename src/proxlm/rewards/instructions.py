@@ -23,6 +23,7 @@ Instruction = Mapping[str, Any]
 
 # A run of marks is tried at its beginning alone, so that the time stays linear.
 _SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)\]*_]*+(?=\s|$)|(?<![。！？])[。！？]++[”’」）]*+")
+_WORD = re.compile(r"\w+")
 _BULLET = re.compile(r"[-*•]\s+\S")
 _NUMBERED = re.compile(r"(\d+)[.)]\s+\S")
 # What may stand after a sentence's last mark, or around a word.
@@ -77,6 +78,13 @@ def sentences(text: str) -> list[str]:
     Abbreviations are not known: "Mr. Fox" is two.
     """
     return [part for part in _SENTENCE_END.split(text) if words(part)]
+
+
+def is_copied(text: str, prompt: str) -> bool:
+    """Whether every sentence of the text stands in the prompt word for word; case and marks do not count."""
+    asked = f" {' '.join(_WORD.findall(prompt.casefold()))} "
+    parts = [" ".join(_WORD.findall(part.casefold())) for part in sentences(text)]
+    return bool(parts) and all(f" {part} " in asked for part in parts)
 
 
 def max_words(text: str, count: int) -> bool:
