@@ -29,7 +29,7 @@ ITEMS = {
     19: "GSPO, CISPO, DPPO, Clip-Cov, KL-Cov",
     20: "rollout correction",
     21: "decoupled PPO for stale rollouts",
-    22: "entropy bonus and floor, KL early stop",
+    22: "entropy bonus, positive examples, KL early stop",
     23: "baselines and the trust region",
     24: "KL in the rewards",
     25: "KL estimators, as reward and as loss",

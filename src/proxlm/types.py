@@ -362,6 +362,7 @@ class Experience:
         correction: float32, factor of the token's policy loss: the weights of engine and staleness, multiplied.
         sampling_mask: The sets that the policy is renormalised over, the rollout's; None: the whole vocabulary.
         covariant: bool, the tokens that Clip-Cov and KL-Cov treat apart; None: with other losses.
+        positive: bool, the chosen tokens of positive responses, for the extra loss on them; None: without it.
     """
 
     sequences: Sequences
@@ -375,6 +376,7 @@ class Experience:
     correction: Tensor
     sampling_mask: SamplingMask | None = None
     covariant: Tensor | None = None
+    positive: Tensor | None = None
 
     def select(self, rows: Tensor) -> Experience:
         """The rows with these indices, in that order. rows [b] int64."""

@@ -76,6 +76,7 @@ def test_a_step_does_not_depend_on_micro_batches_padding_or_packing(tokenizer, t
         {"loss": "dppo"},
         {"loss": "clip_cov", "covariance": CovarianceSettings(share=0.3, low=0.0)},
         {"loss": "kl_cov", "covariance": CovarianceSettings(share=0.3), "epochs": 2},
+        {"positive_coef": 0.5, "positive_threshold": 0.3, "aggregation": "sequence"},
         {"entropy_coef": 0.01},
         {"kl_in": "loss", "kl_estimator": "k3"},
         {"advantage": "grpo", "samples_per_prompt": 3, "batch_size": 4},

@@ -94,6 +94,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "losses.entropy_coefficient": (0.1, 2.0, 3.0),
     "losses.token_weights": (MASK, OFFSETS, "sequence", 8),
     "off_policy.vtrace": (flat(0), flat(1), flat(3), MASK, OFFSETS, 0.9, 0.8, flat(2, 3), 1.2, 0.9, True),
+    "losses.positive_responses": (flat(0, 4), torch.tensor([0, 0, 1, 1]), "best"),
     "policy_losses.log_ratio": (LOSS,),
     "policy_losses.measured": (LOSS, flat(6)),
     "policy_losses.ppo_loss": (LOSS,),

@@ -137,6 +137,15 @@ class PPOSettings:
     entropy_floor: float = setting(
         0.0, "apply the bonus only while the entropy, in nats per token, is below this; 0: always", ge=0
     )
+    positive_coef: float = setting(
+        0.0, "factor of the extra loss −log π on the tokens of positive responses; 0: off", ge=0
+    )
+    positive: Literal["threshold", "best"] = setting(
+        "threshold",
+        "which responses are positive: with a reward of positive_threshold or more, or the best of their prompt's,"
+        " where those differ",
+    )
+    positive_threshold: float = setting(1.0, "positive = threshold: the lowest reward, before shaping")
     whiten_advantages: Literal["auto", "always", "never"] = setting(
         "auto",
         "scale a step's advantages to mean 0, variance 1; auto: with all that have a critic, and reinforce++",

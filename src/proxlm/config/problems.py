@@ -81,6 +81,12 @@ def algorithm_problems(ppo: PPOSettings, model: ModelSettings) -> Problems:
     found += dual_clip_problems(ppo.dual_clip)
     if ppo.kl_in == "loss" and ppo.kl_estimator == "k1":
         found.append(("ppo.kl_estimator", "k1 as a loss has an expected gradient of 0; use k2 or k3"))
+    if ppo.positive_coef > 0 and ppo.loss == "trpo":
+        found.append(
+            ("ppo.positive_coef", "not with ppo.loss = trpo, whose step is not that of a sum of losses")
+        )
+    if ppo.positive_coef > 0 and ppo.positive == "best" and ppo.samples_per_prompt < 2:
+        found.append(("ppo.samples_per_prompt", "must be 2 or more with ppo.positive = best"))
     if ppo.covariance.low > ppo.covariance.high:
         low, high = ppo.covariance.low, ppo.covariance.high
         found.append(("ppo.covariance.low", f"{low:g} must not be more than ppo.covariance.high = {high:g}"))

@@ -131,3 +131,31 @@ def token_weights(
     if aggregation == "fixed":
         return mask / (limit * sequences)
     raise ValueError(f'aggregation must be "token", "sequence" or "fixed", got "{aggregation}"')
+
+
+def positive_responses(rewards: Tensor, groups: Tensor, which: str, threshold: float = 1.0) -> Tensor:
+    """The responses whose log-likelihood is raised besides (Yue et al. 2025, VAPO, section 4: positive examples).
+
+    "threshold": reward ≥ threshold. "best": the highest reward of the prompt's responses, all that have it; none
+    where the prompt's rewards are all the same.
+
+    Args:
+        rewards: [B].
+        groups: [B] int64, 0 to G − 1; rows that answer the same prompt have the same number.
+        which: "threshold" or "best".
+        threshold: The lowest reward of a positive response.
+
+    Returns:
+        [B] bool.
+    """
+    if which == "threshold":
+        return rewards >= threshold
+    if which == "best":
+        highest, lowest = (
+            rewards.new_zeros(len(rewards)).scatter_reduce(0, groups, rewards, how, include_self=False)[
+                groups
+            ]
+            for how in ("amax", "amin")
+        )
+        return (rewards == highest) & (highest > lowest)
+    raise ValueError(f'which must be "threshold" or "best", got "{which}"')

@@ -143,6 +143,13 @@ ENTROPY = _metric("entropy", NATS_TOKEN, "entropy of the policy (control: nats p
 # --- the policy's update ---
 POLICY_LOSS = _metric("policy_loss", "", "policy loss, mean over the step's optimiser steps", BOTH)
 KL_LOSS = _metric("kl_loss", "", "KL term of the loss (ppo.kl_in = loss), else 0", PPO)
+POSITIVE_LOSS = _metric(
+    "positive_loss",
+    NATS_TOKEN,
+    "−log π of the tokens of positive responses (ppo.positive_coef), 0 without",
+    PPO,
+)
+POSITIVE_SHARE = _metric("positive_share", SHARE, "tokens of positive responses (ppo.positive_coef)", PPO)
 PTX_LOSS = _metric("ptx_loss", NATS_TOKEN, "language-model loss of PPO-ptx, 0 without", PPO)
 RATIO_MEAN = _metric("ratio_mean", "", "mean probability ratio π / π_old", BOTH)
 RATIO_MAX = _metric("ratio_max", "", "largest probability ratio", BOTH)

@@ -43,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
         "loss": "clip_cov",
         "covariance": CovarianceSettings(share=0.3, low=0.0),
     },
+    "positive examples": {"critic": "shared", "positive_coef": 0.5, "positive_threshold": 0.3},
     "trust region": {"critic": "separate", "loss": "trpo"},
     "more ranks than rows": {"critic": "separate", "batch_size": 1, "minibatches": 1},
     "ends early": {"critic": "separate", "target_kl": 1e-6, "lr": 1e-2},

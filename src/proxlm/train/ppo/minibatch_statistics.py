@@ -16,6 +16,7 @@ SUMS = (
     "policy_loss",
     "value_loss",
     "kl_loss",
+    "positive_loss",
     "ptx_loss",
     "ratio_mean",
     "clip_fraction",
@@ -36,6 +37,7 @@ class MinibatchStats:
     policy_loss: float = 0.0
     value_loss: float = 0.0
     kl_loss: float = 0.0
+    positive_loss: float = 0.0
     ptx_loss: float = 0.0
     ratio_mean: float = 0.0
     ratio_max: float = 0.0

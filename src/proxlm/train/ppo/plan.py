@@ -115,6 +115,13 @@ class UpdatePlan:
         """The minibatch, split again if the budget has fallen since it was planned."""
         return minibatch if minibatch.pass_tokens == self.budget.tokens else self.of_rows(minibatch.rows)
 
+    def weights_of(self, rows: Tensor, mask: Tensor) -> Tensor:
+        """What each token in the mask [R] counts in the loss of the minibatch of these rows [b]; the others 0."""
+        tokens, lengths = ragged_index(self.offsets, rows), (self.offsets[1:] - self.offsets[:-1])[rows]
+        weights = torch.zeros(len(mask))
+        weights[tokens] = token_weights(mask[tokens], offsets_of(lengths), self.aggregation, self.limit)
+        return weights
+
     def within_memory(
         self, work: Callable[[], T], rows: Tensor | None = None, clear: Callable[[], None] = lambda: None
     ) -> T:
@@ -130,17 +137,14 @@ class UpdatePlan:
         return within_memory(self.budget, lambda _: work(), lengths, clear)
 
     def _minibatch(self, rows: Tensor, by_rank: list[list[Tensor]]) -> Minibatch:
-        tokens = ragged_index(self.offsets, rows)
-        lengths = (self.offsets[1:] - self.offsets[:-1])[rows]
-        weights = torch.zeros(len(self.action_mask))
-        weights[tokens] = token_weights(
-            self.action_mask[tokens], offsets_of(lengths), self.aggregation, self.limit
-        )
+        weights = self.weights_of(rows, self.action_mask)
         own = [self._micro_batch(part, weights) for part in by_rank[self.ranks.rank]]
         missing = max(len(parts) for parts in by_rank) - len(own)
         shortest = rows[self.lengths[rows].argmin()][None]
         own += [self._micro_batch(shortest, torch.zeros_like(weights), padding=True)] * missing
-        return Minibatch(rows, int(self.action_mask[tokens].sum()), own, self.budget.tokens)
+        return Minibatch(
+            rows, int(self.action_mask[ragged_index(self.offsets, rows)].sum()), own, self.budget.tokens
+        )
 
     def _micro_batch(self, rows: Tensor, weights: Tensor, padding: bool = False) -> MicroBatch:
         tokens = ragged_index(self.offsets, rows)

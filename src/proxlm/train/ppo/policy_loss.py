@@ -1,4 +1,4 @@
-"""The policy's loss in one step: the chosen loss, the entropy bonus, and the KL if it is in the loss."""
+"""The policy's loss in one step: the chosen loss, entropy bonus, KL if it is in the loss, positive examples."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ class StepLoss:
         self,
         part: Experience,
         weights: Tensor,
+        positive: Tensor | None,
         stats: MinibatchStats,
         span: slice,
         logprobs: Tensor,
@@ -75,6 +76,7 @@ class StepLoss:
         Args:
             part: The micro-batch.
             weights: What each of its tokens counts in the minibatch [R], on the model's device.
+            positive: What each counts in the extra loss on positive responses [R], there too; None: without it.
             stats: Of the minibatch.
             span: Which tokens.
             logprobs: Of the span's tokens [r], with gradient.
@@ -91,6 +93,10 @@ class StepLoss:
             kl_loss = (weights[span] * kl).sum()
             loss = loss + self.kl_coef * kl_loss
             stats.kl_loss += float(kl_loss.detach())
+        if positive is not None:
+            positive_loss = -(positive[span] * logprobs).sum()
+            loss = loss + ppo.positive_coef * positive_loss
+            stats.positive_loss += float(positive_loss.detach())
         stats.policy_loss += float(policy_loss.detach())
         stats.add_terms(terms, weights[span] > 0)
         return loss

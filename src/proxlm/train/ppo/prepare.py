@@ -18,9 +18,10 @@ from proxlm.rl.advantages import length_adaptive_lambda, whiten
 from proxlm.rl.corrections import Weights, importance_weights, split_log_weights
 from proxlm.rl.estimators import AdvantageInputs, group_numbers
 from proxlm.rl.kl import kl_estimate
-from proxlm.rl.ragged import ragged_index, segment_sum
+from proxlm.rl.losses import positive_responses
+from proxlm.rl.ragged import ragged_index, row_of_element, segment_sum
 from proxlm.rl.running_statistics import clip_advantages
-from proxlm.rl.shaping import token_rewards
+from proxlm.rl.shaping import response_rewards, token_rewards
 from proxlm.train.common.memory import failing_together
 from proxlm.train.ppo.algorithms import Algorithm, build_algorithm
 from proxlm.train.ppo.covariant_tokens import covariant_tokens
@@ -144,6 +145,7 @@ def prepare(
         correction=weights.engine * weights.staleness,
         sampling_mask=rollout.sampling_mask,
         covariant=apart and apart[0],
+        positive=positive_tokens(rollout, scores, ppo),
     )
 
     def metrics() -> Metrics:
@@ -156,6 +158,8 @@ def prepare(
             logprobs.entropy,
             critic=models.value_head is not None,
         )
+        if experience.positive is not None:
+            found["positive_share"] = float(experience.positive[mask].double().mean())
         found |= weight_metrics(rollout, log_weights, weights, ppo) | (apart[1] if apart else {})
         return found if ppo.old_logprobs == "rollout" else found | gap_metrics(experience, rollout)
 
@@ -319,6 +323,17 @@ def advantage_inputs(
         trace_rho=ppo.trace_rho,
         trace_c=ppo.trace_c,
     )
+
+
+def positive_tokens(rollout: Rollout, scores: Scores, ppo: PPOSettings) -> Tensor | None:
+    """The chosen tokens [R] bool of positive responses, by their rewards before shaping; None without that loss."""
+    if ppo.positive_coef == 0:
+        return None
+    offsets = rollout.sequences.response_offsets
+    rewards = response_rewards(scores.total, scores.per_token, offsets)
+    groups = group_numbers(torch.tensor([p.id for p in rollout.prompts]))
+    positive = positive_responses(rewards, groups, ppo.positive, ppo.positive_threshold)
+    return positive[row_of_element(offsets)] & rollout.action_mask
 
 
 def rollout_log_weights(rollout: Rollout, old_logprobs: Tensor, step: int) -> Weights:

@@ -135,18 +135,22 @@ class _MinibatchGradient:
         stats = MinibatchStats(tokens=minibatch.chosen)
         if self.pending is not None:
             stats.value_loss = self.pending.loss
+        positive = self.experience.positive
+        weights = None if positive is None else self.plan.weights_of(minibatch.rows, positive)
         for micro in minibatch.micro_batches:
-            self._of_micro_batch(micro, stats)
+            self._of_micro_batch(micro, weights, stats)
         if policy_learns and learner.ptx is not None:
             stats.ptx_loss = learner.ptx.backward(models.policy, self.plan.budget.tokens, self.plan.ranks)
         return stats
 
-    def _of_micro_batch(self, micro: MicroBatch, stats: MinibatchStats) -> None:
+    def _of_micro_batch(self, micro: MicroBatch, positive: Tensor | None, stats: MinibatchStats) -> None:
         learner, models = self.learner, self.learner.models
         part, weights = self.experience.select(micro.rows), micro.weights.to(models.policy.device)
         roots, states = list[Root](), None
+        if positive is not None:  # none of them in a pass that is made for another rank's sake
+            positive = torch.where(micro.weights > 0, positive[micro.tokens], 0.0).to(weights.device)
         if "policy" in self.optimisers:
-            states, root = self._policy_root(part, weights, stats)
+            states, root = self._policy_root(part, weights, positive, stats)
             roots.append(root)
             if not models.shared:
                 # Two passes, two graphs, one after the other: only one is ever held.
@@ -161,7 +165,9 @@ class _MinibatchGradient:
             roots.append((learner.config.ppo.value_coef * loss, None))
             _backward(roots)
 
-    def _policy_root(self, part: Experience, weights: Tensor, stats: MinibatchStats) -> tuple[Tensor, Root]:
+    def _policy_root(
+        self, part: Experience, weights: Tensor, positive: Tensor | None, stats: MinibatchStats
+    ) -> tuple[Tensor, Root]:
         """The policy's states [R, H] on a micro-batch, with their graph, and where its gradient begins.
 
         With a token-wise loss that is at the states: the head's part of the backward pass is done, span by span.
@@ -170,7 +176,7 @@ class _MinibatchGradient:
         states, _ = response_states(model, sequences)
         tokens, temperature = sequences.response_tokens, self.loss.temperature
         entropy = self.loss.entropy_coef > 0
-        loss, mask = partial(self.loss.of_span, part, weights, stats), part.sampling_mask
+        loss, mask = partial(self.loss.of_span, part, weights, positive, stats), part.sampling_mask
         if self.learner.algorithm.tokenwise:
             return states, (states, head_backward(model, states, tokens, temperature, entropy, loss, mask))
         logprobs, entropies = head_logprobs(model, states, tokens, temperature, entropy, mask)
