@@ -91,6 +91,9 @@ def test_the_share_is_not_lost_to_rounding():
     many = torch.arange(100, dtype=torch.float64)
     assert len(places(kl_cov_tokens(many, many, many >= 0, 0.29))) == 29
     assert places(kl_cov_tokens(many, many, many >= 0, 0.02)) == [98, 99]
+    assert places(kl_cov_tokens(many, many, many >= 0, 0.02998)) == [98, 99]
+    # Of a hundred equal ones, those with the lowest random numbers.
+    assert places(kl_cov_tokens(many * 0, -many, many >= 0, 0.03)) == [97, 98, 99]
 
 
 @pytest.mark.checklist(19)

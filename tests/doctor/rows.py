@@ -58,6 +58,9 @@ def healthy(step: int, **changes: Any) -> dict[str, Any]:
         "lr/policy": 3e-4,
         "lr/critic": 1e-3,
         "kl_coef": 0.05,
+        "evaluation/reward": 0.2 + 0.004 * step + noise(0, 0.02),
+        "evaluation/greedy/reward": 0.25 + 0.004 * step + noise(0, 0.02),
+        "engine_weight/dropped_share": 0.01,
     }
     return row | changes
 

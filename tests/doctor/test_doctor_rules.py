@@ -50,6 +50,8 @@ ILL = [
     ("eos_never", {"ended_share": 0.0, "eos_share": 0.0}, 5),
     ("eos_at_once", {"response_length": 1.3, "ended_share": 1.0}, 5),
     ("rollout_gap", {"rollout_gap": 0.01}, 3),
+    ("weights_drop_tokens", {"engine_weight/dropped_share": 0.31}, 5),
+    ("weights_drop_tokens", {"staleness_weight/dropped_share": 0.9}, 5),
     ("gradients_not_finite", {"grad_norm/policy_not_finite": 1.0, "grad_norm/policy": None}, 1),
     ("reward_failed", {"reward_failed": 1.0}, 1),
 ]

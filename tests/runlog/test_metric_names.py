@@ -43,6 +43,10 @@ PPO_RUNS = {
     "evaluation": ["--evaluation.every", "2", "--reward.use", "reward.py:score"],
     "groups": [
         "--ppo.filter-groups",
+        "--ppo.loss",
+        "kl_cov",
+        "--ppo.positive-coef",
+        "0.1",
         "--ppo.samples-per-prompt",
         "2",
         "--rollout.top-p",

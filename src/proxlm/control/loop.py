@@ -145,7 +145,7 @@ class ControlLoop(TrainingLoop[ControlState]):
         environments.finished = environments.finished[-RECENT:]
         metrics = episode_metrics(ended, environments.finished)
         metrics |= batch_metrics(trajectories, batch) | summarise(stats)
-        for unused in ("kl_loss", "ptx_loss"):
+        for unused in ("kl_loss", "positive_loss", "ptx_loss"):
             del metrics[unused]
         steps = trajectories.rewards.numel()
         return metrics | {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from proxlm.doctor import rules_policy, rules_reward, rules_run, rules_update
+from proxlm.doctor import rules_held_out, rules_policy, rules_reward, rules_run, rules_update
 from proxlm.doctor.facts import Facts
 from proxlm.doctor.finding import Finding
 from proxlm.doctor.window import History, Rows
@@ -22,6 +22,7 @@ RULES: dict[str, Rule] = {
         rules_update.gradients_not_finite,
         rules_reward.reward_failed,
         rules_run.rollout_gap,
+        rules_held_out.weights_drop_tokens,
         rules_update.learning_rate_too_large,
         rules_update.learning_rate_too_small,
         rules_update.clip_often,
@@ -31,6 +32,8 @@ RULES: dict[str, Rule] = {
         rules_policy.entropy_collapse,
         rules_run.critic_worse_than_mean,
         rules_reward.reward_falls,
+        rules_held_out.held_out_falls,
+        rules_held_out.greedy_unchanged,
         rules_reward.length_hacking,
         rules_reward.repetition,
         rules_run.eos_never,

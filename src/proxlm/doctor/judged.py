@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from proxlm.doctor.doctor import RULES
 from proxlm.doctor.facts import Facts
-from proxlm.doctor.window import Rows, learning, number
+from proxlm.doctor.rules_held_out import EVALUATIONS, GREEDY, SAMPLED
+from proxlm.doctor.window import Rows, evaluations, learning, number
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.metric_names import Metric
 
@@ -21,12 +22,13 @@ class _Needs:
     """What a rule needs to judge.
 
     steps: in which the policy learns, or with `any_steps` steps of any kind; metrics: of each group at least one;
-    unsuited: why settings leave nothing to judge, or "".
+    evaluations: how many of held-out prompts during the run; unsuited: why settings leave nothing to judge, or "".
     """
 
     steps: int
     metrics: tuple[tuple[Metric, ...], ...]
     any_steps: bool = False
+    evaluations: int = 0
     unsuited: Callable[[Facts], str] = lambda _: ""
 
 
@@ -62,6 +64,7 @@ _NEEDS = {
     "rollout_gap": _Needs(
         3, ((names.ROLLOUT_GAP, names.FIRST_RATIO_ERROR),), any_steps=True, unsuited=_corrected
     ),
+    "weights_drop_tokens": _Needs(5, (tuple(map(names.WEIGHT_DROPPED, names.CAUSES)),)),
     "learning_rate_too_large": _Needs(
         3, ((names.APPROX_KL, names.RATIO_MEAN, names.RATIO_MAX, _POLICY_NORM),)
     ),
@@ -73,6 +76,8 @@ _NEEDS = {
     "entropy_collapse": _Needs(8, ((names.ENTROPY,),)),
     "critic_worse_than_mean": _Needs(20, ((names.EXPLAINED_VARIANCE,),)),
     "reward_falls": _Needs(20, ((names.REWARD,),)),
+    "held_out_falls": _Needs(2, ((names.REWARD,), (names.REWARD_STD,), (SAMPLED,)), evaluations=EVALUATIONS),
+    "greedy_unchanged": _Needs(2, ((names.REWARD_STD,), (SAMPLED,), (GREEDY,)), evaluations=EVALUATIONS),
     "length_hacking": _Needs(8, ((names.REWARD_LENGTH_CORRELATION,), (names.RESPONSE_LENGTH,))),
     "repetition": _Needs(8, ((names.REPETITION,),)),
     "eos_never": _Needs(5, ((names.ENDED_SHARE,),)),
@@ -108,7 +113,12 @@ def _reason(needs: _Needs, rows: Rows, learnt: int, facts: Facts) -> str:
     if steps < needs.steps:
         kind = "" if needs.any_steps else " in which the policy learns"
         return f"needs {needs.steps} steps{kind}, there {'is' if steps == 1 else 'are'} {steps}"
-    return next((_missing(group) for group in needs.metrics if not _known(rows, group)), "")
+    if lacking := next((_missing(group) for group in needs.metrics if not _known(rows, group)), ""):
+        return lacking
+    evaluated = len(evaluations(rows))
+    if evaluated < needs.evaluations:
+        return f"needs {needs.evaluations} evaluations (evaluation.every), there are {evaluated}"
+    return ""
 
 
 def _known(rows: Rows, group: Sequence[Metric]) -> bool:

@@ -26,12 +26,14 @@ class History(list[Row]):
     Attributes:
         learnt: the rows in which the policy learns.
         rewarded: the rows that have a reward and its spread.
+        evaluated: the rows with an evaluation on held-out prompts in which the policy learns.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.learnt: list[Row] = []
         self.rewarded: list[Row] = []
+        self.evaluated: list[Row] = []
 
     def append(self, row: Row) -> None:
         """Add the newest row."""
@@ -40,6 +42,8 @@ class History(list[Row]):
             self.learnt.append(row)
         if _rewarded(row):
             self.rewarded.append(row)
+        if _evaluated(row):
+            self.evaluated.append(row)
 
 
 def number(row: Row, name: Metric) -> float | None:
@@ -117,6 +121,15 @@ def has_learnt(rows: Rows) -> bool:
 
 def _rewarded(row: Row) -> bool:
     return number(row, names.REWARD) is not None and number(row, names.REWARD_STD) is not None
+
+
+def evaluations(rows: Rows) -> list[Row]:
+    """The rows with an evaluation on held-out prompts in which the policy learns."""
+    return rows.evaluated if isinstance(rows, History) else list(filter(_evaluated, rows))
+
+
+def _evaluated(row: Row) -> bool:
+    return learning(row) and number(row, names.EVALUATION(names.REWARD)) is not None
 
 
 def span(rows: Rows, count: int) -> str:

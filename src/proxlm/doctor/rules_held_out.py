@@ -1,0 +1,116 @@
+"""Rules about the evaluations during a run, and about tokens that weights leave out.
+
+Each looks at the newest evaluations or steps and returns a Finding or None. docs/doctor.md has the table of all
+rules.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from statistics import fmean
+
+from proxlm.doctor.facts import Facts
+from proxlm.doctor.finding import Finding, found
+from proxlm.doctor.rules_reward import is_flat
+from proxlm.doctor.window import Rows, evaluations, first_middle, newest_middle, number, span, step_of
+from proxlm.runlog import metric_names as names
+from proxlm.runlog.metric_names import Metric
+from proxlm.runlog.text import number as shown
+
+SAMPLED = names.EVALUATION(names.REWARD)
+GREEDY = names.EVALUATION(names.GREEDY(names.REWARD))
+
+# Two evaluations at the start are compared with the two newest: one alone is as noisy as its prompts are few.
+EVALUATIONS = 4
+# How many evaluations back the best one is looked for.
+LOOK_BACK = 10
+# A change of the mean, in standard deviations of a response's reward, that is worth a word: the mean of 64 responses
+# has a standard error of an eighth of it.
+CHANGE_SHARE = 1 / 3
+# How much of the sampled reward's gain the greedy one must have. Where learning moves what is likeliest, it has all.
+GREEDY_SHARE = 0.1
+
+# What a mask leaves out was generated for nothing; it is meant for outliers, some percent of the tokens.
+DROPPED = 0.3
+DROPPED_SERIOUS = 0.7
+
+
+def greedy_unchanged(rows: Rows, _facts: Facts) -> Finding | None:
+    """Sampled answers have become better and the likeliest ones have not: the run has only sharpened sampling."""
+    evaluated, spread = evaluations(rows), _spread(rows)
+    if len(evaluated) < EVALUATIONS or not spread:
+        return None
+    if any(number(row, GREEDY) is None for row in (*evaluated[:2], *evaluated[-2:])):
+        return None
+    (before, after), (greedy_before, greedy_after) = (
+        tuple(_mean(part, name) for part in (evaluated[:2], evaluated[-2:])) for name in (SAMPLED, GREEDY)
+    )
+    if after - before < CHANGE_SHARE * spread or greedy_after - greedy_before > GREEDY_SHARE * (
+        after - before
+    ):
+        return None
+    return found(
+        rows, "greedy_unchanged",
+        f"the held-out reward of sampled answers rose from {shown(before)} to {shown(after)}, that of greedy ones"
+        f" went from {shown(greedy_before)} to {shown(greedy_after)}: sampling became sharper, the likeliest answer"
+        " no better",
+        "if greedy answers earn the highest reward there is, the run is done",
+        "raise rollout.temperature or ppo.samples_per_prompt: better answers than the likeliest must be sampled",
+        "ppo.positive_coef = 0.1 raises those that were right; more steps, or a higher optim.policy.lr",
+    )  # fmt: skip
+
+
+def held_out_falls(rows: Rows, _facts: Facts) -> Finding | None:
+    """The reward of the training prompts has risen on, and that of the held-out ones has fallen."""
+    evaluated, spread = evaluations(rows), _spread(rows)
+    evaluated = [row for row in evaluated[-LOOK_BACK:] if number(row, names.REWARD) is not None]
+    if len(evaluated) < EVALUATIONS or not spread:
+        return None
+    best, end = max((_mean(pair, SAMPLED), i + 2) for i, pair in enumerate(pairwise(evaluated)))
+    after, when = _mean(evaluated[-2:], SAMPLED), step_of(evaluated[end - 1 : end])
+    trained, now = (_mean(part, names.REWARD) for part in (evaluated[end - 2 : end], evaluated[-2:]))
+    if now < trained or best - after < CHANGE_SHARE * spread:
+        return None
+    return found(
+        rows, "held_out_falls",
+        f"the held-out reward fell from {shown(best)} at step {when} to {shown(after)}, while that of the"
+        f" training prompts went from {shown(trained)} to {shown(now)}",
+        "more training prompts, or fewer ppo.steps",
+        "run.keep_best with the held-out reward keeps the better policy",
+        "raise ppo.kl_coef",
+        serious=best - after >= spread,
+    )  # fmt: skip
+
+
+def weights_drop_tokens(rows: Rows, _facts: Facts) -> Finding | None:
+    """A mask over importance weights leaves out much of what was generated."""
+    shares = {
+        cause: share
+        for cause in names.CAUSES
+        if (share := newest_middle(rows, names.WEIGHT_DROPPED(cause), 5)) is not None
+    }
+    if not shares:
+        return None
+    cause = max(shares, key=lambda name: shares[name])
+    if shares[cause] <= DROPPED:
+        return None
+    first = {
+        "engine": "make the engine's numbers the trainer's: rollout.weights, model.precision",
+        "staleness": "lower optim.policy.lr or ppo.epochs: the policies are then nearer to each other",
+    }
+    return found(
+        rows, "weights_drop_tokens",
+        f"{shares[cause]:.0%} of the tokens have the weight 0 by ppo.{cause}_correction in {span(rows, 5)}",
+        first[cause],
+        f"ppo.{cause}_correction.mode = token_truncate, or wider low and high",
+        serious=shares[cause] > DROPPED_SERIOUS,
+    )  # fmt: skip
+
+
+def _spread(rows: Rows) -> float:
+    """The standard deviation of a response's reward at the start; 0 where it is not known, or rewards do not vary."""
+    return 0.0 if is_flat(rows, 5) else first_middle(rows, names.REWARD_STD, 3) or 0.0
+
+
+def _mean(rows: Rows, name: Metric) -> float:
+    return fmean(value for row in rows if (value := number(row, name)) is not None)
