@@ -5,6 +5,7 @@ import errno
 import importlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -260,6 +261,16 @@ def test_every_job_has_an_app() -> None:
     for target in JOB_MODULES.values():
         module, function = target.split(":")
         assert defines(module, function), target
+
+
+def test_ends_of_child_processes_are_not_hidden() -> None:
+    """A parent that ignores SIGCHLD, as after trap '' CHLD, hands that down: every child seems to end well."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert main(["--version"]) == 0
+        assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_names_arrive_when_they_are_used() -> None:

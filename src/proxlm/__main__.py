@@ -49,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (by default the process's own) and return the exit status."""
     open_standard_streams()
     sys.excepthook = print_uncaught
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+        signal.signal(
+            signal.SIGCHLD, signal.SIG_DFL
+        )  # ignored, as by trap '' CHLD, it hides how children end
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without λ or 中 gets ?, not a traceback
     try:

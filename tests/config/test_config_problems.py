@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from proxlm.config import PPOConfig, RolloutSettings
+from proxlm.config import GenerateConfig, PPOConfig, RolloutSettings
 from proxlm.config.ppo import CorrectionSettings, PPOSettings
 from proxlm.rl.kl import adapt_kl_coefficient
 
@@ -78,3 +78,9 @@ def test_open_bounds_are_the_modes_own(mode, bounds):
     assert CorrectionSettings(mode=mode, high=7.0).bounds == (bounds[0], 7.0)
     found = problems(PPOSettings(engine_correction=CorrectionSettings(mode=mode, high=7.0)))
     assert not [key for key in found if "correction" in key]
+
+
+@pytest.mark.parametrize("key", ["9" * 5000, f"1, {'9' * 5000}", "9" * 19])
+def test_ids_with_more_digits_than_python_reads_are_refused(key):
+    found = GenerateConfig(rollout=RolloutSettings(logit_bias={key: 1.0})).problems()
+    assert "no token has an id of so many digits" in dict(found)["rollout.logit_bias"]

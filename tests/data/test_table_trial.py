@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -137,6 +138,23 @@ def test_what_does_not_come_to_an_end_is_ended(monkeypatch: pytest.MonkeyPatch) 
 
     with pytest.raises(DataError, match=r"^a\.parquet: damaged: reading it takes more than 1 s$"):
         try_table("a.parquet", 1, endless)
+
+
+def test_what_stands_still_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork may wait for a lock that another thread held, which takes no computing time."""
+    monkeypatch.setattr(table_trial, "_MOST_SECONDS", 1)
+    monkeypatch.setattr(table_trial, "_STANDSTILL", 1)
+    with pytest.raises(DataError, match=r"^a\.parquet: reading it stood still for 1 s"):
+        try_table("a.parquet", 1, lambda: time.sleep(3600))  # type: ignore[arg-type, return-value]
+
+
+def test_where_ends_of_processes_are_hidden_it_is_said() -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with pytest.raises(DataError, match=r"^a\.parquet: cannot be tried .* ignores SIGCHLD"):
+            try_table("a.parquet", 1, lambda: [])
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_signals_are_for_the_run(capfd: pytest.CaptureFixture[str]) -> None:

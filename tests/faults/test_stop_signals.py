@@ -17,6 +17,7 @@ from proxlm.__main__ import main
 from proxlm.checkpoint import load_checkpoint, newest_checkpoint
 from proxlm.config import RunSettings
 from proxlm.errors import StoppedBySignalError
+from proxlm.jobs.held_out import HeldOutEvaluations
 from proxlm.runlog import run_log
 from proxlm.runlog.live import LiveView
 from proxlm.runlog.run_log import RunLog
@@ -82,6 +83,36 @@ def test_proxlm_stop_ends_a_run_as_at_its_end(tiny_place, capfd):  # noqa: F811
     assert main([*PPO, "--run.folder", "whole"]) == 0
     models = [(tiny_place / f / "policy" / "model.safetensors").read_bytes() for f in ("run", "whole")]
     assert models[0] == models[1]
+
+
+def test_a_stop_before_the_first_step_is_heard(tiny_place, capfd, monkeypatch):  # noqa: F811
+    """It comes while the policy is evaluated at the beginning, which may take minutes."""
+    before = HeldOutEvaluations.before
+
+    def before_with_a_request(self):
+        assert main(["stop", "run"]) == 0
+        before(self)
+
+    monkeypatch.setattr(HeldOutEvaluations, "before", before_with_a_request)
+    assert main(PPO) == 0
+    assert "stopped by proxlm stop" in capfd.readouterr().out
+    run = tiny_place / "run"
+    assert newest_checkpoint(run).name == "step-00000001"
+    assert (run / "policy" / "config.json").exists()
+    assert not (run / "stop").exists()
+
+
+def test_a_stop_after_the_last_step_leaves_nothing(tiny_place, monkeypatch):  # noqa: F811
+    after = HeldOutEvaluations.after
+
+    def after_with_a_request(self):
+        assert main(["stop", "run"]) == 0
+        after(self)
+
+    monkeypatch.setattr(HeldOutEvaluations, "after", after_with_a_request)
+    assert main(PPO) == 0
+    assert not (tiny_place / "run" / "stop").exists()
+    assert newest_checkpoint(tiny_place / "run").name == "step-00000004"
 
 
 def test_what_cannot_be_stopped(tiny_place, capfd):  # noqa: F811

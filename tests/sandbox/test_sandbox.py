@@ -62,6 +62,15 @@ HONEST = """
 
 
 @needs_linux
+def test_where_the_parent_ignores_the_end_of_children_a_program_is_judged_as_ever():
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert [run_python(source).exit_code for source in ("print(1)", "exit(3)")] == [0, 3]
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+@needs_linux
 def test_an_honest_program_finds_the_standard_library_files_threads_and_its_input() -> None:
     result = run_python(textwrap.dedent(HONEST), stdin="一\ntwo\nthree", limits=Limits(seconds=20))
     assert (result.status, result.exit_code) == ("ok", 0), result.stderr

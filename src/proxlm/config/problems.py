@@ -7,7 +7,7 @@ from typing import Any
 
 from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of
 from proxlm.config.ppo import CorrectionSettings, PPOSettings
-from proxlm.config.rollout import RolloutSettings, changed_logits
+from proxlm.config.rollout import RolloutSettings, changed_logits, has_too_long_ids
 from proxlm.config.schema import (
     ModelSettings,
     NewModelSettings,
@@ -15,7 +15,7 @@ from proxlm.config.schema import (
     OptimisersSettings,
     RewardSettings,
 )
-from proxlm.text import suggestion
+from proxlm.text import shown, suggestion
 from proxlm.user_code import parse_reference
 
 Problems = list[tuple[str, str]]
@@ -123,6 +123,8 @@ def rollout_problems(rollout: RolloutSettings) -> Problems:
         found.append(("rollout.bad_words", "an empty text is no word; leave it out"))
     if "" in rollout.logit_bias:
         found.append(("rollout.logit_bias", "an empty text has no token; leave it out"))
+    if long := next((key for key in rollout.logit_bias if has_too_long_ids(key)), None):
+        found.append(("rollout.logit_bias", f"{shown(long, 40)}: no token has an id of so many digits"))
     return found
 
 

@@ -84,12 +84,20 @@ class RolloutSettings:
         return self.filtered and not self.keep_sampling_mask
 
 
+_MOST_DIGITS = 18
 _IDS = re.compile(r" *[0-9]+ *(, *[0-9]+ *)*")
 
 
 def bias_ids(key: str) -> tuple[int, ...] | None:
     """The token ids that a key of `logit_bias` lists; None: it is a text."""
     return tuple(int(number) for number in key.split(",")) if _IDS.fullmatch(key) else None
+
+
+def has_too_long_ids(key: str) -> bool:
+    """Whether a key of `logit_bias` lists numbers that are no ids of any model; Python reads no number so long."""
+    return _IDS.fullmatch(key) is not None and any(
+        len(number.strip()) > _MOST_DIGITS for number in key.split(",")
+    )
 
 
 def changed_logits(rollout: RolloutSettings) -> list[str]:

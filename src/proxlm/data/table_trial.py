@@ -23,6 +23,8 @@ from proxlm.system_errors import refused
 MOST_MEMORY = 2**31
 """Bytes that reading may need beyond what the process has; Linux enforces it."""
 _MOST_SECONDS, _BYTES_A_SECOND = 60, 2**20
+# So many times as long by the clock: a slow disk is waited for, a lock that another thread held at the fork is not.
+_STANDSTILL = 10
 # No honest file holds so much more than its own size. Its rows become objects in memory, of some bytes if empty.
 _ODD_RATIO, _ODD_SIZE, _EMPTY_ROW = 1000, 2**30, 128
 _NEEDS_MEMORY, _HOLDS_TOO_MUCH, _NOT_TRIED = 3, 4, 5
@@ -50,23 +52,36 @@ def try_table(name: str, size: int, batches: Callable[[], Iterable[Any]]) -> Non
             raise DataError(f"{name}: cannot be read in a process of its own: {refused(error)}") from error
     if child == 0:
         _read(size, seconds, batches)
-    status = None
-    try:
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    finally:
-        if status is None:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+    status = _end_of(child, name)
     problems = {
         _NEEDS_MEMORY: f"reading it takes more than {MOST_MEMORY >> 30} GiB of memory; write it with shorter rows",
         _HOLDS_TOO_MUCH: f"it holds more than {_ODD_RATIO} times its {size} bytes; such a file is not read",
         _NOT_TRIED: "it cannot be tried in a process of its own, within limits of memory and time",
         -signal.SIGXCPU: f"damaged: reading it takes more than {seconds} s",
+        -signal.SIGALRM: f"reading it stood still for {_STANDSTILL * seconds} s; copy it to a local disk",
     }
     if status in problems:
         raise DataError(f"{name}: {problems[status]}")
     if status:
         raise DataError(f"{name}: damaged: reading it aborts the process ({signal.Signals(-status).name})")
+
+
+def _end_of(child: int, name: str) -> int:
+    """Wait for the fork; returns its exit status, or −its signal. Raises DataError where nobody can know it."""
+    status = None
+    try:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except ChildProcessError as error:
+        status = _NOT_TRIED  # it has ended
+        raise DataError(
+            f"{name}: cannot be tried in a process of its own, because this one ignores SIGCHLD; set it to"
+            " signal.SIG_DFL first"
+        ) from error
+    finally:
+        if status is None:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    return status
 
 
 def _read(size: int, seconds: int, batches: Callable[[], Iterable[Any]]) -> NoReturn:
@@ -104,6 +119,8 @@ def _limit(seconds: int) -> None:
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     _lower(resource.RLIMIT_CPU, seconds)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(_STANDSTILL * seconds)
     if sys.platform == "linux":
         pa.set_memory_pool(pa.system_memory_pool())  # others take address space in advance
         with open("/proc/self/statm", encoding="ascii") as file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from proxlm.runlog.folder import folder_to_resume, open_run, refuse_if_taken, wr
 from proxlm.runlog.interrupt import StopSignals, stopped_outside_message
 from proxlm.runlog.lock import locked, refuse_if_held
 from proxlm.runlog.loggers import check_wandb
+from proxlm.runlog.stop_request import forget
 from proxlm.text import shown
 from proxlm.train.common.run_loop import TrainingConfig, TrainingLoop
 
@@ -54,7 +55,12 @@ def run_folder(config: TrainingConfig, job: str, in_python: bool = False) -> Ite
     """
     folder = open_run(config.run.folder, job, config.run.resume, lambda folder: config_of_run(config, folder))
     with locked(folder), StopSignals(lambda stop: stopped_outside_message(stop, job, folder, in_python)):
-        yield folder
+        forget(folder)  # a request to an earlier process; one to this process may come before its loop begins
+        try:
+            yield folder
+        finally:
+            with suppress(OSError):
+                forget(folder)  # it came after the last step
 
 
 def config_of_run(config: TrainingConfig, folder: Path) -> str:

@@ -61,7 +61,6 @@ class RunLog:
         self.folder, self.run = folder, run
         if run.wandb:
             check_wandb(run.wandb)
-        forget(folder)  # a request to an earlier process
         self._rows = RowFiles(folder, start_step)
         past = self._rows.read_metrics()
         began = time.perf_counter()

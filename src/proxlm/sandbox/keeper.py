@@ -39,6 +39,9 @@ def main() -> None:
     """
     site.setquit()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_DFL
+    )  # ignored, as a parent may hand it down, it hides how children end
     gc.freeze()  # a collection in a fork would copy every page
     poll = select.poll()
     poll.register(0, select.POLLIN)
