@@ -65,6 +65,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "advantages.discounted_sums": (flat(0), torch.tensor([0, 0, 0, 1, 1, 2]), 3, flat(1).abs()),
     "advantages.turn_starts": (MASK, OFFSETS),
     "advantages.turn_gae": GAE,
+    "advantages.kl_advantages": (flat(0), 0.1, MASK, OFFSETS, 0.9, 0.8),
     "advantages.length_adaptive_lambda": (torch.tensor([3, 2, 0]), 0.5),
     "advantages.whiten": (flat(0), MASK),
     "advantages.explained_variance": (flat(0), flat(1), MASK),

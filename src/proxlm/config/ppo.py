@@ -162,8 +162,14 @@ class PPOSettings:
     kl_coef: float = setting(
         0.05, "β, the reward penalty per nat of KL to the reference (the initial value if adaptive)", ge=0
     )
-    kl_in: Literal["reward", "loss"] = setting(
-        "reward", "subtract β · KL from each token's reward, or add it to the loss (needs k2 or k3)"
+    kl_in: Literal["reward", "advantage", "loss"] = setting(
+        "reward",
+        "subtract β · KL from each token's reward; or, discounted by kl_lam, from its advantage, past estimator and"
+        " critic, so that it stays with its tokens where rewards are a turn's or a response's; or add it to the loss"
+        " (needs k2 or k3)",
+    )
+    kl_lam: float = setting(
+        0.95, "kl_in = advantage: λ of the later KL: 0 a token's own alone, 1 all that follows", ge=0, le=1
     )
     kl_estimator: Literal["k1", "k2", "k3"] = setting("k1", "estimator of the KL per token (Schulman 2020)")
     mask_reference: bool = setting(

@@ -77,7 +77,7 @@ def _ppo_facts(config: PPOConfig) -> Facts:
         may_not_end=(
             shaping.missing_eos == "ignore" and shaping.overlong_buffer == 0 and not config.data.chat
         ),
-        penalised=shaping.scale != "running" and ppo.kl_in == "reward",
+        penalised=shaping.scale != "running" and ppo.kl_in != "loss",
     )
 
 

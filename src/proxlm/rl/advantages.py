@@ -160,6 +160,30 @@ def turn_gae(
     return torch.where(action_mask, advantages[first], 0.0), torch.where(action_mask, returns[first], values)
 
 
+def kl_advantages(
+    kl: Tensor, coefficient: float, action_mask: Tensor, offsets: Tensor, gamma: float, lam: float
+) -> Tensor:
+    """−β Σ_{u ≥ t} (γλ)^{u − t} kl_u over the row's chosen tokens: the KL as each token's own advantage.
+
+    It is GAE's sum without values, over tokens whatever the estimator's steps are. Added to advantages of rewards
+    without a KL, with γ = λ = 1 it gives the gradient of the whole KL, as in the rewards; with λ = 0 that of each
+    token's KL alone, in the states as they were sampled.
+
+    Args:
+        kl: Of each token, in nats [R].
+        coefficient: β.
+        action_mask: [R] bool, True where the policy chose the token.
+        offsets: [B+1].
+        gamma: Discount factor γ.
+        lam: λ in [0, 1].
+
+    Returns:
+        [R], 0 where the policy did not choose.
+    """
+    penalties = torch.where(action_mask, -coefficient * kl, 0.0)
+    return gae(penalties, torch.zeros_like(penalties), action_mask, offsets, gamma, lam)[0]
+
+
 def length_adaptive_lambda(lengths: Tensor, alpha: float) -> Tensor:
     """λ = max(0, 1 − 1 / (α l)) for a response of l chosen tokens (Yue et al. 2025, VAPO, equation 9).
 

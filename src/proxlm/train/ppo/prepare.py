@@ -14,7 +14,7 @@ from proxlm.config.ppo import CorrectionSettings
 from proxlm.config.signature import checked
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.models.forward import frozen_states, runs_unpadded
-from proxlm.rl.advantages import length_adaptive_lambda, whiten
+from proxlm.rl.advantages import kl_advantages, length_adaptive_lambda, whiten
 from proxlm.rl.corrections import Weights, importance_weights, split_log_weights
 from proxlm.rl.estimators import AdvantageInputs, group_numbers
 from proxlm.rl.kl import kl_estimate
@@ -130,6 +130,11 @@ def prepare(
         total_log_weights(log_weights, ppo),
     )
     raw = algorithm.advantage(inputs)
+    if ppo.kl_in == "advantage":
+        kl = kl_estimate(logprobs.policy, logprobs.reference, ppo.kl_estimator, ppo.max_log_ratio)
+        offsets = rollout.sequences.response_offsets
+        penalty = kl_advantages(kl, parameters.kl_coef, mask, offsets, ppo.gamma, ppo.kl_lam)
+        raw = raw._replace(advantages=raw.advantages + penalty)
     advantages = whiten(raw.advantages, mask) if algorithm.whiten else raw.advantages
     advantages = clip_advantages(advantages, ppo.advantage_clip)
     apart = covariant_tokens(rollout, logprobs.policy, advantages, ppo, plan.seed, plan.step)
