@@ -243,7 +243,7 @@ HOSTILE = {
     "tensor twice": (crafted(2, 1, ARCHITECTURE + tensor() * 2), "twice"),
     "tensors on one another": (
         crafted(3, 1, ARCHITECTURE + b"".join(tensor(bytes([n])) for n in b"abc") + b"\0" * 8300),
-        "lie on one another",
+        "the tensor b begins at byte 0 of the tensors, not at 8,192",
     ),
     "no architecture": (crafted(0, 0), "cannot read"),
     "unknown architecture": (
@@ -268,6 +268,22 @@ def test_a_hostile_file_is_one_line_and_costs_no_memory(name, tmp_path):
     assert len(str(found.value)) <= 285
     assert str(found.value).isprintable()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_damage_that_leaves_another_model_is_refused(file, tmp_path):
+    """One byte: a tensor that begins elsewhere, or a setting whose default is not the model's."""
+    whole = file.read_bytes()
+    name = b"blk.1.attn_q.weight"
+    offset = whole.index(name) + len(name) + 4 + 16 + 4
+    moved = int.from_bytes(whole[offset : offset + 8], "little") + 64
+    epsilon = b"layer_norm_rms_epsilon"
+    for damaged, reason in (
+        (whole[:offset] + moved.to_bytes(8, "little") + whole[offset + 8 :], "attn_q.weight begins at byte"),
+        (whole.replace(epsilon, epsilon[:-1] + b"m"), "no epsilon of its norms"),
+    ):
+        (tmp_path / "damaged.gguf").write_bytes(damaged)
+        with pytest.raises(ModelError, match=reason):
+            imported(str(tmp_path / "damaged.gguf"))
 
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9, 0.999])

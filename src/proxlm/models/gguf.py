@@ -43,6 +43,9 @@ _A_DAY = 86_400.0
 # Tensors that transformers passes over although they change what the model computes.
 _UNREAD = {"rope_freqs.weight": "it stretches the rotary positions (Llama 3.1 and later)"}
 
+# Every file has one of them, without which transformers takes a default that may not be the model's.
+_EPSILONS = ("layer_norm_rms_epsilon", "layer_norm_epsilon", "group_norm_epsilon")
+
 
 def imported(policy: str) -> str:
     """The folder that the model of a GGUF file is in, made if it is not there; any other model's name as it is.
@@ -193,6 +196,9 @@ def _check_size(kind: Any, config: Any, header: GgufHeader, what: str) -> None:
         raise ModelError(
             f"{what}: damaged: {shown(str(layers), 30)} layers in {len(header.tensors)} tensors; download it again"
         )
+    kind_name = header.settings.get("general.architecture")
+    if not any(f"{kind_name}.attention.{name}" in header.settings for name in _EPSILONS):
+        raise ModelError(f"{what}: damaged: it names no epsilon of its norms; download it again")
     for name, why in _UNREAD.items():
         if name in header.tensors:
             raise ModelError(

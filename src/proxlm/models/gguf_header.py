@@ -154,8 +154,14 @@ class _Reader:
                     f"cut or damaged: the tensor {shown(name, 60)} would end at byte {end:,}, the file has"
                     f" {self._size:,}; download it again"
                 )
-        if sum(size for _, size in ends.values()) > self._size:
-            raise self._wrong("damaged: its tensors lie on one another")
+        expected = 0  # each begins right behind the one before it, as llama.cpp demands, too
+        for name, (offset, size) in ends.items():
+            if offset != expected:
+                raise self._wrong(
+                    f"damaged: the tensor {shown(name, 60)} begins at byte {offset:,} of the tensors, not at"
+                    f" {expected:,} behind the one before it; download it again"
+                )
+            expected += -(-size // alignment) * alignment
         return shapes
 
     def _number(self, form: str) -> Any:
