@@ -62,7 +62,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "advantages.one_rank": (torch.tensor(3.0),),
     "advantages.gae": GAE,
     "advantages.temporal_differences": (flat(0), flat(1), MASK, OFFSETS, 0.9, flat(2, 3)),
-    "advantages.discounted_sums": (flat(0), torch.tensor([0, 0, 0, 1, 1, 2]), 3, flat(1).abs()),
+    "advantages.discounted_sums": (flat(0), torch.tensor([0, 0, 0, 1, 1, 2]), flat(1).abs()),
     "advantages.turn_starts": (MASK, OFFSETS),
     "advantages.turn_gae": GAE,
     "advantages.kl_advantages": (flat(0), 0.1, MASK, OFFSETS, 0.9, 0.8),

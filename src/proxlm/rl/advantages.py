@@ -53,7 +53,7 @@ def gae(
     if not len(steps.at):
         return advantages, values.clone()
     decay = gamma * lam[steps.rows] if isinstance(lam, Tensor) else gamma * lam
-    advantages[steps.at] = discounted_sums(steps.delta, steps.rows, len(offsets) - 1, decay)
+    advantages[steps.at] = discounted_sums(steps.delta, steps.rows, decay)
     return advantages, advantages + values
 
 
@@ -105,20 +105,20 @@ def temporal_differences(
     return steps._replace(delta=steps.sums(rewards) + gamma * following - v)
 
 
-def discounted_sums(x: Tensor, rows: Tensor, count: int, decay: float | Tensor) -> Tensor:
-    """Σ_{s ≥ t} (Π_{t ≤ k < s} decay_k) x_s within each of `count` rows; x and its rows, ascending, [n] → [n].
+def discounted_sums(x: Tensor, rows: Tensor, decay: float | Tensor) -> Tensor:
+    """Σ_{s ≥ t} (Π_{t ≤ k < s} decay_k) x_s within each row; x and its rows, ascending, [n] → [n].
 
     decay: one number, or one for each element [n].
     """
-    lengths = torch.bincount(rows, minlength=count)
+    lengths = torch.bincount(rows)
     position = torch.arange(len(x), device=x.device) - (torch.cumsum(lengths, 0) - lengths)[rows]
-    table = x.new_zeros(int(lengths.max()), count)  # shorter rows end in zeros, which add nothing
+    table = x.new_zeros(int(lengths.max()), len(lengths))  # shorter rows end in zeros, which add nothing
     table[position, rows] = x
     if isinstance(decay, Tensor):
         factors = torch.zeros_like(table)
         factors[position, rows] = decay.to(x.dtype)
     else:
-        factors = x.new_full((1, count), decay).expand_as(table)
+        factors = x.new_full((1, len(lengths)), decay).expand_as(table)
     at, by = table.unbind(0), factors.unbind(0)
     for t in range(len(at) - 2, -1, -1):
         at[t].addcmul_(at[t + 1], by[t])

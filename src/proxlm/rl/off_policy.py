@@ -62,9 +62,9 @@ def vtrace(
     weights = steps.sums(torch.where(action_mask, log_weights, 0.0)).exp()
     decay = torch.full_like(weights, gamma * lam) if isinstance(lam, float | int) else gamma * lam[steps.rows]
     corrected = weights.clamp(max=rho_bar) * steps.delta
-    found = discounted_sums(corrected, steps.rows, len(offsets) - 1, decay * weights.clamp(max=c_bar))
-    following = torch.cat([found[1:], found.new_zeros(1)])
-    following[torch.cat([steps.rows[1:] != steps.rows[:-1], steps.rows.new_zeros(1, dtype=torch.bool)])] = 0.0
+    found = discounted_sums(corrected, steps.rows, decay * weights.clamp(max=c_bar))
+    same_row = steps.rows[1:] == steps.rows[:-1]
+    following = torch.cat([torch.where(same_row, found[1:], 0.0), found.new_zeros(1)])
     of_step = torch.addcmul(steps.delta, following, decay.to(found.dtype))
     owner = steps.owner[action_mask]
     advantages[action_mask] = of_step[owner]
