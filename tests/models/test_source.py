@@ -62,6 +62,39 @@ def test_adapters_of_another_rank_are_refused(policy, tmp_path) -> None:
         ModelSource(proxlm.ModelSettings(lora=proxlm.LoraSettings(rank=4)), loaded)
 
 
+LORA = proxlm.LoraSettings(rank=2, alpha=8.0)
+# How it was loaded, what is asked of it then, and what is said; None: it is as asked.
+PARTS = {
+    "the same block": ({"train_layers": 1}, {"train_layers": 1}, None),
+    "more blocks": ({"train_layers": 1}, {"train_layers": 2}, "train_layers = 2: .* other weights that learn"),
+    "fewer blocks": ({"train_layers": 2}, {"train_layers": 1}, "train_layers = 1: .* other weights that learn"),
+    "the same pattern": ({"freeze": ["*embed*"]}, {"freeze": ["*embed*"]}, None),
+    "another pattern": ({"freeze": ["*embed*"]}, {"freeze": ["*mlp*"]}, "freeze = .* other weights that learn"),
+    "a pattern in a block": ({"train_layers": 1}, {"freeze": ["*mlp*"]}, "freeze = .* other weights that learn"),
+    "adapters on a block": ({"lora": LORA, "train_layers": 1}, {"lora": LORA, "train_layers": 1}, None),
+    "adapters everywhere": (
+        {"lora": LORA}, {"lora": LORA, "train_layers": 1}, "train_layers = 1: .* other weights that learn",
+    ),
+    "another alpha": (
+        {"lora": LORA}, {"lora": proxlm.LoraSettings(rank=2, alpha=99.0)}, "alpha = 99.0: .* of alpha 8",
+    ),
+    "its alpha": ({"lora": LORA}, {"lora": proxlm.LoraSettings(rank=2)}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_another_part_than_the_one_that_learns_is_refused(tmp_path, case) -> None:
+    loaded_with, asked, message = PARTS[case]
+    policy = proxlm.new_model(TEXTS * 5, replace(SMALL, layers=3), proxlm.ModelSettings(device="cpu"))
+    proxlm.save(policy, tmp_path / "model")
+    loaded = proxlm.load_model(tmp_path / "model", proxlm.ModelSettings(device="cpu", **loaded_with))
+    if message is None:
+        assert ModelSource(proxlm.ModelSettings(**asked), loaded).load() is loaded
+    else:
+        with pytest.raises(ConfigError, match=message):
+            ModelSource(proxlm.ModelSettings(**asked), loaded)
+
+
 def test_a_policy_saved_in_bfloat16_is_saved_so_from_python_too(policy, tmp_path) -> None:
     proxlm.save(policy, tmp_path / "model")
     loaded = proxlm.load_model(tmp_path / "model", proxlm.ModelSettings(device="cpu", save_dtype="bfloat16"))

@@ -51,6 +51,22 @@ def freeze(network: Any, train_layers: int = 0, patterns: Sequence[str] = ()) ->
         raise ConfigError(f"model.freeze: {listed(list(patterns), most=3)} leaves no weight that learns")
 
 
+def learns_so(model: LanguageModel, train_layers: int, patterns: Sequence[str]) -> bool:
+    """Whether just what these settings leave learns in a loaded model; with patterns, no weight that they name.
+
+    Raises ConfigError for more blocks than the model has.
+    """
+    learning = model.trainable()
+    if any(fnmatchcase(name, pattern) for name, _ in learning for pattern in patterns):
+        return False
+    if not train_layers:
+        return not patterns or len(learning) < len(list(model.network.parameters()))
+    blocks = [block for _, block in top_blocks(model.network, train_layers)]
+    return _any(blocks[:1], {id(p) for _, p in learning}) and {id(p) for _, p in learning} <= {
+        id(p) for block in blocks for p in block.parameters()
+    }
+
+
 def top_blocks(network: Any, count: int) -> list[tuple[str, nn.Module]]:
     """The top `count` blocks of a network with their names; of an encoder–decoder, the decoder's.
 

@@ -20,6 +20,7 @@ from proxlm.kernels.device import resolve_device, uses_bfloat16
 from proxlm.models.adapter_folder import AdapterFolder, find_adapter
 from proxlm.models.adapters import POLICY
 from proxlm.models.context import context_of
+from proxlm.models.frozen import learns_so
 from proxlm.models.gguf import imported
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import language_model_of, load_language_model, save_precision
@@ -147,6 +148,10 @@ class ModelSource:
         return language_model_of(self._network, self.tokenizer, self.settings)
 
 
+def _learns_whole(model: LanguageModel) -> bool:
+    return model.adapters is None and all(p.requires_grad for p in model.network.parameters())
+
+
 def _as_loaded(settings: ModelSettings, model: LanguageModel) -> ModelSettings:
     """The settings with what a loaded model was loaded with, which is how it is trained.
 
@@ -155,7 +160,8 @@ def _as_loaded(settings: ModelSettings, model: LanguageModel) -> ModelSettings:
     default = ModelSettings()
     precision: Literal["float32", "bfloat16"] = "bfloat16" if model.bfloat16 else "float32"
     adapters = None if model.adapters is None else model.adapters.peft_config.get(POLICY)
-    frozen = any(not p.requires_grad for p in model.network.parameters())
+    lora, alpha = settings.lora, None if adapters is None else adapters.lora_alpha
+    other_part = "learns as a whole" if _learns_whole(model) else "has other weights that learn"
     saved = str(model.save_dtype).removeprefix("torch.")
     device = resolve_device(settings.device) if settings.device != default.device else model.device
     checks: list[tuple[str, Any, bool, str]] = [
@@ -181,13 +187,24 @@ def _as_loaded(settings: ModelSettings, model: LanguageModel) -> ModelSettings:
             f"is saved in {saved}",
         ),
         ("device", settings.device, device == model.device, f"is on {model.device}"),
-        ("train_layers", settings.train_layers, frozen or not settings.train_layers, "learns as a whole"),
-        ("freeze", settings.freeze, frozen or not settings.freeze, "learns as a whole"),
+        (
+            "train_layers",
+            settings.train_layers,
+            not settings.train_layers or learns_so(model, settings.train_layers, []),
+            other_part,
+        ),
+        ("freeze", settings.freeze, not settings.freeze or learns_so(model, 0, settings.freeze), other_part),
         (
             "lora.rank",
-            settings.lora.rank,
-            not settings.lora.rank or (adapters is not None and adapters.r == settings.lora.rank),
+            lora.rank,
+            not lora.rank or (adapters is not None and adapters.r == lora.rank),
             "has no adapters" if adapters is None else f"has adapters of rank {adapters.r}",
+        ),
+        (
+            "lora.alpha",
+            lora.alpha,
+            not lora.rank or lora.alpha in (default.lora.alpha, alpha),
+            f"has adapters of alpha {alpha}",
         ),
     ]
     for name, value, fits, what in checks:
