@@ -35,7 +35,7 @@ ITEMS = {
     25: "KL estimators, as reward and as loss",
     26: "adaptive KL",
     27: "scores scaled by the reference's",
-    28: "running scale, clips, EMA reference, ptx",
+    28: "scales, clips, EMA reference, ptx",
     29: "missing EOS, overlong responses",
     30: "sparse rewards, potentials, turns",
     31: "EOS and padding",

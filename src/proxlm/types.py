@@ -298,6 +298,7 @@ class Scores:
         failed: The number of responses that got error_score because the reward failed.
         potentials: [R] float32 or None, potentials of the states after the tokens: hints that are not part of the
             reward.
+        weights: The factor in total of each component that is a part of it.
     """
 
     total: Tensor
@@ -305,6 +306,7 @@ class Scores:
     components: dict[str, list[float]] = field(default_factory=dict)
     failed: int = 0
     potentials: Tensor | None = None
+    weights: dict[str, float] = field(default_factory=dict)
 
     @property
     def scored(self) -> Tensor:
@@ -320,6 +322,7 @@ class Scores:
             {name: [values[b] for b in rows.tolist()] for name, values in self.components.items()},
             self.failed,
             None if self.potentials is None else self.potentials[at],
+            self.weights,
         )
 
     @staticmethod
@@ -343,6 +346,7 @@ class Scores:
             {name: [v for part in parts for v in part.components[name]] for name in parts[0].components},
             sum(part.failed for part in parts),
             _joined([part.potentials for part in parts], tokens),
+            {name: weight for part in parts for name, weight in part.weights.items()},
         )
 
 

@@ -119,6 +119,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "shaping.token_rewards": (flat(0, 3), flat(1), 0.1, MASK, OFFSETS, flat(2)),
     "shaping.response_rewards": (flat(0, 3), flat(1), OFFSETS),
     "shaping.apply_missing_eos": (flat(0, 3), ENDED, "subtract", 1.0),
+    "shaping.normalised_sum": (flat(0, 2, 4), flat(1, 2), torch.tensor([0, 0, 1, 1])),
     "shaping.overlong_penalty": (torch.tensor([3, 2, 1]), 3, 2, 1.0),
     "shaping.potential_rewards": (flat(0), MASK, OFFSETS, 0.9, ENDED),
     "trust_region.conjugate_gradient": (product, flat(0, 2), 5),

@@ -327,6 +327,12 @@ def _stability_problems(job: PPOConfig) -> Problems:
         found.append(("ppo.filter_groups", "needs ppo.samples_per_prompt of 2 or more"))
     if ppo.reference_decay < 1 and job.model.lora.rank:
         found.append(("ppo.reference_decay", "with LoRA the reference is the frozen base; it cannot move"))
+    if job.shaping.normalise != "none" and job.shaping.scale != "none":
+        found.append(
+            ("shaping.normalise", f"not with shaping.scale = {job.shaping.scale}: scores are scaled once")
+        )
+    if job.shaping.normalise == "group" and job.ppo.samples_per_prompt < 2:
+        found.append(("ppo.samples_per_prompt", "must be 2 or more with shaping.normalise = group"))
     if job.shaping.overlong_buffer > job.rollout.max_new_tokens:
         found.append(("shaping.overlong_buffer", "must not be more than rollout.max_new_tokens"))
     if job.ptx.coef > 0 and not job.ptx.text:

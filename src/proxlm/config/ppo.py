@@ -220,6 +220,11 @@ class PPOSettings:
 class ShapingSettings:
     """How a response's score becomes the rewards that PPO learns from; applied in this order."""
 
+    normalise: Literal["none", "group", "batch"] = setting(
+        "none",
+        "with several rewards: each to mean 0, std 1 among its prompt's responses (group) or the step's (batch),"
+        " before the weights",
+    )
     scale: Literal["none", "reference", "running"] = setting(
         "none",
         "scale scores to mean 0, std 1 of the reference's samples before the run, or of all scores so far",

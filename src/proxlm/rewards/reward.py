@@ -102,6 +102,7 @@ class Reward:
         total = torch.zeros(len(completions), dtype=torch.float64)
         tokens: dict[str, Tensor] = {}
         components: dict[str, list[float]] = {}
+        weights: dict[str, float] = {}
         failed: set[int] = set()
         given, withheld = _no_rows(completions), _no_rows(completions)
         for term in self._terms:
@@ -124,6 +125,8 @@ class Reward:
                     total += weight * values.nan_to_num(0.0)
                 failed.update(part.problems)
                 if label := ".".join(filter(None, (term.name, name))):
+                    if part.per_token is None and not term.potential:
+                        weights[label] = weight
                     components[label] = [
                         self._config.error_score if i in part.problems else v
                         for i, v in enumerate(part.values)
@@ -134,7 +137,7 @@ class Reward:
         total[lost] = self._config.error_score
         kept = {kind: t.masked_fill(lost[row_of_token], 0.0).float() for kind, t in tokens.items()}
         return Scores(
-            total.float(), kept.get("per_token"), components, len(failed), potentials=kept.get("potentials")
+            total.float(), kept.get("per_token"), components, len(failed), kept.get("potentials"), weights
         )
 
     def _evaluate(self, term: Term, completions: Sequence[Completion]) -> dict[str, Component]:

@@ -133,3 +133,31 @@ def potential_rewards(
     before[1:] = torch.where(row[1:] == row[:-1], phi[places][:-1], 0.0)
     result[places] = gamma * phi[places] - before
     return result
+
+
+def normalised_sum(components: Tensor, weights: Tensor, groups: Tensor, eps: float = 1e-6) -> Tensor:
+    """Σ_k w_k (r_k − mean r_k) / (std r_k + eps), each reward by the responses of its group (Liu et al. 2026, GDPO).
+
+    The standard deviation is over n − 1, as in GRPO. A reward that is NaN for a response counts neither in the mean
+    nor in its sum; one that only one response of a group has, or that all have alike, adds 0.
+
+    Args:
+        components: r [K, B], before weighting.
+        weights: w [K].
+        groups: [B] int64, 0 to G − 1.
+        eps: Added to the standard deviation.
+
+    Returns:
+        [B].
+    """
+    given, size = ~components.isnan(), int(groups.max()) + 1
+
+    def of_group(values: Tensor) -> Tensor:
+        """The sum over each response's group, [K, B] → [K, B]."""
+        return values.new_zeros(len(values), size).index_add(1, groups, values)[:, groups]
+
+    count = of_group(given.to(components.dtype))
+    centred = components - of_group(components.nan_to_num(0.0)) / count.clamp(min=1)
+    centred = torch.where(given, centred, 0.0)
+    deviation = (of_group(centred.square()) / (count - 1).clamp(min=1)).sqrt()
+    return (weights[:, None] * centred / (deviation + eps)).sum(0)

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from proxlm.config import ShapingSettings
+from proxlm.errors import ConfigError
+from proxlm.rl.estimators import group_numbers
 from proxlm.rl.ragged import segment_sum
 from proxlm.rl.running_statistics import RunningStatistics, scale_scores
-from proxlm.rl.shaping import apply_missing_eos, overlong_penalty, potential_rewards
+from proxlm.rl.shaping import apply_missing_eos, normalised_sum, overlong_penalty, potential_rewards
 from proxlm.types import Rollout, Scores
 
 
@@ -31,7 +33,7 @@ def shape_scores(
     gamma: float,
     bootstrap: bool,
 ) -> ShapedScores:
-    """Scale and clip, then subtract penalties for a missing end and for length, then add potentials.
+    """Normalise, scale and clip, then subtract penalties for a missing end and for length, then add potentials.
 
     Args:
         rollout: The responses.
@@ -43,7 +45,7 @@ def shape_scores(
         bootstrap: Whether the return of a response cut at the limit goes on with the critic's value.
     """
     offsets = rollout.sequences.response_offsets
-    total, per_token = scores.total, scores.per_token
+    total, per_token = _normalised(rollout, scores, config.normalise), scores.per_token
     if config.scale != "none" or config.clip > 0:
         sums = torch.zeros_like(total) if per_token is None else segment_sum(per_token, offsets)
         by = statistics if config.scale != "none" else RunningStatistics()
@@ -57,3 +59,23 @@ def shape_scores(
         )
         per_token = hints if per_token is None else per_token + hints
     return ShapedScores(total, per_token)
+
+
+def _normalised(rollout: Rollout, scores: Scores, by: str) -> Tensor:
+    """The total scores [B], each reward normalised before it is weighted if the settings say so.
+
+    Raises:
+        ConfigError: There are no named rewards to normalise.
+    """
+    if by == "none":
+        return scores.total
+    if not scores.weights:
+        raise ConfigError(
+            f'shaping.normalise = "{by}": the reward has no components for whole responses; name them in reward.terms'
+        )
+    # In float64: the mean of equal values is off by a rounding in float32.
+    components = torch.tensor([scores.components[name] for name in scores.weights], dtype=torch.float64)
+    weights = torch.tensor(list(scores.weights.values()), dtype=torch.float64)
+    ids = torch.tensor([prompt.id for prompt in rollout.prompts])
+    groups = group_numbers(ids) if by == "group" else torch.zeros_like(ids)
+    return normalised_sum(components, weights, groups).to(scores.total.dtype)
