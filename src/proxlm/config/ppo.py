@@ -67,7 +67,7 @@ class CovarianceSettings:
     share: float = setting(0.002, "of the step's tokens, how many are treated apart at most", ge=0, le=1)
     low: float = setting(1.0, "clip_cov: only tokens whose covariance is at least this, in nats × advantage")
     high: float = setting(5.0, "clip_cov: and at most this")
-    kl_coef: float = setting(1.0, "kl_cov: factor of KL(π_old ‖ π) at these tokens", ge=0)
+    kl_factor: float = setting(1.0, "kl_cov: factor of KL(π_old ‖ π) at these tokens", ge=0)
 
 
 @dataclass(frozen=True)

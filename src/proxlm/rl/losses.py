@@ -152,9 +152,7 @@ def positive_responses(rewards: Tensor, groups: Tensor, which: str, threshold: f
         return rewards >= threshold
     if which == "best":
         highest, lowest = (
-            rewards.new_zeros(len(rewards)).scatter_reduce(0, groups, rewards, how, include_self=False)[
-                groups
-            ]
+            rewards.scatter_reduce(0, groups, rewards, how, include_self=False)[groups]
             for how in ("amax", "amin")
         )
         return (rewards == highest) & (highest > lowest)

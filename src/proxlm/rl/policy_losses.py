@@ -34,7 +34,7 @@ class LossInputs:
         divergence_limit: δ, how far a token's probability may move.
         max_log_ratio: Log-ratios are clamped to ± this before exp.
         covariant: bool, the tokens that Clip-Cov and KL-Cov treat apart, or None: another loss is chosen.
-        covariance_kl_coef: Factor of KL-Cov's penalty, `ppo.covariance.kl_coef`.
+        covariance_kl_coef: Factor of KL-Cov's penalty, `ppo.covariance.kl_factor`.
     """
 
     logprobs: Tensor

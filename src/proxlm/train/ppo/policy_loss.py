@@ -56,7 +56,7 @@ class StepLoss:
                 divergence_limit=ppo.divergence_limit,
                 max_log_ratio=ppo.max_log_ratio,
                 covariant=None if part.covariant is None else part.covariant[at].to(device),
-                covariance_kl_coef=ppo.covariance.kl_coef,
+                covariance_kl_coef=ppo.covariance.kl_factor,
             )
         )
         return (weights[at] * part.correction[at].to(device) * terms.loss).sum(), terms
