@@ -193,6 +193,7 @@ def test_the_text_is_plain_toml_in_the_order_of_the_settings() -> None:
         "[ppo]",
         "[ppo.engine_correction]",
         "[ppo.staleness_correction]",
+        "[ppo.covariance]",
         "[ppo.trpo]",
         "[evaluation]",
         "[ptx]",
