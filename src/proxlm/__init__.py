@@ -19,7 +19,7 @@ _HOMES = {
         "NetworkSettings", "NewModelSettings", "OptimiserSettings", "OptimisersSettings", "PPOConfig", "PPOSettings",
         "PretrainConfig", "ProcessSettings", "PtxSettings", "RewardSettings", "RewardTerm", "RolloutSettings",
         "RunSettings", "SFTConfig", "ShapingSettings", "SupervisedSettings", "TextSettings",
-        "TrustRegionSettings", "load_config", "validate",
+        "TrustRegionSettings", "ValueSettings", "load_config", "validate",
     ),
     "proxlm.data.prompts": ("PromptStream",),
     "proxlm.data.tokenizer": ("train_tokenizer",),

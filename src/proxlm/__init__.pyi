@@ -88,6 +88,9 @@ from proxlm.config import (
     TrustRegionSettings as TrustRegionSettings,
 )
 from proxlm.config import (
+    ValueSettings as ValueSettings,
+)
+from proxlm.config import (
     load_config as load_config,
 )
 from proxlm.config import (

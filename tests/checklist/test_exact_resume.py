@@ -12,7 +12,13 @@ from update_cases import (
     moved,
 )
 
-from proxlm.config import OptimiserSettings, OptimisersSettings, RolloutSettings, ShapingSettings
+from proxlm.config import (
+    OptimiserSettings,
+    OptimisersSettings,
+    RolloutSettings,
+    ShapingSettings,
+    ValueSettings,
+)
 from proxlm.types import Rollout, Scores
 
 GROUPS = {"samples_per_prompt": 3, "batch_size": 4}
@@ -31,6 +37,7 @@ RESUMED = {
     "moving reference": {"reference_decay": 0.9},
     "adaptive": {"kl_controller": "adaptive", "kl_target": 0.1, "kl_horizon": 100.0},
     "warm-up": {"critic_warmup": 3, "critic": "separate"},
+    "categorical": {"critic": "separate", "value": ValueSettings("categorical", -1.0, 1.0, 21)},
     "schedule": {},
     "temperature": {},
     "lstm": {"family": "lstm", "critic": "separate", "packed": True},

@@ -39,7 +39,7 @@ def metrics_of(rollout, rewards):
         rollout.sequences, mask, zeros, told, zeros, zeros, told, told, correction=torch.ones(len(mask))
     )
     scores = Scores(torch.tensor(rewards))
-    return experience_metrics(experience, rollout, scores, scores.total, told, told, critic=False)
+    return experience_metrics(experience, rollout, scores, scores.total, told, told)
 
 
 def test_length_and_its_correlation_with_the_reward_are_of_the_policys_tokens():

@@ -18,6 +18,7 @@ from proxlm.rl.estimators import AdvantageInputs
 from proxlm.rl.policy_losses import LossInputs
 from proxlm.rl.running_statistics import RunningStatistics
 from proxlm.rl.sampling_mask import SamplingMask
+from proxlm.rl.value_histogram import ValueBins
 
 MODULES = sorted(
     path.stem for path in Path(proxlm.rl.__file__).parent.glob("*.py") if path.stem != "__init__"
@@ -55,6 +56,7 @@ ESTIMATE = AdvantageInputs(
 )
 LOSS = LossInputs(flat(3), flat(4), flat(5), MASK, OFFSETS, covariant=flat(6) > 0)
 STATISTICS = RunningStatistics(3.0, 0.5, 2.0)
+BINS = ValueBins(-1.0, 1.0, 5)
 GAE = (flat(0), flat(1), MASK, OFFSETS, 0.9, 0.8, flat(2, 3))
 
 # module.function → example arguments.
@@ -70,6 +72,8 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "advantages.whiten": (flat(0), MASK),
     "advantages.explained_variance": (flat(0), flat(1), MASK),
     "advantages.explained_variance_by_position": (flat(0), flat(1), MASK, OFFSETS),
+    "calibration.calibration": (flat(0), flat(1), MASK),
+    "calibration.mean_by_position": (flat(0), MASK, OFFSETS),
     "corrections.split_log_weights": (flat(0), flat(1), flat(2), ~MASK),
     "corrections.importance_weights": (flat(0), MASK, OFFSETS, "sequence_truncate", 0.0, 2.0),
     "corrections.effective_share": (flat(0).exp(),),
@@ -109,6 +113,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "ragged.offsets_of": (torch.tensor([3, 2, 1]),),
     "ragged.row_of_element": (OFFSETS,),
     "ragged.ragged_index": (OFFSETS, ROWS),
+    "ragged.part_of_row": (OFFSETS, 2),
     "ragged.segment_sum": (flat(0), OFFSETS),
     "running_statistics.with_values": (STATISTICS, flat(0)),
     "running_statistics.pooled": (3.0, flat(0), flat(1).square(), flat(2, 4, 6)),
@@ -125,6 +130,10 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "trust_region.conjugate_gradient": (product, flat(0, 2), 5),
     "trust_region.natural_step": (flat(0, 2), product, 0.01, 5),
     "trust_region.trust_region_step": (flat(0, 2), product, measure, 0.01),
+    "value_histogram.histogram_of": (flat(0), BINS),
+    "value_histogram.histogram_mean": (flat(0, 6, 5), BINS),
+    "value_histogram.histogram_loss": (flat(0, 6, 5), flat(1), BINS),
+    "value_histogram.beyond_bins": (flat(0), BINS),
 }
 
 
@@ -186,7 +195,9 @@ def test_it_runs_in_inference_mode_and_changes_no_input(name: str) -> None:
 
 # What losses are made of; nothing else in rl/ is differentiated.
 WITH_GRADIENT = [
-    name for name in EXAMPLES if name.startswith(("kl.", "logprobs.", "losses.", "policy_losses."))
+    name
+    for name in EXAMPLES
+    if name.startswith(("kl.", "logprobs.", "losses.", "policy_losses.", "value_histogram."))
 ]
 
 

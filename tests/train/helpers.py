@@ -19,11 +19,13 @@ from proxlm.config import (
     RolloutSettings,
     RunSettings,
     ShapingSettings,
+    ValueSettings,
 )
 from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
 from proxlm.models.actor_critic import ActorCritic, make_actor_critic
 from proxlm.models.adapters import add_lora
+from proxlm.models.value_head import bins_of
 from proxlm.train.ppo.learner import step_parameters
 from proxlm.train.ppo.loop import PPOLoop
 from proxlm.train.ppo.plan import Minibatch, plan_update
@@ -125,6 +127,7 @@ def job(
     seed: int = 0,
     shaping: ShapingSettings | None = None,
     packed: bool = False,
+    value: ValueSettings | None = None,
     **ppo: Any,
 ) -> PPOConfig:
     settings = {
@@ -136,7 +139,13 @@ def job(
         **ppo,
     }
     return PPOConfig(
-        model=ModelSettings(policy="tiny", critic=critic, device="cpu", packed=packed),  # type: ignore[arg-type]
+        model=ModelSettings(
+            policy="tiny",
+            critic=critic,  # type: ignore[arg-type]
+            device="cpu",
+            packed=packed,
+            value=value or ValueSettings(),
+        ),
         rollout=RolloutSettings(max_new_tokens=12),
         ppo=PPOSettings(**settings),
         shaping=shaping or ShapingSettings(),
@@ -151,7 +160,7 @@ def actors(tokenizer: Any, config: PPOConfig, lora: int = 0, family: str = "llam
         torch.manual_seed(1)
         policy = add_lora(policy, LoraSettings(rank=lora))
     critic = config.model.critic if advantage_of(config.ppo.advantage).critic else "none"
-    return make_actor_critic(policy, critic)
+    return make_actor_critic(policy, critic, bins_of(config.model.value))
 
 
 def trainer(

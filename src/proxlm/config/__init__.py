@@ -44,6 +44,7 @@ from proxlm.config.schema import (
     RunSettings,
     SupervisedSettings,
     TextSettings,
+    ValueSettings,
 )
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "SupervisedSettings",
     "TextSettings",
     "TrustRegionSettings",
+    "ValueSettings",
     "VerifyConfig",
     "describe",
     "load_config",

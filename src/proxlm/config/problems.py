@@ -74,6 +74,8 @@ def algorithm_problems(ppo: PPOSettings, model: ModelSettings) -> Problems:
         if model.activation_checkpointing:
             # A block would be recomputed with the adapters that are active at that time.
             found.append(("model.activation_checkpointing", "cannot be used with model.critic = adapter"))
+    if model.value.head == "categorical" and model.value.low >= model.value.high:
+        found.append(("model.value.low", f"must be less than model.value.high = {model.value.high:g}"))
     if model.critic_from and model.critic != "separate":
         found.append(("model.critic_from", "needs model.critic = separate"))
     if ppo.critic_lam < 0 and ppo.critic_lam != -1:

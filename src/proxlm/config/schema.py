@@ -31,6 +31,24 @@ class LoraSettings:
 
 
 @dataclass(frozen=True)
+class ValueSettings:
+    """The critic's last layer: one number, or a histogram over bins that is learnt by cross-entropy."""
+
+    head: Literal["scalar", "categorical"] = setting(
+        "scalar",
+        "V is the head's one number, learnt by squared error, or the mean of a histogram over the bins (HL-Gauss)",
+    )
+    low: float = setting(-5.0, "categorical: the lowest value; lower returns count as this one")
+    high: float = setting(5.0, "categorical: the highest value; a bin or two beyond all returns is best")
+    bins: int = setting(101, "categorical: number of bins, evenly spaced from low to high", ge=2)
+    sigma: float = setting(
+        0.75,
+        "categorical: deviation of the Gaussian around a return, in bins; 0: two-hot, the two bins beside it",
+        ge=0,
+    )
+
+
+@dataclass(frozen=True)
 class ModelSettings:
     """The model, its critic, the precision and the device."""
 
@@ -50,6 +68,7 @@ class ModelSettings:
         "start the critic from this reward model (folder or hub name), trunk and head; empty: V = 0",
         path="model",
     )
+    value: ValueSettings = setting(factory=ValueSettings)
     train_layers: int = setting(
         0,
         "only the top N blocks learn; what lies below is computed once for each token, not in every pass; with"

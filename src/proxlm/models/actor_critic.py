@@ -17,24 +17,11 @@ from proxlm.models.frozen import freeze
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
 from proxlm.models.model_types import register_model_types
+from proxlm.models.value_head import ValueHead, bins_of
 from proxlm.models.weights import NOT_A_REWARD_MODEL, read_network
 from proxlm.rl.sampling_mask import SamplingMask
+from proxlm.rl.value_histogram import ValueBins
 from proxlm.types import Sequences
-
-
-class ValueHead(nn.Module):
-    """V(state) = w · h + b in float32, zero at the start (so V ≡ 0)."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(hidden_size, 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """[..., H] → [...]."""
-        with torch.autocast(states.device.type, enabled=False):
-            return self.linear(states.float()).squeeze(-1)
 
 
 @dataclass(eq=False)
@@ -146,7 +133,7 @@ def actor_critic_of(policy: LanguageModel, config: ModelSettings, critic: bool =
         ModelError: For a reward model that cannot be the critic.
         ConfigError: For settings that do not fit the policy.
     """
-    models = make_actor_critic(policy, config.critic if critic else "none")
+    models = make_actor_critic(policy, config.critic if critic else "none", bins_of(config.value))
     return (
         critic_from_reward_model(models, config.critic_from, config.train_layers)
         if config.critic_from
@@ -154,12 +141,13 @@ def actor_critic_of(policy: LanguageModel, config: ModelSettings, critic: bool =
     )
 
 
-def make_actor_critic(policy: LanguageModel, critic: str) -> ActorCritic:
+def make_actor_critic(policy: LanguageModel, critic: str, bins: ValueBins | None = None) -> ActorCritic:
     """A critic and a frozen reference for a policy at its start.
 
     Args:
         policy: The policy; its weights are copied.
         critic: "shared", "separate", "adapter" or "none".
+        bins: Of a categorical value head; None: it has one number.
     """
     reference = None
     # What never learns is there once: copies share it.
@@ -168,7 +156,7 @@ def make_actor_critic(policy: LanguageModel, critic: str) -> ActorCritic:
         frozen = copy.deepcopy(policy.network, dict(shared)).requires_grad_(False)
         reference = replace(policy, network=frozen)
     trunk = copy.deepcopy(policy.trunk, dict(shared)) if critic == "separate" else None
-    head = None if critic == "none" else ValueHead(policy.hidden_size).to(policy.device)
+    head = None if critic == "none" else ValueHead(policy.hidden_size, bins).to(policy.device)
     if critic == "adapter":
         add_critic_adapters(policy)
     return ActorCritic(policy, head, trunk, reference, own_adapters=critic == "adapter")

@@ -68,6 +68,12 @@ PLOTS = (
     Plot("Critic", "Value loss", (names.VALUE_LOSS,)),
     Plot("Critic", "Explained variance", (names.EXPLAINED_VARIANCE,)),
     Plot("Critic", "Explained variance by quarter of the response", (names.EXPLAINED_VARIANCE_QUARTER,)),
+    Plot(
+        "Critic",
+        "Calibration: slope of returns over values, mean value − mean return",
+        (names.VALUE_SLOPE, names.VALUE_BIAS),
+    ),
+    Plot("Critic", "Mean advantage by quarter of the response", (names.ADVANTAGE_QUARTER,)),
     Plot("Critic", "Values and returns", (names.VALUE_MEAN, names.RETURN_MEAN)),
     Plot("Responses", "Length in tokens", (names.RESPONSE_LENGTH,)),
     Plot("Responses", "Share that ended", (names.EOS_SHARE, names.ENDED_SHARE)),

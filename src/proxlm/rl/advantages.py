@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from proxlm.rl.ragged import row_of_element
+from proxlm.rl.ragged import part_of_row, row_of_element
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks: what makes a statistic one of the whole batch."""
@@ -268,7 +268,5 @@ def explained_variance_by_position(
     """
     if int(offsets[-1]) != len(mask):
         raise ValueError(f"offsets end at {int(offsets[-1])}, but there are {len(mask)} tokens")
-    lengths, row = offsets[1:] - offsets[:-1], row_of_element(offsets)
-    within = torch.arange(len(mask), device=mask.device) - offsets[:-1][row]
-    part = within * parts // lengths[row]
+    part = part_of_row(offsets, parts)
     return [explained_variance(values, returns, mask & (part == k)) for k in range(parts)]

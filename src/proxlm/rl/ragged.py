@@ -33,3 +33,10 @@ def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
     """Sum over each row of a ragged tensor. values [R], offsets [B+1] → [B]; an empty row gives 0."""
     sums = torch.zeros(len(offsets) - 1, dtype=values.dtype, device=values.device)
     return sums.index_add(0, row_of_element(offsets), values)
+
+
+def part_of_row(offsets: Tensor, parts: int) -> Tensor:
+    """Which of `parts` equal shares of its row each element is in, from 0: [N] int64."""
+    lengths, row = offsets[1:] - offsets[:-1], row_of_element(offsets)
+    within = torch.arange(int(offsets[-1]), device=offsets.device) - offsets[:-1][row]
+    return within * parts // lengths[row]

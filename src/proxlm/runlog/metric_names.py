@@ -183,6 +183,23 @@ EXPLAINED_VARIANCE = _metric("explained_variance", "", "1 − Var(return − val
 EXPLAINED_VARIANCE_QUARTER = _family(
     "explained_variance/quarter_{k}", "", "the same, in the k-th quarter of the response", PPO, "1234"
 )
+VALUE_SLOPE = _metric(
+    "value_slope", "", "slope of returns over values, 1 if calibrated; absent where values do not vary", PPO
+)
+VALUE_BIAS = _metric("value_bias", "", "mean value − mean return, 0 if calibrated", PPO)
+ADVANTAGE_QUARTER = _family(
+    "advantage_mean/quarter_{k}",
+    "",
+    "mean advantage before whitening in the k-th quarter of the response, 0 if the critic is right",
+    PPO,
+    "1234",
+)
+RETURNS_BEYOND_BINS = _metric(
+    "returns_beyond_bins",
+    SHARE,
+    "returns below model.value.low or above high, which a categorical critic cannot predict",
+    PPO,
+)
 VALUE_MEAN = _metric("value_mean", "", "mean value before the update", BOTH)
 RETURN_MEAN = _metric("return_mean", "", "mean return", BOTH)
 

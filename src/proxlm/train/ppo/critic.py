@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from proxlm.config import PPOSettings
 from proxlm.models.actor_critic import ActorCritic
-from proxlm.rl.losses import clipped_value_loss
 from proxlm.train.common.memory import failing_together
 from proxlm.train.ppo.algorithms import Algorithm
 from proxlm.train.ppo.plan import MicroBatch, Minibatch, UpdatePlan
@@ -166,7 +165,7 @@ def _gradients_apart(parameters: Named) -> Iterator[dict[str, Tensor]]:
 def value_loss(
     models: ActorCritic, states: Tensor, old: Tensor, returns: Tensor, weights: Tensor, clip: float
 ) -> Tensor:
-    """Σ weight · clipped squared error of the values of states.
+    """Σ weight · loss of the values of states: their clipped squared error, or a histogram's cross-entropy.
 
     Args:
         models: With a critic.
@@ -177,4 +176,5 @@ def value_loss(
         clip: How far a value may move before its loss is clipped; 0: no clip.
     """
     old, returns, weights = (x.to(states.device) for x in (old, returns, weights))
-    return (weights * clipped_value_loss(models.value_of(states), old, returns, clip)).sum()
+    assert models.value_head is not None
+    return (weights * models.value_head.loss(states, old, returns, clip)).sum()

@@ -13,10 +13,12 @@ from torch import Tensor
 from proxlm.config import PPOSettings
 from proxlm.data.tokenizer import response_tokens_as_text
 from proxlm.rl.advantages import explained_variance, explained_variance_by_position
+from proxlm.rl.calibration import calibration, mean_by_position
 from proxlm.rl.corrections import Weights, effective_share
 from proxlm.rl.kl import kl_estimate
 from proxlm.rl.ragged import segment_sum
 from proxlm.rl.shaping import response_rewards
+from proxlm.rl.value_histogram import ValueBins, beyond_bins
 from proxlm.types import Experience, Rollout, Scores
 
 Metrics = dict[str, float]
@@ -29,7 +31,6 @@ def experience_metrics(
     total: Tensor,
     raw: Tensor,
     entropy: Tensor,
-    critic: bool,
 ) -> Metrics:
     """Metrics of a scored rollout before the update; of a conversation, over the policy's own tokens.
 
@@ -40,7 +41,6 @@ def experience_metrics(
         total: Their shaped scores [B].
         raw: Advantages before whitening [R].
         entropy: The policy's at each token, in nats [R].
-        critic: Whether there is one.
     """
     mask, offsets = experience.action_mask, experience.sequences.response_offsets
     k1 = torch.where(mask, experience.old_logprobs - experience.ref_logprobs, 0.0)
@@ -68,16 +68,35 @@ def experience_metrics(
         metrics["reward_length_correlation"] = length_correlation
     if experience.sampling_mask is not None:
         metrics["kept_tokens"] = float(experience.sampling_mask.counts()[mask].double().mean())
-    if critic:
-        values, returns = experience.values, experience.returns
-        metrics["value_mean"] = float(values[mask].mean())
-        explained = {"explained_variance": explained_variance(values, returns, mask)}
-        by_quarter = explained_variance_by_position(values, returns, mask, offsets)
-        explained |= {f"explained_variance/quarter_{k + 1}": value for k, value in enumerate(by_quarter)}
-        # Returns that do not vary, or a quarter that no response reaches, leave nothing to explain: no number.
-        finite = bool(values.isfinite().all() and returns.isfinite().all())
-        metrics |= {name: value for name, value in explained.items() if not (finite and math.isnan(value))}
     return metrics
+
+
+def critic_metrics(experience: Experience, raw: Tensor, bins: ValueBins | None) -> Metrics:
+    """How good the critic is, before the update.
+
+    Args:
+        experience: What the update learns from.
+        raw: Advantages before whitening [R].
+        bins: Of a categorical value head.
+    """
+    mask, offsets = experience.action_mask, experience.sequences.response_offsets
+    values, returns = experience.values, experience.returns
+    metrics = {"value_mean": float(values[mask].mean())}
+    if bins is not None:
+        metrics["returns_beyond_bins"] = float(beyond_bins(returns[mask], bins).double().mean())
+    slope, bias = calibration(values, returns, mask)
+    found = {
+        "explained_variance": explained_variance(values, returns, mask),
+        "value_slope": slope,
+        "value_bias": bias,
+    }
+    by_quarter = explained_variance_by_position(values, returns, mask, offsets)
+    found |= {f"explained_variance/quarter_{k + 1}": value for k, value in enumerate(by_quarter)}
+    by_quarter = mean_by_position(raw, mask, offsets)
+    found |= {f"advantage_mean/quarter_{k + 1}": value for k, value in enumerate(by_quarter)}
+    # Returns or values that do not vary, or a quarter that no response reaches, leave nothing to judge: no number.
+    finite = bool(values.isfinite().all() and returns.isfinite().all())
+    return metrics | {name: value for name, value in found.items() if not (finite and math.isnan(value))}
 
 
 def gap_metrics(experience: Experience, rollout: Rollout) -> Metrics:

@@ -35,7 +35,7 @@ from proxlm.train.ppo.critic import (
     read_values,
 )
 from proxlm.train.ppo.learner import StepParameters, step_parameters
-from proxlm.train.ppo.metrics import Metrics, experience_metrics, gap_metrics, weight_metrics
+from proxlm.train.ppo.metrics import Metrics, critic_metrics, experience_metrics, gap_metrics, weight_metrics
 from proxlm.train.ppo.plan import MicroBatch, UpdatePlan, plan_update
 from proxlm.train.ppo.score_shaping import shape_scores
 from proxlm.types import Experience, Progress, Rollout, Scores
@@ -161,10 +161,11 @@ def prepare(
             rewards.scores,
             raw.advantages,
             logprobs.entropy,
-            critic=models.value_head is not None,
         )
         if experience.positive is not None:
             found["positive_share"] = float(experience.positive[mask].double().mean())
+        if models.value_head is not None:
+            found |= critic_metrics(experience, raw.advantages, models.value_head.bins)
         found |= weight_metrics(rollout, log_weights, weights, ppo) | (apart[1] if apart else {})
         return found if ppo.old_logprobs == "rollout" else found | gap_metrics(experience, rollout)
 
