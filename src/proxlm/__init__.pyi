@@ -88,6 +88,9 @@ from proxlm.config import (
     TrustRegionSettings as TrustRegionSettings,
 )
 from proxlm.config import (
+    ValueConfig as ValueConfig,
+)
+from proxlm.config import (
     ValueSettings as ValueSettings,
 )
 from proxlm.config import (
@@ -200,6 +203,9 @@ from proxlm.jobs.pretrain import (
 )
 from proxlm.jobs.sft import (
     SFTTrainer as SFTTrainer,
+)
+from proxlm.jobs.value import (
+    ValueTrainer as ValueTrainer,
 )
 from proxlm.models.actor_critic import (
     ActorCritic as ActorCritic,

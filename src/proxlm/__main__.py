@@ -25,6 +25,7 @@ from proxlm.text import on_screen
 
 JOB_MODULES = {
     "ppo": "proxlm.jobs.ppo:main",
+    "value": "proxlm.jobs.value:main",
     "pretrain": "proxlm.jobs.pretrain:main",
     "sft": "proxlm.jobs.sft:main",
     "generate": "proxlm.jobs.generate:main",

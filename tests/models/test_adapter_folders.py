@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from model_types import logits_of, tiny_network
 from proxlm.config import LoraSettings, ModelSettings, RewardSettings
 from proxlm.errors import ConfigError, ModelError
-from proxlm.models.actor_critic import critic_from_reward_model, make_actor_critic
+from proxlm.models.actor_critic import critic_from, make_actor_critic
 from proxlm.models.load import load_language_model
 from proxlm.models.source import ModelSource
 from proxlm.rewards import build_reward
@@ -201,7 +201,7 @@ def test_an_adapter_is_no_reward_model_and_no_critic(adapter, tokenizer):
     with pytest.raises(ModelError, match="a PEFT adapter, where a whole model is needed"):
         build_reward(RewardSettings(use="reward_model", args={"path": str(adapter)}))
     with pytest.raises(ModelError, match="a PEFT adapter, where a whole model is needed"):
-        critic_from_reward_model(make_actor_critic(tiny_model(tokenizer), "separate"), str(adapter))
+        critic_from(make_actor_critic(tiny_model(tokenizer), "separate"), str(adapter))
 
 
 def test_an_adapter_of_a_base_with_another_tokenizer_is_refused(adapter, tokenizer, tmp_path):

@@ -18,7 +18,7 @@ from proxlm.config import (
 )
 from proxlm.data.supervised import SFTExample
 from proxlm.errors import ModelError
-from proxlm.models.actor_critic import critic_from_reward_model, make_actor_critic
+from proxlm.models.actor_critic import critic_from, make_actor_critic
 from proxlm.models.adapters import add_lora, reference_active
 from proxlm.models.agreement import check_forward
 from proxlm.models.encoder_decoder import source_and_target, start_token
@@ -203,10 +203,28 @@ def test_new_models_have_the_asked_shape_on_both_sides(tokenizer, family):
     assert not is_encoder_decoder_type("no such type")
 
 
-def test_a_critic_from_a_reward_model_is_for_decoders(tokenizer):
+def test_a_critic_may_begin_as_another_encoder_decoder(tokenizer, tmp_path):
+    """A smaller T5 under a T5: its states, a new head with V = 0, and all of it learns."""
+    from transformers import T5ForSequenceClassification
+
     models = make_actor_critic(tiny_model(tokenizer, "t5"), "separate")
-    with pytest.raises(ModelError, match="only for decoder-only policies"):
-        critic_from_reward_model(models, "anything")
+    new = NewModelSettings(type="t5", hidden=16, layers=1, heads=2, context=128)
+    small = build_language_model(new, tokenizer, ModelSettings(device="cpu"))
+    save_language_model(small, tmp_path / "small")
+    made = critic_from(models, str(tmp_path / "small"))
+    sequences = Sequences.from_lists([[5, 6, 7], [8]], [[9, 10], [11, 12, 13]])
+    states, final = made.critic_states(sequences)
+    own, _ = response_states(small, sequences)
+    assert torch.allclose(states, own, atol=1e-6)
+    assert states.shape == (5, 16)
+    assert not made.value_of(final).any()
+    assert {name.split(".")[1] for name, _ in made.critic_parameters()} >= {"encoder", "decoder", "linear"}
+    save_language_model(tiny_model(tokenizer), tmp_path / "decoder")
+    with pytest.raises(ModelError, match="a decoder, and the policy is an encoder–decoder"):
+        critic_from(models, str(tmp_path / "decoder"))
+    T5ForSequenceClassification(small.network.config).save_pretrained(tmp_path / "classifier")
+    with pytest.raises(ModelError, match="a classifier on an encoder–decoder is no value of a state"):
+        critic_from(models, str(tmp_path / "classifier"))
 
 
 def test_a_type_that_changes_its_logits_otherwise_is_refused(tokenizer):

@@ -24,7 +24,7 @@ from proxlm.config import LoraSettings, ModelSettings, NewModelSettings, Pretrai
 from proxlm.engine.decoders import RecomputeDecoder, RecurrentDecoder, make_decoder
 from proxlm.errors import ConfigError
 from proxlm.jobs.pretrain import PretrainTrainer
-from proxlm.models.actor_critic import critic_from_reward_model, make_actor_critic
+from proxlm.models.actor_critic import critic_from, make_actor_critic
 from proxlm.models.adapters import add_lora
 from proxlm.models.forward import token_outputs
 from proxlm.models.load import build_language_model, load_language_model
@@ -289,7 +289,7 @@ def test_bfloat16(tokenizer):
 def test_a_critic_from_a_reward_model(tokenizer, model, tmp_path):
     config = LSTMConfig(vocab_size=len(tokenizer), hidden_size=32, num_labels=1, pad_token_id=2)
     LSTMForSequenceClassification(config).save_pretrained(tmp_path)
-    models = critic_from_reward_model(make_actor_critic(model, "separate"), str(tmp_path))
+    models = critic_from(make_actor_critic(model, "separate"), str(tmp_path))
     batch = Sequences.from_lists([[3], [4, 5]], [[6, 7, 8], [9]])
     scorer = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     with torch.no_grad():

@@ -17,7 +17,7 @@ from proxlm.config import ModelSettings, RewardSettings, load_config
 from proxlm.errors import ConfigError, ModelError, UserError
 from proxlm.jobs.ppo import PPOTrainer
 from proxlm.jobs.sft import SFTTrainer
-from proxlm.models.actor_critic import critic_from_reward_model, make_actor_critic
+from proxlm.models.actor_critic import critic_from, make_actor_critic
 from proxlm.models.adapters import some_logits
 from proxlm.models.agreement import check_gradients
 from proxlm.models.load import load_language_model
@@ -52,7 +52,7 @@ def saved(tokenizer, tmp_path_factory):
 
 def loaders(tokenizer):
     def critic(folder):
-        critic_from_reward_model(make_actor_critic(tiny_model(tokenizer), "separate"), str(folder))
+        critic_from(make_actor_critic(tiny_model(tokenizer), "separate"), str(folder))
 
     return {"policy": policy, "reward": reward_model, "critic": critic}
 
@@ -168,9 +168,16 @@ def test_a_language_model_is_no_reward_model(saved):
         reward_model(saved / "policy")
 
 
-def test_a_base_model_as_critic_is_refused(saved, tokenizer):
-    with pytest.raises(ModelError, match=r"missing: score\.weight.*a reward model is a trained classifier"):
-        loaders(tokenizer)["critic"](saved / "policy")
+def test_a_base_model_that_is_called_a_classifier_is_refused_as_critic(saved, tmp_path, tokenizer):
+    """By its configuration; one that says that it is a language model begins a critic with V = 0."""
+    folder = Path(shutil.copytree(saved / "policy", tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    for names in (["LlamaForSequenceClassification"], ["LlamaModel"], None):
+        (folder / "config.json").write_text(json.dumps({**config, "architectures": names}), "utf-8")
+        with pytest.raises(
+            ModelError, match=r"missing: score\.weight.*a reward model is a trained classifier"
+        ):
+            loaders(tokenizer)["critic"](folder)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt"])

@@ -54,12 +54,15 @@ def save_checkpoint(
     tensors: Mapping[str, Tensor],
     state: State,
     keep: Keep,
-    write_policy: Callable[[Path], None],
+    write_model: Callable[[Path], None],
+    model_folder: str = "policy",
 ) -> Path:
     """Write the checkpoint of `step`, then delete those that `keep` does not name.
 
-    `write_policy(folder)` saves the model in Hugging Face format; state["metrics"], if there, are the step's, of
-    which keep.best names one. Raises RunError if the system refuses a write; the checkpoints before are whole.
+    `write_model(folder)` saves the model in Hugging Face format, in the folder of that name; state["metrics"],
+    if there, are the step's, of which keep.best names one.
+
+    Raises RunError if the system refuses a write; the checkpoints before are whole.
     """
     from safetensors.torch import save_file
 
@@ -76,7 +79,7 @@ def save_checkpoint(
             temporary / "state.safetensors",
         )
         write_json_atomic(temporary / "state.json", {"step": step, **state})
-        write_policy(temporary / "policy")
+        write_model(temporary / model_folder)
         give_mode_of(temporary / "state.json", temporary)
         sync_tree(temporary)
         write_manifest(temporary)

@@ -14,6 +14,7 @@ from proxlm.config.jobs import (
     ReportConfig,
     SFTConfig,
     StopConfig,
+    ValueConfig,
     VerifyConfig,
 )
 from proxlm.config.parse import load_config, settings_or_default, to_toml, validate
@@ -84,6 +85,7 @@ __all__ = [
     "SupervisedSettings",
     "TextSettings",
     "TrustRegionSettings",
+    "ValueConfig",
     "ValueSettings",
     "VerifyConfig",
     "describe",

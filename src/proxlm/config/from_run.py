@@ -40,11 +40,11 @@ def settings_of_run(kind: type, folder: Path, saved: Mapping[str, Any]) -> dict[
         saved: What its config.toml holds; relative paths in it are relative to the folder.
 
     Raises:
-        ConfigError: A run that is not finished, or one of proxlm control, which leaves no language model.
+        ConfigError: A run that is not finished, or one of proxlm control or value, which leaves no language model.
     """
     job = saved.get("job")
-    if job == "control":
-        raise ConfigError(f"{folder}: a run of proxlm control, which leaves no language model")
+    if job in ("control", "value"):
+        raise ConfigError(f"{folder}: a run of proxlm {job}, which leaves no language model")
     found = {name: saved[name] for name in SECTIONS if name in saved and name in kinds(kind)}
     text, run = _table(saved, "text"), _table(saved, "run")
     if job == "sft":

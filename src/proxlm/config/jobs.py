@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from proxlm.config.algorithms import ADVANTAGES
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings, control_optimisers
 from proxlm.config.ppo import KL_ERROR_LIMIT, PPOSettings, PtxSettings, ShapingSettings
 from proxlm.config.problems import (
@@ -80,6 +81,25 @@ class PPOConfig:
         found += algorithm_problems(self.ppo, self.model) + frozen_problems(self.model)
         found += _stability_problems(self)
         return found + optimisers_problems(self.optim)
+
+
+@dataclass(frozen=True)
+class ValueConfig(PPOConfig):
+    """Pretrain a critic on a fixed policy's responses, and save it as a model that others load, too."""
+
+    def problems(self) -> Problems:
+        found = super().problems()
+        if self.ppo.advantage in ADVANTAGES and not ADVANTAGES[self.ppo.advantage].critic:
+            found.append(("ppo.advantage", "has no critic to train; set it to gae"))
+        for key, used, reason in (
+            ("model.lora.rank", self.model.lora.rank, "a critic is saved as a whole model; set it to 0"),
+            ("ptx.coef", self.ptx.coef, "the policy does not learn; set it to 0"),
+            ("ppo.critic_warmup", self.ppo.critic_warmup, "every step trains the critic alone; leave it out"),
+            ("evaluation.every", self.evaluation.every, "the policy does not change; set it to 0"),
+        ):
+            if used:
+                found.append((key, reason))
+        return found
 
 
 def _optim(lr: float, **more: Any) -> OptimiserSettings:
@@ -301,6 +321,7 @@ class ControlConfig:
 
 JOBS: dict[str, type] = {
     "ppo": PPOConfig,
+    "value": ValueConfig,
     "pretrain": PretrainConfig,
     "sft": SFTConfig,
     "generate": GenerateConfig,

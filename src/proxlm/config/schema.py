@@ -65,7 +65,8 @@ class ModelSettings:
     )
     critic_from: str = setting(
         "",
-        "start the critic from this reward model (folder or hub name), trunk and head; empty: V = 0",
+        "start the critic from this model (folder or hub name), of any size, with the policy's tokens: a reward model"
+        " or a critic of proxlm value, trunk and head, or a language model, with V = 0; empty: a copy of the policy",
         path="model",
     )
     value: ValueSettings = setting(factory=ValueSettings)

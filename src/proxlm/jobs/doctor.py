@@ -58,7 +58,7 @@ def examine(folder: Path) -> Examination:
         RunError: names the file, and the line, that is missing or malformed.
     """
     saved = read_saved_settings(folder)
-    if saved.job not in ("ppo", "control"):
+    if saved.job not in ("ppo", "value", "control"):
         job = saved.job or f"none named in {folder / 'config.toml'}"
         raise RunError(
             f"{folder}: the run of another job ({job}): the doctor knows the metrics of PPO runs only"

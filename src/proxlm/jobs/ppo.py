@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from proxlm.checkpoint import is_published, newest_checkpoint, publish_folder
 from proxlm.config import PPOConfig, RolloutSettings, settings_or_default, validate
@@ -33,7 +33,6 @@ from proxlm.jobs.sampling import prompts_of, rewarded, sampler_of
 from proxlm.jobs.startup import seeded_weights, start_job
 from proxlm.models.actor_critic import ActorCritic, actor_critic_of
 from proxlm.models.agreement import check_gradients
-from proxlm.models.save import save_language_model
 from proxlm.models.source import ModelSource
 from proxlm.report.page import write_report
 from proxlm.report.run import Run, load_run
@@ -87,6 +86,11 @@ class PPOTrainer:
         DataError: `prompts` is nothing that can be prompts.
     """
 
+    # What `ValueTrainer` has others of.
+    job: ClassVar[str] = "ppo"
+    _settings: ClassVar[type[PPOConfig]] = PPOConfig
+    _loop: ClassVar[type[PPOLoop]] = PPOLoop
+
     @checked("model", "prompts", "config", "tokenizer", "eval_prompts", "callbacks")
     def __init__(
         self,
@@ -102,7 +106,7 @@ class PPOTrainer:
         loss: Callable[..., Any] | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        config = settings_or_default(PPOConfig, config)
+        config = settings_or_default(self._settings, config)
         self.source = ModelSource(config.model, model, tokenizer)
         field = config.data.prompt_field
         given = record_source(prompts, "prompts", field)
@@ -139,8 +143,8 @@ class PPOTrainer:
         print(describe_prompts(train, held_out, skipped), flush=True)
         for note in notes(config):
             print(f"note: {note}", flush=True)
-        with seeded_weights(config.run.seed):
-            models = actor_critic_of(self.source.load(), config.model, self._algorithm.critic)
+        models = self._models()
+        check_critic_context(models, train.prompts, config.rollout)
         carry_template(models.policy.tokenizer, config.data.chat_template)
         for prompt in (*train.prompts, *held_out.prompts):
             models.policy.check_tokens(f"prompt {shown(prompt.text, 60)!r}", prompt.input_ids)
@@ -152,11 +156,20 @@ class PPOTrainer:
         sampler, scorer = sampler_of(config, models.policy.tokenizer, self._reward, self._environment)
         assert scorer is not None  # `rewarded` has asked for one
         try_reward(models, sampler, scorer, stream.batch(0), config.rollout)
-        with run_folder(config, "ppo", self._in_python) as folder:
+        with run_folder(config, self.job, self._in_python) as folder:
             skipped.save(folder)
-            loop = PPOLoop(config, models, stream, scorer, folder, self._algorithm, ptx, sampler)
+            loop = self._loop(config, models, stream, scorer, folder, self._algorithm, ptx, sampler)
             loop.callbacks = self._callbacks.fresh()
-            return self._run(loop, held_out.prompts)
+            return self._run(loop, self._evaluated(held_out.prompts))
+
+    def _models(self) -> ActorCritic:
+        """Policy, critic and reference at the start."""
+        with seeded_weights(self.config.run.seed):
+            return actor_critic_of(self.source.load(), self.config.model, self._algorithm.critic)
+
+    def _evaluated(self, held_out: list[Prompt]) -> list[Prompt]:
+        """The prompts that the policy is evaluated on, before, during and after the run."""
+        return held_out
 
     def _run(self, loop: PPOLoop, held_out: list[Prompt]) -> Run:
         """Evaluation, the loop, evaluation; everything the run leaves is in its folder."""
@@ -174,10 +187,15 @@ class PPOTrainer:
             return load_run(folder)
         evaluations.before()
         with RunLog(
-            folder, "ppo", config.ppo.steps, config.run, start_step=loop.state.step, in_python=self._in_python
+            folder,
+            self.job,
+            config.ppo.steps,
+            config.run,
+            start_step=loop.state.step,
+            in_python=self._in_python,
         ) as log:
             loop.train(log)
-        publish_folder(folder / "policy", lambda f: save_language_model(loop.models.policy, f))
+        publish_folder(folder / loop.model_folder, loop.save_model)
         evaluations.after()
         if config.run.report:
             write_report(folder)
@@ -185,12 +203,27 @@ class PPOTrainer:
 
     def _nothing_left(self, loop: PPOLoop, evaluations: HeldOutEvaluations) -> bool:
         """Whether all steps are done, and what comes after them is there and belongs to the last one."""
-        folder, published = loop.folder, loop.folder / "policy"
+        folder, published = loop.folder, loop.folder / loop.model_folder
         if not loop.finished() or not evaluations.complete():
             return False
         if self.config.run.report and not (folder / "report.html").exists():
             return False
-        return published.is_dir() and is_published(newest_checkpoint(folder), "policy", published)
+        return published.is_dir() and is_published(newest_checkpoint(folder), loop.model_folder, published)
+
+
+def check_critic_context(models: ActorCritic, prompts: Sequence[Prompt], rollout: RolloutSettings) -> None:
+    """Raise ConfigError if a critic of its own sizes cannot read the longest prompt and its response."""
+    prompt, response, limit = (
+        max(len(p.input_ids) for p in prompts),
+        rollout.max_new_tokens,
+        models.critic_context,
+    )
+    longest = max(prompt, response + 1) if models.policy.encoder_decoder else prompt + response
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"model.critic_from: the critic's context of {limit} tokens is too short for a prompt of {prompt} and a"
+            f" response of up to {response}; lower rollout.max_new_tokens or data.max_prompt_tokens"
+        )
 
 
 def notes(config: PPOConfig) -> list[str]:

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from proxlm.config import ModelSettings
-from proxlm.errors import ModelError
 from proxlm.models.adapters import CRITIC, add_critic_adapters, critic_adapters_active, reference_active
+from proxlm.models.agreement import check_trunk, config_of
+from proxlm.models.context import context_of
 from proxlm.models.forward import TokenOutputs, response_states, token_outputs
 from proxlm.models.frozen import freeze
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
-from proxlm.models.model_types import register_model_types
 from proxlm.models.value_head import ValueHead, bins_of
-from proxlm.models.weights import NOT_A_REWARD_MODEL, read_network
+from proxlm.models.value_model import read_value_model
 from proxlm.rl.sampling_mask import SamplingMask
 from proxlm.rl.value_histogram import ValueBins
 from proxlm.types import Sequences
@@ -42,6 +42,11 @@ class ActorCritic:
     critic_trunk: Any
     reference: LanguageModel | None
     own_adapters: bool = False
+
+    @property
+    def critic_context(self) -> int | None:
+        """The longest sequence in tokens that a trunk of the critic's own reads; None: no limit but the policy's."""
+        return None if self.critic_trunk is None else context_of(config_of(self.critic_trunk)).limit
 
     @property
     def shared(self) -> bool:
@@ -113,7 +118,11 @@ class ActorCritic:
         head = [] if self.value_head is None else list(self.value_head.named_parameters(prefix="head"))
         # PEFT marks adapters that are not active as frozen, so theirs is no sign of what learns.
         adapters = self.policy.trainable(CRITIC) if self.own_adapters else []
-        return [(name, p) for name, p in trunk if p.requires_grad] + adapters + head
+        return [
+            *((name, p) for name, p in trunk if p.requires_grad),
+            *adapters,
+            *((name, p) for name, p in head if p.requires_grad),
+        ]
 
 
 def load_actor_critic(config: ModelSettings, critic: bool = True) -> ActorCritic:
@@ -134,11 +143,9 @@ def actor_critic_of(policy: LanguageModel, config: ModelSettings, critic: bool =
         ConfigError: For settings that do not fit the policy.
     """
     models = make_actor_critic(policy, config.critic if critic else "none", bins_of(config.value))
-    return (
-        critic_from_reward_model(models, config.critic_from, config.train_layers)
-        if config.critic_from
-        else models
-    )
+    if not config.critic_from:
+        return models
+    return critic_from(models, config.critic_from, config.train_layers, bins_of(config.value))
 
 
 def make_actor_critic(policy: LanguageModel, critic: str, bins: ValueBins | None = None) -> ActorCritic:
@@ -162,41 +169,21 @@ def make_actor_critic(policy: LanguageModel, critic: str, bins: ValueBins | None
     return ActorCritic(policy, head, trunk, reference, own_adapters=critic == "adapter")
 
 
-def critic_from_reward_model(models: ActorCritic, path: str, train_layers: int = 0) -> ActorCritic:
-    """The critic starts as the reward model at `path`: its trunk and its score head (Ziegler et al. 2019).
+def critic_from(
+    models: ActorCritic, path: str, train_layers: int = 0, bins: ValueBins | None = None
+) -> ActorCritic:
+    """The critic starts as a saved one, or as a reward model: trunk and head (Ziegler et al. 2019).
 
-    So V of the state after a text is at first the reward model's score of it. With train_layers only its top blocks
-    learn, as the policy's.
+    So V of the state after a text is at first the saved model's output. Its sizes may be others than the policy's.
+    With train_layers only its top blocks learn, as the policy's.
 
     Raises:
-        ModelError: The model cannot be loaded, has another width or vocabulary, or more than one output.
+        ModelError: It cannot be loaded, or does not fit the policy; see `read_value_model`.
     """
-    from transformers import AutoModelForSequenceClassification
-
-    register_model_types()
     policy = models.policy
-    if policy.encoder_decoder:
-        # Its classifiers read the whole text on both sides and have more than a linear head: not V of a state.
-        raise ModelError(
-            f'model.critic_from = "{path}": only for decoder-only policies; set model.critic_from = ""'
-        )
-    network = read_network(
-        AutoModelForSequenceClassification, path, f'model.critic_from = "{path}"', advice=NOT_A_REWARD_MODEL
-    )
-    score = getattr(network, "score", None)
-    embeddings = network.get_input_embeddings().weight.shape
-    wanted = policy.network.get_input_embeddings().weight.shape
-    if not isinstance(score, nn.Linear) or score.out_features != 1 or embeddings != wanted:
-        raise ModelError(
-            f'model.critic_from = "{path}": needs one output and embeddings of shape {tuple(wanted)}, the policy\'s;'
-            f" it has {getattr(score, 'out_features', 'no')} outputs and {tuple(embeddings)}"
-        )
-    head = ValueHead(score.in_features)
-    with torch.no_grad():
-        head.linear.weight.copy_(score.weight)
-        if score.bias is not None:
-            head.linear.bias.copy_(score.bias)
+    found = read_value_model(path, policy, bins)
     if train_layers:
-        freeze(network, train_layers)
-    trunk = network.base_model.to(policy.device).eval()
-    return replace(models, value_head=head.to(policy.device), critic_trunk=trunk)
+        freeze(found.network, train_layers)
+    trunk = found.trunk.to(policy.device).eval()
+    check_trunk(policy, trunk, f'model.critic_from = "{path}"')
+    return replace(models, value_head=found.head.to(policy.device), critic_trunk=trunk)

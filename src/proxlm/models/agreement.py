@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from proxlm.errors import ModelError, UserError
+from proxlm.models.context import context_of
+from proxlm.models.encoder_decoder import EncoderDecoderTrunk
 from proxlm.models.few_blocks import holds
-from proxlm.models.forward import runs_unpadded, token_outputs
+from proxlm.models.forward import response_states, runs_unpadded, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.text import reason_of
 from proxlm.types import Sequences
@@ -81,8 +83,54 @@ def _compare(model: LanguageModel) -> bool:
     return True
 
 
-def trial_rows(model: LanguageModel) -> Sequences:
-    """A few random rows of different lengths for a model, on its device; the same ones each time."""
+@torch.no_grad()
+def check_trunk(model: LanguageModel, trunk: Any, what: str) -> None:
+    """Compare the states of another trunk, a critic's, in the model's training pass with those of each row alone.
+
+    Args:
+        model: How rows are laid out, and the tokens.
+        trunk: Without a head; of an encoder–decoder both halves.
+        what: Beginning of an error's message.
+
+    Raises:
+        ModelError: They differ, as where the trunk looks both ways or at padding, or it cannot be run.
+    """
+    trial = trial_rows(model, context_of(config_of(trunk)).limit)
+    try:
+        _, together = response_states(model, trial, trunk)
+        rows = [trial.select(torch.tensor([row], device=model.device)) for row in range(len(trial))]
+        alone = torch.cat([_last_state(model, row, trunk) for row in rows])
+    except UserError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{what}: cannot be run on token ids alone: {type(error).__name__}: {reason_of(error, 120)}"
+        ) from error
+    if not (worst := gap(together.float(), alone.float())) <= tolerance(model, [alone.float()]):
+        raise ModelError(
+            f"{what}: its states differ by {worst:.3g} between the training pass and each text alone; use a model"
+            " that looks to the left only"
+        )
+
+
+def _last_state(model: LanguageModel, row: Sequences, trunk: Any) -> Tensor:
+    """The state [1, H] after one row's last token, by the trunk's own forward on that row and no other."""
+    if model.encoder_decoder:
+        return response_states(model, row, trunk)[1]
+    with model.autocast():
+        return trunk(input_ids=row.tokens[None], use_cache=False).last_hidden_state[:, -1]
+
+
+def config_of(trunk: Any) -> Any:
+    """The configuration of a trunk; of an encoder–decoder, its decoder's."""
+    return trunk.decoder.config if isinstance(trunk, EncoderDecoderTrunk) else trunk.config
+
+
+def trial_rows(model: LanguageModel, longest: int | None = None) -> Sequences:
+    """A few random rows of different lengths for a model, on its device; the same ones each time.
+
+    longest: the context of a critic, if that is shorter than the model's.
+    """
     size = model.network.get_input_embeddings().weight.shape[0]
     text = model.network.config.get_text_config()
     size = min(size, getattr(text, "vocab_size", None) or size)
@@ -94,7 +142,7 @@ def trial_rows(model: LanguageModel) -> Sequences:
     ]
     rows[1] = rows[0].clone()
     rows[1][-CHANGED:] = rows[3][:CHANGED]
-    limit = model.context or 2**31
+    limit = min(model.context or 2**31, longest or 2**31)
     prompts = [
         row[:prompt][: max(1, limit - response)] for row, (prompt, response) in zip(rows, ROWS, strict=True)
     ]

@@ -24,6 +24,7 @@ from proxlm.errors import ModelError
 from proxlm.kernels.head_gradient import backward_through_head
 from proxlm.kernels.linear_head import backward_through_linear_head, linear_head_logprobs
 from proxlm.kernels.unpadded_forward import can_run_unpadded, states_behind, unpadded_states
+from proxlm.models.context import context_of
 from proxlm.models.encoder_decoder import source_and_target
 from proxlm.models.frozen import shares_frozen_blocks
 from proxlm.models.language_model import LanguageModel
@@ -80,7 +81,7 @@ def response_states(
         The states that predict each response token [R, H], and the state after each row's last token [B, H].
     """
     network: Any = trunk or model.trunk
-    _check_context(model, sequences)
+    _check_context(model, sequences, trunk)
     predicting, final = predicting_states(sequences.response_index), sequences.offsets[1:] - 1
     if runs_unpadded(model, network) and not twice:
         index = torch.cat([predicting, final])
@@ -131,13 +132,24 @@ def frozen_states(model: LanguageModel, sequences: Sequences) -> Tensor:
         return states_behind(model.trunk, sequences, model.frozen_blocks).to(model.states_dtype)
 
 
-def _check_context(model: LanguageModel, sequences: Sequences) -> None:
-    """Raise ModelError for a row beyond the model's context, where positions wrap, clamp or were never trained."""
+def _check_context(model: LanguageModel, sequences: Sequences, trunk: Any = None) -> None:
+    """Raise ModelError for a row beyond the model's context, where positions wrap, clamp or were never trained.
+
+    trunk: of a critic, whose context may be shorter.
+    """
     if model.encoder_decoder:  # a response begins with the start token
         longest = torch.maximum(sequences.prompt_lengths, sequences.response_lengths + 1).max()
     else:
         longest = sequences.lengths.max()
     model.check_length(int(longest))
+    if trunk is not None:
+        config = trunk.decoder.config if model.encoder_decoder else trunk.config
+        limit = context_of(config).limit
+        if limit is not None and int(longest) > limit:
+            raise ModelError(
+                f"the critic: a text of {int(longest)} tokens does not fit its context of {limit}; lower"
+                " rollout.max_new_tokens or data.max_prompt_tokens, or give another model.critic_from"
+            )
 
 
 def runs_unpadded(model: LanguageModel, trunk: Any) -> bool:

@@ -14,10 +14,12 @@ from proxlm.errors import RunError
 from proxlm.evaluation.evaluate import Evaluation, evaluation_from_json
 from proxlm.report.run_data import read_run
 from proxlm.runlog.folder import read_jsonl
+from proxlm.runlog.saved_settings import model_folder
 
 # What `Run.plot` shows if nothing else is asked for.
 _MAIN_METRICS: Mapping[str, Sequence[str]] = {
     "ppo": ("reward", "kl", "entropy"),
+    "value": ("value_loss", "explained_variance"),
     "sft": ("loss", "validation_loss"),
     "pretrain": ("loss", "validation_loss"),
     "control": ("episode_return", "entropy"),
@@ -30,7 +32,7 @@ class Run:
 
     Attributes:
         folder: Where the run is.
-        job: "ppo", "sft", "pretrain" or "control".
+        job: "ppo", "value", "sft", "pretrain" or "control".
         config: The settings of config.toml; None if they are of another version.
         metrics: Columns by name, all of one length, a row a step; None where a step lacks a metric or its value was
             not finite. "step" and "time" (seconds since the start) are columns, too.
@@ -52,8 +54,8 @@ class Run:
 
     @property
     def model(self) -> Path:
-        """The folder of the trained model, in Hugging Face format (of control: its policy)."""
-        return self.folder / "policy"
+        """The folder of the trained model, in Hugging Face format (of control: its policy; of value: the critic)."""
+        return self.folder / model_folder(self.job)
 
     @property
     def before(self) -> Evaluation | None:

@@ -29,7 +29,7 @@ from proxlm.report.run_data import read_evaluation, read_metrics, read_samples
 from proxlm.runlog.lock import is_held
 from proxlm.runlog.metric_names import STEP
 from proxlm.runlog.rows import METRICS, SAMPLES, steps_of
-from proxlm.runlog.saved_settings import RunConfig, read_saved_settings
+from proxlm.runlog.saved_settings import RunConfig, model_folder, read_saved_settings
 from proxlm.text import system_reason
 from proxlm.train.common.run_loop import LoopState
 from proxlm.train.ppo.state import PPOState
@@ -38,6 +38,7 @@ from proxlm.train.supervised.loop import SupervisedState
 T = TypeVar("T")
 _STATES: dict[str, type[LoopState]] = {
     "ppo": PPOState,
+    "value": PPOState,
     "sft": SupervisedState,
     "pretrain": SupervisedState,
     "control": ControlState,
@@ -151,7 +152,12 @@ class _Verification:
         path = self.folder / "evaluation.json"
         if path.exists():
             self._try(lambda: read_evaluation(path))
-        elif self.states and isinstance(self.config, PPOConfig) and self.config.data.eval_count:
+        elif (
+            self.states
+            and self.job == "ppo"
+            and isinstance(self.config, PPOConfig)
+            and self.config.data.eval_count
+        ):
             self.found.append(f"{path}: missing")
 
     def _policy(self) -> None:
@@ -159,16 +165,17 @@ class _Verification:
         source = self._source_of_policy()
         if source is None:
             return
-        policy = self.folder / "policy"
+        model = model_folder(self.job)
+        policy = self.folder / model
         if not policy.is_dir():
             self.found.append(
                 f"{policy}: missing: the run was stopped after its last step; a resume finishes it"
             )
             return
         wanted = {
-            name.removeprefix("policy/"): record
+            name.removeprefix(f"{model}/"): record
             for name, record in read_manifest(source).items()
-            if name.startswith("policy/")
+            if name.startswith(f"{model}/")
         }
         for name, record in wanted.items():
             path = policy / name

@@ -38,7 +38,7 @@ def calibration(values: Tensor, returns: Tensor, mask: Tensor) -> Calibration:
     spread = float(off.square().sum())
     # Equal values in float32 are equal in float64, but their mean may be off by a rounding.
     varies = float(v.max()) > float(v.min())
-    return Calibration(float(off.dot(r - r.mean())) / spread if varies else math.nan, bias)
+    return Calibration(float(off.dot(r)) / spread if varies else math.nan, bias)
 
 
 def mean_by_position(x: Tensor, mask: Tensor, offsets: Tensor, parts: int = 4) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, SFTConfig, load_config
+from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, SFTConfig, ValueConfig, load_config
 from proxlm.config.parse import JOB
 from proxlm.config.secrets import holds_secret
 from proxlm.config.toml_text import parse_toml
@@ -20,10 +20,16 @@ RunConfig = PPOConfig | PretrainConfig | SFTConfig | ControlConfig
 # The jobs that make a run.
 RUNS: dict[str, type[RunConfig]] = {
     "ppo": PPOConfig,
+    "value": ValueConfig,
     "pretrain": PretrainConfig,
     "sft": SFTConfig,
     "control": ControlConfig,
 }
+
+
+def model_folder(job: str) -> str:
+    """In which folder of its run, and of a checkpoint, a job leaves its model."""
+    return "value" if job == "value" else "policy"
 
 
 @dataclass(frozen=True)

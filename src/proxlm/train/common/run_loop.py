@@ -83,6 +83,8 @@ class TrainingLoop(ABC, Generic[S]):
     inputs: Inputs | None = None
     # Whether `stopped_early` belongs to a run's end, so that it cannot end once a step is saved.
     ends_with_a_validation: ClassVar[bool] = False
+    # The folder of a run, and of a checkpoint, that `save_model` writes.
+    model_folder: ClassVar[str] = "policy"
 
     def __init__(self, config: TrainingConfig, folder: Path, state: S) -> None:
         self.config, self.folder, self.state = config, folder, state
@@ -230,7 +232,9 @@ class TrainingLoop(ABC, Generic[S]):
         if self.inputs is not None:
             state["inputs"] = self.inputs.digests()
         keep = Keep.of(self.config.run)
-        checkpoint = save_checkpoint(self.folder, self.state.step, tensors, state, keep, self.save_model)
+        checkpoint = save_checkpoint(
+            self.folder, self.state.step, tensors, state, keep, self.save_model, self.model_folder
+        )
         self.callbacks.on_checkpoint(self.state.step, checkpoint)
         return checkpoint
 

@@ -1,0 +1,190 @@
+"""A critic on disk: a trained sequence classifier, which others load, too; or a language model to begin from."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from proxlm.checkpoint.write import give_mode_of
+from proxlm.data.tokenizer import read_tokenizer
+from proxlm.errors import ModelError
+from proxlm.models.encoder_decoder import EncoderDecoderTrunk
+from proxlm.models.language_model import LanguageModel
+from proxlm.models.model_types import register_model_types
+from proxlm.models.quiet import without_progress_bars
+from proxlm.models.value_head import ValueHead
+from proxlm.models.weights import (
+    NOT_A_REWARD_MODEL,
+    check_files,
+    check_vocabulary,
+    read_configuration,
+    read_network,
+)
+from proxlm.rl.value_histogram import ValueBins
+from proxlm.text import reason_of
+
+# In the configuration of a saved categorical critic: low, high and sigma of its bins.
+BINS = "value_bins"
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+class ValueModel(NamedTuple):
+    """network: the whole transformers model; trunk: the part of it that gives states; head: from these to values."""
+
+    network: Any
+    trunk: Any
+    head: ValueHead
+
+
+def read_value_model(path: str, policy: LanguageModel, bins: ValueBins | None) -> ValueModel:
+    """A critic for a policy from a folder or a name on the hub.
+
+    A classifier (…ForSequenceClassification) gives trunk and head, so that V after a text is at first its output. Of
+    a language model the trunk alone is taken, with a new head, V = 0. Its sizes may be others than the policy's; its
+    tokens may not.
+
+    Raises:
+        ModelError: It cannot be loaded, has other tokens or another kind of head, or is no decoder where the policy
+            is one, or the other way round.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+    register_model_types()
+    what = f'model.critic_from = "{path}"'
+    check_files(path, what)
+    try:
+        found = read_configuration(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{what}: cannot be loaded: {reason_of(error, 200)}") from error
+    if bool(found.is_encoder_decoder) != policy.encoder_decoder:
+        kinds = (
+            ("an encoder–decoder", "a decoder")
+            if found.is_encoder_decoder
+            else ("a decoder", "an encoder–decoder")
+        )
+        raise ModelError(
+            f"{what}: {kinds[0]}, and the policy is {kinds[1]}; give a critic of the policy's kind"
+        )
+    names = getattr(found, "architectures", None) or [""]
+    if any(str(name).endswith(LANGUAGE_MODELS) for name in names):
+        network = read_network(
+            AutoModelForSeq2SeqLM if found.is_encoder_decoder else AutoModelForCausalLM, path, what
+        )
+        _check_tokens(what, path, network, policy)
+        print(f"note: {what}: a language model, so the critic begins with its trunk and V = 0", flush=True)
+        head = ValueHead(network.get_output_embeddings().weight.shape[1], bins)
+        trunk = EncoderDecoderTrunk(network) if found.is_encoder_decoder else network.base_model
+        return ValueModel(network, trunk, head)
+    if found.is_encoder_decoder:
+        # Its classifiers read the whole text on both sides and have more than a linear head: not V of a state.
+        raise ModelError(
+            f"{what}: a classifier on an encoder–decoder is no value of a state; give an encoder–decoder language"
+            ' model, whose trunk the critic begins with, or set model.critic_from = ""'
+        )
+    network = read_network(AutoModelForSequenceClassification, path, what, advice=NOT_A_REWARD_MODEL)
+    _check_tokens(what, path, network, policy)
+    return ValueModel(network, network.base_model, _head_of(what, network, bins))
+
+
+def _head_of(what: str, network: Any, bins: ValueBins | None) -> ValueHead:
+    """The value head that a classifier's linear score layer is."""
+    score, wanted = getattr(network, "score", None), 1 if bins is None else bins.count
+    saved = getattr(network.config, BINS, None)
+    if not isinstance(score, nn.Linear) or score.out_features != wanted:
+        outputs = getattr(score, "out_features", "no linear score layer and no")
+        raise ModelError(
+            f"{what}: needs {wanted} output{'s' * (wanted > 1)}, as model.value says; it has {outputs} outputs"
+        )
+    if bins is not None and saved != _bins_as_saved(bins):
+        raise ModelError(
+            f"{what}: its bins are {saved}, those of model.value {_bins_as_saved(bins)}; set them alike"
+        )
+    head = ValueHead(score.in_features, bins)
+    with torch.no_grad():
+        head.linear.weight.copy_(score.weight)
+        if score.bias is not None:
+            head.linear.bias.copy_(score.bias)
+    return head
+
+
+def _bins_as_saved(bins: ValueBins) -> dict[str, float]:
+    return {"low": bins.low, "high": bins.high, "sigma": bins.sigma}
+
+
+def _check_tokens(what: str, path: str, network: Any, policy: LanguageModel) -> None:
+    """Raise ModelError unless the critic reads the policy's tokens as what they are."""
+    check_vocabulary(what, policy.tokenizer, network, special=True)
+    rows, wanted = (n.get_input_embeddings().weight.shape[0] for n in (network, policy.network))
+    if not any((Path(path) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+        if rows != wanted:
+            raise ModelError(
+                f"{what}: its embedding has {rows} rows, the policy's {wanted}, and no tokenizer beside it says that"
+                " its tokens are the policy's; save the tokenizer with it"
+            )
+        return
+    own = policy.tokenizer.get_vocab()
+    try:
+        other = read_tokenizer(path).get_vocab()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{what}: its tokenizer cannot be read: {reason_of(error, 200)}") from error
+    if own != other:
+        differ = len(own.items() ^ other.items())
+        raise ModelError(
+            f"{what}: its tokenizer is not the policy's ({differ} entries differ); its tokens are others"
+        )
+
+
+def classifier_for(trunk: Any, head: ValueHead, what: str) -> Any:
+    """The transformers classifier that computes the values of a trunk and a head: its weights are those, not copies.
+
+    Raises:
+        ModelError: transformers has none for this type, or none whose head is linear and alike.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    register_model_types()
+    config = copy.deepcopy(trunk.config)
+    config.num_labels = head.linear.out_features
+    config.use_cache = True
+    if head.bins is not None:
+        setattr(config, BINS, _bins_as_saved(head.bins))
+    try:
+        with torch.device("meta"):
+            network: Any = AutoModelForSequenceClassification.from_config(config)
+    except (ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{what}: transformers has no classifier of model type {config.model_type}"
+        ) from error
+    score = getattr(network, "score", None)
+    if not isinstance(score, nn.Linear) or score.weight.shape != head.linear.weight.shape:
+        raise ModelError(
+            f"{what}: the classifier of model type {config.model_type} has no linear head on the states"
+        )
+    setattr(network, network.base_model_prefix, trunk)
+    score.weight = head.linear.weight
+    bias: Any = score.bias
+    if bias is not None:
+        score.bias = head.linear.bias
+    elif bool(head.linear.bias.any()):
+        raise ModelError(
+            f"{what}: the classifier of model type {config.model_type} has no bias; the value head does"
+        )
+    network.config.architectures = [type(network).__name__]
+    return network.eval()
+
+
+def save_value_model(trunk: Any, head: ValueHead, policy: LanguageModel, folder: Path) -> None:
+    """Write a critic as …ForSequenceClassification, with one output or one for each bin, and the policy's tokenizer.
+
+    `AutoModelForSequenceClassification.from_pretrained(folder)` gives V after a text (of a categorical critic, the
+    logits of the bins), and `model.critic_from` reads the folder.
+    """
+    network = classifier_for(trunk, head, policy.source)
+    with without_progress_bars():
+        network.save_pretrained(folder)
+        policy.tokenizer.save_pretrained(folder)
+    give_mode_of(folder / "config.json", folder)
