@@ -54,7 +54,14 @@ PPO_RUNS = {
         "--reward.use",
         "reward.py:score",
     ],
-    "overlap": ["--reward.overlap", "2", "--reward.use", "reward.py:score"],
+    "overlap": [
+        "--reward.overlap",
+        "2",
+        "--model.value.head",
+        "categorical",
+        "--reward.use",
+        "reward.py:score",
+    ],
     "prefetch": ["--ppo.prefetch", *CORRECTED, "--reward.use", "reward.py:score"],
     "environment": ["--environment.use", "number-game", "--environment.max-turns", "2"],
 }
