@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from helpers import SilentLog, job, trainer
+from helpers import SilentLog, job, trainer, vowels
 from ill_runs import (
     biased_critic,
     constant,
@@ -25,7 +25,7 @@ from ill_runs import (
     with_optim,
 )
 
-from proxlm.config import OptimiserSettings, RewardSettings
+from proxlm.config import CorrectionSettings, EvaluationSettings, OptimiserSettings, RewardSettings
 from proxlm.data.turn_end import TurnEnd
 from proxlm.doctor import RULES, Doctor, facts_of
 from proxlm.engine import scheduler
@@ -234,6 +234,39 @@ def test_a_resumed_run_goes_on_with_the_same_doctor(tokenizer, tmp_path):
         doctor.see(row)
     assert [found.rule for row in log.rows[6:] for found in doctor.see(row)] == []
     assert [f.rule for f in doctor.findings()] == ["reward_without_variance"]
+
+
+def test_weights_that_leave_out_every_token(tokenizer, tmp_path):
+    never = CorrectionSettings("token_mask", low=1.5, high=2.0)
+    findings, rows = run(tokenizer, tmp_path, separate(6, 1e-3, engine_correction=never))
+    assert rows[-1]["engine_weight/dropped_share"] == 1.0
+    assert findings["weights_drop_tokens"].severity == "serious"
+
+
+@pytest.mark.parametrize(
+    ("rule", "sampled", "greedy"),
+    [
+        ("greedy_unchanged", [0.1, 0.2, 0.5, 0.8, 0.9], [0.9] * 5),
+        ("held_out_falls", [0.5, 0.9, 0.9, 0.5, 0.2], [0.1, 0.3, 0.5, 0.7, 0.9]),
+    ],
+)
+def test_a_run_and_what_its_evaluations_may_say(tokenizer, tmp_path, rule, sampled, greedy):
+    """The reward of the training prompts rises by 0.1 a step."""
+    seen = []
+
+    def better(rollout):
+        seen.append(rollout)
+        scores = vowels(rollout)
+        return replace(scores, total=scores.total + 0.1 * len(seen))
+
+    def evaluating(made):
+        numbers = zip(sampled, greedy, strict=True)
+        made.evaluate = lambda _: dict(zip(("reward", "greedy/reward"), next(numbers), strict=True))
+
+    config = replace(separate(5, 1e-4), evaluation=EvaluationSettings(every=1))
+    findings, _ = run(tokenizer, tmp_path, config, better, evaluating)
+    assert rule in findings
+    assert len({"greedy_unchanged", "held_out_falls"} & set(findings)) == 1
 
 
 def test_every_rule_has_been_seen_at_work():

@@ -150,14 +150,14 @@ def normalised_sum(components: Tensor, weights: Tensor, groups: Tensor, eps: flo
     Returns:
         [B].
     """
-    given, size = ~components.isnan(), int(groups.max()) + 1
+    given, size = ~components.isnan(), len(torch.bincount(groups))
 
     def of_group(values: Tensor) -> Tensor:
         """The sum over each response's group, [K, B] → [K, B]."""
         return values.new_zeros(len(values), size).index_add(1, groups, values)[:, groups]
 
     count = of_group(given.to(components.dtype))
-    centred = components - of_group(components.nan_to_num(0.0)) / count.clamp(min=1)
+    centred = components - of_group(components.nan_to_num(0.0)) / count
     centred = torch.where(given, centred, 0.0)
     deviation = (of_group(centred.square()) / (count - 1).clamp(min=1)).sqrt()
     return (weights[:, None] * centred / (deviation + eps)).sum(0)
