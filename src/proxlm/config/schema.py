@@ -241,9 +241,7 @@ class OptimiserSettings:
     )
     lr: float = setting(3e-6, "highest learning rate", gt=0)
     schedule: Schedule = setting("constant", "how the learning rate falls after warm-up, per optimiser step")
-    warmup: int = setting(
-        0, "optimiser steps over which the learning rate rises linearly from 0; at most half of a run's", ge=0
-    )
+    warmup: int = setting(0, "optimiser steps over which the learning rate rises linearly from 0", ge=0)
     final: float = setting(
         0.0, "learning rate at the end, as a share of lr (linear, cosine, exponential)", ge=0, le=1
     )

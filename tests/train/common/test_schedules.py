@@ -53,14 +53,14 @@ def test_a_run_of_one_step_has_a_rate():
         assert rates([0], 1, schedule=schedule) == [2]
 
 
-@pytest.mark.parametrize(("total", "steps"), [(100, 20), (40, 20), (39, 19), (10, 5), (3, 1), (1, 0)])
-def test_a_short_run_leaves_its_warm_up(total, steps):
+@pytest.mark.parametrize("total", [100, 40, 39, 10, 1])
+def test_a_run_shorter_than_its_warm_up_is_told_what_it_reaches(total):
+    """And its rates are those of a longer run, so that it can go on as one."""
     config = OptimiserSettings(lr=2.0, schedule="constant", warmup=20)
     rates = [learning_rate(config, step, total) for step in range(total)]
-    assert rates[steps:] == [2.0] * (total - steps)
-    assert rates[:steps] == pytest.approx([2.0 * (step + 1) / (steps + 1) for step in range(steps)])
+    assert rates == [learning_rate(config, step, 1000) for step in range(total)]
     said = warmup_note("optim", config, total)
-    assert bool(said) == (steps < 20)
-    if said:
+    assert bool(said) == (total < 40)
+    if total < 20:
         assert f"optim.warmup = 20 is more than half of the {total} optimiser steps" in said
-        assert said.endswith(f"rises over {steps}")
+        assert f"reaches {max(rates):.2g} of 2" in said

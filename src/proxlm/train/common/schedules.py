@@ -6,43 +6,43 @@ import math
 
 from proxlm.config import OptimiserSettings, RolloutSettings
 
-# The most of a run's optimiser steps that warm-up takes.
+# A larger share of a run's optimiser steps in warm-up is said.
 MOST_WARMUP = 0.5
 
 
-def warmup_steps(config: OptimiserSettings, total: int) -> int:
-    """The steps of warm-up in a run of `total` optimiser steps: config.warmup, but at most half of them.
-
-    A run that never left its warm-up would learn at a fraction of the rate that was asked for.
-    """
-    return min(config.warmup, int(MOST_WARMUP * total))
-
-
 def warmup_note(key: str, config: OptimiserSettings, total: int) -> str:
-    """What to say where warm-up is shortened; "" where it is not. key: the section of these settings."""
-    steps = warmup_steps(config, total)
-    if steps == config.warmup:
+    """What to say of a run that learns at a fraction of its rate for long; "" of others.
+
+    Warm-up itself does not follow the number of steps: a run that is stopped and goes on, with more steps than were
+    planned at first, learns as one that nobody stopped.
+
+    Args:
+        key: The section of these settings.
+        config: The settings.
+        total: The run's optimiser steps.
+    """
+    if config.warmup <= MOST_WARMUP * total:
         return ""
+    highest = config.lr * min(1.0, total / (config.warmup + 1))
     return (
-        f"{key}.warmup = {config.warmup} is more than half of the {total} optimiser steps; the learning rate rises"
-        f" over {steps}"
+        f"{key}.warmup = {config.warmup} is more than half of the {total} optimiser steps: the learning rate reaches"
+        f" {highest:.2g} of {config.lr:.2g}; lower it for so short a run"
     )
 
 
 def learning_rate(config: OptimiserSettings, step: int, total: int) -> float:
     """The learning rate of optimiser step `step` (from 0) of `total`.
 
-    Warm-up: lr · (step + 1) / (warmup + 1) for the first `warmup` steps (see `warmup_steps`). Then, with x the
+    Warm-up: lr · (step + 1) / (warmup + 1) for the first `warmup` steps. Then, with x the
     share of the remaining steps that is done, in [0, 1], and n the steps since warm-up:
     constant: lr; linear: lr · (1 − (1 − final) x); cosine: lr · (final + (1 − final)(1 + cos πx) / 2);
     exponential: lr · final^x; inverse-time: lr / (1 + n / half_life); staged: lr · factor of the newest stage
     whose step is reached (steps counted from 0, warm-up included).
     """
-    warmup = warmup_steps(config, total)
-    if step < warmup:
-        return config.lr * (step + 1) / (warmup + 1)
-    n = step - warmup
-    x = min(1.0, n / max(1, total - warmup - 1))
+    if step < config.warmup:
+        return config.lr * (step + 1) / (config.warmup + 1)
+    n = step - config.warmup
+    x = min(1.0, n / max(1, total - config.warmup - 1))
     if config.schedule == "constant":
         return config.lr
     if config.schedule == "linear":
