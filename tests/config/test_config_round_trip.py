@@ -67,6 +67,8 @@ DRAWN = {
     "ppo.engine_correction.high": st.just(-1.0),
     "ppo.staleness_correction.low": st.just(-1.0),
     "ppo.staleness_correction.high": st.just(-1.0),
+    "ppo.covariance.low": st.floats(-9, -1),
+    "ppo.covariance.high": st.floats(0, 9),
     "model.critic_from": st.just(""),
     "model.value.low": st.floats(-9, -1),
     "model.value.high": st.floats(0, 9),
