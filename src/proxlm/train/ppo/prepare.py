@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,13 +13,12 @@ from proxlm.config import PPOConfig, PPOSettings
 from proxlm.config.ppo import CorrectionSettings
 from proxlm.config.signature import checked
 from proxlm.models.actor_critic import ActorCritic
-from proxlm.models.forward import frozen_states, runs_unpadded
 from proxlm.rl.advantages import kl_advantages, length_adaptive_lambda, whiten
 from proxlm.rl.corrections import Weights, importance_weights, split_log_weights
 from proxlm.rl.estimators import AdvantageInputs, group_numbers
 from proxlm.rl.kl import kl_estimate
 from proxlm.rl.losses import positive_responses
-from proxlm.rl.ragged import ragged_index, row_of_element, segment_sum
+from proxlm.rl.ragged import row_of_element, segment_sum
 from proxlm.rl.running_statistics import clip_advantages
 from proxlm.rl.shaping import response_rewards, token_rewards
 from proxlm.train.common.memory import failing_together
@@ -34,6 +33,7 @@ from proxlm.train.ppo.critic import (
     no_values,
     read_values,
 )
+from proxlm.train.ppo.frozen_states import with_frozen_states
 from proxlm.train.ppo.learner import StepParameters, step_parameters
 from proxlm.train.ppo.metrics import Metrics, critic_metrics, experience_metrics, gap_metrics, weight_metrics
 from proxlm.train.ppo.plan import MicroBatch, UpdatePlan, plan_update
@@ -171,32 +171,6 @@ def prepare(
 
     # β and the entropy bonus follow them, so all ranks take the numbers of one.
     return Prepared(experience, plan.ranks.broadcast(metrics), plan, parameters, critic.first_gradient)
-
-
-def with_frozen_states(models: ActorCritic, rollout: Rollout, plan: UpdatePlan) -> Rollout:
-    """The rollout with the states behind the policy's frozen blocks, at which every pass starts.
-
-    The engine has kept them while it wrote the responses, or they are computed here. Without frozen blocks, or where
-    proxlm's own passes do not run, the rollout stays as it is.
-    """
-    model, sequences = models.policy, rollout.sequences
-    if (
-        not model.frozen_blocks
-        or sequences.frozen_states is not None
-        or not runs_unpadded(model, model.trunk)
-    ):
-        return rollout
-
-    def states() -> Tensor:
-        found = torch.zeros(len(sequences.tokens), model.hidden_size, dtype=model.states_dtype)
-        for micro in (micro for minibatch in plan.epoch(0) for micro in minibatch.micro_batches):
-            if not micro.padding:
-                part = sequences.select(micro.rows).to(model.device)
-                found[ragged_index(sequences.offsets, micro.rows)] = frozen_states(model, part).cpu()
-        return found
-
-    found = plan.within_memory(lambda: failing_together(plan.ranks, states))
-    return replace(rollout, sequences=replace(sequences, frozen_states=plan.ranks.sum(found)))
 
 
 class LogProbs(NamedTuple):
