@@ -28,6 +28,11 @@ class LoraSettings:
         factory=list,
         help="names of the linear layers to adapt; empty: every linear layer except the output head",
     )
+    variant: Literal["lora", "rslora", "dora"] = setting(
+        "lora",
+        "rslora: multiplied by alpha / √rank (Kalajdzievski 2023); dora: the weights' lengths learn apart from their"
+        " directions (Liu et al. 2024), slower",
+    )
 
 
 @dataclass(frozen=True)

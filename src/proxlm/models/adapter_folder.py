@@ -15,7 +15,15 @@ from proxlm.config import LoraSettings
 from proxlm.config.paths import adapter_base, looks_like_path
 from proxlm.errors import ConfigError, ModelError
 from proxlm.files import check_regular, read_regular
-from proxlm.models.adapters import POLICY, REFERENCE, add_adapter_set, check_merge, merged, some_logits
+from proxlm.models.adapters import (
+    POLICY,
+    REFERENCE,
+    add_adapter_set,
+    check_merge,
+    merged,
+    some_logits,
+    variant_of,
+)
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.quiet import without_known_warnings
 from proxlm.models.weights import ADAPTER_CONFIG, PICKLED, check_names, read_configuration, refuse_two_models
@@ -134,7 +142,7 @@ def continued(model: LanguageModel, adapter: AdapterFolder, lora: LoraSettings) 
     Args:
         model: The base.
         adapter: The adapter: of PEFT's type LORA, with low-rank factors alone.
-        lora: rank must be the adapter's; alpha and targets the adapter's or their defaults.
+        lora: rank must be the adapter's; alpha, targets and variant the adapter's or their defaults.
 
     Raises:
         ModelError: The adapter does not fit the base, or can only be merged.
@@ -185,6 +193,12 @@ def _check_continues(adapter: AdapterFolder, lora: LoraSettings) -> None:
                 f"model.lora.{key} = {value}: the adapter in {adapter.path} has {shown(str(own), 40)}; set it to that"
                 f" to continue the adapter, or {merge}"
             )
+    variant = variant_of(settings)
+    if lora.variant not in (variant, LoraSettings().variant):
+        raise ConfigError(
+            f'model.lora.variant = "{lora.variant}": the adapter in {adapter.path} is of the variant {variant}; leave'
+            f" it out to continue the adapter, or {merge}"
+        )
     targets = settings.get("target_modules")
     if lora.targets and (not isinstance(targets, list) or set(lora.targets) != set(targets)):
         raise ConfigError(

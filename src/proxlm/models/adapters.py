@@ -63,6 +63,8 @@ def add_lora(model: LanguageModel, lora: LoraSettings, train_layers: int = 0) ->
     settings = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
+        use_rslora=lora.variant == "rslora",
+        use_dora=lora.variant == "dora",
         target_modules=_targets(model.network, lora, train_layers),
         task_type="SEQ_2_SEQ_LM" if model.encoder_decoder else "CAUSAL_LM",
         # GPT-2 keeps its weights as [in, out].
@@ -85,6 +87,12 @@ def add_lora(model: LanguageModel, lora: LoraSettings, train_layers: int = 0) ->
             p.requires_grad_(id(p) in learned)
         raise
     return replace(model, adapters=adapted.eval())
+
+
+def variant_of(settings: Any) -> str:
+    """The name in `model.lora.variant` of the variant of an adapter, by PEFT's settings: an object or a mapping."""
+    settings = settings if isinstance(settings, dict) else vars(settings) if settings is not None else {}
+    return next((name for name in ("rslora", "dora") if settings.get(f"use_{name}")), "lora")
 
 
 def _targets(network: Any, lora: LoraSettings, train_layers: int) -> list[str] | str:

@@ -18,7 +18,7 @@ from proxlm.data.turn_end import eos_of
 from proxlm.errors import ConfigError, ModelError
 from proxlm.kernels.device import resolve_device, uses_bfloat16
 from proxlm.models.adapter_folder import AdapterFolder, find_adapter
-from proxlm.models.adapters import POLICY
+from proxlm.models.adapters import POLICY, variant_of
 from proxlm.models.context import context_of
 from proxlm.models.frozen import learns_so
 from proxlm.models.gguf import imported
@@ -205,6 +205,12 @@ def _as_loaded(settings: ModelSettings, model: LanguageModel) -> ModelSettings:
             lora.alpha,
             not lora.rank or lora.alpha in (default.lora.alpha, alpha),
             f"has adapters of alpha {alpha}",
+        ),
+        (
+            "lora.variant",
+            lora.variant,
+            not lora.rank or lora.variant in (default.lora.variant, variant_of(adapters)),
+            f"has adapters of the variant {variant_of(adapters)}",
         ),
     ]
     for name, value, fits, what in checks:
