@@ -91,6 +91,18 @@ DRAWN = {
     "name": st.sampled_from(["adamw", "adam", "sgd", "rmsprop", "adafactor", "muon"]),
     "stages": STAGES,
     "final": st.floats(0.1, 1),
+    "rollout.weights": st.just("policy"),
+    "shaping.normalise": st.just("none"),
+}
+# The same for one job.
+DRAWN_FOR = {
+    "value": {
+        "ptx.coef": st.just(0.0),
+        "ppo.critic_warmup": st.just(0),
+        "evaluation.every": st.just(0),
+        "model.lora.rank": st.just(0),
+        "model.critic": st.sampled_from(["shared", "separate"]),
+    },
 }
 
 
@@ -121,18 +133,18 @@ def values(kind: Any, bounds: Bounds) -> st.SearchStrategy[Any]:
     return simple[kind] if kind in simple else st.sampled_from(get_args(kind))
 
 
-def trees(section: Any, at: str) -> st.SearchStrategy[Any]:
+def trees(section: Any, at: str, special: dict[str, Any] | None = None) -> st.SearchStrategy[Any]:
     """Whole sections, every setting drawn."""
-    drawn = {}
+    drawn, chosen = {}, DRAWN if special is None else special
     for field in dataclasses.fields(section):
         kind, key = kinds(section)[field.name], f"{at}{field.name}"
         if dataclasses.is_dataclass(kind):
-            drawn[field.name] = trees(kind, f"{key}.")
+            drawn[field.name] = trees(kind, f"{key}.", chosen)
         else:
-            special = key if key in DRAWN else field.name
+            name = key if key in chosen else field.name
             short = at.startswith("optim.") or section in (RewardTerm, ReportConfig, DoctorConfig, DemoConfig)
-            if special in DRAWN and (special == key or short):
-                drawn[field.name] = DRAWN[special]
+            if name in chosen and (name == key or short):
+                drawn[field.name] = chosen[name]
             else:
                 drawn[field.name] = values(kind, field.metadata["bounds"])
         if path := field.metadata["path"]:
