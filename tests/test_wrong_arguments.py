@@ -43,6 +43,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
         "save": {"policy": policy, "folder": tmp_path_factory.mktemp("saved") / "model"},
         "ControlTrainer": {"environment": "CartPole-v1"},
         "PPOTrainer": {"model": policy, "reward": lengths, "prompts": ["a"], "config": settings},
+        "ValueTrainer": {"model": policy, "reward": lengths, "prompts": ["a"], "config": proxlm.ValueConfig()},
         "PretrainTrainer": {"texts": TEXTS},
         "SFTTrainer": {"model": policy, "train": [{"prompt": "a", "response": "b"}]},
         "load_run": {"folder": "nowhere"},

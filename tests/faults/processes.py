@@ -50,6 +50,7 @@ def run_until(
                 os.close(file)
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
             _wait_at(place, call, there[1], go_on[0])
             if before is not None:
                 before()

@@ -28,7 +28,7 @@ PHASES = {
     "generating": ("proxlm.train.ppo.loop:PPOLoop.step", 2, f"stopped by SIGTERM after step 2 of 4, saved; {GO_ON}"),
     "saving": ("proxlm.train.common.run_loop:save_checkpoint", 2,
                f"stopped by SIGTERM after step 2 of 4, saved; {GO_ON}"),
-    "publishing": ("proxlm.jobs.ppo:save_language_model", 1, f"stopped by SIGTERM after step 4, saved; {GO_ON}"),
+    "publishing": ("proxlm.jobs.ppo:publish_folder", 1, f"stopped by SIGTERM after step 4, saved; {GO_ON}"),
     "evaluation after": ("proxlm.jobs.held_out:evaluate_model", 2,
                          f"stopped by SIGTERM after step 4, saved; {GO_ON}"),
     "report": ("proxlm.jobs.ppo:write_report", 1, f"stopped by SIGTERM after step 4, saved; {GO_ON}"),

@@ -248,7 +248,7 @@ class _MultiTurnRollout:
 
     def _mask(self, kept: list[Conversation]) -> SamplingMask | None:
         """The sets that the tokens of these conversations were sampled from; None: the whole vocabulary."""
-        size = max(c.vocabulary for c in kept)
+        size = max((c.vocabulary for c in kept), default=0)
         return SamplingMask.from_pieces(size, [piece for c in kept for piece in c.sets]) if size else None
 
     def collect(self) -> Rollout:
