@@ -87,7 +87,7 @@ FORCED = (
 
 
 def rows() -> list[list[int]]:
-    """Prompts of unlike lengths."""
+    """Prompts of different lengths."""
     generator = torch.Generator().manual_seed(5)
     return [torch.randint(3, 320, (n,), generator=generator).tolist() for n in (17, 1, 9, 2)]
 

@@ -44,7 +44,7 @@ def test_responses_of_another_policy_need_the_correction_of_their_cause(mode):
         RolloutSettings(weights="int8"),
     )
     assert {key: text for key, text in both.items() if key in wanted} == (wanted if mode == "none" else {})
-    # The other cause's weight does not do.
+    # A weight for the other cause is not enough.
     assert problems(replace(engine, prefetch=True))["ppo.prefetch"] == wanted["ppo.prefetch"]
     assert problems(stale, RolloutSettings(weights="int8"))["rollout.weights"] == wanted["rollout.weights"]
     assert not problems(engine).keys() & wanted.keys()
