@@ -88,7 +88,8 @@ def test_a_small_file_that_stands_for_much_is_refused_in_little_memory(
     in_a_fork(lambda: pq.write_table(pa.table({"a": column()}), path, compression="zstd", **options))
     assert path.stat().st_size < MIB
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(DataError, match=rf"a\.parquet: .*{said}") as caught:
+    # Which bound is met first hangs on what memory the process has free already: both refuse it.
+    with pytest.raises(DataError, match=rf"a\.parquet: .*({said}|holds more than 1000 times)") as caught:
         next(iter_records(path, Skipped(skip=True)))
     assert len(str(caught.value)) <= 300
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most < 64 * 1024  # KiB
@@ -100,7 +101,8 @@ def test_a_saved_data_set_that_stands_for_much_is_refused(
     monkeypatch.setattr(table_trial, "MOST_MEMORY", 32 * MIB)
     folder = tmp_path / "a"
     in_a_fork(lambda: saved(folder, pa.table({"text": [LONG * 20]})))
-    with pytest.raises(DataError, match=r"d\.arrow: reading it takes more than .* GiB of memory"):
+    bounds = "reading it takes more than .* GiB of memory|the row is longer than 64 MiB"
+    with pytest.raises(DataError, match=rf"d\.arrow:.*({bounds})"):
         next(iter_records(folder))
 
 
