@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from proxlm.config import ModelSettings
 from proxlm.models.adapters import CRITIC, add_critic_adapters, critic_adapters_active, reference_active
-from proxlm.models.agreement import check_trunk, config_of
+from proxlm.models.agreement import check_trunk
 from proxlm.models.context import context_of
+from proxlm.models.encoder_decoder import config_of
 from proxlm.models.forward import TokenOutputs, response_states, token_outputs
 from proxlm.models.frozen import freeze
 from proxlm.models.language_model import LanguageModel

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from proxlm.errors import ModelError, UserError
 from proxlm.models.context import context_of
-from proxlm.models.encoder_decoder import EncoderDecoderTrunk
+from proxlm.models.encoder_decoder import config_of
 from proxlm.models.few_blocks import holds
 from proxlm.models.forward import response_states, runs_unpadded, token_outputs
 from proxlm.models.language_model import LanguageModel
@@ -119,11 +119,6 @@ def _last_state(model: LanguageModel, row: Sequences, trunk: Any) -> Tensor:
         return response_states(model, row, trunk)[1]
     with model.autocast():
         return trunk(input_ids=row.tokens[None], use_cache=False).last_hidden_state[:, -1]
-
-
-def config_of(trunk: Any) -> Any:
-    """The configuration of a trunk; of an encoder–decoder, its decoder's."""
-    return trunk.decoder.config if isinstance(trunk, EncoderDecoderTrunk) else trunk.config
 
 
 def trial_rows(model: LanguageModel, longest: int | None = None) -> Sequences:

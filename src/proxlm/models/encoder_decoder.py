@@ -72,3 +72,8 @@ def source_and_target(sequences: Sequences, start: int) -> tuple[Sequences, Sequ
     target = Sequences(tokens, offsets_of(lengths), torch.ones_like(lengths))
     tokens[target.response_index] = sequences.response_tokens
     return source, target
+
+
+def config_of(trunk: Any) -> Any:
+    """The configuration of a trunk; of an encoder–decoder, its decoder's."""
+    return trunk.decoder.config if isinstance(trunk, EncoderDecoderTrunk) else trunk.config

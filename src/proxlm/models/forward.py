@@ -25,7 +25,7 @@ from proxlm.kernels.head_gradient import backward_through_head
 from proxlm.kernels.linear_head import backward_through_linear_head, linear_head_logprobs
 from proxlm.kernels.unpadded_forward import can_run_unpadded, states_behind, unpadded_states
 from proxlm.models.context import context_of
-from proxlm.models.encoder_decoder import source_and_target
+from proxlm.models.encoder_decoder import config_of, source_and_target
 from proxlm.models.frozen import shares_frozen_blocks
 from proxlm.models.language_model import LanguageModel
 from proxlm.rl.logprobs import chunked_logprobs, predicting_states
@@ -143,8 +143,7 @@ def _check_context(model: LanguageModel, sequences: Sequences, trunk: Any = None
         longest = sequences.lengths.max()
     model.check_length(int(longest))
     if trunk is not None:
-        config = trunk.decoder.config if model.encoder_decoder else trunk.config
-        limit = context_of(config).limit
+        limit = context_of(config_of(trunk)).limit
         if limit is not None and int(longest) > limit:
             raise ModelError(
                 f"the critic: a text of {int(longest)} tokens does not fit its context of {limit}; lower"
