@@ -55,7 +55,6 @@ def compare(recipe: str, output: Path, jobs: int) -> dict[str, Any]:
     """Tune, then run the seeds."""
     common = {
         "run.threads": 1,
-        "run.tensorboard": "false",
         "run.save_every": 0,
         "ppo.kl_coef": BETA,
         "rollout.max_new_tokens": 24,

@@ -50,7 +50,6 @@ def run_all(folder: Path) -> None:
                 given = {
                     "run.seed": seed,
                     "run.folder": str(run),
-                    "run.tensorboard": False,
                     "run.report": False,
                 }
                 run_control(load_config("control", recipe(env), given))

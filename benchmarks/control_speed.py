@@ -32,7 +32,6 @@ def ours(env: str, seed: int) -> float:
             "environment.steps": STEPS,
             "run.seed": seed,
             "run.folder": f"{folder}/run",
-            "run.tensorboard": False,
             "run.report": False,
         }
         config = load_config("control", recipe(env), given)

@@ -50,7 +50,6 @@ def run(output: Path, mode: str, seed: int, steps: int, rate: float = 0.0) -> di
         "run.seed": seed,
         "run.threads": 1,
         "run.save_every": 0,
-        "run.tensorboard": "false",
         **({"optim.policy.lr": rate} if rate else {}),
     }
     words = mode.replace("(", "").replace(")", "").replace(",", "").split()

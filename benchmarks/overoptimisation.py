@@ -136,7 +136,6 @@ def optimise(
         "run.seed": seed,
         "run.folder": str(folder),
         "run.save_every": 0,
-        "run.tensorboard": False,
         "run.threads": 1,
     }
     run_ppo(load_config("ppo", RECIPE, settings))

@@ -57,7 +57,7 @@ PPO = {
     "optim.critic.lr": 0.003,
     "data.eval_count": 128,
 }
-COMMON = {"run.threads": 1, "run.tensorboard": "false", "run.save_every": 0, "model.device": "cpu"}
+COMMON = {"run.threads": 1, "run.save_every": 0, "model.device": "cpu"}
 
 
 def split(text: str, folder: Path) -> dict[str, str]:

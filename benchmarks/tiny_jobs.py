@@ -39,7 +39,7 @@ ENVIRONMENT = """class Vowels:
 WATCHED = Path("out")
 RUN = WATCHED / "run"
 # Two checkpoints of three stay, so that one is removed; the tokens are few.
-COMMON = ["--run.threads", "1", "--run.save-every", "1", "--run.keep", "2", "--run.tensorboard", "false",
+COMMON = ["--run.threads", "1", "--run.save-every", "1", "--run.keep", "2",
           "--run.folder", str(RUN)]  # fmt: skip
 MODEL = ["--model.device", "cpu"]
 # All that a run carries: a critic of its own, β that adapts, rewards scaled by all so far, a reference that moves.

@@ -36,7 +36,6 @@ config = proxlm.PPOConfig(
     rollout=proxlm.RolloutSettings(max_new_tokens=12),
     ppo=proxlm.PPOSettings(batch_size=16, minibatches=2, steps=30, kl_coef=0.0),
     optim=proxlm.OptimisersSettings(policy=proxlm.OptimiserSettings(lr=3e-3)),
-    run=proxlm.RunSettings(tensorboard=False),
 )
 new = proxlm.NewModelSettings(vocabulary=300, hidden=32, layers=2, heads=2, context=64)
 prompts = ["the cat", "a bird", "the dog", "the sun", "a", "the moon", "to the", "in the"]

@@ -13,7 +13,7 @@ steps = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
 config = proxlm.ControlConfig(
     environment=proxlm.GymSettings(steps=steps, count=8),
     ppo=proxlm.ControlPPOSettings(horizon=128, epochs=4, minibatches=4),
-    run=proxlm.RunSettings(threads=1, tensorboard=False),
+    run=proxlm.RunSettings(threads=1),
 )
 run = proxlm.ControlTrainer("CartPole-v1", config).train()
 returns = [value for value in run.metrics["episode_return"] if value is not None]

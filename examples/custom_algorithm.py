@@ -37,7 +37,6 @@ config = proxlm.PPOConfig(
     rollout=proxlm.RolloutSettings(max_new_tokens=12),
     ppo=proxlm.PPOSettings(batch_size=8, samples_per_prompt=4, minibatches=2, steps=5),
     optim=proxlm.OptimisersSettings(policy=proxlm.OptimiserSettings(lr=3e-3)),
-    run=proxlm.RunSettings(tensorboard=False),
 )
 new = proxlm.NewModelSettings(vocabulary=300, hidden=32, layers=2, heads=2, context=64)
 prompts = ["the cat", "a bird", "the dog", "the sun", "a", "the moon", "to the", "in the", "and", "on the"]

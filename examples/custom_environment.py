@@ -36,7 +36,7 @@ pretraining = proxlm.PretrainConfig(
     new=proxlm.NewModelSettings(vocabulary=280, hidden=32, layers=2, heads=2, context=96),
     train=proxlm.SupervisedSettings(steps=120, batch_tokens=512, block=48, validate_every=60),
     optim=proxlm.OptimiserSettings(lr=5e-3),
-    run=proxlm.RunSettings(tensorboard=False, report=False, save_every=0),
+    run=proxlm.RunSettings(report=False, save_every=0),
 )
 base = proxlm.PretrainTrainer(transcripts, pretraining).train().model
 
@@ -46,7 +46,6 @@ config = proxlm.PPOConfig(
     environment=proxlm.EnvironmentSettings(tasks=64, max_turns=3, max_tokens=64),
     ppo=proxlm.PPOSettings(batch_size=32, minibatches=2, steps=4),
     optim=proxlm.OptimisersSettings(policy=proxlm.OptimiserSettings(lr=1e-3)),
-    run=proxlm.RunSettings(tensorboard=False),
 )
 run = proxlm.PPOTrainer(base, config=config, environment=Colours).train()
 print("return by step:", [round(value, 3) for value in run.metrics["reward"]])

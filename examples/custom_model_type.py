@@ -56,7 +56,6 @@ config = proxlm.PPOConfig(
     data=proxlm.DataSettings(eval_count=2),
     rollout=proxlm.RolloutSettings(max_new_tokens=8),
     ppo=proxlm.PPOSettings(batch_size=8, minibatches=2, steps=2),
-    run=proxlm.RunSettings(tensorboard=False),
 )
 prompts = ["the cat", "a bird", "the dog", "the sun", "a", "the moon", "to the", "in the", "and", "on the"]
 run = proxlm.PPOTrainer(network, vowels, prompts, config, tokenizer=tokenizer).train()

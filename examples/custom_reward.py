@@ -25,7 +25,6 @@ config = proxlm.PPOConfig(
     data=proxlm.DataSettings(eval_count=2),
     rollout=proxlm.RolloutSettings(max_new_tokens=8),
     ppo=proxlm.PPOSettings(batch_size=8, minibatches=2, steps=3),
-    run=proxlm.RunSettings(tensorboard=False),
 )
 if len(sys.argv) > 1:
     model = sys.argv[1]

@@ -17,7 +17,7 @@ tuning = proxlm.SFTConfig(
     scratch=proxlm.NewModelSettings(type="t5", vocabulary=280, hidden=48, layers=2, heads=2, context=32),
     train=proxlm.SupervisedSettings(steps=200, batch_tokens=1024, validate_every=50),
     optim=proxlm.OptimiserSettings(lr=5e-3),
-    run=proxlm.RunSettings(tensorboard=False, report=False, save_every=0),
+    run=proxlm.RunSettings(report=False, save_every=0),
 )
 base = proxlm.SFTTrainer(train=pairs, config=tuning).train().model
 
@@ -37,7 +37,6 @@ config = proxlm.PPOConfig(
     rollout=proxlm.RolloutSettings(max_new_tokens=12),
     ppo=proxlm.PPOSettings(batch_size=32, minibatches=2, steps=6),
     optim=proxlm.OptimisersSettings(policy=proxlm.OptimiserSettings(lr=1e-4)),
-    run=proxlm.RunSettings(tensorboard=False),
 )
 run = proxlm.PPOTrainer(base, right_digits, pairs, config).train()
 for name, evaluation in run.evaluations.items():

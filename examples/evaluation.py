@@ -23,7 +23,7 @@ if not models:
     pretraining = proxlm.PretrainConfig(
         new=new,
         train=proxlm.SupervisedSettings(steps=60, batch_tokens=512, block=32, validate_every=30),
-        run=proxlm.RunSettings(tensorboard=False, report=False, save_every=0),
+        run=proxlm.RunSettings(report=False, save_every=0),
     )
     trained = proxlm.PretrainTrainer(TEXTS, pretraining).train().model
     random_weights = proxlm.load_model(trained)

@@ -21,7 +21,7 @@ if model is None:
     pretraining = proxlm.PretrainConfig(
         new=proxlm.NewModelSettings(vocabulary=300, hidden=32, layers=2, heads=2, context=64),
         train=proxlm.SupervisedSettings(steps=40, batch_tokens=512, block=32, validate_every=20),
-        run=proxlm.RunSettings(tensorboard=False, report=False, save_every=0),
+        run=proxlm.RunSettings(report=False, save_every=0),
     )
     model = proxlm.PretrainTrainer(TEXTS, pretraining).train().model
 
@@ -33,7 +33,6 @@ config = proxlm.PPOConfig(
     optim=proxlm.OptimisersSettings(
         policy=proxlm.OptimiserSettings(lr=1e-2), critic=proxlm.OptimiserSettings(lr=1e-2)
     ),
-    run=proxlm.RunSettings(tensorboard=False),
 )
 prompts = ["the cat", "a bird", "the dog", "the sun", "a", "the moon", "to the", "in the", "and", "on the"]
 run = proxlm.PPOTrainer(model, vowels, prompts, config).train()

@@ -109,7 +109,7 @@ def test_a_new_run_leaves_the_rows_of_another_alone(tmp_path: Path) -> None:
 
 
 def test_tensorboard_has_the_same_numbers_and_a_resumed_run_replaces_its_later_ones(tmp_path: Path) -> None:
-    run = RunSettings()
+    run = RunSettings(tensorboard=True)
     with RunLog(tmp_path, "ppo", 3, run) as log:
         log.metrics(1, {"reward": 0.5, "kl": math.nan})
         log.metrics(2, {"reward": 0.75, "kl": 1.5})
@@ -125,9 +125,17 @@ def test_tensorboard_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("a file")
     with (
         pytest.raises(RunError, match=r"tensorboard: cannot be written: "),
-        RunLog(tmp_path, "ppo", 3, RunSettings()),
+        RunLog(tmp_path, "ppo", 3, RunSettings(tensorboard=True)),
     ):
         pass
+
+
+def test_tensorboard_without_the_package_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RunError, match=r"^run\.tensorboard is set, .* pip install proxlm\[tensorboard\]"):
+        RunLog(tmp_path, "ppo", 3, RunSettings(tensorboard=True))
 
 
 class FakeWandb(ModuleType):

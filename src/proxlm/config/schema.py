@@ -322,7 +322,9 @@ class RunSettings:
     log_samples: int = setting(
         4, "number of responses per step to write to samples.jsonl", ge=0, on_resume="free"
     )
-    tensorboard: bool = setting(True, "write TensorBoard events", on_resume="free")
+    tensorboard: bool = setting(
+        False, "write TensorBoard events (needs proxlm[tensorboard])", on_resume="free"
+    )
     wandb: str = setting("", "Weights & Biases project to log to (needs proxlm[wandb])", on_resume="free")
     threads: int = setting(0, "CPU threads; 0: one per core", ge=0, on_resume="free")
     report: bool = setting(True, "write report.html at the end", on_resume="free")

@@ -18,7 +18,7 @@ from proxlm.models.source import ModelSource
 from proxlm.runlog.folder import folder_to_resume, open_run, refuse_if_taken, write_atomic
 from proxlm.runlog.interrupt import StopSignals, stopped_outside_message
 from proxlm.runlog.lock import locked, refuse_if_held
-from proxlm.runlog.loggers import check_wandb
+from proxlm.runlog.loggers import check_loggers
 from proxlm.runlog.stop_request import forget
 from proxlm.text import shown
 from proxlm.train.common.run_loop import TrainingConfig, TrainingLoop
@@ -31,8 +31,7 @@ def check_run_folder(run: RunSettings) -> None:
         RunError: Another process holds it, it holds a run that is not to be resumed, or none that could be.
         ConfigError: A logger that is asked for is not there.
     """
-    if run.wandb:
-        check_wandb(run.wandb)
+    check_loggers(run)
     if run.resume:
         refuse_if_held(folder_to_resume(run.folder))
     elif run.folder:

@@ -91,7 +91,6 @@ class WeightsAndBiases:
     """A run of `project` at Weights & Biases; the same one again when the folder's run is resumed."""
 
     def __init__(self, folder: Path, project: str) -> None:
-        check_wandb(project)
         import wandb
 
         settings, id_file = folder / "config.toml", folder / "wandb.id"
@@ -119,8 +118,10 @@ class WeightsAndBiases:
         self._run.finish(exit_code=int(failed))
 
 
-def check_wandb(project: str) -> None:
-    """Raise RunError if the package is not installed."""
-    if importlib.util.find_spec("wandb") is None:
-        advice = "pip install proxlm[wandb], or leave it empty"
-        raise RunError(f"run.wandb = {project}: the package wandb is not installed: {advice}")
+def check_loggers(run: RunSettings) -> None:
+    """Raise RunError if the package of a logger that is asked for is not installed."""
+    asked = {"wandb": (run.wandb, "leave it empty"), "tensorboard": (run.tensorboard, "leave it out")}
+    for name, (value, otherwise) in asked.items():
+        if value and importlib.util.find_spec(name) is None:
+            advice = f"pip install proxlm[{name}], or {otherwise}"
+            raise RunError(f"run.{name} is set, and the package {name} is not installed: {advice}")

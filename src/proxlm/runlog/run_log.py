@@ -15,7 +15,7 @@ from proxlm.config import RunSettings
 from proxlm.errors import StoppedBySignalError
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.interrupt import StopSignals, stopped_message
-from proxlm.runlog.loggers import Loggers, check_wandb
+from proxlm.runlog.loggers import Loggers, check_loggers
 from proxlm.runlog.rows import RowCounts, RowFiles
 from proxlm.runlog.state import RunState
 from proxlm.runlog.stop_request import forget, is_requested
@@ -59,8 +59,7 @@ class RunLog:
         in_python: bool = False,
     ) -> None:
         self.folder, self.run = folder, run
-        if run.wandb:
-            check_wandb(run.wandb)
+        check_loggers(run)
         self._rows = RowFiles(folder, start_step)
         past = self._rows.read_metrics()
         began = time.perf_counter()
