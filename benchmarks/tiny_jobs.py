@@ -62,6 +62,7 @@ JOBS: dict[str, list[str]] = {
     "ppo, conversations": [*PPO, *TALK],
     "ppo, conversations, prefetched": [*PPO, *TALK, *PREFETCH],
     "sft": ["sft", *COMMON, *MODEL, "--model.policy", "model", "--text.train", "pairs.jsonl", *TRAIN],
+    "reward": ["reward", *COMMON, *MODEL, "--model.policy", "model", "--text.train", "comparisons.jsonl", *TRAIN],
     "pretrain": [
         "pretrain", *COMMON, *MODEL, "--text.train", "text.txt", "--new.type", "llama", "--new.hidden", "16",
         "--new.layers", "1", "--new.heads", "2", "--new.context", "32", "--new.vocabulary", "280",
@@ -137,7 +138,12 @@ def _language(folder: Path) -> None:
     save_language_model(build_language_model(new, tokenizer, ModelSettings(device="cpu")), folder / "model")
     prompts = [{"prompt": f"{text[:8]} {i}"} for i in range(3) for text in TEXTS]
     pairs = [{"prompt": text[:6], "response": f"{text[6:16]} {i}"} for i in range(6) for text in TEXTS]
-    for name, rows in (("prompts", prompts), ("pairs", pairs)):
+    comparisons = [
+        {"prompt": f"{text[:6]} {i}", "chosen": text[6:12], "rejected": text[12:20]}
+        for i in range(6)
+        for text in TEXTS
+    ]
+    for name, rows in (("prompts", prompts), ("pairs", pairs), ("comparisons", comparisons)):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     (folder / "text.txt").write_text("\n\n".join(TEXTS * 12), encoding="utf-8")
@@ -204,7 +210,7 @@ def _content(folder: Path, name: str) -> Any:
         return None
     if path.suffix == ".jsonl":
         return [timeless(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    if path.suffix == ".json" and path.parent.name != "policy":
+    if path.suffix == ".json" and path.parent.name not in ("policy", "reward"):
         return timeless(json.loads(path.read_text(encoding="utf-8")))
     if path.name == "report.html" and (folder / RUN.name) == path.parent:
         from proxlm.report.page import page

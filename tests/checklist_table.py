@@ -50,6 +50,7 @@ ITEMS = {
     40: "golden numbers of peers",
     41: "control: CartPole, Acrobot, Pendulum",
     42: "V-trace, Retrace",
+    43: "comparisons: Bradley–Terry",
 }
 
 PROPERTY = "checklist"

@@ -173,6 +173,8 @@ def job_of(block: Block, settings: dict[str, Any]) -> str:
     """The job that a fragment of settings belongs to: as it says, else by its sections."""
     if "job" in settings:
         return str(settings["job"])
+    if block.page == "docs/reward-models.md":
+        return "ppo" if "reward" in settings else "reward"
     if "text" in settings or "train" in settings:
         return "sft" if "scratch" in settings else "pretrain"
     return "control" if block.page == "docs/control.md" else "ppo"
@@ -182,6 +184,7 @@ def job_of(block: Block, settings: dict[str, Any]) -> str:
 REST: dict[str, dict[str, Any]] = {
     "ppo": {"model.policy": "tiny", "data.prompts": "prompts.txt"},
     "sft": {"model.policy": "tiny", "text.train": ["pairs.jsonl"]},
+    "reward": {"model.policy": "tiny", "text.train": ["pairs.jsonl"]},
     "pretrain": {"text.train": ["texts"]},
     "evaluate": {"models": ["tiny"], "data.eval_prompts": "prompts.txt"},
     "generate": {"model.policy": "tiny", "prompt": "Once"},

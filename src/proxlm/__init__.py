@@ -15,9 +15,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "proxlm.config": (
         "ControlConfig", "ControlPPOSettings", "CorrectionSettings", "CovarianceSettings", "DataSettings",
-        "EnvironmentSettings", "EvaluateConfig", "EvaluationSettings", "GymSettings", "LoraSettings", "ModelSettings",
-        "NetworkSettings", "NewModelSettings", "OptimiserSettings", "OptimisersSettings", "PPOConfig", "PPOSettings",
-        "PretrainConfig", "ProcessSettings", "PtxSettings", "RewardSettings", "RewardTerm", "RolloutSettings",
+        "EnvironmentSettings", "EvaluateConfig", "EvaluationSettings", "GymSettings", "LoraSettings",
+        "ModelSettings", "NetworkSettings", "NewModelSettings", "ObjectiveSettings", "OptimiserSettings",
+        "OptimisersSettings", "PPOConfig", "PPOSettings", "PreferenceSettings", "PretrainConfig",
+        "ProcessSettings", "PtxSettings", "RewardConfig", "RewardSettings", "RewardTerm", "RolloutSettings",
         "RunSettings", "SFTConfig", "ShapingSettings", "SupervisedSettings", "TextSettings",
         "TrustRegionSettings", "ValueConfig", "ValueSettings", "load_config", "validate",
     ),
@@ -45,6 +46,7 @@ _HOMES = {
     "proxlm.jobs.ppo": ("PPOTrainer",),
     "proxlm.jobs.value": ("ValueTrainer",),
     "proxlm.jobs.pretrain": ("PretrainTrainer",),
+    "proxlm.jobs.reward": ("RewardTrainer",),
     "proxlm.jobs.sft": ("SFTTrainer",),
     "proxlm.models.actor_critic": ("ActorCritic",),
     "proxlm.models.language_model": ("LanguageModel",),

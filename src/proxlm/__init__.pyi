@@ -40,6 +40,9 @@ from proxlm.config import (
     NewModelSettings as NewModelSettings,
 )
 from proxlm.config import (
+    ObjectiveSettings as ObjectiveSettings,
+)
+from proxlm.config import (
     OptimiserSettings as OptimiserSettings,
 )
 from proxlm.config import (
@@ -52,6 +55,9 @@ from proxlm.config import (
     PPOSettings as PPOSettings,
 )
 from proxlm.config import (
+    PreferenceSettings as PreferenceSettings,
+)
+from proxlm.config import (
     PretrainConfig as PretrainConfig,
 )
 from proxlm.config import (
@@ -59,6 +65,9 @@ from proxlm.config import (
 )
 from proxlm.config import (
     PtxSettings as PtxSettings,
+)
+from proxlm.config import (
+    RewardConfig as RewardConfig,
 )
 from proxlm.config import (
     RewardSettings as RewardSettings,
@@ -200,6 +209,9 @@ from proxlm.jobs.ppo import (
 )
 from proxlm.jobs.pretrain import (
     PretrainTrainer as PretrainTrainer,
+)
+from proxlm.jobs.reward import (
+    RewardTrainer as RewardTrainer,
 )
 from proxlm.jobs.sft import (
     SFTTrainer as SFTTrainer,

@@ -28,6 +28,7 @@ JOB_MODULES = {
     "value": "proxlm.jobs.value:main",
     "pretrain": "proxlm.jobs.pretrain:main",
     "sft": "proxlm.jobs.sft:main",
+    "reward": "proxlm.jobs.reward:main",
     "generate": "proxlm.jobs.generate:main",
     "evaluate": "proxlm.jobs.evaluate:main",
     "control": "proxlm.jobs.control:main",

@@ -285,8 +285,8 @@ def test_errors_in_overrides(overrides: dict[str, Any], message: str) -> None:
 def test_an_unknown_job_names_the_nearest() -> None:
     assert error("pretrian") == '"pretrian": unknown job; did you mean pretrain?'
     assert error("zzz") == (
-        '"zzz": unknown job; the jobs are ppo, value, pretrain, sft, generate, evaluate, control, report, doctor,'
-        " verify, stop, demo"
+        '"zzz": unknown job; the jobs are ppo, value, pretrain, sft, reward, generate, evaluate, control, report,'
+        " doctor, verify, stop, demo"
     )
 
 
@@ -388,11 +388,8 @@ def test_a_term_whose_name_has_a_dot_is_found() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_is_valid(path: Path) -> None:
-    """The sections say which job it is for."""
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
-    sections = {"new": "pretrain", "text": "sft"}
-    job = "control" if path.stem.startswith("control") else "ppo"
-    load_config(next((job for section, job in sections.items() if section in table), job), path)
+    """It says which job it is for."""
+    load_config(tomllib.loads(path.read_text(encoding="utf-8"))["job"], path)
 
 
 @pytest.mark.parametrize(

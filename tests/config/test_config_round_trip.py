@@ -85,6 +85,8 @@ DRAWN = {
     "model.freeze": st.just([]),
     "model.activation_checkpointing": st.just(False),
     "scratch.type": st.just(""),
+    "text.completion_fields": st.just(["left", "right"]),
+    "text.winner_values": st.just([]),
     "rollout.stop": st.lists(SOME_TEXT, max_size=3),
     "ppo.prefetch": st.just(False),
     "ppo.old_logprobs": st.just("recomputed"),
@@ -96,6 +98,7 @@ DRAWN = {
 }
 # The same for one job.
 DRAWN_FOR = {
+    "reward": {"model.packed": st.just(False)},
     "value": {
         "ptx.coef": st.just(0.0),
         "ppo.critic_warmup": st.just(0),

@@ -25,7 +25,7 @@ from proxlm.config import (
 from proxlm.config.tree import is_section, kinds
 from proxlm.errors import RunError
 
-TRAINING = {name: JOBS[name] for name in ("ppo", "pretrain", "sft", "control")}
+TRAINING = {name: JOBS[name] for name in ("ppo", "pretrain", "sft", "reward", "control")}
 
 FREE = {
     "model.packed", "model.activation_checkpointing", "model.device", "model.trust_remote_code", "model.save_dtype",

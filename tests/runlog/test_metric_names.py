@@ -91,6 +91,14 @@ def written(tokenizer, tmp_path_factory) -> dict[str, set[str]]:
         "".join(json.dumps({"prompt": text[:6], "response": text[6:20]}) + "\n" for text in TEXTS * 4),
         "utf-8",
     )
+    (place / "comparisons.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": f"{text[:6]} {i}", "chosen": text[6:12], "rejected": text[12:20]}) + "\n"
+            for i in range(4)
+            for text in TEXTS
+        ),
+        "utf-8",
+    )
     (place / "text.txt").write_text("\n".join(TEXTS * 8), "utf-8")
     (place / "reward.py").write_text(REWARD, "utf-8")
     found: dict[str, set[str]] = {"evaluate": set()}
@@ -111,12 +119,22 @@ def written(tokenizer, tmp_path_factory) -> dict[str, set[str]]:
         policy = ["--model.policy", "model", "--data.eval-count", "2"]
         run("ppo", name, *policy, *DEVICE, *data, *SHORT, *arguments)
     run("sft", "sft", "--model.policy", "model", "--text.train", "pairs.jsonl", *DEVICE, *SUPERVISED)
+    run(
+        "reward",
+        "reward",
+        "--model.policy",
+        "model",
+        "--text.train",
+        "comparisons.jsonl",
+        *DEVICE,
+        *SUPERVISED,
+    )
     run("pretrain", "pretrain", *DEVICE, *SUPERVISED, *NEW)
     run("control", "control", *CONTROL)
     return found
 
 
-@pytest.mark.parametrize("job", ["ppo", "sft", "pretrain", "control", "evaluate"])
+@pytest.mark.parametrize("job", ["ppo", "sft", "reward", "pretrain", "control", "evaluate"])
 def test_every_metric_that_a_job_writes_is_declared_for_it(job, written):
     assert written[job]
     for name in written[job]:
@@ -125,7 +143,7 @@ def test_every_metric_that_a_job_writes_is_declared_for_it(job, written):
         assert job in metric.jobs, name
 
 
-@pytest.mark.parametrize("job", ["ppo", "sft", "pretrain", "control", "evaluate"])
+@pytest.mark.parametrize("job", ["ppo", "sft", "reward", "pretrain", "control", "evaluate"])
 def test_every_declared_metric_is_written(job, written):
     rare = {metric_names.NOT_FINITE}  # only where a number is not finite
     for metric in METRICS.values():

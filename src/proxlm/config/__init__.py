@@ -26,6 +26,7 @@ from proxlm.config.ppo import (
     ShapingSettings,
     TrustRegionSettings,
 )
+from proxlm.config.preferences import ObjectiveSettings, PreferenceSettings, RewardConfig
 from proxlm.config.rollout import (
     EnvironmentSettings,
     EvaluationSettings,
@@ -66,14 +67,17 @@ __all__ = [
     "ModelSettings",
     "NetworkSettings",
     "NewModelSettings",
+    "ObjectiveSettings",
     "OptimiserSettings",
     "OptimisersSettings",
     "PPOConfig",
     "PPOSettings",
+    "PreferenceSettings",
     "PretrainConfig",
     "ProcessSettings",
     "PtxSettings",
     "ReportConfig",
+    "RewardConfig",
     "RewardSettings",
     "RewardTerm",
     "RolloutSettings",

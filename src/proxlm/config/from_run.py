@@ -40,10 +40,11 @@ def settings_of_run(kind: type, folder: Path, saved: Mapping[str, Any]) -> dict[
         saved: What its config.toml holds; relative paths in it are relative to the folder.
 
     Raises:
-        ConfigError: A run that is not finished, or one of proxlm control or value, which leaves no language model.
+        ConfigError: A run that is not finished, or one of proxlm control, value or reward, which leaves no language
+            model.
     """
     job = saved.get("job")
-    if job in ("control", "value"):
+    if job in ("control", "value", "reward"):
         raise ConfigError(f"{folder}: a run of proxlm {job}, which leaves no language model")
     found = {name: saved[name] for name in SECTIONS if name in saved and name in kinds(kind)}
     text, run = _table(saved, "text"), _table(saved, "run")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from proxlm.config.setting import setting
 
-_ON_BAD_RECORD = (
+ON_BAD_RECORD = (
     "a record that cannot be read or used: stop with an error, or skip it, count it and list it in the run's"
     " skipped.jsonl (also: --on-bad-record)"
 )
@@ -174,7 +174,7 @@ class DataSettings:
     on_long_prompt: Literal["fail", "skip"] = setting(
         "fail", "a prompt longer than max_prompt_tokens: stop with an error, or skip it and count it"
     )
-    on_bad_record: Literal["fail", "skip"] = setting("fail", _ON_BAD_RECORD)
+    on_bad_record: Literal["fail", "skip"] = setting("fail", ON_BAD_RECORD)
 
 
 @dataclass(frozen=True)
@@ -351,7 +351,7 @@ class TextSettings:
     )
     validation_share: float = setting(0.05, "share of the records to set aside for validation", gt=0, lt=1)
     extensions: list[str] = setting(factory=lambda: [".txt", ".md"], help="which files of a folder to read")
-    on_bad_record: Literal["fail", "skip"] = setting("fail", _ON_BAD_RECORD)
+    on_bad_record: Literal["fail", "skip"] = setting("fail", ON_BAD_RECORD)
     prompt_field: str = setting("prompt", "sft: field with the prompt (text or messages)")
     response_field: str = setting("response", "sft: field with the response (text or messages)")
     messages_field: str = setting(

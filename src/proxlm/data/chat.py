@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from proxlm.config import DataSettings, TextSettings
+from proxlm.config import DataSettings, PreferenceSettings, TextSettings
 from proxlm.data.lines import read_lines
 from proxlm.data.messages import Message
 from proxlm.data.template import TemplateLimitError, render
@@ -76,7 +76,7 @@ class ChatFormat:
     variables: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def of(tokenizer: Tokenizer, settings: DataSettings | TextSettings) -> ChatFormat:
+    def of(tokenizer: Tokenizer, settings: DataSettings | TextSettings | PreferenceSettings) -> ChatFormat:
         """The format that the settings describe. Reads the template's file; raises DataError."""
         return ChatFormat(tokenizer, read_template(settings.chat_template), settings.chat_template_kwargs)
 

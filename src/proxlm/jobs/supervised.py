@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from proxlm.checkpoint import newest_checkpoint
@@ -14,16 +15,17 @@ from proxlm.engine.agreement import check_engine
 from proxlm.jobs.run_folder import begin_run, keep_best_notes, run_folder
 from proxlm.models.agreement import check_gradients
 from proxlm.models.language_model import LanguageModel
+from proxlm.models.source import ModelSource
 from proxlm.report.page import write_report
 from proxlm.report.run import Run, load_run
 from proxlm.runlog.folder import folder_to_resume
-from proxlm.runlog.metric_names import LOSS, VALIDATION_LOSS
+from proxlm.runlog.metric_names import VALIDATION_LOSS
 from proxlm.runlog.run_log import RunLog
 from proxlm.train.common.callbacks import Callbacks
 from proxlm.train.common.schedules import warmup_note
 from proxlm.train.supervised.examples import Examples
-from proxlm.train.supervised.loop import SupervisedLoop
-from proxlm.train.supervised.objective import LanguageModelObjective
+from proxlm.train.supervised.loop import SupervisedConfig, SupervisedLoop
+from proxlm.train.supervised.objective import LanguageModelObjective, Objective
 
 
 def train_supervised(
@@ -57,8 +59,43 @@ def train_supervised(
         model.check_tokens("the records", examples.tokens)
     check_engine(model)  # what is trained here is generated from later
     check_gradients(model)
-    parameters = sum(p.numel() for p in model.network.parameters()) / 1e6
-    tokens, validation_tokens = int(training.lengths.sum()), int(validation.lengths.sum())
+    objective = LanguageModelObjective(model, training, validation)
+    return run_supervised(job, config, objective, model.network, skipped, callbacks, in_python, sources)
+
+
+def run_supervised(
+    job: str,
+    config: SupervisedConfig,
+    objective: Objective,
+    network: Any,
+    skipped: Skipped,
+    callbacks: Callbacks,
+    in_python: bool = False,
+    sources: Mapping[str, Source | ModelSource] | None = None,
+    loop_type: type[SupervisedLoop] = SupervisedLoop,
+    after: Callable[[Path], None] = lambda _folder: None,
+) -> Run:
+    """Minimise an objective, in the run's folder, and write the report.
+
+    Args:
+        job: The command's name.
+        config: Its settings.
+        objective: The model, its data and its loss.
+        network: The model, for the number of its parameters.
+        skipped: The records that were left out, for the run's folder.
+        callbacks: Called at the events of the loop.
+        in_python: See `RunLog`.
+        sources: See `begin_run`.
+        loop_type: Its loop.
+        after: Called with the run's folder when the loop has ended, before the report is written.
+
+    Raises:
+        UserError: See `SupervisedLoop.train`.
+    """
+    parameters = sum(p.numel() for p in network.parameters()) / 1e6
+    tokens, validation_tokens = (
+        int(lengths.sum()) for lengths in (objective.lengths, objective.validation_lengths)
+    )
     left_out = f" ({skipped.report()})" if len(skipped) else ""
     print(
         f"{parameters:.2f}M parameters; {tokens:,} tokens to train on, {validation_tokens:,} to validate on"
@@ -73,7 +110,7 @@ def train_supervised(
         print(f"note: {note}", flush=True)
     with run_folder(config, job, in_python) as folder:
         skipped.save(folder)
-        loop = SupervisedLoop(LanguageModelObjective(model, training, validation), config, folder)
+        loop = loop_type(objective, config, folder)
         loop.callbacks = callbacks.fresh()
         begin_run(config, loop, sources)
         with RunLog(
@@ -82,21 +119,25 @@ def train_supervised(
             config.train.steps,
             config.run,
             loop.state.step,
-            headline=(LOSS, VALIDATION_LOSS),
+            headline=loop.headline,
             limit_seconds=max(0.0, config.train.minutes * 60 - loop.state.seconds),
             in_python=in_python,
         ) as log:
             loop.train(log)
+        after(folder)
         if config.run.report:
             write_report(folder)
         return load_run(folder)
 
 
-def tokenizer_to_resume(run: RunSettings) -> Any:
-    """The tokenizer of the run to resume; the text that it was trained on may have changed since."""
+def tokenizer_to_resume(run: RunSettings, folder: str = "policy") -> Any:
+    """The tokenizer of the run to resume; the text that it was trained on may have changed since.
+
+    folder: Of the model in a checkpoint.
+    """
     # Damaged checkpoints are reported when the weights are read.
     checkpoint = newest_checkpoint(folder_to_resume(run.folder), on_damaged=lambda _line: None)
-    return load_tokenizer(str(checkpoint / "policy"))
+    return load_tokenizer(str(checkpoint / folder))
 
 
 def print_result(run: Run) -> None:

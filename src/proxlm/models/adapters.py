@@ -89,6 +89,55 @@ def add_lora(model: LanguageModel, lora: LoraSettings, train_layers: int = 0) ->
     return replace(model, adapters=adapted.eval())
 
 
+def add_lora_to_trunk(network: Any, lora: LoraSettings, train_layers: int = 0) -> Any:
+    """Freeze a classifier and put adapters on the linear layers of its trunk; its head is as it was.
+
+    Args:
+        network: A …ForSequenceClassification, which gets PEFT's layers, in place.
+        lora: Rank, alpha and targets.
+        train_layers: Only on so many of the top blocks; 0: on all.
+
+    Returns:
+        PEFT's model around it.
+
+    Raises:
+        ConfigError: PEFT is not installed, or the targets are no layers that adapters can sit on.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError('model.lora needs PEFT: pip install "proxlm[lora]"') from error
+    from transformers.pytorch_utils import Conv1D
+
+    prefix = network.base_model_prefix
+    blocks = top_blocks(network, train_layers) if train_layers else [(prefix, getattr(network, prefix))]
+    names = [
+        f"{top}.{name}"
+        for top, block in blocks
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and (not lora.targets or _is_target(name, lora.targets))
+    ]
+    if not names:
+        what = f"layer {listed(list(lora.targets), most=3)}" if lora.targets else "linear layer"
+        raise ConfigError(f"model.lora: no {what} in the trunk for adapters to sit on")
+    sides = {name: min(network.get_submodule(name).weight.shape) for name in names}
+    if lora.rank > (most := max(sides.values())):
+        name = next(name for name, side in sides.items() if side == most)
+        raise ConfigError(
+            f"model.lora.rank = {lora.rank}: must be at most {most}, the smaller side of the matrix {name}, the"
+            " largest that it would adapt"
+        )
+    settings = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        use_rslora=lora.variant == "rslora",
+        use_dora=lora.variant == "dora",
+        target_modules=names,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in network.modules()),
+    )
+    return peft.get_peft_model(network, settings).eval()
+
+
 def variant_of(settings: Any) -> str:
     """The name in `model.lora.variant` of the variant of an adapter, by PEFT's settings: an object or a mapping."""
     settings = settings if isinstance(settings, dict) else vars(settings) if settings is not None else {}

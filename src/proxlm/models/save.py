@@ -30,9 +30,9 @@ def save_language_model(model: LanguageModel, folder: Path) -> None:
     """
     with no_progress_bars():
         if model.adapters is None:
-            _save_network(model.network, model.save_dtype, folder)
+            save_network(model.network, model.save_dtype, folder)
         else:
-            _save_network(merged(copy.deepcopy(model.adapters)), model.save_dtype, folder)
+            save_network(merged(copy.deepcopy(model.adapters)), model.save_dtype, folder)
             _save_adapter(model.adapters, folder / ADAPTER_FOLDER)
             model.tokenizer.save_pretrained(folder / ADAPTER_FOLDER)
         model.tokenizer.save_pretrained(folder)
@@ -40,7 +40,7 @@ def save_language_model(model: LanguageModel, folder: Path) -> None:
     give_mode_of(folder / "config.json", folder)
 
 
-def _save_network(network: Any, dtype: torch.dtype, folder: Path) -> None:
+def save_network(network: Any, dtype: torch.dtype, folder: Path) -> None:
     """Write a transformers model with its floating-point weights rounded to `dtype`."""
     tensors = None if dtype == torch.float32 else _rounded(network.state_dict(), dtype)
     with without_progress_bars():

@@ -69,6 +69,16 @@ class ModelSource:
         self.settings = expand_user(settings)
 
     @property
+    def network(self) -> Any:
+        """The transformers model that the caller has loaded; None: it is to be read."""
+        return self._network
+
+    @property
+    def network_tokenizer(self) -> Any:
+        """The tokenizer that the caller passed with it, which may have no EOS."""
+        return self._tokenizer
+
+    @property
     def in_memory(self) -> bool:
         """Whether the caller has loaded the model, so that no other process could."""
         return self._network is not None

@@ -144,14 +144,19 @@ def classifier_for(trunk: Any, head: ValueHead, what: str) -> Any:
     Raises:
         ModelError: transformers has none for this type, or none whose head is linear and alike.
     """
+    config = copy.deepcopy(trunk.config)
+    if head.bins is not None:
+        setattr(config, BINS, _bins_as_saved(head.bins))
+    return classifier_on(trunk, head.linear, config, what)
+
+
+def classifier_on(trunk: Any, head: nn.Linear, config: Any, what: str) -> Any:
+    """As `classifier_for`, of a linear head with any number of outputs; config: its own, changed in place."""
     from transformers import AutoModelForSequenceClassification
 
     register_model_types()
-    config = copy.deepcopy(trunk.config)
-    config.num_labels = head.linear.out_features
+    config.num_labels = head.out_features
     config.use_cache = True
-    if head.bins is not None:
-        setattr(config, BINS, _bins_as_saved(head.bins))
     try:
         with torch.device("meta"):
             network: Any = AutoModelForSequenceClassification.from_config(config)
@@ -160,16 +165,16 @@ def classifier_for(trunk: Any, head: ValueHead, what: str) -> Any:
             f"{what}: transformers has no classifier of model type {config.model_type}"
         ) from error
     score = getattr(network, "score", None)
-    if not isinstance(score, nn.Linear) or score.weight.shape != head.linear.weight.shape:
+    if not isinstance(score, nn.Linear) or score.weight.shape != head.weight.shape:
         raise ModelError(
             f"{what}: the classifier of model type {config.model_type} has no linear head on the states"
         )
     setattr(network, network.base_model_prefix, trunk)
-    score.weight = head.linear.weight
+    score.weight = head.weight
     bias: Any = score.bias
     if bias is not None:
-        score.bias = head.linear.bias
-    elif bool(head.linear.bias.any()):
+        score.bias = head.bias
+    elif bool(head.bias.any()):
         raise ModelError(
             f"{what}: the classifier of model type {config.model_type} has no bias; the value head does"
         )

@@ -30,7 +30,10 @@ class Plot:
 
 
 PLOTS = (
-    Plot("Loss", "Loss, nats a token", (names.LOSS, names.VALIDATION_LOSS)),
+    Plot("Loss", "Loss, nats a token (reward: a comparison)", (names.LOSS, names.VALIDATION_LOSS)),
+    Plot("Held-out comparisons", "Accuracy", (names.VALIDATION_ACCURACY,)),
+    Plot("Held-out comparisons", "Score: chosen − rejected", (names.VALIDATION_MARGIN,)),
+    Plot("Held-out comparisons", "Mean score", (names.VALIDATION_SCORE,)),
     Plot("Reward", "Reward", (names.REWARD, names.SCORE), band=names.REWARD_STD),
     Plot("Reward", "Return of the newest 100 episodes", (names.EPISODE_RETURN,)),
     Plot("Reward", "Components of the reward", (names.REWARD_COMPONENT,)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, SFTConfig
+from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from proxlm.report.run_data import RunData, finite
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.saved_settings import RunConfig
@@ -27,6 +27,8 @@ def headline(run: RunData) -> str:
             tiles.append((title, " → ".join(number(sum(end) / len(end)) for end in ends)))
     if validation := finite([row.get(names.VALIDATION_LOSS) for row in run.metrics]):
         tiles.append(("Best validation loss", number(min(validation))))
+    if accuracy := finite([row.get(names.VALIDATION_ACCURACY) for row in run.metrics]):
+        tiles.append(("Validation accuracy", f"{number(accuracy[0])} → {number(accuracy[-1])}"))
     items = "".join(f"<div><dt>{in_html(name)}</dt><dd>{in_html(value)}</dd></div>" for name, value in tiles)
     note = f"A → B: means of the first and of the last {ENDS} values, of a short run of its halves."
     return f'<dl class="tiles">{items}</dl><p class="note">{note}</p>'
@@ -41,7 +43,7 @@ def _steps(run: RunData) -> str:
 def _planned_steps(config: RunConfig | None) -> int | None:
     if isinstance(config, PPOConfig):
         return config.ppo.steps
-    if isinstance(config, PretrainConfig | SFTConfig):
+    if isinstance(config, PretrainConfig | SFTConfig | RewardConfig):
         return config.train.steps
     return None
 

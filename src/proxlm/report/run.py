@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, SFTConfig
+from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from proxlm.config.paths import home_expanded
 from proxlm.config.signature import checked
 from proxlm.errors import RunError
@@ -21,6 +21,7 @@ _MAIN_METRICS: Mapping[str, Sequence[str]] = {
     "ppo": ("reward", "kl", "entropy"),
     "value": ("value_loss", "explained_variance"),
     "sft": ("loss", "validation_loss"),
+    "reward": ("validation_loss", "validation_accuracy"),
     "pretrain": ("loss", "validation_loss"),
     "control": ("episode_return", "entropy"),
 }
@@ -32,7 +33,7 @@ class Run:
 
     Attributes:
         folder: Where the run is.
-        job: "ppo", "value", "sft", "pretrain" or "control".
+        job: "ppo", "value", "sft", "reward", "pretrain" or "control".
         config: The settings of config.toml; None if they are of another version.
         metrics: Columns by name, all of one length, a row a step; None where a step lacks a metric or its value was
             not finite. "step" and "time" (seconds since the start) are columns, too.
@@ -42,7 +43,7 @@ class Run:
 
     folder: Path
     job: str
-    config: PPOConfig | SFTConfig | PretrainConfig | ControlConfig | None
+    config: PPOConfig | SFTConfig | PretrainConfig | RewardConfig | ControlConfig | None
     metrics: dict[str, list[float | None]]
     samples: list[dict[str, Any]]
     evaluations: dict[str, Evaluation]
@@ -54,7 +55,10 @@ class Run:
 
     @property
     def model(self) -> Path:
-        """The folder of the trained model, in Hugging Face format (of control: its policy; of value: the critic)."""
+        """The folder of the trained model, in Hugging Face format.
+
+        Of control: its policy; of value: the critic; of reward: the reward model.
+        """
         return self.folder / model_folder(self.job)
 
     @property

@@ -40,6 +40,7 @@ _STATES: dict[str, type[LoopState]] = {
     "ppo": PPOState,
     "value": PPOState,
     "sft": SupervisedState,
+    "reward": SupervisedState,
     "pretrain": SupervisedState,
     "control": ControlState,
 }

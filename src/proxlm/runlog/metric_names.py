@@ -10,13 +10,14 @@ import re
 from collections.abc import Sequence
 from typing import Literal, Self
 
-Job = Literal["ppo", "pretrain", "sft", "control", "evaluate"]
+Job = Literal["ppo", "pretrain", "sft", "reward", "control", "evaluate"]
 
 PPO: tuple[Job, ...] = ("ppo",)
 CONTROL: tuple[Job, ...] = ("control",)
 BOTH: tuple[Job, ...] = ("ppo", "control")
-SUPERVISED: tuple[Job, ...] = ("pretrain", "sft")
-TRAINING: tuple[Job, ...] = ("ppo", "pretrain", "sft", "control")
+SUPERVISED: tuple[Job, ...] = ("pretrain", "sft", "reward")
+REWARD_MODEL: tuple[Job, ...] = ("reward",)
+TRAINING: tuple[Job, ...] = ("ppo", "pretrain", "sft", "reward", "control")
 EVALUATE: tuple[Job, ...] = ("evaluate",)
 
 
@@ -95,8 +96,26 @@ TIME = _metric("time", SECONDS, "since the run began, pauses between resumes lef
 NOT_FINITE = _metric("not_finite", "", "how many of the row's numbers are not finite (null there)", TRAINING)
 
 # --- supervised training ---
-LOSS = _metric("loss", NATS_TOKEN, "cross-entropy of the step's batch", SUPERVISED)
-VALIDATION_LOSS = _metric("validation_loss", NATS_TOKEN, "cross-entropy of the validation part", SUPERVISED)
+LOSS = _metric("loss", NATS_TOKEN, "cross-entropy of the step's batch; reward: of a comparison", SUPERVISED)
+VALIDATION_LOSS = _metric(
+    "validation_loss",
+    NATS_TOKEN,
+    "the same of the validation part; the model with the lowest is kept",
+    SUPERVISED,
+)
+VALIDATION_ACCURACY = _metric(
+    "validation_accuracy",
+    SHARE,
+    "validation pairs whose chosen completion scores higher; a tie is half",
+    REWARD_MODEL,
+)
+VALIDATION_MARGIN = _metric(
+    "validation_margin",
+    "",
+    "mean score of the chosen minus the rejected completion, validation",
+    REWARD_MODEL,
+)
+VALIDATION_SCORE = _metric("validation_score", "", "mean score of all validation completions", REWARD_MODEL)
 LR = _metric("lr", "", "learning rate", SUPERVISED)
 GRAD_NORM = _metric("grad_norm", "", "norm of the gradient before clipping", SUPERVISED)
 GRAD_NORM_NOT_FINITE = _metric(

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, SFTConfig, ValueConfig, load_config
+from proxlm.config import (
+    ControlConfig,
+    PPOConfig,
+    PretrainConfig,
+    RewardConfig,
+    SFTConfig,
+    ValueConfig,
+    load_config,
+)
 from proxlm.config.parse import JOB
 from proxlm.config.secrets import holds_secret
 from proxlm.config.toml_text import parse_toml
@@ -16,20 +24,21 @@ from proxlm.text import system_reason
 # Bytes of a text in a run's folder that are read.
 LARGEST = 2**28
 
-RunConfig = PPOConfig | PretrainConfig | SFTConfig | ControlConfig
+RunConfig = PPOConfig | PretrainConfig | SFTConfig | RewardConfig | ControlConfig
 # The jobs that make a run.
 RUNS: dict[str, type[RunConfig]] = {
     "ppo": PPOConfig,
     "value": ValueConfig,
     "pretrain": PretrainConfig,
     "sft": SFTConfig,
+    "reward": RewardConfig,
     "control": ControlConfig,
 }
 
 
 def model_folder(job: str) -> str:
     """In which folder of its run, and of a checkpoint, a job leaves its model."""
-    return "value" if job == "value" else "policy"
+    return job if job in ("value", "reward") else "policy"
 
 
 @dataclass(frozen=True)

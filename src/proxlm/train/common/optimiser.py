@@ -13,8 +13,8 @@ from proxlm.train.common.lbfgs_state import lbfgs_tensors, load_lbfgs_tensors
 from proxlm.train.common.schedules import learning_rate
 
 Named = Sequence[tuple[str, nn.Parameter]]
-# Parts of a parameter's name by which it is an embedding or a head, whose rows are tokens.
-TOKEN_ROWS = ("embed", "wte", "wpe", "lm_head", "shared", "head")
+# Parts of a parameter's name by which it is an embedding or a head, whose rows are tokens or classes.
+TOKEN_ROWS = ("embed", "wte", "wpe", "lm_head", "shared", "head", "score", "classifier")
 
 
 class Optimiser:

@@ -28,7 +28,7 @@ from proxlm.checkpoint import (
     settings_of,
     with_prefix,
 )
-from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, SFTConfig
+from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from proxlm.data.inputs import Inputs
 from proxlm.doctor import Doctor, Facts
 from proxlm.errors import RunError
@@ -39,7 +39,7 @@ from proxlm.train.common.callbacks import Callbacks, checked_metrics
 from proxlm.train.common.non_finite import save_offending_rows
 from proxlm.train.common.optimiser import Optimiser
 
-TrainingConfig = PPOConfig | PretrainConfig | SFTConfig | ControlConfig
+TrainingConfig = PPOConfig | PretrainConfig | SFTConfig | RewardConfig | ControlConfig
 
 
 @dataclass

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
 from proxlm.checkpoint import publish_folder
-from proxlm.config import PretrainConfig, SFTConfig
+from proxlm.config import PretrainConfig, RewardConfig, SFTConfig
 from proxlm.errors import RunError
+from proxlm.runlog.metric_names import LOSS, VALIDATION_LOSS
 from proxlm.runlog.run_log import RunLog
 from proxlm.train.common.clock import peak_memory_gb
 from proxlm.train.common.memory import TokenBudget, within_memory
@@ -21,6 +23,8 @@ from proxlm.train.common.optimiser import Optimiser
 from proxlm.train.common.run_loop import LoopState, TrainingLoop
 from proxlm.train.supervised.examples import TokenBatches
 from proxlm.train.supervised.objective import Objective
+
+SupervisedConfig = PretrainConfig | SFTConfig | RewardConfig
 
 
 @dataclass
@@ -51,7 +55,7 @@ class SupervisedState(LoopState):
 
 
 class SupervisedLoop(TrainingLoop[SupervisedState]):
-    """Minimises an objective; the model with the best validation loss is kept in folder/policy.
+    """Minimises an objective; the model with the best validation loss is kept in the folder `model_folder`.
 
     Args:
         objective: The model, its data and its loss.
@@ -59,10 +63,12 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
         folder: The run's folder.
     """
 
-    config: PretrainConfig | SFTConfig
+    config: SupervisedConfig
     ends_with_a_validation = True
+    # The metrics that the view names first.
+    headline: ClassVar[tuple[str, ...]] = (LOSS, VALIDATION_LOSS)
 
-    def __init__(self, objective: Objective, config: PretrainConfig | SFTConfig, folder: Path) -> None:
+    def __init__(self, objective: Objective, config: SupervisedConfig, folder: Path) -> None:
         super().__init__(config, folder, SupervisedState(rows=len(objective.lengths)))
         self.objective, self.settings = objective, config.train
         self.optimiser = Optimiser(objective.trainable(), config.optim)
@@ -138,7 +144,7 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
         state, loss = self.state, metrics["validation_loss"]
         if loss < state.best_loss:
             state.best_loss, state.best_step, state.without_better = loss, state.step, 0
-            publish_folder(self.folder / "policy", self.objective.save)
+            publish_folder(self.folder / self.model_folder, self.objective.save)
         else:
             state.without_better += 1
         self.callbacks.on_evaluation(state.step, "validation", metrics)

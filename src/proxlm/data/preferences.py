@@ -1,0 +1,252 @@
+"""Comparisons: records in which one of two completions of a prompt is the better one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from proxlm.config import PreferenceSettings
+from proxlm.data.fields import field_at
+from proxlm.data.formats import missing_field
+from proxlm.data.messages import Message, read_messages
+from proxlm.data.records import Source, iter_records
+from proxlm.data.skipped import Record, Skipped
+from proxlm.errors import BadRecordError, DataError
+from proxlm.text import listed, shown
+from proxlm.types import Completion
+
+_TIES = ("tie", "draw", "equal", "both", "bothbad", "tie (bothbad)", "tie(bothbad)")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two completions of a prompt, as a reward would get them.
+
+    Attributes:
+        chosen: The better one.
+        rejected: The worse one.
+        margin: By how much the score of the better one is to lead.
+        slice: The value of `text.slice_field`; empty: there is none.
+        where: file:line of its record.
+    """
+
+    chosen: Completion
+    rejected: Completion
+    margin: float = 0.0
+    slice: str = ""
+    where: str = ""
+
+    @property
+    def sides(self) -> tuple[Completion, Completion]:
+        return self.chosen, self.rejected
+
+    @property
+    def group(self) -> str:
+        """What pairs of one prompt have in common, so that none is on both sides of a split."""
+        if self.chosen.messages:
+            return repr(self.chosen.messages[:-1])
+        return self.chosen.prompt
+
+
+def comparisons(
+    text: PreferenceSettings, paths: Sequence[Source], skipped: Skipped
+) -> Iterator[tuple[Record, Comparison]]:
+    """The records that hold a comparison, and that.
+
+    Left out: a tie, and two completions that are the same.
+
+    Raises:
+        DataError: With file and line: a record holds none, and `skipped` does not take it.
+    """
+    if not paths:
+        raise DataError("text.train: no file was given")
+    for path in paths:
+        for record in iter_records(path, skipped):
+            found: Comparison | None = None
+            with skipped.judging(record):
+                found = read_comparison(record, text)
+                if found is None:
+                    skipped.leave_out(record, "no preference", "a tie, or two completions that are the same")
+            if found is not None:
+                yield record, found
+
+
+def read_comparison(record: Record, text: PreferenceSettings) -> Comparison | None:
+    """The comparison that a record holds.
+
+    The prompt is a text or messages; so is a completion, where messages are those after the prompt or, if they begin
+    with it or there is no prompt, the whole conversation. Without a prompt it is what both completions begin with.
+
+    Returns:
+        None for a tie, or two completions that are the same.
+
+    Raises:
+        BadRecordError: It is in none of the formats, or malformed; the message names the field.
+    """
+    pair = _pair(record, text)
+    if pair is None or pair[0][1] == pair[1][1]:
+        return None
+    prompt = field_at(record.fields, text.prompt_field)
+    if isinstance(pair[0][1], str) != isinstance(pair[1][1], str):
+        raise BadRecordError(
+            f'{record.where}: fields "{pair[0][0]}" and "{pair[1][0]}" must both be texts or both lists of messages',
+            "no text",
+        )
+    chosen, rejected = (
+        _of_messages(record, text, prompt, pair)
+        if not isinstance(pair[0][1], str) or not isinstance(prompt, str | None)
+        else _of_texts(record, text, prompt, pair)
+    )
+    if chosen == rejected:
+        return None
+    return Comparison(chosen, rejected, _margin(record, text), _slice(record, text), record.where)
+
+
+# Of each completion: its field, and what that holds.
+_Pair = tuple[tuple[str, Any], tuple[str, Any]]
+
+
+def _pair(record: Record, text: PreferenceSettings) -> _Pair | None:
+    """The better and the worse completion; None for a tie."""
+    fields = record.fields
+    chosen = field_at(fields, text.chosen_field)
+    if chosen is not None:
+        rejected = field_at(fields, text.rejected_field)
+        if rejected is None:
+            raise missing_field(record, text.rejected_field, "text.rejected_field")
+        return (text.chosen_field, chosen), (text.rejected_field, rejected)
+    winner = field_at(fields, text.winner_field)
+    if winner is None:
+        raise missing_field(record, text.chosen_field, "text.chosen_field or text.winner_field")
+    first, second = text.completion_fields
+    found = field_at(fields, first), field_at(fields, second)
+    for name, value in zip((first, second), found, strict=True):
+        if value is None:
+            raise missing_field(record, name, "text.completion_fields")
+    better = _winner(record, text, winner)
+    if better is None:
+        return None
+    pair = (first, found[0]), (second, found[1])
+    return pair if better == 0 else (pair[1], pair[0])
+
+
+def _winner(record: Record, text: PreferenceSettings, value: Any) -> int | None:
+    """0 or 1, the number of the better completion; None for a tie."""
+    known: list[tuple[str, ...]] = [
+        (name, letter, f"model_{letter}", f"response_{letter}", str(i))
+        for i, (name, letter) in enumerate(zip(text.completion_fields, "ab", strict=True))
+    ]
+    if text.winner_values:
+        known = [(value,) for value in text.winner_values]
+    word = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    for folded in (False, True):
+        for i, names in enumerate(known):
+            if word and any(
+                (name.lower() if folded else name) == (word.lower() if folded else word) for name in names
+            ):
+                return i
+    if word.lower() in _TIES:
+        return None
+    raise BadRecordError(
+        f'{record.where}: field "{shown(text.winner_field)}" is {shown(repr(value), 30)}, where'
+        f" {listed([names[0] for names in known])} is expected (set text.winner_values)",
+        "unknown winner",
+    )
+
+
+def _of_texts(
+    record: Record, text: PreferenceSettings, prompt: str | None, pair: _Pair
+) -> tuple[Completion, Completion]:
+    answers = [value for _, value in pair]
+    if prompt is None:
+        prompt = shared_beginning(*answers)
+        answers = [answer[len(prompt) :] for answer in answers]
+    if not prompt.strip() and not all(answer.strip() for answer in answers):
+        raise BadRecordError(f'{record.where}: field "{pair[0][0]}" or "{pair[1][0]}" is empty', "empty")
+    if not text.chat:
+        return Completion(prompt, answers[0]), Completion(prompt, answers[1])
+    asked: list[Message] = [{"role": "user", "content": prompt}]
+    return _conversation(asked, answers[0]), _conversation(asked, answers[1])
+
+
+def shared_beginning(first: str, second: str) -> str:
+    """What two texts begin with, without a space at its end and not within a word, so that neither answer is torn."""
+    pairs = zip(first, second, strict=False)
+    end = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+    if end in (len(first), len(second)):
+        return first[:end]
+    while end and first[end - 1].isalnum():
+        end -= 1
+    return first[:end].rstrip(" ")
+
+
+def _of_messages(
+    record: Record, text: PreferenceSettings, prompt: Any, pair: _Pair
+) -> tuple[Completion, Completion]:
+    before: list[Message] = []
+    if isinstance(prompt, str):
+        before = [{"role": "user", "content": prompt}]
+    elif prompt is not None:
+        before = _plain(read_messages(prompt, f'{record.where}: field "{text.prompt_field}"'))
+    made = []
+    for name, value in pair:
+        where = f'{record.where}: field "{name}"'
+        after = (
+            [{"role": "assistant", "content": value}]
+            if isinstance(value, str)
+            else _plain(read_messages(value, where))
+        )
+        whole = (
+            after
+            if after[: len(before)] == before or after[0]["role"] in ("user", "system")
+            else [*before, *after]
+        )
+        if whole[-1]["role"] != "assistant":
+            raise BadRecordError(f"{where}: the last message is not the assistant's", "malformed messages")
+        made.append(_conversation(whole[:-1], str(whole[-1].get("content") or ""), whole[-1]))
+    return made[0], made[1]
+
+
+def _plain(messages: Sequence[Message]) -> list[Message]:
+    return [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+
+
+def _conversation(asked: Sequence[Message], answer: str, last: Message | None = None) -> Completion:
+    """A completion of messages; its prompt is their contents, for models that read two texts."""
+    last = {"role": "assistant", "content": answer} if last is None else last
+    prompt = "\n".join(str(message.get("content") or "") for message in asked)
+    return Completion(prompt, answer, messages=(*asked, last))
+
+
+def _margin(record: Record, text: PreferenceSettings) -> float:
+    if not text.margin_field:
+        return 0.0
+    value = field_at(record.fields, text.margin_field)
+    if value is None:
+        raise missing_field(record, text.margin_field, "text.margin_field")
+    return number(record, text.margin_field, value)
+
+
+def number(record: Record, name: str, value: Any) -> float:
+    """A field's value as a finite number, which a CSV file holds as text. Raises BadRecordError."""
+    try:
+        found = math.nan if isinstance(value, bool | Mapping | list) else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise BadRecordError(
+            f'{record.where}: field "{shown(name)}" must be a number, not {shown(repr(value), 40)}',
+            "no number",
+        )
+    return found
+
+
+def _slice(record: Record, text: PreferenceSettings) -> str:
+    if not text.slice_field:
+        return ""
+    value = field_at(record.fields, text.slice_field)
+    if value is None:
+        raise missing_field(record, text.slice_field, "text.slice_field")
+    return shown(str(value), 40)

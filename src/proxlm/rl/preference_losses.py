@@ -1,0 +1,49 @@
+"""Losses of models that learn from comparisons and labels: Bradley–Terry; pure functions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def bradley_terry_loss(
+    chosen: Tensor, rejected: Tensor, margins: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """−(1 − ε) log σ(d) − ε log σ(−d) with d = r_chosen − r_rejected − m.
+
+    Bradley and Terry 1952; for language models Ouyang et al. 2022, eq. 1.
+
+    The margin is that of Touvron et al. 2023 (Llama 2, section 3.2.2), the smoothing that of a share ε of comparisons
+    that are the wrong way round (Mitchell 2023, conservative DPO).
+
+    Args:
+        chosen: r of the better completions [n].
+        rejected: r of the worse ones [n].
+        margins: m [n]; None: 0.
+        label_smoothing: ε, from 0 to below 0.5.
+
+    Returns:
+        The loss of each comparison [n], in nats.
+    """
+    if chosen.shape != rejected.shape:
+        raise ValueError(f"shapes differ: {tuple(chosen.shape)}, {tuple(rejected.shape)}")
+    lead = chosen - rejected if margins is None else chosen - rejected - margins
+    loss = -logsigmoid(lead)
+    if label_smoothing:
+        loss = (1 - label_smoothing) * loss - label_smoothing * logsigmoid(-lead)
+    return loss
+
+
+def centring_penalty(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """(r_chosen + r_rejected)² of each comparison [n] (Eisenstein et al. 2023, eq. 7).
+
+    A comparison determines scores up to a constant of each prompt; this chooses the one with which they are around 0.
+    """
+    return (chosen + rejected).square()
+
+
+@torch.no_grad()
+def share_preferred(leads: Tensor) -> Tensor:
+    """1 where the chosen completion leads, 0 where it trails, ½ for a tie [n]."""
+    return (leads > 0).double() + 0.5 * (leads == 0).double()

@@ -1,0 +1,89 @@
+"""Item 43: what a reward model learns from a comparison."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from proxlm.rl.preference_losses import bradley_terry_loss, centring_penalty, share_preferred
+
+
+def flat(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.checklist(43)
+def test_bradley_terry_by_hand():
+    """σ(0) = ½, σ(ln 3) = ¾, σ(−ln 3) = ¼."""
+    third = math.log(3)
+    loss = bradley_terry_loss(flat(0.5, 1 + third, -third), flat(0.5, 1.0, 0.0))
+    assert loss.tolist() == pytest.approx([math.log(2), math.log(4 / 3), math.log(4)], abs=1e-12)
+    with pytest.raises(ValueError, match="shapes differ"):
+        bradley_terry_loss(flat(1), flat(1, 2))
+
+
+@pytest.mark.checklist(43)
+def test_a_margin_is_taken_off_the_lead():
+    third = math.log(3)
+    loss = bradley_terry_loss(flat(2 + third, 0.0), flat(1.0, 0.0), flat(1.0, third))
+    assert loss.tolist() == pytest.approx([math.log(4 / 3), math.log(4)], abs=1e-12)
+
+
+@pytest.mark.checklist(43)
+def test_smoothing_has_its_minimum_where_the_probability_is_one_minus_epsilon():
+    epsilon = 0.1
+    best = math.log((1 - epsilon) / epsilon)
+    leads = flat(best - 1e-4, best, best + 1e-4)
+    loss = bradley_terry_loss(leads, torch.zeros(3).double(), label_smoothing=epsilon)
+    assert loss[1] < loss[0]
+    assert loss[1] < loss[2]
+    entropy = -epsilon * math.log(epsilon) - (1 - epsilon) * math.log(1 - epsilon)
+    assert float(loss[1]) == pytest.approx(entropy, abs=1e-12)
+
+
+@pytest.mark.checklist(43)
+def test_the_gradient_is_the_probability_of_being_wrong():
+    """∂L/∂r_chosen = −σ(−d), ∂L/∂r_rejected = σ(−d)."""
+    chosen, rejected = flat(1.0, -2.0).requires_grad_(), flat(0.0, 0.5).requires_grad_()
+    bradley_terry_loss(chosen, rejected).sum().backward()
+    wrong = torch.sigmoid(rejected - chosen).tolist()
+    assert chosen.grad.tolist() == pytest.approx([-w for w in wrong], abs=1e-12)
+    assert rejected.grad.tolist() == pytest.approx(wrong, abs=1e-12)
+
+
+@pytest.mark.checklist(43)
+def test_scores_of_an_enumerated_world_are_found_up_to_a_constant_and_centred_around_zero():
+    """Three completions with true scores: the expected loss has its minimum at them, the constant is free."""
+    true = flat(0.7, -0.4, 1.2)
+    pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
+    weights = flat(*(float(torch.sigmoid(true[i] - true[j])) for i, j in pairs))
+
+    def trained(centring: float) -> torch.Tensor:
+        scores = flat(5.0, 5.0, 5.0).requires_grad_()
+        optimiser = torch.optim.LBFGS([scores], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14)
+
+        def loss() -> torch.Tensor:
+            optimiser.zero_grad()
+            first, second = (scores[[pair[k] for pair in pairs]] for k in (0, 1))
+            total = (
+                weights * (bradley_terry_loss(first, second) + centring * centring_penalty(first, second))
+            ).sum()
+            total.backward()
+            return total
+
+        optimiser.step(loss)
+        return scores.detach()
+
+    free = trained(0.0)
+    assert (free - free.mean()).tolist() == pytest.approx((true - true.mean()).tolist(), abs=1e-5)
+    assert float(free.mean()) == pytest.approx(5.0, abs=1e-5)
+    centred = trained(1e-4)
+    assert float(centred.mean()) == pytest.approx(0.0, abs=1e-3)
+    assert (centred - centred.mean()).tolist() == pytest.approx((true - true.mean()).tolist(), abs=1e-3)
+
+
+@pytest.mark.checklist(43)
+def test_a_tie_counts_half():
+    assert share_preferred(flat(0.1, 0.0, -0.1)).tolist() == [1.0, 0.5, 0.0]

@@ -1,0 +1,200 @@
+"""`proxlm reward`: from comparisons to a classifier that transformers, a reward and a critic take as it is."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import proxlm
+from proxlm.__main__ import main
+from proxlm.checkpoint import newest_checkpoint
+from proxlm.config import (
+    ModelSettings,
+    ObjectiveSettings,
+    OptimiserSettings,
+    PreferenceSettings,
+    RewardConfig,
+    RunSettings,
+    SupervisedSettings,
+)
+from proxlm.errors import ConfigError, DataError, ModelError
+from proxlm.jobs.reward import RewardTrainer
+from proxlm.models.save import save_language_model
+from proxlm.report.verify import verify_run
+from proxlm.rewards.reward_model import RewardModel
+from proxlm.types import Completion
+from small_models import TEXTS, tiny_model
+
+# The better completion praises; position and length say nothing.
+GOOD, BAD = ["good", "fine", "nice"], ["bad", "poor", "weak"]
+
+
+def pairs(count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": f"{TEXTS[i % 3][: 6 + i % 5]} {i}:",
+            "chosen": f" {GOOD[i % 3]} {'.' * (i % 4)}",
+            "rejected": f" {BAD[(i // 3) % 3]} {'.' * ((i // 2) % 4)}",
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def place(tokenizer, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("reward")
+    save_language_model(tiny_model(tokenizer), folder / "model")
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs(60)), "utf-8")
+    return folder
+
+
+def config(place: Path, folder: Path, steps: int = 40, **more: Any) -> RewardConfig:
+    model = {"policy": str(place / "model"), "device": "cpu", **more.pop("model", {})}
+    return RewardConfig(
+        model=ModelSettings(**model),
+        text=PreferenceSettings(
+            train=[str(place / "pairs.jsonl")], validation_share=0.25, **more.pop("text", {})
+        ),
+        objective=ObjectiveSettings(**more.pop("objective", {})),
+        train=SupervisedSettings(steps=steps, batch_tokens=600, validate_every=10, patience=0),
+        optim=OptimiserSettings(lr=3e-3, **more.pop("optim", {})),
+        run=RunSettings(folder=str(folder), save_every=0, tensorboard=False, **more),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(place, tmp_path_factory):
+    return RewardTrainer(config=config(place, tmp_path_factory.mktemp("run") / "run")).train()
+
+
+def test_it_learns_what_is_better_and_begins_at_chance(run):
+    assert run.metrics["loss"][0] == pytest.approx(math.log(2), abs=1e-6)  # all scores are 0
+    accuracy = [value for value in run.metrics["validation_accuracy"] if value is not None]
+    assert accuracy[-1] == 1.0
+    assert min(value for value in run.metrics["validation_loss"] if value is not None) < 0.1
+    assert run.model == run.folder / "reward"
+    assert verify_run(run.folder) == []
+    assert (run.folder / "report.html").exists()
+
+
+def test_transformers_alone_and_the_reward_give_the_same_scores(run):
+    model = AutoModelForSequenceClassification.from_pretrained(run.model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    assert (model.config.num_labels, model.config.architectures) == (1, ["LlamaForSequenceClassification"])
+    reward = RewardModel(str(run.model), device="cpu")
+    completions = [
+        Completion(pair["prompt"], pair[side]) for pair in pairs(9) for side in ("chosen", "rejected")
+    ]
+    with torch.no_grad():
+        alone = [
+            float(model(**tokenizer(c.prompt + c.text, return_tensors="pt")).logits) for c in completions
+        ]
+    assert reward(completions) == pytest.approx(alone, abs=1e-5)
+    assert all(good > bad for good, bad in zip(alone[::2], alone[1::2], strict=True))
+
+
+def test_a_critic_begins_with_it(run, place, tmp_path):
+    settings = proxlm.PPOConfig(
+        model=ModelSettings(policy=str(place / "model"), critic_from=str(run.model), device="cpu")
+    )
+    models = proxlm.actor_critic(proxlm.load_model(str(place / "model"), settings.model), settings)
+    score = AutoModelForSequenceClassification.from_pretrained(run.model).score.weight
+    head = models.critic_parameters()
+    assert any(p.shape == score.shape and torch.equal(p.detach(), score) for _, p in head)
+
+
+def test_an_interrupted_run_is_the_same_bit_by_bit(place, tmp_path):
+    whole = RewardTrainer(config=config(place, tmp_path / "whole", steps=6)).train()
+    half = config(place, tmp_path / "half", steps=3, optim={"schedule": "constant"})
+    other = config(place, tmp_path / "other", steps=6, optim={"schedule": "constant"})
+    RewardTrainer(config=half).train()
+    more = proxlm.load_config(
+        "reward", tmp_path / "half" / "config.toml", {"train.steps": 6, "run.resume": True}
+    )
+    resumed, straight = RewardTrainer(config=more).train(), RewardTrainer(config=other).train()
+    assert resumed.metrics["loss"] == straight.metrics["loss"]
+    assert len(whole.metrics["loss"]) == 6
+    names = ["state.json", "manifest.json"]
+    first, second = (newest_checkpoint(r.folder) for r in (resumed, straight))
+    files = [p.relative_to(first) for p in first.rglob("*") if p.is_file() and p.name not in names]
+    assert files
+    assert all((first / f).read_bytes() == (second / f).read_bytes() for f in files)
+
+
+def test_records_in_python_and_a_new_model(tmp_path):
+    settings = RewardConfig(
+        scratch=proxlm.NewModelSettings(hidden=16, layers=1, heads=2, vocabulary=300, context=64),
+        model=ModelSettings(device="cpu"),
+        text=PreferenceSettings(validation_share=0.2),
+        train=SupervisedSettings(steps=30, batch_tokens=900, validate_every=10),
+        optim=OptimiserSettings(lr=2e-2),
+        run=RunSettings(folder=str(tmp_path / "run"), tensorboard=False),
+    )
+    run = RewardTrainer(train=pairs(80), config=settings).train()
+    assert [value for value in run.metrics["validation_accuracy"] if value is not None][-1] > 0.9
+    assert RewardModel(str(run.model), device="cpu")([Completion("One day", " good")])[0] != 0.0
+
+
+def test_one_prompt_is_never_on_both_sides_of_the_split(place, tmp_path):
+    rows = [{"prompt": f"p{i // 4}", "chosen": f" good {i}", "rejected": f" bad {i}"} for i in range(32)]
+    trainer = RewardTrainer(train=rows, config=config(place, tmp_path / "run"))
+    training, held_out = trainer.split([row["prompt"] for row in rows])
+    assert len(training) + len(held_out) == 32
+    assert {rows[i]["prompt"] for i in training}.isdisjoint(rows[i]["prompt"] for i in held_out)
+    assert len(held_out) == 8
+
+
+def test_margin_centring_and_smoothing_reach_the_loss(place, tmp_path):
+    rows = [{**pair, "margin": 1.0} for pair in pairs(20)]
+    for name, text, objective, first in [
+        ("margin", {"margin_field": "margin"}, {}, math.log(1 + math.e)),
+        ("smooth", {}, {"label_smoothing": 0.2}, math.log(2)),
+        ("centred", {}, {"centring": 0.5}, math.log(2)),
+    ]:
+        made = config(place, tmp_path / name, steps=2, text=text, objective=objective)
+        run = RewardTrainer(train=rows, config=made).train()
+        assert run.metrics["loss"][0] == pytest.approx(first, abs=1e-6), name
+
+
+def test_a_long_text_is_an_error_left_out_or_cut(place, tmp_path):
+    rows = [*pairs(12), {"prompt": "x" * 400, "chosen": " good", "rejected": " bad"}]
+    with pytest.raises(DataError, match=r"train:13: \d+ tokens with the prompt, the limit is 64"):
+        RewardTrainer(train=rows, config=config(place, tmp_path / "a", text={"max_tokens": 64})).train()
+    for how, left_out in (("skip", 1), ("truncate", 0)):
+        text = {"max_tokens": 64, "on_long_text": how}
+        run = RewardTrainer(train=rows, config=config(place, tmp_path / how, steps=1, text=text)).train()
+        assert (run.folder / "skipped.jsonl").exists() == bool(left_out)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": {"packed": True}}, "model.packed = true: a reward model's texts are not packed"),
+        ({"text": {"winner_values": ["a"]}}, "text.winner_values"),
+        ({"text": {"completion_fields": ["a", "a"]}}, "text.completion_fields"),
+    ],
+)
+def test_settings_that_cannot_be(place, tmp_path, changed, message):
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+        RewardTrainer(config=config(place, tmp_path / "run", **changed))
+
+
+def test_a_model_that_is_none(place, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(place / "model", broken)
+    (broken / "model.safetensors").unlink()
+    made = config(place, tmp_path / "run", model={"policy": str(broken)})
+    with pytest.raises(ModelError):
+        RewardTrainer(config=made).train()
+
+
+def test_evaluate_says_that_there_is_no_language_model(run, capsys):
+    assert main(["evaluate", str(run.folder), "--data.eval-prompts", "p.txt"]) == 2
+    assert "a run of proxlm reward, which leaves no language model" in capsys.readouterr().err
