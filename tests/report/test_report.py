@@ -78,7 +78,7 @@ def test_the_report_lands_in_the_run_and_is_named(run: Path, capsys: pytest.Capt
 
 
 def test_a_report_of_everything_has_every_section(page: Page) -> None:
-    assert page.ids() == ["evaluation", "curves", "side-by-side", "token-views", "over-training", "config"]
+    assert page.ids() == ["curves", "evaluation", "side-by-side", "token-views", "over-training", "config"]
     for text in ("stories260K", "3m 12s", "mean reward of a response", "0.810", "0.760 to 0.860", "+0.550"):
         assert text in page.text
     assert "从前有一只小猫，" in page.text
@@ -98,9 +98,10 @@ def test_a_model_in_a_folder_goes_by_its_last_two_names(run: Path) -> None:
 
 def test_every_metric_is_drawn_or_named(made: Path, page: Page) -> None:
     curves = page.data["curves"]
-    shown = {name for plot in curves["plots"] for name in (*plot["names"], plot["band"])} | set(
-        curves["constant"]
-    )
+    shown = {name for plot in curves["plots"] for name in (*plot["names"], plot["band"])} | {
+        *curves["constant"],
+        *curves["same"],
+    }
     metrics = set(read_jsonl(made / "metrics.jsonl")[0]) - {"step", "time"}
     assert metrics <= shown
     assert curves["constant"] == {"kl_coef": 0.05, "reward_failed": 0.0, "optimiser_steps": 16.0}
@@ -162,7 +163,7 @@ def test_a_supervised_run_has_curves_and_settings_only(tmp_path: Path) -> None:
     found = Page(write_report(sft_run(tmp_path / "sft")))
     assert found.ids() == ["curves", "config"]
     loss = found.data["curves"]["plots"][0]
-    assert (loss["group"], loss["names"]) == ("Loss", ["loss", "validation_loss"])
+    assert (loss["group"], loss["names"]) == ("Main", ["loss", "validation_loss"])
     validation = found.data["curves"]["series"]["validation_loss"]
     assert validation["at"] == [19, 39, 59, 79, 99, 119]
     assert f"{min(validation['y']):.2f}" in found.text
@@ -193,7 +194,7 @@ def test_numbers_that_were_not_finite_are_gaps(run: Path) -> None:
     edit(run / "samples.jsonl", len(rows), reward=None, per_token={"kl": [None] * len(rows[-1]["tokens"])})
     found = Page(write_report(run))
     reward = found.data["curves"]["series"]["reward"]
-    assert (reward["at"][1], reward["y"][1]) == (1, None)
+    assert (reward["at"][1], reward["y"][1]) == (2, None)
     assert "NaN" not in found.scripts[0]
     assert ["kl_coef"] in [plot["names"] for plot in found.data["curves"]["plots"]]
 
@@ -291,6 +292,7 @@ def test_an_evaluation_of_one_model_without_texts(run: Path) -> None:
     value = {"models": [{"name": "before", "metrics": {"reward": {"mean": None}, "kl": {"mean": 1.5}}}]}
     (run / "evaluation.json").write_text(json.dumps(value))
     found = Page(write_report(run))
+    assert found.data["curves"]["series"]["evaluation/kl"] == {"at": [0], "y": [1.5]}
     assert "evaluation" in found.ids()
     assert "side-by-side" not in found.ids()
     assert "difference" not in found.text

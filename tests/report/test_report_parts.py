@@ -20,7 +20,7 @@ def test_metrics_of_one_kind_share_a_plot_in_reading_order() -> None:
     ]
     drawn = [(plot["group"], plot["names"]) for plot in curves(rows)["plots"]]
     assert drawn == [
-        ("Reward", ["reward"]),
+        ("Main", ["reward"]),
         ("Reward", ["reward/b", "reward/a"]),
         ("Optimiser", ["lr/policy"]),
         ("Other", ["unheard_of"]),
@@ -34,6 +34,29 @@ def test_a_curve_has_points_only_where_the_metric_is() -> None:
         "validation_loss": {"at": [1], "y": [2.5]},
     }
     assert (found["step"], found["minutes"]) == ([1, 2, 3], [1.0, 2.0, 3.0])
+
+
+def test_the_evaluations_before_and_after_a_run_are_points() -> None:
+    def model(name: str, reward: float, greedy: float | None) -> dict[str, Any]:
+        metrics = {"reward": {"mean": reward}, "greedy/reward": {"mean": greedy}, "length": {"mean": 9.0}}
+        return {"name": name, "metrics": metrics}
+
+    rows = [row(1, kl=0.0), row(2, kl=1.0, **{"evaluation/reward": 0.4}), row(3, kl=2.0)]
+    found = curves(rows, {"models": [model("before", 0.1, None), model("after", 0.5, 0.7)]})
+    assert found["step"] == [0, 1, 2, 3]
+    assert found["series"]["evaluation/reward"] == {"at": [0, 2, 3], "y": [0.1, 0.4, 0.5]}
+    assert found["series"]["evaluation/greedy/reward"] == {"at": [3], "y": [0.7]}
+    assert "evaluation/length" not in found["series"]
+    # An evaluation of the last step that the run has made itself stays.
+    rows[-1]["evaluation/reward"] = 0.6
+    found = curves(rows, {"models": [model("after", 0.5, 0.7)]})
+    assert found["series"]["evaluation/reward"] == {"at": [1, 2], "y": [0.4, 0.6]}
+
+
+def test_a_curve_that_another_one_covers_is_named() -> None:
+    found = curves([row(i, reward=float(i), score=float(i)) for i in (1, 2)])
+    assert [plot["names"] for plot in found["plots"]] == [["reward"]]
+    assert found["same"] == {"score": "reward"}
 
 
 def test_the_reward_has_a_band_and_its_spread_no_plot() -> None:

@@ -320,7 +320,7 @@ class RunSettings:
         False, "end a run that the watchdog finds stuck, with status 75", on_resume="free"
     )
     log_samples: int = setting(
-        4, "number of responses per step to write to samples.jsonl", ge=0, on_resume="free"
+        4, "number of responses to write to samples.jsonl, per step or validation", ge=0, on_resume="free"
     )
     tensorboard: bool = setting(
         False, "write TensorBoard events (needs proxlm[tensorboard])", on_resume="free"

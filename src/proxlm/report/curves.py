@@ -10,6 +10,8 @@ from proxlm.runlog import metric_names as names
 from proxlm.runlog.metric_names import Metric, MetricFamily
 
 MOST_POINTS = 2000
+# What is drawn of the evaluations before and after a run.
+_EVALUATED = (names.REWARD, names.GREEDY(names.REWARD), names.KL)
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class Plot:
     """One plot of a group.
 
     Attributes:
+        group: the topic it belongs to. Those of MAIN stand first, and large.
         names: the metrics, and families of metrics, that it draws.
         band: a metric drawn as ± around the first one; empty: none.
         fold: a curve that never changes is named below the plots instead of drawn.
@@ -29,25 +32,25 @@ class Plot:
     fold: bool = False
 
 
+MAIN = "Main"
 PLOTS = (
-    Plot("Loss", "Loss, nats a token (reward: a comparison)", (names.LOSS, names.VALIDATION_LOSS)),
-    Plot("Held-out comparisons", "Accuracy", (names.VALIDATION_ACCURACY,)),
+    Plot(
+        MAIN,
+        "Reward on held-out prompts, sampled and greedy",
+        (names.EVALUATION(names.REWARD), names.EVALUATION(names.GREEDY(names.REWARD))),
+    ),
+    Plot(MAIN, "Loss, nats a token (reward: a comparison)", (names.LOSS, names.VALIDATION_LOSS)),
+    Plot(MAIN, "Accuracy on held-out comparisons", (names.VALIDATION_ACCURACY,)),
+    Plot(MAIN, "Reward in training", (names.REWARD, names.SCORE), band=names.REWARD_STD),
+    Plot(MAIN, "Return of the newest 100 episodes", (names.EPISODE_RETURN,)),
+    Plot(MAIN, "KL to the reference, nats a response", (names.KL, names.EVALUATION(names.KL))),
     Plot("Held-out comparisons", "Score: chosen − rejected", (names.VALIDATION_MARGIN,)),
     Plot("Held-out comparisons", "Mean score", (names.VALIDATION_SCORE,)),
-    Plot("Reward", "Reward", (names.REWARD, names.SCORE), band=names.REWARD_STD),
-    Plot("Reward", "Return of the newest 100 episodes", (names.EPISODE_RETURN,)),
     Plot("Reward", "Components of the reward", (names.REWARD_COMPONENT,)),
     Plot("Reward", "Responses whose reward failed", (names.REWARD_FAILED,), fold=True),
-    Plot("Distance from the reference", "KL, nats a response", (names.KL,)),
     Plot("Distance from the reference", "KL, nats a token", (names.KL_PER_TOKEN,)),
     Plot("Distance from the reference", "KL coefficient", (names.KL_COEF,), fold=True),
     Plot("Distance from the reference", "Entropy, nats a token", (names.ENTROPY,)),
-    Plot(
-        "Held-out prompts",
-        "Reward, sampled and greedy",
-        (names.EVALUATION(names.REWARD), names.EVALUATION(names.GREEDY(names.REWARD))),
-    ),
-    Plot("Held-out prompts", "KL, nats a response", (names.EVALUATION(names.KL),)),
     Plot("Policy", "Policy loss", (names.POLICY_LOSS,)),
     Plot("Policy", "Clip fraction", (names.CLIP_FRACTION,)),
     Plot("Policy", "Approximate KL of the update", (names.APPROX_KL,)),
@@ -98,23 +101,45 @@ PLOTS = (
 )
 
 
-def curves(rows: list[Row]) -> dict[str, Any]:
+def curves(rows: list[Row], evaluation: Row | None = None) -> dict[str, Any]:
     """What the page draws: x, points [{name: curve}], plots, and metrics that stayed as they were.
 
     A run of more than MOST_POINTS rows is averaged over groups of neighbours; `every` says how many.
+
+    Args:
+        rows: of metrics.jsonl.
+        evaluation: what evaluation.json holds; a run's evaluations before and after it are points, too.
     """
+    rows = _with_evaluations(rows, evaluation)
     every = -(-len(rows) // MOST_POINTS)
     groups = [rows[i : i + every] for i in range(0, len(rows), every)]
     series = _series(groups)
-    plots, constant = _plots(list(series), series)
+    plots, constant, same = _plots(list(series), series)
     return {
         "step": [group[-1][names.STEP] for group in groups],
         "minutes": [_short(group[-1][names.TIME] / 60) for group in groups],
         "every": every,
         "series": series,
         "plots": plots,
+        "main": MAIN,
         "constant": constant,
+        "same": same,
     }
+
+
+def _with_evaluations(rows: list[Row], evaluation: Row | None) -> list[Row]:
+    """The rows with the evaluation before the run as step 0, and that after it as the last step's."""
+    found = {
+        model["name"]: {
+            names.EVALUATION(name): estimate["mean"]
+            for name, estimate in model["metrics"].items()
+            if name in _EVALUATED and estimate["mean"] is not None
+        }
+        for model in (evaluation or {}).get("models", ())
+    }
+    if before := found.get("before"):
+        rows = [{names.STEP: 0, names.TIME: 0.0, **before}, *rows]
+    return [*rows[:-1], {**found.get("after", {}), **rows[-1]}]
 
 
 def _series(groups: list[list[Row]]) -> dict[str, dict[str, list[Any]]]:
@@ -141,11 +166,14 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _plots(found: list[str], series: dict[str, Any]) -> tuple[list[Row], dict[str, float | None]]:
-    """The plots that there are curves for, and the other metrics that never changed."""
+def _plots(
+    found: list[str], series: dict[str, Any]
+) -> tuple[list[Row], dict[str, float | None], dict[str, str]]:
+    """The plots that there are curves for, other metrics that never changed, those that another one covers."""
     left = dict.fromkeys(found)
     plots: list[Row] = []
     constant: dict[str, float | None] = {}
+    same: dict[str, str] = {}
     for plot in PLOTS:
         drawn = [name for metric in plot.names for name in left if metric.matches(name)]
         band = plot.band if drawn and plot.band in left else ""
@@ -154,10 +182,12 @@ def _plots(found: list[str], series: dict[str, Any]) -> tuple[list[Row], dict[st
         if plot.fold:
             drawn = _fold(drawn, series, constant)
         if drawn:
+            same |= {name: drawn[0] for name in drawn[1:] if series[name] == series[drawn[0]]}
+            drawn = [name for name in drawn if name not in same]
             plots.append({"group": plot.group, "title": plot.title, "names": drawn, "band": band})
     others = _fold(list(left), series, constant)
     plots += [{"group": "Other", "title": name, "names": [name], "band": ""} for name in others]
-    return plots, constant
+    return plots, constant, same
 
 
 def _fold(found: list[str], series: dict[str, Any], constant: dict[str, float | None]) -> list[str]:

@@ -47,17 +47,18 @@ def page(run: RunData) -> str:
     sections = _sections(run, samples)
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
     bodies = "".join(
-        f'<section id="{name}"><h2>{title}</h2>{body}</section>' for name, title, body in sections
+        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>{body}</section>'
+        for name, title, body in sections
     )
     script = "".join(asset(name) for name in SCRIPTS)
-    drawn = _json_for_script({"curves": curves(run.metrics), "samples": samples})
+    drawn = _json_for_script({"curves": curves(run.metrics, run.evaluation), "samples": samples})
     title = f"{in_html(run.name)} · proxlm report"
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{_policy(script)}\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{asset('style.css')}</style>\n</head>\n<body>\n"
         f'<header><h1>{in_html(run.name)}</h1><button type="button" id="theme">Light / dark</button></header>\n'
-        f"<nav>{links}</nav>\n{headline(run)}\n"
+        f'<nav aria-label="Sections">{links}</nav>\n{headline(run)}\n'
         "<noscript><p>The curves and tokens are drawn by this page's script, which is switched off.</p></noscript>\n"
         f'{bodies}\n<div id="tip" role="status" hidden></div>\n'
         f'<script type="application/json" id="data">{drawn}</script>\n'
@@ -72,10 +73,9 @@ def asset(name: str) -> str:
 
 def _sections(run: RunData, samples: dict[str, Any]) -> list[tuple[str, str, str]]:
     """The page's non-empty sections in order: anchor, title, HTML."""
-    sections = []
+    sections = [("curves", "Curves", CURVES)]
     if run.evaluation:
         sections.append(("evaluation", "Before and after", evaluation_table(run.evaluation)))
-    sections.append(("curves", "Curves", CURVES))
     if run.evaluation and (texts := side_by_side(run.evaluation)):
         sections.append(("side-by-side", "Samples side by side", texts))
     if samples["tokens"]:

@@ -102,9 +102,12 @@ class Run:
             *names: Metrics; none: the main ones of the job.
 
         Raises:
-            RunError: The run has no metric of that name.
+            RunError: The run has no metric of that name, or plotly is not installed.
         """
-        from plotly import graph_objects
+        try:
+            from plotly import graph_objects
+        except ImportError as error:
+            raise RunError('Run.plot needs plotly: pip install "proxlm[plot]"') from error
 
         figure = graph_objects.Figure()
         for name in names or [name for name in _MAIN_METRICS.get(self.job, ()) if name in self.metrics]:

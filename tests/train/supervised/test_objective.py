@@ -47,6 +47,10 @@ class Line:
         folder.mkdir()
         torch.save(self.model.state_dict(), folder / "line.pt")
 
+    def samples(self, count):
+        prompts = ["x = -1", "x = 1"][:count]
+        return [{"prompt": prompt, "response": f"{self.model.bias.item():.2f}"} for prompt in prompts]
+
     def describe(self, rows):
         return [{"row": row, "x": float(self.x[row])} for row in rows]
 

@@ -102,8 +102,20 @@ class Chart {
     const inside = shape("g", {"clip-path": "url(#" + this.id + ")"}, ...this.bandShape(s),
       ...this.shown().flatMap((line) => this.lineShape(line, s)));
     this.pointer = shape("g", {});
-    this.canvas.replaceChildren(shape("svg", {width: s.width, height: s.height, role: "img", "aria-label": this.title},
+    this.canvas.replaceChildren(shape("svg", {width: s.width, height: s.height, role: "img", "aria-label": this.words()},
       shape("clipPath", {id: this.id}, shape("rect", box)), ...frame, inside, this.pointer));
+  }
+
+  /* The plot for those who cannot see it: its title, and where each line begins, ends, and how far it goes. */
+  words() {
+    const about = this.shown().filter((line) => !line.silent).map((line) => {
+      const there = line.y.flatMap((y, i) => y === null ? [] : [[line.x[i], y]]);
+      if (!there.length) return line.name + ": no numbers";
+      const [low, high] = reach(there.map((p) => p[1]), 0), [first, last] = [there[0], there.at(-1)];
+      return line.name + ": " + format(first[1]) + " at " + this.axis + " " + format(first[0]) + ", " + format(last[1])
+        + " at " + format(last[0]) + (low < high ? ", between " + format(low) + " and " + format(high) : "");
+    });
+    return [this.title, ...about].join(". ");
   }
 
   bandShape(s) {

@@ -43,13 +43,16 @@ function drawCurves() {
 }
 
 function startCurves() {
-  const groups = new Map();
+  const groups = new Map(), topics = new Map();
+  for (const plot of data.curves.plots) topics.set(plot.group, [...topics.get(plot.group) ?? [], plot]);
+  for (const [topic, plots] of topics) {
+    const main = topic === data.curves.main, grid = make("div", {className: main ? "plots main" : "plots"});
+    groups.set(topic, grid);
+    /* A closed topic is drawn when it is opened: only then has it a size. */
+    byId("plots").append(main ? grid : make("details", {open: !topics.has(data.curves.main)},
+      make("summary", {}, topic, make("small", {}, plots.map((plot) => plot.title).join(" · "))), grid));
+  }
   for (const plot of data.curves.plots) {
-    if (!groups.has(plot.group)) {
-      const grid = make("div", {className: "plots"});
-      groups.set(plot.group, grid);
-      byId("plots").append(make("h3", {}, plot.group), grid);
-    }
     const place = make("div", {className: "plot"});
     const title = plot.title + (plot.band ? " ± standard deviation" : "");
     const caption = make("figcaption", {}, title);
@@ -61,6 +64,7 @@ function startCurves() {
   const fixed = Object.entries(data.curves.constant).map(([name, v]) => name + " " + format(v));
   const notes = [];
   if (data.curves.every > 1) notes.push("Each point is the mean of " + data.curves.every + " rows.");
+  for (const [name, other] of Object.entries(data.curves.same)) notes.push(name + " is equal to " + other + " in every row.");
   if (fixed.length) notes.push("The same in every row: " + fixed.join(", ") + ".");
   byId("curve-notes").textContent = notes.join(" ");
   byId("smoothing").value = data.curves.step.length >= 50 ? 0.6 : 0;

@@ -4,11 +4,17 @@ const ENDS = {eos: "ended", stop: "stopped at a stop text", length: "cut at the 
 function facts(sample) {
   const parts = ["step " + sample.step];
   if (sample.prompt_id !== undefined) parts.push("prompt " + sample.prompt_id);
+  if (typeof sample.kind === "string") parts.push(sample.kind);
   if (typeof sample.reward === "number") parts.push("reward " + format(sample.reward));
   const components = Object.entries(sample.components ?? {}).filter(([, v]) => v !== null);
   if (components.length > 1) parts.push(...components.map(([name, v]) => name + " " + format(v)));
   if (sample.finish) parts.push(ENDS[sample.finish] ?? String(sample.finish));
   return make("h4", {className: "facts"}, parts.join(" · "));
+}
+
+/* What the record says, under what the model does. */
+function expected(sample) {
+  return typeof sample.expected === "string" ? [make("h4", {}, "in the data"), make("div", {className: "text"}, sample.expected)] : [];
 }
 
 function startTexts() {
@@ -18,7 +24,7 @@ function startTexts() {
     byId("text-step-value").textContent = "step " + step;
     byId("texts").replaceChildren(...data.samples.texts.filter((s) => s.step === step).map((sample) =>
       make("article", {className: "card"}, facts(sample), make("div", {className: "text"},
-        make("span", {className: "prompt"}, sample.prompt), sample.response))));
+        make("span", {className: "prompt"}, sample.prompt), sample.response), ...expected(sample))));
   };
   slider.max = steps.length - 1;
   slider.value = steps.length - 1;

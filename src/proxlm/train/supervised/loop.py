@@ -147,6 +147,7 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
             publish_folder(self.folder / self.model_folder, self.objective.save)
         else:
             state.without_better += 1
+        log.samples(state.step, self.objective.samples(self.config.run.log_samples))
         self.callbacks.on_evaluation(state.step, "validation", metrics)
         return metrics
 

@@ -14,6 +14,7 @@ from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
 from proxlm.rl.ragged import ragged_index
 from proxlm.runlog.folder import JsonRow
+from proxlm.train.supervised.continuations import continuations
 from proxlm.train.supervised.examples import Examples
 
 
@@ -49,6 +50,13 @@ class Objective(Protocol):
     def validate(self, micro_batch_tokens: int) -> dict[str, float]:
         """Metrics on the validation rows. The weights with the lowest "validation_loss" are kept."""
 
+    def samples(self, count: int) -> list[JsonRow]:
+        """What the model makes of the first `count` validation rows, as rows of samples.jsonl.
+
+        Each has a "prompt" and a "response"; "expected", "reward" and "components" are shown, too. No random number
+        may be drawn.
+        """
+
     def save(self, folder: Path) -> None:
         """Write the model, in the form in which it is used after the run."""
 
@@ -78,6 +86,9 @@ class LanguageModelObjective:
 
     def validate(self, micro_batch_tokens: int) -> dict[str, float]:
         return {"validation_loss": next_token_loss(self.model, self.validation, micro_batch_tokens)}
+
+    def samples(self, count: int) -> list[JsonRow]:
+        return continuations(self.model, self.validation, count)
 
     def save(self, folder: Path) -> None:
         save_language_model(self.model, folder)

@@ -73,6 +73,25 @@ class RewardObjective:
             loss = loss + self.settings.centring * centring_penalty(chosen, rejected)
         return loss
 
+    def samples(self, count: int) -> list[JsonRow]:
+        """Both texts of a comparison after what they share, as responses with their scores."""
+        rows = list(range(min(count, len(self.validation_lengths))))
+        if not rows:
+            return []
+        decode: Any = self.model.tokenizer.decode
+        with torch.no_grad():
+            outputs = outputs_of(self.model, self.validation, rows)[:, :, 0].tolist()
+        found = list[JsonRow]()
+        for row, scores in zip(rows, outputs, strict=True):
+            texts = [self.validation.row(row, side) for side in (0, 1)]
+            shared = shared_start(*texts)
+            for name, text, score in zip(("chosen", "rejected"), texts, scores, strict=True):
+                prompt, response = decode(text[:shared]), decode(text[shared:])
+                found.append(
+                    {"prompt_id": row, "kind": name, "prompt": prompt, "response": response, "reward": score}
+                )
+        return found
+
     def save(self, folder: Path) -> None:
         save_classifier(self.model, folder)
 
@@ -86,3 +105,10 @@ class RewardObjective:
             }
             for row in rows
         ]
+
+
+def shared_start(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts begin with in common."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
