@@ -84,6 +84,18 @@ def test_it_learns_what_is_better_and_begins_at_chance(run):
     assert (run.folder / "report.html").exists()
 
 
+def test_samples_are_both_completions_after_their_common_prompt_with_scores(run):
+    last = [row for row in run.samples if row["step"] == 40]
+    assert [(row["prompt_id"], row["kind"]) for row in last] == [
+        (row, side) for row in range(4) for side in ("chosen", "rejected")
+    ]
+    for chosen, rejected in zip(last[::2], last[1::2], strict=True):
+        assert chosen["prompt"] == rejected["prompt"]
+        assert any(word in chosen["prompt"] + chosen["response"] for word in GOOD)
+        assert any(word in rejected["prompt"] + rejected["response"] for word in BAD)
+        assert chosen["reward"] > rejected["reward"]
+
+
 def test_transformers_alone_and_the_reward_give_the_same_scores(run):
     model = AutoModelForSequenceClassification.from_pretrained(run.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(run.model)

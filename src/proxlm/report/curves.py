@@ -129,9 +129,9 @@ def curves(rows: list[Row], evaluation: Row | None = None) -> dict[str, Any]:
 
 def _with_evaluations(rows: list[Row], evaluation: Row | None) -> list[Row]:
     """The rows with the evaluation before the run as step 0, and that after it as the last step's."""
-    found = {
+    found: dict[str, Row] = {
         model["name"]: {
-            names.EVALUATION(name): estimate["mean"]
+            str(names.EVALUATION(name)): estimate["mean"]
             for name, estimate in model["metrics"].items()
             if name in _EVALUATED and estimate["mean"] is not None
         }

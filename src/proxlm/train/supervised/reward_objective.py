@@ -110,5 +110,6 @@ class RewardObjective:
 def shared_start(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two texts begin with in common."""
     return next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
+        min(len(first), len(second)),
     )
