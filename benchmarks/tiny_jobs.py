@@ -48,7 +48,7 @@ PPO = [
     "--ppo.batch-size", "4", "--ppo.epochs", "1", "--ppo.minibatches", "2", "--model.critic", "separate",
     "--ppo.kl-controller", "adaptive", "--ppo.kl-target", "0.1", "--ppo.kl-horizon", "100",
     "--ppo.reference-decay", "0.9", "--shaping.scale", "running", "--optim.policy.lr", "1e-3",
-    "--optim.critic.schedule", "cosine", "--run.keep-best", "reward",
+    "--optim.critic.schedule", "cosine", "--evaluation.every", "1",
 ]  # fmt: skip
 PROMPTS = ["--data.prompts", "prompts.jsonl", "--data.eval-count", "2", "--reward.use", "reward.py:score"]
 TALK = ["--environment.use", "environment.py:Vowels", "--environment.tasks", "12", "--environment.max-turns", "2",
@@ -71,7 +71,7 @@ JOBS: dict[str, list[str]] = {
     "control": [
         "control", *COMMON, "--environment.id", "CartPole-v1", "--environment.count", "2",
         "--environment.steps", "96", "--ppo.horizon", "16", "--ppo.epochs", "1", "--ppo.minibatches", "2",
-        "--model.width", "8", "--model.lstm", "4",
+        "--model.width", "8", "--model.lstm", "4", "--run.keep-best", "entropy", "--run.keep-best-is", "lowest",
     ],
     "evaluate": [
         "evaluate", *MODEL, "--model.policy", "model", "--data.eval-prompts", "prompts.jsonl", "--data.eval-count",

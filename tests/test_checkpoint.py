@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from proxlm.checkpoint import (
-    Keep,
     check_fit,
     checkpoints,
     clear_leftovers,
@@ -28,7 +27,7 @@ def write(folder):
 
 def save(run, step, keep=2, write_policy=write):
     return save_checkpoint(
-        run, step, {"w": torch.full((2,), float(step))}, {"kl_coef": 0.5}, Keep(keep), write_policy
+        run, step, {"w": torch.full((2,), float(step))}, {"kl_coef": 0.5}, keep, write_policy
     )
 
 

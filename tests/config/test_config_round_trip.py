@@ -48,6 +48,7 @@ DRAWN = {
     "reward.use": st.just(""),
     "reward.overlap": st.just(0),
     "use": SOME_TEXT,
+    "run.keep_best": st.sampled_from(["auto", "none"]),
     "rollout.temperature": st.floats(0.01, 9),
     "rollout.repetition_penalty": st.just(1.0),
     "rollout.presence_penalty": st.just(0.0),

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxlm.checkpoint import (
-    Keep,
     checkpoints,
     damage,
     load_checkpoint,
@@ -30,10 +29,9 @@ def write(folder):
     (folder / "config.json").write_text("{}")
 
 
-def save(run, step, keep=9, best="", lowest=False, **metrics):
-    state = {"kl_coef": 0.5, "metrics": metrics}
+def save(run, step, keep=9):
     tensors = {"w": torch.full((2,), float(step))}
-    return save_checkpoint(run, step, tensors, state, Keep(keep, best, lowest), write)
+    return save_checkpoint(run, step, tensors, {"kl_coef": 0.5}, keep, write)
 
 
 def flip_a_byte(path):
@@ -102,19 +100,6 @@ def test_a_damaged_one_is_set_aside_so_that_rotation_does_not_count_it(tmp_path)
     ]
     save(tmp_path, 7, keep=1)
     assert [p.name for p in checkpoints(tmp_path)] == ["step-00000007"]
-
-
-@pytest.mark.parametrize(("lowest", "wanted"), [(False, [2, 4, 5]), (True, [3, 4, 5])])
-def test_the_best_checkpoint_is_kept(tmp_path, lowest, wanted):
-    for step, reward in enumerate([1.0, 3.0, 0.5, 2.0, 1.5], start=1):
-        save(tmp_path, step, 2, "reward", lowest, reward=reward)
-    assert [int(p.name[-8:]) for p in checkpoints(tmp_path)] == wanted
-
-
-def test_of_equal_values_the_newest_is_best_and_a_missing_one_is_none(tmp_path):
-    for step, metrics in enumerate([{"reward": 3.0}, {"reward": 3.0}, {}, {"reward": float("nan")}], start=1):
-        save(tmp_path, step, 1, "reward", **metrics)
-    assert [int(p.name[-8:]) for p in checkpoints(tmp_path)] == [2, 4]
 
 
 JSON = st.recursive(

@@ -52,7 +52,7 @@ def test_held_out_metrics_during_a_run_end_at_those_after_it(place):
     assert main([*PPO, "--run.folder", "run", "--evaluation.every", "2"]) == 0
     during = evaluated(place / "run")
     assert [row["step"] for row in during] == [2, 4]
-    after = json.loads((place / "run" / "evaluation.json").read_text())["models"][1]["metrics"]
+    after = json.loads((place / "run" / "evaluation.json").read_text())["models"][-1]["metrics"]
     names = {"reward", "reward/vowels", "kl", "length", "perplexity", "greedy/reward", "greedy/reward/length"}
     assert names <= set(after)
     last = {name.removeprefix("evaluation/"): value for name, value in during[-1].items() if name != "step"}
@@ -175,7 +175,7 @@ def test_the_last_steps_evaluation_is_the_one_after_the_run(place, capsys):
     for name in ("reward", "greedy/reward", "kl"):
         assert f"{name} {number(last[f'evaluation/{name}'])}" in shown[1]
     responses = rows(place / "run" / "evaluation-after.jsonl")
-    after = json.loads((place / "run" / "evaluation.json").read_text())["models"][1]
+    after = json.loads((place / "run" / "evaluation.json").read_text())["models"][-1]
     assert (after["name"], after["model"]) == ("after", "run/policy")
     assert after["metrics"]["reward"]["mean"] == pytest.approx(
         sum(r["reward"] for r in responses) / 5, abs=1e-4

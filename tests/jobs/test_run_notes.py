@@ -1,15 +1,12 @@
-"""Runs of which prompts came from Python, names of folders that look like secrets, and what keep_best cannot keep."""
+"""Runs of which prompts came from Python, and names of folders that look like secrets."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import pytest
 
 import proxlm
 from proxlm.__main__ import main
 from proxlm.errors import ConfigError
-from proxlm.jobs.run_folder import keep_best_notes
 from small_models import TEXTS
 from test_public_api import SMALL, config, lengths
 
@@ -50,25 +47,3 @@ def test_a_folder_whose_name_looks_like_a_secret_is_refused_with_what_helps(tmp_
     assert name not in str(raised.value)
     with pytest.raises(ConfigError, match=r"reward\.args.*: looks like a secret, .* write env:NAME"):
         proxlm.load_config("ppo", overrides={"reward.args": {"key": name}})
-
-
-@pytest.mark.parametrize(
-    ("metric", "every", "save_every", "said"),
-    [
-        ("evaluation/reward", 10, 50, "measured every 10 steps (evaluation.every), and checkpoints are"),
-        ("evaluation/reward", 10, 0, "checkpoints are written only at the end"),
-        ("evaluation/reward", 10, 4, "set run.save_every = 10"),
-        ("evaluation/reward", 0, 50, "is not measured during the run: evaluation.every = 0"),
-        ("evaluation/reward", 10, 10, ""),
-        ("evaluation/reward", 10, 5, ""),
-        ("reward", 10, 50, ""),
-        ("", 10, 50, ""),
-    ],
-)  # fmt: skip
-def test_keep_best_says_when_its_metric_is_measured_where_nothing_is_saved(
-    metric, every, save_every, said
-) -> None:
-    settings = replace(proxlm.RunSettings(), keep_best=metric, save_every=save_every)
-    found = keep_best_notes(settings, "evaluation/", every, "evaluation.every")
-    assert len(found) == bool(said)
-    assert not said or said in found[0]

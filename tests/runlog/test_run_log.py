@@ -74,18 +74,6 @@ def test_samples_carry_their_step(tmp_path: Path) -> None:
     assert rows == [{"step": 2, "prompt": "a", "reward": None}, {"step": 2, "prompt": "猫"}]
 
 
-def test_a_metric_to_keep_the_best_of_that_is_none_is_told_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = RunSettings(tensorboard=False, keep_best="rewrd")
-    with RunLog(tmp_path, "ppo", 2, run) as log:
-        for step in (1, 2):
-            log.metrics(step, {"reward": 0.5})
-            log.checkpoint(lambda: tmp_path, due=True)
-    line = "run.keep_best = rewrd: no step has had this metric; did you mean reward?"
-    assert capsys.readouterr().out.count(line) == 1
-
-
 def test_a_resumed_run_drops_later_rows_and_goes_on(tmp_path: Path) -> None:
     append_jsonl(
         tmp_path / "metrics.jsonl", [{"step": s, "time": 100.0 * s, "reward": s / 10} for s in (1, 2, 3)]

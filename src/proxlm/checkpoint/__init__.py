@@ -11,6 +11,7 @@ A checkpoint is written under a temporary name and renamed when it is complete a
 folder named .writing-…, which the next save removes. Later damage is detected by the manifest.
 """
 
+from proxlm.checkpoint.best import best_folder, damage_of, keep_model, remove_other_models
 from proxlm.checkpoint.changes import ROWS_SHA256, accept_changes, changed_rows
 from proxlm.checkpoint.manifest import damage, is_published, read_manifest
 from proxlm.checkpoint.read import (
@@ -26,18 +27,17 @@ from proxlm.checkpoint.read import (
 from proxlm.checkpoint.settings import check_settings, settings_of
 from proxlm.checkpoint.state import read_state
 from proxlm.checkpoint.write import (
-    Keep,
     clear_leftovers,
     leftovers,
     publish_folder,
-    remove_unwanted,
+    remove_old,
     save_checkpoint,
 )
 
 __all__ = [
     "ROWS_SHA256",
-    "Keep",
     "accept_changes",
+    "best_folder",
     "changed_rows",
     "check_fit",
     "check_settings",
@@ -45,15 +45,18 @@ __all__ = [
     "checkpoints",
     "clear_leftovers",
     "damage",
+    "damage_of",
     "folder_name",
     "is_published",
+    "keep_model",
     "leftovers",
     "load_checkpoint",
     "newest_checkpoint",
     "publish_folder",
     "read_manifest",
     "read_state",
-    "remove_unwanted",
+    "remove_old",
+    "remove_other_models",
     "save_checkpoint",
     "set_aside_newer",
     "settings_of",

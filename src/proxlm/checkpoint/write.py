@@ -8,16 +8,14 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from proxlm.checkpoint.manifest import read_json_object, write_manifest
+from proxlm.checkpoint.manifest import write_manifest
 from proxlm.checkpoint.read import checkpoints, folder_name
-from proxlm.config import RunSettings
-from proxlm.errors import RunError, UserError
+from proxlm.errors import UserError
 from proxlm.runlog.folder import write_json_atomic
 from proxlm.system_errors import cannot_write, system_error
 from proxlm.text import system_reason
@@ -28,48 +26,24 @@ State = dict[str, Any]
 LEFTOVERS = (".writing-", ".replaced-", ".removing-")
 
 
-@dataclass(frozen=True)
-class Keep:
-    """Which checkpoints are kept.
-
-    Attributes:
-        newest: How many of the newest.
-        best: A metric; the checkpoint with its best value is kept too. "": none.
-        lowest: Whether the lowest value is the best.
-    """
-
-    newest: int
-    best: str = ""
-    lowest: bool = False
-
-    @staticmethod
-    def of(run: RunSettings) -> Keep:
-        """As a run's settings ask."""
-        return Keep(run.keep, run.keep_best, run.keep_best_is == "lowest")
-
-
 def save_checkpoint(
     run: Path,
     step: int,
     tensors: Mapping[str, Tensor],
     state: State,
-    keep: Keep,
+    keep: int,
     write_model: Callable[[Path], None],
     model_folder: str = "policy",
 ) -> Path:
-    """Write the checkpoint of `step`, then delete those that `keep` does not name.
+    """Write the checkpoint of `step`, then delete all but the newest `keep`.
 
-    `write_model(folder)` saves the model in Hugging Face format, in the folder of that name; state["metrics"],
-    if there, are the step's, of which keep.best names one.
+    `write_model(folder)` saves the model in Hugging Face format, in the folder of that name.
 
     Raises RunError if the system refuses a write; the checkpoints before are whole.
     """
     from safetensors.torch import save_file
 
-    folder = run / "checkpoints"
-    if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        _sync(run)  # or a power cut could lose the new folder with all that is in it
+    folder = made_folder(run / "checkpoints")
     clear_leftovers(folder)
     temporary = folder / f".writing-{step:08d}"
     with _whole_or_gone(temporary, folder, f"the checkpoint of step {step}"):
@@ -86,17 +60,25 @@ def save_checkpoint(
         _sync(temporary)
     final = folder / folder_name(step)
     _put_in_place(temporary, final)
-    remove_unwanted(run, keep)
+    remove_old(run, keep)
     return final
 
 
-def remove_unwanted(run: Path, keep: Keep) -> None:
-    """Delete the checkpoints that `keep` does not name; a crash may have come between a save and this."""
-    for old in _unwanted(checkpoints(run), keep):
-        _remove(old)
+def made_folder(folder: Path) -> Path:
+    """A folder of a run's, made if it is not there."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        _sync(folder.parent)  # or a power cut could lose the new folder with all that is in it
+    return folder
 
 
-def _remove(folder: Path) -> None:
+def remove_old(run: Path, keep: int) -> None:
+    """Delete all checkpoints but the newest `keep`; a crash may have come between a save and this."""
+    for old in checkpoints(run)[:-keep]:
+        remove_folder(old)
+
+
+def remove_folder(folder: Path) -> None:
     """Delete a folder under another name: half deleted, it would look complete."""
     aside = folder.with_name(f".removing-{folder.name}")
     if os.path.lexists(aside):
@@ -112,26 +94,6 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def _unwanted(found: list[Path], keep: Keep) -> list[Path]:
-    """Which of the checkpoints, oldest first, are to be deleted."""
-    old = found[: -keep.newest]
-    if not keep.best or not old:
-        return old
-    values = {folder: value for folder in found if (value := _metric(folder, keep.best)) is not None}
-    # Of equal ones the newest is kept.
-    best = max(values, key=lambda f: (-values[f] if keep.lowest else values[f], f.name), default=None)
-    return [folder for folder in old if folder != best]
-
-
-def _metric(folder: Path, name: str) -> float | None:
-    """The value of a metric at a checkpoint's step; None if it had none."""
-    try:
-        value = read_json_object(folder / "state.json")["metrics"][name]
-    except (RunError, KeyError, TypeError):
-        return None
-    return float(value) if isinstance(value, float) else None
 
 
 def publish_folder(target: Path, write: Callable[[Path], None]) -> None:

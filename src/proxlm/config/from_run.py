@@ -19,6 +19,8 @@ IN_MEMORY = "<in memory>"
 PASSED_FROM_PYTHON = "passed from Python"
 INPUTS = "inputs.json"
 LARGEST_INPUTS = 2**28  # bytes
+# The folder of a run that holds the models of its best steps (checkpoint/best.py).
+BEST = "best"
 # The sections that mean the same in a run and in the jobs that use its model; the others are about training.
 SECTIONS = ("model", "data", "rollout", "environment", "reward")
 # What [data] takes from the [text] of fine-tuning.
@@ -27,7 +29,14 @@ DATA_OF_TEXT = ("prompt_field", "chat", "chat_template", "chat_template_kwargs")
 PROMPTS = ("prompts", "eval_prompts")
 
 
-def settings_of_run(kind: type, folder: Path, saved: Mapping[str, Any]) -> dict[str, Any]:
+def kept_models(run: Path) -> list[Path]:
+    """The folders of the models that a run keeps in best/, oldest first: the last one is the best so far."""
+    return sorted(path for path in (run / BEST).glob("step-*") if path.is_dir())
+
+
+def settings_of_run(
+    kind: type, folder: Path, saved: Mapping[str, Any], best: Path | None = None
+) -> dict[str, Any]:
     """The settings of `kind`, a job that uses a trained model, for the run in `folder`.
 
     Its policy is compared with the model that it was trained from (evaluate), or generates (generate), with the
@@ -38,6 +47,8 @@ def settings_of_run(kind: type, folder: Path, saved: Mapping[str, Any]) -> dict[
         kind: EvaluateConfig or GenerateConfig.
         folder: The run's folder.
         saved: What its config.toml holds; relative paths in it are relative to the folder.
+        best: The model that it keeps as its best, to use in place of policy/; None: policy/, and evaluate takes the
+            best one as well, if it is of another step than the last.
 
     Raises:
         ConfigError: A run that is not finished, or one of proxlm control, value or reward, which leaves no language
@@ -57,24 +68,31 @@ def settings_of_run(kind: type, folder: Path, saved: Mapping[str, Any]) -> dict[
     for name in PROMPTS:
         if f"data.{name}" in passed and isinstance(found.get("data"), dict):
             found["data"] = {**found["data"], name: IN_MEMORY}
-    if not os.path.isdir(folder / "policy"):
+    if best is None and not os.path.isdir(folder / "policy"):
         raise ConfigError(
             f"{folder}: the run has no policy/ yet, for it is not finished: resume it, or evaluate the policy/ of"
             " one of its checkpoints with --model.policy"
         )
-    policy = str(folder / "policy")
+    policy = str(best or folder / "policy")
     if kind is GenerateConfig:
         if isinstance(found.get("data"), dict):
             found["data"] = {name: value for name, value in found["data"].items() if name not in PROMPTS}
         return _with_policy(found, policy)
+    more = [str(path) for path in kept_models(folder)[-1:]] if best is None and not _is_last(folder) else []
     if "seed" in run:
         # The seed picks the held-out prompts, which must be those that were not trained on.
         found["seed"] = run["seed"]
     if "greedy" in (evaluation := _table(saved, "evaluation")):
         found["greedy"] = evaluation["greedy"]
     if "model.policy" not in passed and (_table(saved, "model").get("policy") or job == "ppo"):
-        return {**found, "models": [policy]}
-    return _with_policy(found, policy)
+        return {**found, "models": [policy, *more]}
+    return {**_with_policy(found, policy), **({"models": more} if more else {})}
+
+
+def _is_last(run: Path) -> bool:
+    """Whether a run's best step is the last one that it has saved: policy/ is then the same model."""
+    saved = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+    return [path.name for path in kept_models(run)[-1:]] == saved[-1:]
 
 
 def uses_runs(kind: type) -> bool:

@@ -15,9 +15,11 @@ from proxlm.config.preferences import RewardConfig
 from proxlm.config.problems import (
     Problems,
     algorithm_problems,
+    best_is_model_problems,
     chat_problems,
     dual_clip_problems,
     frozen_problems,
+    keep_best_problems,
     learnt_rollout_problems,
     new_model_problems,
     optimiser_problems,
@@ -75,6 +77,7 @@ class PPOConfig:
             found.append(
                 ("evaluation.every", "there are no held-out prompts: set data.eval_count to 1 or more")
             )
+        found += keep_best_problems(self.run, self.evaluation)
         if self.rollout.temperature == 0:
             found.append(("rollout.temperature", "PPO needs samples: must be more than 0"))
         if self.ppo.minibatches > self.ppo.batch_size * self.ppo.samples_per_prompt:
@@ -82,6 +85,10 @@ class PPOConfig:
         found += algorithm_problems(self.ppo, self.model) + frozen_problems(self.model)
         found += _stability_problems(self)
         return found + optimisers_problems(self.optim)
+
+    def best_metric(self) -> str:
+        """The metric whose best step's model is kept in best/; "": none is."""
+        return self.run.best_metric("evaluation/reward" if self.evaluation.every else "")
 
 
 @dataclass(frozen=True)
@@ -124,12 +131,16 @@ class PretrainConfig:
 
     def problems(self) -> Problems:
         found = required(("text.train", self.text.train)) + optimiser_problems("optim", self.optim)
-        found += frozen_problems(self.model)
+        found += frozen_problems(self.model) + best_is_model_problems(self.run)
         if not self.model.policy:
             found += new_model_problems("new", self.new, self.model)
             if not self.new.recurrent and self.train.block > self.new.context:
                 found.append(("train.block", f"longer than new.context = {self.new.context}"))
         return found
+
+    def best_metric(self) -> str:
+        """ "": policy/ is the model of the best validation."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -149,7 +160,7 @@ class SFTConfig:
     def problems(self) -> Problems:
         found = required(("text.train", self.text.train))
         found += chat_problems("text.chat_template_kwargs", self.text.chat_template_kwargs)
-        found += frozen_problems(self.model)
+        found += frozen_problems(self.model) + best_is_model_problems(self.run)
         if self.model.policy and self.scratch.type:
             found.append(("scratch.type", "give model.policy or scratch.type, not both"))
         elif self.scratch.type:
@@ -159,6 +170,10 @@ class SFTConfig:
                 ("model.policy", "required, but not given; or set scratch.type to train a new model")
             )
         return found + optimiser_problems("optim", self.optim)
+
+    def best_metric(self) -> str:
+        """ "": policy/ is the model of the best validation."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -318,6 +333,10 @@ class ControlConfig:
         if self.gif and not self.gif.endswith(".gif"):
             found.append(("gif", "must end with .gif"))
         return found + optimisers_problems(self.optim)
+
+    def best_metric(self) -> str:
+        """The metric whose best step's policy is kept in best/; "": none is."""
+        return self.run.best_metric()
 
 
 JOBS: dict[str, type] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
 from proxlm.config import arguments as command_line
-from proxlm.config.from_run import settings_of_run, uses_runs
+from proxlm.config.from_run import BEST, kept_models, settings_of_run, uses_runs
 from proxlm.config.gguf_paths import is_gguf
 from proxlm.config.jobs import JOBS
 from proxlm.config.paths import expand_user, relative_to
@@ -225,6 +225,13 @@ def _add_file(assembly: Assembly, file: Path) -> None:
         content = _read_toml(file)
         table = relative_to(assembly.job, _without_job(content, assembly.job, str(file)), file.parent)
         assembly.set((), _in_its_own_folder(table, file) if JOB in content else table, str(file))
+        return
+    if uses_runs(assembly.job) and file.name == BEST and (file.parent / CONFIG_NAME).is_file():
+        run, kept = file.parent, kept_models(file.parent)
+        if not kept:
+            raise ConfigError(f"{file}: the run has kept no model")
+        settings = run / CONFIG_NAME
+        assembly.set((), settings_of_run(assembly.job, run, _read_toml(settings), kept[-1]), str(settings))
         return
     settings = file / CONFIG_NAME
     if not uses_runs(assembly.job):

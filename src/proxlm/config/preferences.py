@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from proxlm.config.problems import (
     Problems,
+    best_is_model_problems,
     chat_problems,
     frozen_problems,
     new_model_problems,
@@ -122,7 +123,7 @@ class RewardConfig:
 
     def problems(self) -> Problems:
         found = required(("text.train", self.text.train)) + _text_problems(self.text)
-        found += frozen_problems(self.model) + _model_problems(self.model)
+        found += frozen_problems(self.model) + _model_problems(self.model) + best_is_model_problems(self.run)
         if self.model.policy and self.scratch.type:
             found.append(("scratch.type", "give model.policy or scratch.type, not both"))
         elif self.scratch.type:
@@ -132,6 +133,10 @@ class RewardConfig:
                 ("model.policy", "required, but not given; or set scratch.type to train a new model")
             )
         return found + optimiser_problems("optim", self.optim)
+
+    def best_metric(self) -> str:
+        """ "": the run's model is the one of the best validation."""
+        return ""
 
 
 def _text_problems(text: PreferenceSettings) -> Problems:

@@ -7,13 +7,14 @@ from typing import Any
 
 from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of
 from proxlm.config.ppo import CorrectionSettings, PPOSettings
-from proxlm.config.rollout import RolloutSettings, changed_logits, has_too_long_ids
+from proxlm.config.rollout import EvaluationSettings, RolloutSettings, changed_logits, has_too_long_ids
 from proxlm.config.schema import (
     ModelSettings,
     NewModelSettings,
     OptimiserSettings,
     OptimisersSettings,
     RewardSettings,
+    RunSettings,
 )
 from proxlm.text import shown, suggestion
 from proxlm.user_code import parse_reference
@@ -47,6 +48,28 @@ def chat_problems(key: str, variables: Mapping[str, Any]) -> Problems:
     return [
         (f"{key}.{name}", "not a variable of a chat template; it is set in another way")
         for name in sorted(RESERVED_VARIABLES & variables.keys())
+    ]
+
+
+def keep_best_problems(run: RunSettings, evaluation: EvaluationSettings) -> Problems:
+    """A metric of held-out prompts to keep the best step by, which the run does not measure."""
+    metric, problem = run.best_metric(), ""
+    if metric.startswith("evaluation/") and not evaluation.every:
+        problem = "is not measured during the run: evaluation.every = 0"
+    elif metric.startswith("evaluation/greedy/") and not evaluation.greedy:
+        problem = "is not measured: evaluation.greedy = false"
+    return [("run.keep_best", f"{shown(metric)} {problem}")] if problem else []
+
+
+def best_is_model_problems(run: RunSettings) -> Problems:
+    """run.keep_best in supervised training."""
+    if run.keep_best in ("auto", "none"):
+        return []
+    return [
+        (
+            "run.keep_best",
+            "the model of the run always is the one with the best validation loss; leave it out",
+        )
     ]
 
 

@@ -296,13 +296,12 @@ class RunSettings:
     save_every: int = setting(50, "steps between checkpoints; 0: only at the end", ge=0, on_resume="free")
     keep: int = setting(2, "number of newest checkpoints to keep", ge=1, on_resume="free")
     keep_best: str = setting(
-        "",
-        "of the checkpoints that are written, also keep the one with the best value of this metric (reward, for"
-        " instance); empty: none",
-        on_resume="free",
+        "auto",
+        "keep the model of the step with the best value of this metric in best/, besides checkpoints; auto:"
+        " evaluation/reward with evaluation.every, else none; evaluation/greedy/reward, for instance; none: none",
     )
     keep_best_is: Literal["highest", "lowest"] = setting(
-        "highest", "whether the highest or the lowest value of keep_best is the best", on_resume="free"
+        "highest", "whether the highest or the lowest value of keep_best is the best"
     )
     max_skipped_updates: int = setting(
         5,
@@ -328,6 +327,10 @@ class RunSettings:
     wandb: str = setting("", "Weights & Biases project to log to (needs proxlm[wandb])", on_resume="free")
     threads: int = setting(0, "CPU threads; 0: one per core", ge=0, on_resume="free")
     report: bool = setting(True, "write report.html at the end", on_resume="free")
+
+    def best_metric(self, otherwise: str = "") -> str:
+        """The metric whose best step is kept; "": none. otherwise: of a run for which keep_best is auto."""
+        return {"auto": otherwise, "none": ""}.get(self.keep_best, self.keep_best)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def held_out_falls(rows: Rows, _facts: Facts) -> Finding | None:
         f"the held-out reward fell from {shown(best)} at step {when} to {shown(after)}, while that of the"
         f" training prompts went from {shown(trained)} to {shown(now)}",
         "more training prompts, or fewer ppo.steps",
-        "run.keep_best with the held-out reward keeps the better policy",
+        "the policy of the best evaluation is in best/ (run.keep_best)",
         "raise ppo.kl_coef",
         serious=best - after >= spread,
     )  # fmt: skip

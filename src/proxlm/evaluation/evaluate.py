@@ -21,6 +21,7 @@ from proxlm.models.language_model import LanguageModel
 from proxlm.rl.ragged import ragged_index, segment_sum
 from proxlm.rl.shaping import response_rewards
 from proxlm.runlog import metric_names as names
+from proxlm.runlog.text import number
 from proxlm.seeds import Stream
 from proxlm.types import Progress, Prompt, Rollout, Scores, Sequences
 
@@ -63,6 +64,34 @@ class Evaluation:
     def means(self) -> dict[str, float]:
         """The metrics without their intervals."""
         return {metric: estimate.mean for metric, estimate in self.metrics.items()}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The step whose model a run has kept as its best, and by what.
+
+    Attributes:
+        step: The step.
+        metric: Its name, "evaluation/reward" for instance.
+        best_is: "highest" or "lowest".
+        value: The metric in that step. As the best of several it is too good on average.
+        model: The model's folder.
+    """
+
+    step: int
+    metric: str
+    best_is: str
+    value: float
+    model: str
+
+    def line(self) -> str:
+        """In words, with what it says of the column "best"."""
+        chosen = f"best: step {self.step}, chosen by the {self.best_is} {self.metric} = {number(self.value)}"
+        if self.metric.startswith(names.EVALUATION(names.GREEDY(""))):
+            return f"{chosen}; a greedy answer is the same again, so as the best of several it is too good on average"
+        return (
+            f"{chosen}, too good on average as the best of several; evaluated anew with other random numbers"
+        )
 
 
 @dataclass(frozen=True)
@@ -127,12 +156,13 @@ def evaluate_model(
     *,
     seed: int,
     micro_batch_tokens: int = 4096,
+    draw: int = 0,
     samples: int = 16,
     greedy: bool = False,
     on_progress: Progress | None = None,
     generate: Generate = generate,
 ) -> Evaluation:
-    """One response to each prompt, with the same random numbers for every model evaluated.
+    """One response to each prompt, with the same random numbers for every model evaluated (and the same `draw`).
 
     KL is taken at the sampling temperature (greedy: at 1), perplexity at 1.
 
@@ -146,6 +176,7 @@ def evaluate_model(
         settings: How responses are sampled.
         seed: Of the random numbers.
         micro_batch_tokens: Most tokens in one pass of scoring.
+        draw: Which of the seed's random numbers; each draw is independent of the others.
         samples: How many responses to keep in `samples`.
         greedy: Also generate the likeliest tokens, and report what they earn beside the sampled ones.
         on_progress: Called with the number of finished responses and of all.
@@ -154,7 +185,7 @@ def evaluate_model(
 
     def respond(how: RolloutSettings) -> _Scored:
         rollout = generate(
-            engine, prompts, how, seed=seed, step=0, stream=Stream.EVALUATION, on_progress=on_progress
+            engine, prompts, how, seed=seed, step=draw, stream=Stream.EVALUATION, on_progress=on_progress
         )
         return _Scored.of(rollout, reward)
 
@@ -224,13 +255,20 @@ def _score_tokens(
     return result
 
 
-def as_json(evaluations: Sequence[Evaluation], seed: int) -> dict[str, Any]:
-    """The contents of evaluation.json."""
+def as_json(evaluations: Sequence[Evaluation], seed: int, best: Chosen | None = None) -> dict[str, Any]:
+    """The contents of evaluation.json.
+
+    Args:
+        evaluations: Of each model.
+        seed: Of the random numbers.
+        best: What the evaluation "best" is of, if there is one.
+    """
     return {
         "prompts": evaluations[0].prompts,
         "seed": seed,
         "metrics": DESCRIPTIONS,
         "models": [_without_responses(evaluation) for evaluation in evaluations],
+        **({} if best is None else {"best": asdict(best)}),
     }
 
 
@@ -254,6 +292,11 @@ def evaluation_from_json(content: Mapping[str, Any]) -> list[Evaluation]:
         )
         for row in content["models"]
     ]
+
+
+def chosen_from_json(content: Mapping[str, Any]) -> Chosen | None:
+    """By what the model was chosen that is the evaluation "best" in evaluation.json; None: there is none."""
+    return Chosen(**content["best"]) if "best" in content else None
 
 
 def as_table(evaluations: Sequence[Evaluation]) -> str:

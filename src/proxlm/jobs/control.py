@@ -16,7 +16,7 @@ from proxlm.control.loop import ControlLoop
 from proxlm.control.normalise import scale_for
 from proxlm.control.policy import gif_problem, write_gif
 from proxlm.control.spaces import make_environment
-from proxlm.jobs.run_folder import begin_run, check_run_folder, run_folder
+from proxlm.jobs.run_folder import begin_run, check_best_metric, check_run_folder, run_folder
 from proxlm.kernels.startup import start
 from proxlm.report.page import write_report
 from proxlm.report.run import Run, load_run
@@ -62,6 +62,7 @@ class ControlTrainer:
         self.config = validate(config)
         self._make = environment if callable(environment) else None
         self._callbacks = Callbacks(callbacks)
+        check_best_metric(self.config.best_metric(), "control", self._callbacks)
 
     def train(self) -> Run:
         """Train, and write policy, report and GIF. What is wrong with the environment is found first.

@@ -5,21 +5,26 @@ from __future__ import annotations
 import copy
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
+from proxlm.checkpoint import best_folder
 from proxlm.config import PPOConfig
 from proxlm.engine.native import NativeEngine
 from proxlm.errors import RunError
 from proxlm.evaluation.evaluate import (
+    Chosen,
     Evaluation,
     as_json,
     as_table,
     evaluate_model,
     evaluation_from_json,
 )
+from proxlm.jobs.generate import without_adapters
 from proxlm.jobs.progress import progress_line
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.models.adapters import reference_active
 from proxlm.models.language_model import LanguageModel
+from proxlm.models.source import ModelSource
 from proxlm.report.run import Run
 from proxlm.report.run_data import read_evaluation
 from proxlm.runlog.folder import write_json_atomic, write_jsonl_atomic
@@ -38,7 +43,7 @@ class HeldOutEvaluations:
     def __init__(self, loop: PPOLoop, prompts: list[Prompt]) -> None:
         self._loop, self._prompts = loop, prompts
         self._models = _at_the_start(loop.models, loop.config)
-        self._found: list[Evaluation] = []
+        self._found: dict[str, Evaluation] = {}
         # The newest evaluation during the run, and the step after which it was made.
         self._newest: tuple[int, Evaluation] | None = None
         if prompts:
@@ -67,7 +72,7 @@ class HeldOutEvaluations:
         return values
 
     def after(self) -> None:
-        """Evaluate the policy that the run has saved, unless the last step has done so."""
+        """Evaluate the policy that the run has saved, unless the last step has done so, and the best step's anew."""
         if not self._prompts:
             return
         if self._newest is not None and self._newest[0] == self._loop.state.step:
@@ -75,6 +80,23 @@ class HeldOutEvaluations:
         else:
             found = self._evaluate("after", self._models.policy)
         self._add(replace(found, model=str(self._loop.folder / "policy")))
+        if step := self._loop.state.best_step:
+            self._add(self._of_best(best_folder(self._loop.folder, step)))
+
+    def _of_best(self, folder: Path) -> Evaluation:
+        """The kept model on the same prompts. Its step was chosen by what it earned there, so it gets other random
+        numbers: the luck of the first ones is not counted again.
+        """
+        source = ModelSource(without_adapters(self._loop.config.model), folder)
+        return replace(self._evaluate("best", source.load(), draw=1), model=str(folder))
+
+    def _chosen(self) -> Chosen | None:
+        """What the evaluation "best" is of."""
+        state, config = self._loop.state, self._loop.config
+        if "best" not in self._found:
+            return None
+        metric, best_is = config.best_metric(), config.run.keep_best_is
+        return Chosen(state.best_step, metric, best_is, state.best_value, self._found["best"].model)
 
     def complete(self) -> bool:
         """Whether the run's folder has all evaluations. Asked before `before`, which drops those after the run."""
@@ -82,11 +104,14 @@ class HeldOutEvaluations:
             names = {evaluation.name for evaluation in self._known()}
         except RunError:
             return False  # `before` says so
-        return not self._prompts or {"before", "after"} <= names
+        return (
+            not self._prompts or {"before", "after", *(["best"] * bool(self._loop.state.best_step))} <= names
+        )
 
     def _add(self, found: Evaluation) -> None:
-        self._found.append(found)
-        content = as_json(self._found, self._loop.config.run.seed)
+        self._found[found.name] = found
+        in_order = [self._found[name] for name in ("before", "best", "after") if name in self._found]
+        content = as_json(in_order, self._loop.config.run.seed, self._chosen())
         write_json_atomic(self._loop.folder / "evaluation.json", content)
 
     def _known(self) -> list[Evaluation]:
@@ -104,16 +129,16 @@ class HeldOutEvaluations:
             return None
         return next((evaluation for evaluation in found if evaluation.name == "before"), None)
 
-    def _evaluate(self, name: str, model: LanguageModel) -> Evaluation:
+    def _evaluate(self, name: str, model: LanguageModel, draw: int = 0) -> Evaluation:
         print(f"evaluating on {len(self._prompts)} held-out prompts ({name}) …", flush=True)
-        return self._record(self._measure(name, model, progress_line("responses")))
+        return self._record(self._measure(name, model, progress_line("responses"), draw))
 
     def _record(self, found: Evaluation) -> Evaluation:
         write_jsonl_atomic(self._loop.folder / f"evaluation-{found.name}.jsonl", found.responses)
         self._loop.callbacks.on_evaluation(self._loop.state.step, found.name, found.means())
         return found
 
-    def _measure(self, name: str, model: LanguageModel, on_progress: Progress) -> Evaluation:
+    def _measure(self, name: str, model: LanguageModel, on_progress: Progress, draw: int = 0) -> Evaluation:
         config = self._loop.config
         with closing(NativeEngine(model, config.rollout)) as engine:
             return evaluate_model(
@@ -125,6 +150,7 @@ class HeldOutEvaluations:
                 self._loop.reward,
                 config.rollout,
                 seed=config.run.seed,
+                draw=draw,
                 micro_batch_tokens=config.ppo.micro_batch_tokens,
                 greedy=config.evaluation.greedy,
                 on_progress=on_progress,
@@ -142,10 +168,12 @@ def _at_the_start(models: ActorCritic, config: PPOConfig) -> ActorCritic:
 
 
 def print_comparison(run: Run, shown: int = 3) -> None:
-    """Print the table of both evaluations, and the first responses side by side; nothing without evaluations."""
+    """Print the table of the evaluations, and the first responses side by side; nothing without evaluations."""
     if run.before is None or run.after is None:
         return
-    print("\n" + as_table([run.before, run.after]))
+    print("\n" + as_table(list(run.evaluations.values())))
+    if run.chosen is not None:
+        print(run.chosen.line())
     for old, new in list(zip(run.before.samples, run.after.samples, strict=True))[:shown]:
         print(f"\nprompt  {old['prompt']}")
         for name, sample in (("before", old), ("after", new)):

@@ -28,7 +28,7 @@ from proxlm.jobs.held_out import HeldOutEvaluations, print_comparison
 from proxlm.jobs.in_memory import record_source
 from proxlm.jobs.model_limits import check_block
 from proxlm.jobs.prompts import describe_prompts
-from proxlm.jobs.run_folder import begin_run, check_run_folder, keep_best_notes, run_folder
+from proxlm.jobs.run_folder import begin_run, check_best_metric, check_run_folder, run_folder
 from proxlm.jobs.sampling import prompts_of, rewarded, sampler_of
 from proxlm.jobs.startup import seeded_weights, start_job
 from proxlm.models.actor_critic import ActorCritic, actor_critic_of
@@ -37,6 +37,7 @@ from proxlm.models.source import ModelSource
 from proxlm.report.page import write_report
 from proxlm.report.run import Run, load_run
 from proxlm.rewards import Rewards, build_reward
+from proxlm.runlog.metric_names import EVALUATION
 from proxlm.runlog.run_log import RunLog
 from proxlm.seeds import Stream
 from proxlm.text import shown
@@ -123,6 +124,7 @@ class PPOTrainer:
         self._reward = build_reward(config.reward, reward) if rewarded(self.config, reward) else None
         self._algorithm = build_algorithm(self.config.ppo, advantage, loss)
         self._environment, self._callbacks = environment, Callbacks(callbacks)
+        check_best_metric(self.config.best_metric(), self.job, self._callbacks)
         from_python = reward, advantage, loss, environment
         in_memory = (isinstance(source, InMemoryRecords) for source in (given, held_out))
         self._in_python = any(x is not None for x in from_python) or any(in_memory) or self.source.in_memory
@@ -229,7 +231,12 @@ def check_critic_context(models: ActorCritic, prompts: Sequence[Prompt], rollout
 def notes(config: PPOConfig) -> list[str]:
     """What is allowed but has a price, in words."""
     ppo, rollout = config.ppo, config.rollout
-    found = keep_best_notes(config.run, "evaluation/", config.evaluation.every, "evaluation.every")
+    found = []
+    if (metric := config.best_metric()) and not EVALUATION.matches(metric):
+        found.append(
+            f"run.keep_best = {shown(metric)} is measured before a step's update, on what it learns from; metrics of"
+            " held-out prompts are evaluation/…"
+        )
     if rollout.unlike_policy and ppo.engine_correction.mode == "none":
         found.append(
             "top_k, top_p and min_p without rollout.keep_sampling_mask sample from another policy than the one that"

@@ -10,17 +10,21 @@ from typing import Any
 
 from proxlm.checkpoint import clear_leftovers
 from proxlm.config import RunSettings, to_toml
+from proxlm.config.from_run import BEST
 from proxlm.config.paths import absolute
 from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.inputs import inputs_of, read_inputs, write_inputs
 from proxlm.data.records import Source
+from proxlm.errors import ConfigError
 from proxlm.models.source import ModelSource
 from proxlm.runlog.folder import folder_to_resume, open_run, refuse_if_taken, write_atomic
 from proxlm.runlog.interrupt import StopSignals, stopped_outside_message
 from proxlm.runlog.lock import locked, refuse_if_held
 from proxlm.runlog.loggers import check_loggers
+from proxlm.runlog.metric_names import EVALUATION, METRICS, is_metric_of
 from proxlm.runlog.stop_request import forget
-from proxlm.text import shown
+from proxlm.text import did_you_mean, shown
+from proxlm.train.common.callbacks import Callbacks
 from proxlm.train.common.run_loop import TrainingConfig, TrainingLoop
 
 
@@ -98,7 +102,7 @@ def begin_run(
     }
     loop.inputs = inputs_of(config, read_inputs(folder) if resumed else None, in_memory)
     if resumed:
-        for place in (folder, folder / "checkpoints"):
+        for place in (folder, folder / "checkpoints", folder / BEST):
             clear_leftovers(place)
         checkpoint = loop.resume()
         write_atomic(folder / "config.toml", config_of_run(config, folder))
@@ -107,23 +111,16 @@ def begin_run(
     write_inputs(folder, loop.inputs)
 
 
-def keep_best_notes(run: RunSettings, prefix: str, every: int, key: str) -> list[str]:
-    """What run.keep_best cannot do where its metric is not measured in the steps that write a checkpoint.
+def check_best_metric(metric: str, job: str, callbacks: Callbacks) -> None:
+    """Raise ConfigError if run.keep_best names a metric that no step can have.
 
     Args:
-        run: The section [run].
-        prefix: How the names of metrics begin that are not measured in each step.
-        every: How many steps apart these are measured; 0: never.
-        key: The setting that says so.
+        metric: The metric.
+        job: The command's name.
+        callbacks: Of the run; one may add metrics of any name.
     """
-    if not run.keep_best.startswith(prefix):
-        return []
-    if not every:
-        return [f"run.keep_best = {shown(run.keep_best)} is not measured during the run: {key} = 0"]
-    if run.save_every and every % run.save_every == 0:
-        return []
-    saved = f"every {run.save_every}" if run.save_every else "only at the end"
-    return [
-        f"run.keep_best = {shown(run.keep_best)} is measured every {every} steps ({key}), and checkpoints are written"
-        f" {saved}: the best one may not be among them; set run.save_every = {every}"
-    ]
+    if not metric or len(callbacks) or is_metric_of(metric, "ppo" if job == "value" else job):
+        return
+    there = [*METRICS, *(EVALUATION(name) for name in ("reward", "greedy/reward", "kl"))]
+    hint = did_you_mean(metric, there, otherwise="see docs/metrics.md")
+    raise ConfigError(f"run.keep_best: proxlm {job} has no metric {shown(metric)}; {hint}")

@@ -12,7 +12,7 @@ from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import load_tokenizer
 from proxlm.engine.agreement import check_engine
-from proxlm.jobs.run_folder import begin_run, keep_best_notes, run_folder
+from proxlm.jobs.run_folder import begin_run, run_folder
 from proxlm.models.agreement import check_gradients
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
@@ -103,10 +103,6 @@ def run_supervised(
         flush=True,
     )
     if note := warmup_note("optim", config.optim, config.train.steps):
-        print(f"note: {note}", flush=True)
-    for note in keep_best_notes(
-        config.run, "validation", config.train.validate_every, "train.validate_every"
-    ):
         print(f"note: {note}", flush=True)
     with run_folder(config, job, in_python) as folder:
         skipped.save(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from proxlm.evaluation.evaluate import chosen_from_json
 from proxlm.report.run_data import Row
 from proxlm.runlog.text import number
 from proxlm.text import in_html
@@ -20,6 +21,8 @@ def evaluation_table(evaluation: Row) -> str:
     counts = [f"{evaluation['prompts']} held-out prompts"] if "prompts" in evaluation else []
     counts += [f"seed {evaluation['seed']}"] if "seed" in evaluation else []
     paths = [f"{model['name']}: {model['model']}" for model in models if "model" in model]
+    if (best := chosen_from_json(evaluation)) is not None:
+        paths.append(best.line())
     return (
         f'<p class="note">{in_html(", ".join(counts))}. Ranges are confidence intervals.</p>'
         f'<div class="wide"><table><thead><tr><th scope="col">metric</th>{head}<th></th></tr></thead>'

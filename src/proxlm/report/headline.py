@@ -29,6 +29,11 @@ def headline(run: RunData) -> str:
         tiles.append(("Best validation loss", number(min(validation))))
     if accuracy := finite([row.get(names.VALIDATION_ACCURACY) for row in run.metrics]):
         tiles.append(("Validation accuracy", f"{number(accuracy[0])} → {number(accuracy[-1])}"))
+    if run.best is not None:
+        metric = "" if run.config is None else run.config.best_metric()
+        best = finite([row.get(metric) for row in run.metrics if row[names.STEP] == run.best])
+        found = f": {metric} {number(best[0])}" if best else ""
+        tiles.append(("Kept as the best", f"step {run.best:,}{found}"))
     items = "".join(f"<div><dt>{in_html(name)}</dt><dd>{in_html(value)}</dd></div>" for name, value in tiles)
     note = f"A → B: means of the first and of the last {ENDS} values, of a short run of its halves."
     return f'<dl class="tiles">{items}</dl><p class="note">{note}</p>'

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from proxlm.config.from_run import kept_models
 from proxlm.config.paths import home_expanded
 from proxlm.config.signature import checked
 from proxlm.errors import RunError
-from proxlm.evaluation.evaluate import Evaluation, evaluation_from_json
+from proxlm.evaluation.evaluate import Chosen, Evaluation, chosen_from_json, evaluation_from_json
 from proxlm.report.run_data import read_run
 from proxlm.runlog.folder import read_jsonl
 from proxlm.runlog.saved_settings import model_folder
@@ -38,7 +39,9 @@ class Run:
         metrics: Columns by name, all of one length, a row a step; None where a step lacks a metric or its value was
             not finite. "step" and "time" (seconds since the start) are columns, too.
         samples: Sampled responses with per-token numbers, as the rows of samples.jsonl.
-        evaluations: Results on held-out prompts by name: "before" and "after" of a finished PPO run.
+        evaluations: Results on held-out prompts by name: "before" and "after" of a finished PPO run, and "best" of
+            the model that `run.keep_best` has kept, with random numbers of its own.
+        chosen: By what that model was chosen; None: none was.
     """
 
     folder: Path
@@ -47,6 +50,7 @@ class Run:
     metrics: dict[str, list[float | None]]
     samples: list[dict[str, Any]]
     evaluations: dict[str, Evaluation]
+    chosen: Chosen | None = None
 
     def __repr__(self) -> str:
         steps = len(self.metrics.get("step", ()))
@@ -62,6 +66,12 @@ class Run:
         return self.folder / model_folder(self.job)
 
     @property
+    def best_model(self) -> Path | None:
+        """The folder of the best step's model so far, of `run.keep_best`; None: there is none."""
+        kept = kept_models(self.folder)
+        return kept[-1] if kept else None
+
+    @property
     def before(self) -> Evaluation | None:
         """The model at the start on held-out prompts; None if there were none."""
         return self.evaluations.get("before")
@@ -70,6 +80,11 @@ class Run:
     def after(self) -> Evaluation | None:
         """The trained model on the same prompts; None if there were none, or the run has not finished."""
         return self.evaluations.get("after")
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The best step's model on the same prompts, evaluated anew; None if there is none."""
+        return self.evaluations.get("best")
 
     def verify(self) -> list[str]:
         """What is wrong with the folder now, a line for each finding; empty: nothing.
@@ -138,6 +153,7 @@ def load_run(folder: str | Path) -> Run:
         metrics={name: [row.get(name) for row in data.metrics] for name in names},
         samples=data.samples,
         evaluations={e.name: replace(e, responses=_responses(path, e.name)) for e in found},
+        chosen=chosen_from_json(data.evaluation) if data.evaluation is not None else None,
     )
 
 

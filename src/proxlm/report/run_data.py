@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from proxlm.config.from_run import kept_models
 from proxlm.errors import RunError
 from proxlm.runlog.folder import read_jsonl
 from proxlm.runlog.rows import LARGEST_NUMBER
@@ -26,6 +27,7 @@ class RunData:
         config: its settings; None where they are not those of this version.
         samples: rows of samples.jsonl; empty where there are none.
         evaluation: what evaluation.json holds; None where there is none.
+        best: the step whose model is kept as the best so far; None where none is.
     """
 
     name: str
@@ -35,6 +37,7 @@ class RunData:
     metrics: list[Row]
     samples: list[Row]
     evaluation: Row | None
+    best: int | None = None
 
 
 # A table has a column for each.
@@ -54,7 +57,13 @@ def read_run(folder: Path) -> RunData:
         metrics=read_metrics(folder / "metrics.jsonl"),
         samples=read_samples(samples) if samples.exists() else [],
         evaluation=read_evaluation(evaluation) if evaluation.exists() else None,
+        best=_best_step(folder),
     )
+
+
+def _best_step(folder: Path) -> int | None:
+    steps = [path.name.removeprefix("step-") for path in kept_models(folder)]
+    return int(steps[-1]) if steps and steps[-1].isdecimal() else None
 
 
 def read_metrics(path: Path) -> list[Row]:
@@ -140,7 +149,26 @@ def read_evaluation(path: Path) -> Row:
         raise RunError(f"{path}: models: {len(models)} of them; a page has room for {MOST_MODELS}")
     for i, model in enumerate(models):
         _check_model(f"{path}: models[{i}]", model)
+    if "best" in value:
+        _check_best(f"{path}: best", value["best"])
     return value
+
+
+def _check_best(where: str, best: Any) -> None:
+    """What says by which metric the evaluation "best" was chosen."""
+    kinds = {
+        "step": "a number",
+        "value": "a number",
+        "metric": "a text",
+        "best_is": "a text",
+        "model": "a text",
+    }
+    if not isinstance(best, dict) or best.keys() != kinds.keys():
+        raise RunError(f"{where}: expected an object with {', '.join(kinds)}, got {_shown(best)}")
+    for name, kind in kinds.items():
+        right = _is_number(best[name]) if kind == "a number" else isinstance(best[name], str)
+        if not right or (name == "step" and not isinstance(best[name], int)):
+            raise RunError(f"{where}: {name}: expected {kind}, got {_shown(best[name])}")
 
 
 def _check_model(where: str, model: Any) -> None:

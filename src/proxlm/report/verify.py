@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from proxlm.checkpoint import (
+    best_folder,
     changed_rows,
     check_settings,
     checkpoint_problem,
     checkpoints,
+    damage_of,
     folder_name,
     leftovers,
     read_manifest,
@@ -22,6 +24,7 @@ from proxlm.checkpoint import (
 )
 from proxlm.checkpoint.manifest import file_record, read_json_object
 from proxlm.config import ControlConfig, PPOConfig
+from proxlm.config.from_run import BEST, kept_models
 from proxlm.control.loop import ControlState, ppo_steps
 from proxlm.data.inputs import FILE_NAME, inputs_of, read_inputs
 from proxlm.errors import RunError
@@ -76,8 +79,9 @@ class _Verification:
         self._rows()
         self._evaluation()
         self._policy()
+        self._best()
         if not self.running:
-            for place in (self.folder, self.folder / "checkpoints"):
+            for place in (self.folder, self.folder / "checkpoints", self.folder / BEST):
                 self._add(
                     f"{left}: left by a run that was killed; a resume removes it" for left in leftovers(place)
                 )
@@ -160,6 +164,25 @@ class _Verification:
             and self.config.data.eval_count
         ):
             self.found.append(f"{path}: missing")
+
+    def _best(self) -> None:
+        """The kept models: whole, and those that the checkpoints name."""
+        keeps = self.config is not None and bool(self.config.best_metric())
+        named = {state.get("best_step", 0) for state in self.states.values()} - {0} if keeps else set()
+        there = kept_models(self.folder)
+        for folder in there:
+            if (problem := damage_of(folder)) is not None and folder.exists():
+                self.found.append(problem)
+        if self.running:
+            return
+        wanted = {best_folder(self.folder, step) for step in named}
+        self._add(f"{folder}: missing" for folder in sorted(wanted - {*there}))
+        if self.states:
+            self._add(
+                f"{folder}: no checkpoint names it as the best; a resume removes it"
+                for folder in there
+                if folder not in wanted
+            )
 
     def _policy(self) -> None:
         """Compare the published model with the checkpoint that it is the model of, if that is still there."""

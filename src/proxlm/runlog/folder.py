@@ -7,6 +7,7 @@ samples.jsonl     sampled texts of each step, with per-token numbers
 skipped.jsonl     records of the data that were left out, where there are any
 evaluation.json   before and after, on held-out prompts
 checkpoints/      step-NNNNNNNN folders
+best/             the model of the best step by run.keep_best, in a folder step-NNNNNNNN
 policy/           the final model, in Hugging Face format
 tensorboard/      events
 report.html       all of this in a browser

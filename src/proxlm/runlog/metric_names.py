@@ -335,3 +335,14 @@ EVALUATION = _family(
     "the metric on held-out prompts, in steps that evaluate (evaluation.every)",
     PPO,
 )
+
+
+def is_metric_of(name: str, job: str) -> bool:
+    """Whether the rows of a job may have this metric; of an evaluation, whether it measures what is named."""
+    known = declared(name)
+    if known is None or job not in known.jobs:
+        return False
+    before = (
+        {EVALUATION: "evaluation/", GREEDY: "greedy/"}.get(known) if isinstance(known, MetricFamily) else None
+    )
+    return before is None or is_metric_of(name.removeprefix(before), "evaluate")

@@ -21,7 +21,6 @@ from proxlm.runlog.state import RunState
 from proxlm.runlog.stop_request import forget, is_requested
 from proxlm.runlog.view import view_for
 from proxlm.runlog.watchdog import Watchdog
-from proxlm.text import did_you_mean
 
 
 class RunLog:
@@ -75,7 +74,6 @@ class RunLog:
         self._watchdog = Watchdog(self.state, folder, 60 * run.watchdog, run.watchdog_stop, self._view.alert)
         self._context = ExitStack()
         self._reported_not_finite: set[str] = set()
-        self._reported_unknown: set[str] = set()
 
     def __enter__(self) -> Self:
         with ExitStack() as context:  # what has been entered is left again if something cannot be
@@ -151,19 +149,10 @@ class RunLog:
             self.phase("checkpoint")
             self._rows.sync()  # a checkpoint must not outlive the rows of its steps
             save()
-            self._check_keep_best()
         # A signal that comes here, after a step that was not saved, waits for the next one.
         stop = self._signals.received
         if saved and stop not in (None, signal.SIGINT):
             raise StoppedBySignalError(self._signals.message(stop), stop)
-
-    def _check_keep_best(self) -> None:
-        """Report once if the metric that run.keep_best names is none of the run's."""
-        name = self.run.keep_best
-        if name and name not in self.state.latest and name not in self._reported_unknown:
-            self._reported_unknown.add(name)
-            hint = did_you_mean(name, self.state.latest, otherwise="no checkpoint is kept for it so far")
-            self.note(f"run.keep_best = {name}: no step has had this metric; {hint}")
 
     def phase(self, name: str) -> None:
         """Show that a part of the step begins: generate, score, prepare, update, validate ..."""

@@ -69,7 +69,7 @@ def test_a_line_is_learnt_and_the_best_one_is_kept(tmp_path):
     assert [row["step"] for row in validated] == list(range(5, 61, 5))
     assert validated[-1]["slope"] == pytest.approx(2.0, abs=0.1)
     best = min(validated, key=lambda row: row["validation_loss"])
-    assert (made.state.best_step, made.state.best_loss) == (best["step"], best["validation_loss"])
+    assert (made.state.best_step, made.state.best_value) == (best["step"], best["validation_loss"])
     kept = torch.load(tmp_path / "policy" / "line.pt")
     assert float(kept["weight"]) == best["slope"]
 
@@ -89,7 +89,7 @@ def test_a_resumed_line_is_the_line(tmp_path, optimiser):
     second.train(SilentLog())
     for (_, one), (_, two) in zip(whole.objective.trainable(), second.objective.trainable(), strict=True):
         assert torch.equal(one, two)
-    assert second.state.best_loss == whole.state.best_loss
+    assert second.state.best_value == whole.state.best_value
 
 
 def test_the_end_of_patience_leaves_a_checkpoint_of_the_last_step(tmp_path):

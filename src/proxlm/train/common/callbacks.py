@@ -50,7 +50,7 @@ class Callback:
         """
 
     def on_evaluation(self, step: int, name: str, metrics: Mapping[str, float]) -> None:
-        """Held-out metrics are there. name: "before", "during" or "after" (PPO), "validation" (supervised)."""
+        """Held-out metrics are there. name: "before", "during", "after", "best" (PPO), "validation" (supervised)."""
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
         """A checkpoint has been written to `folder`."""
@@ -95,6 +95,9 @@ class Callbacks(Callback):
             _check(callback)
         self._callbacks = tuple(callbacks)
         self.stop: StopTraining | None = None
+
+    def __len__(self) -> int:
+        return len(self._callbacks)
 
     def fresh(self) -> Callbacks:
         """The same callbacks for another run, without a request to end it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,27 +15,35 @@ from torch import Tensor
 
 from proxlm.checkpoint import (
     ROWS_SHA256,
-    Keep,
     accept_changes,
+    best_folder,
     changed_rows,
     check_fit,
     check_settings,
+    damage_of,
+    folder_name,
+    keep_model,
     load_checkpoint,
     newest_checkpoint,
     read_state,
-    remove_unwanted,
+    remove_old,
+    remove_other_models,
     save_checkpoint,
     set_aside_newer,
     settings_of,
     with_prefix,
 )
 from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from proxlm.config.from_run import BEST
 from proxlm.data.inputs import Inputs
 from proxlm.doctor import Doctor, Facts
 from proxlm.errors import RunError
 from proxlm.runlog.folder import JsonRow
+from proxlm.runlog.metric_names import EVALUATION
 from proxlm.runlog.rows import RowCounts
 from proxlm.runlog.run_log import RunLog
+from proxlm.runlog.text import number
+from proxlm.text import shown
 from proxlm.train.common.callbacks import Callbacks, checked_metrics
 from proxlm.train.common.non_finite import save_offending_rows
 from proxlm.train.common.optimiser import Optimiser
@@ -49,16 +58,32 @@ class LoopState:
     Attributes:
         step: Steps done.
         non_finite: Steps in a row without a finite update.
+        best_step: The step with the best value so far of the metric by which a model is kept; 0: none.
+        best_value: That value.
     """
 
     step: int = 0
     non_finite: int = 0
+    best_step: int = 0
+    best_value: float = math.nan
 
     def problem(self) -> str:
         """Why a state that was read back cannot be; empty: it can be. Counts below 0 are refused in any case."""
         if self.non_finite > self.step:
             return f"non_finite = {self.non_finite}, more than the {self.step} steps done"
+        if self.best_step > self.step:
+            return f"best_step = {self.best_step}, after the {self.step} steps done"
+        if self.best_step and math.isnan(self.best_value):
+            return f"best_step = {self.best_step} without a best_value"
         return ""
+
+    def take_if_best(self, value: float, lowest: bool) -> bool:
+        """Take a value of the newest step as the best, if it is better than all before; whether it is."""
+        better = value < self.best_value if lowest else value > self.best_value
+        if not math.isfinite(value) or (self.best_step and not better):
+            return False
+        self.best_step, self.best_value = self.step, value
+        return True
 
 
 S = TypeVar("S", bound=LoopState)
@@ -171,6 +196,7 @@ class TrainingLoop(ABC, Generic[S]):
                 log.metrics(step, metrics)
                 for finding in doctor.see({"step": step, **metrics}) if doctor is not None else []:
                     log.note(finding.line())
+                self._keep_best(log, metrics)
                 due = every > 0 and step % every == 0
                 # What stands in for a run's log, in a loop of one's own for instance, has no rows to count.
                 rows = log.row_counts if isinstance(log, RunLog) else None
@@ -183,7 +209,28 @@ class TrainingLoop(ABC, Generic[S]):
                     ended = due and bool(log.stopped_by())
         finally:
             self.close()
+        if metric := self.config.best_metric():
+            log.note(self._best_line(metric))
         self.callbacks.on_end(self.state.step)
+
+    def _keep_best(self, log: RunLog, metrics: Mapping[str, float]) -> None:
+        """Keep the model of this step, if its metric is the best so far."""
+        metric, state = self.config.best_metric(), self.state
+        lowest = self.config.run.keep_best_is == "lowest"
+        if metric not in metrics or not state.take_if_best(metrics[metric], lowest):
+            return
+        log.phase("checkpoint")
+        keep_model(self.folder, state.step, self.save_model)
+        if EVALUATION.matches(metric):  # others may be the best in many steps
+            log.note(self._best_line(metric))
+
+    def _best_line(self, metric: str) -> str:
+        """Which step is the best, and where its model is."""
+        step, run = self.state.best_step, self.config.run
+        if not step:
+            return f"run.keep_best = {shown(metric)}: no step has had a number of this metric"
+        value = number(self.state.best_value)
+        return f"best so far: step {step}, {run.keep_best_is} {metric} = {value}; kept in {BEST}/{folder_name(step)}"
 
     def _stopped_by(self, log: RunLog) -> str:
         """Who wants the run to end after this step; empty: nobody."""
@@ -231,12 +278,22 @@ class TrainingLoop(ABC, Generic[S]):
             state[ROWS_SHA256] = dict(rows_sha256)
         if self.inputs is not None:
             state["inputs"] = self.inputs.digests()
-        keep = Keep.of(self.config.run)
+        keep = self.config.run.keep
         checkpoint = save_checkpoint(
             self.folder, self.state.step, tensors, state, keep, self.save_model, self.model_folder
         )
+        remove_other_models(self.folder, self.state.best_step)
         self.callbacks.on_checkpoint(self.state.step, checkpoint)
         return checkpoint
+
+    def _find_best(self, state: S) -> None:
+        """Remove the kept models of steps that are not done yet; what cannot be used any more is not the best."""
+        remove_other_models(self.folder, state.best_step)
+        if not self.config.best_metric() or not state.best_step:
+            return
+        if problem := damage_of(best_folder(self.folder, state.best_step)):
+            print(f"note: the best step is chosen anew, from here on: {problem}", flush=True)
+            state.best_step, state.best_value = 0, math.nan
 
     def _optimiser_tensors(self) -> dict[str, Tensor]:
         """The state of the optimisers, by its names in a checkpoint."""
@@ -266,7 +323,8 @@ class TrainingLoop(ABC, Generic[S]):
         accept_changes(checkpoint, changes, self.config.run.accept_changes)
         self.restore(checkpoint, state, with_prefix(tensors, "extra."))
         set_aside_newer(checkpoint)
-        remove_unwanted(self.folder, Keep.of(self.config.run))
+        remove_old(self.folder, self.config.run.keep)
+        self._find_best(state)
         for name, p in weights.items():
             p.copy_(tensors[name])
         for name, optimiser in self.optimisers_by_name().items():

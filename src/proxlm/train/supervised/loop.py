@@ -34,23 +34,18 @@ class SupervisedState(LoopState):
     Attributes:
         rows: Training rows, which a resume must find again.
         seconds: Time spent in steps.
-        best_loss: The lowest validation loss so far, and the step that had it.
-        without_better: Validations since then.
+        without_better: Validations since the one with the lowest loss, which is `best_value`.
         lowered_budget: The most tokens in a pass, if out-of-memory has lowered it; else 0.
     """
 
     rows: int = 0
     seconds: float = 0.0
-    best_loss: float = math.inf
-    best_step: int = 0
     without_better: int = 0
     lowered_budget: int = 0
 
     def problem(self) -> str:
         if self.seconds < 0:
             return f"seconds = {self.seconds:g}, where at least 0 is needed"
-        if self.best_step > self.step:
-            return f"best_step = {self.best_step}, after the {self.step} steps done"
         return super().problem()
 
 
@@ -83,7 +78,7 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
         """
         super().train(log)
         state = self.state
-        if math.isinf(state.best_loss):
+        if not state.best_step:
             raise RunError(f"{self.folder}: the validation loss was never a number; lower optim.lr")
         if self._out_of_patience():
             log.note(
@@ -142,8 +137,8 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
         log.phase("validate")
         metrics = within_memory(self.budget, self.objective.validate, self.objective.validation_lengths)
         state, loss = self.state, metrics["validation_loss"]
-        if loss < state.best_loss:
-            state.best_loss, state.best_step, state.without_better = loss, state.step, 0
+        if state.take_if_best(loss, lowest=True):
+            state.without_better = 0
             publish_folder(self.folder / self.model_folder, self.objective.save)
         else:
             state.without_better += 1
