@@ -14,13 +14,14 @@ __version__ = "0.1.0"
 # Where each name is. `__init__.pyi` says the same to type checkers and editors, and a test compares the two.
 _HOMES = {
     "proxlm.config": (
-        "ControlConfig", "ControlPPOSettings", "CorrectionSettings", "CovarianceSettings", "DataSettings",
-        "EnvironmentSettings", "EvaluateConfig", "EvaluationSettings", "GymSettings", "LoraSettings",
-        "ModelSettings", "NetworkSettings", "NewModelSettings", "ObjectiveSettings", "OptimiserSettings",
-        "OptimisersSettings", "PPOConfig", "PPOSettings", "PreferenceSettings", "PretrainConfig",
-        "ProcessSettings", "PtxSettings", "RewardConfig", "RewardSettings", "RewardTerm", "RolloutSettings",
-        "RunSettings", "SFTConfig", "ShapingSettings", "SupervisedSettings", "TextSettings",
-        "TrustRegionSettings", "ValueConfig", "ValueSettings", "load_config", "validate",
+        "ComparisonTestSettings", "ControlConfig", "ControlPPOSettings", "CorrectionSettings",
+        "CovarianceSettings", "DataSettings", "EnvironmentSettings", "EvaluateConfig", "EvaluationSettings",
+        "GymSettings", "LoraSettings", "ModelSettings", "NetworkSettings", "NewModelSettings",
+        "ObjectiveSettings", "OptimiserSettings", "OptimisersSettings", "PPOConfig", "PPOSettings",
+        "PreferenceSettings", "PretrainConfig", "ProcessSettings", "PtxSettings", "RewardConfig",
+        "RewardSettings", "RewardTerm", "RolloutSettings", "RunSettings", "SFTConfig", "ShapingSettings",
+        "SupervisedSettings", "TextSettings", "TrustRegionSettings", "ValueConfig", "ValueSettings",
+        "load_config", "validate",
     ),
     "proxlm.data.prompts": ("PromptStream",),
     "proxlm.data.tokenizer": ("train_tokenizer",),

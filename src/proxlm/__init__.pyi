@@ -1,6 +1,9 @@
 """The public interface for type checkers and editors; `__init__.py` has the same names for Python."""
 
 from proxlm.config import (
+    ComparisonTestSettings as ComparisonTestSettings,
+)
+from proxlm.config import (
     ControlConfig as ControlConfig,
 )
 from proxlm.config import (

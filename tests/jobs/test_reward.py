@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,56 @@ def test_a_model_that_is_none(place, tmp_path):
 def test_evaluate_says_that_there_is_no_language_model(run, capsys):
     assert main(["evaluate", str(run.folder), "--data.eval-prompts", "p.txt"]) == 2
     assert "a run of proxlm reward, which leaves no language model" in capsys.readouterr().err
+
+
+def test_the_finished_model_is_judged_beside_length(run):
+    """The numbers are those of the scores that it wrote, and the scores are those of the reward."""
+    rows = [
+        json.loads(line) for line in (run.folder / "evaluation-model.jsonl").read_text("utf-8").splitlines()
+    ]
+    found = run.evaluations
+    assert [name for name in found if name != "words"] == ["length", "model"]
+    assert found["model"].prompts == len(rows) == 15  # a quarter of 60 prompts
+    right = sum(row["chosen_score"] > row["rejected_score"] for row in rows)
+    assert found["model"].metrics["accuracy"].mean == right / 15 == 1.0
+    assert found["model"].metrics["accuracy"].high == 1.0
+    assert found["model"].metrics["accuracy"].low < 0.9  # Wilson: 15 of 15 is not certainty
+    longer = [
+        (len(row["chosen"]) > len(row["rejected"])) + 0.5 * (len(row["chosen"]) == len(row["rejected"]))
+        for row in rows
+    ]
+    assert found["length"].metrics["accuracy"].mean == pytest.approx(sum(longer) / 15)
+    assert {"margin", "log_loss", "calibration_error", "length_correlation"} <= set(found["model"].metrics)
+    reward = RewardModel(str(run.model), device="cpu")
+    scores = reward([Completion(row["prompt"], row["chosen"]) for row in rows])
+    assert scores == pytest.approx([row["chosen_score"] for row in rows], abs=1e-5)
+    page = (run.folder / "report.html").read_text("utf-8")
+    assert "Held-out comparisons" in page
+    assert "calibration_error" in page
+
+
+def test_files_of_its_own_slices_and_best_of_four(place, tmp_path, capsys):
+    rows = [{**pair, "topic": "long" if i % 2 else "short"} for i, pair in enumerate(pairs(8))]
+    four = [
+        {"prompt": "One day:", "chosen": [" good"], "rejected": [" bad", " poor", " weak"], "topic": "best"},
+        {"prompt": "moon:", "chosen": [" nice"], "rejected": [" weak", " bad", " poor"], "topic": "best"},
+    ]
+    for name, records in (("test", rows), ("four", four)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records), "utf-8")
+    test = proxlm.ComparisonTestSettings(
+        files=[str(tmp_path / "test.jsonl")], best_of=str(tmp_path / "four.jsonl")
+    )
+    made = replace(config(place, tmp_path / "run", text={"slice_field": "topic"}), test=test)
+    training = [{**pair, "topic": "t"} for pair in pairs(60)]
+    found = RewardTrainer(train=training, config=made).train().evaluations["model"]
+    assert found.prompts == 8
+    assert found.metrics["best_of_n"].mean == 1.0
+    assert {"accuracy/long", "accuracy/short", "best_of_n/best"} <= set(found.metrics)
+    bad = replace(
+        made,
+        test=replace(test, best_of=str(place / "model" / "config.json")),
+        run=replace(made.run, folder=str(tmp_path / "b")),
+    )
+    with pytest.raises(DataError):
+        RewardTrainer(train=training, config=bad).train()
+    assert not (tmp_path / "b").exists()

@@ -93,7 +93,10 @@ def written(tokenizer, tmp_path_factory) -> dict[str, set[str]]:
     )
     (place / "comparisons.jsonl").write_text(
         "".join(
-            json.dumps({"prompt": f"{text[:6]} {i}", "chosen": text[6:12], "rejected": text[12:20]}) + "\n"
+            json.dumps(
+                {"prompt": f"{text[:6]} {i}", "chosen": text[6:12], "rejected": text[12:20], "kind": "k"}
+            )
+            + "\n"
             for i in range(4)
             for text in TEXTS
         ),
@@ -112,23 +115,23 @@ def written(tokenizer, tmp_path_factory) -> dict[str, set[str]]:
             found.setdefault(job, set()).update(json.loads(line))
         if (folder / "evaluation.json").exists():
             evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-            found["evaluate"].update(name for model in evaluation["models"] for name in model["metrics"])
+            by = "reward" if job == "reward" else "evaluate"
+            found[by].update(name for model in evaluation["models"] for name in model["metrics"])
 
     for name, arguments in PPO_RUNS.items():
         data = [] if name == "environment" else ["--data.prompts", "prompts.jsonl"]
         policy = ["--model.policy", "model", "--data.eval-count", "2"]
         run("ppo", name, *policy, *DEVICE, *data, *SHORT, *arguments)
     run("sft", "sft", "--model.policy", "model", "--text.train", "pairs.jsonl", *DEVICE, *SUPERVISED)
-    run(
-        "reward",
-        "reward",
-        "--model.policy",
-        "model",
-        "--text.train",
-        "comparisons.jsonl",
-        *DEVICE,
-        *SUPERVISED,
+    (place / "four.jsonl").write_text(
+        json.dumps({"prompt": "The", "chosen": ["a"], "rejected": ["b", "c", "d"], "kind": "k"}) + "\n",
+        "utf-8",
     )
+    run(
+        "reward", "reward", "--model.policy", "model", "--text.train", "comparisons.jsonl",
+        "--text.slice-field", "kind", "--text.validation-share", "0.3", "--test.best-of", "four.jsonl",
+        *DEVICE, *SUPERVISED,
+    )  # fmt: skip
     run("pretrain", "pretrain", *DEVICE, *SUPERVISED, *NEW)
     run("control", "control", *CONTROL)
     return found

@@ -26,7 +26,12 @@ from proxlm.config.ppo import (
     ShapingSettings,
     TrustRegionSettings,
 )
-from proxlm.config.preferences import ObjectiveSettings, PreferenceSettings, RewardConfig
+from proxlm.config.preferences import (
+    ComparisonTestSettings,
+    ObjectiveSettings,
+    PreferenceSettings,
+    RewardConfig,
+)
 from proxlm.config.rollout import (
     EnvironmentSettings,
     EvaluationSettings,
@@ -51,6 +56,7 @@ from proxlm.config.schema import (
 
 __all__ = [
     "JOBS",
+    "ComparisonTestSettings",
     "ControlConfig",
     "ControlPPOSettings",
     "CorrectionSettings",

@@ -95,6 +95,31 @@ class ObjectiveSettings:
     )
 
 
+@dataclass(frozen=True)
+class ComparisonTestSettings:
+    """How the finished reward model is judged."""
+
+    files: list[str] = setting(
+        factory=list,
+        help="held-out files of comparisons to judge it on after the run; empty: the validation part, which has also"
+        " chosen the weights that are kept",
+        path="input",
+        on_resume="free",
+    )
+    best_of: str = setting(
+        "",
+        "file of prompts with right and wrong completions (lists in chosen_field and rejected_field), as"
+        " RewardBench 2 has it: how often a right one scores highest; empty: none",
+        path="input",
+        on_resume="free",
+    )
+    baselines: bool = setting(
+        True,
+        "judge by length alone, too, and by single words where scikit-learn is installed",
+        on_resume="free",
+    )
+
+
 def _reward_optimiser() -> OptimiserSettings:
     return OptimiserSettings(
         lr=1e-5, schedule="cosine", warmup=20, final=0.1, beta2=0.95, eps=1e-8, weight_decay=0.01
@@ -119,6 +144,7 @@ class RewardConfig:
         factory=lambda: SupervisedSettings(steps=1000, batch_tokens=16384, validate_every=50)
     )
     optim: OptimiserSettings = setting(factory=_reward_optimiser)
+    test: ComparisonTestSettings = setting(factory=ComparisonTestSettings)
     run: RunSettings = setting(factory=RunSettings)
 
     def problems(self) -> Problems:

@@ -250,3 +250,57 @@ def _slice(record: Record, text: PreferenceSettings) -> str:
     if value is None:
         raise missing_field(record, text.slice_field, "text.slice_field")
     return shown(str(value), 40)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Several completions of a prompt, of which some are right.
+
+    Attributes:
+        completions: The right ones first.
+        right: How many are right.
+        slice: The value of `text.slice_field`; empty: there is none.
+    """
+
+    completions: tuple[Completion, ...]
+    right: int
+    slice: str = ""
+
+
+def choices(text: PreferenceSettings, path: Source, skipped: Skipped) -> Iterator[Choice]:
+    """The choices in a file, as RewardBench 2 has them: a prompt, and right and wrong completions as two lists.
+
+    Raises:
+        DataError: With file and line: a record holds none, and `skipped` does not take it.
+    """
+    for record in iter_records(path, skipped):
+        found: Choice | None = None
+        with skipped.judging(record):
+            found = _choice(record, text)
+        if found is not None:
+            yield found
+
+
+def _choice(record: Record, text: PreferenceSettings) -> Choice:
+    lists = [_completions(record, name) for name in (text.chosen_field, text.rejected_field)]
+    prompt = field_at(record.fields, text.prompt_field)
+    if prompt is None:
+        raise missing_field(record, text.prompt_field, "text.prompt_field")
+    made = []
+    for value in (*lists[0], *lists[1]):
+        sides: _Pair = ((text.chosen_field, value), (text.rejected_field, value))
+        plain = isinstance(value, str) and isinstance(prompt, str)
+        made.append((_of_texts if plain else _of_messages)(record, text, prompt, sides)[0])
+    return Choice(tuple(made), len(lists[0]), _slice(record, text))
+
+
+def _completions(record: Record, name: str) -> list[Any]:
+    """A field's completions: a list of texts or of conversations, or a single one."""
+    value = field_at(record.fields, name)
+    if value is None:
+        raise missing_field(record, name, "text.chosen_field or text.rejected_field")
+    if isinstance(value, list) and value and not isinstance(value[0], Mapping):
+        return value
+    if isinstance(value, str | list | Mapping) and value:
+        return [value]
+    raise BadRecordError(f'{record.where}: field "{shown(name)}" holds no completion', "no text")

@@ -33,6 +33,14 @@ DESCRIPTIONS = {
     names.DISTINCT_1: "different words / all words, over all responses",
     names.DISTINCT_2: "different word pairs / all word pairs, over all responses",
     names.PERPLEXITY: "perplexity of the responses under the reference, per token",
+    names.ACCURACY: "share of comparisons whose chosen completion scores higher; a tie is half (Wilson's interval)",
+    names.ACCURACY_SLICE.pattern: "the same, of the comparisons of one slice",
+    names.BEST_OF_N: "share of prompts whose highest score is of a right completion",
+    names.BEST_OF_N_SLICE.pattern: "the same, of one slice",
+    names.MARGIN: "mean score of the chosen minus the rejected completion",
+    names.LOG_LOSS: "−log σ(margin); 0.693 is chance",
+    names.CALIBRATION_ERROR: "expected calibration error of σ(|margin|), in ten bins",
+    names.LENGTH_CORRELATION: "correlation of a completion's score and its characters",
     names.GREEDY.pattern: "the metric, of greedy responses: the likeliest token each time",
 }
 
@@ -299,8 +307,11 @@ def chosen_from_json(content: Mapping[str, Any]) -> Chosen | None:
     return Chosen(**content["best"]) if "best" in content else None
 
 
-def as_table(evaluations: Sequence[Evaluation]) -> str:
-    """A plain-text table: a row per metric, a column per model, intervals as mean ± half-width."""
+def as_table(evaluations: Sequence[Evaluation], counted: str = "held-out prompts") -> str:
+    """A plain-text table: a row per metric, a column per model, intervals as mean ± half-width.
+
+    counted: What the evaluations count.
+    """
     found = list(dict.fromkeys(key for e in evaluations for key in e.metrics))
     rows = [["metric", *(e.name for e in evaluations)]]
     rows += [[name, *(_cell(e.metrics.get(name)) for e in evaluations)] for name in found]
@@ -313,7 +324,7 @@ def as_table(evaluations: Sequence[Evaluation]) -> str:
     failed += "".join(
         f"; {e.without_reward} responses of {e.name} have no reward" for e in evaluations if e.without_reward
     )
-    note = f"({evaluations[0].prompts} held-out prompts; ± is the 95% interval of the mean{failed})"
+    note = f"({evaluations[0].prompts} {counted}; ± is the 95% interval of the mean{failed})"
     return "\n".join([lines[0], rule, *lines[1:], note])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ def mean_with_interval(values: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
-def wilson_interval(good: int, count: int) -> Estimate:
+def wilson_interval(good: float, count: int) -> Estimate:
     """A share with its 95% interval (Wilson 1927), which stays within [0, 1]. Raises ValueError for no trials."""
     if count < 1:
         raise ValueError("no trials")
@@ -49,6 +50,41 @@ def wilson_interval(good: int, count: int) -> Estimate:
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = _Z_975 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
     return Estimate(share, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def correlation(first: Sequence[float], second: Sequence[float]) -> Estimate | None:
+    """Pearson's correlation with its 95% interval by Fisher's z (1921), which stays within [−1, 1].
+
+    Returns:
+        None for fewer than 4 pairs, or where one of both is constant.
+    """
+    n = len(first)
+    if n < 4 or len(set(first)) == 1 or len(set(second)) == 1:
+        return None
+    value = max(-1.0, min(1.0, statistics.correlation(first, second)))
+    if abs(value) == 1.0:
+        return Estimate(value, value, value)
+    z, half = math.atanh(value), _Z_975 / math.sqrt(n - 3)
+    return Estimate(value, math.tanh(z - half), math.tanh(z + half))
+
+
+def calibration_error(probabilities: Sequence[float], outcomes: Sequence[float], bins: int = 10) -> float:
+    """The expected calibration error (Naeini et al. 2015): Σ n_b / n |mean outcome − mean p| over bins.
+
+    Args:
+        probabilities: Of the answer that the judge gives to a question with two answers: from ½ to 1.
+        outcomes: 1 where that answer was right, else 0; ½ for a tie.
+        bins: B, of equal width from ½ to 1.
+
+    Raises ValueError for no values.
+    """
+    if not probabilities:
+        raise ValueError("no values to average")
+    inside: dict[int, list[float]] = {}
+    for p, outcome in zip(probabilities, outcomes, strict=True):
+        number = min(bins - 1, int((p - 0.5) * 2 * bins))
+        inside.setdefault(number, []).append(outcome - p)
+    return math.fsum(abs(math.fsum(gaps)) for gaps in inside.values()) / len(probabilities)
 
 
 def student_t_975(degrees: int) -> float:

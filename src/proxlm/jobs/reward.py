@@ -18,6 +18,7 @@ from proxlm.data.text import split_validation
 from proxlm.data.tokenizer import train_tokenizer
 from proxlm.errors import ConfigError
 from proxlm.jobs.in_memory import record_sources
+from proxlm.jobs.judge import HeldOut, print_judgement
 from proxlm.jobs.run_folder import check_run_folder
 from proxlm.jobs.startup import seeded_weights, start_job
 from proxlm.jobs.supervised import print_result, run_supervised, tokenizer_to_resume
@@ -39,6 +40,7 @@ def main(config: RewardConfig) -> None:
     """Run the job and print where everything is."""
     start_job(config.run.threads, config.model)
     run = RewardTrainer(config=config).train()
+    print_judgement(run)
     print_result(run)
     print(f"use it with --reward.use reward_model --reward.args.path {run.model}")
 
@@ -116,14 +118,18 @@ class RewardTrainer:
             model = self._model(skipped)
         carry_template(model.tokenizer, config.text.chat_template)
         reading = ComparisonTokens(model, config.text, skipped)
-        groups = list[str]()
-        every = LabelledTexts.of(_noted(reading.read(self._training), groups), 2)
+        groups, places = list[str](), list[str]()
+        every = LabelledTexts.of(_noted(reading.read(self._training), groups, places), 2)
         if self._validation:
-            rows = list(range(len(every)))
-            held_out = LabelledTexts.of(_noted(reading.read(self._validation), []), 2)
+            rows, places = list(range(len(every))), []
+            held_out = LabelledTexts.of(_noted(reading.read(self._validation), [], places), 2)
             training, validation = every.select(rows), held_out.select(list(range(len(held_out))))
         else:
-            training, validation = map(every.select, self.split(groups))
+            parts = self.split(groups)
+            training, validation = map(every.select, parts)
+            places = [places[i] for i in parts[1]]
+        held = HeldOut(config, self._training, self._validation, places)
+        held.check()
         objective = RewardObjective(model, training, validation, config.objective)
         sources: dict[str, Source | ModelSource] = {
             f"text.train[{i}]": source for i, source in enumerate(self._training)
@@ -139,6 +145,7 @@ class RewardTrainer:
             self._in_python,
             sources,
             RewardLoop,
+            after=lambda folder: held.judge(folder, reading.limit),
         )
 
     def split(self, groups: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -180,9 +187,10 @@ class RewardTrainer:
 
 
 def _noted(
-    found: Iterator[tuple[Comparison, list[list[int]]]], groups: list[str]
+    found: Iterator[tuple[Comparison, list[list[int]]]], groups: list[str], places: list[str]
 ) -> Iterator[tuple[list[list[int]], tuple[float]]]:
-    """The texts and the margin of each comparison, whose group is noted."""
+    """The texts and the margin of each comparison, whose group and place are noted."""
     for comparison, texts in found:
+        places.append(comparison.where)
         groups.append(comparison.group)
         yield texts, (comparison.margin,)

@@ -328,6 +328,34 @@ GREEDY = _family(
     "greedy/{metric}", "", "the metric of greedy responses, the likeliest token each time", EVALUATE
 )
 
+# --- evaluation of a reward model ---
+ACCURACY = _metric(
+    "accuracy",
+    SHARE,
+    "held-out comparisons whose chosen completion scores higher; a tie is half",
+    REWARD_MODEL,
+)
+ACCURACY_SLICE = _family(
+    "accuracy/{slice}", SHARE, "the same, of the comparisons of one slice (text.slice_field)", REWARD_MODEL
+)
+BEST_OF_N = _metric(
+    "best_of_n", SHARE, "prompts of test.best_of whose highest score is of a right completion", REWARD_MODEL
+)
+BEST_OF_N_SLICE = _family("best_of_n/{slice}", SHARE, "the same, of one slice", REWARD_MODEL)
+MARGIN = _metric("margin", "", "mean score of the chosen minus the rejected completion", REWARD_MODEL)
+LOG_LOSS = _metric(
+    "log_loss", NATS, "−log σ(margin), mean over comparisons; log 2 = 0.693 is chance", REWARD_MODEL
+)
+CALIBRATION_ERROR = _metric(
+    "calibration_error",
+    SHARE,
+    "expected calibration error of σ(|margin|), in ten bins: how far it is from the share that is right",
+    REWARD_MODEL,
+)
+LENGTH_CORRELATION = _metric(
+    "length_correlation", "", "Pearson correlation of a completion's score and its characters", REWARD_MODEL
+)
+
 # --- evaluation during a run ---
 EVALUATION = _family(
     "evaluation/{metric}",

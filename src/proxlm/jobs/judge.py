@@ -1,0 +1,177 @@
+"""What a finished reward model is worth on held-out comparisons, beside judges that see length or words alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from proxlm.config import RewardConfig
+from proxlm.data.preferences import Choice, Comparison, choices, comparisons
+from proxlm.data.records import Source
+from proxlm.data.skipped import Skipped
+from proxlm.errors import DataError, RewardError
+from proxlm.evaluation.comparisons import Judged, evaluation_of
+from proxlm.evaluation.evaluate import Evaluation, as_json, as_table
+from proxlm.evaluation.word_baseline import word_scores
+from proxlm.report.run import Run
+from proxlm.rewards.reward_model import RewardModel
+from proxlm.runlog.folder import write_json_atomic, write_jsonl_atomic
+from proxlm.types import Completion
+
+# Scores of completions; None: of one that cannot be scored.
+Judge = Callable[[Sequence[Completion]], Sequence[float | None]]
+MODEL, LENGTH, WORDS = "model", "length", "words"
+
+
+class HeldOut:
+    """Comparisons that a reward model has not been trained on, and the judges.
+
+    Args:
+        config: The job's settings.
+        training: Where the training part is.
+        validation: Where the validation part is; none: in the same files.
+        held_out: Which records of these are for validation (file:line).
+    """
+
+    def __init__(
+        self,
+        config: RewardConfig,
+        training: Sequence[Source],
+        validation: Sequence[Source],
+        held_out: Collection[str],
+    ) -> None:
+        self._config, self._training, self._validation = config, training, validation
+        self._held_out = set(held_out)
+
+    def judge(self, folder: Path, max_length: int) -> None:
+        """Judge the model in a run's folder, and write evaluation.json and every score.
+
+        Raises:
+            DataError: A file of the section [test] cannot be used.
+            RewardError: A completion cannot be scored, and `text.on_long_text` is fail.
+        """
+        asked = list(self._asked())
+        picked = self._choices()
+        model = _model_judge(folder / "reward", self._config, max_length)
+        found = [
+            evaluation_of(LENGTH, "the longer one", _judged(_lengths, asked, picked), False),
+            evaluation_of(MODEL, str(folder / "reward"), _judged(model, asked, picked)),
+        ]
+        if not self._config.test.baselines:
+            found = found[1:]
+        elif (words := self._words(asked, picked)) is not None:
+            found.insert(1, words)
+        kept = [
+            evaluation if evaluation.name == MODEL else replace(evaluation, responses=[])
+            for evaluation in found
+        ]
+        for evaluation in kept:
+            if evaluation.responses:
+                write_jsonl_atomic(folder / f"evaluation-{evaluation.name}.jsonl", evaluation.responses)
+        write_json_atomic(folder / "evaluation.json", as_json(kept, self._config.run.seed))
+
+    def check(self) -> None:
+        """Read the files of the section [test] once, before anything is trained. Raises DataError."""
+        if self._config.test.files and not any(True for _ in self._asked()):
+            raise DataError("test.files: no comparison that can be used")
+        self._choices()
+
+    def _asked(self) -> Iterator[Comparison]:
+        """The comparisons to judge."""
+        text, skipped = self._config.text, _quiet(self._config)
+        if self._config.test.files:
+            yield from (found for _, found in comparisons(text, self._config.test.files, skipped))
+            return
+        for _, found in comparisons(text, self._validation or self._training, skipped):
+            if found.where in self._held_out:
+                yield found
+
+    def _choices(self) -> list[Choice]:
+        path = self._config.test.best_of
+        return list(choices(self._config.text, path, _quiet(self._config))) if path else []
+
+    def _words(self, asked: Sequence[Comparison], picked: Sequence[Choice]) -> Evaluation | None:
+        """The judge that sees single words, trained on the same comparisons; None: it cannot be made."""
+        text = self._config.text
+        learnt = [
+            found
+            for _, found in comparisons(text, self._training, _quiet(self._config))
+            if self._validation or found.where not in self._held_out
+        ]
+        every = [done for found in asked for done in found.sides]
+        every += [done for choice in picked for done in choice.completions]
+        scores = word_scores(
+            [found.chosen.text for found in learnt],
+            [found.rejected.text for found in learnt],
+            [done.text for done in every],
+        )
+        if scores is None:
+            return None
+        rest = iter(scores)
+        judged = _judged(lambda completions: [next(rest) for _ in completions], asked, picked)
+        return evaluation_of(WORDS, "logistic regression on single words", judged)
+
+
+def print_judgement(run: Run) -> None:
+    """Print the table of the judges."""
+    found = list(run.evaluations.values())
+    if not found:
+        return
+    print("\n" + as_table(found, "held-out comparisons"))
+    if LENGTH in run.evaluations and WORDS not in run.evaluations:
+        print(
+            'no judge by single words: it needs scikit-learn (pip install "proxlm[baselines]") and 20 comparisons'
+        )
+
+
+def _quiet(config: RewardConfig) -> Skipped:
+    """Receives again what the run has counted already."""
+    return Skipped(config.text.on_bad_record == "skip")
+
+
+def _lengths(completions: Sequence[Completion]) -> list[float]:
+    return [float(len(done.text)) for done in completions]
+
+
+def _model_judge(path: Path, config: RewardConfig, max_length: int) -> Judge:
+    """The saved model, as `reward.use = "reward_model"` reads it."""
+    text = config.text
+    model = RewardModel(
+        str(path),
+        max_length=max_length,
+        truncate=text.on_long_text == "truncate",
+        device=config.model.device,
+        pair=text.pair,
+        chat_template=text.chat_template,
+        chat_template_kwargs=dict(text.chat_template_kwargs),
+    )
+
+    def scores(completions: Sequence[Completion]) -> list[float | None]:
+        found: list[float | None] = []
+        for score in model(list(completions)):
+            if isinstance(score, RewardError):
+                if text.on_long_text == "fail":
+                    raise RewardError(f"a held-out completion cannot be scored: {score}")
+                found.append(None)
+            else:
+                found.append(score)
+        return found
+
+    return scores
+
+
+def _judged(judge: Judge, asked: Sequence[Comparison], picked: Sequence[Choice]) -> Judged:
+    """What a judge says of all of them; what it cannot score is left out and counted."""
+    every = [done for found in asked for done in found.sides]
+    every += [done for choice in picked for done in choice.completions]
+    scores = iter(judge(every))
+    pairs = [(found, (next(scores), next(scores))) for found in asked]
+    lists = [(choice, [next(scores) for _ in choice.completions]) for choice in picked]
+    whole = [(found, (a, b)) for found, (a, b) in pairs if a is not None and b is not None]
+    chosen = [(choice, [s for s in own if s is not None]) for choice, own in lists if None not in own]
+    if not whole:
+        raise DataError(
+            "no held-out comparison can be scored; raise text.max_tokens, or set text.on_long_text"
+        )
+    return Judged(whole, chosen, len(pairs) - len(whole) + len(lists) - len(chosen))
