@@ -25,6 +25,8 @@ Change = Callable[[PathKind, str], str]
 
 # Data sets of the hub are named hf:OWNER/NAME.
 HUB_PREFIX = "hf:"
+# Tasks of the package reasoning-gym are named reasoning-gym:TASK.
+GYM_PREFIX = "reasoning-gym:"
 # The argument of rewards and environments that is a path, as in the built-in reward_model.
 PATH_ARGUMENT = "path"
 
@@ -129,6 +131,11 @@ def looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/") or is_gguf(name)
 
 
+def is_named_source(name: str) -> bool:
+    """Whether a source of data is no path: a data set on the hub, or tasks that are generated."""
+    return name.startswith((HUB_PREFIX, GYM_PREFIX))
+
+
 def _joined(kind: PathKind, value: str, base: str) -> str:
     """One path as it is from `base`, an absolute folder."""
     if not value or value.startswith("~"):
@@ -136,7 +143,7 @@ def _joined(kind: PathKind, value: str, base: str) -> str:
     path = os.path.normpath(os.path.join(base, value))
     if kind == "model" and not (looks_like_path(value) or os.path.isdir(path)):
         return value
-    if kind == "input" and value.startswith(HUB_PREFIX):
+    if kind == "input" and is_named_source(value):
         return value
     if kind == "function" and parse_reference(value) is None:
         return value

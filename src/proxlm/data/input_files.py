@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from proxlm.config.gguf_paths import gguf_file, is_gguf
-from proxlm.config.paths import PathSetting, adapter_base, looks_like_path
-from proxlm.data.tables import is_data_set, is_hub_name, split_of_folder
+from proxlm.config.paths import PathSetting, adapter_base, is_named_source, looks_like_path
+from proxlm.data.tables import is_data_set, split_of_folder
 from proxlm.data.text import files_in
 from proxlm.files import read_regular
 from proxlm.user_code import parse_reference
@@ -77,7 +77,7 @@ def _in_hub_cache(name: str) -> Path | None:
 
 
 def _of_data(name: str, extensions: Sequence[str]) -> dict[str, Path]:
-    if is_hub_name(name) or "\0" in name:
+    if is_named_source(name) or "\0" in name:
         return {}
     path = Path(name)
     if os.path.isfile(path):

@@ -12,6 +12,7 @@ from typing import Any
 from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.json_list import DECODER, JsonList, json_reason, nested_too_deeply
 from proxlm.data.lines import LONGEST_LINE, byte_lines, shown_size, text_lines
+from proxlm.data.reasoning_gym import is_gym_name, read_tasks
 from proxlm.data.skipped import Record, Skipped
 from proxlm.data.tables import is_hub_name, read_folder, read_hub, read_parquet, split_of_folder
 from proxlm.errors import BadRecordError, DataError
@@ -28,7 +29,7 @@ def iter_records(path: Source, skipped: Skipped | None = None) -> Iterator[Recor
     fields, and every value is text; .txt: each non-empty line is the record {"text": line}. Empty lines, a byte order
     mark and CRLF line ends are not part of the data. A null in an object is the same as no field (fields.py). A
     folder is a data set saved by Hugging Face's `datasets`, or one of Parquet files; FOLDER:SPLIT names one of
-    several splits; hf:NAME:SPLIT is a data set on the hub.
+    several splits; hf:NAME:SPLIT is a data set on the hub; reasoning-gym:TASK generates tasks.
 
     At most one record of a text file, or one batch of rows of a table, is in memory.
 
@@ -55,6 +56,8 @@ def _source(name: Source) -> Callable[[Skipped], Iterator[Record]]:
     """The function that reads a file or data set. Raises DataError if its kind is unknown."""
     if isinstance(name, InMemoryRecords):
         return name.records
+    if is_gym_name(name):
+        return lambda _: read_tasks(str(name))
     if is_hub_name(name):
         return lambda _: read_hub(str(name))
     path = Path(name)

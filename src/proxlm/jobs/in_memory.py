@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from proxlm.config.paths import home_expanded
+from proxlm.config.paths import home_expanded, is_named_source
 from proxlm.config.values import shown_value
 from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.records import Source
-from proxlm.data.tables import is_hub_name
 from proxlm.errors import DataError
 
 
@@ -31,7 +30,7 @@ def record_source(values: Iterable[Any] | str | Path | None, name: str, field: s
     if isinstance(values, str | Path):
         path = home_expanded(str(values))
         # A data set's folder may be followed by :SPLIT.
-        if not is_hub_name(path) and not any(map(os.path.exists, (path, path.rpartition(":")[0]))):
+        if not is_named_source(path) and not any(map(os.path.exists, (path, path.rpartition(":")[0]))):
             raise DataError(
                 f"{name}: {shown_value(path)}: no such file; for a text itself, pass a list: [text]"
             )

@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal
 
-from proxlm.errors import ConfigError, RewardError
+from proxlm.data.reasoning_gym import is_gym_name, tasks_of
+from proxlm.errors import ConfigError, DataError, RewardError
 from proxlm.rewards.fields import field_of
 from proxlm.rewards.instructions import is_copied, share_kept, words
 from proxlm.rewards.numeric import is_marked, last_number, marked_number, to_number
@@ -20,6 +21,7 @@ from proxlm.rewards.python_code import python_parse_report
 from proxlm.rewards.python_tests import PythonTests
 from proxlm.rewards.reward_model import RewardModel
 from proxlm.sandbox import Limits
+from proxlm.text import reason_of
 from proxlm.types import Completion
 
 Scorer = Callable[[list[Completion]], list[Any] | dict[str, list[Any]]]
@@ -228,6 +230,42 @@ def chrf(field: str = "response", word_order: int = 0) -> Scorer:
     return lambda completions: [score(c) for c in completions]
 
 
+def reasoning_gym(answer_tag: str = "") -> Scorer:
+    """What the verifier of the record's task gives the response, in [0, 1]; records of data/reasoning_gym.py.
+
+    Args:
+        answer_tag: Score the text in the response's last <TAG>…</TAG>, 0 without one; empty: the whole response.
+    """
+    opening, closing = f"<{answer_tag}>", f"</{answer_tag}>"
+
+    def answer(text: str) -> str | None:
+        if not answer_tag:
+            return text.strip()
+        end = text.rfind(closing)
+        start = text.rfind(opening, 0, max(0, end))
+        return text[start + len(opening) : end].strip() if start >= 0 else None
+
+    def score(completion: Completion) -> float | RewardError:
+        task, index = (field_of(completion, name) for name in ("task", "index"))
+        if isinstance(task, RewardError):
+            return task
+        if isinstance(index, RewardError):
+            return index
+        if not is_gym_name(task) or not isinstance(index, int) or isinstance(index, bool):
+            return RewardError(f"{task!a}, {index!a}: no task of reasoning-gym and its number")
+        try:
+            tasks = tasks_of(task)
+            if not 0 <= index < len(tasks):
+                return RewardError(f"{task} has no number {index}; it has {len(tasks)}")
+            return float(tasks.score_answer(answer(completion.text), tasks[index]))
+        except DataError as error:
+            return RewardError(str(error))
+        except Exception as error:  # verifiers of many authors, on whatever a model writes
+            return RewardError(f"the verifier of {task}, number {index}: {reason_of(error)}")
+
+    return lambda completions: [score(c) for c in completions]
+
+
 def python_tests(
     field: str = "tests",
     fenced: bool = True,
@@ -275,6 +313,7 @@ BUILTINS: dict[str, Callable[..., Scorer]] = {
     "chrf": chrf,
     "reward_model": RewardModel,
     "python_tests": python_tests,
+    "reasoning_gym": reasoning_gym,
 }
 
 
