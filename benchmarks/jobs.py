@@ -28,3 +28,8 @@ def evaluated(folder: Path) -> list[dict[str, Any]]:
         "models"
     ]
     return models
+
+
+def after(folder: Path) -> dict[str, float]:
+    """The means of the held-out evaluation after training, by metric."""
+    return {name: estimate["mean"] for name, estimate in evaluated(folder)[1]["metrics"].items()}

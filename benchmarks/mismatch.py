@@ -1,11 +1,13 @@
 """Rollouts by another policy on purpose: what each correction weighs, drops and learns.
 
     python benchmarks/mismatch.py                  # into benchmarks/results/mismatch.{json,md}
-    python benchmarks/mismatch.py --seeds 1 --steps 20 --print
+    python benchmarks/mismatch.py --seeds 1 --steps 20 --results other
 
-The rollouts are stale by 0, 1, 4 or 8 updates, or of int8 weights, or both. For each mode of the correction of that
-cause: how far the policies are apart, the effective share of the weights, the share of tokens dropped, and the mean
-reward of all steps, with its range over seeds. Everything else is equal, the number of tokens nearly so.
+The rollouts are stale by 0, 1, 2, 4 or 8 updates, or of int8 weights, or both. For each mode of the correction of
+that cause: how far the policies are apart, the effective share of the weights, the share of tokens dropped, and the
+mean reward of all steps; its difference to the run of the same seed without a correction, over seeds. Everything else
+is equal, the number of tokens nearly so. A cell that the results hold, with the same seeds, steps and rate, is not
+run again.
 """
 
 from __future__ import annotations
@@ -13,38 +15,23 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
-import time
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import torch
-from prefetch import TEXTS, QuietLog, vowels
 from torch import Tensor
+from vowel_task import Row, Size, learn
 
-from proxlm.config import (
-    ModelSettings,
-    NewModelSettings,
-    OptimiserSettings,
-    OptimisersSettings,
-    PPOConfig,
-    PPOSettings,
-    RolloutSettings,
-    RunSettings,
-)
+from proxlm.config import RolloutSettings
 from proxlm.config.ppo import CorrectionSettings
-from proxlm.data.prompts import PromptStream
-from proxlm.data.tokenizer import train_tokenizer
 from proxlm.engine.native import NativeEngine
-from proxlm.models.actor_critic import make_actor_critic
+from proxlm.evaluation.metrics import mean_with_interval
 from proxlm.models.language_model import LanguageModel
-from proxlm.models.load import build_language_model
 from proxlm.train.common.clock import Clock
 from proxlm.train.ppo.collect import Collected
 from proxlm.train.ppo.loop import PPOLoop
 from proxlm.train.ppo.prefetch import Collect, Collector, frozen_copy
-from proxlm.types import Prompt
 
 RESULTS = Path(__file__).parent / "results"
 MODES = (
@@ -56,21 +43,27 @@ MODES = (
     "sequence_mask",
     "geometric_mask",
 )
-CASES = [(0, "policy"), (1, "policy"), (4, "policy"), (8, "policy"), (0, "int8"), (4, "int8")]
+CASES = [(0, "policy"), (1, "policy"), (2, "policy"), (4, "policy"), (8, "policy"), (0, "int8"), (4, "int8")]
+# Every cell, in the order of the table.
+ORDER = [(s, w, m) for s, w in CASES for m in (MODES if s or w != "policy" else ("none",))]
 NUMBERS = ("kl", "effective_share", "dropped_share")
+# Rows before this step are left out of the numbers of a weight: the rollouts are not as stale yet.
+SETTLED = 8
 
 HEAD = """# Rollouts by another policy, on purpose
 
-`python benchmarks/mismatch.py --seeds {seeds} --steps {steps}`, {minutes:.0f} minutes on two CPU cores that others
-used, too. A random Llama of 2 layers × 32; 24 responses of up to 12 tokens a step, 2 epochs × 2 minibatches, learning
-rate 3e-3: far more than a real run's, so that eight updates matter. The reward is the share of vowels.
+`python benchmarks/mismatch.py --seeds {seeds} --steps {steps} --lr {lr:g}`, on one of two CPU cores that others used,
+too. A random Llama of 2 layers × 32; 24 responses of up to 12 tokens a step, 2 epochs × 2 minibatches, learning rate
+{lr:g}: far more than a real run's, so that eight updates matter. The reward is the share of vowels.
 
-KL: in nats a token, from the policy that sampled to the trainer's (k3), from step 9 on. Reward: mean of all
-steps, so that faster is more, and of the seeds (lowest – highest). The mode is that of each cause there is; the
-numbers of the weight are the staleness's where there is staleness, else the engine's.
+KL: in nats a token, from the policy that sampled to the trainer's (k3), from step {settled} on. Reward: mean of all
+steps, so that faster is more, and of the seeds (lowest – highest). Against none: the mean difference to the same
+seeds without a correction, with the 95% interval of Student's t over the seeds, where the results hold each seed.
+The mode is that of each cause there is; the numbers of the weight are the staleness's where there is staleness, else
+the engine's.
 
-| stale by | weights | mode | KL | effective share | dropped | reward |
-| --- | --- | --- | --- | --- | --- | --- |"""
+| stale by | weights | mode | KL | effective share | dropped | reward | against none |
+| --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 class Late(Collector):
@@ -87,63 +80,57 @@ class Late(Collector):
         return collect(self.engine, step, draw, clock)
 
 
-def run(staleness: int, weights: Any, mode: Any, seed: int, steps: int) -> list[dict[str, float]]:
+def run(staleness: int, weights: Any, mode: Any, seed: int, steps: int, lr: float) -> list[Row]:
     """Train a random model with this mode for each cause that there is; the rows of metrics."""
-    tokenizer = train_tokenizer(TEXTS * 20, vocabulary=320, context=256)
-    torch.manual_seed(seed)
-    new = NewModelSettings(hidden=32, layers=2, heads=4, context=256)
-    model = build_language_model(new, tokenizer, ModelSettings(device="cpu", precision="float32"))
-    with torch.no_grad():  # sharp enough that there is something to learn from
-        model.network.get_output_embeddings().weight.mul_(8.0)
     on, off = CorrectionSettings(mode=mode), CorrectionSettings()
-    ppo = PPOSettings(
-        steps=steps, batch_size=24, epochs=2, minibatches=2, kl_coef=0.01,
-        engine_correction=on if weights != "policy" else off, staleness_correction=on if staleness else off,
-    )  # fmt: skip
-    config = PPOConfig(
-        model=ModelSettings(policy="random", critic="separate", device="cpu"),
-        rollout=RolloutSettings(max_new_tokens=12, weights=weights),
-        ppo=ppo,
-        optim=OptimisersSettings(OptimiserSettings(lr=3e-3), OptimiserSettings(lr=3e-3)),
-        run=RunSettings(seed=seed, save_every=0),
-    )
-    texts = [text[: 4 + 3 * i] for i in range(8) for text in TEXTS]
-    prompts = [Prompt(i, tuple(tokenizer(text).input_ids), text) for i, text in enumerate(texts)]
-    stream, log = PromptStream(prompts, ppo.batch_size, seed), QuietLog()
-    with tempfile.TemporaryDirectory() as folder:
-        loop = PPOLoop(config, make_actor_critic(model, "separate"), stream, vowels, Path(folder) / "run")
-        loop.collector = Late(model, config.rollout, staleness)
-        loop.train(log)  # type: ignore[arg-type]
-    return log.rows
+    ppo = {
+        "engine_correction": on if weights != "policy" else off,
+        "staleness_correction": on if staleness else off,
+    }
+
+    def late(loop: PPOLoop) -> None:
+        loop.collector = Late(loop.models.policy, loop.config.rollout, staleness)
+
+    return learn(seed, steps, lr, Size(), ppo=ppo, rollout={"weights": weights}, prepare=late)
 
 
-def summary(runs: list[list[dict[str, float]]], cause: str) -> dict[str, Any]:
+def summary(runs: list[list[Row]], cause: str) -> dict[str, Any]:
     """The numbers of one case and mode over seeds; those of the weight from the step on in which it matters."""
     means = [statistics.fmean(row["reward"] for row in rows) for rows in runs]
     found: dict[str, Any] = {"reward": statistics.fmean(means), "lowest": min(means), "highest": max(means)}
-    found["rollout_kl"] = statistics.fmean(row["rollout_kl"] for rows in runs for row in rows[8:])
+    found["seeds"] = means
+    settled = [row for rows in runs for row in rows[SETTLED:]]
+    found["rollout_kl"] = statistics.fmean(row["rollout_kl"] for row in settled)
     for name in NUMBERS:
-        values = [row[key] for rows in runs for row in rows[8:] if (key := f"{cause}_weight/{name}") in row]
+        values = [row[key] for row in settled if (key := f"{cause}_weight/{name}") in row]
         if values:
             found[name] = statistics.fmean(values)
     return found
 
 
-def table(results: list[dict[str, Any]], given: argparse.Namespace, minutes: float) -> str:
-    lines = [HEAD.format(seeds=given.seeds, steps=given.steps, minutes=minutes)]
-    for row in results:
-        effective, dropped = (f"{row[n]:.3f}" if n in row else "" for n in NUMBERS[1:])
-        cells = [
-            row["staleness"],
-            row["weights"],
-            row["mode"],
-            f"{row['rollout_kl']:.2g}",
-            effective,
-            dropped,
-        ]
-        reward = f"{row['reward']:.3f} ({row['lowest']:.3f} – {row['highest']:.3f})"
-        lines.append(f"| {' | '.join(map(str, cells))} | {reward} |")
+def table(found: dict[str, Any]) -> str:
+    """mismatch.md."""
+    lines = [HEAD.format(**found["settings"], settled=SETTLED + 1)]
+    cells = {key_of(cell): cell for cell in found["cells"]}
+    for (staleness, weights, mode), cell in cells.items():
+        effective, dropped = (f"{cell[n]:.3f}" if n in cell else "" for n in NUMBERS[1:])
+        numbers = [f"{cell['rollout_kl']:.2g}", effective, dropped]
+        numbers.append(f"{cell['reward']:.3f} ({cell['lowest']:.3f} – {cell['highest']:.3f})")
+        numbers.append("" if mode == "none" else against(cell, cells.get((staleness, weights, "none"), {})))
+        lines.append(f"| {' | '.join(map(str, [staleness, weights, mode, *numbers]))} |")
     return "\n".join([*lines, ""])
+
+
+def against(cell: dict[str, Any], none: dict[str, Any]) -> str:
+    """The paired difference of two cells' rewards; nothing where one does not hold its seeds."""
+    if "seeds" not in cell or "seeds" not in none:
+        return ""
+    gain = mean_with_interval([one - other for one, other in zip(cell["seeds"], none["seeds"], strict=True)])
+    return f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+
+
+def key_of(cell: dict[str, Any]) -> tuple[Any, ...]:
+    return cell["staleness"], cell["weights"], cell["mode"]
 
 
 def main() -> None:
@@ -152,21 +139,32 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--print", action="store_true", help="write nothing")
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--stale", type=int, nargs="+", default=sorted({s for s, _ in CASES}))
+    parser.add_argument("--weights", nargs="+", default=["policy", "int8"], choices=["policy", "int8"])
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
+    parser.add_argument("--results", type=Path, default=RESULTS / "mismatch")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    results, start = list[dict[str, Any]](), time.monotonic()
-    for staleness, weights in CASES:
-        cause = "staleness" if staleness else "engine"
-        for mode in MODES if staleness or weights != "policy" else ("none",):
-            runs = [run(staleness, weights, mode, seed, given.steps) for seed in range(given.seeds)]
-            results.append({"staleness": staleness, "weights": weights, "mode": mode, **summary(runs, cause)})
-            print(json.dumps(results[-1]), flush=True)
-    text = table(results, given, (time.monotonic() - start) / 60)
-    if not given.print:
-        (RESULTS / "mismatch.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-        (RESULTS / "mismatch.md").write_text(text, "utf-8")
-    print(text)
+    file = given.results.with_suffix(".json")
+    settings = {name: getattr(given, name) for name in ("seeds", "steps", "lr")}
+    found: dict[str, Any] = {"settings": settings, "cells": []}
+    if file.exists() and (known := json.loads(file.read_text("utf-8")))["settings"] == settings:
+        found = known
+    cells = {key_of(cell): cell for cell in found["cells"]}
+    for staleness, weights, mode in ORDER:
+        asked = staleness in given.stale and weights in given.weights and mode in given.modes
+        if not asked or (staleness, weights, mode) in cells:
+            continue
+        runs = [run(staleness, weights, mode, seed, given.steps, given.lr) for seed in range(given.seeds)]
+        cell = {"staleness": staleness, "weights": weights, "mode": mode}
+        cell |= summary(runs, "staleness" if staleness else "engine")
+        cells[key_of(cell)] = cell
+        print(json.dumps(cell), flush=True)
+        found["cells"] = [cells[key] for key in ORDER if key in cells]
+        file.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        given.results.with_suffix(".md").write_text(table(found), "utf-8")
+    print(table(found))
 
 
 if __name__ == "__main__":
