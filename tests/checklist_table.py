@@ -51,6 +51,7 @@ ITEMS = {
     41: "control: CartPole, Acrobot, Pendulum",
     42: "V-trace, Retrace",
     43: "comparisons: Bradley–Terry",
+    44: "several value heads",
 }
 
 PROPERTY = "checklist"

@@ -26,6 +26,7 @@ class Purpose(enum.StrEnum):
     # Updates
     PASS = "pass"  # order of the rows in one pass over a rollout; step, pass
     COVARIANCE = "covariance"  # which tokens Clip-Cov leaves out; step, prompt id, repeat
+    HEADS = "heads"  # which responses each value head of the critic learns from; step, prompt id, repeat
     # Multi-turn environments
     TASK = "task"  # Task.seed, the same in each repeat of a prompt; the base is the prompt's id
     CHANCE = "chance"  # Task.chance, new in each conversation; stream, step, prompt id, repeat

@@ -352,7 +352,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Experience:
-    """A rollout with everything that the update needs; every tensor is [R], aligned with the response tokens.
+    """A rollout with everything that the update needs; every tensor is [R, …], aligned with the response tokens.
 
     Attributes:
         sequences: The tokens.
@@ -367,6 +367,8 @@ class Experience:
         sampling_mask: The sets that the policy is renormalised over, the rollout's; None: the whole vocabulary.
         covariant: bool, the tokens that Clip-Cov and KL-Cov treat apart; None: with other losses.
         positive: bool, the chosen tokens of positive responses, for the extra loss on them; None: without it.
+        values_of_heads: [R, K] float32, V of each of several value heads; None: there is one.
+        head_factors: [R, K] float32, what the token counts in the loss of each value head; None: 1.
     """
 
     sequences: Sequences
@@ -381,6 +383,8 @@ class Experience:
     sampling_mask: SamplingMask | None = None
     covariant: Tensor | None = None
     positive: Tensor | None = None
+    values_of_heads: Tensor | None = None
+    head_factors: Tensor | None = None
 
     def select(self, rows: Tensor) -> Experience:
         """The rows with these indices, in that order. rows [b] int64."""

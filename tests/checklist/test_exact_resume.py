@@ -38,6 +38,7 @@ RESUMED = {
     "adaptive": {"kl_controller": "adaptive", "kl_target": 0.1, "kl_horizon": 100.0},
     "warm-up": {"critic_warmup": 3, "critic": "separate"},
     "categorical": {"critic": "separate", "value": ValueSettings("categorical", -1.0, 1.0, 21)},
+    "heads": {"critic": "separate", "value": ValueSettings(heads=3, combine="min", head_share=0.5)},
     "schedule": {},
     "temperature": {},
     "lstm": {"family": "lstm", "critic": "separate", "packed": True},

@@ -73,6 +73,7 @@ DRAWN = {
     "model.critic_from": st.just(""),
     "model.value.low": st.floats(-9, -1),
     "model.value.high": st.floats(0.01, 9),
+    "model.value.heads": st.integers(2, 99),
     "shaping.overlong_buffer": st.integers(0, 1),
     "ptx.text": st.lists(SOME_TEXT, min_size=1, max_size=2),
     "new.heads": st.just(2),

@@ -13,8 +13,9 @@ from proxlm.errors import ModelError
 from proxlm.models.actor_critic import critic_from, make_actor_critic
 from proxlm.models.load import build_language_model
 from proxlm.models.save import save_language_model
-from proxlm.models.value_head import ValueHead, bins_of
+from proxlm.models.value_head import ValueHead, bins_of, ensemble_of
 from proxlm.models.value_model import save_value_model
+from proxlm.rl.value_ensemble import Ensemble
 from proxlm.rl.value_histogram import ValueBins
 from proxlm.types import Sequences
 from small_models import tiny_model
@@ -30,10 +31,10 @@ def small_model(tokenizer, type="llama", context=64):
     return build_language_model(new, tokenizer, ModelSettings(device="cpu"))
 
 
-def saved_critic(tokenizer, folder, type="llama", bins=None, context=64):
+def saved_critic(tokenizer, folder, type="llama", bins=None, context=64, heads=1):
     """A critic of the small model with a random head, written to a folder; its network and head."""
     small = small_model(tokenizer, type, context)
-    head = ValueHead(16, bins)
+    head = ValueHead(16, bins, Ensemble(heads))
     torch.nn.init.normal_(head.linear.weight, std=0.3)
     save_value_model(small.trunk, head, small, folder)
     return small, head
@@ -95,6 +96,60 @@ def test_a_categorical_critic_is_saved_with_its_bins_and_read_with_the_same(toke
             critic_from(policy, str(tmp_path), bins=bins)
 
 
+@pytest.mark.checklist(44)
+@pytest.mark.parametrize("bins", [None, BINS])
+@pytest.mark.parametrize("type", ["llama", "lstm"])
+def test_several_heads_are_saved_one_after_the_other_and_read_again(tokenizer, tmp_path, bins, type):
+    _, head = saved_critic(tokenizer, tmp_path, type, bins=bins, heads=3)
+    policy = make_actor_critic(tiny_model(tokenizer), "separate", bins, Ensemble(3, "min"))
+    models = critic_from(policy, str(tmp_path), bins=bins, ensemble=Ensemble(3, "min"))
+    assert torch.equal(models.value_head.linear.weight, head.linear.weight)
+    network = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert network.config.value_heads == 3
+    with torch.no_grad():
+        logits = network(input_ids=ROWS.tokens[None, :5]).logits[0].view(3, -1)
+        found = models.value_of(models.critic_states(ROWS)[1])[0]
+    each = logits[:, 0] if bins is None else logits.softmax(-1) @ torch.linspace(-1, 2, 7)
+    assert torch.allclose(found, each.min(), atol=1e-5)
+    assert float(each.std()) > 1e-3
+    for heads in (1, 2):
+        with pytest.raises(
+            ModelError, match=f"it has 3 value heads, model.value.heads says {heads}; set it to 3"
+        ):
+            critic_from(policy, str(tmp_path), bins=bins, ensemble=Ensemble(heads))
+
+
+@pytest.mark.checklist(44)
+@pytest.mark.parametrize("bins", [None, BINS])
+def test_all_heads_may_begin_as_the_only_one_of_a_critic_or_a_reward_model(tokenizer, tmp_path, bins):
+    _, head = saved_critic(tokenizer, tmp_path, bins=bins)
+    policy = make_actor_critic(tiny_model(tokenizer), "separate", bins)
+    models = critic_from(policy, str(tmp_path), bins=bins, ensemble=Ensemble(4, spread=0.05))
+    by_head = models.value_head.linear.weight.unflatten(0, (4, -1)).detach()
+    assert torch.allclose(by_head.mean(0), head.linear.weight, atol=1e-6)
+    assert float((by_head - head.linear.weight.detach()).std()) == pytest.approx(0.05 / 4, rel=0.4)
+    states, final = models.critic_states(ROWS)
+    with torch.no_grad():
+        assert torch.allclose(models.value_of(final), head(final), atol=1e-5 if bins is None else 1e-2)
+        assert float(models.value_head.values(states).std(-1).min()) > 1e-4
+    exact = critic_from(policy, str(tmp_path), bins=bins, ensemble=Ensemble(4, spread=0.0))
+    assert torch.allclose(exact.value_of(final), head(final), atol=1e-6)
+
+
+@pytest.mark.checklist(44)
+def test_four_outputs_of_a_classifier_are_no_four_heads(tokenizer, tmp_path):
+    from transformers import LlamaForSequenceClassification
+
+    small = small_model(tokenizer)
+    config = small.network.config
+    config.num_labels = 4
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    policy = make_actor_critic(tiny_model(tokenizer), "separate")
+    with pytest.raises(ModelError, match=r"needs 1 output, .* it has 4 outputs"):
+        critic_from(policy, str(tmp_path), ensemble=Ensemble(4))
+
+
 def test_a_text_beyond_the_critics_context_is_refused(tokenizer, tmp_path):
     saved_critic(tokenizer, tmp_path, context=8)
     models = critic_from(make_actor_critic(tiny_model(tokenizer), "separate"), str(tmp_path))
@@ -122,4 +177,7 @@ def test_another_tokenizer_is_refused(tokenizer, tmp_path):
 
 def test_the_settings_make_the_bins():
     assert bins_of(ValueSettings()) is None
+    assert ensemble_of(ValueSettings()) == Ensemble()
+    several = ValueSettings(heads=4, combine="lower_bound", pessimism=2.0, init_spread=0.3)
+    assert ensemble_of(several) == Ensemble(4, "lower_bound", 2.0, 0.3)
     assert bins_of(ValueSettings("categorical", -1.0, 2.0, 7, 0.5)) == ValueBins(-1.0, 2.0, 7, 0.5)

@@ -130,6 +130,11 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "trust_region.conjugate_gradient": (product, flat(0, 2), 5),
     "trust_region.natural_step": (flat(0, 2), product, 0.01, 5),
     "trust_region.trust_region_step": (flat(0, 2), product, measure, 0.01),
+    "value_ensemble.combined_value": (flat(0, 6, 3), "lower_bound", 2.0),
+    "value_ensemble.spread_of_heads": (flat(0, 6, 3),),
+    "value_ensemble.differences_of_heads": (flat(0, 3, 4),),
+    "value_ensemble.bootstrap_factors": (flat(0, 6, 3), 0.5),
+    "value_ensemble.ensemble_loss": (flat(0, 6, 3), flat(1), flat(2, 6, 3)),
     "value_histogram.histogram_of": (flat(0), BINS),
     "value_histogram.histogram_mean": (flat(0, 6, 5), BINS),
     "value_histogram.histogram_loss": (flat(0, 6, 5), flat(1), BINS),
@@ -197,7 +202,9 @@ def test_it_runs_in_inference_mode_and_changes_no_input(name: str) -> None:
 WITH_GRADIENT = [
     name
     for name in EXAMPLES
-    if name.startswith(("kl.", "logprobs.", "losses.", "policy_losses.", "value_histogram."))
+    if name.startswith(
+        ("kl.", "logprobs.", "losses.", "policy_losses.", "value_ensemble.", "value_histogram.")
+    )
 ]
 
 

@@ -59,6 +59,8 @@ PPO_RUNS = {
         "2",
         "--model.value.head",
         "categorical",
+        "--model.value.heads",
+        "3",
         "--reward.use",
         "reward.py:score",
     ],

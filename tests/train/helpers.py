@@ -25,7 +25,7 @@ from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
 from proxlm.models.actor_critic import ActorCritic, make_actor_critic
 from proxlm.models.adapters import add_lora
-from proxlm.models.value_head import bins_of
+from proxlm.models.value_head import bins_of, ensemble_of
 from proxlm.train.ppo.learner import step_parameters
 from proxlm.train.ppo.loop import PPOLoop
 from proxlm.train.ppo.plan import Minibatch, plan_update
@@ -160,7 +160,9 @@ def actors(tokenizer: Any, config: PPOConfig, lora: int = 0, family: str = "llam
         torch.manual_seed(1)
         policy = add_lora(policy, LoraSettings(rank=lora))
     critic = config.model.critic if advantage_of(config.ppo.advantage).critic else "none"
-    return make_actor_critic(policy, critic, bins_of(config.model.value))
+    if config.model.value.heads > 1:
+        torch.manual_seed(2)
+    return make_actor_critic(policy, critic, bins_of(config.model.value), ensemble_of(config.model.value))
 
 
 def trainer(

@@ -99,6 +99,8 @@ def algorithm_problems(ppo: PPOSettings, model: ModelSettings) -> Problems:
             found.append(("model.activation_checkpointing", "cannot be used with model.critic = adapter"))
     if model.value.head == "categorical" and model.value.low >= model.value.high:
         found.append(("model.value.low", f"must be less than model.value.high = {model.value.high:g}"))
+    if model.value.heads == 1 and model.value.combine != "mean":
+        found.append(("model.value.combine", "needs model.value.heads of 2 or more"))
     if model.critic_from and model.critic != "separate":
         found.append(("model.critic_from", "needs model.critic = separate"))
     if ppo.critic_lam < 0 and ppo.critic_lam != -1:

@@ -37,7 +37,9 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class ValueSettings:
-    """The critic's last layer: one number, or a histogram over bins that is learnt by cross-entropy."""
+    """The critic's last layer: one number or a histogram over bins that is learnt by cross-entropy, once or several
+    times.
+    """
 
     head: Literal["scalar", "categorical"] = setting(
         "scalar",
@@ -50,6 +52,25 @@ class ValueSettings:
         0.75,
         "categorical: deviation of the Gaussian around a return, in bins; 0: two-hot, the two bins beside it",
         ge=0,
+    )
+    heads: int = setting(
+        1,
+        "number of value heads on the critic's trunk, which start differently and learn the same returns",
+        ge=1,
+    )
+    combine: Literal["mean", "min", "lower_bound"] = setting(
+        "mean", "several heads: V is the mean of their values, the least, or mean − pessimism · deviation"
+    )
+    pessimism: float = setting(1.0, "lower_bound: how many deviations over the heads are taken off", ge=0)
+    init_spread: float = setting(
+        0.1, "several heads: deviation of what they say at the start, around 0 (categorical: of logits)", ge=0
+    )
+    head_share: float = setting(
+        0.5,
+        "several heads: share of the responses that each one learns from, at random (bootstrap); 1: all, so they"
+        " become one",
+        gt=0,
+        le=1,
     )
 
 

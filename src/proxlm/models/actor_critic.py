@@ -18,9 +18,10 @@ from proxlm.models.forward import TokenOutputs, response_states, token_outputs
 from proxlm.models.frozen import freeze
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
-from proxlm.models.value_head import ValueHead, bins_of
+from proxlm.models.value_head import ValueHead, bins_of, ensemble_of
 from proxlm.models.value_model import read_value_model
 from proxlm.rl.sampling_mask import SamplingMask
+from proxlm.rl.value_ensemble import ONE_HEAD, Ensemble
 from proxlm.rl.value_histogram import ValueBins
 from proxlm.types import Sequences
 
@@ -143,19 +144,23 @@ def actor_critic_of(policy: LanguageModel, config: ModelSettings, critic: bool =
         ModelError: For a reward model that cannot be the critic.
         ConfigError: For settings that do not fit the policy.
     """
-    models = make_actor_critic(policy, config.critic if critic else "none", bins_of(config.value))
+    bins, ensemble = bins_of(config.value), ensemble_of(config.value)
+    models = make_actor_critic(policy, config.critic if critic else "none", bins, ensemble)
     if not config.critic_from:
         return models
-    return critic_from(models, config.critic_from, config.train_layers, bins_of(config.value))
+    return critic_from(models, config.critic_from, config.train_layers, bins, ensemble)
 
 
-def make_actor_critic(policy: LanguageModel, critic: str, bins: ValueBins | None = None) -> ActorCritic:
+def make_actor_critic(
+    policy: LanguageModel, critic: str, bins: ValueBins | None = None, ensemble: Ensemble = ONE_HEAD
+) -> ActorCritic:
     """A critic and a frozen reference for a policy at its start.
 
     Args:
         policy: The policy; its weights are copied.
         critic: "shared", "separate", "adapter" or "none".
         bins: Of a categorical value head; None: it has one number.
+        ensemble: How many value heads there are, and how their values become one.
     """
     reference = None
     # What never learns is there once: copies share it.
@@ -164,14 +169,18 @@ def make_actor_critic(policy: LanguageModel, critic: str, bins: ValueBins | None
         frozen = copy.deepcopy(policy.network, dict(shared)).requires_grad_(False)
         reference = replace(policy, network=frozen)
     trunk = copy.deepcopy(policy.trunk, dict(shared)) if critic == "separate" else None
-    head = None if critic == "none" else ValueHead(policy.hidden_size, bins).to(policy.device)
+    head = None if critic == "none" else ValueHead(policy.hidden_size, bins, ensemble).to(policy.device)
     if critic == "adapter":
         add_critic_adapters(policy)
     return ActorCritic(policy, head, trunk, reference, own_adapters=critic == "adapter")
 
 
 def critic_from(
-    models: ActorCritic, path: str, train_layers: int = 0, bins: ValueBins | None = None
+    models: ActorCritic,
+    path: str,
+    train_layers: int = 0,
+    bins: ValueBins | None = None,
+    ensemble: Ensemble = ONE_HEAD,
 ) -> ActorCritic:
     """The critic starts as a saved one, or as a reward model: trunk and head (Ziegler et al. 2019).
 
@@ -182,7 +191,7 @@ def critic_from(
         ModelError: It cannot be loaded, or does not fit the policy; see `read_value_model`.
     """
     policy = models.policy
-    found = read_value_model(path, policy, bins)
+    found = read_value_model(path, policy, bins, ensemble)
     if train_layers:
         freeze(found.network, train_layers)
     trunk = found.trunk.to(policy.device).eval()

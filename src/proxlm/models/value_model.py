@@ -24,11 +24,12 @@ from proxlm.models.weights import (
     read_configuration,
     read_network,
 )
+from proxlm.rl.value_ensemble import ONE_HEAD, Ensemble
 from proxlm.rl.value_histogram import ValueBins
 from proxlm.text import reason_of
 
-# In the configuration of a saved categorical critic: low, high and sigma of its bins.
-BINS = "value_bins"
+# In the configuration of a saved critic: low, high and sigma of a categorical one's bins; how many heads there are.
+BINS, HEADS = "value_bins", "value_heads"
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -40,12 +41,15 @@ class ValueModel(NamedTuple):
     head: ValueHead
 
 
-def read_value_model(path: str, policy: LanguageModel, bins: ValueBins | None) -> ValueModel:
+def read_value_model(
+    path: str, policy: LanguageModel, bins: ValueBins | None, ensemble: Ensemble = ONE_HEAD
+) -> ValueModel:
     """A critic for a policy from a folder or a name on the hub.
 
     A classifier (…ForSequenceClassification) gives trunk and head, so that V after a text is at first its output. Of
     a language model the trunk alone is taken, with a new head, V = 0. Its sizes may be others than the policy's; its
-    tokens may not.
+    tokens may not. Several heads are those of a saved critic with as many, or all begin as its only one and differ by
+    the ensemble's spread.
 
     Raises:
         ModelError: It cannot be loaded, has other tokens or another kind of head, or is no decoder where the policy
@@ -76,7 +80,7 @@ def read_value_model(path: str, policy: LanguageModel, bins: ValueBins | None) -
         )
         _check_tokens(what, path, network, policy)
         print(f"note: {what}: a language model, so the critic begins with its trunk and V = 0", flush=True)
-        head = ValueHead(network.get_output_embeddings().weight.shape[1], bins)
+        head = ValueHead(network.get_output_embeddings().weight.shape[1], bins, ensemble)
         trunk = EncoderDecoderTrunk(network) if found.is_encoder_decoder else network.base_model
         return ValueModel(network, trunk, head)
     if found.is_encoder_decoder:
@@ -87,13 +91,17 @@ def read_value_model(path: str, policy: LanguageModel, bins: ValueBins | None) -
         )
     network = read_network(AutoModelForSequenceClassification, path, what, advice=NOT_A_REWARD_MODEL)
     _check_tokens(what, path, network, policy)
-    return ValueModel(network, network.base_model, _head_of(what, network, bins))
+    return ValueModel(network, network.base_model, _head_of(what, network, bins, ensemble))
 
 
-def _head_of(what: str, network: Any, bins: ValueBins | None) -> ValueHead:
+def _head_of(what: str, network: Any, bins: ValueBins | None, ensemble: Ensemble) -> ValueHead:
     """The value head that a classifier's linear score layer is."""
-    score, wanted = getattr(network, "score", None), 1 if bins is None else bins.count
-    saved = getattr(network.config, BINS, None)
+    saved, heads = getattr(network.config, BINS, None), getattr(network.config, HEADS, 1)
+    if heads not in (1, ensemble.heads):
+        raise ModelError(
+            f"{what}: it has {heads} value heads, model.value.heads says {ensemble.heads}; set it to {heads}"
+        )
+    score, wanted = getattr(network, "score", None), heads * (1 if bins is None else bins.count)
     if not isinstance(score, nn.Linear) or score.out_features != wanted:
         outputs = getattr(score, "out_features", "no linear score layer and no")
         raise ModelError(
@@ -103,11 +111,13 @@ def _head_of(what: str, network: Any, bins: ValueBins | None) -> ValueHead:
         raise ModelError(
             f"{what}: its bins are {saved}, those of model.value {_bins_as_saved(bins)}; set them alike"
         )
-    head = ValueHead(score.in_features, bins)
+    head, copies = ValueHead(score.in_features, bins, ensemble), ensemble.heads // heads
     with torch.no_grad():
-        head.linear.weight.copy_(score.weight)
+        if copies == 1:
+            head.linear.weight.zero_()
+        head.linear.weight.add_(score.weight.repeat(copies, 1))
         if score.bias is not None:
-            head.linear.bias.copy_(score.bias)
+            head.linear.bias.copy_(score.bias.repeat(copies))
     return head
 
 
@@ -147,6 +157,8 @@ def classifier_for(trunk: Any, head: ValueHead, what: str) -> Any:
     config = copy.deepcopy(trunk.config)
     if head.bins is not None:
         setattr(config, BINS, _bins_as_saved(head.bins))
+    if head.ensemble.heads > 1:
+        setattr(config, HEADS, head.ensemble.heads)
     return classifier_on(trunk, head.linear, config, what)
 
 
@@ -186,7 +198,7 @@ def save_value_model(trunk: Any, head: ValueHead, policy: LanguageModel, folder:
     """Write a critic as …ForSequenceClassification, with one output or one for each bin, and the policy's tokenizer.
 
     `AutoModelForSequenceClassification.from_pretrained(folder)` gives V after a text (of a categorical critic, the
-    logits of the bins), and `model.critic_from` reads the folder.
+    logits of the bins), of several heads one after the other, and `model.critic_from` reads the folder.
     """
     network = classifier_for(trunk, head, policy.source)
     with without_progress_bars():

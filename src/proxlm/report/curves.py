@@ -79,6 +79,7 @@ PLOTS = (
         "Calibration: slope of returns over values, mean value − mean return",
         (names.VALUE_SLOPE, names.VALUE_BIAS),
     ),
+    Plot("Critic", "Standard deviation of values over the heads", (names.VALUE_SPREAD,)),
     Plot("Critic", "Mean advantage by quarter of the response", (names.ADVANTAGE_QUARTER,)),
     Plot("Critic", "Values and returns", (names.VALUE_MEAN, names.RETURN_MEAN)),
     Plot("Responses", "Length in tokens", (names.RESPONSE_LENGTH,)),

@@ -219,6 +219,12 @@ RETURNS_BEYOND_BINS = _metric(
     "returns below model.value.low or above high, which a categorical critic cannot predict",
     PPO,
 )
+VALUE_SPREAD = _metric(
+    "value_spread",
+    "",
+    "standard deviation of values over the critic's heads, mean over tokens (model.value.heads)",
+    PPO,
+)
 VALUE_MEAN = _metric("value_mean", "", "mean value before the update", BOTH)
 RETURN_MEAN = _metric("return_mean", "", "mean return", BOTH)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import SilentLog, job, parameters, prepared_by, run, trainer, vowels
 
+from proxlm.config import ValueSettings
 from proxlm.engine.generate import generate
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.train.ppo import prepare as prepare_module
@@ -18,6 +19,7 @@ SETTINGS = [
     {"critic_lam": 1.0, "lam_length": 0.5, "aggregation": "sequence"},
     {"critic_warmup": 1},
     {"old_logprobs": "rollout", "clip_value": 0.0},
+    {"value": ValueSettings(heads=3, combine="lower_bound", head_share=0.5)},
 ]
 
 

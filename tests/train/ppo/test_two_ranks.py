@@ -14,7 +14,7 @@ import torch.distributed
 import torch.multiprocessing
 from helpers import SilentLog, blank_rollout, job, parameters, trainer, vowels, weights_of
 
-from proxlm.config import CovarianceSettings, PPOConfig, PtxSettings, ShapingSettings
+from proxlm.config import CovarianceSettings, PPOConfig, PtxSettings, ShapingSettings, ValueSettings
 from proxlm.distributed.ranks import ONE_PROCESS, Ranks, TorchRanks
 from proxlm.train.ppo import update as update_module
 from proxlm.train.ppo.loop import PPOLoop
@@ -44,6 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
         "covariance": CovarianceSettings(share=0.3, low=0.0),
     },
     "positive examples": {"critic": "shared", "positive_coef": 0.5, "positive_threshold": 0.3},
+    "heads": {"critic": "separate", "value": ValueSettings(heads=3, combine="min", head_share=0.5)},
     "trust region": {"critic": "separate", "loss": "trpo"},
     "more ranks than rows": {"critic": "separate", "batch_size": 1, "minibatches": 1},
     "ends early": {"critic": "separate", "target_kl": 1e-6, "lr": 1e-2},

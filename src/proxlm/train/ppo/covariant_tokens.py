@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
 from torch import Tensor
 
 from proxlm.config import PPOSettings
 from proxlm.rl.covariance import clip_cov_tokens, kl_cov_tokens, token_covariance
-from proxlm.seeds import Purpose, derive_seed
+from proxlm.seeds import Purpose
+from proxlm.train.ppo.row_generators import row_generators
 from proxlm.types import Rollout
 
 
@@ -45,9 +44,11 @@ def covariant_tokens(
 
 def _uniforms(rollout: Rollout, seed: int, step: int) -> Tensor:
     """A number in [0, 1) for each token [R], by its prompt, its repeat and its position: whatever the rows' order."""
-    found, repeats = list[Tensor](), Counter[int]()
-    for prompt, length in zip(rollout.prompts, rollout.sequences.response_lengths.tolist(), strict=True):
-        own = derive_seed(seed, Purpose.COVARIANCE, step, prompt.id, repeats[prompt.id])
-        repeats[prompt.id] += 1
-        found.append(torch.rand(length, generator=torch.Generator().manual_seed(own), dtype=torch.float64))
-    return torch.cat(found)
+    generators = row_generators(rollout, seed, Purpose.COVARIANCE, step)
+    lengths = rollout.sequences.response_lengths.tolist()
+    return torch.cat(
+        [
+            torch.rand(length, generator=own, dtype=torch.float64)
+            for own, length in zip(generators, lengths, strict=True)
+        ]
+    )

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from proxlm.config import PPOSettings
+from proxlm.distributed.ranks import Ranks
 from proxlm.models.actor_critic import ActorCritic
+from proxlm.rl.value_ensemble import ensemble_loss
 from proxlm.train.common.memory import failing_together
 from proxlm.train.ppo.algorithms import Algorithm
 from proxlm.train.ppo.plan import MicroBatch, Minibatch, UpdatePlan
@@ -50,16 +52,30 @@ class PendingGradient:
 
 
 class CriticValues(NamedTuple):
-    """values [R]: V before each response token; final_values [B]: V after each row's last token; float32."""
+    """values [R]: V before each response token; final_values [B]: V after each row's last token; float32.
+
+    of_heads: V before each response token, of each of several value heads [R, K]; None: there is one.
+    """
 
     values: Tensor
     final_values: Tensor
+    of_heads: Tensor | None = None
     first_gradient: PendingGradient | None = None
 
+    def over(self, ranks: Ranks) -> CriticValues:
+        """Those of all ranks, each of which has filled in its rows."""
+        of_heads = None if self.of_heads is None else ranks.sum(self.of_heads)
+        return self._replace(
+            values=ranks.sum(self.values), final_values=ranks.sum(self.final_values), of_heads=of_heads
+        )
 
-def no_values(rows: int, tokens: int) -> CriticValues:
+
+def no_values(models: ActorCritic, rows: int, tokens: int) -> CriticValues:
     """Zeros: of a run without a critic, and to be filled by `fill_values`."""
-    return CriticValues(torch.zeros(tokens), torch.zeros(rows))
+    heads = 1 if models.value_head is None else models.value_head.ensemble.heads
+    return CriticValues(
+        torch.zeros(tokens), torch.zeros(rows), torch.zeros(tokens, heads) if heads > 1 else None
+    )
 
 
 def fill_values(
@@ -67,7 +83,11 @@ def fill_values(
 ) -> None:
     """Write the values of one micro-batch's states [r, H] and final states [b, H] into `found`."""
     if not micro.padding:
-        found.values[micro.tokens] = models.value_of(states).detach().cpu()
+        assert models.value_head is not None
+        of_heads = models.value_head.values(states).detach()
+        if found.of_heads is not None:
+            found.of_heads[micro.tokens] = of_heads.cpu()
+        found.values[micro.tokens] = models.value_head.combined(of_heads).cpu()
         found.final_values[micro.rows] = models.value_of(final_states).detach().cpu()
 
 
@@ -91,6 +111,7 @@ def read_values(
     plan: UpdatePlan,
     ppo: PPOSettings,
     returns_of: ReturnsOf | None = None,
+    head_factors: Tensor | None = None,
     on_pass: Callable[[], None] = lambda: None,
 ) -> CriticValues:
     """The critic's passes over the update's first epoch.
@@ -101,14 +122,17 @@ def read_values(
         plan: Of the update.
         ppo: value_coef and clip_value are used.
         returns_of: The critic's targets of a micro-batch, to take the first minibatch's gradient; None: do not.
+        head_factors: What each token counts for each value head [R, K]; None: 1.
         on_pass: Called after each micro-batch.
     """
-    found, minibatches = no_values(len(sequences), len(plan.action_mask)), plan.epoch(0)
+    found, minibatches = no_values(models, len(sequences), len(plan.action_mask)), plan.epoch(0)
 
     def passes() -> PendingGradient | None:
         pending, remaining = None, minibatches
         if returns_of is not None:
-            pending = _read_and_learn(models, sequences, minibatches[0], ppo, returns_of, found, on_pass)
+            pending = _read_and_learn(
+                models, sequences, minibatches[0], ppo, returns_of, head_factors, found, on_pass
+            )
             remaining = minibatches[1:]
         for micro in (micro for minibatch in remaining for micro in minibatch.micro_batches):
             part = sequences.select(micro.rows).to(models.policy.device)
@@ -117,7 +141,7 @@ def read_values(
         return pending
 
     pending = failing_together(plan.ranks, passes)
-    return CriticValues(plan.ranks.sum(found.values), plan.ranks.sum(found.final_values), pending)
+    return found.over(plan.ranks)._replace(first_gradient=pending)
 
 
 def _read_and_learn(
@@ -126,6 +150,7 @@ def _read_and_learn(
     minibatch: Minibatch,
     ppo: PPOSettings,
     returns_of: ReturnsOf,
+    head_factors: Tensor | None,
     found: CriticValues,
     on_pass: Callable[[], None],
 ) -> PendingGradient:
@@ -137,10 +162,13 @@ def _read_and_learn(
             with torch.enable_grad():
                 states, final_states = models.critic_states(part)
             fill_values(found, models, micro, states, final_states)
-            values = found.values[micro.tokens]
+            at = micro.tokens
+            values = found.values[at]
+            old = values if found.of_heads is None else found.of_heads[at]
+            factors = None if head_factors is None else head_factors[at]
             returns = returns_of(micro, values, found.final_values[micro.rows])
             with torch.enable_grad():
-                share = value_loss(models, states, values, returns, micro.weights, ppo.clip_value)
+                share = value_loss(models, states, old, returns, micro.weights, ppo.clip_value, factors)
                 (ppo.value_coef * share).backward()
             loss += float(share.detach())
             on_pass()
@@ -163,18 +191,27 @@ def _gradients_apart(parameters: Named) -> Iterator[dict[str, Tensor]]:
 
 
 def value_loss(
-    models: ActorCritic, states: Tensor, old: Tensor, returns: Tensor, weights: Tensor, clip: float
+    models: ActorCritic,
+    states: Tensor,
+    old: Tensor,
+    returns: Tensor,
+    weights: Tensor,
+    clip: float,
+    head_factors: Tensor | None = None,
 ) -> Tensor:
     """Σ weight · loss of the values of states: their clipped squared error, or a histogram's cross-entropy.
 
     Args:
         models: With a critic.
         states: [r, H], with graph.
-        old: Values before the update [r].
+        old: Values before the update [r]; of several heads, each one's [r, K].
         returns: What the critic is to predict [r].
         weights: Of the tokens in the minibatch's loss [r].
         clip: How far a value may move before its loss is clipped; 0: no clip.
+        head_factors: What each token counts for each of several heads [r, K]; None: 1.
     """
     old, returns, weights = (x.to(states.device) for x in (old, returns, weights))
+    factors = None if head_factors is None else head_factors.to(states.device)
     assert models.value_head is not None
-    return (weights * models.value_head.loss(states, old, returns, clip)).sum()
+    losses = models.value_head.losses(states, old.view(len(old), -1), returns, clip)
+    return ensemble_loss(losses, weights, factors)

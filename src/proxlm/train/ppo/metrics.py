@@ -18,6 +18,7 @@ from proxlm.rl.corrections import Weights, effective_share
 from proxlm.rl.kl import kl_estimate
 from proxlm.rl.ragged import segment_sum
 from proxlm.rl.shaping import response_rewards
+from proxlm.rl.value_ensemble import spread_of_heads
 from proxlm.rl.value_histogram import ValueBins, beyond_bins
 from proxlm.types import Experience, Rollout, Scores
 
@@ -82,6 +83,8 @@ def critic_metrics(experience: Experience, raw: Tensor, bins: ValueBins | None) 
     mask, offsets = experience.action_mask, experience.sequences.response_offsets
     values, returns = experience.values, experience.returns
     metrics = {"value_mean": float(values[mask].mean())}
+    if experience.values_of_heads is not None:
+        metrics["value_spread"] = float(spread_of_heads(experience.values_of_heads[mask]).mean())
     if bins is not None:
         metrics["returns_beyond_bins"] = float(beyond_bins(returns[mask], bins).double().mean())
     slope, bias = calibration(values, returns, mask)

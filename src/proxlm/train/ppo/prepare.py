@@ -34,6 +34,7 @@ from proxlm.train.ppo.critic import (
     read_values,
 )
 from proxlm.train.ppo.frozen_states import with_frozen_states
+from proxlm.train.ppo.head_shares import factors_of_heads
 from proxlm.train.ppo.learner import StepParameters, step_parameters
 from proxlm.train.ppo.metrics import Metrics, critic_metrics, experience_metrics, gap_metrics, weight_metrics
 from proxlm.train.ppo.plan import MicroBatch, UpdatePlan, plan_update
@@ -95,6 +96,7 @@ def prepare(
     rollout = with_frozen_states(models, rollout, plan)
     parameters = parameters or step_parameters(config, plan.step)
     algorithm, ppo, mask = algorithm or build_algorithm(config.ppo), config.ppo, rollout.action_mask
+    head_factors = factors_of_heads(models, rollout, config.model.value.head_share, plan.seed, plan.step)
 
     def passes() -> tuple[LogProbs, TokenRewards, CriticValues]:
         count = _PassCount(models, ppo, plan, on_progress)
@@ -116,7 +118,8 @@ def prepare(
             return algorithm.advantage(inputs).returns
 
         learn = returns_of if can_learn_while_reading(models, ppo, algorithm) else None
-        return logprobs, rewards, read_values(models, rollout.sequences, plan, ppo, learn, count.one)
+        critic = read_values(models, rollout.sequences, plan, ppo, learn, head_factors, count.one)
+        return logprobs, rewards, critic
 
     logprobs, rewards, critic = plan.within_memory(passes)
     log_weights = rollout_log_weights(rollout, logprobs.policy, plan.step)
@@ -151,6 +154,8 @@ def prepare(
         sampling_mask=rollout.sampling_mask,
         covariant=apart and apart[0],
         positive=positive_tokens(rollout, scores, ppo),
+        values_of_heads=critic.of_heads,
+        head_factors=head_factors,
     )
 
     def metrics() -> Metrics:
@@ -206,7 +211,7 @@ def read_logprobs(
     """
     sequences, device, known = rollout.sequences, models.policy.device, ppo.old_logprobs == "rollout"
     policy, reference, entropy = (torch.zeros(len(rollout.logprobs)) for _ in range(3))
-    values = no_values(len(rollout), len(rollout.logprobs))
+    values = no_values(models, len(rollout), len(rollout.logprobs))
 
     def passes() -> None:
         for micro in (micro for minibatch in plan.epoch(0) for micro in minibatch.micro_batches):
@@ -226,7 +231,7 @@ def read_logprobs(
 
     failing_together(plan.ranks, passes)
     policy, reference, entropy = (plan.ranks.sum(x) for x in (policy, reference, entropy))
-    values = CriticValues(plan.ranks.sum(values.values), plan.ranks.sum(values.final_values))
+    values = values.over(plan.ranks)
     if known:
         # What an environment wrote was not sampled: no KL there.
         policy = torch.where(rollout.action_mask, rollout.logprobs, reference)

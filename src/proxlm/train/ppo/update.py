@@ -159,8 +159,10 @@ class _MinibatchGradient:
         if models.value_head is not None and self.pending is None:
             if states is None:
                 states = models.critic_states(part.sequences.to(weights.device))[0]
-            clip = learner.config.ppo.clip_value
-            loss = value_loss(models, states, part.values, part.returns, weights, clip)
+            clip, old = learner.config.ppo.clip_value, part.values
+            if part.values_of_heads is not None:
+                old = part.values_of_heads
+            loss = value_loss(models, states, old, part.returns, weights, clip, part.head_factors)
             stats.value_loss += float(loss.detach())
             roots.append((learner.config.ppo.value_coef * loss, None))
             _backward(roots)
