@@ -4,12 +4,13 @@
     python benchmarks/against_trl.py TRL/bin/python [--workloads fixed vocab ragged lora lora-both] [--rounds 2]
 
 lora: adapters of rank 8 on the policy, all of the value model learns, as TRL's peft_config has it. lora-both: the
-value model is frozen, too, with adapters of its own; TRL is handed it that way. Every setting of proxlm and TRL runs
-once in each round, in a process of its own; the first step of each is warm-up. Same models (random Llamas, read from
-the same folder), same prompts, one optimiser step per epoch for both. Needs a machine with nothing else to do; the
-raw seconds are kept, so their spread can be seen. Writes benchmarks/results/against_trl.json and .md; with --add the
-workloads that are there already and are not measured now stay. Linux. On a GPU: --device cuda --workloads gpu-0.5b
-gpu-1.5b, TRL then in bf16, too (not tried yet).
+value model is frozen, too, with adapters of its own; TRL is handed it that way. smollm2, smollm2-both: the same two
+for TRL on the shape of SmolLM2-135M; proxlm with adapters on all blocks, and on the top 6 alone. Every setting of
+proxlm and TRL runs once in each round, in a process of its own; the first step of each is warm-up. Same models
+(random Llamas, read from the same folder), same prompts, one optimiser step per epoch for both. Needs a machine with
+nothing else to do; the raw seconds are kept, so their spread can be seen. Writes benchmarks/results/against_trl.json
+and .md; with --add the workloads that are there already and are not measured now stay. Linux. On a GPU:
+--device cuda --workloads gpu-0.5b gpu-1.5b, TRL then in bf16, too (not tried yet).
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ from step_models import Work, make_models
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+SMOLLM2 = Work(576, 30, 49_152, 48, 24, 64, epochs=1, intermediate=1536, groups=3)
 WORKLOADS = {
     "fixed": Work(),
     "vocab": Work(vocabulary=32_000),
     "ragged": Work(ragged=True),
     "lora": Work(),
     "lora-both": Work(),
+    # The shape of SmolLM2-135M (with a head of its own), and a step as long as one of `proxlm demo --chat`.
+    "smollm2": SMOLLM2,
+    "smollm2-both": SMOLLM2,
     # For a GPU: the shapes of Qwen2.5 0.5B and 1.5B (their heads have 128 numbers in the second; here 64).
     "gpu-0.5b": Work(896, 24, 151_936, 256, 512, 256, intermediate=4864, groups=2),
     "gpu-1.5b": Work(1536, 28, 151_936, 256, 512, 256, intermediate=8960, groups=4),
@@ -45,17 +50,19 @@ RANK = 8
 @dataclass(frozen=True)
 class Setting:
     """How proxlm runs. rank: of LoRA adapters, 0 for none; full_critic: all of a separate critic learns even so;
-    tokens: at most in a micro-batch."""
+    tokens: at most in a micro-batch; top: how many blocks learn, 0 for all."""
 
     critic: str = "separate"
     bf16: bool = False
     rank: int = 0
     full_critic: bool = False
     tokens: int = 1280  # TRL's 16 rows of the fixed work
+    top: int = 0
 
     def arguments(self) -> list[str]:
         """Of step_proxlm.py."""
-        found = ["--critic", self.critic, "--lora", str(self.rank), "--micro-batch-tokens", str(self.tokens)]
+        found = ["--critic", self.critic, "--lora", str(self.rank), "--train-layers", str(self.top)]
+        found += ["--micro-batch-tokens", str(self.tokens)]
         return [*found, *["--bf16"] * self.bf16, *["--critic-from-reward"] * self.full_critic]
 
 
@@ -78,8 +85,16 @@ SETTINGS = {
         "fp32, LoRA, separate critic": Setting(rank=RANK),
         "fp32, LoRA, adapter critic": Setting("adapter", rank=RANK),
     },
+    "smollm2": {
+        "fp32, LoRA, top 6 blocks, adapter critic": Setting("adapter", rank=RANK, top=6),
+        "fp32, LoRA, adapter critic": Setting("adapter", rank=RANK),
+    },
+    "smollm2-both": {"fp32, LoRA, separate critic": Setting(rank=RANK)},
 }
-TRL_ARGUMENTS = {"lora": ["--lora", str(RANK)], "lora-both": ["--lora", str(RANK), "--value-adapters"]}
+TRL_ARGUMENTS = {
+    name: ["--lora", str(RANK), *["--value-adapters"] * name.endswith("-both")]
+    for name in ("lora", "lora-both", "smollm2", "smollm2-both")
+}
 
 
 def one_run(python: str, script: str, folder: Path, options: Any, arguments: list[str]) -> dict[str, Any]:
@@ -102,13 +117,15 @@ def needed_flops(work: Work, setting: Setting) -> float:
 
     Layers see every token, the head of the policy the response's tokens alone; attention's own are left out. A frozen
     matrix has no gradient of its own: 2 backward, for what stands before it. Adapters learn, with 4. A critic that is
-    not shared goes through its first pass before the update, when its values are read.
+    not shared goes through its first pass before the update, when its values are read. Blocks below the first that
+    learns have made their pass before the update.
     """
+    blocks = setting.top or work.layers
     key_value = work.hidden * work.groups / work.heads
     shapes = [(work.hidden, work.hidden)] * 2 + [(work.hidden, key_value)] * 2
     shapes += [(work.hidden, work.intermediate)] * 3
-    layers = work.layers * sum(inputs * outputs for inputs, outputs in shapes)
-    beside = work.layers * setting.rank * sum(inputs + outputs for inputs, outputs in shapes)
+    layers = blocks * sum(inputs * outputs for inputs, outputs in shapes)
+    beside = blocks * setting.rank * sum(inputs + outputs for inputs, outputs in shapes)
     full, adapted = 6 * layers, 4 * layers + 6 * beside
     policy = adapted if setting.rank else full
     critic = full if setting.full_critic or not setting.rank else adapted

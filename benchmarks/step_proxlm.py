@@ -55,6 +55,7 @@ def job_of(work: Work, folder: Path, options: argparse.Namespace) -> Any:
         "model.precision": "bfloat16" if options.bf16 else "float32",
         "model.lora.rank": options.lora,
         "model.lora.alpha": LORA_ALPHA,
+        "model.train_layers": options.train_layers,
         "model.critic_from": str(folder / "reward") if options.critic_from_reward else "",
         "model.activation_checkpointing": options.activation_checkpointing,
         "rollout.max_new_tokens": work.response,
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--critic", default="separate")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0: all weights learn")
+    parser.add_argument("--train-layers", type=int, default=0, help="of the top blocks; 0: all learn")
     parser.add_argument(
         "--critic-from-reward",
         action="store_true",

@@ -13,10 +13,12 @@ from proxlm.errors import ConfigError
 from proxlm.evaluation.evaluate import Evaluation
 from proxlm.evaluation.metrics import Estimate
 from proxlm.jobs import demo_chat
-from proxlm.jobs.chat_prompts import ARGUMENTS, HELD_OUT_KINDS, SUBJECTS, chat_prompts
+from proxlm.jobs.chat_prompts import ARGUMENTS, HELD_OUT_KINDS, SUBJECTS, chat_prompts, names_of
 from proxlm.models.save import save_language_model
 from proxlm.report.run import Run
+from proxlm.rewards.builtin import instructions
 from proxlm.rewards.instructions import kept, wording
+from proxlm.types import Completion
 from small_models import tiny_model
 
 TEMPLATE = (
@@ -58,11 +60,11 @@ def test_a_seed_draws_the_same_prompts_again(prompts):
     assert chat_prompts(600, 48, seed=4) != prompts
 
 
-def answer(instructions) -> str:
-    """A text that keeps them all."""
-    asked = {instruction["kind"]: instruction for instruction in instructions}
+def answer(record) -> str:
+    """A text about the subject that keeps all instructions."""
+    asked = {instruction["kind"]: instruction for instruction in record["instructions"]}
     first = asked.get("starts_with", {}).get("word", "yes")
-    middle = asked.get("include", {}).get("word", "it")
+    middle = f"{asked.get('include', {}).get('word', 'it')} {record['about'][0]}"
     last = asked.get("ends_with", {}).get("word", "is")
     end = "?" if "question" in asked else "!" if "exclamation" in asked else "."
     stop = "." if asked.get("sentences", {}).get("count") == 2 else ""
@@ -79,10 +81,24 @@ def answer(instructions) -> str:
 
 
 def test_every_prompt_asks_for_what_its_record_says_and_can_be_kept(prompts):
+    guarded = instructions(**demo_chat.GUARDS)
     for record in (*prompts.train, *prompts.combinations, *prompts.kinds):
         assert all(wording(instruction) in record["prompt"] for instruction in record["instructions"])
-        text = answer(record["instructions"])
+        text = answer(record)
         assert all(kept(text, one) for one in record["instructions"]), (record["prompt"], text)
+        assert guarded([Completion(record["prompt"], text, fields=record)]) == [1.0], (record["prompt"], text)
+
+
+def test_every_prompt_says_what_its_answer_is_about(prompts):
+    for record in (*prompts.train, *prompts.combinations, *prompts.kinds):
+        question = record["prompt"].split(". ")[0].split("?")[0].casefold()
+        assert record["about"] == names_of(subject(record))
+        assert record["about"][0] in question
+    assert names_of("the sea") == ["sea"]
+    assert names_of("cities") == ["cities", "city"]
+    assert names_of("horses") == ["horses", "horse"]
+    assert names_of("chess") == ["chess"]
+    assert names_of("colours") == ["colours", "color", "colors", "colour"]
 
 
 HELD_OUT = [

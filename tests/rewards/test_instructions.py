@@ -6,7 +6,16 @@ import pytest
 
 from proxlm.errors import RewardError
 from proxlm.rewards.builtin import instructions
-from proxlm.rewards.instructions import KINDS, is_copied, kept, sentences, share_kept, wording, words
+from proxlm.rewards.instructions import (
+    KINDS,
+    copies,
+    kept,
+    sentences,
+    share_kept,
+    without,
+    wording,
+    words,
+)
 from proxlm.types import Completion
 
 # kind → (arguments, texts that keep it, texts that do not)
@@ -147,13 +156,58 @@ def test_guards_against_short_answers_and_one_answer_to_every_prompt():
 
 def test_guard_against_copies_of_the_prompt():
     prompt = "<user>Describe tea. Do not use commas. Answer in 9 words or less.<end>"
-    copied = ["Do not use commas.", "do not use commas! Describe tea", "Answer in 9 words or less"]
-    own = ["Tea is warm.", "Do not use tea.", "Do not use commas. Tea is warm.", "omit commas", "use comma"]
-    assert [is_copied(text, prompt) for text in (*copied, *own, "", "...")] == [True] * 3 + [False] * 7
+    copied = [
+        "Do not use commas.",
+        "do NOT use, commas",
+        "Tea: answer in 9 words or less!",
+        "tea. Do not use commas",
+    ]
+    own = [
+        "Tea is warm.",
+        "Do not use tea.",
+        "Do not use tea. Use commas in 9 words.",
+        "commas use not do",
+        "",
+        "...",
+    ]
+    assert [copies(text, prompt, 3) for text in (*copied, *own)] == [True] * 4 + [False] * 6
+    assert [copies(copied[0], prompt, most) for most in (1, 2, 3, 4)] == [True, True, True, False]
     asked = [{"kind": "no_commas"}]
     texts = [completion(text, asked, prompt) for text in (copied[0], own[0])]
     assert instructions()(texts) == [1.0, 1.0]
-    assert instructions(copies=False)(texts) == [0.0, 1.0]
+    assert instructions(copied_words=3)(texts) == [0.0, 1.0]
+    assert instructions(copied_words=4)(texts) == [1.0, 1.0]
+
+
+def test_guard_against_answers_about_something_else():
+    asked = [{"kind": "no_commas"}]
+
+    def of(text, about):
+        return Completion("p", text, fields={"instructions": asked, "about": about})
+
+    reward = instructions(about="about")
+    answers = ["Bees buzz.", "A BEE!", "the bee's knees", "It has been", "Honey is sweet", "bees, too"]
+    assert reward([of(text, ["bees", "bee"]) for text in answers]) == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    assert reward([of("by the sea", "the sea"), of("by the seaside", "the sea")]) == [1.0, 0.0]
+    wrong = reward([of("tea", value) for value in ([], "", " - ", 3, ["tea", 3], ["tea", "."])])
+    assert all(isinstance(value, RewardError) and 'field "about"' in str(value) for value in wrong)
+    missing = reward([completion("tea")])[0]
+    assert isinstance(missing, RewardError)
+    assert 'no field "about"' in str(missing)
+
+
+def test_one_sentence_about_everything_is_one_answer():
+    asked = [{"kind": "no_commas"}]
+
+    def of(text, about):
+        return Completion(about, text, fields={"instructions": asked, "about": [about, about.rstrip("s")]})
+
+    template = [of("What are cats?", "cats"), of("what are  dogs", "dogs"), of("What is a bee?", "bees")]
+    assert instructions(repeats=False, about="about")(template) == [0.0, 0.0, 1.0]
+    assert instructions(repeats=False)([of("What is a bee?", "bees"), *template[:1]]) == [1.0, 1.0]
+    assert without("The bee's knees, the Bees!", ["bee", "bees"]) == "the … s knees the …"
+    assert without("sea bees", ["sea bees", "sea"]) == without("sea", ["sea", "sea bees"]) == "…"
+    assert without("A (b)", []) == "a b"
 
 
 def test_records_that_cannot_be_scored():
@@ -168,5 +222,6 @@ def test_records_that_cannot_be_scored():
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match="min_words = -1"):
-        instructions(min_words=-1)
+    for name in ("min_words", "copied_words"):
+        with pytest.raises(ValueError, match=f"{name} = -1"):
+            instructions(**{name: -1})

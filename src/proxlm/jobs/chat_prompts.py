@@ -19,6 +19,13 @@ SUBJECTS = (
     "kitchens", "libraries", "museums", "photographs", "telephones", "computers", "robots", "numbers",
     "colours",
 )  # fmt: skip
+# How an answer may name what it is about, beside the subject itself and its singular.
+_ALSO = {
+    "colours": ("color", "colors"), "neighbours": ("neighbor", "neighbors"), "dancing": ("dance", "dances"),
+    "painting": ("paint", "paintings"), "cooking": ("cook", "cooks"), "swimming": ("swim", "swims"),
+    "walking": ("walk", "walks"), "photographs": ("photo", "photos"),
+    "telephones": ("phone", "phones"), "bicycles": ("bike", "bikes"), "school": ("schools",), "tea": ("teas",),
+}  # fmt: skip
 QUESTIONS = (
     "Tell me about {0}.", "Why do people like {0}?", "What should I know about {0}?", "Give me advice about {0}.",
     "Describe {0}.", "What is special about {0}?", "What would you say about {0} to a child?",
@@ -41,6 +48,9 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
 }  # fmt: skip
 # Kinds that no training prompt has.
 HELD_OUT_KINDS = ("sentences", "ends_with", "exclamation", "bullets")
+# How often a set of kinds with one of these comes up in training, where others do once: the model hardly ever does by
+# itself what they ask for, so a step needs more tries.
+TIMES = {"lowercase": 3, "include": 2, "starts_with": 2}
 # Two of a group cannot be asked together: both are the whole answer's form, or its end, its beginning, or its case.
 _ONE_OF = (
     {"bullets", "numbered", "quoted", "starts_with"},
@@ -69,7 +79,8 @@ class ChatPrompts:
 def chat_prompts(train: int, held_out: int, seed: int) -> ChatPrompts:
     """So many prompts to train on, and to evaluate on of each kind of novelty; all of them different.
 
-    A prompt is a record: prompt, and instructions, for the reward of that name.
+    A prompt is a record: prompt, instructions, for the reward of that name, and about, the words of which an answer
+    must hold one.
     """
     draw = random.Random(seed)
     new = set(SUBJECTS[::_SUBJECT_EVERY])
@@ -83,13 +94,25 @@ def chat_prompts(train: int, held_out: int, seed: int) -> ChatPrompts:
         *((kind,) for kind in learnt),
         *(pair for pair in pairs if pair not in new_pairs),
     ]
+    often = [kinds for kinds in seen for _ in range(max(TIMES.get(kind, 1) for kind in kinds))]
     unseen: list[tuple[str, ...]] = [(kind,) for kind in HELD_OUT_KINDS]
     unseen += [(kind, other) for kind in HELD_OUT_KINDS for other in learnt if _fit(kind, other)]
     return ChatPrompts(
-        _different(train, draw, known, seen),
+        _different(train, draw, known, often),
         _different(held_out, draw, sorted(new), new_pairs),
         _different(held_out, draw, sorted(new), unseen),
     )
+
+
+def names_of(subject: str) -> list[str]:
+    """The words by which an answer may name a subject."""
+    name = subject.removeprefix("the ")
+    names = [name, *_ALSO.get(name, ())]
+    if name.endswith("ies"):
+        names.append(name.removesuffix("ies") + "y")
+    elif name.endswith("s") and not name.endswith("ss"):
+        names.append(name.removesuffix("s"))
+    return names
 
 
 def _is_held_out(first: int, second: int, count: int) -> bool:
@@ -109,9 +132,9 @@ def _different(
     for chosen in _in_turn(draw, kinds):
         instructions = [{"kind": kind, **draw.choice(ARGUMENTS[kind])} for kind in chosen]
         draw.shuffle(instructions)
-        question = draw.choice(QUESTIONS).format(draw.choice(subjects))
-        prompt = " ".join([question, *map(wording, instructions)])
-        found[prompt] = {"prompt": prompt, "instructions": instructions}
+        question, subject = draw.choice(QUESTIONS), draw.choice(subjects)
+        prompt = " ".join([question.format(subject), *map(wording, instructions)])
+        found[prompt] = {"prompt": prompt, "instructions": instructions, "about": names_of(subject)}
         if len(found) == count:
             return list(found.values())
     raise AssertionError("endless")

@@ -38,6 +38,9 @@ TRAINING_PROMPTS = 3000
 HELD_OUT = 48
 STEPS = 36
 SHOWN = 10
+# The shortest ways to keep most instructions say nothing: one word, the same sentence about everything, or the
+# instruction itself. Such answers get 0.
+GUARDS = {"min_words": 3, "about": "about", "copied_words": 3, "repeats": False}
 # A sampled answer is cut to so many characters where it is shown.
 _LONGEST_SHOWN = 200
 
@@ -78,9 +81,7 @@ def ppo_job(config: DemoConfig) -> PPOConfig:
             system="Keep the instructions.",
         ),
         rollout=RolloutSettings(max_new_tokens=32, batch_size=64, temperature=0.8),
-        # Three different words at least, and no answer to two prompts: the shortest way to keep most instructions
-        # would otherwise be one word.
-        reward=RewardSettings(use="instructions", args={"min_words": 3, "repeats": False}),
+        reward=RewardSettings(use="instructions", args=dict(GUARDS)),
         shaping=ShapingSettings(missing_eos="subtract", missing_eos_penalty=0.2),
         ppo=PPOSettings(
             steps=config.ppo_steps,

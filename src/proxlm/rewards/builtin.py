@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from proxlm.data.reasoning_gym import is_gym_name, tasks_of
 from proxlm.errors import ConfigError, DataError, RewardError
 from proxlm.rewards.fields import field_of
-from proxlm.rewards.instructions import is_copied, share_kept, words
+from proxlm.rewards.instructions import copies, mentions, share_kept, without, words
 from proxlm.rewards.numeric import is_marked, last_number, marked_number, to_number
 from proxlm.rewards.python_code import python_parse_report
 from proxlm.rewards.python_tests import PythonTests
@@ -156,43 +156,58 @@ def instructions(
     field: str = "instructions",
     all: bool = False,
     min_words: int = 0,
+    about: str = "",
+    copied_words: int = 0,
     repeats: bool = True,
-    copies: bool = True,
 ) -> Scorer:
     """The share of the record's instructions that the response keeps (rewards/instructions.py).
+
+    The other arguments are guards: what they refuse gets 0. They are off where nothing is said.
 
     Args:
         field: The record's field: a list of instructions, {"kind": "max_words", "count": 8} for instance.
         all: 1 if every one is kept, else 0, instead of the share.
-        min_words: A response with fewer different words gets 0.
-        repeats: Whether one text may answer different prompts of a call; if not, all of these get 0.
-        copies: Whether a response may be sentences of the prompt and nothing else; if not, it gets 0.
+        min_words: A response needs so many different words.
+        about: The record's field that says what the response must be about: a word or phrase, or several of which
+            one must be in it.
+        copied_words: The most words in a row that a response may take from its prompt; 0: no limit.
+        repeats: Whether one text, the words of `about` apart, may answer different prompts of a call.
     """
-    if min_words < 0:
-        raise ValueError(f"min_words = {min_words}: must be at least 0")
+    for name, value in (("min_words", min_words), ("copied_words", copied_words)):
+        if value < 0:
+            raise ValueError(f"{name} = {value}: must be at least 0")
 
-    def score(completion: Completion) -> float | RewardError:
+    def score(completion: Completion, subject: Sequence[str]) -> float | RewardError:
         asked = field_of(completion, field)
         if isinstance(asked, RewardError):
             return asked
         if not isinstance(asked, list):
             return RewardError(f'field "{field}" holds a {type(asked).__name__}, not a list of instructions')
+        text = completion.text
         try:
-            share = share_kept(completion.text, asked)
+            share = share_kept(text, asked)
         except ValueError as error:
             return RewardError(f'field "{field}": {error}')
-        if len({word.casefold() for word in words(completion.text)}) < min_words:
-            return 0.0
-        if not copies and is_copied(completion.text, completion.prompt):
-            return 0.0
-        return float(share == 1 if all else share)
+        refused = (
+            len({word.casefold() for word in words(text)}) < min_words
+            or (about and not mentions(text, subject))
+            or (copied_words and copies(text, completion.prompt, copied_words))
+        )
+        return 0.0 if refused else float(share == 1 if all else share)
 
     def score_all(completions: list[Completion]) -> list[float | RewardError]:
-        scores = [score(c) for c in completions]
+        subjects = [_phrases(c, about) if about else [] for c in completions]
+        scores = [
+            subject if isinstance(subject, RewardError) else score(c, subject)
+            for c, subject in zip(completions, subjects, strict=True)
+        ]
         if repeats:
             return scores
         prompts: dict[str, set[str]] = {}
-        texts = [" ".join(c.text.casefold().split()) for c in completions]
+        texts = [
+            without(c.text, [] if isinstance(subject, RewardError) else subject)
+            for c, subject in zip(completions, subjects, strict=True)
+        ]
         for text, completion in zip(texts, completions, strict=True):
             prompts.setdefault(text, set()).add(completion.prompt)
         return [
@@ -201,6 +216,17 @@ def instructions(
         ]
 
     return score_all
+
+
+def _phrases(completion: Completion, field: str) -> list[str] | RewardError:
+    """The record's field as phrases: a text with a word in it, or a list of them."""
+    found = field_of(completion, field)
+    if isinstance(found, RewardError):
+        return found
+    phrases = found if isinstance(found, list) else [found]
+    if phrases and all(isinstance(phrase, str) and words(phrase) for phrase in phrases):
+        return phrases
+    return RewardError(f'field "{field}" holds no word or phrase, and no list of them')
 
 
 def chrf(field: str = "response", word_order: int = 0) -> Scorer:

@@ -80,11 +80,27 @@ def sentences(text: str) -> list[str]:
     return [part for part in _SENTENCE_END.split(text) if words(part)]
 
 
-def is_copied(text: str, prompt: str) -> bool:
-    """Whether every sentence of the text stands in the prompt word for word; case and marks do not count."""
-    asked = f" {' '.join(_WORD.findall(prompt.casefold()))} "
-    parts = [" ".join(_WORD.findall(part.casefold())) for part in sentences(text)]
-    return bool(parts) and all(f" {part} " in asked for part in parts)
+def copies(text: str, prompt: str, most: int) -> bool:
+    """Whether more than `most` words in a row of the text stand in the prompt; case and marks do not count."""
+
+    def runs(of: str) -> set[tuple[str, ...]]:
+        found = _WORD.findall(of.casefold())
+        return {tuple(found[i : i + most + 1]) for i in range(len(found) - most)}
+
+    return not runs(text).isdisjoint(runs(prompt))
+
+
+def mentions(text: str, phrases: Sequence[str]) -> bool:
+    """Whether one of the words or phrases is in the text, not as a part of another word; case does not matter."""
+    return any(_holds(text, phrase) for phrase in phrases)
+
+
+def without(text: str, phrases: Sequence[str]) -> str:
+    """The words of the text, case and marks apart, with "…" for each of the phrases: what it says of whatever."""
+    plain = " ".join(_WORD.findall(text.casefold()))
+    wanted = sorted((" ".join(_WORD.findall(p.casefold())) for p in phrases), key=len, reverse=True)
+    pattern = "|".join(re.escape(phrase) for phrase in wanted if phrase)
+    return re.sub(rf"\b(?:{pattern})\b", "…", plain) if pattern else plain
 
 
 def max_words(text: str, count: int) -> bool:
