@@ -102,9 +102,10 @@ def test_every_prompt_says_what_its_answer_is_about(prompts):
 
 
 HELD_OUT = [
-    {"prompt": "A? Use small.", "instructions": [{"kind": "lowercase"}, {"kind": "max_words", "count": 2}]},
-    {"prompt": "B? Ask.", "instructions": [{"kind": "question"}]},
-]
+    {"prompt": "A? Use small letters.", "instructions": [{"kind": "lowercase"}, {"kind": "max_words", "count": 3}],
+     "about": ["two"]},
+    {"prompt": "B? Ask.", "instructions": [{"kind": "question"}], "about": "so"},
+]  # fmt: skip
 
 
 def evaluation(name, texts, greedy) -> Evaluation:
@@ -124,23 +125,25 @@ def evaluation(name, texts, greedy) -> Evaluation:
 def test_table_by_hand(tmp_path):
     run = Run(
         tmp_path, "ppo", None, {}, [],
-        {"before": evaluation("before", ["One two three", "No."], ["one two three", "No?"]),
-         "after": evaluation("after", ["one two", "So?"], ["One two", "So."])},
+        {"before": evaluation("before", ["One two three four", "No."], ["one two three", "No, not no?"]),
+         "after": evaluation("after", ["one three four", "Is it so?"], ["One, two!", "So it is."])},
     )  # fmt: skip
     table = demo_chat.comparison(run, HELD_OUT, 1)
     rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in table.splitlines()]
     cells = {row[0]: row[1:] for row in rows if len(row) == 3}
     assert cells["new combinations: kept, sampled"] == ["0.000", "1.000"]
-    assert cells["new combinations: kept, greedy"] == ["0.500", "0.500"]
+    assert cells["new combinations: kept, greedy"] == ["1.000", "0.500"]
     assert cells["new combinations: all kept, sampled"] == [
         "0.000 [0.000, 0.793]", "1.000 [0.207, 1.000]"
     ]  # fmt: skip
-    assert cells["new combinations: kept, with the guards, sampled"] == ["0.250", "0.250"]
-    assert cells["new combinations: kept, with the guards, greedy"] == ["0.750", "0.750"]
+    assert cells["new combinations: kept, with the guards, sampled"] == ["0.000", "0.000"], "not about two"
+    assert cells["new combinations: kept, with the guards, greedy"] == ["1.000", "0.000"], "of two words"
     assert cells["new kinds: kept, sampled"] == ["0.000", "1.000"]
     assert cells["new kinds: kept, greedy"] == ["1.000", "0.000"]
-    assert "before  [0.0] One two three" in table
-    assert "after   [1.0] one two" in table
+    assert cells["new kinds: kept, with the guards, sampled"] == ["0.000", "1.000"]
+    assert cells["new kinds: kept, with the guards, greedy"] == ["0.000", "0.000"], "not about so"
+    assert "before  [0.0] One two three four" in table
+    assert "after   [1.0] one three four" in table
 
 
 def test_the_command_on_a_tiny_model(tokenizer, tmp_path, monkeypatch, capsys):

@@ -188,6 +188,13 @@ def test_guard_against_answers_about_something_else():
     reward = instructions(about="about")
     answers = ["Bees buzz.", "A BEE!", "the bee's knees", "It has been", "Honey is sweet", "bees, too"]
     assert reward([of(text, ["bees", "bee"]) for text in answers]) == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    counted = instructions(about="about", about_as="instruction")
+    assert counted([of(text, "bees") for text in ("Bees buzz.", "Honey, bees", "Honey, now", "Honey")]) == [
+        1,
+        0.5,
+        0,
+        0.5,
+    ]
     assert reward([of("by the sea", "the sea"), of("by the seaside", "the sea")]) == [1.0, 0.0]
     wrong = reward([of("tea", value) for value in ([], "", " - ", 3, ["tea", 3], ["tea", "."])])
     assert all(isinstance(value, RewardError) and 'field "about"' in str(value) for value in wrong)

