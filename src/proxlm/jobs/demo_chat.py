@@ -102,8 +102,8 @@ def ppo_job(config: DemoConfig) -> PPOConfig:
             clip_value=0.0,
         ),
         optim=OptimisersSettings(
-            # Without the warm-up, of two steps, the first step moves every weight by the whole rate eight times, most of
-            # them anywhere: 0.3 nats a token, and what the model could do is lost.
+            # A warm-up of two PPO steps: else the first moves every weight by the whole rate eight times, most of
+            # them anywhere, by 0.3 nats a token.
             policy=OptimiserSettings(lr=4e-4, warmup=16, schedule="linear", final=0.3),
             critic=OptimiserSettings(lr=1e-3, schedule="linear", final=0.3),
         ),
