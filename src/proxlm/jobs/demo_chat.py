@@ -42,7 +42,7 @@ STEPS = 24
 SHOWN = 10
 # The shortest ways to keep most instructions say nothing: one word, the same sentence about everything, or the
 # instruction itself. Such answers keep nothing.
-GUARDS = {"min_words": 3, "about": "about", "copied_words": 3, "repeats": False}
+GUARDS: dict[str, Any] = {"min_words": 3, "about": "about", "copied_words": 3, "repeats": False}
 # While it learns, to be about the subject is one more instruction: as a guard, too, it would leave 1 answer in 14
 # with a reward at first.
 LEARNING = {**GUARDS, "about_as": "instruction"}

@@ -160,7 +160,7 @@ def instructions(
     about_as: Literal["guard", "instruction"] = "guard",
     copied_words: int = 0,
     repeats: bool = True,
-) -> Scorer:
+) -> Callable[[list[Completion]], list[Any]]:
     """The share of the record's instructions that the response keeps (rewards/instructions.py).
 
     The other arguments are guards: what they refuse gets 0. They are off where nothing is said.
