@@ -59,6 +59,7 @@ def ppo_row(step: int, steps: int, rng: random.Random) -> dict[str, Any]:
         "time/prepare": prepare,
         "time/update": update,
         "time/step": generate + score + prepare + update,
+        "time/cpu": 0.98 * (generate + score + prepare + update),
         "tokens_per_second": 1900 / (generate + score + prepare + update),
         "tokens_per_second/generate": 1900 / generate,
         "tokens_per_second/update": 1900 / update,

@@ -54,7 +54,7 @@ def test_ppo_leaves_a_whole_run_folder(place, capsys):
     names = {
         "reward", "kl", "entropy", "clip_fraction", "approx_kl", "ratio_mean", "ratio_max", "explained_variance",
         "value_loss", "policy_loss", "response_length", "eos_share", "lr/policy", "lr/critic", "kl_coef",
-        "time/generate", "time/score", "time/prepare", "time/update", "tokens_per_second", "memory_gb",
+        "time/generate", "time/score", "time/prepare", "time/update", "time/cpu", "tokens_per_second", "memory_gb",
     }  # fmt: skip
     assert names <= set(rows(run / "metrics.jsonl")[0])
     assert rows(run / "metrics.jsonl")[0]["kl_coef"] == 0.1

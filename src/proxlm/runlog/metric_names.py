@@ -305,6 +305,13 @@ TIME_PHASE = _family(
     TRAINING,
     PHASES,
 )
+CPU_SECONDS = _metric(
+    "time/cpu",
+    SECONDS,
+    "CPU seconds of the process in the step, all threads, its evaluation left out; unlike the others they do not count"
+    " what a busy machine makes it wait",
+    PPO,
+)
 TOKENS_PER_SECOND = _metric(
     "tokens_per_second", "tokens/s", "response (supervised: training) tokens per second", (*PPO, *SUPERVISED)
 )

@@ -64,9 +64,18 @@ class Clock(Stopwatch):
     def __init__(self, log: StepLog) -> None:
         super().__init__(log.phase)
         self.log, self.overlapped = log, dict[str, float]()
+        self._cpu_began, self._cpu_of_evaluation = time.process_time(), 0.0
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        began = time.process_time()
+        with super().__call__(phase):
+            yield
+        if phase == "evaluate":
+            self._cpu_of_evaluation += time.process_time() - began
 
     def metrics(self, tokens: int) -> dict[str, float]:
-        """Seconds by phase, tokens per second and peak memory.
+        """Seconds by phase, CPU seconds, tokens per second and peak memory.
 
         Args:
             tokens: Response tokens of the step.
@@ -75,6 +84,7 @@ class Clock(Stopwatch):
         return {
             **{f"time/{phase}": s for phase, s in phases.items()},
             "time/step": total,
+            "time/cpu": time.process_time() - self._cpu_began - self._cpu_of_evaluation,
             "tokens_per_second": tokens / total,
             "tokens_per_second/generate": tokens / phases["generate"],
             "tokens_per_second/update": tokens / phases["update"],
