@@ -2,7 +2,6 @@
 
 python benchmarks/curves.py adaptive docs/images/adaptive-kl.svg RUN ...
 python benchmarks/curves.py proxy docs/images/overoptimisation.svg overoptimisation.json
-python benchmarks/curves.py algorithms docs/images/algorithms.svg compare.json COMPARE_FOLDER
 python benchmarks/curves.py games docs/images/games.svg GAMES_FOLDER
 python benchmarks/curves.py time docs/images/time-to-reward.svg benchmarks/results/time_to_reward.json
 """
@@ -54,26 +53,6 @@ def proxy(file: Path) -> str:
     return svg(panels, [f"seed {seed}" for seed in seeds])
 
 
-def algorithms(file: Path, folder: Path) -> str:
-    """Reward and KL per step, the mean of the seeds, a line per algorithm."""
-    found = json.loads(file.read_text(encoding="utf-8"))
-    panels = []
-    for name, title in (("reward", "mean reward of a step"), ("kl", "KL, nats per response")):
-        series: dict[str, Series] = {}
-        for algorithm, rate in found["chosen"].items():
-            runs = [
-                read_jsonl(p / "metrics.jsonl")
-                for p in sorted(folder.glob(f"{algorithm.lower()}-{rate:g}-[012]"))
-            ]
-            means = [
-                (float(rows[0]["step"]), sum(r[name] for r in rows) / len(rows))
-                for rows in zip(*runs, strict=True)
-            ]
-            series[algorithm] = smooth(means)
-        panels.append((title, series))
-    return svg(panels, list(found["chosen"]))
-
-
 def games(folder: Path) -> str:
     """What a game paid on average per PPO step, five steps averaged: a panel for each game, a line per seed."""
     panels, seeds = [], ("0", "1", "2")
@@ -103,7 +82,6 @@ def main() -> None:
     drawn = {
         "adaptive": lambda: adaptive(files),
         "proxy": lambda: proxy(files[0]),
-        "algorithms": lambda: algorithms(files[0], files[1]),
         "games": lambda: games(files[0]),
         "time": lambda: time_to_reward(files[0]),
     }[kind]()

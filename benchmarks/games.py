@@ -37,13 +37,20 @@ READ: dict[str, Any] = {
 RECIPES = {name: Path("recipes") / f"{name}.toml" for name in GAMES}
 
 
-def read_random_play(game: str, folder: Path, threads: int) -> Path:
-    """A model that has read random games, so that it knows how one is played and no more."""
+def read_random_play(game: str, folder: Path, threads: int, args: dict[str, Any] | None = None) -> Path:
+    """A model that has read random games, so that it knows how one is played and no more.
+
+    Args:
+        game: Its name.
+        folder: For the games and the model.
+        threads: Of the training.
+        args: Of the game.
+    """
     model = folder / "read" / "policy"
     if not model.exists():
         folder.mkdir(parents=True, exist_ok=True)
         turns = int(load_config("ppo", RECIPES[game], {"model.policy": "x"}).environment.max_turns)
-        games = [random_play(game, {}, turns, derive_seed(i, Purpose(game))) for i in range(TEXTS)]
+        games = [random_play(game, args or {}, turns, derive_seed(i, Purpose(game))) for i in range(TEXTS)]
         (folder / "play.jsonl").write_text("".join(json.dumps({"text": g}) + "\n" for g in games), "utf-8")
         given = {"text.train": [str(folder / "play.jsonl")], "run.folder": str(folder / "read")}
         pretrain.main(load_config("pretrain", None, {**READ, **given, "run.threads": threads}))

@@ -59,7 +59,7 @@ def groups_of(path: Path) -> list[list[tuple[str, str]]]:
     return list(found.values())
 
 
-def prepare(path: Path) -> None:
+def prepare(path: Path, folder: Path = FOLDER) -> None:
     """Deal whole groups out, in an order of their own: test, then fine-tuning, and the rest for PPO."""
     groups = groups_of(path)
     random.Random(0).shuffle(groups)
@@ -75,7 +75,7 @@ def prepare(path: Path) -> None:
             count["sft"] += len(group)
         else:
             parts["rl"].append(group)
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     rows = {"sft": [{"prompt": zh, "response": en} for group in parts["sft"] for zh, en in group]}
     for name in ("rl", "test"):
         references: dict[str, list[str]] = {}
@@ -84,7 +84,7 @@ def prepare(path: Path) -> None:
         rows[name] = [{"prompt": zh, "references": all_} for zh, all_ in references.items()]
     for name, records in rows.items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records)
-        write_atomic(FOLDER / f"{name}.jsonl", lines)
+        write_atomic(folder / f"{name}.jsonl", lines)
         print(f"{name}.jsonl: {len(records)} records")
 
 

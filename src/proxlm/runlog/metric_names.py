@@ -308,8 +308,8 @@ TIME_PHASE = _family(
 CPU_SECONDS = _metric(
     "time/cpu",
     SECONDS,
-    "CPU seconds of the process in the step, all threads, its evaluation left out; unlike the others they do not count"
-    " what a busy machine makes it wait",
+    "CPU seconds of the process in the step, all threads, its evaluation left out; unlike the others they do not"
+    " count what a busy machine makes it wait",
     PPO,
 )
 TOKENS_PER_SECOND = _metric(
