@@ -63,6 +63,7 @@ JOBS: dict[str, list[str]] = {
     "ppo, conversations, prefetched": [*PPO, *TALK, *PREFETCH],
     "sft": ["sft", *COMMON, *MODEL, "--model.policy", "model", "--text.train", "pairs.jsonl", *TRAIN],
     "reward": ["reward", *COMMON, *MODEL, "--model.policy", "model", "--text.train", "comparisons.jsonl", *TRAIN],
+    "dpo": ["dpo", *COMMON, *MODEL, "--model.policy", "model", "--text.train", "comparisons.jsonl", *TRAIN],
     "pretrain": [
         "pretrain", *COMMON, *MODEL, "--text.train", "text.txt", "--new.type", "llama", "--new.hidden", "16",
         "--new.layers", "1", "--new.heads", "2", "--new.context", "32", "--new.vocabulary", "280",

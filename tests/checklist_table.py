@@ -52,6 +52,7 @@ ITEMS = {
     42: "V-trace, Retrace",
     43: "comparisons: Bradley–Terry",
     44: "several value heads",
+    45: "DPO",
 }
 
 PROPERTY = "checklist"

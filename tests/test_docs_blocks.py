@@ -185,6 +185,7 @@ REST: dict[str, dict[str, Any]] = {
     "ppo": {"model.policy": "tiny", "data.prompts": "prompts.txt"},
     "sft": {"model.policy": "tiny", "text.train": ["pairs.jsonl"]},
     "reward": {"model.policy": "tiny", "text.train": ["pairs.jsonl"]},
+    "dpo": {"model.policy": "tiny", "text.train": ["pairs.jsonl"]},
     "pretrain": {"text.train": ["texts"]},
     "evaluate": {"models": ["tiny"], "data.eval_prompts": "prompts.txt"},
     "generate": {"model.policy": "tiny", "prompt": "Once"},

@@ -46,6 +46,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
         "ValueTrainer": {"model": policy, "reward": lengths, "prompts": ["a"], "config": proxlm.ValueConfig()},
         "PretrainTrainer": {"texts": TEXTS},
         "SFTTrainer": {"model": policy, "train": [{"prompt": "a", "response": "b"}]},
+        "DPOTrainer": {"model": policy, "train": [{"prompt": "a", "chosen": "b", "rejected": "c"}]},
         "RewardTrainer": {"model": policy, "train": [{"prompt": "a", "chosen": "b", "rejected": "c"}]},
         "load_run": {"folder": "nowhere"},
         "build_reward": {"config": proxlm.RewardSettings(), "function": lengths},

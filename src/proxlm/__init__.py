@@ -15,13 +15,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "proxlm.config": (
         "ComparisonTestSettings", "ControlConfig", "ControlPPOSettings", "CorrectionSettings",
-        "CovarianceSettings", "DataSettings", "EnvironmentSettings", "EvaluateConfig", "EvaluationSettings",
-        "GymSettings", "LoraSettings", "ModelSettings", "NetworkSettings", "NewModelSettings",
-        "ObjectiveSettings", "OptimiserSettings", "OptimisersSettings", "PPOConfig", "PPOSettings",
-        "PreferenceSettings", "PretrainConfig", "ProcessSettings", "PtxSettings", "RewardConfig",
-        "RewardSettings", "RewardTerm", "RolloutSettings", "RunSettings", "SFTConfig", "ShapingSettings",
-        "SupervisedSettings", "TextSettings", "TrustRegionSettings", "ValueConfig", "ValueSettings",
-        "load_config", "validate",
+        "CovarianceSettings", "DPOConfig", "DPOSettings", "DataSettings", "EnvironmentSettings",
+        "EvaluateConfig", "EvaluationSettings", "GymSettings", "LoraSettings", "ModelSettings",
+        "NetworkSettings", "NewModelSettings", "ObjectiveSettings", "OptimiserSettings", "OptimisersSettings",
+        "PPOConfig", "PPOSettings", "PreferenceSettings", "PretrainConfig", "ProcessSettings", "PtxSettings",
+        "RewardConfig", "RewardSettings", "RewardTerm", "RolloutSettings", "RunSettings", "SFTConfig",
+        "ShapingSettings", "SupervisedSettings", "TextSettings", "TrustRegionSettings", "ValueConfig",
+        "ValueSettings", "load_config", "validate",
     ),
     "proxlm.data.prompts": ("PromptStream",),
     "proxlm.data.tokenizer": ("train_tokenizer",),
@@ -39,6 +39,7 @@ _HOMES = {
     "proxlm.evaluation.evaluate": ("Evaluation",),
     "proxlm.evaluation.metrics": ("Estimate",),
     "proxlm.jobs.control": ("ControlTrainer",),
+    "proxlm.jobs.dpo": ("DPOTrainer",),
     "proxlm.jobs.evaluate": ("evaluate",),
     "proxlm.jobs.generate": ("generate",),
     "proxlm.jobs.loop_parts": (

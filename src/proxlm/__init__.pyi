@@ -19,6 +19,12 @@ from proxlm.config import (
     DataSettings as DataSettings,
 )
 from proxlm.config import (
+    DPOConfig as DPOConfig,
+)
+from proxlm.config import (
+    DPOSettings as DPOSettings,
+)
+from proxlm.config import (
     EnvironmentSettings as EnvironmentSettings,
 )
 from proxlm.config import (
@@ -179,6 +185,9 @@ from proxlm.evaluation.metrics import (
 )
 from proxlm.jobs.control import (
     ControlTrainer as ControlTrainer,
+)
+from proxlm.jobs.dpo import (
+    DPOTrainer as DPOTrainer,
 )
 from proxlm.jobs.evaluate import (
     evaluate as evaluate,

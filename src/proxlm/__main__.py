@@ -29,6 +29,7 @@ JOB_MODULES = {
     "pretrain": "proxlm.jobs.pretrain:main",
     "sft": "proxlm.jobs.sft:main",
     "reward": "proxlm.jobs.reward:main",
+    "dpo": "proxlm.jobs.dpo:main",
     "generate": "proxlm.jobs.generate:main",
     "evaluate": "proxlm.jobs.evaluate:main",
     "control": "proxlm.jobs.control:main",

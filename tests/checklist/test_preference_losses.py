@@ -1,4 +1,4 @@
-"""Item 43: what a reward model learns from a comparison."""
+"""Items 43 and 45: what a reward model, or a policy by DPO, learns from a comparison."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ import math
 import pytest
 import torch
 
-from proxlm.rl.preference_losses import bradley_terry_loss, centring_penalty, share_preferred
+from proxlm.rl.preference_losses import (
+    bradley_terry_loss,
+    centring_penalty,
+    implicit_rewards,
+    share_preferred,
+)
 
 
 def flat(*values: float) -> torch.Tensor:
@@ -87,3 +92,37 @@ def test_scores_of_an_enumerated_world_are_found_up_to_a_constant_and_centred_ar
 @pytest.mark.checklist(43)
 def test_a_tie_counts_half():
     assert share_preferred(flat(0.1, 0.0, -0.1)).tolist() == [1.0, 0.5, 0.0]
+
+
+@pytest.mark.checklist(45)
+def test_dpo_by_hand():
+    """β (Δ_chosen − Δ_rejected) with Δ = log π − log π_ref: 0.5 · (2 − (−0.2)) = 1.1."""
+    chosen = implicit_rewards(flat(-3.0), flat(-5.0), 0.5)
+    rejected = implicit_rewards(flat(-4.2), flat(-4.0), 0.5)
+    assert chosen.tolist() == pytest.approx([1.0])
+    assert rejected.tolist() == pytest.approx([-0.1])
+    assert bradley_terry_loss(chosen, rejected).tolist() == pytest.approx(
+        [math.log1p(math.exp(-1.1))], abs=1e-12
+    )
+
+
+@pytest.mark.checklist(45)
+def test_the_optimum_of_dpo_is_that_of_the_reward_under_a_kl_penalty():
+    """All completions enumerated: with preferences by a reward r, π ∝ π_ref exp(r / β) minimises DPO's loss."""
+    reward, reference, beta = flat(0.7, -0.4, 1.2), flat(0.5, 0.3, 0.2).log(), 0.5
+    wanted = (reference + reward / beta).log_softmax(0)
+    pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
+    first, second = ([pair[k] for pair in pairs] for k in (0, 1))
+    weights = torch.sigmoid(reward[first] - reward[second])
+    logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([logits], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14)
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        implied = implicit_rewards(logits.log_softmax(0), reference, beta)
+        total = (weights * bradley_terry_loss(implied[first], implied[second])).sum()
+        total.backward()
+        return total
+
+    optimiser.step(loss)
+    assert logits.log_softmax(0).tolist() == pytest.approx(wanted.tolist(), abs=1e-6)

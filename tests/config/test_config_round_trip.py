@@ -100,6 +100,7 @@ DRAWN = {
 }
 # The same for one job.
 DRAWN_FOR = {
+    "dpo": {"text.pair": st.just(False)},
     "reward": {"model.packed": st.just(False)},
     "value": {
         "ptx.coef": st.just(0.0),

@@ -25,7 +25,7 @@ from proxlm.config import (
 from proxlm.config.tree import is_section, kinds
 from proxlm.errors import RunError
 
-TRAINING = {name: JOBS[name] for name in ("ppo", "pretrain", "sft", "reward", "control")}
+TRAINING = {name: JOBS[name] for name in ("ppo", "pretrain", "sft", "reward", "dpo", "control")}
 
 FIXED_OF_RUN = ("seed", "keep_best", "keep_best_is")
 FREE = {

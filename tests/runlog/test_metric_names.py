@@ -134,12 +134,13 @@ def written(tokenizer, tmp_path_factory) -> dict[str, set[str]]:
         "--text.slice-field", "kind", "--text.validation-share", "0.3", "--test.best-of", "four.jsonl",
         *DEVICE, *SUPERVISED,
     )  # fmt: skip
+    run("dpo", "dpo", "--model.policy", "model", "--text.train", "comparisons.jsonl", *DEVICE, *SUPERVISED)
     run("pretrain", "pretrain", *DEVICE, *SUPERVISED, *NEW)
     run("control", "control", *CONTROL)
     return found
 
 
-@pytest.mark.parametrize("job", ["ppo", "sft", "reward", "pretrain", "control", "evaluate"])
+@pytest.mark.parametrize("job", ["ppo", "sft", "reward", "dpo", "pretrain", "control", "evaluate"])
 def test_every_metric_that_a_job_writes_is_declared_for_it(job, written):
     assert written[job]
     for name in written[job]:
@@ -148,7 +149,7 @@ def test_every_metric_that_a_job_writes_is_declared_for_it(job, written):
         assert job in metric.jobs, name
 
 
-@pytest.mark.parametrize("job", ["ppo", "sft", "reward", "pretrain", "control", "evaluate"])
+@pytest.mark.parametrize("job", ["ppo", "sft", "reward", "dpo", "pretrain", "control", "evaluate"])
 def test_every_declared_metric_is_written(job, written):
     rare = {metric_names.NOT_FINITE}  # only where a number is not finite
     for metric in METRICS.values():

@@ -28,6 +28,8 @@ from proxlm.config.ppo import (
 )
 from proxlm.config.preferences import (
     ComparisonTestSettings,
+    DPOConfig,
+    DPOSettings,
     ObjectiveSettings,
     PreferenceSettings,
     RewardConfig,
@@ -61,6 +63,8 @@ __all__ = [
     "ControlPPOSettings",
     "CorrectionSettings",
     "CovarianceSettings",
+    "DPOConfig",
+    "DPOSettings",
     "DataSettings",
     "DemoConfig",
     "DoctorConfig",

@@ -59,7 +59,7 @@ def settings_of_run(
         raise ConfigError(f"{folder}: a run of proxlm {job}, which leaves no language model")
     found = {name: saved[name] for name in SECTIONS if name in saved and name in kinds(kind)}
     text, run = _table(saved, "text"), _table(saved, "run")
-    if job == "sft":
+    if job in ("sft", "dpo"):
         found["data"] = _data_of_text(text)
     if "threads" in run:
         found["run"] = {"threads": run["threads"]}

@@ -15,7 +15,7 @@ from proxlm.config.values import Key, choices, is_table, toml_value
 
 _WIDTH = 100
 _GROUPS = {
-    "Train": ("pretrain", "sft", "reward", "value", "ppo", "control"),
+    "Train": ("pretrain", "sft", "reward", "dpo", "value", "ppo", "control"),
     "Use and compare models": ("generate", "evaluate"),
     "Look at a run": ("report", "doctor", "verify"),
     "End a run": ("stop",),

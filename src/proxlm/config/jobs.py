@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from proxlm.config.algorithms import ADVANTAGES
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings, control_optimisers
 from proxlm.config.ppo import KL_ERROR_LIMIT, PPOSettings, PtxSettings, ShapingSettings
-from proxlm.config.preferences import RewardConfig
+from proxlm.config.preferences import DPOConfig, RewardConfig
 from proxlm.config.problems import (
     Problems,
     algorithm_problems,
@@ -345,6 +345,7 @@ JOBS: dict[str, type] = {
     "pretrain": PretrainConfig,
     "sft": SFTConfig,
     "reward": RewardConfig,
+    "dpo": DPOConfig,
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
     "control": ControlConfig,

@@ -96,6 +96,21 @@ class ObjectiveSettings:
 
 
 @dataclass(frozen=True)
+class DPOSettings:
+    """Direct preference optimisation (Rafailov et al. 2023)."""
+
+    beta: float = setting(
+        0.1, "β: how much the policy is held to its start, as a KL coefficient in units of reward", gt=0
+    )
+    label_smoothing: float = setting(
+        0.0,
+        "share of the comparisons that are taken to be the wrong way round (conservative DPO)",
+        ge=0,
+        lt=0.5,
+    )
+
+
+@dataclass(frozen=True)
 class ComparisonTestSettings:
     """How the finished reward model is judged."""
 
@@ -162,6 +177,33 @@ class RewardConfig:
 
     def best_metric(self) -> str:
         """ "": the run's model is the one of the best validation."""
+        return ""
+
+
+@dataclass(frozen=True)
+class DPOConfig:
+    """Train a language model on preferences directly, without a reward model (DPO)."""
+
+    model: ModelSettings = setting(factory=ModelSettings)
+    text: PreferenceSettings = setting(factory=PreferenceSettings)
+    dpo: DPOSettings = setting(factory=DPOSettings)
+    train: SupervisedSettings = setting(
+        factory=lambda: SupervisedSettings(steps=500, batch_tokens=16384, validate_every=25)
+    )
+    optim: OptimiserSettings = setting(
+        factory=lambda: OptimiserSettings(lr=1e-6, schedule="linear", warmup=20, eps=1e-8)
+    )
+    run: RunSettings = setting(factory=RunSettings)
+
+    def problems(self) -> Problems:
+        found = required(("model.policy", self.model.policy), ("text.train", self.text.train))
+        found += _text_problems(self.text) + frozen_problems(self.model)
+        if self.text.pair:
+            found.append(("text.pair", "a policy goes on with its prompt; set it to false"))
+        return found + optimiser_problems("optim", self.optim)
+
+    def best_metric(self) -> str:
+        """ "": policy/ is the model of the best validation."""
         return ""
 
 

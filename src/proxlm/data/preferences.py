@@ -13,6 +13,7 @@ from proxlm.data.formats import missing_field
 from proxlm.data.messages import Message, read_messages
 from proxlm.data.records import Source, iter_records
 from proxlm.data.skipped import Record, Skipped
+from proxlm.data.text import split_validation
 from proxlm.errors import BadRecordError, DataError
 from proxlm.text import listed, shown
 from proxlm.types import Completion
@@ -48,6 +49,23 @@ class Comparison:
         if self.chosen.messages:
             return repr(self.chosen.messages[:-1])
         return self.chosen.prompt
+
+
+def split_by_prompt(groups: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Which rows are for training and which for validation: those of one group, of a prompt, stay together.
+
+    Args:
+        groups: The group of each row.
+        share: Of the groups, for validation.
+        seed: Draws them.
+
+    Raises:
+        DataError: There are fewer than two groups.
+    """
+    every = list(dict.fromkeys(groups))
+    held_out = {every[number] for number in split_validation(range(len(every)), share, seed)[1]}
+    rows = range(len(groups))
+    return [i for i in rows if groups[i] not in held_out], [i for i in rows if groups[i] in held_out]
 
 
 def comparisons(

@@ -123,7 +123,7 @@ def sft_examples(
     """
     skipped = skipped if skipped is not None else Skipped()
     chat = ChatFormat.of(tokenizer, text)
-    make = _ExampleMaker(chat, turn_end_of(chat, eos), max_tokens, encoder_decoder)
+    make = ExampleMaker(chat, turn_end_of(chat, eos), max_tokens, encoder_decoder)
     for record, content in _contents(text, paths, skipped):
         example = None
         with skipped.judging(record):
@@ -160,8 +160,8 @@ def _contents(
 
 
 @dataclass
-class _ExampleMaker:
-    """Callable: a record's content → its example."""
+class ExampleMaker:
+    """Callable: a record's content, prompt and response or a conversation → its example."""
 
     chat: ChatFormat
     end: TurnEnd

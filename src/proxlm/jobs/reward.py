@@ -11,10 +11,9 @@ from proxlm.config import RewardConfig, settings_or_default, validate
 from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
 from proxlm.data.in_memory import InMemoryRecords
-from proxlm.data.preferences import Comparison, comparisons
+from proxlm.data.preferences import Comparison, comparisons, split_by_prompt
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
-from proxlm.data.text import split_validation
 from proxlm.data.tokenizer import train_tokenizer
 from proxlm.errors import ConfigError
 from proxlm.jobs.in_memory import record_sources
@@ -149,12 +148,8 @@ class RewardTrainer:
         )
 
     def split(self, groups: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Which of the comparisons are for training and for validation: those of a prompt stay together."""
-        every = list(dict.fromkeys(groups))
-        split = split_validation(range(len(every)), self.config.text.validation_share, self.config.run.seed)
-        held_out = {every[number] for number in split[1]}
-        rows = range(len(groups))
-        return [i for i in rows if groups[i] not in held_out], [i for i in rows if groups[i] in held_out]
+        """Which of the comparisons are for training and for validation."""
+        return split_by_prompt(groups, self.config.text.validation_share, self.config.run.seed)
 
     def _model(self, skipped: Skipped) -> Classifier:
         """The classifier at its start."""

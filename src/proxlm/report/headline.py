@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from proxlm.config import ControlConfig, DPOConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from proxlm.report.run_data import RunData, finite
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.saved_settings import RunConfig
@@ -48,7 +48,7 @@ def _steps(run: RunData) -> str:
 def _planned_steps(config: RunConfig | None) -> int | None:
     if isinstance(config, PPOConfig):
         return config.ppo.steps
-    if isinstance(config, PretrainConfig | SFTConfig | RewardConfig):
+    if isinstance(config, PretrainConfig | SFTConfig | RewardConfig | DPOConfig):
         return config.train.steps
     return None
 
@@ -59,7 +59,7 @@ def _model(config: RunConfig | None) -> str:
         return "?"
     if isinstance(config, ControlConfig):
         return f"policy for {config.environment.id}"
-    if config.model.policy or isinstance(config, PPOConfig):
+    if config.model.policy or isinstance(config, PPOConfig | DPOConfig):
         return "/".join(PurePath(config.model.policy).parts[-2:])
     new = config.new if isinstance(config, PretrainConfig) else config.scratch
     return f"new {new.type}, {new.layers} × {new.hidden}"

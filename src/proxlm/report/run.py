@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from proxlm.config import ControlConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from proxlm.config import ControlConfig, DPOConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from proxlm.config.from_run import kept_models
 from proxlm.config.paths import home_expanded
 from proxlm.config.signature import checked
@@ -23,6 +23,7 @@ _MAIN_METRICS: Mapping[str, Sequence[str]] = {
     "value": ("value_loss", "explained_variance"),
     "sft": ("loss", "validation_loss"),
     "reward": ("validation_loss", "validation_accuracy"),
+    "dpo": ("validation_loss", "validation_accuracy"),
     "pretrain": ("loss", "validation_loss"),
     "control": ("episode_return", "entropy"),
 }
@@ -34,7 +35,7 @@ class Run:
 
     Attributes:
         folder: Where the run is.
-        job: "ppo", "value", "sft", "reward", "pretrain" or "control".
+        job: "ppo", "value", "sft", "reward", "dpo", "pretrain" or "control".
         config: The settings of config.toml; None if they are of another version.
         metrics: Columns by name, all of one length, a row a step; None where a step lacks a metric or its value was
             not finite. "step" and "time" (seconds since the start) are columns, too.
@@ -46,7 +47,7 @@ class Run:
 
     folder: Path
     job: str
-    config: PPOConfig | SFTConfig | PretrainConfig | RewardConfig | ControlConfig | None
+    config: PPOConfig | SFTConfig | PretrainConfig | RewardConfig | DPOConfig | ControlConfig | None
     metrics: dict[str, list[float | None]]
     samples: list[dict[str, Any]]
     evaluations: dict[str, Evaluation]

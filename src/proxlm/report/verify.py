@@ -44,6 +44,7 @@ _STATES: dict[str, type[LoopState]] = {
     "value": PPOState,
     "sft": SupervisedState,
     "reward": SupervisedState,
+    "dpo": SupervisedState,
     "pretrain": SupervisedState,
     "control": ControlState,
 }

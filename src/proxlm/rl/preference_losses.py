@@ -43,6 +43,22 @@ def centring_penalty(chosen: Tensor, rejected: Tensor) -> Tensor:
     return (chosen + rejected).square()
 
 
+def implicit_rewards(logprobs: Tensor, reference: Tensor, beta: float) -> Tensor:
+    """β (log π(y|x) − log π_ref(y|x)): the reward whose optimum under a KL penalty is π (Rafailov et al. 2023).
+
+    DPO's loss is `bradley_terry_loss` of these, eq. 7; the prompt's part of the reward falls out of a comparison.
+
+    Args:
+        logprobs: log π of whole responses [n].
+        reference: log π_ref of them [n].
+        beta: β, the KL coefficient of that objective.
+
+    Returns:
+        [n].
+    """
+    return beta * (logprobs - reference)
+
+
 @torch.no_grad()
 def share_preferred(leads: Tensor) -> Tensor:
     """1 where the chosen completion leads, 0 where it trails, ½ for a tie [n]."""

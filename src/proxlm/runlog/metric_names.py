@@ -10,14 +10,15 @@ import re
 from collections.abc import Sequence
 from typing import Literal, Self
 
-Job = Literal["ppo", "pretrain", "sft", "reward", "control", "evaluate"]
+Job = Literal["ppo", "pretrain", "sft", "reward", "dpo", "control", "evaluate"]
 
 PPO: tuple[Job, ...] = ("ppo",)
 CONTROL: tuple[Job, ...] = ("control",)
 BOTH: tuple[Job, ...] = ("ppo", "control")
-SUPERVISED: tuple[Job, ...] = ("pretrain", "sft", "reward")
+SUPERVISED: tuple[Job, ...] = ("pretrain", "sft", "reward", "dpo")
+PREFERENCES: tuple[Job, ...] = ("reward", "dpo")
 REWARD_MODEL: tuple[Job, ...] = ("reward",)
-TRAINING: tuple[Job, ...] = ("ppo", "pretrain", "sft", "reward", "control")
+TRAINING: tuple[Job, ...] = ("ppo", "pretrain", "sft", "reward", "dpo", "control")
 EVALUATE: tuple[Job, ...] = ("evaluate",)
 
 
@@ -96,7 +97,9 @@ TIME = _metric("time", SECONDS, "since the run began, pauses between resumes lef
 NOT_FINITE = _metric("not_finite", "", "how many of the row's numbers are not finite (null there)", TRAINING)
 
 # --- supervised training ---
-LOSS = _metric("loss", NATS_TOKEN, "cross-entropy of the step's batch; reward: of a comparison", SUPERVISED)
+LOSS = _metric(
+    "loss", NATS_TOKEN, "cross-entropy of the step's batch; reward, dpo: of a comparison", SUPERVISED
+)
 VALIDATION_LOSS = _metric(
     "validation_loss",
     NATS_TOKEN,
@@ -107,15 +110,21 @@ VALIDATION_ACCURACY = _metric(
     "validation_accuracy",
     SHARE,
     "validation pairs whose chosen completion scores higher; a tie is half",
-    REWARD_MODEL,
+    PREFERENCES,
 )
 VALIDATION_MARGIN = _metric(
     "validation_margin",
     "",
-    "mean score of the chosen minus the rejected completion, validation",
-    REWARD_MODEL,
+    "mean score of the chosen minus the rejected completion, validation; dpo: of β log(π / π_ref)",
+    PREFERENCES,
 )
 VALIDATION_SCORE = _metric("validation_score", "", "mean score of all validation completions", REWARD_MODEL)
+VALIDATION_CHOSEN = _metric(
+    "validation_chosen",
+    NATS,
+    "mean log(π / π_ref) of the chosen completion, validation: below 0 it becomes less likely, too",
+    ("dpo",),
+)
 LR = _metric("lr", "", "learning rate", SUPERVISED)
 GRAD_NORM = _metric("grad_norm", "", "norm of the gradient before clipping", SUPERVISED)
 GRAD_NORM_NOT_FINITE = _metric(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from proxlm.config import (
     ControlConfig,
+    DPOConfig,
     PPOConfig,
     PretrainConfig,
     RewardConfig,
@@ -24,7 +25,7 @@ from proxlm.text import system_reason
 # Bytes of a text in a run's folder that are read.
 LARGEST = 2**28
 
-RunConfig = PPOConfig | PretrainConfig | SFTConfig | RewardConfig | ControlConfig
+RunConfig = PPOConfig | PretrainConfig | SFTConfig | RewardConfig | DPOConfig | ControlConfig
 # The jobs that make a run.
 RUNS: dict[str, type[RunConfig]] = {
     "ppo": PPOConfig,
@@ -32,6 +33,7 @@ RUNS: dict[str, type[RunConfig]] = {
     "pretrain": PretrainConfig,
     "sft": SFTConfig,
     "reward": RewardConfig,
+    "dpo": DPOConfig,
     "control": ControlConfig,
 }
 

@@ -1,0 +1,158 @@
+"""`proxlm dpo`: train a language model on preferences directly, without a reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from proxlm.config import DPOConfig, settings_or_default, validate
+from proxlm.config.signature import checked
+from proxlm.data.chat import carry_template
+from proxlm.data.in_memory import InMemoryRecords
+from proxlm.data.preferences import Comparison, split_by_prompt
+from proxlm.data.records import Source
+from proxlm.data.skipped import Skipped
+from proxlm.engine.agreement import check_engine
+from proxlm.jobs.in_memory import record_sources
+from proxlm.jobs.run_folder import check_run_folder
+from proxlm.jobs.startup import seeded_weights, start_job
+from proxlm.jobs.supervised import print_result, run_supervised
+from proxlm.models.agreement import check_gradients
+from proxlm.models.source import ModelSource
+from proxlm.report.run import Run
+from proxlm.runlog.metric_names import LOSS, VALIDATION_ACCURACY, VALIDATION_LOSS
+from proxlm.train.common.callbacks import Callback, Callbacks
+from proxlm.train.supervised.dpo_objective import DPOObjective, as_examples, comparison_examples
+from proxlm.train.supervised.examples import Examples
+from proxlm.train.supervised.loop import SupervisedLoop
+
+
+def main(config: DPOConfig) -> None:
+    """Run the job and print where everything is."""
+    start_job(config.run.threads, config.model)
+    print_result(DPOTrainer(config=config).train())
+
+
+class DPOLoop(SupervisedLoop):
+    """Supervised training on comparisons."""
+
+    headline: ClassVar[tuple[str, ...]] = (LOSS, VALIDATION_LOSS, VALIDATION_ACCURACY)
+
+
+class DPOTrainer:
+    """Trains a language model on preferences by direct preference optimisation; the reference is its start.
+
+    Settings are checked here; the data and the model when `train` is called. Everything that is not passed comes from
+    `config`.
+
+    Args:
+        model: A folder, a name on the Hugging Face hub, a transformers model (with `tokenizer`) or a `LanguageModel`.
+            A loaded model is trained in place.
+        train: Records with a prompt and two completions, chosen and rejected (fields: the section `text`), as texts
+            or messages. Or the path of a file of these.
+        config: The settings.
+        tokenizer: The tokenizer of a transformers model.
+        validation: Held-out records; None: `config.text.validation_share` of the prompts are set aside.
+        callbacks: Called at the events of the loop.
+
+    Raises:
+        ConfigError: A setting is wrong, or does not fit another one.
+        ModelError: `model` is nothing that can be a model.
+        DataError: `train` or `validation` is nothing that can be records.
+    """
+
+    @checked("train", "config", "validation", "callbacks")
+    def __init__(
+        self,
+        model: Any = None,
+        train: Iterable[Any] | str | Path | None = None,
+        config: DPOConfig | None = None,
+        *,
+        tokenizer: Any = None,
+        validation: Iterable[Any] | str | Path | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        config = settings_or_default(DPOConfig, config)
+        self.source = ModelSource(config.model, model, tokenizer)
+        text = config.text
+        self._training = record_sources(train, text.train, "train", text.chosen_field)
+        self._validation = record_sources(validation, text.validation, "validation", text.chosen_field)
+        text = replace(
+            text, train=list(map(str, self._training)), validation=list(map(str, self._validation))
+        )
+        config = replace(config, model=self.source.settings, text=text)
+        self.config = validate(config, {"model.policy": "model", "text.train": "train"})
+        self._callbacks = Callbacks(callbacks)
+        in_memory = [isinstance(source, InMemoryRecords) for source in (*self._training, *self._validation)]
+        self._in_python = any(in_memory) or self.source.in_memory
+
+    def train(self) -> Run:
+        """Train, keep the weights with the best validation loss, and write model and report to the run's folder.
+
+        Raises:
+            UserError: The data or the model cannot be used, or the run cannot continue.
+            StoppedBySignalError: A signal has ended the run; its newest step is saved.
+        """
+        config, text = self.config, self.config.text
+        check_run_folder(config.run)
+        skipped = Skipped(text.on_bad_record == "skip")
+        with seeded_weights(config.run.seed):
+            model = self.source.load()
+        carry_template(model.tokenizer, text.chat_template)
+
+        def examples(sources: Sequence[Source]) -> tuple[Examples, list[Comparison]]:
+            noted = list[Comparison]()
+            found = comparison_examples(model, text, sources, skipped, self.source.eos)
+            return as_examples(found, noted), noted
+
+        every, noted = examples(self._training)
+        if self._validation:
+            held_out, noted_too = examples(self._validation)
+            parts = [
+                _part(every, noted, range(len(noted))),
+                _part(held_out, noted_too, range(len(noted_too))),
+            ]
+        else:
+            rows = split_by_prompt([found.group for found in noted], text.validation_share, config.run.seed)
+            parts = [_part(every, noted, of_part) for of_part in rows]
+        (training, margins), (validation, validation_margins) = parts
+        for part in (training, validation):
+            model.check_tokens("the records", part.tokens)
+        check_engine(model)  # what is trained here is generated from later
+        check_gradients(model)
+        objective = DPOObjective(
+            model,
+            training,
+            validation,
+            (margins, validation_margins),
+            config.dpo,
+            config.train.micro_batch_tokens,
+        )
+        sources: dict[str, Source | ModelSource] = {
+            f"text.train[{i}]": source for i, source in enumerate(self._training)
+        }
+        sources |= {f"text.validation[{i}]": source for i, source in enumerate(self._validation)}
+        if self.source.in_memory:  # its weights at the start are the reference
+            sources["model.policy"] = self.source
+        return run_supervised(
+            "dpo",
+            config,
+            objective,
+            model.network,
+            skipped,
+            self._callbacks,
+            self._in_python,
+            sources,
+            DPOLoop,
+        )
+
+
+def _part(every: Examples, noted: Sequence[Comparison], rows: Sequence[int]) -> tuple[Examples, Tensor]:
+    """The rows of the given comparisons, and their margins [n]."""
+    texts = [2 * row + k for row in rows for k in (0, 1)]
+    return every.select(texts), torch.tensor([noted[row].margin for row in rows])
