@@ -171,7 +171,8 @@ def absolute(path: str, value: Any) -> Any:
 
 def jobs(kind: Any) -> st.SearchStrategy[Any]:
     """A job's whole tree."""
-    drawn = trees(kind, "")
+    name = next(name for name, known in JOBS.items() if known is kind)
+    drawn = trees(kind, "", DRAWN | DRAWN_FOR.get(name, {}))
     return drawn.map(of_critics) if kind is ValueConfig else drawn
 
 
