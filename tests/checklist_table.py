@@ -53,6 +53,7 @@ ITEMS = {
     43: "comparisons: Bradley–Terry",
     44: "several value heads",
     45: "DPO",
+    46: "on-policy distillation",
 }
 
 PROPERTY = "checklist"

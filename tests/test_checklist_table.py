@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from checklist_table import ITEMS
+
 TESTS = """
 import pytest
+
+from checklist_table import ITEMS
 
 @pytest.mark.checklist(1)
 @pytest.mark.parametrize("n", range(4))
@@ -62,7 +66,7 @@ def test_items_tests_and_results(tmp_path, options):
     assert found[4] == (1, "skipped: test_it.py::test_that_skips test_it.py")
     assert found[5] == (1, "failed: test_it.py::test_whose_fixture_fails test_it.py")
     assert found[6] == (0, "not run")
-    assert list(found) == list(range(1, 46))
+    assert list(found) == list(range(1, len(ITEMS) + 1))
 
 
 def test_an_item_that_the_checklist_does_not_have(tmp_path):

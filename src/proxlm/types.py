@@ -299,6 +299,7 @@ class Scores:
         potentials: [R] float32 or None, potentials of the states after the tokens: hints that are not part of the
             reward.
         weights: The factor in total of each component that is a part of it.
+        rewarded: False: the run has no reward, and learns from a teacher alone; total is 0, and is reported nowhere.
     """
 
     total: Tensor
@@ -307,6 +308,7 @@ class Scores:
     failed: int = 0
     potentials: Tensor | None = None
     weights: dict[str, float] = field(default_factory=dict)
+    rewarded: bool = True
 
     @property
     def scored(self) -> Tensor:
@@ -323,6 +325,7 @@ class Scores:
             self.failed,
             None if self.potentials is None else self.potentials[at],
             self.weights,
+            self.rewarded,
         )
 
     @staticmethod
@@ -347,6 +350,7 @@ class Scores:
             sum(part.failed for part in parts),
             _joined([part.potentials for part in parts], tokens),
             {name: weight for part in parts for name, weight in part.weights.items()},
+            parts[0].rewarded,
         )
 
 
@@ -359,6 +363,7 @@ class Experience:
         action_mask: bool, True where the policy chose the token.
         old_logprobs: float32, the policy's log-probs before the update.
         ref_logprobs: float32, the reference's log-probs.
+        teacher_logprobs: float32, the teacher's log-probs; None: without a teacher.
         values: float32, V of the state before the token; 0 without a critic.
         rewards: float32, KL penalty and score.
         advantages: float32, whitened and clipped if the settings say so.
@@ -385,6 +390,7 @@ class Experience:
     positive: Tensor | None = None
     values_of_heads: Tensor | None = None
     head_factors: Tensor | None = None
+    teacher_logprobs: Tensor | None = None
 
     def select(self, rows: Tensor) -> Experience:
         """The rows with these indices, in that order. rows [b] int64."""

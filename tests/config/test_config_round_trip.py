@@ -19,7 +19,6 @@ from proxlm.config import (
     ReportConfig,
     RewardSettings,
     RewardTerm,
-    ValueConfig,
     load_config,
     to_toml,
 )
@@ -107,6 +106,7 @@ DRAWN_FOR = {
         "ppo.critic_warmup": st.just(0),
         "evaluation.every": st.just(0),
         "model.lora.rank": st.just(0),
+        "model.teacher": st.just(""),
         "model.critic": st.sampled_from(["shared", "separate"]),
     },
 }
@@ -171,21 +171,8 @@ def absolute(path: str, value: Any) -> Any:
 
 def jobs(kind: Any) -> st.SearchStrategy[Any]:
     """A job's whole tree."""
-    name = next(name for name, known in JOBS.items() if known is kind)
-    drawn = trees(kind, "", DRAWN | DRAWN_FOR.get(name, {}))
-    return drawn.map(of_critics) if kind is ValueConfig else drawn
-
-
-def of_critics(config: ValueConfig) -> ValueConfig:
-    """What proxlm value does not take, as it has to be."""
-    lora = dataclasses.replace(config.model.lora, rank=0)
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, critic="shared", lora=lora),
-        ppo=dataclasses.replace(config.ppo, critic_warmup=0, advantage="gae"),
-        ptx=dataclasses.replace(config.ptx, coef=0.0),
-        evaluation=dataclasses.replace(config.evaluation, every=0),
-    )
+    job = next(name for name, known in JOBS.items() if known is kind)
+    return trees(kind, "", DRAWN | DRAWN_FOR.get(job, {}))
 
 
 @pytest.mark.parametrize("job", JOBS)

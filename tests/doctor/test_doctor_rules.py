@@ -99,6 +99,7 @@ def test_a_number_that_goes_wrong_later(rule, changes):
         ("rollout_gap", replace(FACTS, precision="bfloat16"), {"rollout_gap": 0.3}),
         ("rollout_gap", replace(FACTS, filtered=True, corrected=True), {"rollout_gap": 2.0}),
         ("clip_often", replace(FACTS, loss="gspo"), {"clip_fraction": 0.6}),
+        ("kl_blow_up", replace(FACTS, leaves_reference=True), {"kl_per_token": 3.0}),
         ("clip_never", replace(FACTS, loss="trpo"), {"clip_fraction": 0.0, "approx_kl": 1e-5}),
         ("clip_never", replace(FACTS, updates=1), {"clip_fraction": 0.0, "approx_kl": 0.0}),
         (
@@ -229,6 +230,7 @@ def test_which_rules_can_judge():
     assert set(cannot_judge(run_of(40), replace(FACTS, loss="trpo"))) == {"clip_often", "clip_never"}
     assert set(cannot_judge(run_of(40), replace(FACTS, updates=1))) == {"clip_never"}
     assert set(cannot_judge(run_of(40), replace(FACTS, max_new_tokens=3))) == {"eos_at_once"}
+    assert set(cannot_judge(run_of(40), replace(FACTS, leaves_reference=True))) == {"kl_blow_up"}
     assert set(cannot_judge(run_of(40, staleness=1.0), FACTS)) == {"rollout_gap"}
     warming = [row | {"warmup": 1.0} for row in run_of(30)]
     assert set(RULES) - set(cannot_judge(warming, FACTS)) == {

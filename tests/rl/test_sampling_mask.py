@@ -146,3 +146,21 @@ def test_chunks_take_their_own_sets(chunk):
     exact = torch.autograd.grad((wanted + spread).sum(), hidden)[0]
     got = torch.autograd.grad((found + entropy).sum(), hidden)[0]
     assert torch.allclose(got, exact, rtol=0, atol=1e-12)
+
+
+@pytest.mark.checklist(46)
+@pytest.mark.parametrize(("size", "wider"), [(3, 3), (3, 8), (8, 9), (256, 257), (300, 310), (300, 70000)])
+def test_the_same_sets_in_a_wider_vocabulary(size, wider):
+    """Of a head with more rows: what the set was is kept, and the rows behind it are in no set."""
+    kept = sets(1, 5, size)
+    mask = SamplingMask.of(kept).over(wider)
+    assert mask.vocabulary == wider
+    assert torch.equal(mask.dropped()[:, :size], ~kept)
+    assert bool(mask.dropped()[:, size:].all())
+    assert torch.equal(mask.counts(), kept.sum(-1))
+
+
+@pytest.mark.checklist(46)
+def test_no_sets_in_a_narrower_vocabulary():
+    with pytest.raises(ValueError, match="sets of 9 tokens do not fit in 8"):
+        SamplingMask.of(torch.ones(1, 9, dtype=torch.bool)).over(8)

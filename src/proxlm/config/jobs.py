@@ -101,6 +101,7 @@ class ValueConfig(PPOConfig):
             found.append(("ppo.advantage", "has no critic to train; set it to gae"))
         for key, used, reason in (
             ("model.lora.rank", self.model.lora.rank, "a critic is saved as a whole model; set it to 0"),
+            ("model.teacher", self.model.teacher, "the policy does not learn; leave it out"),
             ("ptx.coef", self.ptx.coef, "the policy does not learn; set it to 0"),
             ("ppo.critic_warmup", self.ppo.critic_warmup, "every step trains the critic alone; leave it out"),
             ("evaluation.every", self.evaluation.every, "the policy does not change; set it to 0"),

@@ -174,7 +174,19 @@ class PPOSettings:
     kl_estimator: Literal["k1", "k2", "k3"] = setting("k1", "estimator of the KL per token (Schulman 2020)")
     mask_reference: bool = setting(
         True,
-        "with a kept sampling mask: the reference of the KL is renormalised over it, too; false: the whole reference",
+        "with a kept sampling mask: the reference of the KL, and the teacher, are renormalised over it, too; false:"
+        " they are whole",
+    )
+    teacher_coef: float = setting(
+        1.0,
+        "with model.teacher: factor of the reverse KL to it that each token's advantage loses; 0: measured alone",
+        ge=0,
+    )
+    teacher_lam: float = setting(
+        0.0,
+        "with model.teacher: λ of the later KL: 0 a token's own alone, which needs no critic; 1 all that follows",
+        ge=0,
+        le=1,
     )
     kl_controller: Literal["fixed", "adaptive"] = setting(
         "fixed", "keep β constant, or adapt it so that the KL approaches kl_target"

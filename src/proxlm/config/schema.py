@@ -95,6 +95,12 @@ class ModelSettings:
         " or a critic of proxlm value, trunk and head, or a language model, with V = 0; empty: a copy of the policy",
         path="model",
     )
+    teacher: str = setting(
+        "",
+        "distil this model (folder or hub name), of any size and type, with the policy's tokens: the policy learns to"
+        " write what it finds likely (ppo.teacher_coef), beside a reward or without one; empty: none",
+        path="model",
+    )
     value: ValueSettings = setting(factory=ValueSettings)
     train_layers: int = setting(
         0,
@@ -319,7 +325,8 @@ class RunSettings:
     keep_best: str = setting(
         "auto",
         "keep the model of the step with the best value of this metric in best/, besides checkpoints; auto:"
-        " evaluation/reward with evaluation.every, else none; evaluation/greedy/reward, for instance; none: none",
+        " evaluation/reward with evaluation.every (from a teacher alone the lowest evaluation/teacher/kl), else none;"
+        " evaluation/greedy/reward, for instance; none: none",
     )
     keep_best_is: Literal["highest", "lowest"] = setting(
         "highest", "whether the highest or the lowest value of keep_best is the best"

@@ -12,7 +12,7 @@ from proxlm.config.paths import looks_like_path
 from proxlm.config.signature import checked
 from proxlm.errors import ConfigError, ModelError
 from proxlm.files import NotRegularFileError, check_folder, read_regular
-from proxlm.text import reason_of, system_reason
+from proxlm.text import reason_of, shown, system_reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -128,6 +128,26 @@ def check_tokenizer(tokenizer: Tokenizer, name: str) -> Tokenizer:
             " tokenizer_config.json"
         )
     return tokenizer
+
+
+def different_tokens(other: Tokenizer, own: Tokenizer, whose: str, may_have_more: bool = False) -> str:
+    """The first id that stands for another token in two vocabularies, in words; "": none does.
+
+    Args:
+        other: The tokenizer that is spoken of as "its".
+        own: The one that it is compared with.
+        whose: Whose that is, for the words: "the policy's".
+        may_have_more: Ids that only `other` has are no difference.
+    """
+    its, ours = ({id: token for token, id in t.get_vocab().items()} for t in (other, own))
+    ids = sorted(ours if may_have_more else its.keys() | ours.keys())
+    differ = [id for id in ids if its.get(id) != ours.get(id)]
+    if not differ:
+        return ""
+    first = differ[0]
+    here, there = (repr(shown(v[first], 30)) if first in v else "none" for v in (its, ours))
+    more = f" ({len(differ)} differ)" if len(differ) > 1 else ""
+    return f"its token {first} is {here}, {whose} {there}{more}"
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -24,6 +24,7 @@ class Facts:
         adaptive: β is steered to kl_target.
         kl_target: that target, in nats per response.
         reference_moves: the reference follows the policy.
+        leaves_reference: the policy learns from a teacher, and nothing holds it near the reference.
         entropy_coef: factor of the entropy bonus; −1: not known.
         filtered: sampling with top-k, top-p or min-p.
         corrected: the loss is weighted for the policy that sampled.
@@ -43,6 +44,7 @@ class Facts:
     adaptive: bool = False
     kl_target: float = 0.0
     reference_moves: bool = False
+    leaves_reference: bool = False
     entropy_coef: float = -1.0
     filtered: bool = False
     corrected: bool = False
@@ -69,6 +71,7 @@ def _ppo_facts(config: PPOConfig) -> Facts:
         adaptive=ppo.kl_controller == "adaptive",
         kl_target=ppo.kl_target,
         reference_moves=ppo.reference_decay < 1,
+        leaves_reference=bool(config.model.teacher) and ppo.teacher_coef > 0 and ppo.kl_coef == 0,
         entropy_coef=ppo.entropy_coef,
         filtered=config.rollout.unlike_policy,
         corrected=ppo.engine_correction.mode != "none",

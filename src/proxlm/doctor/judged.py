@@ -46,6 +46,12 @@ def _moving_reference(facts: Facts) -> str:
     return "one optimiser step for each rollout, and a reference that moves" if both else ""
 
 
+def _taught(facts: Facts) -> str:
+    return (
+        "the policy goes from the reference to its teacher (model.teacher)" if facts.leaves_reference else ""
+    )
+
+
 def _short_answers(facts: Facts) -> str:
     limit = facts.max_new_tokens
     return f"rollout.max_new_tokens = {limit} leaves no room to end late" if 0 < limit <= 4 else ""
@@ -72,7 +78,7 @@ _NEEDS = {
     "clip_often": _Needs(5, ((names.CLIP_FRACTION,),), unsuited=_not_clipped),
     "clip_never": _Needs(10, ((names.CLIP_FRACTION,), (names.APPROX_KL,)), unsuited=_never_clipped),
     "reward_without_variance": _Needs(5, ((names.REWARD,), (names.REWARD_STD,))),
-    "kl_blow_up": _Needs(3, ((names.KL_PER_TOKEN, names.KL),)),
+    "kl_blow_up": _Needs(3, ((names.KL_PER_TOKEN, names.KL),), unsuited=_taught),
     "entropy_collapse": _Needs(8, ((names.ENTROPY,),)),
     "critic_worse_than_mean": _Needs(20, ((names.EXPLAINED_VARIANCE,),)),
     "reward_falls": _Needs(20, ((names.REWARD,),)),

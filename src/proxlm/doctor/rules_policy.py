@@ -43,7 +43,12 @@ ENTROPY_GONE = 0.05
 
 
 def kl_blow_up(rows: Rows, facts: Facts) -> Finding | None:
-    """The policy is so far from the reference that its texts get worse or the penalty outweighs the reward."""
+    """The policy is so far from the reference that its texts get worse or the penalty outweighs the reward.
+
+    Not where it is to go from there to a teacher.
+    """
+    if facts.leaves_reference:
+        return None
     per_token, kl = newest_middle(rows, names.KL_PER_TOKEN, 3), newest_middle(rows, names.KL, 3)
     seen, serious = "", False
     advice = [

@@ -28,6 +28,7 @@ from proxlm.types import Progress, Prompt, Rollout, Scores, Sequences
 DESCRIPTIONS = {
     names.REWARD: "mean reward of a response, with its 95% confidence interval",
     names.KL: "KL to the reference, nats per response (log-ratio of the sampled tokens; greedy: no KL)",
+    names.TEACHER_KL: "reverse KL to the teacher, nats per response (log-ratio of the sampled tokens)",
     names.LENGTH: "response length in tokens; of a conversation, like all that follows, the policy's own",
     names.ENDED_SHARE: "share of responses that ended by themselves",
     names.DISTINCT_1: "different words / all words, over all responses",
@@ -115,6 +116,8 @@ class _Scored:
         if reward is None:
             return _Scored(rollout, None, [])
         scores = reward(rollout)
+        if not scores.rewarded:
+            return _Scored(rollout, None, [])
         total = response_rewards(scores.total, scores.per_token, rollout.sequences.response_offsets)
         return _Scored(rollout, scores, total.tolist())
 
@@ -169,6 +172,7 @@ def evaluate_model(
     greedy: bool = False,
     on_progress: Progress | None = None,
     generate: Generate = generate,
+    teacher_logprobs: Callable[[Sequences, float], Tensor] | None = None,
 ) -> Evaluation:
     """One response to each prompt, with the same random numbers for every model evaluated (and the same `draw`).
 
@@ -189,6 +193,7 @@ def evaluate_model(
         greedy: Also generate the likeliest tokens, and report what they earn beside the sampled ones.
         on_progress: Called with the number of finished responses and of all.
         generate: Samples the rollout.
+        teacher_logprobs: As the reference's, of a teacher to which the KL is reported, too; None: there is none.
     """
 
     def respond(how: RolloutSettings) -> _Scored:
@@ -207,11 +212,20 @@ def evaluate_model(
     reference = score(reference_logprobs, t)
     plain = reference if t == 1.0 else score(reference_logprobs, 1.0)
     mask, offsets = rollout.action_mask, rollout.sequences.response_offsets
-    kl = segment_sum((own - reference).where(mask, 0.0), offsets).tolist()
+
+    def kl_to(other: Tensor) -> list[float]:
+        found: list[float] = segment_sum((own - other).where(mask, 0.0), offsets).tolist()
+        return found
+
+    kl = kl_to(reference)
+    taught: dict[str, Estimate] = {}
+    if teacher_logprobs is not None:
+        taught[names.TEACHER_KL] = mean_with_interval(kl_to(score(teacher_logprobs, t)))
     words = [words_of(text) for text in _own_texts(rollout, model.tokenizer)]
     metrics = {
         **sampled.reward_metrics(),
         names.KL: mean_with_interval(kl),
+        **taught,
         **sampled.response_metrics(),
         names.DISTINCT_1: _plain(distinct_n(words, 1)),
         names.DISTINCT_2: _plain(distinct_n(words, 2)),

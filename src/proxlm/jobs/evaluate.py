@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from proxlm.config import EvaluateConfig, settings_or_default, validate
 from proxlm.config.from_run import IN_MEMORY
@@ -17,6 +19,7 @@ from proxlm.data.chat import carry_template
 from proxlm.data.prompts import LoadedPrompts, PromptSources, load_prompts
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
+from proxlm.data.tokenizer import different_tokens
 from proxlm.engine.native import NativeEngine
 from proxlm.environments.protocol import MakeEnvironment
 from proxlm.environments.resolve import task_prompts
@@ -31,8 +34,10 @@ from proxlm.jobs.startup import start_job
 from proxlm.models.forward import token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
+from proxlm.models.teacher import check_teacher, load_teacher
 from proxlm.rewards import Rewards, build_reward
 from proxlm.runlog.folder import write_json_atomic, write_jsonl_atomic
+from proxlm.types import Sequences
 
 
 def main(config: EvaluateConfig) -> None:
@@ -120,7 +125,10 @@ def evaluate(
     first = sources[0]
     check_conversations(config, first)
     limit = prompt_limit(first, config.data, config.rollout)
+    if config.model.teacher:
+        check_teacher(first, 0, config.rollout.max_new_tokens)
     reference = first.load()
+    teacher = load_teacher(reference, config.model) if config.model.teacher else None
     carry_template(reference.tokenizer, config.data.chat_template)
     loaded = _held_out(config, given, reference, limit)
     sampler, scorer = sampler_of(config, reference.tokenizer, built, environment)
@@ -139,7 +147,7 @@ def evaluate(
                 name,
                 model,
                 engine,
-                lambda sequences, t: token_outputs(reference, sequences, t).logprobs,
+                _logprobs_of(reference),
                 loaded.prompts,
                 scorer,
                 config.rollout,
@@ -149,9 +157,14 @@ def evaluate(
                 greedy=config.greedy,
                 on_progress=progress_line("responses"),
                 generate=sampler,
+                teacher_logprobs=None if teacher is None else _logprobs_of(teacher),
             )
         evaluations.append(evaluation)
     return evaluations
+
+
+def _logprobs_of(model: LanguageModel) -> Callable[[Sequences, float], Tensor]:
+    return lambda sequences, temperature: token_outputs(model, sequences, temperature).logprobs
 
 
 def _held_out(
@@ -182,9 +195,10 @@ def _held_out(
 
 def _check_same_tokens(reference: LanguageModel, model: LanguageModel, longest: int) -> None:
     """The same ids must mean the same to both models, and fit their contexts."""
-    if model.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
+    if difference := different_tokens(model.tokenizer, reference.tokenizer, "the reference's"):
         raise ModelError(
-            f"{model.source}: another tokenizer than {reference.source}'s: their tokens cannot be compared"
+            f"{model.source}: another tokenizer than {reference.source}'s: their tokens cannot be compared:"
+            f" {difference}"
         )
     if model.encoder_decoder != reference.encoder_decoder:
         raise ModelError(

@@ -155,6 +155,7 @@ class HeldOutEvaluations:
                 greedy=config.evaluation.greedy,
                 on_progress=on_progress,
                 generate=self._loop.generate,
+                teacher_logprobs=None if self._models.teacher is None else self._models.teacher_logprobs,
             )
 
 

@@ -29,11 +29,12 @@ from proxlm.jobs.in_memory import record_source
 from proxlm.jobs.model_limits import check_block
 from proxlm.jobs.prompts import describe_prompts
 from proxlm.jobs.run_folder import begin_run, check_best_metric, check_run_folder, run_folder
-from proxlm.jobs.sampling import prompts_of, rewarded, sampler_of
+from proxlm.jobs.sampling import prompts_of, rewarded, sampler_of, without_reward
 from proxlm.jobs.startup import seeded_weights, start_job
 from proxlm.models.actor_critic import ActorCritic, actor_critic_of
 from proxlm.models.agreement import check_gradients
 from proxlm.models.source import ModelSource
+from proxlm.models.teacher import check_teacher
 from proxlm.report.page import write_report
 from proxlm.report.run import Run, load_run
 from proxlm.rewards import Rewards, build_reward
@@ -44,7 +45,7 @@ from proxlm.text import shown
 from proxlm.train.common.callbacks import Callback, Callbacks
 from proxlm.train.common.schedules import warmup_note
 from proxlm.train.ppo.algorithms import build_algorithm
-from proxlm.train.ppo.collect import RewardOfRollout
+from proxlm.train.ppo.collect import RewardOfRollout, no_reward
 from proxlm.train.ppo.loop import PPOLoop
 from proxlm.train.ppo.ptx import PtxText
 from proxlm.types import Prompt
@@ -61,7 +62,7 @@ def main(config: PPOConfig) -> None:
 
 
 class PPOTrainer:
-    """Improves a language model with PPO on a reward.
+    """Improves a language model with PPO on a reward, a teacher (`config.model.teacher`), or both.
 
     Settings, reward and algorithm are checked here; the data and the model when `train` is called, before the run's
     folder is made. Everything that is not passed comes from `config`.
@@ -71,6 +72,7 @@ class PPOTrainer:
             A loaded model is trained in place.
         reward: A function from a list of `Completion` to one number for each (or a list of numbers, one a token, or a
             dict of named parts), or several: a list or a dict of functions, whose results are added. May be async.
+            With a teacher or an environment there need not be one.
         prompts: Texts, chats (lists of messages) or records (mappings; `config.data.prompt_field` names the prompt,
             the other fields reach the reward), for instance a `datasets.Dataset`; or the path of a file of these.
         config: The settings.
@@ -122,6 +124,8 @@ class PPOTrainer:
         self.config = validate(config, {"model.policy": "model", "data.prompts": "prompts"})
         self._sources = PromptSources(given or data.prompts, held_out or data.eval_prompts or None)
         self._reward = build_reward(config.reward, reward) if rewarded(self.config, reward) else None
+        if self._reward is None and not self.config.environment.use:
+            self.config = without_reward(self.config)
         self._algorithm = build_algorithm(self.config.ppo, advantage, loss)
         self._environment, self._callbacks = environment, Callbacks(callbacks)
         check_best_metric(self.config.best_metric(), self.job, self._callbacks)
@@ -145,6 +149,12 @@ class PPOTrainer:
         print(describe_prompts(train, held_out, skipped), flush=True)
         for note in notes(config):
             print(f"note: {note}", flush=True)
+        if config.model.teacher:
+            longest = max(len(p.input_ids) for p in (*train.prompts, *held_out.prompts))
+            talk = config.environment
+            check_teacher(
+                self.source, longest, talk.max_tokens if talk.use else config.rollout.max_new_tokens
+            )
         models = self._models()
         check_critic_context(models, train.prompts, config.rollout)
         carry_template(models.policy.tokenizer, config.data.chat_template)
@@ -156,7 +166,7 @@ class PPOTrainer:
             print(f"note: {WITHOUT_CACHE}", flush=True)
         ptx = _ptx_text(config, self.source, skipped) if config.ptx.coef > 0 else None
         sampler, scorer = sampler_of(config, models.policy.tokenizer, self._reward, self._environment)
-        assert scorer is not None  # `rewarded` has asked for one
+        scorer = scorer or no_reward
         try_reward(models, sampler, scorer, stream.batch(0), config.rollout)
         with run_folder(config, self.job, self._in_python) as folder:
             skipped.save(folder)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from proxlm.config import DataSettings, EvaluateConfig, PPOConfig
+from proxlm.config.algorithms import ADVANTAGES
 from proxlm.data.prompts import LoadedPrompts, PromptSources
 from proxlm.data.skipped import Skipped
 from proxlm.engine.generate import Generate, generate
@@ -16,14 +17,46 @@ from proxlm.jobs.model_limits import check_tokens
 from proxlm.jobs.prompts import load_prompt_sets
 from proxlm.models.source import ModelSource
 from proxlm.rewards import Reward, Rewards
+from proxlm.runlog.metric_names import EVALUATION, TEACHER_KL
 from proxlm.train.ppo.collect import RewardOfRollout
 
 
 def rewarded(config: PPOConfig, function: Rewards | None = None) -> bool:
-    """Whether there is a reward to build, or that must be given; with an environment there need not be one."""
-    return (
-        function is not None or bool(config.reward.use or config.reward.terms) or not config.environment.use
+    """Whether there is a reward to build, or that must be given; an environment or a teacher may do without one."""
+    given = function is not None or bool(config.reward.use or config.reward.terms)
+    taught = bool(config.model.teacher) and config.ppo.teacher_coef > 0
+    return given or not (config.environment.use or taught)
+
+
+def without_reward(config: PPOConfig) -> PPOConfig:
+    """The settings of a run that learns from its teacher alone: the best step is the one nearest to the teacher.
+
+    Raises:
+        ConfigError: For settings of a reward, or of a critic of it.
+    """
+    ppo, shaping = config.ppo, config.shaping
+    penalised = (
+        (ppo.kl_coef > 0 and ppo.kl_in == "reward")
+        or shaping.missing_eos != "ignore"
+        or shaping.overlong_buffer
     )
+    critic = ppo.advantage in ADVANTAGES and ADVANTAGES[ppo.advantage].critic
+    for key, used, fix in (
+        (
+            "ppo.advantage",
+            critic and not penalised,
+            "so a critic has nothing to predict; set it to reinforce++",
+        ),
+        ("ppo.filter_groups", ppo.filter_groups, "so no prompt's responses differ in it; set it to false"),
+        ("ppo.positive_coef", ppo.positive_coef > 0, "so no response is right or wrong; set it to 0"),
+        ("shaping.normalise", shaping.normalise != "none", "so there are none to normalise; set it to none"),
+        ("shaping.scale", shaping.scale != "none", "so there is none to scale; set it to none"),
+    ):
+        if used:
+            raise ConfigError(f"{key}: the run has no reward, {fix}, or give a reward")
+    if config.run.keep_best != "auto" or not config.evaluation.every:
+        return config
+    return replace(config, run=replace(config.run, keep_best=EVALUATION(TEACHER_KL), keep_best_is="lowest"))
 
 
 def check_conversations(config: PPOConfig | EvaluateConfig, model: ModelSource) -> None:

@@ -1,4 +1,4 @@
-"""The four networks of PPO: policy, critic, reference, and how they share weights."""
+"""The networks of PPO: policy, critic, reference, a teacher if there is one, and how they share weights."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from proxlm.models.forward import TokenOutputs, response_states, token_outputs
 from proxlm.models.frozen import freeze
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import load_language_model
+from proxlm.models.teacher import load_teacher
 from proxlm.models.value_head import ValueHead, bins_of, ensemble_of
 from proxlm.models.value_model import read_value_model
 from proxlm.rl.sampling_mask import SamplingMask
@@ -37,6 +38,7 @@ class ActorCritic:
         reference: The frozen policy that the KL is taken to; None: the policy's base with the adapters that it began
             with, new ones being off (LoRA).
         own_adapters: The critic is the policy's base with adapters of its own.
+        teacher: The frozen model that the policy is distilled from; None: there is none. It shares nothing.
     """
 
     policy: LanguageModel
@@ -44,6 +46,7 @@ class ActorCritic:
     critic_trunk: Any
     reference: LanguageModel | None
     own_adapters: bool = False
+    teacher: LanguageModel | None = None
 
     @property
     def critic_context(self) -> int | None:
@@ -102,6 +105,17 @@ class ActorCritic:
                 return token_outputs(self.policy, sequences, temperature, mask=mask).logprobs
 
     @torch.no_grad()
+    def teacher_logprobs(
+        self, sequences: Sequences, temperature: float, mask: SamplingMask | None = None
+    ) -> Tensor:
+        """Log-probs of the response tokens under the teacher, [R] float32; arguments as in `reference_logprobs`."""
+        assert self.teacher is not None
+        # Its tokens are the policy's, and its head may have more rows: no text has the tokens of those.
+        rows = len(self.teacher.network.get_output_embeddings().weight)
+        wider = None if mask is None else mask.over(rows)
+        return token_outputs(self.teacher, sequences, temperature, mask=wider).logprobs
+
+    @torch.no_grad()
     def move_reference(self, decay: float) -> None:
         """reference ← decay · reference + (1 − decay) · policy, weight by weight."""
         if self.reference is None:
@@ -133,22 +147,22 @@ def load_actor_critic(config: ModelSettings, critic: bool = True) -> ActorCritic
 
 
 def actor_critic_of(policy: LanguageModel, config: ModelSettings, critic: bool = True) -> ActorCritic:
-    """Make the reference and the critic of a policy at its start.
+    """Make the reference and the critic of a policy at its start, and load its teacher.
 
     Args:
         policy: The policy.
-        config: The section [model]; critic and critic_from say what the critic is.
+        config: The section [model]; critic and critic_from say what the critic is, and teacher what the teacher.
         critic: Whether there is one.
 
     Raises:
-        ModelError: For a reward model that cannot be the critic.
+        ModelError: For a reward model that cannot be the critic, or a model that cannot be the teacher.
         ConfigError: For settings that do not fit the policy.
     """
     bins, ensemble = bins_of(config.value), ensemble_of(config.value)
     models = make_actor_critic(policy, config.critic if critic else "none", bins, ensemble)
-    if not config.critic_from:
-        return models
-    return critic_from(models, config.critic_from, config.train_layers, bins, ensemble)
+    if config.critic_from:
+        models = critic_from(models, config.critic_from, config.train_layers, bins, ensemble)
+    return replace(models, teacher=load_teacher(policy, config)) if config.teacher else models
 
 
 def make_actor_critic(

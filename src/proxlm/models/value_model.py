@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from proxlm.checkpoint.write import give_mode_of
-from proxlm.data.tokenizer import read_tokenizer
+from proxlm.data.tokenizer import different_tokens, read_tokenizer
 from proxlm.errors import ModelError
 from proxlm.models.encoder_decoder import EncoderDecoderTrunk
 from proxlm.models.language_model import LanguageModel
@@ -136,16 +136,12 @@ def _check_tokens(what: str, path: str, network: Any, policy: LanguageModel) -> 
                 " its tokens are the policy's; save the tokenizer with it"
             )
         return
-    own = policy.tokenizer.get_vocab()
     try:
-        other = read_tokenizer(path).get_vocab()
+        other = read_tokenizer(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"{what}: its tokenizer cannot be read: {reason_of(error, 200)}") from error
-    if own != other:
-        differ = len(own.items() ^ other.items())
-        raise ModelError(
-            f"{what}: its tokenizer is not the policy's ({differ} entries differ); its tokens are others"
-        )
+    if difference := different_tokens(other, policy.tokenizer, "the policy's"):
+        raise ModelError(f"{what}: its tokenizer is not the policy's: {difference}")
 
 
 def classifier_for(trunk: Any, head: ValueHead, what: str) -> Any:

@@ -19,7 +19,12 @@ def headline(run: RunData) -> str:
     """The run in a few numbers."""
     tiles = [("Job", run.job), ("Model", _model(run.config)), ("Steps", _steps(run))]
     tiles.append(("Duration", duration(run.metrics[-1][names.TIME])))
-    for name, title in ((names.REWARD, "Reward"), (names.KL, "KL to the reference"), (names.LOSS, "Loss")):
+    for name, title in (
+        (names.REWARD, "Reward"),
+        (names.TEACHER_KL, "KL to the teacher"),
+        (names.KL, "KL to the reference"),
+        (names.LOSS, "Loss"),
+    ):
         values = finite([row.get(name) for row in run.metrics])
         if values:
             count = max(1, min(ENDS, len(values) // 2))  # the two ends of a short run do not overlap

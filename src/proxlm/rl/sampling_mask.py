@@ -89,6 +89,19 @@ class SamplingMask:
         dropped[by_bit] = unpacked[:, :size]
         return dropped
 
+    def over(self, vocabulary: int) -> SamplingMask:
+        """The same sets in a vocabulary that has all of these tokens, by the same ids, and perhaps others after them.
+
+        Raises ValueError for a smaller one.
+        """
+        if vocabulary == self.vocabulary:
+            return self
+        if vocabulary < self.vocabulary:
+            raise ValueError(f"SamplingMask: sets of {self.vocabulary} tokens do not fit in {vocabulary}")
+        kept = ~self.dropped()
+        more = kept.new_zeros(len(kept), vocabulary - self.vocabulary)
+        return SamplingMask.of(torch.cat([kept, more], 1))
+
     def counts(self) -> Tensor:
         """How many tokens each set has, [R] int64."""
         size, width, bits = self.vocabulary, _id_bytes(self.vocabulary), -(-self.vocabulary // 8)

@@ -165,6 +165,15 @@ KL = _metric(
     "kl", NATS, "KL to the reference per response (log-ratio of the sampled tokens)", ("ppo", "evaluate")
 )
 KL_PER_TOKEN = _metric("kl_per_token", NATS_TOKEN, "KL to the reference per token", PPO)
+TEACHER_KL = _metric(
+    "teacher/kl",
+    NATS,
+    "reverse KL to the teacher per response (log-ratio of the sampled tokens; model.teacher)",
+    ("ppo", "evaluate"),
+)
+TEACHER_KL_PER_TOKEN = _metric(
+    "teacher/kl_per_token", NATS_TOKEN, "reverse KL to the teacher per token (model.teacher)", PPO
+)
 KL_COEF = _metric("kl_coef", "", "β, the coefficient of the KL penalty", PPO)
 ENTROPY = _metric("entropy", NATS_TOKEN, "entropy of the policy (control: nats per action)", BOTH)
 

@@ -53,7 +53,7 @@ class RunLog:
         run: RunSettings,
         start_step: int = 0,
         unit: str = "step",
-        headline: Sequence[str] = (names.REWARD, names.KL),
+        headline: Sequence[str] = (names.REWARD, names.TEACHER_KL, names.KL),
         limit_seconds: float = 0.0,
         in_python: bool = False,
     ) -> None:

@@ -21,6 +21,7 @@ from proxlm.train.ppo.loop import PPOLoop
 from proxlm.train.ppo.plan import Minibatch, plan_update
 from proxlm.train.ppo.ptx import PtxText
 from proxlm.types import Scores
+from small_models import tiny_model
 
 SHAPED = ShapingSettings(scale="running", clip=2.0, whiten_rewards=True)
 ADAPTIVE = {"kl_controller": "adaptive", "kl_target": 0.1, "kl_horizon": 100.0}
@@ -47,16 +48,19 @@ CASES: dict[str, dict[str, Any]] = {
     "heads": {"critic": "separate", "value": ValueSettings(heads=3, combine="min", head_share=0.5)},
     "trust region": {"critic": "separate", "loss": "trpo"},
     "more ranks than rows": {"critic": "separate", "batch_size": 1, "minibatches": 1},
+    "a teacher": {"advantage": "reinforce", "taught": True, "teacher_lam": 0.5},
     "ends early": {"critic": "separate", "target_kl": 1e-6, "lr": 1e-2},
 }
 
 
 def made_on(tokenizer: Any, name: str, ranks: Ranks, **more: Any) -> PPOLoop:
     settings = TWO | CASES[name]
-    top_p = settings.pop("top_p", 1.0)
+    top_p, taught = settings.pop("top_p", 1.0), settings.pop("taught", False)
     config = job(**settings)
     config = replace(config, rollout=replace(config.rollout, top_p=top_p))
     made = trainer(tokenizer, config, Path("nowhere"), ranks=ranks, **more)
+    if taught:
+        made.models.teacher = tiny_model(tokenizer, "gpt2", seed=9)
     for _, optimiser in made.learner.optimisers:
         for group in optimiser.param_groups:
             group["eps"] = 1e-3  # or its sign-like first steps would blow rounding up

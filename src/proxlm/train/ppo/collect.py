@@ -28,6 +28,11 @@ from proxlm.types import Prompt, Rollout, Scores
 RewardOfRollout = Callable[[Rollout], Scores]
 
 
+def no_reward(rollout: Rollout) -> Scores:
+    """The scores of a run that learns from a teacher alone: nothing is paid."""
+    return Scores(torch.zeros(len(rollout)), rewarded=False)
+
+
 class EmptyDrawError(RunError):
     """Of the responses to a draw of prompts, none can be used; `unscored` of them have no reward."""
 

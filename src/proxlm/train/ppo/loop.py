@@ -22,7 +22,7 @@ from proxlm.models.save import save_language_model
 from proxlm.rl.kl import adapt_kl_coefficient
 from proxlm.rl.running_statistics import RunningStatistics, with_values
 from proxlm.rl.shaping import response_rewards
-from proxlm.runlog.metric_names import EVALUATION, GREEDY, KL, REWARD
+from proxlm.runlog.metric_names import EVALUATION, GREEDY, KL, REWARD, TEACHER_KL
 from proxlm.runlog.run_log import RunLog
 from proxlm.runlog.text import number
 from proxlm.train.common.clock import Clock
@@ -52,7 +52,7 @@ class PPOLoop(TrainingLoop[PPOState]):
 
     Args:
         config: Of the run.
-        models: Policy, critic and reference.
+        models: Policy, critic, reference and teacher.
         prompts: Where each step's prompts come from.
         reward: What responses are worth.
         folder: Of the run.
@@ -157,7 +157,7 @@ class PPOLoop(TrainingLoop[PPOState]):
         self.collector.wait()  # the reward belongs to one thread at a time
         with clock("evaluate"):
             found = self.evaluate(clock.log.progress)
-        shown = {name: found[name] for name in (REWARD, GREEDY(REWARD), KL) if name in found}
+        shown = {name: found[name] for name in (REWARD, GREEDY(REWARD), TEACHER_KL, KL) if name in found}
         numbers = ", ".join(f"{name} {number(value)}" for name, value in shown.items())
         clock.log.note(f"evaluation, step {self.state.step}: {numbers}")
         return {EVALUATION(name): value for name, value in found.items()}

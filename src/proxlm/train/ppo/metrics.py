@@ -48,10 +48,7 @@ def experience_metrics(
     reward = response_rewards(scores.total, scores.per_token, offsets)
     lengths = segment_sum(mask.float(), offsets)
     metrics = {
-        "reward": float(reward.mean()),
-        "reward_std": float(reward.std(correction=0)),
-        **{f"reward/{name}": _mean_of_given(v) for name, v in scores.components.items()},
-        "reward_failed": float(scores.failed),
+        **(reward_metrics(scores, reward, lengths) if scores.rewarded else {}),
         "score": float(total.mean()),
         "kl": float(segment_sum(k1, offsets).mean()),
         "kl_per_token": float(k1[mask].mean()),
@@ -64,12 +61,27 @@ def experience_metrics(
         "eos_share": sum(finish == "eos" for finish in rollout.finish) / len(rollout),
         "ended_share": sum(finish != "length" for finish in rollout.finish) / len(rollout),
     }
-    length_correlation = correlation(reward, lengths)
-    if length_correlation is not None:
-        metrics["reward_length_correlation"] = length_correlation
+    if experience.teacher_logprobs is not None:
+        k1 = torch.where(mask, experience.old_logprobs - experience.teacher_logprobs, 0.0)
+        metrics["teacher/kl"] = float(segment_sum(k1, offsets).mean())
+        metrics["teacher/kl_per_token"] = float(k1[mask].mean())
     if experience.sampling_mask is not None:
         metrics["kept_tokens"] = float(experience.sampling_mask.counts()[mask].double().mean())
     return metrics
+
+
+def reward_metrics(scores: Scores, reward: Tensor, lengths: Tensor) -> Metrics:
+    """Metrics of what the responses earned in all [B], which have these lengths in tokens [B]."""
+    metrics = {
+        "reward": float(reward.mean()),
+        "reward_std": float(reward.std(correction=0)),
+        **{f"reward/{name}": _mean_of_given(v) for name, v in scores.components.items()},
+        "reward_failed": float(scores.failed),
+    }
+    length_correlation = correlation(reward, lengths)
+    return (
+        metrics if length_correlation is None else metrics | {"reward_length_correlation": length_correlation}
+    )
 
 
 def critic_metrics(experience: Experience, raw: Tensor, bins: ValueBins | None) -> Metrics:
@@ -177,6 +189,8 @@ def sample_rows(
         "value": experience.values,
         "advantage": experience.advantages,
     }
+    if experience.teacher_logprobs is not None:
+        per_token["teacher_kl"] = experience.old_logprobs - experience.teacher_logprobs
     if experience.sampling_mask is not None:
         per_token["kept"] = experience.sampling_mask.counts()
     rows = []
@@ -188,7 +202,7 @@ def sample_rows(
                 "prompt": rollout.prompts[b].text,
                 "response": rollout.texts[b],
                 "finish": rollout.finish[b],
-                "reward": round(rewards[b], 5),
+                "reward": round(rewards[b], 5) if scores.rewarded else None,
                 "components": {
                     name: None if math.isnan(values[b]) else values[b]
                     for name, values in scores.components.items()

@@ -138,6 +138,11 @@ def prepare(
         offsets = rollout.sequences.response_offsets
         penalty = kl_advantages(kl, parameters.kl_coef, mask, offsets, ppo.gamma, ppo.kl_lam)
         raw = raw._replace(advantages=raw.advantages + penalty)
+    if logprobs.teacher is not None:
+        # Always k1: of the estimators it alone, as an advantage, has the gradient of the KL.
+        kl, offsets = logprobs.policy - logprobs.teacher, rollout.sequences.response_offsets
+        distilled = kl_advantages(kl, ppo.teacher_coef, mask, offsets, ppo.gamma, ppo.teacher_lam)
+        raw = raw._replace(advantages=raw.advantages + distilled)
     advantages = whiten(raw.advantages, mask) if algorithm.whiten else raw.advantages
     advantages = clip_advantages(advantages, ppo.advantage_clip)
     apart = covariant_tokens(rollout, logprobs.policy, advantages, ppo, plan.seed, plan.step)
@@ -156,6 +161,7 @@ def prepare(
         positive=positive_tokens(rollout, scores, ppo),
         values_of_heads=critic.of_heads,
         head_factors=head_factors,
+        teacher_logprobs=logprobs.teacher,
     )
 
     def metrics() -> Metrics:
@@ -183,12 +189,14 @@ class LogProbs(NamedTuple):
     a sampling mask, of the policy that sampled: renormalised over the kept sets.
 
     values: of a trunk that policy and critic share; 0 if they do not, or where the policy makes no pass.
+    teacher [R] float32: log π of the tokens under the teacher; None: there is none.
     """
 
     policy: Tensor
     reference: Tensor
     entropy: Tensor
     values: CriticValues
+    teacher: Tensor | None = None
 
 
 def read_logprobs(
@@ -199,18 +207,18 @@ def read_logprobs(
     temperature: float,
     on_pass: Callable[[], None] = lambda: None,
 ) -> LogProbs:
-    """The passes of policy and reference over the update's first epoch.
+    """The passes of policy, reference and teacher over the update's first epoch.
 
     Args:
         models: The networks.
         rollout: The responses.
         plan: Of the update.
         ppo: With `old_logprobs` = "rollout" the policy makes no pass.
-        temperature: Of the policy, and of the reference.
+        temperature: Of the policy, of the reference and of the teacher.
         on_pass: Called after each micro-batch.
     """
     sequences, device, known = rollout.sequences, models.policy.device, ppo.old_logprobs == "rollout"
-    policy, reference, entropy = (torch.zeros(len(rollout.logprobs)) for _ in range(3))
+    policy, reference, entropy, teacher = (torch.zeros(len(rollout.logprobs)) for _ in range(4))
     values = no_values(models, len(rollout), len(rollout.logprobs))
 
     def passes() -> None:
@@ -224,9 +232,14 @@ def read_logprobs(
                     fill_values(values, models, micro, outputs.states, outputs.final_states)
                 if not micro.padding:
                     policy[at], entropy[at] = outputs.logprobs.cpu(), outputs.entropy.cpu()
-            of_reference = models.reference_logprobs(part, temperature, mask if ppo.mask_reference else None)
+            of_others = mask if ppo.mask_reference else None
+            of_reference = models.reference_logprobs(part, temperature, of_others)
             if not micro.padding:
                 reference[at] = of_reference.cpu()
+            if models.teacher is not None:
+                of_teacher = models.teacher_logprobs(part, temperature, of_others)
+                if not micro.padding:
+                    teacher[at] = of_teacher.cpu()
             on_pass()
 
     failing_together(plan.ranks, passes)
@@ -236,7 +249,8 @@ def read_logprobs(
         # What an environment wrote was not sampled: no KL there.
         policy = torch.where(rollout.action_mask, rollout.logprobs, reference)
         entropy = -policy
-    return LogProbs(policy, reference, entropy, values)
+    found = plan.ranks.sum(teacher) if models.teacher is not None else None
+    return LogProbs(policy, reference, entropy, values, found)
 
 
 class TokenRewards(NamedTuple):
