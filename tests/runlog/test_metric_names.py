@@ -117,13 +117,15 @@ def written(tokenizer, tmp_path_factory) -> dict[str, set[str]]:
             found.setdefault(job, set()).update(json.loads(line))
         if (folder / "evaluation.json").exists():
             evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-            by = "reward" if job == "reward" else "evaluate"
+            by = job if job in ("reward", "value") else "evaluate"
             found[by].update(name for model in evaluation["models"] for name in model["metrics"])
 
     for name, arguments in PPO_RUNS.items():
         data = [] if name == "environment" else ["--data.prompts", "prompts.jsonl"]
         policy = ["--model.policy", "model", "--data.eval-count", "2"]
         run("ppo", name, *policy, *DEVICE, *data, *SHORT, *arguments)
+        if name not in ("trust-region", "evaluation"):
+            run("value", f"value {name}", *policy, *DEVICE, *data, *SHORT, *arguments)
     run("sft", "sft", "--model.policy", "model", "--text.train", "pairs.jsonl", *DEVICE, *SUPERVISED)
     (place / "four.jsonl").write_text(
         json.dumps({"prompt": "The", "chosen": ["a"], "rejected": ["b", "c", "d"], "kind": "k"}) + "\n",
@@ -140,7 +142,7 @@ def written(tokenizer, tmp_path_factory) -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize("job", ["ppo", "sft", "reward", "dpo", "pretrain", "control", "evaluate"])
+@pytest.mark.parametrize("job", ["ppo", "value", "sft", "reward", "dpo", "pretrain", "control", "evaluate"])
 def test_every_metric_that_a_job_writes_is_declared_for_it(job, written):
     assert written[job]
     for name in written[job]:
@@ -149,7 +151,7 @@ def test_every_metric_that_a_job_writes_is_declared_for_it(job, written):
         assert job in metric.jobs, name
 
 
-@pytest.mark.parametrize("job", ["ppo", "sft", "reward", "dpo", "pretrain", "control", "evaluate"])
+@pytest.mark.parametrize("job", ["ppo", "value", "sft", "reward", "dpo", "pretrain", "control", "evaluate"])
 def test_every_declared_metric_is_written(job, written):
     rare = {metric_names.NOT_FINITE}  # only where a number is not finite
     for metric in METRICS.values():

@@ -6,6 +6,7 @@ import copy
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 from proxlm.checkpoint import best_folder
 from proxlm.config import PPOConfig
@@ -33,12 +34,15 @@ from proxlm.types import Progress, Prompt
 
 
 class HeldOutEvaluations:
-    """Evaluates the models of a loop. Made before the loop trains or is resumed.
+    """Evaluates the policy of a loop. Made before the loop trains or is resumed.
 
     Args:
         loop: The run.
         prompts: The held-out prompts; none: nothing is evaluated.
     """
+
+    # Whether the critic has to be able to read the held-out prompts.
+    reads_critic: ClassVar[bool] = False
 
     def __init__(self, loop: PPOLoop, prompts: list[Prompt]) -> None:
         self._loop, self._prompts = loop, prompts

@@ -93,6 +93,7 @@ class PPOTrainer:
     job: ClassVar[str] = "ppo"
     _settings: ClassVar[type[PPOConfig]] = PPOConfig
     _loop: ClassVar[type[PPOLoop]] = PPOLoop
+    _held_out: ClassVar[type[HeldOutEvaluations]] = HeldOutEvaluations
 
     @checked("model", "prompts", "config", "tokenizer", "eval_prompts", "callbacks")
     def __init__(
@@ -156,7 +157,8 @@ class PPOTrainer:
                 self.source, longest, talk.max_tokens if talk.use else config.rollout.max_new_tokens
             )
         models = self._models()
-        check_critic_context(models, train.prompts, config.rollout)
+        read = [*train.prompts, *(held_out.prompts if self._held_out.reads_critic else [])]
+        check_critic_context(models, read, config.rollout)
         carry_template(models.policy.tokenizer, config.data.chat_template)
         for prompt in (*train.prompts, *held_out.prompts):
             models.policy.check_tokens(f"prompt {shown(prompt.text, 60)!r}", prompt.input_ids)
@@ -172,21 +174,17 @@ class PPOTrainer:
             skipped.save(folder)
             loop = self._loop(config, models, stream, scorer, folder, self._algorithm, ptx, sampler)
             loop.callbacks = self._callbacks.fresh()
-            return self._run(loop, self._evaluated(held_out.prompts))
+            return self._run(loop, held_out.prompts)
 
     def _models(self) -> ActorCritic:
         """Policy, critic and reference at the start."""
         with seeded_weights(self.config.run.seed):
             return actor_critic_of(self.source.load(), self.config.model, self._algorithm.critic)
 
-    def _evaluated(self, held_out: list[Prompt]) -> list[Prompt]:
-        """The prompts that the policy is evaluated on, before, during and after the run."""
-        return held_out
-
     def _run(self, loop: PPOLoop, held_out: list[Prompt]) -> Run:
         """Evaluation, the loop, evaluation; everything the run leaves is in its folder."""
         config, folder = self.config, loop.folder
-        evaluations = HeldOutEvaluations(loop, held_out)
+        evaluations = self._held_out(loop, held_out)
         passed: dict[str, Any] = {
             "data.prompts": self._sources.train,
             "data.eval_prompts": self._sources.eval,

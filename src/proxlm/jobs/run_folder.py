@@ -119,7 +119,7 @@ def check_best_metric(metric: str, job: str, callbacks: Callbacks) -> None:
         job: The command's name.
         callbacks: Of the run; one may add metrics of any name.
     """
-    if not metric or len(callbacks) or is_metric_of(metric, "ppo" if job == "value" else job):
+    if not metric or len(callbacks) or is_metric_of(metric, job):
         return
     there = [*METRICS, *(EVALUATION(name) for name in ("reward", "greedy/reward", "kl"))]
     hint = did_you_mean(metric, there, otherwise="see docs/metrics.md")

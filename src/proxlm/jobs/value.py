@@ -10,6 +10,8 @@ from torch import Tensor
 
 from proxlm.config import PPOConfig, ValueConfig
 from proxlm.errors import ConfigError
+from proxlm.jobs.held_out import HeldOutEvaluations, print_comparison
+from proxlm.jobs.held_out_values import HeldOutValues
 from proxlm.jobs.ppo import PPOTrainer
 from proxlm.jobs.startup import start_job
 from proxlm.models.actor_critic import ActorCritic
@@ -19,13 +21,14 @@ from proxlm.runlog.saved_settings import model_folder
 from proxlm.train.common.optimiser import Optimiser
 from proxlm.train.ppo.learner import StepParameters
 from proxlm.train.ppo.loop import PPOLoop
-from proxlm.types import Prompt, Rollout, Scores
+from proxlm.types import Rollout, Scores
 
 
 def main(config: ValueConfig) -> None:
     """Run the job and print where everything is."""
     start_job(config.run.threads, config.model)
     run = ValueTrainer(config=config).train()
+    print_comparison(run)
     print(f"\ncritic  {run.model}   (--model.critic_from of proxlm ppo)")
     if config.run.report:
         print(f"report  {run.folder / 'report.html'}")
@@ -61,6 +64,7 @@ class ValueTrainer(PPOTrainer):
     job: ClassVar[str] = "value"
     _settings: ClassVar[type[PPOConfig]] = ValueConfig
     _loop: ClassVar[type[PPOLoop]] = ValueLoop
+    _held_out: ClassVar[type[HeldOutEvaluations]] = HeldOutValues
 
     def _models(self) -> ActorCritic:
         """The networks, if there is a classifier of this type; without a bias in the value head where it has none."""
@@ -74,9 +78,6 @@ class ValueTrainer(PPOTrainer):
         if classifier_for(trunk, head, self.config.model.policy).score.bias is None:
             head.linear.bias.requires_grad_(False)
         return models
-
-    def _evaluated(self, held_out: list[Prompt]) -> list[Prompt]:  # noqa: ARG002 (the policy stays as it is)
-        return []
 
 
 def _critic_of(models: ActorCritic) -> tuple[Any, ValueHead]:

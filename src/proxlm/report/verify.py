@@ -160,7 +160,7 @@ class _Verification:
             self._try(lambda: read_evaluation(path))
         elif (
             self.states
-            and self.job == "ppo"
+            and self.job in ("ppo", "value")
             and isinstance(self.config, PPOConfig)
             and self.config.data.eval_count
         ):

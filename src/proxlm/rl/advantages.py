@@ -239,12 +239,16 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
         mask: [R] bool, True for the elements that count.
 
     Returns:
-        A float; NaN where the returns do not vary.
+        A float; NaN where the returns do not vary by more than float32's rounding.
     """
     if not values.shape == returns.shape == mask.shape:
         raise ValueError(f"shapes differ: {tuple(values.shape)}, {tuple(returns.shape)}, {tuple(mask.shape)}")
     r, v = returns[mask].double(), values[mask].double()
-    if r.numel() < 2 or float(r.var(correction=0)) == 0.0:
+    if r.numel() < 2:
+        return float("nan")
+    # Returns are sums of values and advantages: equal ones differ by roundings of both.
+    rounding = 1e-6 * max(float(r.abs().max()), float(v.abs().max()))
+    if float(r.std(correction=0)) <= rounding:
         return float("nan")
     return 1.0 - float((r - v).var(correction=0) / r.var(correction=0))
 

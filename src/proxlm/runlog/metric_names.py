@@ -10,15 +10,19 @@ import re
 from collections.abc import Sequence
 from typing import Literal, Self
 
-Job = Literal["ppo", "pretrain", "sft", "reward", "dpo", "control", "evaluate"]
+Job = Literal["ppo", "value", "pretrain", "sft", "reward", "dpo", "control", "evaluate"]
 
-PPO: tuple[Job, ...] = ("ppo",)
+# value: PPO's steps in which the critic learns alone, and its evaluation.json.
+PPO: tuple[Job, ...] = ("ppo", "value")
+PPO_POLICY: tuple[Job, ...] = ("ppo",)
+VALUE: tuple[Job, ...] = ("value",)
 CONTROL: tuple[Job, ...] = ("control",)
-BOTH: tuple[Job, ...] = ("ppo", "control")
+BOTH: tuple[Job, ...] = ("ppo", "value", "control")
+BOTH_POLICY: tuple[Job, ...] = ("ppo", "control")
 SUPERVISED: tuple[Job, ...] = ("pretrain", "sft", "reward", "dpo")
 PREFERENCES: tuple[Job, ...] = ("reward", "dpo")
 REWARD_MODEL: tuple[Job, ...] = ("reward",)
-TRAINING: tuple[Job, ...] = ("ppo", "pretrain", "sft", "reward", "dpo", "control")
+TRAINING: tuple[Job, ...] = ("ppo", "value", "pretrain", "sft", "reward", "dpo", "control")
 EVALUATE: tuple[Job, ...] = ("evaluate",)
 
 
@@ -137,9 +141,7 @@ REWARD = _metric(
     (*BOTH, *EVALUATE),
 )  # fmt: skip
 REWARD_STD = _metric("reward_std", "", "standard deviation of the rewards", BOTH)
-REWARD_COMPONENT = _family(
-    "reward/{component}", "", "mean of one component of the reward", ("ppo", "evaluate")
-)
+REWARD_COMPONENT = _family("reward/{component}", "", "mean of one component of the reward", (*PPO, *EVALUATE))
 REWARD_NONE = _metric(
     "reward_none",
     "",
@@ -162,41 +164,44 @@ EPISODE_LENGTH = _metric("episode_length", "steps", "mean length of the newest 1
 
 # --- distance from the reference ---
 KL = _metric(
-    "kl", NATS, "KL to the reference per response (log-ratio of the sampled tokens)", ("ppo", "evaluate")
+    "kl", NATS, "KL to the reference per response (log-ratio of the sampled tokens)", (*PPO, *EVALUATE)
 )
 KL_PER_TOKEN = _metric("kl_per_token", NATS_TOKEN, "KL to the reference per token", PPO)
 TEACHER_KL = _metric(
     "teacher/kl",
     NATS,
     "reverse KL to the teacher per response (log-ratio of the sampled tokens; model.teacher)",
-    ("ppo", "evaluate"),
+    (*PPO_POLICY, *EVALUATE),
 )
 TEACHER_KL_PER_TOKEN = _metric(
-    "teacher/kl_per_token", NATS_TOKEN, "reverse KL to the teacher per token (model.teacher)", PPO
+    "teacher/kl_per_token", NATS_TOKEN, "reverse KL to the teacher per token (model.teacher)", PPO_POLICY
 )
 KL_COEF = _metric("kl_coef", "", "β, the coefficient of the KL penalty", PPO)
 ENTROPY = _metric("entropy", NATS_TOKEN, "entropy of the policy (control: nats per action)", BOTH)
 
 # --- the policy's update ---
-POLICY_LOSS = _metric("policy_loss", "", "policy loss, mean over the step's optimiser steps", BOTH)
-KL_LOSS = _metric("kl_loss", "", "KL term of the loss (ppo.kl_in = loss), else 0", PPO)
+POLICY_LOSS = _metric("policy_loss", "", "policy loss, mean over the step's optimiser steps", BOTH_POLICY)
+KL_LOSS = _metric("kl_loss", "", "KL term of the loss (ppo.kl_in = loss), else 0", PPO_POLICY)
 POSITIVE_LOSS = _metric(
     "positive_loss",
     NATS_TOKEN,
     "−log π of the tokens of positive responses (ppo.positive_coef), 0 without",
-    PPO,
+    PPO_POLICY,
 )
 POSITIVE_SHARE = _metric("positive_share", SHARE, "tokens of positive responses (ppo.positive_coef)", PPO)
-PTX_LOSS = _metric("ptx_loss", NATS_TOKEN, "language-model loss of PPO-ptx, 0 without", PPO)
-RATIO_MEAN = _metric("ratio_mean", "", "mean probability ratio π / π_old", BOTH)
-RATIO_MAX = _metric("ratio_max", "", "largest probability ratio", BOTH)
-CLIP_FRACTION = _metric("clip_fraction", SHARE, "tokens without a gradient because of the clip", BOTH)
-APPROX_KL = _metric("approx_kl", NATS_TOKEN, "mean (log ratio)² / 2 of the update", BOTH)
+PTX_LOSS = _metric("ptx_loss", NATS_TOKEN, "language-model loss of PPO-ptx, 0 without", PPO_POLICY)
+RATIO_MEAN = _metric("ratio_mean", "", "mean probability ratio π / π_old", BOTH_POLICY)
+RATIO_MAX = _metric("ratio_max", "", "largest probability ratio", BOTH_POLICY)
+CLIP_FRACTION = _metric("clip_fraction", SHARE, "tokens without a gradient because of the clip", BOTH_POLICY)
+APPROX_KL = _metric("approx_kl", NATS_TOKEN, "mean (log ratio)² / 2 of the update", BOTH_POLICY)
 FIRST_RATIO_ERROR = _metric(
-    "first_minibatch/ratio_error", "", "largest |ratio − 1| in the first minibatch; 0 by construction", BOTH
+    "first_minibatch/ratio_error",
+    "",
+    "largest |ratio − 1| in the first minibatch; 0 by construction",
+    BOTH_POLICY,
 )
 FIRST_CLIP_FRACTION = _metric(
-    "first_minibatch/clip_fraction", SHARE, "clip fraction in the first minibatch", BOTH
+    "first_minibatch/clip_fraction", SHARE, "clip fraction in the first minibatch", BOTH_POLICY
 )
 OPTIMISER_STEPS = _metric("optimiser_steps", "", "optimiser steps in the step", BOTH)
 ADVANTAGE_MEAN = _metric("advantage_mean", "", "mean advantage before whitening", BOTH)
@@ -208,11 +213,11 @@ COVARIANCE = _metric(
     PPO,
 )
 COVARIANCE_SHARE = _metric("covariance/share", SHARE, "tokens that clip_cov or kl_cov treats apart", PPO)
-TRPO_KL = _metric("trpo/kl", NATS_TOKEN, "KL of the trust-region step", PPO)
-TRPO_IMPROVEMENT = _metric("trpo/improvement", "", "gain of the surrogate by the step", PPO)
-TRPO_HALVINGS = _metric("trpo/halvings", "", "halvings of the step in the line search", PPO)
-TRPO_ACCEPTED = _metric("trpo/accepted", "", "1 where the line search accepted a step", PPO)
-TRPO_STEP_NORM = _metric("trpo/step_norm", "", "norm of the step", PPO)
+TRPO_KL = _metric("trpo/kl", NATS_TOKEN, "KL of the trust-region step", PPO_POLICY)
+TRPO_IMPROVEMENT = _metric("trpo/improvement", "", "gain of the surrogate by the step", PPO_POLICY)
+TRPO_HALVINGS = _metric("trpo/halvings", "", "halvings of the step in the line search", PPO_POLICY)
+TRPO_ACCEPTED = _metric("trpo/accepted", "", "1 where the line search accepted a step", PPO_POLICY)
+TRPO_STEP_NORM = _metric("trpo/step_norm", "", "norm of the step", PPO_POLICY)
 
 # --- the critic ---
 VALUE_LOSS = _metric("value_loss", "", "value loss, mean over the step's optimiser steps", BOTH)
@@ -237,6 +242,7 @@ RETURNS_BEYOND_BINS = _metric(
     "returns below model.value.low or above high, which a categorical critic cannot predict",
     PPO,
 )
+VALUE_ERROR = _metric("value_error", "", "(value − return)² on held-out prompts, mean over tokens", VALUE)
 VALUE_SPREAD = _metric(
     "value_spread",
     "",
@@ -280,7 +286,7 @@ RESPONSE_LENGTH = _metric("response_length", TOKENS, "mean length of a response"
 REPETITION = _metric("repetition", SHARE, "token pairs of a response that it already had", PPO)
 EOS_SHARE = _metric("eos_share", SHARE, "responses that ended with the end-of-text token", PPO)
 ENDED_SHARE = _metric(
-    "ended_share", SHARE, "responses that ended by themselves or at a stop text", ("ppo", "evaluate")
+    "ended_share", SHARE, "responses that ended by themselves or at a stop text", (*PPO, *EVALUATE)
 )
 ENVIRONMENT_TURNS = _metric("environment/turns", "turns", "mean replies of the policy in a conversation", PPO)
 ENVIRONMENT_LOST = _metric("environment/lost", "", "conversations lost because the environment failed", PPO)
@@ -392,7 +398,7 @@ EVALUATION = _family(
     "evaluation/{metric}",
     "",
     "the metric on held-out prompts, in steps that evaluate (evaluation.every)",
-    PPO,
+    PPO_POLICY,
 )
 
 
