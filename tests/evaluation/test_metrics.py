@@ -7,7 +7,9 @@ import math
 import pytest
 
 from proxlm.evaluation.metrics import (
+    Estimate,
     distinct_n,
+    mean_of_rewards,
     mean_with_interval,
     perplexity,
     student_t_975,
@@ -46,6 +48,40 @@ def test_wilson_interval(good, count, low, high):
     assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
     with pytest.raises(ValueError, match="no trials"):
         wilson_interval(0, 0)
+
+
+def test_the_interval_of_rewards_stays_in_their_range():
+    assert mean_of_rewards([0.0] * 6 + [1.0] * 4) == wilson_interval(4, 10)
+    assert mean_of_rewards([1.0]) == wilson_interval(1, 1)
+    # Student's would reach beyond 1.
+    values = [1.0] * 9 + [0.5]
+    assert mean_with_interval(values).high > 1.06
+    found = mean_of_rewards(values)
+    assert (found.mean, found.high) == (pytest.approx(0.95), 1.0)
+    assert found.low == mean_with_interval(values).low
+    wide = [float(i) for i in range(-9, 10)]
+    assert mean_of_rewards(wide) == mean_with_interval(wide)
+    with pytest.raises(ValueError, match="no values"):
+        mean_of_rewards([])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.97])
+def test_the_interval_of_a_share_holds_it_in_about_95_of_100_samples(share):
+    """Exactly, over all outcomes of 40 trials: the mean coverage of Wilson's interval is near 0.95."""
+    held = sum(
+        math.comb(40, good) * share**good * (1 - share) ** (40 - good)
+        for good in range(41)
+        if (found := mean_of_rewards([1.0] * good + [0.0] * (40 - good))).low - 1e-12
+        <= share
+        <= found.high + 1e-12
+    )
+    assert held > 0.92
+
+
+def test_an_estimate_in_words():
+    assert str(Estimate(0.5, 0.4, 0.6)) == "0.500 ± 0.100"
+    assert str(Estimate(0.0, 0.0, 0.0385)) == "0.000 (0.000 to 0.038)"
+    assert str(Estimate(2.0, 2.0, 2.0)) == "2.000"
 
 
 def test_distinct_n():

@@ -15,7 +15,14 @@ from proxlm.data.tokenizer import decode
 from proxlm.data.turn_end import special_ids
 from proxlm.engine.generate import Generate, generate
 from proxlm.engine.protocol import Engine
-from proxlm.evaluation.metrics import Estimate, distinct_n, mean_with_interval, perplexity, words_of
+from proxlm.evaluation.metrics import (
+    Estimate,
+    distinct_n,
+    mean_of_rewards,
+    mean_with_interval,
+    perplexity,
+    words_of,
+)
 from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.rl.ragged import ragged_index, segment_sum
@@ -137,7 +144,7 @@ class _Scored:
         if len(components) > 1:
             values |= {names.REWARD_COMPONENT(key): v for key, v in components.items()}
         given = {key: [value for value in every if not math.isnan(value)] for key, every in values.items()}
-        return {key: mean_with_interval(some) for key, some in given.items() if some}
+        return {key: mean_of_rewards(some) for key, some in given.items() if some}
 
     def response_metrics(self) -> dict[str, Estimate]:
         """Length and the share that ended."""
@@ -145,7 +152,7 @@ class _Scored:
         lengths = segment_sum(rollout.action_mask.float(), rollout.sequences.response_offsets)
         return {
             names.LENGTH: mean_with_interval(lengths.tolist()),
-            names.ENDED_SHARE: mean_with_interval([float(f != "length") for f in rollout.finish]),
+            names.ENDED_SHARE: mean_of_rewards([float(f != "length") for f in rollout.finish]),
         }
 
     def row(self, b: int) -> dict[str, Any]:
@@ -329,7 +336,7 @@ def chosen_from_json(content: Mapping[str, Any]) -> Chosen | None:
 
 
 def as_table(evaluations: Sequence[Evaluation], counted: str = "held-out prompts") -> str:
-    """A plain-text table: a row per metric, a column per model, intervals as mean ± half-width.
+    """A plain-text table: a row per metric, a column per model, intervals as mean ± half-width or with both ends.
 
     counted: What the evaluations count.
     """
@@ -345,7 +352,7 @@ def as_table(evaluations: Sequence[Evaluation], counted: str = "held-out prompts
     failed += "".join(
         f"; {e.without_reward} responses of {e.name} have no reward" for e in evaluations if e.without_reward
     )
-    note = f"({evaluations[0].prompts} {counted}; ± is the 95% interval of the mean{failed})"
+    note = f"({evaluations[0].prompts} {counted}; ± and (… to …): the 95% interval of the mean{failed})"
     return "\n".join([lines[0], rule, *lines[1:], note])
 
 

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 _Z_975 = 1.959963984540054  # the 97.5% point of the normal distribution
+_LOPSIDED = 0.25
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
 
@@ -22,8 +23,13 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        half = (self.high - self.low) / 2
-        return f"{self.mean:.3f} ± {half:.3f}" if half else f"{self.mean:.3f}"
+        """mean ± half of the interval; both ends where the mean is far from its middle."""
+        half, off = (self.high - self.low) / 2, abs((self.high + self.low) / 2 - self.mean)
+        if not half:
+            return f"{self.mean:.3f}"
+        if off > _LOPSIDED * half:
+            return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+        return f"{self.mean:.3f} ± {half:.3f}"
 
 
 def mean_with_interval(values: Sequence[float]) -> Estimate:
@@ -40,6 +46,20 @@ def mean_with_interval(values: Sequence[float]) -> Estimate:
     deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
     half = student_t_975(n - 1) * deviation / math.sqrt(n)
     return Estimate(mean, mean - half, mean + half)
+
+
+def mean_of_rewards(values: Sequence[float]) -> Estimate:
+    """The mean of rewards or shares with an interval that does not leave their range.
+
+    Of zeros and ones it is Wilson's, so that none of 96 is not certainly none. Otherwise it is Student's, cut at the
+    lowest and the highest value seen, which the bounds of a reward cannot be inside of.
+
+    Raises ValueError for no values.
+    """
+    if values and set(values) <= {0.0, 1.0}:
+        return wilson_interval(math.fsum(values), len(values))
+    found = mean_with_interval(values)
+    return Estimate(found.mean, max(found.low, min(values)), min(found.high, max(values)))
 
 
 def wilson_interval(good: float, count: int) -> Estimate:
