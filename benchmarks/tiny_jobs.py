@@ -63,6 +63,10 @@ JOBS: dict[str, list[str]] = {
     "ppo, conversations, prefetched": [*PPO, *TALK, *PREFETCH],
     "sft": ["sft", *COMMON, *MODEL, "--model.policy", "model", "--text.train", "pairs.jsonl", *TRAIN],
     "reward": ["reward", *COMMON, *MODEL, "--model.policy", "model", "--text.train", "comparisons.jsonl", *TRAIN],
+    "reward, ensemble": [
+        "reward", *COMMON, *MODEL, "--model.policy", "model", "--text.train", "comparisons.jsonl", "--ensemble.size", "2",
+        *TRAIN,
+    ],
     "dpo": ["dpo", *COMMON, *MODEL, "--model.policy", "model", "--text.train", "comparisons.jsonl", *TRAIN],
     "pretrain": [
         "pretrain", *COMMON, *MODEL, "--text.train", "text.txt", "--new.type", "llama", "--new.hidden", "16",

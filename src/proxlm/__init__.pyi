@@ -25,6 +25,9 @@ from proxlm.config import (
     DPOSettings as DPOSettings,
 )
 from proxlm.config import (
+    EnsembleSettings as EnsembleSettings,
+)
+from proxlm.config import (
     EnvironmentSettings as EnvironmentSettings,
 )
 from proxlm.config import (

@@ -21,6 +21,8 @@ class Purpose(enum.StrEnum):
     DOCUMENTS = "documents"  # order of the texts to pretrain on
     EXAMPLES = "examples"  # order of the rows of supervised training; epoch
     VALIDATION = "validation"  # which texts or records are kept for validation
+    BAG = "bag"  # which comparisons a member of an ensemble learns, and how often; member
+    MEMBER = "member"  # base of the weights of a member of an ensemble; member
     STATEMENTS = "statements"  # which of the demo's statements are used
     PREFIXES = "prefixes"  # where the demo's statements are cut
     # Updates

@@ -100,7 +100,7 @@ DRAWN = {
 # The same for one job.
 DRAWN_FOR = {
     "dpo": {"text.pair": st.just(False)},
-    "reward": {"model.packed": st.just(False)},
+    "reward": {"model.packed": st.just(False), "ensemble.save": st.just("members")},
     "value": {
         "ptx.coef": st.just(0.0),
         "ppo.critic_warmup": st.just(0),

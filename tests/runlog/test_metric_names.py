@@ -136,6 +136,10 @@ def written(tokenizer, tmp_path_factory) -> dict[str, set[str]]:
         "--text.slice-field", "kind", "--text.validation-share", "0.3", "--test.best-of", "four.jsonl",
         *DEVICE, *SUPERVISED,
     )  # fmt: skip
+    run(
+        "reward", "ensemble", "--model.policy", "model", "--text.train", "comparisons.jsonl", "--ensemble.size", "2",
+        *DEVICE, *SUPERVISED,
+    )  # fmt: skip
     run("dpo", "dpo", "--model.policy", "model", "--text.train", "comparisons.jsonl", *DEVICE, *SUPERVISED)
     run("pretrain", "pretrain", *DEVICE, *SUPERVISED, *NEW)
     run("control", "control", *CONTROL)

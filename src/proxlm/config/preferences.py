@@ -96,6 +96,24 @@ class ObjectiveSettings:
 
 
 @dataclass(frozen=True)
+class EnsembleSettings:
+    """Several reward models from one run."""
+
+    size: int = setting(
+        1, "number of models, which learn side by side; their new heads and weights differ", ge=1
+    )
+    bagging: bool = setting(
+        True,
+        "each learns a sample of the comparisons of its own, drawn with replacement; false: all of them alike",
+    )
+    save: Literal["members", "average"] = setting(
+        "members",
+        "members: all of them, for reward.use = reward_ensemble; average: one model with the means of their weights"
+        " (Ramé et al. 2024), for models that begin as one",
+    )
+
+
+@dataclass(frozen=True)
 class DPOSettings:
     """Direct preference optimisation (Rafailov et al. 2023)."""
 
@@ -155,6 +173,7 @@ class RewardConfig:
     )
     text: PreferenceSettings = setting(factory=PreferenceSettings)
     objective: ObjectiveSettings = setting(factory=ObjectiveSettings)
+    ensemble: EnsembleSettings = setting(factory=EnsembleSettings)
     train: SupervisedSettings = setting(
         factory=lambda: SupervisedSettings(steps=1000, batch_tokens=16384, validate_every=50)
     )
@@ -165,6 +184,7 @@ class RewardConfig:
     def problems(self) -> Problems:
         found = required(("text.train", self.text.train)) + _text_problems(self.text)
         found += frozen_problems(self.model) + _model_problems(self.model) + best_is_model_problems(self.run)
+        found += _ensemble_problems(self)
         if self.model.policy and self.scratch.type:
             found.append(("scratch.type", "give model.policy or scratch.type, not both"))
         elif self.scratch.type:
@@ -197,7 +217,7 @@ class DPOConfig:
 
     def problems(self) -> Problems:
         found = required(("model.policy", self.model.policy), ("text.train", self.text.train))
-        found += _text_problems(self.text) + frozen_problems(self.model)
+        found += _text_problems(self.text) + frozen_problems(self.model) + best_is_model_problems(self.run)
         if self.text.pair:
             found.append(("text.pair", "a policy goes on with its prompt; set it to false"))
         return found + optimiser_problems("optim", self.optim)
@@ -214,6 +234,17 @@ def _text_problems(text: PreferenceSettings) -> Problems:
     if text.winner_values and (len(text.winner_values) != 2 or len(set(text.winner_values)) != 2):
         found.append(("text.winner_values", "needs two values: for the first and for the second completion"))
     return found
+
+
+def _ensemble_problems(job: RewardConfig) -> Problems:
+    if job.ensemble.size == 1 or job.ensemble.save == "members":
+        return []
+    if job.scratch.type:
+        reason = "new models do not begin as one, so their weights have no mean; set it to members"
+        return [("ensemble.save", reason)]
+    if job.model.lora.rank:
+        return [("ensemble.save", "adapters have no mean; set it to members, or model.lora.rank to 0")]
+    return []
 
 
 def _model_problems(model: ModelSettings) -> Problems:

@@ -48,6 +48,12 @@ def _of_model(name: str) -> dict[str, Path]:
             return {}
         folder = found
     files = {p.name: p for p in sorted(folder.iterdir()) if p.suffix in _OF_MODELS and _is_visible(p)}
+    for below in sorted(folder.glob("member-*")) if "config.json" not in files else ():  # of an ensemble
+        files |= {
+            f"{below.name}/{p.name}": p
+            for p in sorted(below.glob("*"))
+            if p.suffix in _OF_MODELS and _is_visible(p)
+        }
     if _ADAPTER in files:
         base = adapter_base(folder, _base_of(files[_ADAPTER]))
         # An adapter on an adapter is refused when it is loaded.

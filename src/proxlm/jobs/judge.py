@@ -15,6 +15,7 @@ from proxlm.evaluation.comparisons import Judged, evaluation_of
 from proxlm.evaluation.evaluate import Evaluation, as_json, as_table
 from proxlm.evaluation.word_baseline import word_scores
 from proxlm.report.run import Run
+from proxlm.rewards.reward_ensemble import RewardEnsemble, members_of
 from proxlm.rewards.reward_model import RewardModel
 from proxlm.runlog.folder import write_json_atomic, write_jsonl_atomic
 from proxlm.types import Completion
@@ -137,7 +138,8 @@ def _lengths(completions: Sequence[Completion]) -> list[float]:
 def _model_judge(path: Path, config: RewardConfig, max_length: int) -> Judge:
     """The saved model, as `reward.use = "reward_model"` reads it."""
     text = config.text
-    model = RewardModel(
+    kind = RewardEnsemble if members_of(path) else RewardModel
+    model: RewardModel | RewardEnsemble = kind(
         str(path),
         max_length=max_length,
         truncate=text.on_long_text == "truncate",
@@ -149,7 +151,8 @@ def _model_judge(path: Path, config: RewardConfig, max_length: int) -> Judge:
 
     def scores(completions: Sequence[Completion]) -> list[float | None]:
         found: list[float | None] = []
-        for score in model(list(completions)):
+        given = model(list(completions))
+        for score in given["score"] if isinstance(given, dict) else given:
             if isinstance(score, RewardError):
                 if text.on_long_text == "fail":
                     raise RewardError(f"a held-out completion cannot be scored: {score}")

@@ -26,10 +26,13 @@ from proxlm.models.load import build_language_model
 from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.models.source import ModelSource
 from proxlm.report.run import Run
+from proxlm.rewards.reward_ensemble import MEMBER, members_of
 from proxlm.runlog.metric_names import LOSS, VALIDATION_ACCURACY, VALIDATION_LOSS
 from proxlm.runlog.saved_settings import model_folder
+from proxlm.seeds import Purpose, derive_seed
 from proxlm.train.common.callbacks import Callback, Callbacks
 from proxlm.train.supervised.comparison_tokens import ComparisonTokens
+from proxlm.train.supervised.ensemble_objective import EnsembleObjective
 from proxlm.train.supervised.labelled_texts import LabelledTexts
 from proxlm.train.supervised.loop import SupervisedLoop
 from proxlm.train.supervised.reward_objective import RewardObjective
@@ -41,7 +44,8 @@ def main(config: RewardConfig) -> None:
     run = RewardTrainer(config=config).train()
     print_judgement(run)
     print_result(run)
-    print(f"use it with --reward.use reward_model --reward.args.path {run.model}")
+    use = "reward_ensemble" if members_of(run.model) else "reward_model"
+    print(f"use it with --reward.use {use} --reward.args.path {run.model}")
 
 
 class RewardLoop(SupervisedLoop):
@@ -99,6 +103,8 @@ class RewardTrainer:
             raise ConfigError(
                 f"scratch.type = {config.scratch.type}: only a decoder can be made new; set model.policy"
             )
+        if self.source.in_memory and config.ensemble.size > 1:
+            raise ConfigError("ensemble.size: a loaded model is only one to begin with; pass its folder")
         self._callbacks = Callbacks(callbacks)
         in_memory = [isinstance(source, InMemoryRecords) for source in (*self._training, *self._validation)]
         self._in_python = any(in_memory) or self.source.in_memory
@@ -113,9 +119,10 @@ class RewardTrainer:
         config = self.config
         check_run_folder(config.run)
         skipped = Skipped(config.text.on_bad_record == "skip")
-        with seeded_weights(config.run.seed):
-            model = self._model(skipped)
-        carry_template(model.tokenizer, config.text.chat_template)
+        members = [self._member(skipped, i) for i in range(config.ensemble.size)]
+        model = members[0]
+        for member in members:
+            carry_template(member.tokenizer, config.text.chat_template)
         reading = ComparisonTokens(model, config.text, skipped)
         groups, places = list[str](), list[str]()
         every = LabelledTexts.of(_noted(reading.read(self._training), groups, places), 2)
@@ -130,6 +137,16 @@ class RewardTrainer:
         held = HeldOut(config, self._training, self._validation, places)
         held.check()
         objective = RewardObjective(model, training, validation, config.objective)
+        if len(members) > 1:
+            seed, average = config.run.seed, config.ensemble.save == "average"
+            objective = EnsembleObjective(
+                members,
+                training,
+                validation,
+                config.objective,
+                seed if config.ensemble.bagging else None,
+                average,
+            )
         sources: dict[str, Source | ModelSource] = {
             f"text.train[{i}]": source for i, source in enumerate(self._training)
         }
@@ -151,6 +168,12 @@ class RewardTrainer:
         """Which of the comparisons are for training and for validation."""
         return split_by_prompt(groups, self.config.text.validation_share, self.config.run.seed)
 
+    def _member(self, skipped: Skipped, number: int) -> Classifier:
+        """A model of an ensemble at its start; the first one is what a run without one begins with."""
+        seed = self.config.run.seed
+        with seeded_weights(derive_seed(seed, Purpose.MEMBER, number) if number else seed):
+            return self._model(skipped)
+
     def _model(self, skipped: Skipped) -> Classifier:
         """The classifier at its start."""
         config = self.config
@@ -165,7 +188,8 @@ class RewardTrainer:
         """That of the run to resume, or one trained on the texts that are not held out."""
         config = self.config
         if config.run.resume:
-            return tokenizer_to_resume(config.run, model_folder("reward"))
+            below = f"/{MEMBER}1" if config.ensemble.size > 1 else ""
+            return tokenizer_to_resume(config.run, model_folder("reward") + below)
         held_out: set[int] = set()
         groups = list[str]()
         if not self._validation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,16 @@ def classifier_of(network: Any, tokenizer: Any, settings: ModelSettings) -> Clas
     for _, p in _head_of(network):
         p.requires_grad_(True)
     return model
+
+
+def averaged(models: Sequence[Classifier]) -> Classifier:
+    """A copy whose weights are the means of those of models without adapters that began as one."""
+    made = replace(models[0], network=copy.deepcopy(models[0].network))
+    others = [dict(model.network.named_parameters()) for model in models]
+    with torch.no_grad():
+        for name, p in made.network.named_parameters():
+            p.copy_(torch.stack([other[name] for other in others]).mean(0))
+    return made
 
 
 def save_classifier(model: Classifier, folder: Path) -> None:

@@ -51,6 +51,7 @@ PLOTS = (
     Plot(MAIN, "KL to the reference, nats a response", (names.KL, names.EVALUATION(names.KL))),
     Plot("Held-out comparisons", "Score: chosen − rejected", (names.VALIDATION_MARGIN,)),
     Plot("Held-out comparisons", "Mean score", (names.VALIDATION_SCORE,)),
+    Plot("Held-out comparisons", "Standard deviation of the ensemble's scores", (names.VALIDATION_SPREAD,)),
     Plot("Held-out comparisons", "log(π / π_ref) of the chosen completion, nats", (names.VALIDATION_CHOSEN,)),
     Plot("Reward", "Components of the reward", (names.REWARD_COMPONENT,)),
     Plot("Reward", "Responses whose reward failed", (names.REWARD_FAILED,), fold=True),

@@ -19,6 +19,7 @@ from proxlm.rewards.instructions import copies, mentions, share_kept, without, w
 from proxlm.rewards.numeric import is_marked, last_number, marked_number, to_number
 from proxlm.rewards.python_code import python_parse_report
 from proxlm.rewards.python_tests import PythonTests
+from proxlm.rewards.reward_ensemble import RewardEnsemble
 from proxlm.rewards.reward_model import RewardModel
 from proxlm.sandbox import Limits
 from proxlm.text import reason_of
@@ -343,6 +344,7 @@ BUILTINS: dict[str, Callable[..., Scorer]] = {
     "instructions": instructions,
     "chrf": chrf,
     "reward_model": RewardModel,
+    "reward_ensemble": RewardEnsemble,
     "python_tests": python_tests,
     "reasoning_gym": reasoning_gym,
 }

@@ -18,6 +18,7 @@ from proxlm.rewards.call import TimedCaller
 from proxlm.rewards.isolated import IsolatedTerms
 from proxlm.rewards.resolve import Rewards, Term, resolve_terms
 from proxlm.rewards.result import Component, UnusableResultError, parts_of
+from proxlm.rewards.reward_ensemble import RewardEnsemble
 from proxlm.rewards.reward_model import RewardModel
 from proxlm.text import listed, shown, suggestion
 from proxlm.types import Completion, Rollout, Scores
@@ -65,7 +66,7 @@ class Reward:
     def prepare(self) -> None:
         """Load the reward models, outside the time limit. Raises ModelError, or ConfigError for a wrong label."""
         for term in self._terms:
-            if isinstance(term.function, RewardModel):
+            if isinstance(term.function, RewardModel | RewardEnsemble):
                 term.function.prepare()
 
     def __call__(self, rollout: Rollout) -> Scores:
@@ -159,7 +160,7 @@ class Reward:
 
     def _call(self, term: Term, completions: Sequence[Completion]) -> dict[str, Component]:
         """One term's checked components. Raises UnusableResultError."""
-        if self._isolated is not None and not isinstance(term.function, RewardModel):
+        if self._isolated is not None and not isinstance(term.function, RewardModel | RewardEnsemble):
             return self._isolated.evaluate(self._terms.index(term), completions)
         # The prompt's record is shared by all its responses and steps; what a reward writes into it must not stay.
         own = [

@@ -123,6 +123,12 @@ VALIDATION_MARGIN = _metric(
     PREFERENCES,
 )
 VALIDATION_SCORE = _metric("validation_score", "", "mean score of all validation completions", REWARD_MODEL)
+VALIDATION_SPREAD = _metric(
+    "validation_spread",
+    "",
+    "mean standard deviation of an ensemble's scores of a validation completion (ensemble.size)",
+    REWARD_MODEL,
+)
 VALIDATION_CHOSEN = _metric(
     "validation_chosen",
     NATS,

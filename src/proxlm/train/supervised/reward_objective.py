@@ -54,7 +54,10 @@ class RewardObjective:
         return loss, tokens
 
     def validate(self, micro_batch_tokens: int) -> dict[str, float]:
-        outputs = all_outputs(self.model, self.validation, micro_batch_tokens)
+        return self.metrics_of(all_outputs(self.model, self.validation, micro_batch_tokens))
+
+    def metrics_of(self, outputs: Tensor) -> dict[str, float]:
+        """The validation metrics of scores [n, 2, 1]."""
         losses = self._losses(self.validation, list(range(len(outputs))), outputs)
         leads = outputs[:, 0, 0].double() - outputs[:, 1, 0].double()
         return {
