@@ -64,8 +64,8 @@ JOBS: dict[str, list[str]] = {
     "sft": ["sft", *COMMON, *MODEL, "--model.policy", "model", "--text.train", "pairs.jsonl", *TRAIN],
     "reward": ["reward", *COMMON, *MODEL, "--model.policy", "model", "--text.train", "comparisons.jsonl", *TRAIN],
     "reward, ensemble": [
-        "reward", *COMMON, *MODEL, "--model.policy", "model", "--text.train", "comparisons.jsonl", "--ensemble.size", "2",
-        *TRAIN,
+        "reward", *COMMON, *MODEL, "--model.policy", "model", "--text.train", "comparisons.jsonl",
+        "--ensemble.size", "2", *TRAIN,
     ],
     "dpo": ["dpo", *COMMON, *MODEL, "--model.policy", "model", "--text.train", "comparisons.jsonl", *TRAIN],
     "pretrain": [

@@ -8,6 +8,7 @@ from reward_helpers import own_folder, refused, totals, write
 from proxlm.config.schema import RewardSettings, RewardTerm
 from proxlm.errors import ConfigError
 from proxlm.rewards import build_reward
+from proxlm.rewards.builtin import BUILTINS
 from proxlm.types import Completion
 
 
@@ -49,10 +50,8 @@ def test_nothing_to_use() -> None:
     assert message.startswith(
         "reward.use: required: a built-in reward, path/to/file.py:function, or reward.terms;"
     )
-    assert message.endswith(
-        "built in are sentiment, regex, exact_match, numeric_answer, python_parses, length, repetition, "
-        "keyword, instructions, chrf, reward_model, python_tests"
-    )
+    assert message.endswith(f"built in are {', '.join(BUILTINS)}")
+    assert {"sentiment", "regex", "reward_model", "reward_ensemble"} <= set(BUILTINS)
 
 
 def test_two_things_to_use() -> None:
@@ -68,7 +67,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_the_list() -> None:
     assert message.startswith(
         'reward.use = "sentimnet": no such built-in reward; did you mean sentiment? built'
     )
-    assert "python_tests; one of your own is path/to/file.py:function" in message
+    assert "one of your own is path/to/file.py:function" in message
     assert "did you mean" not in refused(ConfigError, RewardSettings(use="xyz"))
     message = refused(ConfigError, RewardSettings(terms={"style": RewardTerm(use="regexp")}))
     assert message.startswith(
