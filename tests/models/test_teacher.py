@@ -18,7 +18,7 @@ from proxlm.models.forward import token_outputs
 from proxlm.models.load import build_language_model, load_language_model
 from proxlm.models.save import save_language_model
 from proxlm.models.source import ModelSource
-from proxlm.models.teacher import check_teacher
+from proxlm.models.teacher import check_teacher, note_on_ends
 from proxlm.types import Sequences
 from small_models import tiny_model
 
@@ -153,6 +153,21 @@ def test_tokens_that_the_policy_does_not_have_are_no_difference(folder, tokenize
     shutil.copy(folder / name / "tokenizer.json", tmp_path / "policy" / "tokenizer.json")
     with pytest.raises(ModelError, match=r"its token 320 is none, the policy's '<\|more\|>'"):
         at_the_door(folder, tmp_path / "policy", "teacher-without-weights")
+
+
+def test_another_end_of_texts_is_noted(folder, tmp_path):
+    """As of a base model that learns from a chat model: the teacher never ends a text as the policy does."""
+    named = settings(folder, "policy-without-weights", "teacher-without-weights")
+    assert note_on_ends(ModelSource(named)) == ""
+    shutil.copytree(folder / "teacher-without-weights", tmp_path / "other")
+    for name, key, value in (
+        ("tokenizer_config.json", "eos_token", "<|pad|>"),
+        ("generation_config.json", "eos_token_id", 2),
+    ):
+        file = tmp_path / "other" / name
+        file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    other = ModelSource(replace(named, teacher=str(tmp_path / "other")))
+    assert note_on_ends(other).startswith("the teacher ends a text with <|pad|>, the policy with <|eos|>:")
 
 
 def test_a_smaller_head_and_another_kind_are_refused(folder, tmp_path):

@@ -34,7 +34,7 @@ from proxlm.jobs.startup import seeded_weights, start_job
 from proxlm.models.actor_critic import ActorCritic, actor_critic_of
 from proxlm.models.agreement import check_gradients
 from proxlm.models.source import ModelSource
-from proxlm.models.teacher import check_teacher
+from proxlm.models.teacher import check_teacher, note_on_ends
 from proxlm.report.page import write_report
 from proxlm.report.run import Run, load_run
 from proxlm.rewards import Rewards, build_reward
@@ -156,6 +156,8 @@ class PPOTrainer:
             check_teacher(
                 self.source, longest, talk.max_tokens if talk.use else config.rollout.max_new_tokens
             )
+            if note := note_on_ends(self.source):
+                print(f"note: model.teacher: {note}", flush=True)
         models = self._models()
         read = [*train.prompts, *(held_out.prompts if self._held_out.reads_critic else [])]
         check_critic_context(models, read, config.rollout)

@@ -16,6 +16,7 @@ from proxlm.data.tokenizer import different_tokens
 from proxlm.errors import ConfigError, ModelError
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
+from proxlm.text import shown
 
 KEY = "model.teacher"
 
@@ -47,6 +48,16 @@ def check_teacher(policy: ModelSource, longest_prompt: int, longest_response: in
             f"{KEY}: the teacher's context of {limit} tokens is too short for a prompt of {longest_prompt} and a"
             f" response of up to {longest_response}; give shorter ones, or a teacher of a longer context"
         )
+
+
+def note_on_ends(policy: ModelSource) -> str:
+    """A note, where no token that ends a text of the policy's ends one of the teacher's; else ""."""
+    with _named():
+        own, others = ({m.tokenizer.eos_token_id, *m.eos} for m in (policy, _source_of(policy.settings)))
+    if own & others:
+        return ""
+    names = [shown(str(policy.tokenizer.convert_ids_to_tokens(min(ids))), 30) for ids in (others, own)]
+    return f"the teacher ends a text with {names[0]}, the policy with {names[1]}: it finds the policy's ends unlikely"
 
 
 def load_teacher(policy: LanguageModel, settings: ModelSettings) -> LanguageModel:
