@@ -240,6 +240,7 @@ def test_explained_variance_of_two_elements():
     assert explained_variance(flat(4, 4), flat(4, 4.00001), true(2)) == pytest.approx(0.0, abs=1e-6)
     assert math.isnan(explained_variance(flat(-100, -100), flat(4, 4.0001), true(2)))
     assert explained_variance(flat(-100, -100), flat(4, 4.0004), true(2)) == pytest.approx(0.0, abs=1e-6)
+    assert math.isnan(explained_variance(flat(0, -100), flat(4, 4.0001), true(2)))
     assert math.isnan(explained_variance(flat(0, 0), flat(0, 0), true(2)))
 
 
