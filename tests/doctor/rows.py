@@ -61,6 +61,7 @@ def healthy(step: int, **changes: Any) -> dict[str, Any]:
         "evaluation/reward": 0.2 + 0.004 * step + noise(0, 0.02),
         "evaluation/greedy/reward": 0.25 + 0.004 * step + noise(0, 0.02),
         "engine_weight/dropped_share": 0.01,
+        "dropped_mass": 0.05,
     }
     return row | changes
 

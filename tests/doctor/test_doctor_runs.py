@@ -243,6 +243,19 @@ def test_weights_that_leave_out_every_token(tokenizer, tmp_path):
     assert findings["weights_drop_tokens"].severity == "serious"
 
 
+@pytest.mark.parametrize(("top_k", "severity"), [(4, "serious"), (80, "warning"), (250, None)])
+def test_filters_that_drop_much(tokenizer, tmp_path, top_k, severity):
+    """Of a policy that has learnt nothing the likeliest 80 of 320 tokens have 0.7 of the probability."""
+    config = separate(6, 1e-3)
+    filtered = replace(config, rollout=replace(config.rollout, top_k=top_k))
+    findings, rows = run(tokenizer, tmp_path, filtered)
+    found = findings.get("filters_drop_much")
+    assert (found and found.severity) == severity
+    if found:
+        assert f"leave out {median(r['dropped_mass'] for r in rows[-5:]):.0%} of a token's" in found.seen
+    assert "rollout_gap" not in findings  # the mask is kept
+
+
 @pytest.mark.parametrize(
     ("rule", "sampled", "greedy"),
     [

@@ -67,6 +67,23 @@ def test_a_held_out_reward_that_falls(sampled, severity):
         assert "fell from 0.600 at step 15" in findings["held_out_falls"].seen
 
 
+@pytest.mark.parametrize(
+    ("dropped", "severity"),
+    [(0.19, None), (0.21, "warning"), (0.49, "warning"), (0.51, "serious"), (None, None)],
+)
+def test_filters_that_leave_out_much(dropped, severity):
+    rows = [healthy(step, dropped_mass=dropped) for step in range(1, 6)]
+    findings = found(rows)
+    assert {rule: f.severity for rule, f in findings.items()} == (
+        {"filters_drop_much": severity} if severity else {}
+    )
+    if dropped == 0.21:  # 0.79 ** 10
+        assert "leave out 21% of a token's probability in steps 1–5" in findings["filters_drop_much"].seen
+        assert "with probability 0.095" in findings["filters_drop_much"].seen
+    assert ("filters_drop_much" in cannot_judge(rows, FACTS)) == (dropped is None)
+    assert found(rows[:4]) == {}  # a median of five
+
+
 def test_where_the_training_reward_falls_too_it_is_another_fault():
     rows = evaluated([0.2, 0.6, 0.6, 0.3, 0.1], [0.1, 0.2, 0.4, 0.6, 0.8])
     rows = [row | {"reward": 0.5 - 0.01 * row["step"], "score": 0.3} for row in rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from proxlm.engine.sampling import Distribution, filter_logits, sample, sample_rows
+from proxlm.engine.sampling import Distribution, Kept, filter_logits, sample, sample_rows
 
 P = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
 
@@ -105,3 +105,30 @@ def test_rows_with_their_own_distributions_get_what_a_batch_of_their_kind_gets(s
         rows = torch.tensor([distribution == kind for distribution in mixed])
         assert torch.equal(tokens[rows], alike_tokens[rows])
         assert torch.equal(logprobs[rows], alike_logprobs[rows])
+
+
+@pytest.mark.checklist(34)
+@pytest.mark.parametrize("size", [300, 10_000])
+def test_what_the_filters_keep_and_its_probability(size):
+    """The mass is that of the unfiltered softmax at the temperature, over the tokens that can be sampled."""
+    draw = torch.Generator().manual_seed(size)
+    logits, uniform = torch.randn(10, size, generator=draw) * 3, torch.rand(10, generator=draw).double()
+    filtered = [Distribution(1.3, 5), Distribution(0.7, 0, 0.8), Distribution(1, 0, 1, 0.05)]
+    kinds = [Distribution(), Distribution(0), *filtered]
+    mixed = [kinds[i % 5] for i in range(10)]
+    kept = Kept.empty(10, size, logits.device)
+    sample_rows(logits, uniform, mixed, kept)
+    for row, kind in enumerate(mixed):
+        p = torch.softmax(logits[row].double() / (kind.temperature or 1), -1)
+        assert float(kept.mass[row]) == pytest.approx(float(p[kept.sets[row]].sum()), abs=1e-6)
+        alone = Kept.empty(1, size, logits.device)
+        sample(logits[row : row + 1], uniform[row : row + 1], kind, alone)
+        assert torch.equal(alone.sets[0], kept.sets[row])
+        assert torch.equal(alone.mass[0], kept.mass[row])
+    assert kept.mass[:2].tolist() == [1, 1]
+    assert kept.sets[2].sum() == 5
+    assert (
+        float(kept.mass[3])
+        >= 0.8
+        > float(kept.mass[3] - torch.softmax(logits[3] / 0.7, -1)[kept.sets[3]].min())
+    )

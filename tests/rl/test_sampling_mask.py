@@ -91,6 +91,23 @@ def test_spans_selections_and_joins_carry_the_sets(size):
     assert joined.to(torch.device("cpu")).offsets.tolist() == joined.offsets.tolist()
 
 
+def test_the_probabilities_of_the_sets_go_with_them():
+    kept, mass = sets(3, 4, 20), torch.tensor([0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
+    mask = SamplingMask.of(kept, mass)
+    assert mask.mass.dtype == torch.float32
+    assert mask.mass.tolist() == mass.tolist()
+    assert mask.select(torch.tensor([2, 0, 0])).mass.tolist() == [0.75, 0.25, 0.25]
+    joined = SamplingMask.join([mask, SamplingMask.whole(2, 20)])
+    assert joined.mass.tolist() == [0.25, 0.5, 0.75, 1, 1, 1]
+    again = SamplingMask.from_pieces(20, joined.split())
+    assert again.mass.tolist() == joined.mass.tolist()
+    assert again.mass.dtype == torch.float32
+    assert joined.to(torch.device("cpu")).mass.tolist() == joined.mass.tolist()
+    unknown = SamplingMask.of(kept)
+    assert unknown.mass.shape == (4,)
+    assert bool(unknown.mass.isnan().all())
+
+
 def test_what_cannot_be_a_mask_is_refused():
     with pytest.raises(ValueError, match="empty set"):
         SamplingMask.of(torch.tensor([[True, False], [False, False]]))

@@ -23,6 +23,7 @@ RULES: dict[str, Rule] = {
         rules_reward.reward_failed,
         rules_run.rollout_gap,
         rules_held_out.weights_drop_tokens,
+        rules_held_out.filters_drop_much,
         rules_update.learning_rate_too_large,
         rules_update.learning_rate_too_small,
         rules_update.clip_often,

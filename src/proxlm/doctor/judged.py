@@ -71,6 +71,7 @@ _NEEDS = {
         3, ((names.ROLLOUT_GAP, names.FIRST_RATIO_ERROR),), any_steps=True, unsuited=_corrected
     ),
     "weights_drop_tokens": _Needs(5, (tuple(map(names.WEIGHT_DROPPED, names.CAUSES)),)),
+    "filters_drop_much": _Needs(5, ((names.DROPPED_MASS,),)),
     "learning_rate_too_large": _Needs(
         3, ((names.APPROX_KL, names.RATIO_MEAN, names.RATIO_MAX, _POLICY_NORM),)
     ),

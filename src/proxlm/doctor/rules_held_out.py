@@ -1,4 +1,4 @@
-"""Rules about the evaluations during a run, and about tokens that weights leave out.
+"""Rules about the evaluations during a run, and about tokens that weights or filters leave out.
 
 Each looks at the newest evaluations or steps and returns a Finding or None. docs/doctor.md has the table of all
 rules.
@@ -33,6 +33,10 @@ GREEDY_SHARE = 0.1
 # What a mask leaves out was generated for nothing; it is meant for outliers, some percent of the tokens.
 DROPPED = 0.3
 DROPPED_SERIOUS = 0.7
+# What filters leave out of a token's probability. By definition top_p = 0.9 leaves out at most 0.1, and 0.8 at most
+# 0.2. At 0.5 every second token that the policy means to say is one that it is not let say.
+DROPPED_MASS = 0.2
+DROPPED_MASS_SERIOUS = 0.5
 
 
 def greedy_unchanged(rows: Rows, _facts: Facts) -> Finding | None:
@@ -104,6 +108,23 @@ def weights_drop_tokens(rows: Rows, _facts: Facts) -> Finding | None:
         first[cause],
         f"ppo.{cause}_correction.mode = token_truncate, or wider low and high",
         serious=shares[cause] > DROPPED_SERIOUS,
+    )  # fmt: skip
+
+
+def filters_drop_much(rows: Rows, _facts: Facts) -> Finding | None:
+    """Much of what the policy would say is never sampled, so never tried and never learnt from."""
+    dropped = newest_middle(rows, names.DROPPED_MASS, 5)
+    if dropped is None or dropped <= DROPPED_MASS:
+        return None
+    ten = max(0.0, 1 - dropped) ** 10
+    return found(
+        rows, "filters_drop_much",
+        f"top_k, top_p and min_p leave out {dropped:.0%} of a token's probability in {span(rows, 5)}: without them"
+        f" ten tokens in a row would be such as are sampled here with probability {shown(ten)}",
+        "wider filters: a higher rollout.top_p or rollout.top_k (0: all), a lower rollout.min_p",
+        "a lower rollout.temperature, which takes probability from the tail instead of cutting it off",
+        "use the model with the same filters: what they leave out has not been learnt",
+        serious=dropped > DROPPED_MASS_SERIOUS,
     )  # fmt: skip
 
 

@@ -27,8 +27,26 @@ class Distribution(NamedTuple):
         return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
 
+class Kept(NamedTuple):
+    """What the filters left of B rows, filled by `sample`.
+
+    sets [B, V] bool: which tokens a row could have sampled; mass [B] float32: their probability before the others
+    were left out.
+    """
+
+    sets: Tensor
+    mass: Tensor
+
+    @staticmethod
+    def empty(rows: int, vocabulary: int, device: torch.device) -> Kept:
+        """To be filled."""
+        return Kept(
+            torch.empty(rows, vocabulary, dtype=torch.bool, device=device), torch.empty(rows, device=device)
+        )
+
+
 def sample_rows(
-    logits: Tensor, uniform: Tensor, distributions: Sequence[Distribution], kept: Tensor | None = None
+    logits: Tensor, uniform: Tensor, distributions: Sequence[Distribution], kept: Kept | None = None
 ) -> tuple[Tensor, Tensor]:
     """Sample one token per row, each row from its own distribution.
 
@@ -38,7 +56,7 @@ def sample_rows(
         logits: [B, V].
         uniform: [B] float64 in [0, 1).
         distributions: of each row.
-        kept: [B, V] bool, filled with which tokens each row could have sampled; None: not wanted.
+        kept: Filled with what each row could have sampled; None: not wanted.
 
     Returns:
         Tokens [B] int64 and their log-probs [B] float32.
@@ -53,10 +71,10 @@ def sample_rows(
     logprobs = torch.empty(len(distributions), dtype=torch.float32, device=logits.device)
     for distribution, members in groups.items():
         rows = torch.tensor(members, device=logits.device)
-        part = None if kept is None else torch.empty_like(kept[rows])
+        part = None if kept is None else Kept.empty(len(members), logits.shape[-1], logits.device)
         tokens[rows], logprobs[rows] = sample(logits[rows], uniform[rows], distribution, part)
         if kept is not None and part is not None:
-            kept[rows] = part
+            kept.sets[rows], kept.mass[rows] = part
     return tokens, logprobs
 
 
@@ -93,7 +111,7 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float, min_p: float) -> Ten
 
 
 def sample(
-    logits: Tensor, uniform: Tensor, distribution: Distribution, kept: Tensor | None = None
+    logits: Tensor, uniform: Tensor, distribution: Distribution, kept: Kept | None = None
 ) -> tuple[Tensor, Tensor]:
     """Sample one token per row by inverting the cumulative distribution at `uniform`.
 
@@ -101,8 +119,7 @@ def sample(
         logits: [B, V].
         uniform: [B] float64 in [0, 1).
         distribution: of all rows. Temperature 0 takes the likeliest token and gives its log-prob at temperature 1.
-        kept: [B, V] bool, filled with which tokens each row could have sampled: what the filters leave, everything
-            at temperature 0. None: not wanted.
+        kept: Filled with what the filters leave, everything at temperature 0; None: not wanted.
 
     Returns:
         Tokens [B] int64 and their log-probs [B] float32 under the distribution sampled from. A log-prob is not finite
@@ -111,16 +128,16 @@ def sample(
     logits = logits.float()
     if distribution.temperature == 0:
         if kept is not None:
-            kept.fill_(True)
+            kept.sets.fill_(True)
+            kept.mass.fill_(1)
         tokens = logits.argmax(-1, keepdim=True)
         largest = logits.gather(-1, tokens)
         return tokens[:, 0], -(logits - largest).exp_().sum(-1).log()
     if distribution.temperature != 1:
         logits = logits / distribution.temperature
+    whole = logits
     logits = filter_logits(logits, distribution.top_k, distribution.top_p, distribution.min_p)
-    if kept is not None:
-        torch.gt(logits, -torch.inf, out=kept)
-    top = logits.amax(-1, keepdim=True)
+    top = logits.amax(-1, keepdim=True)  # the likeliest token always stays
     # One exponential serves the choice and the log-prob.
     if logits.shape[-1] <= 16 * BLOCK:
         sums = (logits - top).exp_().cumsum(-1, dtype=torch.float64)
@@ -128,6 +145,10 @@ def sample(
     else:
         sums, tokens = _pick_by_blocks(logits, top, uniform[:, None])
     logprobs = logits.gather(-1, tokens) - top - sums[:, -1:].log().float()
+    if kept is not None:
+        torch.gt(logits, -torch.inf, out=kept.sets)
+        shares = 1.0 if whole is logits else sums[:, -1] / (whole - top).exp_().sum(-1, dtype=torch.float64)
+        kept.mass.copy_(torch.as_tensor(shares).clamp(max=1))
     return tokens[:, 0], logprobs[:, 0]
 
 

@@ -21,12 +21,12 @@ from proxlm.engine.decoders import Decoder
 from proxlm.engine.logit_processors import LogitProcessor, LogitProcessors
 from proxlm.engine.philox import request_uniforms
 from proxlm.engine.request import Request, RequestOutput
-from proxlm.engine.sampling import Distribution, sample_rows
+from proxlm.engine.sampling import Distribution, Kept, sample_rows
 from proxlm.engine.stopping import StopCheck
 from proxlm.errors import ModelError
 from proxlm.models.agreement import why_not_finite
 from proxlm.models.language_model import LanguageModel
-from proxlm.rl.sampling_mask import SamplingMask
+from proxlm.rl.sampling_mask import Piece, SamplingMask
 from proxlm.types import Finish
 
 
@@ -39,7 +39,7 @@ class RunningRequest:
     processor: LogitProcessor | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    sets: list[Tensor] = field(default_factory=list)  # pieces of a SamplingMask, if the request keeps one
+    sets: list[Piece] = field(default_factory=list)  # pieces of a SamplingMask, if the request keeps one
 
 
 class Scheduler:
@@ -128,7 +128,7 @@ class Scheduler:
         uniform = self._uniforms.gather(1, positions[:, None])[:, 0]
         logits = self._processed(self.decoder.logits(self._states))
         keep = [row for row, running in enumerate(self.running) if running.request.params.keeps_mask]
-        kept = torch.empty(logits.shape, dtype=torch.bool, device=logits.device) if keep else None
+        kept = Kept.empty(*logits.shape, logits.device) if keep else None
         tokens, logprobs = sample_rows(logits, uniform, [row.distribution for row in self.running], kept)
         for row, (token, logprob) in enumerate(zip(tokens.tolist(), logprobs.tolist(), strict=True)):
             if not math.isfinite(logprob):
@@ -136,12 +136,12 @@ class Scheduler:
             self.running[row].tokens.append(token)
             self.running[row].logprobs.append(logprob)
         if kept is not None:
-            self._keep_sets(keep, kept if len(keep) == len(kept) else kept[keep])
+            self._keep_sets(keep, kept)
         return tokens
 
-    def _keep_sets(self, rows: list[int], kept: Tensor) -> None:
-        """Record what the newest tokens of these rows were sampled from, kept [n, V] bool."""
-        mask = SamplingMask.of(kept)
+    def _keep_sets(self, rows: list[int], kept: Kept) -> None:
+        """Record what the newest tokens of these rows were sampled from."""
+        mask = SamplingMask.of(*(kept if len(rows) == len(kept.mass) else (part[rows] for part in kept)))
         self._vocabulary = mask.vocabulary
         for row, piece in zip(rows, mask.to(torch.device("cpu")).split(), strict=True):
             self.running[row].sets.append(piece)

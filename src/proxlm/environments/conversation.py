@@ -10,7 +10,7 @@ from torch import Tensor
 from proxlm.data.messages import Message
 from proxlm.engine.request import RequestOutput, SampleSeed
 from proxlm.environments.protocol import Environment, Task
-from proxlm.rl.sampling_mask import SamplingMask
+from proxlm.rl.sampling_mask import Piece, SamplingMask
 from proxlm.types import Finish, Prompt
 
 
@@ -49,7 +49,7 @@ class Conversation:
     chosen: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
-    sets: list[Tensor] = field(default_factory=list)
+    sets: list[Piece] = field(default_factory=list)
     vocabulary: int = 0
     messages: list[Message] | None = None
     turns: int = 0
@@ -75,7 +75,7 @@ class Conversation:
         self._append(tokens, chosen=False, logprobs=[0.0] * len(tokens))
 
     def _append(
-        self, tokens: list[int], chosen: bool, logprobs: list[float], sets: list[Tensor] | None = None
+        self, tokens: list[int], chosen: bool, logprobs: list[float], sets: list[Piece] | None = None
     ) -> None:
         self.tokens += tokens
         self.chosen += [chosen] * len(tokens)

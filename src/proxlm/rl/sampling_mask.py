@@ -15,6 +15,9 @@ from torch import Tensor
 
 from proxlm.rl.ragged import offsets_of, ragged_index
 
+Piece = tuple[Tensor, float]
+"""One token's set: its bytes, uint8, and its probability."""
+
 BITS = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
 
 
@@ -30,18 +33,24 @@ class SamplingMask:
         vocabulary: V.
         data: The sets, one after another, uint8.
         offsets: Where each begins in `data`, [R+1] int64.
+        mass: The probability of each set before the others were left out, under the policy that sampled, [R] float32;
+            NaN where it is not known.
     """
 
     vocabulary: int
     data: Tensor
     offsets: Tensor
+    mass: Tensor
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @staticmethod
-    def of(kept: Tensor) -> SamplingMask:
-        """The mask of sets given as kept [R, V] bool. Raises ValueError for an empty set."""
+    def of(kept: Tensor, mass: Tensor | None = None) -> SamplingMask:
+        """The mask of sets given as kept [R, V] bool, with their probabilities [R]; None: not known.
+
+        Raises ValueError for an empty set.
+        """
         rows, size = kept.shape
         width, bits = _id_bytes(size), -(-size // 8)
         counts = kept.sum(-1)
@@ -59,14 +68,14 @@ class SamplingMask:
         padded[:, :size] = kept[by_bit]
         packed = (padded.view(-1, bits, 8) * BITS.to(kept.device)).sum(-1, dtype=torch.uint8)
         data[ragged_index(offsets, by_bit)] = packed.flatten()
-        return SamplingMask(size, data, offsets)
+        known = torch.full((rows,), torch.nan, device=kept.device) if mass is None else mass.float()
+        return SamplingMask(size, data, offsets, known)
 
     @staticmethod
     def whole(count: int, vocabulary: int) -> SamplingMask:
         """The mask of `count` tokens that could have been any token of the vocabulary."""
-        return SamplingMask(
-            vocabulary, torch.empty(0, dtype=torch.uint8), torch.zeros(count + 1, dtype=torch.int64)
-        )
+        nothing, offsets = torch.empty(0, dtype=torch.uint8), torch.zeros(count + 1, dtype=torch.int64)
+        return SamplingMask(vocabulary, nothing, offsets, torch.ones(count))
 
     def dropped(self, span: slice | None = None) -> Tensor:
         """True for the tokens that were not in the set, [r, V] bool, of the tokens of a span [r]; None: of all."""
@@ -115,20 +124,21 @@ class SamplingMask:
     def select(self, tokens: Tensor) -> SamplingMask:
         """The sets of the tokens with these indices, in that order. tokens [r] int64."""
         lengths = (self.offsets[1:] - self.offsets[:-1])[tokens]
-        return SamplingMask(
-            self.vocabulary, self.data[ragged_index(self.offsets, tokens)], offsets_of(lengths)
-        )
+        data = self.data[ragged_index(self.offsets, tokens)]
+        return SamplingMask(self.vocabulary, data, offsets_of(lengths), self.mass[tokens])
 
-    def split(self) -> list[Tensor]:
-        """The bytes of each token's set, [R] tensors; `from_pieces` joins them again."""
-        return list(self.data.split((self.offsets[1:] - self.offsets[:-1]).tolist()))
+    def split(self) -> list[Piece]:
+        """Each token's set by itself; `from_pieces` joins them again."""
+        data = self.data.split((self.offsets[1:] - self.offsets[:-1]).tolist())
+        return list(zip(data, self.mass.tolist(), strict=True))
 
     @staticmethod
-    def from_pieces(vocabulary: int, pieces: Sequence[Tensor]) -> SamplingMask:
-        """The mask of tokens whose sets have these bytes."""
-        lengths = torch.tensor([len(piece) for piece in pieces], dtype=torch.int64)
-        data = torch.cat([torch.empty(0, dtype=torch.uint8), *pieces])
-        return SamplingMask(vocabulary, data, offsets_of(lengths))
+    def from_pieces(vocabulary: int, pieces: Sequence[Piece]) -> SamplingMask:
+        """The mask of tokens with these sets."""
+        lengths = torch.tensor([len(data) for data, _ in pieces], dtype=torch.int64)
+        data = torch.cat([torch.empty(0, dtype=torch.uint8), *(data for data, _ in pieces)])
+        mass = torch.tensor([mass for _, mass in pieces], dtype=torch.float32)
+        return SamplingMask(vocabulary, data, offsets_of(lengths), mass)
 
     @staticmethod
     def join(parts: Sequence[SamplingMask]) -> SamplingMask:
@@ -139,11 +149,14 @@ class SamplingMask:
                 f"SamplingMask: parts of vocabularies of {sorted(sizes)} tokens; all must be alike"
             )
         lengths = torch.cat([part.offsets[1:] - part.offsets[:-1] for part in parts])
-        return SamplingMask(sizes.pop(), torch.cat([part.data for part in parts]), offsets_of(lengths))
+        data, mass = (torch.cat([getattr(part, name) for part in parts]) for name in ("data", "mass"))
+        return SamplingMask(sizes.pop(), data, offsets_of(lengths), mass)
 
     def to(self, device: torch.device) -> SamplingMask:
         """The same on `device`."""
-        return SamplingMask(self.vocabulary, self.data.to(device), self.offsets.to(device))
+        return SamplingMask(
+            self.vocabulary, self.data.to(device), self.offsets.to(device), self.mass.to(device)
+        )
 
 
 def _id_bytes(vocabulary: int) -> int:

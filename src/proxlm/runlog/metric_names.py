@@ -266,6 +266,10 @@ ROLLOUT_KL = _metric("rollout_kl", NATS_TOKEN, "KL from the policy that sampled 
 KEPT_TOKENS = _metric(
     "kept_tokens", TOKENS, "mean size of the set that a token was sampled from (top_k, top_p, min_p)", PPO
 )
+DROPPED_MASS = _metric(
+    "dropped_mass", SHARE,
+    "mean probability of the tokens outside that set, which top_k, top_p and min_p keep from being sampled", PPO,
+)  # fmt: skip
 STALENESS = _metric("staleness", "steps", "updates between sampling and learning (ppo.prefetch: 1)", PPO)
 CAUSES = ("engine", "staleness")
 WEIGHT_MEAN = _family("{cause}_weight/mean", "", "mean weight of the correction for this cause", PPO, CAUSES)

@@ -67,6 +67,9 @@ def experience_metrics(
         metrics["teacher/kl_per_token"] = float(k1[mask].mean())
     if experience.sampling_mask is not None:
         metrics["kept_tokens"] = float(experience.sampling_mask.counts()[mask].double().mean())
+        kept = float(experience.sampling_mask.mass[mask].double().mean())
+        if not math.isnan(kept):  # an engine need not say
+            metrics["dropped_mass"] = 1 - kept
     return metrics
 
 
