@@ -15,8 +15,16 @@ from proxlm.types import Prompt, Rollout, Scores
 HELD_OUT = 1000  # the ids of held-out prompts begin here
 
 
-def evaluating(tokenizer, *edits):
-    """Evaluate on held-out prompts of the same texts, after other edits of the loop."""
+@torch.no_grad()
+def ends_at_once(made, prompt):
+    """Whether the likeliest response to a prompt is EOS."""
+    policy = made.models.policy
+    logits = policy.network(torch.tensor([prompt.input_ids])).logits[0, -1]
+    return int(logits.argmax()) == policy.tokenizer.eos_token_id
+
+
+def evaluating(tokenizer, *edits, of=lambda _made, _prompt: True):
+    """Evaluate on held-out prompts of the same texts, after other edits of the loop; of: on which of them."""
     prompts = [
         Prompt(HELD_OUT + i, tuple(tokenizer(text).input_ids), text) for i, text in enumerate(WORDS * 4)
     ]
@@ -24,7 +32,7 @@ def evaluating(tokenizer, *edits):
     def edit(made):
         for other in edits:
             other(made)
-        HeldOutEvaluations(made, prompts)
+        HeldOutEvaluations(made, [prompt for prompt in prompts if of(made, prompt)])
 
     return edit
 
@@ -53,13 +61,15 @@ def test_a_reward_that_does_not_hold_for_other_prompts(tokenizer, tmp_path):
 
 
 def test_sampling_that_only_becomes_what_the_likeliest_token_was(tokenizer, tmp_path):
-    """To end at once is good, and was the likeliest token from the start: only samples can become better."""
+    """To end at once is good, and was the likeliest answer from the start: only samples can become better."""
 
     def ending(rollout: Rollout) -> Scores:
         return Scores((rollout.sequences.response_lengths == 1).float())
 
     config = evaluated_every(longer(separate(10, 5e-4, minibatches=2, kl_coef=0.0), 3), 1)
-    findings, rows = run(tokenizer, tmp_path, config, ending, evaluating(tokenizer, likely_eos(8)))
+    findings, rows = run(
+        tokenizer, tmp_path, config, ending, evaluating(tokenizer, likely_eos(6), of=ends_at_once)
+    )
     found = [row for row in rows if "evaluation/reward" in row]
     assert [row["evaluation/greedy/reward"] for row in found] == [1.0] * 10
     assert found[-1]["evaluation/reward"] > found[0]["evaluation/reward"] + 0.2
