@@ -54,6 +54,7 @@ ITEMS = {
     44: "several value heads",
     45: "DPO",
     46: "on-policy distillation",
+    47: "credit of tokens against the exact one",
 }
 
 PROPERTY = "checklist"
