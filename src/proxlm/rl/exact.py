@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -48,16 +47,15 @@ class ExactCredit(NamedTuple):
 
     def prefixes(self, tokens: Tensor, offsets: Tensor) -> Tensor:
         """The number of the prefix before each token [R]; `values` of these is the exact critic."""
-        size, ends = self.q.shape[1], offsets.tolist()
-        found = torch.empty_like(tokens)
-        for first, last in pairwise(ends):
+        found = list[int]()
+        for row in tokens.split((offsets[1:] - offsets[:-1]).tolist()):
             number, over = 0, False
-            for i, token in enumerate(tokens[first:last].tolist(), start=first):
+            for i, token in enumerate(row.tolist()):
                 if over or number >= len(self.q):
-                    raise ValueError(f"token {i - first} of a response has no Q: it is behind its end")
-                found[i] = number
-                number, over = number * size + token + 1, token == self.end
-        return found
+                    raise ValueError(f"token {i} of a response has no Q: it is behind its end")
+                found.append(number)
+                number, over = number * self.q.shape[1] + token + 1, token == self.end
+        return torch.tensor(found, dtype=torch.int64)
 
 
 def exact_credit(
