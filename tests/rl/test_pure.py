@@ -60,6 +60,16 @@ BINS = ValueBins(-1.0, 1.0, 5)
 GAE = (flat(0), flat(1), MASK, OFFSETS, 0.9, 0.8, flat(2, 3))
 
 # module.function → example arguments.
+
+
+def next_of_two(prefixes: Tensor) -> Tensor:
+    return torch.full((len(prefixes), 2), 0.5).log()
+
+
+def last_tokens(responses: Tensor) -> Tensor:
+    return responses[:, -1].float()
+
+
 EXAMPLES: dict[str, tuple[Any, ...]] = {
     "advantages.one_rank": (torch.tensor(3.0),),
     "advantages.gae": GAE,
@@ -88,6 +98,8 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "estimators.grpo_advantages": (ESTIMATE,),
     "estimators.group_numbers": (torch.tensor([7, 3, 7]),),
     "estimators.varied_groups": (flat(0, 4), torch.tensor([0, 0, 1, 1])),
+    "exact.exact_credit": (next_of_two, last_tokens, 2, 2),
+    "exact.credit_quality": (flat(0), flat(1), MASK),
     "kl.kl_estimate": (flat(0), flat(1), "k3"),
     "kl.adapt_kl_coefficient": (0.1, 5.0, 6.0, 4, 100.0),
     "logprobs.predicting_states": (torch.tensor([1, 2, 4]),),
@@ -123,7 +135,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "running_statistics.pooled": (3.0, flat(0), flat(1).square(), flat(2, 4, 6)),
     "running_statistics.scale_scores": (flat(0, 3), flat(1), flat(2, 3), STATISTICS, 1.0),
     "running_statistics.clip_advantages": (flat(0), 0.5),
-    "sampling_mask.mask_logits": (flat(0, 6, 7), SamplingMask.of(flat(1, 6, 7) > -1)),
+    "sampling_mask.mask_logits": (flat(0, 6, 7), SamplingMask.of(flat(1, 6, 7) > -1, flat(1).abs())),
     "shaping.last_action_index": (MASK, OFFSETS),
     "shaping.token_rewards": (flat(0, 3), flat(1), 0.1, MASK, OFFSETS, flat(2)),
     "shaping.response_rewards": (flat(0, 3), flat(1), OFFSETS),

@@ -128,7 +128,7 @@ class Scheduler:
         uniform = self._uniforms.gather(1, positions[:, None])[:, 0]
         logits = self._processed(self.decoder.logits(self._states))
         keep = [row for row, running in enumerate(self.running) if running.request.params.keeps_mask]
-        kept = Kept.empty(*logits.shape, logits.device) if keep else None
+        kept = Kept.empty(len(logits), logits.shape[1], logits.device) if keep else None
         tokens, logprobs = sample_rows(logits, uniform, [row.distribution for row in self.running], kept)
         for row, (token, logprob) in enumerate(zip(tokens.tolist(), logprobs.tolist(), strict=True)):
             if not math.isfinite(logprob):
