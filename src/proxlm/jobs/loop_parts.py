@@ -87,8 +87,8 @@ def actor_critic(policy: LanguageModel, config: PPOConfig) -> ActorCritic:
 
     Args:
         policy: Trained in place.
-        config: `model.critic`, `model.critic_from` and `ppo.advantage` are used; an advantage that uses no values has
-            no critic.
+        config: `model.critic`, `model.critic_from`, `model.teacher` and `ppo.advantage` are used; an advantage that
+            uses no values has no critic.
     """
     with seeded_weights(config.run.seed):
         return actor_critic_of(policy, config.model, advantage_of(config.ppo.advantage).critic)
