@@ -186,9 +186,40 @@ def test_a_long_text_is_an_error_left_out_or_cut(place, tmp_path):
         assert (run.folder / "skipped.jsonl").exists() == bool(left_out)
 
 
+def chats(count: int) -> list[dict[str, Any]]:
+    def of(pair: dict[str, Any], side: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": pair["prompt"]}, {"role": "assistant", "content": pair[side]}]
+
+    return [{side: of(pair, side) for side in ("chosen", "rejected")} for pair in pairs(count)]
+
+
+def test_messages_are_read_through_a_template_that_is_saved_with_the_model(place, tmp_path):
+    with pytest.raises(DataError, match=r"the tokenizer has no chat template; set text\.chat_template"):
+        RewardTrainer(train=chats(20), config=config(place, tmp_path / "none")).train()
+    template = tmp_path / "chat.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    made = config(place, tmp_path / "run", steps=10, text={"chat_template": str(template)})
+    run = RewardTrainer(train=chats(20), config=made).train()
+    rows = [
+        json.loads(line) for line in (run.folder / "evaluation-model.jsonl").read_text("utf-8").splitlines()
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    model = AutoModelForSequenceClassification.from_pretrained(run.model).eval()
+    text = f"user: {rows[0]['prompt']}\nassistant: {rows[0]['chosen']}\n"
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        alone = float(model(ids).logits)
+    assert rows[0]["chosen_score"] == pytest.approx(alone, abs=1e-5)
+    assert tokenizer.chat_template == template.read_text()
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
+        (
+            {"model": {"activation_checkpointing": True}},
+            "model.activation_checkpointing = true: not of a reward",
+        ),
         ({"model": {"packed": True}}, "model.packed = true: a reward model's texts are not packed"),
         ({"text": {"winner_values": ["a"]}}, "text.winner_values"),
         ({"text": {"completion_fields": ["a", "a"]}}, "text.completion_fields"),

@@ -252,6 +252,13 @@ def _model_problems(model: ModelSettings) -> Problems:
     found: Problems = []
     if model.packed:
         found.append(("model.packed", "a reward model's texts are not packed; set it to false"))
+    if model.activation_checkpointing:
+        found.append(
+            (
+                "model.activation_checkpointing",
+                "not of a reward model; lower train.micro_batch_tokens instead",
+            )
+        )
     if model.critic_from:
         found.append(("model.critic_from", "a reward model has no critic; leave it out"))
     return found

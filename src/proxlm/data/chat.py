@@ -103,8 +103,8 @@ class ChatFormat:
 
         if self.template is None and not self.tokenizer.chat_template:
             raise DataError(
-                f"{where}: the tokenizer has no chat template; set data.chat_template (sft: text.chat_template) to"
-                " a file with one, for instance recipes/data/plain-chat.jinja"
+                f"{where}: the tokenizer has no chat template; set data.chat_template (sft, reward, dpo:"
+                " text.chat_template) to a file with one, for instance recipes/data/plain-chat.jinja"
             )
         source = self.tokenizer.get_chat_template(self.template, tools=list(extras.tools or []) or None)
         _check_shown(source, messages, extras, where)

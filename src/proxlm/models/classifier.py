@@ -134,13 +134,6 @@ def classifier_of(network: Any, tokenizer: Any, settings: ModelSettings) -> Clas
     check_vocabulary(settings.policy, tokenizer, network, special=True)
     _set_padding(network, tokenizer)
     network.config.use_cache = False
-    if settings.activation_checkpointing:
-        try:
-            network.gradient_checkpointing_enable({"use_reentrant": False})
-        except ValueError as error:
-            raise ConfigError(
-                f"model.activation_checkpointing: {reason_of(error, 150)}; set it to false"
-            ) from error
     model = Classifier(
         network.to(device).eval(),
         tokenizer,

@@ -9,7 +9,7 @@ from proxlm.data.chat import ChatFormat
 from proxlm.data.preferences import Comparison, comparisons
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
-from proxlm.errors import BadRecordError, RewardError
+from proxlm.errors import BadRecordError, DataError, RewardError
 from proxlm.models.classifier import Classifier
 from proxlm.rewards.reading import Reader
 from proxlm.types import Completion
@@ -29,7 +29,9 @@ class ComparisonTokens:
 
     def __init__(self, model: Classifier, text: PreferenceSettings, skipped: Skipped) -> None:
         self._text, self._skipped = text, skipped
-        self._reader = Reader(ChatFormat.of(model.tokenizer, text), text.pair, model.source)
+        chat = ChatFormat.of(model.tokenizer, text)
+        self._has_template = bool(chat.template or model.tokenizer.chat_template)
+        self._reader = Reader(chat, text.pair, model.source)
         known = [
             limit for limit in (model.context, getattr(model.tokenizer, "model_max_length", None)) if limit
         ]
@@ -55,6 +57,11 @@ class ComparisonTokens:
                 yield found, texts
 
     def _tokens(self, completion: Completion, where: str) -> list[int]:
+        if completion.messages and not self._text.pair and not self._has_template:
+            raise DataError(
+                f"{where}: messages, and the tokenizer has no chat template; set text.chat_template to a file with"
+                " one, for instance recipes/data/plain-chat.jinja"
+            )
         try:
             ids = self._reader.tokens(completion)
             if len(ids) > self.limit and self._text.on_long_text == "truncate":
