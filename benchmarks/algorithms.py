@@ -159,6 +159,7 @@ def measure(
                 **settings_of(task, algorithm, base["spread"]),
                 **base["settings"],
                 "evaluation.every": often if seed in SEEDS else task.steps,
+                "run.keep_best": "none",  # it would be evaluated once more
                 "optim.policy.lr": rate,
                 "run.seed": seed,
             }
