@@ -54,7 +54,7 @@ def job_of(work: Work, folder: Path, options: argparse.Namespace) -> Any:
         "model.device": options.device,
         "model.precision": "bfloat16" if options.bf16 else "float32",
         "model.lora.rank": options.lora,
-        "model.lora.alpha": LORA_ALPHA,
+        **({"model.lora.alpha": LORA_ALPHA} if options.lora else {}),
         "model.train_layers": options.train_layers,
         "model.critic_from": str(folder / "reward") if options.critic_from_reward else "",
         "model.activation_checkpointing": options.activation_checkpointing,

@@ -246,7 +246,7 @@ def test_broken_toml_is_named_with_its_line(text: str, message: str) -> None:
             "model.critic = 'Shared'",
             'model.critic: expected one of "shared", "separate", "adapter", got "Shared"',
         ),
-        ("ppo = 3", "ppo: expected a table of settings, got 3"),
+        ("ppo = 3", "ppo = 3: a section of settings; did you mean ppo.steps?"),
         ("reward.args = 3", "reward.args: expected a table such as {name = 1}, got 3"),
         ("reward.terms.a = 3", "reward.terms.a: expected a table of settings, got 3"),
         ("reward.weights.a = 'x'", 'reward.weights.a: expected a number, got "x"'),

@@ -22,6 +22,7 @@ from proxlm.config import (
     load_config,
     to_toml,
 )
+from proxlm.config.no_effect import without_effect
 from proxlm.config.secrets import secret_settings
 from proxlm.config.setting import LARGEST_FLOAT32, Bounds
 from proxlm.config.tree import kinds
@@ -170,9 +171,27 @@ def absolute(path: str, value: Any) -> Any:
 
 
 def jobs(kind: Any) -> st.SearchStrategy[Any]:
-    """A job's whole tree."""
-    job = next(name for name, known in JOBS.items() if known is kind)
-    return trees(kind, "", DRAWN | DRAWN_FOR.get(job, {}))
+    """A job's whole tree; what has no effect beside the rest is left at its default."""
+    name = next(name for name, known in JOBS.items() if known is kind)
+    drawn = trees(kind, "", DRAWN | DRAWN_FOR.get(name, {}))
+    return drawn.map(partial(with_effect, kind()))
+
+
+def with_effect(default: Any, config: Any) -> Any:
+    """The settings with the default of each that would do nothing."""
+    while found := without_effect(config):
+        for key, _ in found:
+            config = with_default(config, default, key.split("."))
+    return config
+
+
+def with_default(node: Any, default: Any, key: list[str]) -> Any:
+    """The settings with the default of one."""
+    name, *below = key
+    value = getattr(default, name)
+    if below:
+        value = with_default(getattr(node, name), value, below)
+    return dataclasses.replace(node, **{name: value})
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -36,6 +36,7 @@ args = { path = "./classifier", label = "../label" }
 advantage = "mine.py:advantage"
 loss = "ppo"
 [ptx]
+coef = 0.1
 text = ["a.txt", "/abs/b.txt"]
 [run]
 folder = "out"

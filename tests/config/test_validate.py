@@ -55,7 +55,7 @@ def test_values_get_their_declared_types() -> None:
         ({"ppo": PPOSettings(lam=float("nan"))}, "ppo.lam = nan: must be at least 0 and at most 1"),
         ({"ppo": PPOSettings(steps="3")}, 'ppo.steps: expected a whole number, got "3"'),
         ({"ppo": PPOSettings(steps=True)}, "ppo.steps: expected a whole number, got true"),
-        ({"ppo": 3}, "ppo: expected a table of settings, got 3"),
+        ({"ppo": 3}, "ppo = 3: a section of settings; did you mean ppo.steps?"),
         ({"ppo": {"stepz": 1}}, "ppo.stepz: unknown key; did you mean ppo.steps?"),
         ({"ppo": None}, "ppo: expected a table of settings, got None"),
         (

@@ -12,7 +12,8 @@ import pytest
 
 from chat_families import FAMILIES, Family
 from proxlm.data.chat import ChatFormat
-from proxlm.data.template import LARGEST, MOST_WORK, TemplateLimitError, render
+from proxlm.data.template import render
+from proxlm.data.template_budget import LARGEST, MOST_WORK, TemplateLimitError
 from proxlm.errors import DataError
 
 TALK = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -161,6 +162,29 @@ def test_a_rotation_that_depends_on_the_longest_row_has_its_limit_where_that_beg
     sampled(dynamic, [54, 2], 10)
     with pytest.raises(ModelError, match=r"65 tokens long"):
         sampled(dynamic, [55, 2], 10)
+
+
+def test_with_the_long_table_for_good_a_long_text_is_what_it_was_and_the_context_is_the_whole_one(
+    tokenizer,
+) -> None:
+    """As docs/models.md has it: one function at every length, that of the first model on long texts."""
+    first = longrope(tokenizer)
+    whole = first.network.config.max_position_embeddings
+    scale = math.sqrt(1 + math.log(whole / 32) / math.log(32))
+    fixed = {**LONGROPE, "short_factor": LONGROPE["long_factor"], "attention_factor": scale}
+    fixed["original_max_position_embeddings"] = whole
+    model = loaded(tokenizer, "phi3", rope_parameters=fixed, original_max_position_embeddings=whole)
+    model.network.load_state_dict(first.network.state_dict())
+    assert model.context == whole > 40
+    text = torch.randint(3, 320, (1, whole), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        long, short = model.network(input_ids=text).logits, model.network(input_ids=text[:, :20]).logits
+        assert torch.equal(long, first.network(input_ids=text).logits)
+        assert not torch.allclose(long[:, :20], first.network(input_ids=text[:, :20]).logits, atol=1e-2)
+    assert torch.allclose(long[:, :20], short, atol=1e-4)
+    rollout = sampled(model, [whole - 10, 2], 10)
+    alone = sampled(model, [whole - 10], 10)
+    assert torch.allclose(alone.logprobs, rollout.logprobs[: len(alone.logprobs)], atol=1e-4)
 
 
 def test_the_library_says_so_wherever_a_text_comes_from(tokenizer) -> None:

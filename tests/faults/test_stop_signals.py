@@ -117,9 +117,18 @@ def test_a_stop_after_the_last_step_leaves_nothing(tiny_place, monkeypatch):  # 
 
 def test_what_cannot_be_stopped(tiny_place, capfd):  # noqa: F811
     assert main([*PPO, "--ppo.steps", "1"]) == 0
-    for folder, why in (("run", "no run is in progress there"), ("model", "no run: it has no config.toml")):
-        assert main(["stop", folder]) == 2
-        assert why in capfd.readouterr().err
+    for folder, why in (
+        ("run", "run: no run is in progress there"),
+        ("model", "model: not a run's folder: it holds no config.toml\n"),
+        ("run/config.toml", "run/config.toml: a file, where a run's folder is needed; did you mean run?"),
+        ("run/policy", "run/policy: not a run's folder: it holds no config.toml; did you mean run?"),
+        ("run/checkpoints/step-00000001", "it holds no config.toml; did you mean run?"),
+        ("run/none", "run/none: no such folder; did you mean run?"),
+        ("none", "none: no such folder\n"),
+    ):
+        for job in ("stop", "verify", "report", "doctor") if folder != "run" else ("stop",):
+            assert main([job, folder]) == 2
+            assert why in capfd.readouterr().err
     (tiny_place / "run" / "stop").touch()  # to a process that is no more
     assert main(["ppo", "run/config.toml", "--resume", "--ppo.steps", "3"]) in (0, 2)
 

@@ -101,7 +101,7 @@ HARM = {
         ["state.json: step = -1, where a count is needed"],
     ),
     "other settings": (
-        lambda run: lines_of(run / "config.toml", lambda rows: [r.replace("lam = 0.95", "lam = 0.9") for r in rows]),
+        lambda run: replaced(run / "config.toml", "\nlam = 0.95", "\nlam = 0.9"),
         ["made with ppo.lam = 0.95, not 0.9"] * 3,
     ),
     "a lost row": (
@@ -142,6 +142,26 @@ HARM = {
         lambda run: (run / "evaluation.json").write_text("{"),
         ["evaluation.json: line 1: not JSON"],
     ),
+    "another value in an evaluation": (
+        lambda run: replaced(run / "evaluation.json", '"prompts": ', '"prompts": 1'),
+        ["evaluation.json: a value is not what the run wrote (another SHA-256)"],
+    ),
+    "another response in an evaluation's table": (
+        lambda run: replaced(run / "evaluation.json", '"response": "', '"response": "x'),
+        ["evaluation.json: a value is not what the run wrote (another SHA-256)"],
+    ),
+    "an evaluation without its hash": (
+        lambda run: replaced(run / "evaluation.json", '"sha256"', '"other"'),
+        ["evaluation.json: a value is not what the run wrote (another SHA-256)"],
+    ),
+    "another response of an evaluation": (
+        lambda run: replaced(run / "evaluation-after.jsonl", '"response": "', '"response": "x'),
+        ["evaluation-after.jsonl: not what the run wrote (another SHA-256)"],
+    ),
+    "no responses of an evaluation": (
+        lambda run: (run / "evaluation-before.jsonl").unlink(),
+        ["evaluation-before.jsonl: missing"],
+    ),
     "what a kill left": (
         lambda run: [(run / "checkpoints/.writing-00000004").mkdir(), (run / "dead").symlink_to("x"),
                      (run / "checkpoints/step-00000007").symlink_to("x")],
@@ -175,6 +195,19 @@ def test_each_harm_is_a_finding(run, capsys):
         for name in ("run", "model"):
             shutil.rmtree(run.parent / name)
         shutil.copytree(whole, run.parent, dirs_exist_ok=True, symlinks=True)
+
+
+def test_a_changed_evaluation_is_made_again_by_a_resume(run, capsys):
+    wanted = load_run(run).evaluations
+    replaced(run / "evaluation.json", '"prompts": ', '"prompts": 1')
+    assert main(["ppo", str(run / "config.toml"), "--resume"]) == 0
+    assert "the evaluation before the run is made again: " in capsys.readouterr().out
+    found = load_run(run).evaluations
+    assert {name: e.metrics for name, e in found.items()} == {name: e.metrics for name, e in wanted.items()}
+    assert verified(run, capsys) == (0, ["ok"])
+    replaced(run / "evaluation-before.jsonl", '"response": "', '"response": "x')
+    assert main(["ppo", str(run / "config.toml"), "--resume"]) == 0
+    assert verified(run, capsys) == (0, ["ok"])
 
 
 def test_fine_tuning_is_checked_with_its_best_model(tiny_place, capsys):  # noqa: F811

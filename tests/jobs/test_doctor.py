@@ -134,7 +134,7 @@ def test_errors_of_folders(run, tmp_path, capsys):
     fails(capsys, [], "folder: required, but not given")
     fails(capsys, [tmp_path / "none"], str(tmp_path / "none"), "no such folder")
     fails(capsys, [tmp_path], "not a run's folder: it holds no config.toml")
-    fails(capsys, [run / "metrics.jsonl"], "no such folder")
+    fails(capsys, [run / "metrics.jsonl"], "a file, where a run's folder is needed; did you mean ")
     (run / "config.toml").write_text("[ppo\n", encoding="utf-8")
     fails(capsys, [run], "config.toml", "not valid TOML")
 

@@ -45,7 +45,7 @@ def policy(tokenizer, tmp_path_factory):
 
 
 def config(policy, folder, kind=ValueConfig, steps=3, **model):
-    optimiser = OptimiserSettings(lr=3e-3, final=1.0)
+    optimiser = OptimiserSettings(lr=3e-3)
     return kind(
         model=ModelSettings(policy=str(policy / "policy"), device="cpu", **model),
         data=DataSettings(prompts=str(policy / "prompts.txt"), eval_count=0),

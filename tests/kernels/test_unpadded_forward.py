@@ -13,10 +13,10 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from block_types import CONFIGS, SIZES, model_of
-from proxlm.config import LoraSettings, ModelSettings, RolloutSettings
+from proxlm.config import DataSettings, LoraSettings, ModelSettings, PPOConfig, RolloutSettings, validate
 from proxlm.engine.generate import generate
 from proxlm.engine.native import NativeEngine
-from proxlm.errors import ModelError
+from proxlm.errors import ConfigError, ModelError
 from proxlm.kernels import attention, fused_ops
 from proxlm.models import forward
 from proxlm.models.adapters import add_lora
@@ -89,6 +89,16 @@ def test_activation_checkpointing_is_refused_where_it_would_do_nothing(tokenizer
         ModelError, match=r"activation_checkpointing is for llama.*this is bloom; set it to false"
     ):
         wrap(network, tokenizer, ModelSettings(policy="x", device="cpu", activation_checkpointing=True))
+
+
+def test_activation_checkpointing_and_packing_are_refused_together(tokenizer) -> None:
+    both = ModelSettings(policy="x", device="cpu", activation_checkpointing=True, packed=True)
+    with pytest.raises(ModelError, match=r"these are packed; set it or model\.packed to false"):
+        wrap(tiny_model(tokenizer).network, tokenizer, both)
+    with pytest.raises(
+        ConfigError, match=r"model\.activation_checkpointing = true: not with model\.packed = true"
+    ):
+        validate(PPOConfig(model=both, data=DataSettings(prompts="p")))
 
 
 def test_adapters_learn_as_they_do_in_transformers() -> None:

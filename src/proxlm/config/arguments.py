@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from proxlm.config.tree import is_section, key_below_value, kinds, split_key, unknown_key
+from proxlm.config.tree import first_setting, is_section, key_below_value, kinds, split_key, unknown_key
 from proxlm.config.values import Key, dotted, from_text, is_table
 from proxlm.errors import ConfigError
 
@@ -56,9 +56,9 @@ def _following(key: Key, kind: Any, waiting: deque[str]) -> str:
     if kind is bool and not (waiting and waiting[0].lower() in _FLAG_VALUES):
         return "true"
     if not waiting or waiting[0].startswith("--"):
-        name = dotted(key)
+        name = dotted(first_setting(kind, key)[0] if is_section(kind) else key)
         raise ConfigError(
-            f"{SOURCE}: {name}: no value given; write --{name} VALUE, or --{name}=VALUE if it begins with --"
+            f"{SOURCE}: {dotted(key)}: no value given; write --{name} VALUE, or --{name}=VALUE if it begins with --"
         )
     return waiting.popleft()
 

@@ -18,9 +18,9 @@ from proxlm.config.problems import (
     best_is_model_problems,
     chat_problems,
     dual_clip_problems,
-    frozen_problems,
     keep_best_problems,
     learnt_rollout_problems,
+    model_problems,
     new_model_problems,
     optimiser_problems,
     optimisers_problems,
@@ -82,7 +82,7 @@ class PPOConfig:
             found.append(("rollout.temperature", "PPO needs samples: must be more than 0"))
         if self.ppo.minibatches > self.ppo.batch_size * self.ppo.samples_per_prompt:
             found.append(("ppo.minibatches", "more minibatches than responses in a step"))
-        found += algorithm_problems(self.ppo, self.model) + frozen_problems(self.model)
+        found += algorithm_problems(self.ppo, self.model) + model_problems(self.model)
         found += _stability_problems(self)
         return found + optimisers_problems(self.optim)
 
@@ -132,7 +132,7 @@ class PretrainConfig:
 
     def problems(self) -> Problems:
         found = required(("text.train", self.text.train)) + optimiser_problems("optim", self.optim)
-        found += frozen_problems(self.model) + best_is_model_problems(self.run)
+        found += model_problems(self.model) + best_is_model_problems(self.run)
         if not self.model.policy:
             found += new_model_problems("new", self.new, self.model)
             if not self.new.recurrent and self.train.block > self.new.context:
@@ -161,7 +161,7 @@ class SFTConfig:
     def problems(self) -> Problems:
         found = required(("text.train", self.text.train))
         found += chat_problems("text.chat_template_kwargs", self.text.chat_template_kwargs)
-        found += frozen_problems(self.model) + best_is_model_problems(self.run)
+        found += model_problems(self.model) + best_is_model_problems(self.run)
         if self.model.policy and self.scratch.type:
             found.append(("scratch.type", "give model.policy or scratch.type, not both"))
         elif self.scratch.type:
@@ -185,7 +185,8 @@ class GenerateConfig:
     data: DataSettings = setting(factory=DataSettings)
     rollout: RolloutSettings = setting(factory=RolloutSettings)
     prompt: str = setting(
-        "", "one prompt; if empty and data.prompts is not set: lines of standard input, up to an empty one"
+        "",
+        "one prompt, instead of data.prompts; without either: lines of standard input, up to an empty one",
     )
     output: str = setting("", "with data.prompts: JSONL file to write; empty: print", path="output")
     seed: int = setting(0, "seed of the sampling", ge=0, lt=2**32)
@@ -193,6 +194,8 @@ class GenerateConfig:
 
     def problems(self) -> Problems:
         found = required(("model.policy", self.model.policy))
+        if self.output and not self.data.prompts:
+            found.append(("output", "is for the responses to data.prompts: set that, or leave it out"))
         return (
             found
             + chat_problems("data.chat_template_kwargs", self.data.chat_template_kwargs)

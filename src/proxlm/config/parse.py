@@ -12,6 +12,7 @@ from proxlm.config import arguments as command_line
 from proxlm.config.from_run import BEST, kept_models, settings_of_run, uses_runs
 from proxlm.config.gguf_paths import is_gguf
 from proxlm.config.jobs import JOBS
+from proxlm.config.no_effect import without_effect
 from proxlm.config.paths import expand_user, relative_to
 from proxlm.config.secrets import SECRET, SECRET_PATH, hide_environment, secret_settings
 from proxlm.config.signature import checked
@@ -302,13 +303,13 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 
 def _check(assembly: Assembly, advice: _Advice) -> None:
-    """Raise ConfigError for the first settings that cannot be combined, or for a required one that is missing.
+    """Raise ConfigError for the first settings that cannot be combined, do nothing, or are required and missing.
 
     Args:
         assembly: The settings.
         advice: How to give a missing one.
     """
-    for name, problem in assembly.config.problems():
+    for name, problem in (*assembly.config.problems(), *without_effect(assembly.config)):
         key, value = _find(assembly.config, name) or ((name,), None)
         source = assembly.source(key)
         empty = value in ("", [], {}, None)

@@ -9,7 +9,7 @@ from proxlm.config.problems import (
     Problems,
     best_is_model_problems,
     chat_problems,
-    frozen_problems,
+    model_problems,
     new_model_problems,
     optimiser_problems,
     required,
@@ -183,7 +183,7 @@ class RewardConfig:
 
     def problems(self) -> Problems:
         found = required(("text.train", self.text.train)) + _text_problems(self.text)
-        found += frozen_problems(self.model) + _model_problems(self.model) + best_is_model_problems(self.run)
+        found += model_problems(self.model) + _model_problems(self.model) + best_is_model_problems(self.run)
         found += _ensemble_problems(self)
         if self.model.policy and self.scratch.type:
             found.append(("scratch.type", "give model.policy or scratch.type, not both"))
@@ -217,7 +217,7 @@ class DPOConfig:
 
     def problems(self) -> Problems:
         found = required(("model.policy", self.model.policy), ("text.train", self.text.train))
-        found += _text_problems(self.text) + frozen_problems(self.model) + best_is_model_problems(self.run)
+        found += _text_problems(self.text) + model_problems(self.model) + best_is_model_problems(self.run)
         if self.text.pair:
             found.append(("text.pair", "a policy goes on with its prompt; set it to false"))
         return found + optimiser_problems("optim", self.optim)

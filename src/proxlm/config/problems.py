@@ -88,6 +88,7 @@ def algorithm_problems(ppo: PPOSettings, model: ModelSettings) -> Problems:
             ("ppo.critic_warmup", ppo.critic_warmup > 0),
             ("ppo.truncation", ppo.truncation == "bootstrap"),
             ("model.critic_from", bool(model.critic_from)),
+            ("model.value.head", model.value.head != "scalar"),
         ):
             if used:
                 found.append((key, f"ppo.advantage = {ppo.advantage} has no critic"))
@@ -186,12 +187,17 @@ def new_model_problems(key: str, new: NewModelSettings, model: ModelSettings) ->
     return found
 
 
-def frozen_problems(model: ModelSettings) -> Problems:
-    """Problems of what does not learn."""
+def model_problems(model: ModelSettings) -> Problems:
+    """What cannot be in the section [model] of a job that trains."""
+    found: Problems = []
     if model.freeze and model.lora.rank:
-        return [("model.freeze", "with model.lora nothing but the adapters learns; choose their layers by"
-                 " model.lora.targets and model.train_layers")]  # fmt: skip
-    return []
+        found.append(("model.freeze", "with model.lora nothing but the adapters learns; choose their layers by"
+                      " model.lora.targets and model.train_layers"))  # fmt: skip
+    if model.activation_checkpointing and model.packed:
+        found.append(
+            ("model.activation_checkpointing", "not with model.packed = true; set one of the two to false")
+        )
+    return found
 
 
 def reward_problems(reward: RewardSettings) -> Problems:

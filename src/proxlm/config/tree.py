@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
@@ -11,7 +12,7 @@ from proxlm.config.other_names import OTHER_NAMES
 from proxlm.config.secret_names import secret_name
 from proxlm.config.setting import Bounds
 from proxlm.config.toml_text import DEEPEST
-from proxlm.config.values import Key, convert, dotted, expected, is_table, mismatch, shown_value
+from proxlm.config.values import Key, convert, dotted, expected, from_text, is_table, mismatch, shown_value
 from proxlm.errors import ConfigError
 from proxlm.masking import UNSHOWN
 from proxlm.text import nearest, shown
@@ -182,7 +183,19 @@ class Assembly:
         return table
 
 
+def first_setting(section: Any, at: Key) -> tuple[Key, Any]:
+    """Key and declared type of the first setting of a section that stands at `at`: what it is mainly about."""
+    name, kind = next(iter(kinds(section).items()))
+    return first_setting(kind, (*at, name)) if is_section(kind) else ((*at, name), kind)
+
+
 def _items(kind: Any, value: Any, at: Key, source: str) -> list[tuple[str, Any]]:
+    if is_section(kind) and at and isinstance(value, str | int | float):
+        key, wanted = first_setting(kind, at)
+        with suppress(ValueError):
+            convert(wanted, from_text(wanted, value) if isinstance(value, str) else value)
+            said = f"{source}: {dotted(at)} = {shown_value(value)}: a section of settings"
+            raise ConfigError(f"{said}; did you mean {dotted(key)}?")
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise ConfigError(f"{source}: {dotted(at)}: {mismatch(kind, value)}")
     return list(value.items())

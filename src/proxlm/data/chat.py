@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from proxlm.config import DataSettings, PreferenceSettings, TextSettings
 from proxlm.data.lines import read_lines
 from proxlm.data.messages import Message
-from proxlm.data.template import TemplateLimitError, render
+from proxlm.data.template import render
+from proxlm.data.template_budget import TemplateLimitError
 from proxlm.errors import BadRecordError, DataError
 from proxlm.text import reason_of, shown
 

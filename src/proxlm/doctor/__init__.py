@@ -3,9 +3,8 @@
 Rules are pure functions of the metric rows so far and a few of the run's settings. Imports no torch.
 """
 
-from proxlm.doctor.doctor import RULES, Doctor, diagnose
+from proxlm.doctor.doctor import RULES, Doctor, cannot_judge, diagnose
 from proxlm.doctor.facts import Facts, facts_of
 from proxlm.doctor.finding import Finding
-from proxlm.doctor.judged import cannot_judge
 
 __all__ = ["RULES", "Doctor", "Facts", "Finding", "cannot_judge", "diagnose", "facts_of"]

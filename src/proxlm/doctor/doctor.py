@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,13 @@ from typing import Any
 from proxlm.doctor import rules_held_out, rules_policy, rules_reward, rules_run, rules_update
 from proxlm.doctor.facts import Facts
 from proxlm.doctor.finding import Finding
+from proxlm.doctor.rule import Rule
 from proxlm.doctor.window import History, Rows
 from proxlm.runlog.folder import read_jsonl
 
-Rule = Callable[[Rows, Facts], Finding | None]
-
 # In the order in which findings of the same step are reported: causes before consequences.
 RULES: dict[str, Rule] = {
-    rule.__name__: rule
+    rule.name: rule
     for rule in (
         rules_update.gradients_not_finite,
         rules_reward.reward_failed,
@@ -135,6 +134,19 @@ def diagnose(rows: Iterable[Mapping[str, Any]], facts: Facts | None = None) -> l
     for row in rows:
         doctor.see(row)
     return doctor.history()
+
+
+def cannot_judge(rows: Rows, facts: Facts) -> dict[str, str]:
+    """The rules that could not judge a run, each with the reason.
+
+    Args:
+        rows: The run's metric rows.
+        facts: Its settings.
+
+    Returns:
+        Reason by rule, in the order of the rules; empty where all could.
+    """
+    return {name: reason for name, rule in RULES.items() if (reason := rule.why_not(rows, facts))}
 
 
 def _sorted(findings: Iterable[Finding]) -> list[Finding]:

@@ -11,6 +11,7 @@ from statistics import fmean
 
 from proxlm.doctor.facts import Facts
 from proxlm.doctor.finding import Finding, found
+from proxlm.doctor.rule import rule
 from proxlm.doctor.rules_reward import is_flat
 from proxlm.doctor.window import Rows, evaluations, first_middle, newest_middle, number, span, step_of
 from proxlm.runlog import metric_names as names
@@ -39,6 +40,7 @@ DROPPED_MASS = 0.2
 DROPPED_MASS_SERIOUS = 0.5
 
 
+@rule(2, names.REWARD_STD, SAMPLED, GREEDY, evaluations=EVALUATIONS)
 def greedy_unchanged(rows: Rows, _facts: Facts) -> Finding | None:
     """Sampled answers have become better and the likeliest ones have not: the run has only sharpened sampling."""
     evaluated, spread = evaluations(rows), _spread(rows)
@@ -64,6 +66,7 @@ def greedy_unchanged(rows: Rows, _facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
+@rule(2, names.REWARD, names.REWARD_STD, SAMPLED, evaluations=EVALUATIONS)
 def held_out_falls(rows: Rows, _facts: Facts) -> Finding | None:
     """The reward of the training prompts has risen on, and that of the held-out ones has fallen."""
     evaluated, spread = evaluations(rows), _spread(rows)
@@ -86,6 +89,7 @@ def held_out_falls(rows: Rows, _facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
+@rule(5, tuple(map(names.WEIGHT_DROPPED, names.CAUSES)))
 def weights_drop_tokens(rows: Rows, _facts: Facts) -> Finding | None:
     """A mask over importance weights leaves out much of what was generated."""
     shares = {
@@ -111,6 +115,7 @@ def weights_drop_tokens(rows: Rows, _facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
+@rule(5, names.DROPPED_MASS)
 def filters_drop_much(rows: Rows, _facts: Facts) -> Finding | None:
     """Much of what the policy would say is never sampled, so never tried and never learnt from."""
     dropped = newest_middle(rows, names.DROPPED_MASS, 5)

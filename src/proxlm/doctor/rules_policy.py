@@ -1,6 +1,7 @@
 """Rules about the policy: its KL to the reference, and its entropy.
 
-Each looks at the newest steps and returns a Finding or None. docs/doctor.md has the table of all rules.
+Each looks at the newest steps and returns a Finding or None; above it is what it needs to judge. docs/doctor.md has
+the table of all rules.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from statistics import median
 
 from proxlm.doctor.facts import RESPONSES_UNKNOWN, Facts
 from proxlm.doctor.finding import Finding, found, now
+from proxlm.doctor.rule import rule
 from proxlm.doctor.window import (
     Rows,
     at_least,
@@ -42,6 +44,13 @@ ENTROPY_LOW = 0.3
 ENTROPY_GONE = 0.05
 
 
+def _taught(facts: Facts) -> str:
+    return (
+        "the policy goes from the reference to its teacher (model.teacher)" if facts.leaves_reference else ""
+    )
+
+
+@rule(3, (names.KL_PER_TOKEN, names.KL), unsuited=_taught)
 def kl_blow_up(rows: Rows, facts: Facts) -> Finding | None:
     """The policy is so far from the reference that its texts get worse or the penalty outweighs the reward.
 
@@ -102,6 +111,7 @@ def _kl_costs(rows: Rows, facts: Facts) -> str | None:
     )
 
 
+@rule(8, names.ENTROPY)
 def entropy_collapse(rows: Rows, facts: Facts) -> Finding | None:
     """The policy is nearly deterministic: every sample is the same, and nothing new is tried."""
     start, entropy = first_middle(rows, names.ENTROPY, 3), newest_middle(rows, names.ENTROPY, 5)

@@ -1,6 +1,7 @@
 """Rules about the reward: no signal, a reward that is hacked, that falls, that fails.
 
-Each looks at the newest steps and returns a Finding or None. docs/doctor.md has the table of all rules.
+Each looks at the newest steps and returns a Finding or None; above it is what it needs to judge. docs/doctor.md has
+the table of all rules.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from statistics import fmean, median, pvariance
 
 from proxlm.doctor.facts import Facts
 from proxlm.doctor.finding import Finding, found, now
+from proxlm.doctor.rule import rule
 from proxlm.doctor.window import (
     Rows,
     at_least,
@@ -52,6 +54,7 @@ FALL_BLOCKS = 8
 FAILED_SHARE = 0.05
 
 
+@rule(5, names.REWARD, names.REWARD_STD)
 def reward_without_variance(rows: Rows, facts: Facts) -> Finding | None:
     """Every response gets the same reward, so no response is better than another.
 
@@ -86,6 +89,7 @@ def _equal(reward: float | None, spread: float | None) -> bool:
     return spread is not None and spread <= REWARD_EQUAL * max(abs(reward or 0.0), REWARD_EQUAL)
 
 
+@rule(8, names.REWARD_LENGTH_CORRELATION, names.RESPONSE_LENGTH)
 def length_hacking(rows: Rows, _facts: Facts) -> Finding | None:
     """The reward goes with the length of a response, and responses have become much longer, or shorter."""
     # Rewards that are equal but for rounding have a correlation too, one without meaning.
@@ -117,6 +121,7 @@ def length_hacking(rows: Rows, _facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
+@rule(8, names.REPETITION)
 def repetition(rows: Rows, _facts: Facts) -> Finding | None:
     """Responses repeat themselves far more than at the start."""
     start, share = first_middle(rows, names.REPETITION, 3), newest_middle(rows, names.REPETITION, 5)
@@ -141,6 +146,7 @@ def repetition(rows: Rows, _facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
+@rule(20, names.REWARD)
 def reward_falls(rows: Rows, facts: Facts) -> Finding | None:
     """The reward of the newest ten steps is clearly lower than that of an earlier block, or of the first five.
 
@@ -183,6 +189,7 @@ def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values), (pvariance(values) / len(values)) ** 0.5
 
 
+@rule(1, names.REWARD_FAILED, any_steps=True)
 def reward_failed(rows: Rows, facts: Facts) -> Finding | None:
     """The reward raised, hung or gave no number, and error_score stood in."""
     window = rows[-5:]

@@ -1,6 +1,7 @@
 """Rules about the critic, the ends of responses, and the engine that samples.
 
-Each looks at the newest steps and returns a Finding or None. docs/doctor.md has the table of all rules.
+Each looks at the newest steps and returns a Finding or None; above it is what it needs to judge. docs/doctor.md has
+the table of all rules.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from statistics import fmean
 
 from proxlm.doctor.facts import RESPONSES_UNKNOWN, Facts
 from proxlm.doctor.finding import Finding, found
+from proxlm.doctor.rule import rule
 from proxlm.doctor.rules_reward import is_flat
 from proxlm.doctor.window import (
     Row,
@@ -53,6 +55,17 @@ GAP_UNKNOWN = (1.0, 3.0)
 GAP_FILTERED = (0.5, math.inf)
 
 
+def _short_answers(facts: Facts) -> str:
+    limit = facts.max_new_tokens
+    return f"rollout.max_new_tokens = {limit} leaves no room to end late" if 0 < limit <= 4 else ""
+
+
+def _corrected(facts: Facts) -> str:
+    both = facts.filtered and facts.corrected
+    return "the gap of filtered sampling is corrected (ppo.engine_correction.mode)" if both else ""
+
+
+@rule(20, names.EXPLAINED_VARIANCE)
 def critic_worse_than_mean(rows: Rows, facts: Facts) -> Finding | None:
     """The critic's values are further from the returns than one number would be."""
     # A critic begins at V = 0 and needs some steps; and returns that do not vary cannot be explained.
@@ -99,6 +112,7 @@ def _values_are_near(rows: Rows) -> bool:
     return error is not None and target is not None and error < VALUES_NEAR * abs(target)
 
 
+@rule(5, names.ENDED_SHARE)
 def eos_never(rows: Rows, facts: Facts) -> Finding | None:
     """No response ends by itself: all are cut at the length limit."""
     start, shares = first(rows, names.ENDED_SHARE, 5), newest(rows, names.ENDED_SHARE, 5)
@@ -121,6 +135,7 @@ def eos_never(rows: Rows, facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
+@rule(5, names.RESPONSE_LENGTH, names.ENDED_SHARE, unsuited=_short_answers)
 def eos_at_once(rows: Rows, facts: Facts) -> Finding | None:
     """Responses are empty, or nearly."""
     length, ended = newest_middle(rows, names.RESPONSE_LENGTH, 5), newest_middle(rows, names.ENDED_SHARE, 5)
@@ -141,6 +156,9 @@ def eos_at_once(rows: Rows, facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
+@rule(
+    3, (names.ROLLOUT_GAP, names.FIRST_RATIO_ERROR), any_steps=True, unsuited=_corrected, own_responses=True
+)
 def rollout_gap(rows: Rows, facts: Facts) -> Finding | None:
     """The engine samples from another policy than the one that is trained."""
     # Responses of an older policy differ as much as the policy has learnt since.

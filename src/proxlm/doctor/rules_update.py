@@ -1,12 +1,14 @@
 """Rules about the size of the updates: learning rate, clipping, gradients that are not finite.
 
-Each looks at the newest steps and returns a Finding or None. docs/doctor.md has the table of all rules.
+Each looks at the newest steps and returns a Finding or None; above it is what it needs to judge. docs/doctor.md has
+the table of all rules.
 """
 
 from __future__ import annotations
 
 from proxlm.doctor.facts import Facts
 from proxlm.doctor.finding import Finding, found, now
+from proxlm.doctor.rule import rule
 from proxlm.doctor.window import (
     Rows,
     at_least,
@@ -48,6 +50,24 @@ CLIP_HIGH = 0.3
 CLIP_SERIOUS = 0.5
 
 
+_NOT_FINITE = tuple(names.GRAD_NORM_MODEL_NOT_FINITE(who) for who in ("policy", "critic"))
+
+
+def _not_clipped(facts: Facts) -> str:
+    return f"ppo.loss = {facts.loss} does not clip as ppo does" if facts.loss not in ("", "ppo") else ""
+
+
+def _never_clipped(facts: Facts) -> str:
+    one = "one optimiser step for each rollout, whose ratio is always 1" if facts.updates == 1 else ""
+    return _not_clipped(facts) or one
+
+
+def _moving_reference(facts: Facts) -> str:
+    both = facts.updates == 1 and facts.reference_moves
+    return "one optimiser step for each rollout, and a reference that moves" if both else ""
+
+
+@rule(3, (names.APPROX_KL, names.RATIO_MEAN, names.RATIO_MAX, names.GRAD_NORM_MODEL("policy")))
 def learning_rate_too_large(rows: Rows, facts: Facts) -> Finding | None:
     """Single updates carry the policy far from the one that sampled, or gradients explode."""
     approx_kl, ratio = newest_middle(rows, names.APPROX_KL, 3), newest_middle(rows, names.RATIO_MEAN, 3)
@@ -86,6 +106,7 @@ def _gradient_growth(rows: Rows) -> float | None:
     return norm / start
 
 
+@rule(10, names.APPROX_KL, names.KL, unsuited=_moving_reference)
 def learning_rate_too_small(rows: Rows, facts: Facts) -> Finding | None:
     """After ten steps at full learning rate nothing has moved."""
     approx_kl, kl = middle(_at_full_rate(rows, names.APPROX_KL, facts), 6), newest_middle(rows, names.KL, 10)
@@ -106,6 +127,7 @@ def learning_rate_too_small(rows: Rows, facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
+@rule(10, names.CLIP_FRACTION, names.APPROX_KL, unsuited=_never_clipped)
 def clip_never(rows: Rows, facts: Facts) -> Finding | None:
     """The updates are so small that the clip never acts, though the policy moves a little."""
     if facts.loss not in ("", "ppo") or _one_update(rows, facts) or learning_rate_too_small(rows, facts):
@@ -123,6 +145,7 @@ def clip_never(rows: Rows, facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
+@rule(5, names.CLIP_FRACTION, unsuited=_not_clipped)
 def clip_often(rows: Rows, facts: Facts) -> Finding | None:
     """So many tokens are clipped that much of each step's data teaches nothing."""
     clipped = newest_middle(rows, names.CLIP_FRACTION, 5)
@@ -138,6 +161,7 @@ def clip_often(rows: Rows, facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
+@rule(1, _NOT_FINITE, any_steps=True)
 def gradients_not_finite(rows: Rows, _facts: Facts) -> Finding | None:
     """Optimiser steps were skipped, because their gradient was infinite or not a number."""
     window = rows[-5:]

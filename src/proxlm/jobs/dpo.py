@@ -98,6 +98,10 @@ class DPOTrainer:
             UserError: The data or the model cannot be used, or the run cannot continue.
             StoppedBySignalError: A signal has ended the run; its newest step is saved.
         """
+        with self.source.lent():
+            return self._train()
+
+    def _train(self) -> Run:
         config, text = self.config, self.config.text
         check_run_folder(config.run)
         skipped = Skipped(text.on_bad_record == "skip")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from proxlm.models.forward import token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
 from proxlm.models.teacher import check_teacher, load_teacher
-from proxlm.rewards import Rewards, build_reward
+from proxlm.rewards import Reward, Rewards, build_reward
 from proxlm.runlog.folder import write_json_atomic, write_jsonl_atomic
 from proxlm.types import Sequences
 
@@ -122,6 +122,20 @@ def evaluate(
     config = validate(config, {"model.policy": "models", "data.eval_prompts": "prompts"})
     has_reward = reward is not None or config.reward.use or config.reward.terms
     built = build_reward(config.reward, reward) if has_reward else None
+    with ExitStack() as lent:
+        for source in sources:
+            lent.enter_context(source.lent())
+        return _side_by_side(sources, config, given, built, environment)
+
+
+def _side_by_side(
+    sources: Sequence[ModelSource],
+    config: EvaluateConfig,
+    given: Source | None,
+    built: Reward | None,
+    environment: MakeEnvironment | None,
+) -> list[Evaluation]:
+    """The evaluation of each model, on prompts that are passed or that the settings name."""
     first = sources[0]
     check_conversations(config, first)
     limit = prompt_limit(first, config.data, config.rollout)

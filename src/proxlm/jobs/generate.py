@@ -100,7 +100,7 @@ def generate(
     if records is None:
         raise ConfigError("prompts: expected texts, chats, records or a file of these, got None")
     encoded = load_prompts_of(records, source, data, rollout, seed)
-    with closing(NativeEngine(_with_template(source, data), rollout)) as engine:
+    with source.lent(), closing(NativeEngine(_with_template(source, data), rollout)) as engine:
         return generate_rollout(engine, encoded, rollout, seed=seed, step=0).completions()
 
 

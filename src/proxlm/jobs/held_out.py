@@ -12,23 +12,15 @@ from proxlm.checkpoint import best_folder
 from proxlm.config import PPOConfig
 from proxlm.engine.native import NativeEngine
 from proxlm.errors import RunError
-from proxlm.evaluation.evaluate import (
-    Chosen,
-    Evaluation,
-    as_json,
-    as_table,
-    evaluate_model,
-    evaluation_from_json,
-)
+from proxlm.evaluation.evaluate import Chosen, Evaluation, as_table, evaluate_model, evaluation_from_json
 from proxlm.jobs.generate import without_adapters
 from proxlm.jobs.progress import progress_line
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.models.adapters import reference_active
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
+from proxlm.report.evaluation_files import read_unchanged, write_evaluations, write_responses
 from proxlm.report.run import Run
-from proxlm.report.run_data import read_evaluation
-from proxlm.runlog.folder import write_json_atomic, write_jsonl_atomic
 from proxlm.train.ppo.loop import PPOLoop
 from proxlm.types import Progress, Prompt
 
@@ -115,15 +107,12 @@ class HeldOutEvaluations:
     def _add(self, found: Evaluation) -> None:
         self._found[found.name] = found
         in_order = [self._found[name] for name in ("before", "best", "after") if name in self._found]
-        content = as_json(in_order, self._loop.config.run.seed, self._chosen())
-        write_json_atomic(self._loop.folder / "evaluation.json", content)
+        write_evaluations(self._loop.folder, in_order, self._loop.config.run.seed, self._chosen())
 
     def _known(self) -> list[Evaluation]:
-        """What a resumed run's evaluation.json holds. Raises RunError if it cannot be read."""
-        file = self._loop.folder / "evaluation.json"
-        if not self._loop.config.run.resume or not file.exists():
-            return []
-        return evaluation_from_json(read_evaluation(file))
+        """What a resumed run's evaluation.json holds. Raises RunError if that is not what the run wrote."""
+        content = read_unchanged(self._loop.folder) if self._loop.config.run.resume else None
+        return [] if content is None else evaluation_from_json(content)
 
     def _known_before(self) -> Evaluation | None:
         try:
@@ -138,7 +127,7 @@ class HeldOutEvaluations:
         return self._record(self._measure(name, model, progress_line("responses"), draw))
 
     def _record(self, found: Evaluation) -> Evaluation:
-        write_jsonl_atomic(self._loop.folder / f"evaluation-{found.name}.jsonl", found.responses)
+        write_responses(self._loop.folder, found)
         self._loop.callbacks.on_evaluation(self._loop.state.step, found.name, found.means())
         return found
 

@@ -12,12 +12,12 @@ from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.errors import DataError, RewardError
 from proxlm.evaluation.comparisons import Judged, evaluation_of
-from proxlm.evaluation.evaluate import Evaluation, as_json, as_table
+from proxlm.evaluation.evaluate import Evaluation, as_table
 from proxlm.evaluation.word_baseline import word_scores
+from proxlm.report.evaluation_files import write_evaluations, write_responses
 from proxlm.report.run import Run
 from proxlm.rewards.reward_ensemble import RewardEnsemble, members_of
 from proxlm.rewards.reward_model import RewardModel
-from proxlm.runlog.folder import write_json_atomic, write_jsonl_atomic
 from proxlm.types import Completion
 
 # Scores of completions; None: of one that cannot be scored.
@@ -69,8 +69,8 @@ class HeldOut:
         ]
         for evaluation in kept:
             if evaluation.responses:
-                write_jsonl_atomic(folder / f"evaluation-{evaluation.name}.jsonl", evaluation.responses)
-        write_json_atomic(folder / "evaluation.json", as_json(kept, self._config.run.seed))
+                write_responses(folder, evaluation)
+        write_evaluations(folder, kept, self._config.run.seed)
 
     def check(self) -> None:
         """Read the files of the section [test] once, before anything is trained. Raises DataError."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,12 @@ def load_model(model: Any, settings: ModelSettings | None = None, *, tokenizer: 
     Raises:
         ModelError: It cannot be loaded, or is of a type that cannot be trained.
     """
-    loaded = ModelSource(settings or ModelSettings(), model, tokenizer).load()
-    check_engine(loaded)
+    source = ModelSource(settings or ModelSettings(), model, tokenizer)
+    with ExitStack() as on_error:
+        on_error.enter_context(source.lent())
+        loaded = source.load()
+        check_engine(loaded)
+        on_error.pop_all()  # it is the caller's from here
     return loaded
 
 

@@ -12,6 +12,7 @@ from proxlm.checkpoint import is_published, newest_checkpoint, publish_folder
 from proxlm.config import PPOConfig, RolloutSettings, settings_or_default, validate
 from proxlm.config.algorithms import advantage_of
 from proxlm.config.from_run import IN_MEMORY
+from proxlm.config.no_effect import unused_by_algorithm
 from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
 from proxlm.data.in_memory import InMemoryRecords
@@ -130,6 +131,7 @@ class PPOTrainer:
         self._algorithm = build_algorithm(self.config.ppo, advantage, loss)
         self._environment, self._callbacks = environment, Callbacks(callbacks)
         check_best_metric(self.config.best_metric(), self.job, self._callbacks)
+        self._own_algorithm = advantage is not None or loss is not None  # may use any setting
         from_python = reward, advantage, loss, environment
         in_memory = (isinstance(source, InMemoryRecords) for source in (given, held_out))
         self._in_python = any(x is not None for x in from_python) or any(in_memory) or self.source.in_memory
@@ -141,6 +143,10 @@ class PPOTrainer:
             UserError: The data, the model or the reward cannot be used, or the run cannot continue.
             StoppedBySignalError: A signal has ended the run; its newest step is saved.
         """
+        with self.source.lent():
+            return self._train()
+
+    def _train(self) -> Run:
         config = self.config
         check_run_folder(config.run)
         skipped = Skipped(config.data.on_bad_record == "skip")
@@ -148,7 +154,8 @@ class PPOTrainer:
         train, held_out = prompts_of(config, self.source, skipped, None if has_tasks else self._sources)
         stream = PromptStream(train.prompts, config.ppo.batch_size, config.run.seed)
         print(describe_prompts(train, held_out, skipped), flush=True)
-        for note in notes(config):
+        unused = [] if self._own_algorithm else unused_by_algorithm(config.ppo)
+        for note in (*notes(config), *unused):
             print(f"note: {note}", flush=True)
         if config.model.teacher:
             longest = max(len(p.input_ids) for p in (*train.prompts, *held_out.prompts))

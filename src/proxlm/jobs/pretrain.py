@@ -88,6 +88,10 @@ class PretrainTrainer:
             UserError: The text or the model cannot be used, or the run cannot continue.
             StoppedBySignalError: A signal has ended the run; its newest step is saved.
         """
+        with self.source.lent():
+            return self._train()
+
+    def _train(self) -> Run:
         config = self.config
         check_run_folder(config.run)
         self._check_kind()

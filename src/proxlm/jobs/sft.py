@@ -88,6 +88,10 @@ class SFTTrainer:
             UserError: The data or the model cannot be used, or the run cannot continue.
             StoppedBySignalError: A signal has ended the run; its newest step is saved.
         """
+        with self.source.lent():
+            return self._train()
+
+    def _train(self) -> Run:
         config = self.config
         check_run_folder(config.run)
         skipped = Skipped(config.text.on_bad_record == "skip")

@@ -110,7 +110,7 @@ def load_classifier(source: ModelSource, labels: int = 1) -> Classifier:
         network, tokenizer = _of_decoder(model.network, labels, settings.policy), model.tokenizer
     else:
         network, tokenizer = _read(settings, labels), _read_tokenizer(settings)
-    return classifier_of(network, tokenizer, settings)
+    return source.made(classifier_of(network, tokenizer, settings))
 
 
 def classifier_of_language_model(

@@ -10,7 +10,7 @@ import torch
 from proxlm.config import LoraSettings, ModelSettings, NewModelSettings
 from proxlm.data.tokenizer import load_tokenizer
 from proxlm.errors import ConfigError, ModelError
-from proxlm.kernels.block_layouts import LAYOUTS
+from proxlm.kernels.block_layouts import LAYOUTS, has_layout
 from proxlm.kernels.device import resolve_device, uses_bfloat16
 from proxlm.models.adapter_folder import continued, find_adapter, merged_network
 from proxlm.models.adapters import add_lora
@@ -134,9 +134,12 @@ def wrap(network: Any, tokenizer: Any, config: ModelSettings) -> LanguageModel:
         check_vocabulary(config.policy, tokenizer, network, special=True)
     check_forward(model)
     if config.activation_checkpointing and not runs_unpadded(model, model.trunk):
+        form = " of a form that it does not know" if network.config.model_type in LAYOUTS else ""
+        reason = f"this is {network.config.model_type}{form}; set it to false"
+        if config.packed and has_layout(network.config):
+            reason = "these are packed; set it or model.packed to false"
         raise ModelError(
-            f"{model.source}: model.activation_checkpointing is for {', '.join(LAYOUTS)} and model.packed = false;"
-            f" this is {network.config.model_type}; set it to false"
+            f"{model.source}: model.activation_checkpointing is for {', '.join(LAYOUTS)}; {reason}"
         )
     return model
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 
@@ -23,10 +25,13 @@ from proxlm.models.context import context_of
 from proxlm.models.frozen import learns_so
 from proxlm.models.gguf import imported
 from proxlm.models.language_model import LanguageModel
+from proxlm.models.lent import lent_language_model, lent_network
 from proxlm.models.load import language_model_of, load_language_model, save_precision
 from proxlm.models.model_types import register_model_types
 from proxlm.models.weights import read_configuration
 from proxlm.text import reason_of
+
+M = TypeVar("M")
 
 
 class ModelSource:
@@ -35,7 +40,7 @@ class ModelSource:
     Args:
         settings: The section [model].
         model: A folder, a name on the hub, a GGUF file, a transformers model or a LanguageModel, instead of
-            settings.policy. A loaded model is trained in place.
+            settings.policy. A loaded model is trained in place, inside `lent`.
         tokenizer: The tokenizer of a transformers model.
 
     Raises:
@@ -46,6 +51,7 @@ class ModelSource:
     def __init__(self, settings: ModelSettings, model: Any = None, tokenizer: Any = None) -> None:
         self._loaded: LanguageModel | None = None
         self._network, self._tokenizer = None, tokenizer
+        self._wrapped: list[Any] = []
         if isinstance(model, LanguageModel):
             if tokenizer is not None:
                 raise ModelError("tokenizer: only with a transformers model; a LanguageModel has its own")
@@ -155,7 +161,24 @@ class ModelSource:
             return self._loaded
         if self._network is None:
             return load_language_model(self.settings)
-        return language_model_of(self._network, self.tokenizer, self.settings)
+        return self.made(language_model_of(self._network, self.tokenizer, self.settings))
+
+    def made(self, model: M) -> M:
+        """Note what was made of a loaded transformers model, so that `lent` can undo it; returns it."""
+        self._wrapped.append(model)
+        return model
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """A block that uses a loaded model; it ends, also by an error, with nothing changed but weights."""
+        if self._loaded is not None:
+            with lent_language_model(self._loaded):
+                yield
+        elif self._network is not None:
+            with lent_network(self._network, self._tokenizer, self._wrapped):
+                yield
+        else:
+            yield
 
 
 def _learns_whole(model: LanguageModel) -> bool:

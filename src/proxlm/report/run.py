@@ -13,8 +13,8 @@ from proxlm.config.paths import home_expanded
 from proxlm.config.signature import checked
 from proxlm.errors import RunError
 from proxlm.evaluation.evaluate import Chosen, Evaluation, chosen_from_json, evaluation_from_json
+from proxlm.report.evaluation_files import read_responses
 from proxlm.report.run_data import read_run
-from proxlm.runlog.folder import read_jsonl
 from proxlm.runlog.saved_settings import model_folder
 
 # What `Run.plot` shows if nothing else is asked for.
@@ -153,12 +153,6 @@ def load_run(folder: str | Path) -> Run:
         config=data.config,
         metrics={name: [row.get(name) for row in data.metrics] for name in names},
         samples=data.samples,
-        evaluations={e.name: replace(e, responses=_responses(path, e.name)) for e in found},
+        evaluations={e.name: replace(e, responses=read_responses(path, e.name)) for e in found},
         chosen=chosen_from_json(data.evaluation) if data.evaluation is not None else None,
     )
-
-
-def _responses(folder: Path, name: str) -> list[dict[str, Any]]:
-    """All responses of an evaluation, from the file beside evaluation.json."""
-    file = folder / f"evaluation-{name}.jsonl"
-    return read_jsonl(file) if file.exists() else []

@@ -28,7 +28,9 @@ from proxlm.config.from_run import BEST, kept_models
 from proxlm.control.loop import ControlState, ppo_steps
 from proxlm.data.inputs import FILE_NAME, inputs_of, read_inputs
 from proxlm.errors import RunError
-from proxlm.report.run_data import read_evaluation, read_metrics, read_samples
+from proxlm.report.evaluation_files import NAME as EVALUATION
+from proxlm.report.evaluation_files import changed_evaluations
+from proxlm.report.run_data import Row, read_evaluation, read_metrics, read_samples
 from proxlm.runlog.lock import is_held
 from proxlm.runlog.metric_names import STEP
 from proxlm.runlog.rows import METRICS, SAMPLES, steps_of
@@ -155,9 +157,11 @@ class _Verification:
             self._try(lambda: list(steps_of(samples, several=True)))
 
     def _evaluation(self) -> None:
-        path = self.folder / "evaluation.json"
+        path = self.folder / EVALUATION
         if path.exists():
-            self._try(lambda: read_evaluation(path))
+            content: Row | None = self._try(lambda: read_evaluation(path))
+            if content is not None and not self.running:
+                self._add(self._try(lambda: changed_evaluations(self.folder, content)) or [])
         elif (
             self.states
             and self.job in ("ppo", "value")

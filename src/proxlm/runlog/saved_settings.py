@@ -15,7 +15,7 @@ from proxlm.config import (
     ValueConfig,
     load_config,
 )
-from proxlm.config.parse import JOB
+from proxlm.config.parse import CONFIG_NAME, JOB
 from proxlm.config.secrets import holds_secret
 from proxlm.config.toml_text import parse_toml
 from proxlm.errors import ConfigError, RunError
@@ -60,17 +60,27 @@ class SavedSettings:
     text: str
 
 
+def check_is_run(folder: Path) -> None:
+    """Raise RunError for a folder that is no run's; it names the run whose file or inner folder this is."""
+    is_folder = folder.is_dir()
+    if is_folder and (folder / CONFIG_NAME).exists():
+        return
+    problem = "not a run's folder: it holds no config.toml"
+    if not is_folder:
+        problem = "a file, where a run's folder is needed" if folder.exists() else "no such folder"
+    # A file of a run, its policy/, or one of its checkpoints.
+    around = [above for above in folder.parents[:3] if above.name and (above / CONFIG_NAME).is_file()]
+    raise RunError(f"{folder}: {problem}" + (f"; did you mean {around[0]}?" if around else ""))
+
+
 def read_saved_settings(folder: Path) -> SavedSettings:
     """The settings of the run in `folder`.
 
     Raises:
         RunError: there is no such folder, or no config.toml in it that is TOML and can be read.
     """
-    file = folder / "config.toml"
-    if not folder.is_dir():
-        raise RunError(f"{folder}: no such folder")
-    if not file.exists():
-        raise RunError(f"{folder}: not a run's folder: it holds no config.toml")
+    check_is_run(folder)
+    file = folder / CONFIG_NAME
     text = read_text(file)
     try:
         table = parse_toml(text)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from proxlm.errors import RunError
 from proxlm.runlog.lock import is_held
+from proxlm.runlog.saved_settings import check_is_run
 from proxlm.system_errors import refused
 
 NAME = "stop"
@@ -15,10 +16,9 @@ def request_stop(folder: Path) -> None:
     """Ask the run that is in progress in a folder to end after its step.
 
     Raises:
-        RunError: None is in progress there, or the file cannot be written.
+        RunError: It is no run's folder, none is in progress there, or the file cannot be written.
     """
-    if not (folder / "config.toml").is_file():
-        raise RunError(f"{folder}: no run: it has no config.toml")
+    check_is_run(folder)
     if not is_held(folder):
         raise RunError(f"{folder}: no run is in progress there, so there is nothing to stop")
     try:

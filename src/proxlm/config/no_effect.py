@@ -1,0 +1,159 @@
+"""Settings that do nothing under the value of another one: to give one is an error, not silence.
+
+Only what belongs to one switch is here. A setting that some algorithms use and others do not, which a comparison of
+algorithms leaves as it is, is told in a note (`unused_by_algorithm`); one that names its job or its case in its own
+description ("PPO: …", "sft: …", "β1 of adamw and adam") is told there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, NamedTuple
+
+from proxlm.config.algorithms import ADVANTAGES, LOSSES
+from proxlm.config.ppo import PPOSettings
+from proxlm.config.values import shown_value
+from proxlm.text import listed
+
+
+class Switch(NamedTuple):
+    """Settings that need another one.
+
+    Attributes:
+        settings: Their names in the section.
+        section: The section; OPTIMISERS: each section of that kind.
+        key: The whole key of what they need.
+        on: Whether its value is one that they have an effect with.
+        advice: What to set it to.
+    """
+
+    settings: str
+    section: str
+    key: str
+    on: Callable[[Any], bool]
+    advice: str
+
+
+def _is(*values: Any) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: value in values), " or ".join(str(value).lower() for value in values)
+
+
+_POSITIVE = (lambda value: value > 0), "more than 0"
+_GIVEN = bool, "something"
+_EMPTY = (lambda value: not value), "nothing"
+_COV = "ppo.covariance"
+_ENVIRONMENT = "args tasks max_turns max_tokens timeout lockstep time_limit"
+_MODEL = "vocabulary hidden layers heads intermediate context tie_embeddings"
+
+SWITCHES = (
+    Switch("alpha targets variant", "model.lora", "model.lora.rank", *_POSITIVE),
+    Switch("low high bins sigma", "model.value", "model.value.head", *_is("categorical")),
+    Switch(f"type {_MODEL}", "new", "model.policy", *_EMPTY),
+    Switch(_MODEL, "scratch", "scratch.type", *_GIVEN),
+    Switch(_ENVIRONMENT, "environment", "environment.use", *_GIVEN),
+    Switch("error_score", "reward", "reward.on_error", *_is("score")),
+    Switch("memory_gb", "reward", "reward.isolate", *_is(True)),
+    Switch("args", "reward", "reward.terms", *_EMPTY),
+    Switch("reference_samples", "shaping", "shaping.scale", *_is("reference")),
+    Switch("missing_eos_penalty", "shaping", "shaping.missing_eos", *_is("subtract", "replace")),
+    Switch("overlong_penalty", "shaping", "shaping.overlong_buffer", *_POSITIVE),
+    Switch("kl_controller", "ppo", "ppo.kl_coef", *_POSITIVE),
+    Switch("kl_target kl_horizon", "ppo", "ppo.kl_controller", *_is("adaptive")),
+    Switch("kl_lam", "ppo", "ppo.kl_in", *_is("advantage")),
+    Switch("entropy_floor", "ppo", "ppo.entropy_coef", *_POSITIVE),
+    Switch("positive positive_threshold", "ppo", "ppo.positive_coef", *_POSITIVE),
+    Switch("positive_threshold", "ppo", "ppo.positive", *_is("threshold")),
+    Switch("filter_rounds", "ppo", "ppo.filter_groups", *_is(True)),
+    Switch("share", _COV, "ppo.loss", *_is("clip_cov", "kl_cov")),
+    Switch("low high", _COV, "ppo.loss", *_is("clip_cov")),
+    Switch("kl_factor", _COV, "ppo.loss", *_is("kl_cov")),
+    Switch("delta iterations damping halvings fisher_share", "ppo.trpo", "ppo.loss", *_is("trpo")),
+    Switch("text extensions block batch_tokens", "ptx", "ptx.coef", *_POSITIVE),
+    Switch("validation_share", "text", "text.validation", *_EMPTY),
+    Switch("keep_best_is", "run", "run.keep_best", lambda value: value != "none", "the name of a metric"),
+    Switch("watchdog_stop", "run", "run.watchdog", *_POSITIVE),
+    Switch("accept_changes", "run", "run.resume", *_is(True)),
+    Switch("minutes", "", "chat", *_is(False)),
+    Switch("output", "", "prompt", *_EMPTY),
+    *(
+        switch
+        for section in ("optim", "optim.policy", "optim.critic")
+        for switch in (
+            Switch("half_life", section, f"{section}.schedule", *_is("inverse-time")),
+            Switch("stages", section, f"{section}.schedule", *_is("staged")),
+            Switch("final", section, f"{section}.schedule", *_is("linear", "cosine", "exponential")),
+        )
+    ),
+)
+
+
+def without_effect(config: Any) -> list[tuple[str, str]]:
+    """The settings of a job that were given and do nothing, with what they need.
+
+    A setting counts as given if it is neither the default of its section nor that of the job.
+    """
+    found = []
+    for switch in SWITCHES:
+        value = _at(config, switch.key)
+        if value is MISSING or switch.on(value):
+            continue
+        for name in switch.settings.split():
+            key = f"{switch.section}.{name}".removeprefix(".")
+            if _is_given(config, key):
+                reason = f"has no effect with {switch.key} = {shown_value(value)}"
+                found.append((key, f"{reason}; leave it out, or set that to {switch.advice}"))
+    return found
+
+
+def unused_by_algorithm(ppo: PPOSettings) -> Iterator[str]:
+    """What of a PPO run's settings the built-in advantage or loss that it names has no use for, in words."""
+    for key, named, users in (
+        ("advantage", ppo.advantage, _USED_BY_ADVANTAGES if ppo.advantage in ADVANTAGES else {}),
+        ("loss", ppo.loss, _USED_BY_LOSSES if ppo.loss in LOSSES else {}),
+    ):
+        unused = [name for name, by in users.items() if named not in by and _is_given(ppo, name)]
+        if unused:
+            names = listed([f"ppo.{name}" for name in unused], most=4)
+            yield f"{names}: no effect with ppo.{key} = {named}"
+
+
+_CRITICS = tuple(name for name, advantage in ADVANTAGES.items() if advantage.critic)
+_USED_BY_ADVANTAGES = {
+    **dict.fromkeys(("lam", "critic_lam", "lam_length", "gae_steps", "clip_value", "value_coef"), _CRITICS),
+    "gamma": (*_CRITICS, "reinforce", "reinforce++"),
+    "trace_rho": ("vtrace",),
+    "trace_c": ("vtrace", "retrace"),
+    "group_std": ("grpo",),
+}
+_CLIPPED = ("ppo", "gspo", "cispo", "clip_cov")
+_USED_BY_LOSSES = {
+    "clip_low": _CLIPPED,
+    "clip_high": _CLIPPED,
+    "dual_clip": ("ppo", "clip_cov"),
+    "divergence_limit": ("dppo",),
+}
+
+
+def _is_given(config: Any, key: str) -> bool:
+    """Whether a setting is there, and neither its section's default nor the job's."""
+    value = _at(config, key)
+    if value is MISSING:
+        return False
+    *above, name = key.split(".")
+    section = type(_at(config, ".".join(above)))
+    return value not in (_default(section, name), _at(type(config)(), key))
+
+
+def _at(config: Any, key: str) -> Any:
+    """The value of a key; MISSING where the job has no such setting."""
+    for name in filter(None, key.split(".")):
+        if not is_dataclass(config) or not hasattr(config, name):
+            return MISSING
+        config = getattr(config, name)
+    return config
+
+
+def _default(section: type, name: str) -> Any:
+    field = next(field for field in fields(section) if field.name == name)
+    return field.default if field.default_factory is MISSING else field.default_factory()
