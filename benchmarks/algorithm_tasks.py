@@ -46,6 +46,7 @@ class Task:
         responses: Responses of a step, the same for all algorithms.
         group: Of these, how many answer the same prompt, for the estimators that compare them.
         rates: The learning rates tried first, the same for all algorithms.
+        extend: Whether one rate more is tried where the best lies at the edge.
         evaluations: How often a run is evaluated, its end included.
         settings: What all runs share.
     """
@@ -58,6 +59,7 @@ class Task:
     responses: int
     group: int
     rates: tuple[float, ...]
+    extend: bool = True
     evaluations: int = 4
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -113,7 +115,7 @@ def translate(folder: Path) -> Prepared:
 
 def chat(folder: Path) -> Prepared:
     """SmolLM2-135M-Instruct, the prompts and the settings of `proxlm demo --chat`."""
-    held_out = 32
+    held_out = 24
     job = ppo_job(DemoConfig(folder=str(folder), chat=True, ppo_steps=1, eval_count=held_out))
     prompts = chat_prompts(TRAINING_PROMPTS, held_out, seed=0)
     for file, records in (
@@ -179,15 +181,17 @@ TASKS = {
         "Chat",
         "SmolLM2-135M-Instruct, its top 6 blocks, answers questions with one or two instructions; the reward is the"
         " share that is kept, by rule (to be about the subject is one more), less 0.2 for an answer without an end."
-        " 64 held-out prompts of new combinations and new kinds.",
+        " 48 held-out prompts of new combinations and new kinds.",
         chat,
         beta=0.03,
-        steps=10,
-        responses=32,
+        steps=8,
+        responses=24,
         group=4,
-        rates=(3e-4, 9e-4),
+        # A run takes long: two rates, one of them the demo's own, which takes more steps.
+        rates=(4e-4, 1.2e-3),
+        extend=False,
         evaluations=2,
-        settings={"ppo.epochs": 1, "ppo.minibatches": 4, "optim.policy.warmup": 8},
+        settings={"ppo.epochs": 1, "ppo.minibatches": 3, "optim.policy.warmup": 4},
     ),
 }
 

@@ -18,6 +18,7 @@ import multiprocessing
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +134,18 @@ def objective(run: Run) -> float:
 
 
 def tuned_and_run(
-    rates: Sequence[float], start: Callable[[float, int], Future[Run]]
+    rates: Sequence[float], extend: bool, start: Callable[[float, int], Future[Run]]
 ) -> tuple[dict[float, float], float, list[Run]]:
-    """Objectives by rate on the tuning seed, the best rate, and the runs of the seeds with it."""
+    """Objectives by rate on the tuning seed, the best rate, and the runs of the seeds with it.
+
+    Args:
+        rates: Tried first.
+        extend: Try one more where the best lies at the edge.
+        start: Starts a run with a rate and a seed.
+    """
     tuning = {rate: start(rate, TUNING_SEED) for rate in rates}
     found = {rate: objective(future.result()) for rate, future in tuning.items()}
-    beyond = rate_beyond(list(found), best_rate(found))
+    beyond = rate_beyond(list(found), best_rate(found)) if extend else None
     if beyond is not None:
         found[beyond] = objective(start(beyond, TUNING_SEED).result())
     best = best_rate(found)
@@ -146,10 +153,28 @@ def tuned_and_run(
     return found, best, [future.result() for future in futures]
 
 
+Launch = Callable[[str, str, dict[str, Any], Path], Future[Run]]
+"""`one_run` in a process of its own, or what it has left."""
+
+
+class UnfinishedError(Exception):
+    """A run that nobody has finished is not there to be shown."""
+
+
+def finished(task_name: str, recipe: str, settings: dict[str, Any], folder: Path) -> Future[Run]:
+    """A finished run's result; nothing is started."""
+    future: Future[Run] = Future()
+    if (folder / "result.json").exists():
+        future.set_result(one_run(task_name, recipe, settings, folder))
+    else:
+        future.set_exception(UnfinishedError(str(folder)))
+    return future
+
+
 def measure(
-    name: str, algorithms: Sequence[str], output: Path, base: dict[str, Any], pool: ProcessPoolExecutor
-) -> Run:
-    """All runs of one task."""
+    name: str, algorithms: Sequence[str], output: Path, base: dict[str, Any], launch: Launch
+) -> dict[str, Any]:
+    """All runs of one task; of the algorithms that `launch` has runs of."""
     task = TASKS[name]
     often = math.ceil(task.steps / task.evaluations)
 
@@ -164,17 +189,13 @@ def measure(
                 "run.seed": seed,
             }
             folder = output / name / f"{algorithm.lower()}-{rate:g}-{seed}"
-            return pool.submit(one_run, name, base["recipe"], settings, folder)
+            return launch(name, base["recipe"], settings, folder)
 
         return start
 
     with ThreadPoolExecutor(len(algorithms)) as threads:
-        futures = {a: threads.submit(tuned_and_run, task.rates, starter(a)) for a in algorithms}
-        try:
-            results = {a: future.result() for a, future in futures.items()}
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        futures = {a: threads.submit(tuned_and_run, task.rates, task.extend, starter(a)) for a in algorithms}
+    results = {a: f.result() for a, f in futures.items() if not isinstance(f.exception(), UnfinishedError)}
     return {
         "spread": base["spread"],
         "beta": task.beta,
@@ -197,16 +218,32 @@ def main() -> None:
     parser.add_argument(
         "--page", type=Path, help="a page with the two marks, for the tables and pictures as well"
     )
+    parser.add_argument(
+        "--finished", action="store_true", help="start nothing: the tables of what has been finished"
+    )
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
+    if given.finished:
+        for name in given.tasks:
+            if (given.output / name / "prepared.json").exists():
+                base = prepared(name, given.output)
+                measured = measure(name, given.algorithms, given.output, base, finished)
+                found |= {name: measured} if measured["seeds"] else {}
+        write_pages(found, given.output, given.page)
+        return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(given.jobs, mp_context=context) as pool:
-        bases = {name: pool.submit(prepared, name, given.output) for name in given.tasks}
-        for name in given.tasks:
-            found[name] = measure(name, given.algorithms, given.output, bases[name].result(), pool)
-            write_pages(found, given.output, given.page)
-            print(f"{name}: done", flush=True)
+        try:
+            bases = {name: pool.submit(prepared, name, given.output) for name in given.tasks}
+            for name in given.tasks:
+                launch = partial(pool.submit, one_run)
+                found[name] = measure(name, given.algorithms, given.output, bases[name].result(), launch)
+                write_pages(found, given.output, given.page)
+                print(f"{name}: done", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 if __name__ == "__main__":

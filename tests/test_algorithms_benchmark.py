@@ -136,11 +136,14 @@ def test_tuning_takes_the_best_rate_and_goes_one_beyond_the_edge() -> None:
         done.set_result(failed if rate > 0.005 else {"curve": [{"objective": rate}]})
         return done
 
-    found, best, runs = tuned_and_run([1e-4, 1e-3], start)
+    found, best, runs = tuned_and_run([1e-4, 1e-3], True, start)
     assert found == {1e-4: 1e-4, 1e-3: 1e-3, 1e-2: -math.inf}
     assert best == 1e-3
     assert asked == [(r, TUNING_SEED) for r in (1e-4, 1e-3, 1e-2)] + [(1e-3, seed) for seed in SEEDS]
     assert len(runs) == 3
+    asked.clear()
+    assert tuned_and_run([1e-4, 1e-3], False, start)[1] == 1e-3
+    assert asked == [(r, TUNING_SEED) for r in (1e-4, 1e-3)] + [(1e-3, seed) for seed in SEEDS]
 
 
 def test_every_algorithm_gets_the_same_responses_and_its_settings_are_valid() -> None:
