@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from statistics import median
 from typing import Any, NamedTuple
 
 from proxlm.evaluation.metrics import Estimate, mean_with_interval
@@ -93,14 +94,12 @@ def at_budget(curve: Sequence[Point], budget: str, amount: float) -> dict[str, f
     return {name: value_at(places, [getattr(point, name) for point in curve], amount) for name in MEASURES}
 
 
-def equal_tokens(curves: Mapping[str, Sequence[Sequence[Point]]]) -> float:
-    """The tokens that every run has generated: those of the run with the fewest."""
-    return min(run[-1].tokens for runs in curves.values() for run in runs)
+def smallest_budget(curves: Mapping[str, Sequence[Sequence[Point]]], budget: str) -> float:
+    """How many "tokens" or "seconds" the algorithm needs that needs the fewest: the median of its seeds' whole runs.
 
-
-def equal_seconds(curves: Mapping[str, Sequence[Sequence[Point]]]) -> float:
-    """When the fastest algorithm has finished: the smallest mean, over an algorithm's seeds, of a run's seconds."""
-    return min(math.fsum(run[-1].seconds for run in runs) / len(runs) for runs in curves.values())
+    The median, for a policy that collapses may use next to none of either.
+    """
+    return min(median(getattr(run[-1], budget) for run in runs) for runs in curves.values())
 
 
 def mean_curve(runs: Sequence[Sequence[Point]]) -> list[Point]:

@@ -11,9 +11,8 @@ from algorithm_numbers import (
     Point,
     at_budget,
     difference,
-    equal_seconds,
-    equal_tokens,
     mean_curve,
+    smallest_budget,
 )
 from algorithm_tasks import TASKS
 from compare_runs import Series, svg
@@ -72,7 +71,7 @@ def curves_of(task: Found) -> dict[str, list[list[Point]]]:
 def budgets_of(task: Found) -> tuple[float, float]:
     """Tokens and CPU seconds at which the algorithms are compared."""
     curves = curves_of(task)
-    return equal_tokens(curves), equal_seconds(curves)
+    return smallest_budget(curves, "tokens"), smallest_budget(curves, "seconds")
 
 
 def section(name: str, task: Found) -> str:
@@ -116,7 +115,7 @@ def table(task: Found, curves: Mapping[str, Sequence[Sequence[Point]]], budget: 
                 name,
                 f"{task['chosen'][name]:g}",
                 side_by_side([value["objective"] for value in values]),
-                f"**{mean:.3f}**",
+                f"**{written(mean)}**",
                 side_by_side([value["reward"] for value in values]),
                 side_by_side([value["greedy"] for value in values]),
                 side_by_side([value["kl"] for value in values], 2),
@@ -127,7 +126,11 @@ def table(task: Found, curves: Mapping[str, Sequence[Sequence[Point]]], budget: 
 
 
 def side_by_side(numbers: Sequence[float], digits: int = 3) -> str:
-    return ", ".join(f"{number:.{digits}f}" for number in numbers)
+    return ", ".join(written(number, digits) for number in numbers)
+
+
+def written(number: float, digits: int = 3) -> str:
+    return f"{number:.{digits}f}".replace("-", "−")
 
 
 def per_prompt(runs: Sequence[Found], measure: str) -> list[dict[str, float]]:
@@ -172,9 +175,9 @@ def tuning(task: Found) -> str:
     for name, found in task["tuning"].items():
         by_rate = {float(rate): value for rate, value in found.items()}
         cells = [
-            f"**{by_rate[rate]:.3f}**"
+            f"**{written(by_rate[rate])}**"
             if rate == task["chosen"][name]
-            else (f"{by_rate[rate]:.3f}" if rate in by_rate else "")
+            else (written(by_rate[rate]) if rate in by_rate else "")
             for rate in rates
         ]
         lines.append(row(name, *cells))

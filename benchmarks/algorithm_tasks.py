@@ -155,8 +155,8 @@ TASKS = {
     ),
     "tic-tac-toe": Task(
         "Tic-tac-toe",
-        "The same model after random games against an opponent that wins where it can; a win pays 1, a draw 0.5, the"
-        " best play 0.997. 128 held-out games.",
+        "A model of the same size that has read random games plays an opponent that wins where it can; a win pays 1,"
+        " a draw 0.5, the best play 0.997. 128 held-out games.",
         game("tic-tac-toe", {}),
         beta=0.01,
         steps=40,

@@ -89,20 +89,29 @@ def curve(*points: tuple[float, float, float]) -> list[Any]:
     return [Point(tokens, seconds, r, 2 * r, 1.0, r - 0.5) for tokens, seconds, r in points]
 
 
-def test_equal_tokens_are_the_fewest_and_equal_seconds_those_of_the_fastest_algorithm() -> None:
-    from algorithm_numbers import at_budget, equal_seconds, equal_tokens
+def test_budgets_are_those_of_the_algorithm_that_needs_the_fewest_and_a_collapsed_run_does_not_set_them() -> (
+    None
+):
+    from algorithm_numbers import at_budget, smallest_budget
 
-    slow = [curve((0, 0, 0.0), (100, 8, 0.4)), curve((0, 0, 0.2), (80, 12, 0.6))]  # 10 seconds on average
-    fast = [curve((0, 0, 0.0), (120, 3, 0.3)), curve((0, 0, 0.0), (100, 5, 0.5))]  # 4 seconds
+    slow = [
+        curve((0, 0, 0.0), (100, 8, 0.4)),
+        curve((0, 0, 0.2), (80, 12, 0.6)),
+        curve((0, 0, 0.0), (90, 9, 0.4)),
+    ]
+    fast = [
+        curve((0, 0, 0.0), (120, 3, 0.3)),
+        curve((0, 0, 0.0), (100, 5, 0.5)),
+        curve((0, 0, 0.0), (2, 0.1, -1.0)),
+    ]
     curves = {"slow": slow, "fast": fast}
-    assert equal_tokens(curves) == 80
-    assert equal_seconds(curves) == 4.0
-    assert at_budget(slow[0], "tokens", 80) == pytest.approx(
-        {"reward": 0.32, "greedy": 0.64, "kl": 1.0, "objective": -0.18}
+    assert smallest_budget(curves, "tokens") == 90  # medians 90 and 100
+    assert smallest_budget(curves, "seconds") == 3  # medians 9 and 3
+    assert at_budget(slow[0], "tokens", 90) == pytest.approx(
+        {"reward": 0.36, "greedy": 0.72, "kl": 1.0, "objective": -0.14}
     )
-    assert at_budget(slow[0], "seconds", 4.0)["reward"] == pytest.approx(0.2)
-    assert at_budget(slow[1], "seconds", 4.0)["reward"] == pytest.approx(0.2 + 0.4 / 3)
-    assert [at_budget(run, "seconds", 4.0)["reward"] for run in fast] == pytest.approx([0.3, 0.4])
+    assert at_budget(slow[1], "seconds", 3)["reward"] == pytest.approx(0.3)
+    assert [at_budget(run, "seconds", 3)["reward"] for run in fast] == pytest.approx([0.3, 0.3, -1.0])
 
 
 def test_two_algorithms_are_apart_where_prompts_and_seeds_say_so() -> None:
