@@ -82,7 +82,7 @@ def section(name: str, task: Found) -> str:
     about = (
         f"{known.about} {known.steps} steps of {known.responses} responses, β = {known.beta:g}; GRPO and RLOO draw"
         f" {known.group} responses to a prompt. GRPO's β is {known.beta / task['spread']:.2g} (spread"
-        f" {task['spread']:.2f}). Before: {start.reward:.3f} sampled, {start.greedy:.3f} greedy (seed 0)."
+        f" {task['spread']:.2f}). Before: {written(start.reward)} sampled, {written(start.greedy)} greedy (seed 0)."
     )
     parts = [
         f"## {known.title}",

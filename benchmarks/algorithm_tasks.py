@@ -171,7 +171,7 @@ TASKS = {
         " chrF, from 0 to 1. 192 held-out sentences.",
         translate,
         beta=0.01,
-        steps=25,
+        steps=15,
         responses=64,
         group=4,
         rates=(1e-4, 3e-4, 1e-3),
