@@ -99,6 +99,7 @@ def test_by_hand():
     tokens, offsets = torch.tensor([1, 0, 0, 1]), torch.tensor([0, 2, 4])
     assert credit.advantages(tokens, offsets).tolist() == pytest.approx([0.5, 0, -0.5, 0], abs=1e-6)
     assert credit.prefixes(tokens, offsets).tolist() == [0, 2, 0, 1]
+    assert credit.end == -1
     # Token 1 ends a response; each token costs 0.1; a reward counts half a step later. Behind an end is nothing.
     cost = exact_credit(
         half, lambda y: y.sum(-1).float(), 2, 2, 1, lambda p: torch.full((len(p), 2), -0.1), 0.5
@@ -218,10 +219,16 @@ def test_quality_by_hand():
     assert found.correlation == pytest.approx(0.0, abs=1e-12)
     assert found.rmse == pytest.approx(math.sqrt(11 / 3))
     assert credit_quality(-exact, exact, mask).correlation == pytest.approx(-1.0)
-    flat = credit_quality(torch.full((4,), 0.1), exact, mask)
+    # With means that are not 0: x = (2, 3, 7), y = (1, 4, 4), products 6, squares 14 and 6.
+    found = credit_quality(torch.tensor([2.0, 3, 7, 0]), torch.tensor([1.0, 4, 4, 0]), mask)
+    assert found.correlation == pytest.approx(6 / math.sqrt(14 * 6))
+    # The mean of equal numbers is off by a rounding, of which no correlation may be made.
+    equal = torch.full((4,), 0.1, dtype=torch.float64)
+    assert float(equal[:3].mean()) != 0.1
+    flat = credit_quality(equal, exact, mask)
     assert math.isnan(flat.correlation)
     assert flat.rmse == pytest.approx(math.sqrt((0.9**2 + 1.1**2 + 0.1**2) / 3))
-    assert math.isnan(credit_quality(exact, torch.ones(4), mask).correlation)
+    assert math.isnan(credit_quality(exact, equal, mask).correlation)
 
 
 @pytest.mark.checklist(47)
@@ -250,5 +257,5 @@ def test_what_cannot_be_enumerated_or_compared_is_refused():
 @pytest.mark.checklist(47)
 def test_a_million_prefixes_is_the_limit():
     """1 + 1000 + … : a vocabulary of 999,999 and a length of 2 is the largest of two levels."""
-    with pytest.raises(ValueError, match="1,000,001 prefixes"):
+    with pytest.raises(ValueError, match="1,000,001 prefixes; from 1 to 1,000,000 can"):
         exact_credit(table(0), score, 10**6, 2)

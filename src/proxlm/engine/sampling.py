@@ -147,7 +147,7 @@ def sample(
     logprobs = logits.gather(-1, tokens) - top - sums[:, -1:].log().float()
     if kept is not None:
         torch.gt(logits, -torch.inf, out=kept.sets)
-        shares = 1.0 if whole is logits else sums[:, -1] / (whole - top).exp_().sum(-1, dtype=torch.float64)
+        shares = 1.0 if whole is logits else sums[:, -1] / (whole - top).exp_().sum(-1)
         kept.mass.copy_(torch.as_tensor(shares).clamp(max=1))
     return tokens[:, 0], logprobs[:, 0]
 

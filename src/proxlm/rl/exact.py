@@ -109,7 +109,7 @@ def exact_credit(
         if token_reward is not None:
             q[here] += token_reward(live).double()
         first, prefixes, alive = first + len(prefixes), following, alive & ~over
-    values = torch.zeros(count, dtype=torch.float64)
+    values = torch.empty(count, dtype=torch.float64)
     for t in reversed(range(length)):
         if t < length - 1:
             q[levels[t]] += gamma * values[levels[t + 1]].view(-1, vocabulary)
