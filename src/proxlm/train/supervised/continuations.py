@@ -63,7 +63,8 @@ def _room(model: LanguageModel, prompt: int) -> int:
     """Tokens that the context leaves for a response."""
     if model.context is None:
         return LONGEST
-    return model.context if model.encoder_decoder else model.context - prompt
+    taken = 1 if model.encoder_decoder else prompt  # a decoder of its own begins with the start token
+    return model.context - taken
 
 
 def _ids(examples: Examples, row: int) -> list[int]:
