@@ -136,10 +136,16 @@ def needed_flops(work: Work, setting: Setting) -> float:
     return float(work.batch * (of_policy + of_critic * (prompt + response)))
 
 
-def medians(runs: list[dict[str, Any]], warmup: int = 1) -> dict[str, float]:
-    """Median seconds of each phase over all steps but the first of each run; the largest peak above the baseline."""
+def medians(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Median seconds of each phase over all steps but the first of each run, if it has others; the largest peak above
+    the baseline.
+    """
+
+    def measured(seconds: list[float]) -> list[float]:
+        return seconds[1:] or seconds
+
     found = {
-        name: statistics.median(s for run in runs for s in run["seconds"][name][warmup:])
+        name: statistics.median(s for run in runs for s in measured(run["seconds"][name]))
         for name in runs[0]["seconds"]
     }
     found["peak_mb"] = statistics.median(max(run["peak_mb"].values()) for run in runs)
