@@ -5,7 +5,8 @@
 
 lora: adapters of rank 8 on the policy, all of the value model learns, as TRL's peft_config has it. lora-both: the
 value model is frozen, too, with adapters of its own; TRL is handed it that way. smollm2, smollm2-both: the same two
-for TRL on the shape of SmolLM2-135M; proxlm with adapters on all blocks, and on the top 6 alone. Every setting of
+for TRL on the shape of SmolLM2-135M; proxlm with adapters on all blocks, and on the top 6 alone (smollm2-16: 16
+responses in place of 64, for a busy machine, with --cpu: processor's seconds, not the clock's). Every setting of
 proxlm and TRL runs once in each round, in a process of its own; the first step of each is warm-up. Same models
 (random Llamas, read from the same folder), same prompts, one optimiser step per epoch for both. Needs a machine with
 nothing else to do; the raw seconds are kept, so their spread can be seen. Writes benchmarks/results/against_trl.json
@@ -22,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ WORKLOADS = {
     # The shape of SmolLM2-135M (with a head of its own), and a step as long as one of `proxlm demo --chat`.
     "smollm2": SMOLLM2,
     "smollm2-both": SMOLLM2,
+    "smollm2-16": replace(SMOLLM2, batch=16),
     # For a GPU: the shapes of Qwen2.5 0.5B and 1.5B (their heads have 128 numbers in the second; here 64).
     "gpu-0.5b": Work(896, 24, 151_936, 256, 512, 256, intermediate=4864, groups=2),
     "gpu-1.5b": Work(1536, 28, 151_936, 256, 512, 256, intermediate=8960, groups=4),
@@ -76,6 +78,10 @@ def full(tokens: int = Setting.tokens, in_bf16: int = 1024) -> dict[str, Setting
     }
 
 
+TOP_BLOCKS = {
+    "fp32, LoRA, top 6 blocks, adapter critic": Setting("adapter", rank=RANK, top=6),
+    "fp32, LoRA, adapter critic": Setting("adapter", rank=RANK),
+}
 # Workload → proxlm's settings, and TRL's arguments; full() and none where a workload is not named.
 SETTINGS = {
     "vocab": full(in_bf16=768),
@@ -85,15 +91,13 @@ SETTINGS = {
         "fp32, LoRA, separate critic": Setting(rank=RANK),
         "fp32, LoRA, adapter critic": Setting("adapter", rank=RANK),
     },
-    "smollm2": {
-        "fp32, LoRA, top 6 blocks, adapter critic": Setting("adapter", rank=RANK, top=6),
-        "fp32, LoRA, adapter critic": Setting("adapter", rank=RANK),
-    },
+    "smollm2": TOP_BLOCKS,
+    "smollm2-16": TOP_BLOCKS,
     "smollm2-both": {"fp32, LoRA, separate critic": Setting(rank=RANK)},
 }
 TRL_ARGUMENTS = {
     name: ["--lora", str(RANK), *["--value-adapters"] * name.endswith("-both")]
-    for name in ("lora", "lora-both", "smollm2", "smollm2-both")
+    for name in ("lora", "lora-both", "smollm2", "smollm2-both", "smollm2-16")
 }
 
 
@@ -201,12 +205,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpu", action="store_true", help="seconds of the processor, not of the clock")
     options = parser.parse_args()
     import torch
     from step_measure import matmul_rate
 
     torch.set_num_threads(options.threads)
     common = ["--steps", str(options.steps), "--threads", str(options.threads), "--device", options.device]
+    common += ["--cpu"] * options.cpu
     file = RESULTS / "against_trl.json"
     found: dict[str, Any] = {"matmul_flops": {}, "threads": options.threads, "workloads": {}, "raw": {}}
     if options.add and file.exists():
@@ -216,7 +222,7 @@ def main() -> None:
         settings = SETTINGS.get(workload, full())
         raw = measured(workload, options.trl_python, settings, options.rounds, common)
         rows = {title: medians(runs) for title, runs in raw.items()}
-        for title, setting in settings.items():
+        for title, setting in settings.items() if not options.cpu else ():
             rate = rates["bfloat16" if setting.bf16 else "float32"]
             rows[title]["share"] = needed_flops(WORKLOADS[workload], setting) / rows[title]["update"] / rate
         found["matmul_flops"][workload] = rates

@@ -60,6 +60,32 @@ def test_needed_products_are_those_that_torch_counts(rank: int) -> None:
     assert counted_products(work, rank) == needed - spared
 
 
+def test_blocks_below_those_that_learn_are_not_needed() -> None:
+    from against_trl import Setting, needed_flops
+    from step_models import Work
+
+    deep, shallow = (
+        Work(128, layers, 50, PROMPT, RESPONSE, BATCH, BATCH, epochs=2, intermediate=192) for layers in (5, 2)
+    )
+    assert needed_flops(deep, Setting("adapter", rank=RANK, top=2)) == needed_flops(
+        shallow, Setting("adapter", rank=RANK)
+    )
+
+
+def test_the_first_step_of_several_is_left_out() -> None:
+    from against_trl import medians
+
+    def run(*seconds: float) -> dict[str, Any]:
+        return {
+            "seconds": {"step": list(seconds)},
+            "peak_mb": {"update": 3.0, "score": 2.0},
+            "baseline_mb": 1.0,
+        }
+
+    assert medians([run(9, 1, 2), run(9, 3, 4)]) == {"step": 2.5, "peak_mb": 3.0, "loaded_mb": 1.0}
+    assert medians([run(7)])["step"] == 7
+
+
 def test_a_critic_adds_what_of_it_learns() -> None:
     from against_trl import Setting, needed_flops
     from step_models import Work
