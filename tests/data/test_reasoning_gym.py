@@ -8,7 +8,7 @@ import pytest
 from proxlm.config import RewardSettings
 from proxlm.data.records import iter_records
 from proxlm.errors import DataError, RewardError
-from proxlm.rewards.builtin import reasoning_gym
+from proxlm.rewards.gym_reward import reasoning_gym
 from proxlm.types import Completion
 
 SUM = "reasoning-gym:chain_sum?size=5&seed=1&min_terms=2&max_terms=2"

@@ -16,7 +16,7 @@ from proxlm.jobs import demo_chat
 from proxlm.jobs.chat_prompts import ARGUMENTS, HELD_OUT_KINDS, SUBJECTS, chat_prompts, names_of
 from proxlm.models.save import save_language_model
 from proxlm.report.run import Run
-from proxlm.rewards.builtin import instructions
+from proxlm.rewards.instruction_reward import instructions
 from proxlm.rewards.instructions import kept, wording
 from proxlm.types import Completion
 from small_models import tiny_model

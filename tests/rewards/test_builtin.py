@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxlm.errors import ConfigError, RewardError
-from proxlm.rewards import builtin
+from proxlm.rewards import (
+    answer_rewards,
+    builtin,
+    gym_reward,
+    instruction_reward,
+    reference_rewards,
+    text_rewards,
+)
 from proxlm.rewards.builtin import BUILTINS
 from proxlm.types import Completion
 from story_model import ARITHMETIC, SHARED_DATA, beside_the_checkout
@@ -61,12 +68,14 @@ def test_chrf_names_the_package_that_it_needs(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_list_of_built_in_rewards_is_complete_and_typed() -> None:
+    modules = [builtin, answer_rewards, gym_reward, instruction_reward, reference_rewards, text_rewards]
     defined = [
         name
-        for name, f in vars(builtin).items()
-        if inspect.isfunction(f) and f.__module__ == builtin.__name__ and not name.startswith("_")
+        for module in modules
+        for name, f in vars(module).items()
+        if inspect.isfunction(f) and f.__module__ == module.__name__ and not name.startswith("_")
     ]
-    assert set(BUILTINS) == {*defined, "reward_model"}
+    assert set(BUILTINS) == {*defined, "reward_model", "reward_ensemble"}
     for factory in BUILTINS.values():
         for parameter in inspect.signature(factory, eval_str=True).parameters.values():
             assert isinstance(parameter.annotation, type) or typing.get_args(parameter.annotation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxlm.errors import RewardError
-from proxlm.rewards.builtin import instructions
+from proxlm.rewards.instruction_reward import instructions
 from proxlm.rewards.instructions import (
     KINDS,
     copies,

@@ -28,7 +28,7 @@ from proxlm.jobs.chat_prompts import chat_prompts
 from proxlm.jobs.ppo import PPOTrainer
 from proxlm.jobs.startup import start_job
 from proxlm.report.run import Run
-from proxlm.rewards.builtin import instructions
+from proxlm.rewards.instruction_reward import instructions
 from proxlm.rewards.instructions import share_kept
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.folder import write_atomic
