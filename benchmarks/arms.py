@@ -36,7 +36,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 TUNING_SEED = 100
 # `proxlm value` has other random numbers than the run that its critic is for.
 CRITIC_SEEDS = 1000
-LATE_STEPS = 10
+LATE_STEPS = 5
 # What is compared, in the order of the tables.
 COMPARED = {
     "reward": "held-out reward, sampled",
@@ -176,12 +176,12 @@ def compare(
         _played(experiment.game, output)  # before runs that may begin at the same time
     if tuning := experiment.tuning:
         tried = [(arm, rate) for arm in experiment.arms for rate in tuning.rates]
+        short = {"ppo.steps": tuning.steps} if tuning.steps else {}
         of_tried = [
-            Run(name, arm, TUNING_SEED, output, {"ppo.steps": tuning.steps, tuning.setting: rate})
-            for arm, rate in tried
+            Run(name, arm, TUNING_SEED, output, {**short, tuning.setting: rate}) for arm, rate in tried
         ]
         for (arm, rate), found in zip(tried, each(Run.numbers, of_tried), strict=True):
-            tuned.setdefault(arm, {})[rate] = found["reward"]
+            tuned.setdefault(arm, {})[rate] = found[tuning.by]
         chosen = {arm: {tuning.setting: max(rates, key=rates.__getitem__)} for arm, rates in tuned.items()}
     runs: dict[str, list[Numbers]] = {arm: [] for arm in experiment.arms}
     final = [Run(name, arm, seed, output, chosen.get(arm, {})) for seed in seeds for arm in experiment.arms]
