@@ -134,5 +134,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     # Of 8 numbers nothing is learnt in so few games.
     "number-game": game("number-game", 24, {"environment.args.highest": 4}),
     "tic-tac-toe": game("tic-tac-toe", 16, {}),
-    "frozen-lake": game("frozen-lake", 12, {}),
+    "frozen-lake": game("frozen-lake", 24, {}),
 }
