@@ -22,5 +22,6 @@ def row_generators(rollout: Rollout, seed: int, purpose: Purpose, step: int) -> 
     """
     repeats = Counter[int]()
     for prompt in rollout.prompts:
-        yield torch.Generator().manual_seed(derive_seed(seed, purpose, step, prompt.id, repeats[prompt.id]))
+        derived = derive_seed(seed, Purpose(purpose), step, prompt.id, repeats[prompt.id])
+        yield torch.Generator().manual_seed(derived)
         repeats[prompt.id] += 1
