@@ -114,7 +114,7 @@ class Difference(NamedTuple):
     """How far one algorithm is from another at the end of its runs.
 
     Attributes:
-        estimate: Mean difference over the prompts, each prompt's the mean of the seeds, with its 95% interval.
+        estimate: Mean difference over the prompts, each prompt's the mean of the seeds that had it; 95% interval.
         disjoint: Every seed of one is above every seed of the other.
     """
 
@@ -128,9 +128,12 @@ class Difference(NamedTuple):
 
 
 def difference(ours: Sequence[Mapping[str, float]], theirs: Sequence[Mapping[str, float]]) -> Difference:
-    """Ours − theirs: for each seed a number for each prompt, the same prompts throughout."""
-    prompts = sorted(ours[0])
-    per_prompt = [_mean([run[p] for run in ours]) - _mean([run[p] for run in theirs]) for p in prompts]
+    """Ours − theirs: for each seed a number for each prompt; of one seed both have the same prompts."""
+    by_prompt: dict[str, list[float]] = {}
+    for our_run, their_run in zip(ours, theirs, strict=True):
+        for prompt, number in our_run.items():
+            by_prompt.setdefault(prompt, []).append(number - their_run[prompt])
+    per_prompt = [_mean(numbers) for numbers in by_prompt.values()]
     a, b = ([_mean(list(run.values())) for run in runs] for runs in (ours, theirs))
     return Difference(mean_with_interval(per_prompt), min(a) > max(b) or max(a) < min(b))
 

@@ -92,7 +92,8 @@ def result_of(folder: Path, task: Task) -> Run:
     if len(rows) < task.steps:
         raise SystemExit(f"{folder}: stopped after {len(rows)} of {task.steps} steps")
     models = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["models"]
-    before = {name: estimate["mean"] for name, estimate in models[0]["metrics"].items()}
+    by_name = {model["name"]: model["metrics"] for model in models}
+    before = {name: estimate["mean"] for name, estimate in by_name["before"].items()}
     prompts = {
         str(row["prompt_id"]): {
             "objective": row["reward"] - task.beta * row["kl"],
@@ -103,7 +104,7 @@ def result_of(folder: Path, task: Task) -> Run:
     }
     return {
         "curve": [point._asdict() for point in curve_of(rows, before, task.responses, task.beta)],
-        "after": models[1]["metrics"],
+        "after": by_name["after"],
         "prompts": prompts,
     }
 

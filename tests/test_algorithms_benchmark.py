@@ -126,6 +126,11 @@ def test_two_algorithms_are_apart_where_prompts_and_seeds_say_so() -> None:
     found = difference(runs(0.5, 0.6, 0.3), runs(0.2, 0.3, 0.35))
     assert found.estimate.low > 0
     assert (found.disjoint, found.apart) == (False, False)
+    # Each seed has its own held-out prompts: "a" counts as the mean of two seeds.
+    found = difference(
+        [{"a": 1.0, "b": 2.0}, {"a": 3.0, "c": 4.0}], [{"a": 0.0, "b": 0.0}, {"a": 0.0, "c": 0.0}]
+    )
+    assert found.estimate.mean == pytest.approx((2.0 + 2.0 + 4.0) / 3)
     # The seeds do not meet, and the prompts disagree.
     ours = [{"a": 1.0, "b": 0.0, "c": 0.0} for _ in range(3)]
     found = difference(ours, [{"a": 0.0, "b": 0.4, "c": 0.4}] * 3)
