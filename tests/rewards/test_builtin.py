@@ -217,6 +217,45 @@ def test_length_stays_between_0_and_1_and_is_1_at_the_target_alone(text: str, ta
     assert (score == 1) == (len(text) == target)
 
 
+def test_forbidden_words_are_whole_ones_but_in_chinese(tmp_path: Path) -> None:
+    completions = texts(
+        "a damn shame, damn it",
+        "the DAMN’s",
+        "damned",
+        "你damn好",
+        "ｄａｍｎ",
+        "真笨蛋！",
+        "笨的蛋",
+        "",
+        "so  so bad",
+    )
+    words = ["damn", "笨蛋", "so so bad"]
+    assert builtin.forbidden_words(words)(completions) == [-1, -1, 0, -1, -1, -1, 0, 0, -1]
+    assert builtin.forbidden_words(words, count=True)(completions) == [-2, -1, 0, -1, -1, -1, 0, 0, -1]
+    file = tmp_path / "words.txt"
+    file.write_text("# not these\n\n damn \n笨蛋\n", encoding="utf-8")
+    assert builtin.forbidden_words(["so so bad"], file=str(file))(completions) == [
+        -1,
+        -1,
+        0,
+        -1,
+        -1,
+        -1,
+        0,
+        0,
+        -1,
+    ]
+    # One inside another is one hit, and marks are no patterns.
+    assert builtin.forbidden_words(["bad", "bad dog", "c++"], count=True)(texts("bad dog c++ c")) == [-2]
+    for arguments, message in [
+        ({}, "words = "),
+        ({"words": [" "]}, "words = "),
+        ({"file": "no.txt"}, "file = "),
+    ]:
+        with pytest.raises(ValueError, match=f"^{message}"):
+            builtin.forbidden_words(**arguments)
+
+
 def test_keyword() -> None:
     completions = texts("The Cat sat", "a dog", "cat and dog", "bird")
     assert builtin.keyword(["cat", "dog"])(completions) == [1, 1, 1, 0]

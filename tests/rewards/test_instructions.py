@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import pytest
 
 from proxlm.errors import RewardError
@@ -22,6 +25,8 @@ from proxlm.types import Completion
 CASES = {
     "max_words": ({"count": 3}, ["one two three", "One.", " - a - b - c -\n"], ["one two three four"]),
     "min_words": ({"count": 3}, ["one two three", "a b\nc d"], ["one two", "a b - -"]),
+    "max_characters": ({"count": 3}, ["猫、狗，鸟", "one two 3!"], ["猫狗鸟鱼", "a b c d"]),
+    "min_characters": ({"count": 3}, ["猫狗鸟鱼", "one two 3"], ["猫。狗。", "one, two!"]),
     "sentences": (
         {"count": 2},
         ["Yes. No.", 'He said "Go!" Then he left.', "It costs 3.5 euros. Really?!", "Wait... what", "你好。再见！"],
@@ -232,3 +237,38 @@ def test_wrong_arguments():
     for name in ("min_words", "copied_words"):
         with pytest.raises(ValueError, match=f"{name} = -1"):
             instructions(**{name: -1})
+
+
+@pytest.mark.parametrize(
+    ("text", "yes", "no"),
+    [
+        ("我喜欢猫。", {"kind": "include", "word": "猫"}, {"kind": "exclude", "word": "喜欢"}),
+        ("我用Python写。", {"kind": "include", "word": "python"}, {"kind": "include", "word": "pyth"}),
+        ("“今天很好！”", {"kind": "starts_with", "word": "今天"}, {"kind": "starts_with", "word": "很好"}),
+        ("今天很好！", {"kind": "ends_with", "word": "很好"}, {"kind": "ends_with", "word": "今天"}),
+        ("我有3只猫，OK。", {"kind": "max_characters", "count": 6}, {"kind": "max_characters", "count": 5}),
+        ("我有3只猫，OK。", {"kind": "min_characters", "count": 6}, {"kind": "min_characters", "count": 7}),
+        ("你好。真的吗？！好", {"kind": "sentences", "count": 3}, {"kind": "sentences", "count": 2}),
+        ("1、茶\n2、水", {"kind": "numbered", "count": 2}, {"kind": "numbered", "count": 3}),
+        ("1.茶\n2. 水", {"kind": "numbered", "count": 2}, {"kind": "bullets", "count": 2}),
+        ("「很好」", {"kind": "quoted"}, {"kind": "question"}),
+        ("It's 3.5 km", {"kind": "max_characters", "count": 3}, {"kind": "min_characters", "count": 4}),
+    ],
+)
+def test_chinese(text: str, yes: dict[str, Any], no: dict[str, Any]) -> None:
+    assert kept(text, yes)
+    assert not kept(text, no)
+
+
+def test_every_kind_is_worded_in_chinese_with_its_arguments() -> None:
+    said = set()
+    for name, kind in KINDS.items():
+        arguments = {"count": 7, "word": "茶", "key": "k", "tag": "t"}
+        wanted = {key: arguments[key] for key in list(inspect.signature(kind.check).parameters)[1:]}
+        text = wording({"kind": name, **wanted}, "zh")
+        assert text.endswith("。")
+        assert all(str(value) in text for value in wanted.values())
+        said.add(text)
+    assert len(said) == len(KINDS)
+    with pytest.raises(ValueError, match=r"^language = 'fr': must be en or zh"):
+        wording({"kind": "question"}, "fr")  # type: ignore[arg-type]

@@ -12,11 +12,19 @@ from proxlm.rewards.answer_rewards import exact_match, math_answer, numeric_answ
 from proxlm.rewards.gym_reward import reasoning_gym
 from proxlm.rewards.instruction_reward import instructions
 from proxlm.rewards.python_tests import PythonTests
-from proxlm.rewards.reference_rewards import chrf
+from proxlm.rewards.reference_rewards import bleu, chrf, rouge
 from proxlm.rewards.reward_ensemble import RewardEnsemble
 from proxlm.rewards.reward_model import RewardModel
 from proxlm.rewards.scorer import Scorer
-from proxlm.rewards.text_rewards import keyword, length, python_parses, regex, repetition, sentiment
+from proxlm.rewards.text_rewards import (
+    forbidden_words,
+    keyword,
+    length,
+    python_parses,
+    regex,
+    repetition,
+    sentiment,
+)
 from proxlm.sandbox import Limits
 
 
@@ -64,8 +72,11 @@ BUILTINS: dict[str, Callable[..., Scorer]] = {
     "length": length,
     "repetition": repetition,
     "keyword": keyword,
+    "forbidden_words": forbidden_words,
     "instructions": instructions,
     "chrf": chrf,
+    "bleu": bleu,
+    "rouge": rouge,
     "reward_model": RewardModel,
     "reward_ensemble": RewardEnsemble,
     "python_tests": python_tests,

@@ -1,8 +1,8 @@
 r"""Instructions whose keeping a rule can check, and the checks: plain functions of a response's text.
 
 An instruction is a mapping: its kind, and the arguments of the kind: {"kind": "max_words", "count": 8}. `wording`
-says it in English, `kept` checks it. As in IFEval (Zhou et al. 2023) a check reads the text alone, and decides the
-form, not whether the answer is true.
+says it in English or Chinese, `kept` checks it. As in IFEval (Zhou et al. 2023) a check reads the text alone, and
+decides the form, not whether the answer is true.
 
 A word is what stands between white space and holds a letter or a digit. White space around the text counts for
 nothing, and a text without a word keeps no instruction.
@@ -15,8 +15,9 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
+from proxlm.rewards.phrases import UNSPACED, characters, is_unspaced, phrase_pattern
 from proxlm.text import listed, shown, suggestion
 
 Instruction = Mapping[str, Any]
@@ -25,13 +26,15 @@ Instruction = Mapping[str, Any]
 _SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)\]*_]*+(?=\s|$)|(?<![。！？])[。！？]++[”’」）]*+")
 _WORD = re.compile(r"\w+")
 _BULLET = re.compile(r"[-*•]\s+\S")
-_NUMBERED = re.compile(r"(\d+)[.)]\s+\S")
+# In Chinese and Japanese without white space, too: 1、茶
+_NUMBERED = re.compile(rf"(\d+)(?:[.)．）]\s+\S|[.)．）、]\s*[{UNSPACED}])")
 # What may stand after a sentence's last mark, or around a word.
 _CLOSING = "\"'”’)]}*_`» \t\n"
 _AROUND = "\"'“”‘’()[]{}<>*_`«».,;:!?…-–—"
-_QUOTES = {'"': '"', "“": "”", "«": "»"}
+_AROUND_TEXT = _AROUND + "。，、！？；：「」『』（）《》〈〉【】 \t\n"
+_QUOTES = {'"': '"', "“": "”", "«": "»", "「": "」"}
 _LARGEST_COUNT = 10_000
-_ONE = re.compile(r"\b1 (word|sentence|line)s\b")
+_ONE = re.compile(r"\b1 (word|character|sentence|line)s\b")
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,12 @@ class Kind:
     Attributes:
         check: (text, **arguments) → whether the text keeps it; the text holds a word and no white space around it.
         wording: How it is asked for, with the arguments in braces.
+        chinese: The same in Chinese.
     """
 
     check: Callable[..., bool]
     wording: str
+    chinese: str
 
 
 def kept(text: str, instruction: Instruction) -> bool:
@@ -61,9 +66,13 @@ def share_kept(text: str, instructions: Sequence[Instruction]) -> float:
     return sum(kept(text, instruction) for instruction in instructions) / len(instructions)
 
 
-def wording(instruction: Instruction) -> str:
-    """The instruction as an English sentence. Raises ValueError for what is none."""
+def wording(instruction: Instruction, language: Literal["en", "zh"] = "en") -> str:
+    """The instruction as a sentence in English or Chinese. Raises ValueError for what is none."""
     kind, arguments = _parts(instruction)
+    if language not in ("en", "zh"):
+        raise ValueError(f"language = {shown(repr(language), 40)}: must be en or zh")
+    if language == "zh":
+        return kind.chinese.format(**arguments)
     return _ONE.sub(r"1 \1", kind.wording.format(**arguments))
 
 
@@ -111,6 +120,14 @@ def min_words(text: str, count: int) -> bool:
     return len(words(text)) >= count
 
 
+def max_characters(text: str, count: int) -> bool:
+    return characters(text) <= count
+
+
+def min_characters(text: str, count: int) -> bool:
+    return characters(text) >= count
+
+
 def exact_sentences(text: str, count: int) -> bool:
     return len(sentences(text)) == count
 
@@ -132,11 +149,15 @@ def exclude(text: str, word: str) -> bool:
 
 
 def starts_with(text: str, word: str) -> bool:
+    if is_unspaced(word):
+        return text.strip(_AROUND_TEXT).casefold().startswith(word.strip(_AROUND_TEXT).casefold())
     wanted = _bare_words(word)
     return _bare_words(text)[: len(wanted)] == wanted
 
 
 def ends_with(text: str, word: str) -> bool:
+    if is_unspaced(word):
+        return text.strip(_AROUND_TEXT).casefold().endswith(word.strip(_AROUND_TEXT).casefold())
     wanted = _bare_words(word)
     return _bare_words(text)[-len(wanted) :] == wanted
 
@@ -195,26 +216,48 @@ def tagged(text: str, tag: str) -> bool:
 
 
 KINDS: dict[str, Kind] = {
-    "max_words": Kind(max_words, "Answer in {count} words or less."),
-    "min_words": Kind(min_words, "Answer in {count} words or more."),
-    "sentences": Kind(exact_sentences, "Answer in exactly {count} sentences."),
-    "lowercase": Kind(lowercase, "Write in lowercase letters only."),
-    "uppercase": Kind(uppercase, "Write in capital letters only."),
-    "include": Kind(include, 'Use the word "{word}".'),
-    "exclude": Kind(exclude, 'Do not use the word "{word}".'),
-    "starts_with": Kind(starts_with, 'Start your answer with "{word}".'),
-    "ends_with": Kind(ends_with, 'End your answer with "{word}".'),
-    "no_commas": Kind(no_commas, "Do not use commas."),
-    "no_digits": Kind(no_digits, "Do not use digits."),
-    "has_number": Kind(has_number, "Give a number in digits."),
-    "question": Kind(question, "Answer with a question."),
-    "exclamation": Kind(exclamation, "End with an exclamation mark."),
-    "one_line": Kind(one_line, "Write everything on one line."),
-    "bullets": Kind(bullets, 'Write only a list of {count} lines that each begin with "- ".'),
-    "numbered": Kind(numbered, 'Write only a list of {count} lines that begin with "1.", "2." and so on.'),
-    "json": Kind(json_object, 'Write only a JSON object with the key "{key}".'),
-    "quoted": Kind(quoted, "Put the whole answer in double quotes."),
-    "tagged": Kind(tagged, "Put the whole answer between <{tag}> and </{tag}>."),
+    "max_words": Kind(max_words, "Answer in {count} words or less.", "回答不超过{count}个单词。"),
+    "min_words": Kind(min_words, "Answer in {count} words or more.", "回答不少于{count}个单词。"),
+    "max_characters": Kind(
+        max_characters, "Answer in {count} characters or less.", "回答不超过{count}个字。"
+    ),
+    "min_characters": Kind(
+        min_characters, "Answer in {count} characters or more.", "回答不少于{count}个字。"
+    ),
+    "sentences": Kind(exact_sentences, "Answer in exactly {count} sentences.", "回答正好{count}句话。"),
+    "lowercase": Kind(lowercase, "Write in lowercase letters only.", "只使用小写字母。"),
+    "uppercase": Kind(uppercase, "Write in capital letters only.", "只使用大写字母。"),
+    "include": Kind(include, 'Use the word "{word}".', "请使用词语“{word}”。"),
+    "exclude": Kind(exclude, 'Do not use the word "{word}".', "不要使用词语“{word}”。"),
+    "starts_with": Kind(starts_with, 'Start your answer with "{word}".', "以“{word}”开头。"),
+    "ends_with": Kind(ends_with, 'End your answer with "{word}".', "以“{word}”结尾。"),
+    "no_commas": Kind(no_commas, "Do not use commas.", "不要使用逗号。"),
+    "no_digits": Kind(no_digits, "Do not use digits.", "不要使用数字。"),
+    "has_number": Kind(has_number, "Give a number in digits.", "用阿拉伯数字给出一个数。"),
+    "question": Kind(question, "Answer with a question.", "用一个问句回答。"),
+    "exclamation": Kind(exclamation, "End with an exclamation mark.", "以感叹号结尾。"),
+    "one_line": Kind(one_line, "Write everything on one line.", "全部写在一行。"),
+    "bullets": Kind(
+        bullets,
+        'Write only a list of {count} lines that each begin with "- ".',
+        "只写一个{count}行的列表，每行以“- ”开头。",
+    ),
+    "numbered": Kind(
+        numbered,
+        'Write only a list of {count} lines that begin with "1.", "2." and so on.',
+        "只写一个{count}行的列表，各行以“1.”、“2.”等开头。",
+    ),
+    "json": Kind(
+        json_object,
+        'Write only a JSON object with the key "{key}".',
+        "只写一个含有键“{key}”的JSON对象。",
+    ),
+    "quoted": Kind(quoted, "Put the whole answer in double quotes.", "把整个回答放在双引号中。"),
+    "tagged": Kind(
+        tagged,
+        "Put the whole answer between <{tag}> and </{tag}>.",
+        "把整个回答放在<{tag}>和</{tag}>之间。",
+    ),
 }
 """The kinds of instructions by name."""
 
@@ -249,8 +292,7 @@ def _parts(instruction: Any) -> tuple[Kind, dict[str, Any]]:
 
 def _holds(text: str, word: str) -> bool:
     """Whether the word or phrase is in the text, not as a part of another word; case does not matter."""
-    pattern = r"\s+".join(re.escape(part) for part in word.casefold().split())
-    return re.search(rf"(?<!\w){pattern}(?!\w)", text.casefold()) is not None
+    return re.search(phrase_pattern(word.casefold()), text.casefold()) is not None
 
 
 def _bare_words(text: str) -> list[str]:

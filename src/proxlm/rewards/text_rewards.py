@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from pathlib import Path
 from typing import Any, Literal
 
+from proxlm.rewards.phrases import phrase_pattern
 from proxlm.rewards.python_code import python_parse_report
 from proxlm.rewards.scorer import Scorer
+from proxlm.text import reason_of
 from proxlm.types import Completion
 
 
@@ -92,6 +96,43 @@ def keyword(words: list[str], all: bool = False, ignore_case: bool = True) -> Sc
     return lambda completions: [
         float(sum(word in text for word in wanted) >= needed) for text in (fold(c.text) for c in completions)
     ]
+
+
+def forbidden_words(words: list[str] | None = None, file: str = "", count: bool = False) -> Scorer:
+    """−1 if one of the words stands in the response, else 0; with `count` −1 for each time that one does.
+
+    A word counts as a whole, "art" not in "party"; a Chinese or Japanese one anywhere. Case does not matter, nor do
+    the compatibility forms of letters (ｆｕｌｌ width).
+
+    Args:
+        words: Words or phrases.
+        file: A text file with more of them, one a line; empty lines and lines that begin with # are skipped.
+        count: Count every hit.
+    """
+    listed = [_plain(word) for word in words or []]
+    if not all(listed):
+        raise ValueError(f"words = {words!r}: none may be empty")
+    if file:
+        try:
+            lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            raise ValueError(f'file = "{file}": cannot be read: {reason_of(error)}') from error
+        listed += [_plain(line) for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not listed:
+        raise ValueError("words = []: needs a word, here or in file")
+    # The longest first: of two that begin alike the whole one is one hit.
+    patterns = [phrase_pattern(word) for word in sorted(set(listed), key=len, reverse=True)]
+    forbidden = re.compile("|".join(patterns))
+
+    def score(text: str) -> float:
+        hits = sum(1 for _ in forbidden.finditer(_plain(text)))
+        return -float(hits if count else hits > 0)
+
+    return lambda completions: [score(c.text) for c in completions]
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold().strip()
 
 
 def _units(completion: Completion, unit: str) -> Any:
