@@ -16,6 +16,7 @@ from proxlm.rewards import (
     gym_reward,
     instruction_reward,
     reference_rewards,
+    schema_reward,
     text_rewards,
 )
 from proxlm.rewards.builtin import BUILTINS
@@ -68,7 +69,15 @@ def test_chrf_names_the_package_that_it_needs(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_list_of_built_in_rewards_is_complete_and_typed() -> None:
-    modules = [builtin, answer_rewards, gym_reward, instruction_reward, reference_rewards, text_rewards]
+    modules = [
+        builtin,
+        answer_rewards,
+        gym_reward,
+        instruction_reward,
+        reference_rewards,
+        schema_reward,
+        text_rewards,
+    ]
     defined = [
         name
         for module in modules

@@ -15,6 +15,7 @@ from proxlm.rewards.python_tests import PythonTests
 from proxlm.rewards.reference_rewards import bleu, chrf, rouge
 from proxlm.rewards.reward_ensemble import RewardEnsemble
 from proxlm.rewards.reward_model import RewardModel
+from proxlm.rewards.schema_reward import json_schema
 from proxlm.rewards.scorer import Scorer
 from proxlm.rewards.text_rewards import (
     forbidden_words,
@@ -74,6 +75,7 @@ BUILTINS: dict[str, Callable[..., Scorer]] = {
     "keyword": keyword,
     "forbidden_words": forbidden_words,
     "instructions": instructions,
+    "json_schema": json_schema,
     "chrf": chrf,
     "bleu": bleu,
     "rouge": rouge,
