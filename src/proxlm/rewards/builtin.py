@@ -17,6 +17,7 @@ from proxlm.rewards.reward_ensemble import RewardEnsemble
 from proxlm.rewards.reward_model import RewardModel
 from proxlm.rewards.schema_reward import json_schema
 from proxlm.rewards.scorer import Scorer
+from proxlm.rewards.similarity import Similarity
 from proxlm.rewards.text_rewards import (
     forbidden_words,
     keyword,
@@ -79,6 +80,7 @@ BUILTINS: dict[str, Callable[..., Scorer]] = {
     "chrf": chrf,
     "bleu": bleu,
     "rouge": rouge,
+    "similarity": Similarity,
     "reward_model": RewardModel,
     "reward_ensemble": RewardEnsemble,
     "python_tests": python_tests,

@@ -20,10 +20,13 @@ from proxlm.rewards.resolve import Rewards, Term, resolve_terms
 from proxlm.rewards.result import Component, UnusableResultError, parts_of
 from proxlm.rewards.reward_ensemble import RewardEnsemble
 from proxlm.rewards.reward_model import RewardModel
+from proxlm.rewards.similarity import Similarity
 from proxlm.text import listed, shown, suggestion
 from proxlm.types import Completion, Rollout, Scores
 
 log = logging.getLogger(__name__)
+# Loaded by `prepare`, outside the time limit, and kept in this process.
+_MODELS = RewardModel | RewardEnsemble | Similarity
 
 
 @checked("function")
@@ -66,7 +69,7 @@ class Reward:
     def prepare(self) -> None:
         """Load the reward models, outside the time limit. Raises ModelError, or ConfigError for a wrong label."""
         for term in self._terms:
-            if isinstance(term.function, RewardModel | RewardEnsemble):
+            if isinstance(term.function, _MODELS):
                 term.function.prepare()
 
     def __call__(self, rollout: Rollout) -> Scores:
@@ -160,7 +163,7 @@ class Reward:
 
     def _call(self, term: Term, completions: Sequence[Completion]) -> dict[str, Component]:
         """One term's checked components. Raises UnusableResultError."""
-        if self._isolated is not None and not isinstance(term.function, RewardModel | RewardEnsemble):
+        if self._isolated is not None and not isinstance(term.function, _MODELS):
             return self._isolated.evaluate(self._terms.index(term), completions)
         # The prompt's record is shared by all its responses and steps; what a reward writes into it must not stay.
         own = [
