@@ -11,6 +11,7 @@ from collections.abc import Callable
 from proxlm.rewards.answer_rewards import exact_match, math_answer, numeric_answer
 from proxlm.rewards.gym_reward import reasoning_gym
 from proxlm.rewards.instruction_reward import instructions
+from proxlm.rewards.judge import Judge
 from proxlm.rewards.python_tests import PythonTests
 from proxlm.rewards.reference_rewards import bleu, chrf, rouge
 from proxlm.rewards.reward_ensemble import RewardEnsemble
@@ -85,4 +86,5 @@ BUILTINS: dict[str, Callable[..., Scorer]] = {
     "reward_ensemble": RewardEnsemble,
     "python_tests": python_tests,
     "reasoning_gym": reasoning_gym,
+    "judge": Judge,
 }

@@ -54,13 +54,21 @@ class TimedCaller:
         runner = self._runner  # not self, which a job that hangs would keep alive
         self._worker.do(lambda: reply.put(_run(function, timeout, runner)))
         until = time.monotonic() + timeout + GRACE_SECONDS
-        while (left := until - time.monotonic()) > 0:
-            # In slices: a signal that is delivered to another thread does not end this wait.
-            with suppress(Empty):
-                return reply.get(timeout=min(left, SLICE_SECONDS))
-        self._worker.give_up()
-        self._worker = None
+        try:
+            while (left := until - time.monotonic()) > 0:
+                # In slices: a signal that is delivered to another thread does not end this wait.
+                with suppress(Empty):
+                    return reply.get(timeout=min(left, SLICE_SECONDS))
+        except BaseException:  # Ctrl-C: nobody wants the result any more, so nothing goes on asking for it
+            self._abandon()
+            raise
+        self._abandon()
         return Outcome(timed_out=True)
+
+    def _abandon(self) -> None:
+        if self._worker is not None:
+            self._worker.give_up()
+        self._worker = None
 
 
 def _run(function: Callable[[], Any], timeout: float, runner: asyncio.Runner) -> Outcome:

@@ -226,6 +226,8 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, one) for one in parameters)
     if origin is list:
         return isinstance(value, list | tuple) and all(fits(one, parameters[0]) for one in value)
+    if origin is dict:
+        return isinstance(value, Mapping)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

@@ -1,0 +1,83 @@
+"""A server that speaks OpenAI's chat completions on this machine, and does what a test tells it."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Answer = Callable[[BaseHTTPRequestHandler, str], Any]
+
+
+class JudgeServer:
+    """Counts what it is asked. `answer` gets the handler and the question, and returns a text or writes by itself."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.questions: list[str] = []
+        self.bodies: list[dict[str, Any]] = []
+        self.paths: list[str] = []
+        self.keys: list[str | None] = []
+        self.most_at_once = self.now = 0
+        self.lock = threading.Lock()
+        self.answer = answer
+        self.url = ""
+
+    def handle(self, handler: BaseHTTPRequestHandler) -> None:
+        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        with self.lock:
+            self.questions.append(body["messages"][-1]["content"])
+            self.bodies.append(body)
+            self.paths.append(handler.path)
+            self.keys.append(handler.headers["Authorization"])
+            self.now += 1
+            self.most_at_once = max(self.most_at_once, self.now)
+        try:
+            text = self.answer(handler, body["messages"][-1]["content"])
+            if text is not None:
+                reply(handler, text)
+        except OSError:
+            pass  # the client has gone
+        finally:
+            with self.lock:
+                self.now -= 1
+
+
+def reply(handler: BaseHTTPRequestHandler, text: Any, finish: str = "stop") -> None:
+    """Send a chat completion with this text."""
+    send(handler, 200, json.dumps({"choices": [{"message": {"content": text}, "finish_reason": finish}]}))
+
+
+def send(handler: BaseHTTPRequestHandler, status: int, text: str, **headers: str) -> None:
+    """Send a status and a text."""
+    data = text.encode()
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.send_header("Content-Length", str(len(data)))
+    handler.end_headers()
+    handler.wfile.write(data)
+
+
+@contextmanager
+def serving(answer: Answer) -> Iterator[JudgeServer]:
+    """A server for the time of a block."""
+    server = JudgeServer(answer)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            server.handle(self)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    server.url = f"http://127.0.0.1:{http.server_port}/v1"
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        http.server_close()
