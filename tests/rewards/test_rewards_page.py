@@ -49,7 +49,7 @@ def test_the_settings_build_and_the_files_score() -> None:
         if ".py:" in config.use:
             assert reward.score([Completion("", "please", (1, 2))]).failed == 0
         built += 1
-    assert built == 6
+    assert built == 7
 
 
 def test_the_table_names_every_built_in_reward_and_argument() -> None:

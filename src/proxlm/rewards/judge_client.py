@@ -1,7 +1,7 @@
 """One question to a server that speaks OpenAI's chat completions, and the patience to ask it again.
 
 The server is not trusted: what it sends is bounded in bytes, and in seconds from the first to the last one. A
-redirect would carry the key elsewhere, and is refused. What it says in an error is shown shortened and without secrets.
+redirect would carry the key elsewhere, and is refused. What it says in an error is shown short and without secrets.
 """
 
 from __future__ import annotations
@@ -150,8 +150,8 @@ class ChatClient:
             connection.connect()
             connection.sock.settimeout(max(0.01, until - time.monotonic()))
             connection.request("POST", self._target, data, self._headers)
-            response = connection.getresponse()
-            content = response.read(LARGEST_REPLY)
+            with connection.getresponse() as response:
+                content = response.read(LARGEST_REPLY)
         except TimeoutError:
             raise JudgeError(f"no whole reply within {self._timeout:g} s (timeout)") from None
         except ssl.SSLCertVerificationError as error:
