@@ -79,10 +79,7 @@ def resolve_terms(config: RewardSettings, function: Rewards | None) -> list[Term
             for name, term in config.terms.items()
         ]
     if not config.use:
-        raise ConfigError(
-            "reward.use: required: a built-in reward, path/to/file.py:function, or reward.terms; "
-            f"built in are {', '.join(BUILTINS)}"
-        )
+        raise ConfigError(f"reward.use: required: path/to/file.py:function, or {', '.join(BUILTINS)}")
     return [_term("", "reward", config.use, config.args, 1.0, {})]
 
 
