@@ -47,7 +47,8 @@ def test_built_in_rewards_take_their_arguments() -> None:
 
 def test_nothing_to_use() -> None:
     message = refused(ConfigError, RewardSettings())
-    assert message == f"reward.use: required: path/to/file.py:function, or {', '.join(BUILTINS)}"
+    assert message.startswith("reward.use: required: path/to/file.py:function, or sentiment, regex, ")
+    assert message.endswith(list(BUILTINS)[-1])
     assert {"sentiment", "regex", "reward_model", "reward_ensemble"} <= set(BUILTINS)
 
 
