@@ -47,8 +47,11 @@ def test_built_in_rewards_take_their_arguments() -> None:
 
 def test_nothing_to_use() -> None:
     message = refused(ConfigError, RewardSettings())
-    assert message.startswith("reward.use: required: path/to/file.py:function, or sentiment, regex, ")
-    assert message.endswith(list(BUILTINS)[-1])
+    first, more = ", ".join(list(BUILTINS)[:8]), len(BUILTINS) - 8
+    assert message == (
+        "reward.use: required: a built-in reward, path/to/file.py:function, or reward.terms;"
+        f" built in are {first} and {more} more (docs/rewards.md)"
+    )
     assert {"sentiment", "regex", "reward_model", "reward_ensemble"} <= set(BUILTINS)
 
 

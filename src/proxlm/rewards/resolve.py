@@ -18,6 +18,8 @@ from proxlm.rewards.builtin import BUILTINS
 from proxlm.text import listed, suggestion
 from proxlm.user_code import load, parse_reference
 
+_BUILT_IN = f"{listed(BUILTINS, most=8)} (docs/rewards.md)"
+
 RewardFunction = Callable[..., Any]
 """(completions: list[Completion], **args) → B floats, B lists of floats, or a dict of such; sync or async."""
 
@@ -79,7 +81,10 @@ def resolve_terms(config: RewardSettings, function: Rewards | None) -> list[Term
             for name, term in config.terms.items()
         ]
     if not config.use:
-        raise ConfigError(f"reward.use: required: path/to/file.py:function, or {', '.join(BUILTINS)}")
+        raise ConfigError(
+            "reward.use: required: a built-in reward, path/to/file.py:function, or reward.terms;"
+            f" built in are {_BUILT_IN}"
+        )
     return [_term("", "reward", config.use, config.args, 1.0, {})]
 
 
@@ -127,7 +132,7 @@ def _term(
     if use.endswith(".py"):
         raise ConfigError(f'{key}.use = "{use}": add the name of the function: {use}:FUNCTION')
     if use not in BUILTINS:
-        listing = f"built in are {', '.join(BUILTINS)}; one of your own is path/to/file.py:function"
+        listing = f"built in are {_BUILT_IN}; one of your own is path/to/file.py:function"
         raise ConfigError(
             f'{key}.use = "{use}": no such built-in reward; {suggestion(use, BUILTINS, listing)}'
         )
