@@ -12,11 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxlm.checkpoint import (
+    best_folder,
     checkpoints,
     damage,
     load_checkpoint,
     newest_checkpoint,
     read_manifest,
+    remove_other_models,
     save_checkpoint,
     set_aside_newer,
 )
@@ -135,4 +137,8 @@ def test_any_bytes_are_a_run_error_or_fine(tmp_path, data):
     write_manifest(folder)
     with suppress(RunError):
         load_checkpoint(folder)
-    save(tmp_path, 2, 1, "reward")
+    # Which step each checkpoint names as its best is read where it can be.
+    best_folder(tmp_path, 1).mkdir(parents=True, exist_ok=True)
+    remove_other_models(tmp_path, 2)
+    save(tmp_path, 2, 1)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002"]

@@ -14,7 +14,7 @@ import proxlm
 
 
 def test_every_operation_of_a_checkpoint_is_refused(tmp_path):
-    """Of a run of control, from the rows of the second step to its checkpoint, with the errors in turn."""
+    """Of a run of control, from the rows of the second step into its best model, with the errors in turn."""
     output = tmp_path / "io_errors.json"
     command = [
         sys.executable,
@@ -22,8 +22,8 @@ def test_every_operation_of_a_checkpoint_is_refused(tmp_path):
         "--jobs",
         "control",
         "--operations",
-        "108",
-        "124",
+        "144",
+        "164",
     ]
     here = os.environ | {"PYTHONPATH": str(Path(proxlm.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

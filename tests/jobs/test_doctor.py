@@ -33,7 +33,7 @@ def test_a_healthy_run(run, capsys):
         == f"{run}: 40 steps read, 1 to 40; none of the 11 rules that could judge finds anything wrong"
     )
     # The rows are hand-made, and lack what these look at.
-    assert lines[1] == "11 of 19 rules could judge; the others could not:"
+    assert lines[1] == "11 of 20 rules could judge; the others could not:"
     assert "  eos_never, eos_at_once: no number of ended_share" in lines
 
 
@@ -72,7 +72,7 @@ def test_json(run, tmp_path, capsys):
     assert capsys.readouterr().out.endswith(f"\nwritten to {file}\n")
     written = json.loads(file.read_text(encoding="utf-8"))
     assert (written["folder"], written["steps"], written["last_step"]) == (str(run), 40, 40)
-    assert (written["rules"], list(written["cannot_judge"])[-2:]) == (19, ["eos_never", "eos_at_once"])
+    assert (written["rules"], list(written["cannot_judge"])[-2:]) == (20, ["eos_never", "eos_at_once"])
     keys = ("rule", "severity", "first_step", "last_step", "at_the_end")
     assert [tuple(f[k] for k in keys) for f in written["findings"]] == [
         ("learning_rate_too_large", "serious", 12, 21, False),
