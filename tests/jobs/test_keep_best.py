@@ -119,7 +119,7 @@ def test_the_table_shows_the_best_with_other_random_numbers(here, whole, capsys)
     assert run.best.metrics["perplexity"].mean != pytest.approx(chosen_by["evaluation/perplexity"])
     text = run.chosen.line()
     assert text.startswith(f"best: step {run.chosen.step}, chosen by the highest evaluation/reward = ")
-    assert "too good on average as the best of several; evaluated anew with other random numbers" in text
+    assert "too good on average as the best of several; evaluated again with other random numbers" in text
     assert "a greedy answer is the same again" in replace(run.chosen, metric="evaluation/greedy/kl").line()
     assert main(["report", str(whole), "--output", "page.html"]) == 0
     page = Path("page.html").read_text("utf-8")
@@ -167,7 +167,7 @@ def test_harm_to_the_best_model_is_found_and_a_resume_chooses_anew(here, whole, 
     ]
     assert main(["ppo", str(folder / "config.toml"), "--resume", "--ppo.steps", "9"]) == 0
     said = capsys.readouterr().out
-    assert f"note: the best step is chosen anew, from here on: {best}: config.json" in said
+    assert f"note: the best step is chosen again, from here on: {best}: config.json" in said
     assert proxlm.load_run(folder).chosen.step in (8, 9)
 
 

@@ -113,7 +113,7 @@ class Chosen:
         if self.metric.startswith(names.EVALUATION(names.GREEDY(""))):
             return f"{chosen}; a greedy answer is the same again, so as the best of several it is too good on average"
         return (
-            f"{chosen}, too good on average as the best of several; evaluated anew with other random numbers"
+            f"{chosen}, too good on average as the best of several; evaluated again with other random numbers"
         )
 
 

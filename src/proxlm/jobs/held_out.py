@@ -68,7 +68,7 @@ class HeldOutEvaluations:
         return values
 
     def after(self) -> None:
-        """Evaluate the policy that the run has saved, unless the last step has done so, and the best step's anew."""
+        """Evaluate the policy that the run has saved, unless the last step has done so, and the best step's again."""
         if not self._prompts:
             return
         if self._newest is not None and self._newest[0] == self._loop.state.step:

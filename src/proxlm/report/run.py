@@ -84,7 +84,7 @@ class Run:
 
     @property
     def best(self) -> Evaluation | None:
-        """The best step's model on the same prompts, evaluated anew; None if there is none."""
+        """The best step's model on the same prompts, evaluated again; None if there is none."""
         return self.evaluations.get("best")
 
     def verify(self) -> list[str]:

@@ -292,7 +292,7 @@ class TrainingLoop(ABC, Generic[S]):
         if not self.config.best_metric() or not state.best_step:
             return
         if problem := damage_of(best_folder(self.folder, state.best_step)):
-            print(f"note: the best step is chosen anew, from here on: {problem}", flush=True)
+            print(f"note: the best step is chosen again, from here on: {problem}", flush=True)
             state.best_step, state.best_value = 0, math.nan
 
     def _optimiser_tensors(self) -> dict[str, Tensor]:
