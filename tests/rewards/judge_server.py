@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -34,13 +34,15 @@ class JudgeServer:
             self.most_at_once = max(self.most_at_once, self.now)
         try:
             text = self.answer(handler, body["messages"][-1]["content"])
-            if text is not None:
-                reply(handler, text)
         except OSError:
-            pass  # the client has gone
+            text = None  # the client has gone
         finally:
+            # Before the reply: once the client has that, it may ask again while this thread still waits for the lock.
             with self.lock:
                 self.now -= 1
+        if text is not None:
+            with suppress(OSError):
+                reply(handler, text)
 
 
 def reply(handler: BaseHTTPRequestHandler, text: Any, finish: str = "stop") -> None:
