@@ -32,7 +32,7 @@ def score(responses):
 
 
 def table(seed, scale=1.0):
-    """A number for each prefix and token; prefixes are told apart by what they hold."""
+    """A number for each prefix and token; equal prefixes have equal numbers, wherever they stand."""
 
     def numbers(prefixes):
         rows = []

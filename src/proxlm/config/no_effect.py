@@ -1,8 +1,8 @@
 """Settings that do nothing under the value of another one: to give one is an error, not silence.
 
-Only what belongs to one switch is here. A setting that some algorithms use and others do not, which a comparison of
-algorithms leaves as it is, is told in a note (`unused_by_algorithm`); one that names its job or its case in its own
-description ("PPO: …", "sft: …", "β1 of adamw and adam") is told there.
+Only settings of a single switch are here. A setting that some algorithms use and others do not is named in a note
+(`unused_by_algorithm`), because a comparison of algorithms leaves it as it is. One that is for a certain job or case
+says so in its own description ("PPO: …", "sft: …", "β1 of adamw and adam").
 """
 
 from __future__ import annotations
