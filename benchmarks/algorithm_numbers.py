@@ -9,7 +9,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any, NamedTuple
 
-from proxlm.evaluation.metrics import Estimate, mean_with_interval
+from proxlm.evaluation.intervals import Estimate, mean_with_interval
 
 FACTOR = 3.0
 MEASURES = ("objective", "reward", "greedy", "kl")

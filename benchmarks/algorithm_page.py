@@ -17,7 +17,7 @@ from algorithm_numbers import (
 from algorithm_tasks import TASKS
 from compare_runs import Series, svg
 
-from proxlm.evaluation.metrics import Estimate
+from proxlm.evaluation.intervals import Estimate
 from proxlm.runlog.folder import write_atomic, write_json_atomic
 
 BEGIN, END = "<!-- results of benchmarks/algorithms.py -->", "<!-- end of results -->"

@@ -27,7 +27,7 @@ from arms_experiments import EXPERIMENTS, Settings
 from jobs import after
 from proxlm import load_config
 from proxlm.config import ValueConfig
-from proxlm.evaluation.metrics import Estimate, mean_with_interval
+from proxlm.evaluation.intervals import Estimate, mean_with_interval
 from proxlm.jobs import ppo, value
 from proxlm.runlog.folder import read_jsonl
 

@@ -26,7 +26,7 @@ from vowel_task import Row, Size, learn
 from proxlm.config import RolloutSettings
 from proxlm.config.ppo import CorrectionSettings
 from proxlm.engine.native import NativeEngine
-from proxlm.evaluation.metrics import mean_with_interval
+from proxlm.evaluation.intervals import mean_with_interval
 from proxlm.models.language_model import LanguageModel
 from proxlm.train.common.clock import Clock
 from proxlm.train.ppo.collect import Collected

@@ -23,7 +23,7 @@ from proxlm.config import ModelSettings, RolloutSettings
 from proxlm.data.tokenizer import encode_source
 from proxlm.engine.generate import generate
 from proxlm.engine.native import NativeEngine
-from proxlm.evaluation.metrics import mean_with_interval
+from proxlm.evaluation.intervals import mean_with_interval
 from proxlm.jobs.startup import start_job
 from proxlm.models.load import load_language_model
 from proxlm.runlog.folder import write_atomic, write_json_atomic

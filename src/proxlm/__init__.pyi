@@ -180,11 +180,11 @@ from proxlm.errors import (
 from proxlm.errors import (
     UserError as UserError,
 )
-from proxlm.evaluation.evaluate import (
-    Evaluation as Evaluation,
-)
-from proxlm.evaluation.metrics import (
+from proxlm.evaluation.intervals import (
     Estimate as Estimate,
+)
+from proxlm.evaluation.results import (
+    Evaluation as Evaluation,
 )
 from proxlm.jobs.control import (
     ControlTrainer as ControlTrainer,

@@ -8,7 +8,8 @@ import pytest
 
 from proxlm.data.preferences import Choice, Comparison
 from proxlm.evaluation.comparisons import Judged, evaluation_of
-from proxlm.evaluation.metrics import calibration_error, correlation, wilson_interval
+from proxlm.evaluation.intervals import correlation, wilson_interval
+from proxlm.evaluation.metrics import calibration_error
 from proxlm.evaluation.word_baseline import word_scores
 from proxlm.types import Completion
 

@@ -9,7 +9,9 @@ import torch
 
 from proxlm.config import RolloutSettings
 from proxlm.engine.native import NativeEngine
-from proxlm.evaluation.evaluate import as_json, as_table, evaluate_model
+from proxlm.evaluation.evaluate import evaluate_model
+from proxlm.evaluation.results import as_json
+from proxlm.evaluation.tables import as_table
 from proxlm.models.forward import token_outputs
 from proxlm.types import Prompt, Scores
 from small_models import tiny_model

@@ -6,16 +6,14 @@ import math
 
 import pytest
 
-from proxlm.evaluation.metrics import (
+from proxlm.evaluation.intervals import (
     Estimate,
-    distinct_n,
     mean_of_rewards,
     mean_with_interval,
-    perplexity,
     student_t_975,
     wilson_interval,
-    words_of,
 )
+from proxlm.evaluation.metrics import distinct_n, perplexity, words_of
 
 
 @pytest.mark.parametrize(

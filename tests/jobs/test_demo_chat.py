@@ -10,8 +10,8 @@ import pytest
 from proxlm.__main__ import main
 from proxlm.config import DemoConfig, validate
 from proxlm.errors import ConfigError
-from proxlm.evaluation.evaluate import Evaluation
-from proxlm.evaluation.metrics import Estimate
+from proxlm.evaluation.intervals import Estimate
+from proxlm.evaluation.results import Evaluation
 from proxlm.jobs import demo_chat
 from proxlm.jobs.chat_prompts import ARGUMENTS, HELD_OUT_KINDS, SUBJECTS, chat_prompts, names_of
 from proxlm.models.save import save_language_model

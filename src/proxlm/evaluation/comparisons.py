@@ -8,14 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxlm.data.preferences import Choice, Comparison
-from proxlm.evaluation.evaluate import Evaluation
-from proxlm.evaluation.metrics import (
-    Estimate,
-    calibration_error,
-    correlation,
-    mean_with_interval,
-    wilson_interval,
-)
+from proxlm.evaluation.intervals import Estimate, correlation, mean_with_interval, wilson_interval
+from proxlm.evaluation.metrics import calibration_error
+from proxlm.evaluation.results import Evaluation
 from proxlm.runlog import metric_names as names
 
 
@@ -81,7 +76,7 @@ def _of_scores(judged: Judged) -> dict[str, Estimate]:
     metrics: dict[str, Estimate] = {
         names.MARGIN: mean_with_interval(leads),
         names.LOG_LOSS: mean_with_interval([_log_loss(lead) for lead in leads]),
-        names.CALIBRATION_ERROR: Estimate(error, error, error),
+        names.CALIBRATION_ERROR: Estimate.exactly(error),
     }
     if (found := correlation(scores, lengths)) is not None:
         metrics[names.LENGTH_CORRELATION] = found

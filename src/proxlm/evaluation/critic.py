@@ -12,8 +12,8 @@ from torch import Tensor
 from proxlm.config import PPOConfig
 from proxlm.engine.generate import Generate, generate
 from proxlm.engine.protocol import Engine
-from proxlm.evaluation.evaluate import Evaluation
-from proxlm.evaluation.metrics import Estimate, mean_with_interval
+from proxlm.evaluation.intervals import Estimate, mean_with_interval
+from proxlm.evaluation.results import Evaluation
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.rl.advantages import explained_variance
 from proxlm.rl.calibration import calibration
@@ -119,14 +119,10 @@ def critic_metrics(experience: Experience) -> dict[str, Estimate]:
         names.RETURN_MEAN: by_response(returns),
         names.VALUE_MEAN: by_response(values),
         names.VALUE_ERROR: by_response((values - returns).square()),
-        names.EXPLAINED_VARIANCE: _plain(explained_variance(values, returns, mask)),
-        names.VALUE_SLOPE: _plain(slope),
-        names.VALUE_BIAS: _plain(bias),
+        names.EXPLAINED_VARIANCE: Estimate.exactly(explained_variance(values, returns, mask)),
+        names.VALUE_SLOPE: Estimate.exactly(slope),
+        names.VALUE_BIAS: Estimate.exactly(bias),
     }
     if experience.values_of_heads is not None:
         found[names.VALUE_SPREAD] = by_response(spread_of_heads(experience.values_of_heads))
     return {name: estimate for name, estimate in found.items() if math.isfinite(estimate.mean)}
-
-
-def _plain(value: float) -> Estimate:
-    return Estimate(value, value, value)

@@ -22,8 +22,8 @@ from proxlm.config import (
     ShapingSettings,
 )
 from proxlm.config.gguf_paths import gguf_file, is_gguf
-from proxlm.evaluation.evaluate import Evaluation
-from proxlm.evaluation.metrics import mean_with_interval, wilson_interval
+from proxlm.evaluation.intervals import mean_with_interval, wilson_interval
+from proxlm.evaluation.results import Evaluation
 from proxlm.jobs.chat_prompts import chat_prompts
 from proxlm.jobs.ppo import PPOTrainer
 from proxlm.jobs.startup import start_job

@@ -24,7 +24,9 @@ from proxlm.engine.native import NativeEngine
 from proxlm.environments.protocol import MakeEnvironment
 from proxlm.environments.resolve import task_prompts
 from proxlm.errors import ConfigError, DataError, ModelError
-from proxlm.evaluation.evaluate import Evaluation, as_json, as_table, evaluate_model
+from proxlm.evaluation.evaluate import evaluate_model
+from proxlm.evaluation.results import Evaluation, as_json
+from proxlm.evaluation.tables import as_table
 from proxlm.jobs.generate import without_adapters
 from proxlm.jobs.in_memory import record_source
 from proxlm.jobs.model_limits import prompt_limit

@@ -12,7 +12,9 @@ from proxlm.checkpoint import best_folder
 from proxlm.config import PPOConfig
 from proxlm.engine.native import NativeEngine
 from proxlm.errors import RunError
-from proxlm.evaluation.evaluate import Chosen, Evaluation, as_table, evaluate_model, evaluation_from_json
+from proxlm.evaluation.evaluate import evaluate_model
+from proxlm.evaluation.results import Chosen, Evaluation, evaluation_from_json
+from proxlm.evaluation.tables import as_table
 from proxlm.jobs.generate import without_adapters
 from proxlm.jobs.progress import progress_line
 from proxlm.models.actor_critic import ActorCritic

@@ -11,7 +11,7 @@ from typing import ClassVar
 from proxlm.checkpoint import best_folder
 from proxlm.engine.native import NativeEngine
 from proxlm.evaluation.critic import evaluate_critic
-from proxlm.evaluation.evaluate import Evaluation
+from proxlm.evaluation.results import Evaluation
 from proxlm.jobs.held_out import HeldOutEvaluations
 from proxlm.jobs.progress import progress_line
 from proxlm.models.actor_critic import ActorCritic, critic_from

@@ -12,7 +12,8 @@ from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.errors import DataError, RewardError
 from proxlm.evaluation.comparisons import Judged, evaluation_of
-from proxlm.evaluation.evaluate import Evaluation, as_table
+from proxlm.evaluation.results import Evaluation
+from proxlm.evaluation.tables import as_table
 from proxlm.evaluation.word_baseline import word_scores
 from proxlm.report.evaluation_files import write_evaluations, write_responses
 from proxlm.report.run import Run

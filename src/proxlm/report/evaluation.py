@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from proxlm.evaluation.evaluate import chosen_from_json
+from proxlm.evaluation.results import chosen_from_json
 from proxlm.report.run_data import Row
 from proxlm.runlog.text import number
 from proxlm.text import in_html

@@ -14,7 +14,7 @@ from typing import Any
 
 from proxlm.checkpoint.manifest import file_record
 from proxlm.errors import RunError
-from proxlm.evaluation.evaluate import Chosen, Evaluation, as_json
+from proxlm.evaluation.results import Chosen, Evaluation, as_json
 from proxlm.masking import masked_tree
 from proxlm.report.run_data import Row, read_evaluation
 from proxlm.runlog.folder import plain, read_jsonl, write_json_atomic, write_jsonl_atomic

@@ -12,7 +12,7 @@ from proxlm.config.from_run import kept_models
 from proxlm.config.paths import home_expanded
 from proxlm.config.signature import checked
 from proxlm.errors import RunError
-from proxlm.evaluation.evaluate import Chosen, Evaluation, chosen_from_json, evaluation_from_json
+from proxlm.evaluation.results import Chosen, Evaluation, chosen_from_json, evaluation_from_json
 from proxlm.report.evaluation_files import read_responses
 from proxlm.report.run_data import read_run
 from proxlm.runlog.saved_settings import model_folder

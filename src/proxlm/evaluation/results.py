@@ -1,0 +1,139 @@
+"""What evaluations have found, of a model each, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from proxlm.evaluation.intervals import Estimate
+from proxlm.runlog import metric_names as names
+from proxlm.runlog.text import number
+
+DESCRIPTIONS = {
+    names.REWARD: "mean reward of a response, with its 95% confidence interval",
+    names.KL: "KL to the reference, nats per response (log-ratio of the sampled tokens; greedy: no KL)",
+    names.TEACHER_KL: "reverse KL to the teacher, nats per response (log-ratio of the sampled tokens)",
+    names.LENGTH: "response length in tokens; of a conversation, like all that follows, the policy's own",
+    names.ENDED_SHARE: "share of responses that ended by themselves",
+    names.DISTINCT_1: "different words / all words, over all responses",
+    names.DISTINCT_2: "different word pairs / all word pairs, over all responses",
+    names.PERPLEXITY: "perplexity of the responses under the reference, per token",
+    names.RETURN_MEAN: "mean return of a token, by Monte Carlo",
+    names.VALUE_MEAN: "mean value before a token",
+    names.VALUE_ERROR: "(value − return)², mean over a response's tokens",
+    names.EXPLAINED_VARIANCE: "1 − Var(return − value) / Var(return) over all tokens; 0: no better than their mean",
+    names.VALUE_SLOPE: "slope of returns over values, 1 if calibrated",
+    names.VALUE_BIAS: "mean value − mean return",
+    names.VALUE_SPREAD: "standard deviation of values over the critic's heads",
+    names.ACCURACY: "share of comparisons whose chosen completion scores higher; a tie is half (Wilson's interval)",
+    names.ACCURACY_SLICE.pattern: "the same, of the comparisons of one slice",
+    names.BEST_OF_N: "share of prompts whose highest score is of a right completion",
+    names.BEST_OF_N_SLICE.pattern: "the same, of one slice",
+    names.MARGIN: "mean score of the chosen minus the rejected completion",
+    names.LOG_LOSS: "−log σ(margin); 0.693 is chance",
+    names.CALIBRATION_ERROR: "expected calibration error of σ(|margin|), in ten bins",
+    names.LENGTH_CORRELATION: "correlation of a completion's score and its characters",
+    names.GREEDY.pattern: "the metric, of greedy responses: the likeliest token each time",
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model's results.
+
+    Attributes:
+        name: What the model is called in the table.
+        model: Where it comes from.
+        metrics: By name; components as "reward/NAME", those of greedy responses as "greedy/METRIC".
+        samples: The first responses.
+        prompts: How many responses were measured.
+        failed: How many of them got `reward.error_score`.
+        without_reward: How many of them have no reward, because it was None; they are in no mean of it.
+        responses: All responses with their rewards and components; empty where they were not kept.
+    """
+
+    name: str
+    model: str
+    metrics: dict[str, Estimate]
+    samples: list[dict[str, Any]]
+    prompts: int
+    failed: int
+    responses: list[dict[str, Any]] = field(default_factory=list)
+    without_reward: int = 0
+
+    def means(self) -> dict[str, float]:
+        """The metrics without their intervals."""
+        return {metric: estimate.mean for metric, estimate in self.metrics.items()}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The step whose model a run has kept as its best, and by what.
+
+    Attributes:
+        step: The step.
+        metric: Its name, "evaluation/reward" for instance.
+        best_is: "highest" or "lowest".
+        value: The metric in that step. As the best of several it is too good on average.
+        model: The model's folder.
+    """
+
+    step: int
+    metric: str
+    best_is: str
+    value: float
+    model: str
+
+    def line(self) -> str:
+        """In words, with what it says of the column "best"."""
+        chosen = f"best: step {self.step}, chosen by the {self.best_is} {self.metric} = {number(self.value)}"
+        if self.metric.startswith(names.EVALUATION(names.GREEDY(""))):
+            return f"{chosen}; a greedy answer is the same again, so as the best of several it is too good on average"
+        return (
+            f"{chosen}, too good on average as the best of several; evaluated again with other random numbers"
+        )
+
+
+def as_json(evaluations: Sequence[Evaluation], seed: int, best: Chosen | None = None) -> dict[str, Any]:
+    """The contents of evaluation.json.
+
+    Args:
+        evaluations: Of each model.
+        seed: Of the random numbers.
+        best: What the evaluation "best" is of, if there is one.
+    """
+    return {
+        "prompts": evaluations[0].prompts,
+        "seed": seed,
+        "metrics": DESCRIPTIONS,
+        "models": [_without_responses(evaluation) for evaluation in evaluations],
+        **({} if best is None else {"best": asdict(best)}),
+    }
+
+
+def _without_responses(evaluation: Evaluation) -> dict[str, Any]:
+    row = asdict(replace(evaluation, responses=[]))
+    del row["responses"]
+    return row
+
+
+def evaluation_from_json(content: Mapping[str, Any]) -> list[Evaluation]:
+    """Inverse of `as_json`."""
+    return [
+        Evaluation(
+            name=row["name"],
+            model=row.get("model", ""),
+            metrics={name: Estimate(**estimate) for name, estimate in row["metrics"].items()},
+            samples=row.get("samples", []),
+            prompts=row.get("prompts", 0),
+            failed=row.get("failed", 0),
+            without_reward=row.get("without_reward", 0),
+        )
+        for row in content["models"]
+    ]
+
+
+def chosen_from_json(content: Mapping[str, Any]) -> Chosen | None:
+    """By what the model was chosen that is the evaluation "best" in evaluation.json; None: there is none."""
+    return Chosen(**content["best"]) if "best" in content else None
