@@ -25,6 +25,8 @@ class Purpose(enum.StrEnum):
     MEMBER = "member"  # base of the weights of a member of an ensemble; member
     STATEMENTS = "statements"  # which of the demo's statements are used
     PREFIXES = "prefixes"  # where the demo's statements are cut
+    # Evaluation
+    RESAMPLES = "resamples"  # the prompts, seeds, signs and assignments of intervals and tests
     # Updates
     PASS = "pass"  # order of the rows in one pass over a rollout; step, pass
     COVARIANCE = "covariance"  # which tokens Clip-Cov leaves out; step, prompt id, repeat

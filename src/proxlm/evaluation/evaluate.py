@@ -34,16 +34,18 @@ class _Scored:
     rollout: Rollout
     scores: Scores | None
     rewards: list[float]
+    lengths: list[float]
 
     @staticmethod
     def of(rollout: Rollout, reward: Callable[[Rollout], Scores] | None) -> _Scored:
+        lengths = segment_sum(rollout.action_mask.float(), rollout.sequences.response_offsets).tolist()
         if reward is None:
-            return _Scored(rollout, None, [])
+            return _Scored(rollout, None, [], lengths)
         scores = reward(rollout)
         if not scores.rewarded:
-            return _Scored(rollout, None, [])
+            return _Scored(rollout, None, [], lengths)
         total = response_rewards(scores.total, scores.per_token, rollout.sequences.response_offsets)
-        return _Scored(rollout, scores, total.tolist())
+        return _Scored(rollout, scores, total.tolist(), lengths)
 
     def reward_metrics(self) -> dict[str, Estimate]:
         """Reward and its components."""
@@ -58,11 +60,9 @@ class _Scored:
 
     def response_metrics(self) -> dict[str, Estimate]:
         """Length and the share that ended."""
-        rollout = self.rollout
-        lengths = segment_sum(rollout.action_mask.float(), rollout.sequences.response_offsets)
         return {
-            names.LENGTH: mean_with_interval(lengths.tolist()),
-            names.ENDED_SHARE: mean_of_rewards([float(f != "length") for f in rollout.finish]),
+            names.LENGTH: mean_with_interval(self.lengths),
+            names.ENDED_SHARE: mean_of_rewards([float(f != "length") for f in self.rollout.finish]),
         }
 
     def row(self, b: int) -> dict[str, Any]:
@@ -70,6 +70,7 @@ class _Scored:
         row: dict[str, Any] = {
             "response": self.rollout.texts[b],
             "finish": self.rollout.finish[b],
+            "length": int(self.lengths[b]),
             "reward": None,
         }
         if self.scores is not None:

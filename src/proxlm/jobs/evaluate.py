@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from proxlm.engine.native import NativeEngine
 from proxlm.environments.protocol import MakeEnvironment
 from proxlm.environments.resolve import task_prompts
 from proxlm.errors import ConfigError, DataError, ModelError
+from proxlm.evaluation.differences import Arm, as_text, differences
 from proxlm.evaluation.evaluate import evaluate_model
 from proxlm.evaluation.results import Evaluation, as_json
 from proxlm.evaluation.tables import as_table
@@ -47,12 +48,16 @@ def main(config: EvaluateConfig) -> None:
     start_job(config.run.threads, config.model)
     evaluations = evaluate(config=config)
     print(as_table(evaluations))
+    compared = differences([Arm(e.name, [e.responses]) for e in evaluations], config.seed)
+    if len(evaluations) > 1:
+        print(f"\n{as_text(compared)}")
     for i in range(min(config.samples, evaluations[0].prompts)):
         print(f"\nprompt  {evaluations[0].samples[i]['prompt']}")
         for e in evaluations:
             print(f"{e.name}: {e.samples[i]['response'].strip()}")
     if config.output:
-        write_json_atomic(Path(config.output), as_json(evaluations, config.seed))
+        found = {**as_json(evaluations, config.seed), "differences": [asdict(one) for one in compared]}
+        write_json_atomic(Path(config.output), found)
         print(f"\nwritten to {config.output}")
     if config.responses:
         write_jsonl_atomic(
