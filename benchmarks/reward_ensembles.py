@@ -30,7 +30,7 @@ from proxlm.config import RewardSettings
 from proxlm.data.prompts import load_prompts
 from proxlm.engine.generate import generate
 from proxlm.engine.native import NativeEngine
-from proxlm.evaluation.metrics import Estimate, mean_with_interval
+from proxlm.evaluation.intervals import Estimate, mean_with_interval
 from proxlm.jobs import ppo, reward
 from proxlm.models.load import load_language_model
 from proxlm.rewards import build_reward

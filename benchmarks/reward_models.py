@@ -27,7 +27,7 @@ from proxlm import load_config
 from proxlm.config import PreferenceSettings
 from proxlm.data.preferences import Comparison, comparisons
 from proxlm.data.skipped import Skipped
-from proxlm.evaluation.metrics import Estimate, mean_with_interval, wilson_interval
+from proxlm.evaluation.intervals import Estimate, mean_with_interval, wilson_interval
 from proxlm.evaluation.word_baseline import word_scores
 from proxlm.jobs import pretrain, reward
 from proxlm.runlog.folder import read_jsonl, write_json_atomic

@@ -260,7 +260,8 @@ def test_the_finished_model_is_judged_beside_length(run):
         (len(row["chosen"]) > len(row["rejected"])) + 0.5 * (len(row["chosen"]) == len(row["rejected"]))
         for row in rows
     ]
-    assert found["length"].metrics["accuracy"].mean == pytest.approx(sum(longer) / 15)
+    shorter = found["length"].model == "the shorter one"
+    assert found["length"].metrics["accuracy"].mean == pytest.approx(abs(shorter - sum(longer) / 15))
     assert {"margin", "log_loss", "calibration_error", "length_correlation"} <= set(found["model"].metrics)
     reward = RewardModel(str(run.model), device="cpu")
     scores = reward([Completion(row["prompt"], row["chosen"]) for row in rows])
@@ -268,6 +269,20 @@ def test_the_finished_model_is_judged_beside_length(run):
     page = (run.folder / "report.html").read_text("utf-8")
     assert "Held-out comparisons" in page
     assert "calibration_error" in page
+
+
+def test_length_is_judged_in_the_direction_of_the_training_part(place, tmp_path):
+    """Where shorter answers are better, a model that has learnt brevity is not above the judge by length."""
+    brief = [
+        {"prompt": f"Say {i}:", "chosen": " yes" + "." * (i % 3), "rejected": " yes" + "!" * 9}
+        for i in range(24)
+    ]
+    verbose = [{**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in brief]
+    for name, train, test, accuracy in (("shorter", brief, brief, 1.0), ("longer", verbose, brief, 0.0)):
+        made = config(place, tmp_path / name, 1)
+        made = replace(made, text=PreferenceSettings())
+        found = RewardTrainer(train=train, validation=test, config=made).train().evaluations["length"]
+        assert (found.model, found.metrics["accuracy"].mean) == (f"the {name} one", accuracy)
 
 
 def test_files_of_its_own_slices_and_best_of_four(place, tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from proxlm.config import RewardConfig
@@ -55,14 +56,17 @@ class HeldOut:
         """
         asked = list(self._asked())
         picked = self._choices()
+        learnt = list(self._learnt()) if self._config.test.baselines else []
         model = _model_judge(folder / "reward", self._config, max_length)
+        longer = _longer_is_better(learnt)
+        lengths = _judged(partial(_lengths, longer=longer), asked, picked)
         found = [
-            evaluation_of(LENGTH, "the longer one", _judged(_lengths, asked, picked), False),
+            evaluation_of(LENGTH, f"the {'longer' if longer else 'shorter'} one", lengths, False),
             evaluation_of(MODEL, str(folder / "reward"), _judged(model, asked, picked)),
         ]
         if not self._config.test.baselines:
             found = found[1:]
-        elif (words := self._words(asked, picked)) is not None:
+        elif (words := _words(learnt, asked, picked)) is not None:
             found.insert(1, words)
         kept = [
             evaluation if evaluation.name == MODEL else replace(evaluation, responses=[])
@@ -93,26 +97,11 @@ class HeldOut:
         path = self._config.test.best_of
         return list(choices(self._config.text, path, _quiet(self._config))) if path else []
 
-    def _words(self, asked: Sequence[Comparison], picked: Sequence[Choice]) -> Evaluation | None:
-        """The judge that sees single words, trained on the same comparisons; None: it cannot be made."""
-        text = self._config.text
-        learnt = [
-            found
-            for _, found in comparisons(text, self._training, _quiet(self._config))
-            if self._validation or found.where not in self._held_out
-        ]
-        every = [done for found in asked for done in found.sides]
-        every += [done for choice in picked for done in choice.completions]
-        scores = word_scores(
-            [found.chosen.text for found in learnt],
-            [found.rejected.text for found in learnt],
-            [done.text for done in every],
-        )
-        if scores is None:
-            return None
-        rest = iter(scores)
-        judged = _judged(lambda completions: [next(rest) for _ in completions], asked, picked)
-        return evaluation_of(WORDS, "logistic regression on single words", judged)
+    def _learnt(self) -> Iterator[Comparison]:
+        """The comparisons that the model was trained on."""
+        for _, found in comparisons(self._config.text, self._training, _quiet(self._config)):
+            if self._validation or found.where not in self._held_out:
+                yield found
 
 
 def print_judgement(run: Run) -> None:
@@ -132,8 +121,32 @@ def _quiet(config: RewardConfig) -> Skipped:
     return Skipped(config.text.on_bad_record == "skip")
 
 
-def _lengths(completions: Sequence[Completion]) -> list[float]:
-    return [float(len(done.text)) for done in completions]
+def _longer_is_better(learnt: Sequence[Comparison]) -> bool:
+    """Whether the longer completion is the better one at least as often as the shorter one."""
+    leads = [len(found.chosen.text) - len(found.rejected.text) for found in learnt]
+    return sum((lead > 0) - (lead < 0) for lead in leads) >= 0
+
+
+def _lengths(completions: Sequence[Completion], longer: bool) -> list[float]:
+    return [float(len(done.text)) * (1 if longer else -1) for done in completions]
+
+
+def _words(
+    learnt: Sequence[Comparison], asked: Sequence[Comparison], picked: Sequence[Choice]
+) -> Evaluation | None:
+    """The judge that sees single words, trained on the same comparisons; None: it cannot be made."""
+    every = [done for found in asked for done in found.sides]
+    every += [done for choice in picked for done in choice.completions]
+    scores = word_scores(
+        [found.chosen.text for found in learnt],
+        [found.rejected.text for found in learnt],
+        [done.text for done in every],
+    )
+    if scores is None:
+        return None
+    rest = iter(scores)
+    judged = _judged(lambda completions: [next(rest) for _ in completions], asked, picked)
+    return evaluation_of(WORDS, "logistic regression on single words", judged)
 
 
 def _model_judge(path: Path, config: RewardConfig, max_length: int) -> Judge:
