@@ -18,6 +18,7 @@ class Purpose(enum.StrEnum):
     # Data
     PROMPTS = "prompts"  # order of the training prompts; epoch
     HELD_OUT = "held-out"  # which prompts are held out for evaluation
+    SHOTS = "shots"  # which solved examples stand before a prompt; its row
     DOCUMENTS = "documents"  # order of the texts to pretrain on
     EXAMPLES = "examples"  # order of the rows of supervised training; epoch
     VALIDATION = "validation"  # which texts or records are kept for validation

@@ -44,6 +44,7 @@ _GIVEN = bool, "something"
 _EMPTY = (lambda value: not value), "nothing"
 _COV = "ppo.covariance"
 _ENVIRONMENT = "args tasks max_turns max_tokens timeout lockstep time_limit"
+_SHOTS = "shots_from response_field answer_separator example_separator"
 _MODEL = "vocabulary hidden layers heads intermediate context tie_embeddings"
 
 SWITCHES = (
@@ -52,6 +53,9 @@ SWITCHES = (
     Switch(f"type {_MODEL}", "new", "model.policy", *_EMPTY),
     Switch(_MODEL, "scratch", "scratch.type", *_GIVEN),
     Switch(_ENVIRONMENT, "environment", "environment.use", *_GIVEN),
+    Switch(f"examples {_SHOTS}", "data", "data.shots", *_POSITIVE),
+    Switch("shots", "data", "data.examples", *_GIVEN),
+    Switch("shots", "data", "environment.use", *_EMPTY),
     Switch("error_score", "reward", "reward.on_error", *_is("score")),
     Switch("memory_gb", "reward", "reward.isolate", *_is(True)),
     Switch("args", "reward", "reward.terms", *_EMPTY),

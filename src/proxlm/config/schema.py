@@ -198,8 +198,29 @@ class DataSettings:
     max_prompt_tokens: int = setting(
         0, "longest prompt; 0: the model's context minus the longest response", ge=0
     )
-    on_long_prompt: Literal["fail", "skip"] = setting(
-        "fail", "a prompt longer than max_prompt_tokens: stop with an error, or skip it and count it"
+    template: str = setting(
+        "",
+        'the prompt as a text with fields of the record in it, "Question: {question}\\nAnswer:" for instance, instead'
+        " of prompt_field",
+    )
+    examples: str = setting(
+        "", "file of solved records, as sft learns from, to stand before each prompt (few-shot)", path="input"
+    )
+    shots: int = setting(0, "number of examples before each prompt; never the prompt itself", ge=0)
+    shots_from: Literal["drawn", "first"] = setting(
+        "drawn",
+        "each prompt has examples of its own, drawn by the seed; or all have the first ones of the file",
+    )
+    response_field: str = setting("response", "field of an example with its answer (text or messages)")
+    answer_separator: str = setting(
+        " ",
+        "text between an example's prompt and its answer, where neither has white space there (not in chat)",
+    )
+    example_separator: str = setting("\n\n", "text behind each example (not in chat)")
+    on_long_prompt: Literal["fail", "skip", "fewer_shots"] = setting(
+        "fail",
+        "a prompt longer than max_prompt_tokens: stop with an error, or skip it and count it, or leave out examples"
+        " until it fits and count that",
     )
     on_bad_record: Literal["fail", "skip"] = setting("fail", ON_BAD_RECORD)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from proxlm.data.formats import Conversation, prompt_content
 from proxlm.data.messages import Message
 from proxlm.data.records import Source, iter_records
 from proxlm.data.seams import check_seams
+from proxlm.data.shots import Shots, templated
 from proxlm.data.skipped import Record, Skipped
 from proxlm.data.tokenizer import encode_prompt, encode_source
 from proxlm.errors import BadRecordError, ConfigError, DataError
@@ -24,6 +26,8 @@ from proxlm.types import Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class PromptSources:
@@ -32,10 +36,12 @@ class PromptSources:
     Attributes:
         train: The prompts to train on.
         eval: Held-out prompts; None: some of `train` are set aside.
+        examples: Solved examples to stand before prompts; None: those of `data.examples`.
     """
 
     train: Source
     eval: Source | None = None
+    examples: Source | None = None
 
     @staticmethod
     def of(data: DataSettings) -> PromptSources:
@@ -52,12 +58,14 @@ class LoadedPrompts:
         skipped: Records longer than the limit (if that is not an error).
         repeated: In training: records with the same prompt as a held-out one.
         unused: Records of the held-out file beyond eval_count.
+        fewer_shots: Prompts with fewer examples before them than data.shots, because more would be too long.
     """
 
     prompts: list[Prompt]
     skipped: int = 0
     repeated: int = 0
     unused: int = 0
+    fewer_shots: int = 0
 
 
 def load_prompts(
@@ -75,7 +83,8 @@ def load_prompts(
     Held-out prompts are data.eval_count records of data.eval_prompts or, without such a file, of data.prompts; the
     others are for training. A training record with the same prompt as a held-out one is left out, also if each has
     its own file. Prompt.id is the row in the file, from 0, among the usable records; Prompt.text is what the model
-    sees (with chat: the rendered conversation); Prompt.fields is the whole record.
+    sees (with chat: the rendered conversation; with data.shots: the examples, too); Prompt.fields is the whole record.
+    No prompt has itself among its examples, and no prompt for training one that is held out.
 
     Args:
         data: The section [data].
@@ -92,22 +101,33 @@ def load_prompts(
         DataError: With file and line.
     """
     skipped = skipped if skipped is not None else Skipped()
-    file, rows, repeated, unused = _choose(data, sources or PromptSources.of(data), which, seed, skipped)
-    encode = _Encoder(data, ChatFormat.of(tokenizer, data), file, source)
+    sources = sources or PromptSources.of(data)
+    file, rows, repeated, unused, held_out = _choose(data, sources, which, seed, skipped)
+    shots = Shots(data, seed, skipped, sources.examples, held_out) if data.shots else None
+    encode = _Encoder(data, ChatFormat.of(tokenizer, data), file, source, shots)
     prompts: list[Prompt] = []
-    too_long = 0
+    too_long = fewer_shots = 0
     for row in rows:
         record = file.records[row]
         with skipped.judging(record):
-            prompt = encode(row)
+            prompt, count = encode(row), data.shots
+            while (
+                len(prompt.input_ids) > max_prompt_tokens and count and data.on_long_prompt == "fewer_shots"
+            ):
+                count -= 1
+                prompt = encode(row, count)
             length = len(prompt.input_ids)
             if length <= max_prompt_tokens:
                 prompts.append(prompt)
+                fewer_shots += count < data.shots
                 continue
-            reason = f"the prompt has {length} tokens, the limit is {max_prompt_tokens}"
-            if data.on_long_prompt == "fail" and not skipped.skip:
+            with_examples = f" with {count} examples" if count else ""
+            reason = f"the prompt has {length} tokens{with_examples}, the limit is {max_prompt_tokens}"
+            if data.on_long_prompt != "skip" and not skipped.skip:
+                fewer = ", or lower data.shots (also: data.on_long_prompt = fewer_shots)" if count else ""
                 raise DataError(
-                    f"{record.where}: {reason}; shorten it, or skip such prompts with data.on_long_prompt = skip"
+                    f"{record.where}: {reason}; shorten it, or skip such prompts with data.on_long_prompt ="
+                    f" skip{fewer}"
                 )
             skipped.leave_out(record, "over the length limit", reason)
             too_long += 1
@@ -118,7 +138,11 @@ def load_prompts(
         raise DataError(f"{file.path}: no usable prompt is left; the first bad one: {first}")
     if not source:
         check_seams(tokenizer, (prompt.text for prompt in prompts))
-    return LoadedPrompts(prompts, too_long, repeated, unused)
+    if fewer_shots:
+        _log.warning(
+            "%d of %d prompts have fewer than %d examples, to fit", fewer_shots, len(prompts), data.shots
+        )
+    return LoadedPrompts(prompts, too_long, repeated, unused, fewer_shots)
 
 
 class PromptStream:
@@ -164,10 +188,11 @@ def _read(data: DataSettings, source: Source, skipped: Skipped) -> _File:
         raise ConfigError("data.prompts: required, but not given")
     path = str(source)
     is_text = isinstance(source, str) and Path(path.lower().removesuffix(".gz")).suffix == ".txt"
-    file = _File(path, "text" if is_text else data.prompt_field, [], [])
+    field = "text" if is_text and not data.template else data.prompt_field
+    file = _File(path, field, [], [])
     for record in iter_records(source, skipped):
         with skipped.judging(record):
-            file.contents.append(prompt_content(record, data, file.field))
+            file.contents.append(prompt_content(templated(record, data), data, file.field))
             file.records.append(record)
     if not file.records:
         raise DataError(f"{path}: no record can be used; the first bad one: {skipped.first_in(path)}")
@@ -182,9 +207,13 @@ class _Encoder:
     chat: ChatFormat
     file: _File
     source: bool
+    shots: Shots | None = None
 
-    def __call__(self, row: int) -> Prompt:
+    def __call__(self, row: int, count: int | None = None) -> Prompt:
+        """count: of examples before the prompt; None: `data.shots`."""
         record, content = self.file.records[row], self.file.contents[row]
+        if self.shots is not None:
+            content = self.shots.before(content, row, self.data.shots if count is None else count)
         field = content.field if isinstance(content, Conversation) else self.file.field
         where = f'{record.where}: field "{field}"'
         if isinstance(content, str):
@@ -213,23 +242,26 @@ def _key(content: str | Conversation) -> str:
 
 def _choose(
     data: DataSettings, sources: PromptSources, which: Literal["train", "eval"], seed: int, skipped: Skipped
-) -> tuple[_File, list[int], int, int]:
-    """The file to use, its rows to use, and how many others are repeated and unused (see LoadedPrompts)."""
+) -> tuple[_File, list[int], int, int, list[str | Conversation]]:
+    """The file to use, its rows to use, how many others are repeated and unused (see LoadedPrompts), and for training
+    the held-out prompts.
+    """
     if sources.eval is None:
         file = _read(data, sources.train, skipped)
         training, held_out = _split(file, data.eval_count, seed)
         if which == "eval":
-            return file, held_out, 0, 0
-        return file, training, _repeated(file, {*training, *held_out}, skipped), 0
+            return file, held_out, 0, 0, []
+        repeated = _repeated(file, {*training, *held_out}, skipped)
+        return file, training, repeated, 0, [file.contents[row] for row in held_out]
     other = _read(data, sources.eval, skipped)
     if which == "eval":
         rows = _draw(len(other.records), data.eval_count, seed)
-        return other, rows, 0, len(other.records) - len(rows)
+        return other, rows, 0, len(other.records) - len(rows), []
     file, held_out_keys = _read(data, sources.train, skipped), set(other.keys)
     rows = [row for row, key in enumerate(file.keys) if key not in held_out_keys]
     if not rows:
         raise DataError(f"{file.path}: every prompt is also in data.eval_prompts = {other.path}")
-    return file, rows, _repeated(file, set(rows), skipped), 0
+    return file, rows, _repeated(file, set(rows), skipped), 0, other.contents
 
 
 def _repeated(file: _File, used: set[int], skipped: Skipped) -> int:
