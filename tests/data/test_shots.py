@@ -43,7 +43,7 @@ def shown(text: str) -> list[str]:
 def test_an_example_reads_as_prompt_separator_answer(write: Write, tokenizer: Any) -> None:
     examples = write("e.jsonl", [{"q": "Who?", "a": "Me."}, {"q": "Why?\n", "a": "So."}])
     asked = write("p.jsonl", [{"q": "Where?"}])
-    common = {
+    common: dict[str, Any] = {
         "prompts": asked,
         "examples": examples,
         "shots": 2,
@@ -125,7 +125,12 @@ def test_in_chat_examples_are_turns_behind_the_system_message(
     template.write_text(PLAIN)
     examples = write("e.jsonl", [*SUMS[:1], {"messages": talk("hi", "yes?", "1 + 1", "2")}])
     prompts = write("p.jsonl", [{"prompt": "5 + 5 ="}, {"prompt": talk("hi", "yes?", "1 + 1")}])
-    common = {"chat_template": str(template), "prompts": prompts, "examples": examples, "shots_from": "first"}
+    common: dict[str, Any] = {
+        "chat_template": str(template),
+        "prompts": prompts,
+        "examples": examples,
+        "shots_from": "first",
+    }
     first, *_ = load(tokenizer, chat=True, system="Add.", shots=1, **common).prompts
     wanted = "<system>Add.\n<user>0 + 0 =\n<assistant>0\n<user>5 + 5 =\n<assistant>"
     assert first.text == wanted
@@ -145,7 +150,7 @@ def test_a_prompt_that_is_too_long_names_the_numbers_or_gets_fewer(
 ) -> None:
     one = load(tokenizer, prompts=sums, examples=sums, shots=1).prompts
     limit = max(len(p.input_ids) for p in one)
-    data = {"prompts": sums, "examples": sums, "shots": 4}
+    data: dict[str, Any] = {"prompts": sums, "examples": sums, "shots": 4}
     with pytest.raises(DataError, match=rf"tokens with 4 examples, the limit is {limit}; .*fewer_shots"):
         load(tokenizer, limit=limit, **data)
     found = load(tokenizer, limit=limit, on_long_prompt="fewer_shots", **data)
