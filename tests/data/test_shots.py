@@ -137,7 +137,7 @@ def test_in_chat_examples_are_turns_behind_the_system_message(
     assert [m["role"] for m in first.messages] == ["system", "user", "assistant", "user"]
     with pytest.raises(DataError, match="1 examples that are not the prompt"):
         load(tokenizer, chat=True, shots=2, **common)
-    with pytest.raises(BadRecordError, match="set data.chat"):
+    with pytest.raises(BadRecordError, match=r"set data.chat"):
         load(tokenizer, shots=1, **common)
 
 
@@ -157,13 +157,13 @@ def test_a_prompt_that_is_too_long_names_the_numbers_or_gets_fewer(
     assert found.fewer_shots == len(found.prompts) == 36
     assert {len(shown(p.text)) for p in found.prompts} == {2}
     assert "36 of 36 prompts have fewer than 4 examples" in caplog.text
-    with pytest.raises(DataError, match="the prompt has .* tokens, the limit is 2"):
+    with pytest.raises(DataError, match=r"the prompt has .* tokens, the limit is 2"):
         load(tokenizer, limit=2, on_long_prompt="fewer_shots", **data)
 
 
 def test_too_few_examples_and_examples_that_are_none(write: Write, tokenizer: Any, sums: str) -> None:
     few = write("few.jsonl", SUMS[:3])
-    with pytest.raises(DataError, match="data.shots = 3: .*few.jsonl has 2 examples"):
+    with pytest.raises(DataError, match=r"data.shots = 3: .*few.jsonl has 2 examples"):
         load(tokenizer, prompts=sums, examples=few, shots=3)
     with pytest.raises(BadRecordError, match='no field "response"'):
         load(tokenizer, prompts=sums, examples=write("bare.jsonl", [{"prompt": "x"}]), shots=1)

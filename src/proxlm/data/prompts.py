@@ -83,8 +83,8 @@ def load_prompts(
     Held-out prompts are data.eval_count records of data.eval_prompts or, without such a file, of data.prompts; the
     others are for training. A training record with the same prompt as a held-out one is left out, also if each has
     its own file. Prompt.id is the row in the file, from 0, among the usable records; Prompt.text is what the model
-    sees (with chat: the rendered conversation; with data.shots: the examples, too); Prompt.fields is the whole record.
-    No prompt has itself among its examples, and no prompt for training one that is held out.
+    sees (with chat: the rendered conversation; with data.shots: the examples, too); Prompt.fields is the whole
+    record. No prompt has itself among its examples, and no prompt for training one that is held out.
 
     Args:
         data: The section [data].

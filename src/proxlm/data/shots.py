@@ -119,8 +119,8 @@ class Shots:
         found = list(islice(others, wanted))
         if len(found) < wanted:
             raise DataError(
-                f"data.shots = {wanted}: {self.source} has {len(found)} examples that are not the prompt itself; lower"
-                " data.shots, or give more examples"
+                f"data.shots = {wanted}: {self.source} has {len(found)} examples that are not the prompt itself;"
+                " lower data.shots, or give more examples"
             )
         return found
 
