@@ -43,6 +43,9 @@ from proxlm.config import (
     LoraSettings as LoraSettings,
 )
 from proxlm.config import (
+    MetricSettings as MetricSettings,
+)
+from proxlm.config import (
     ModelSettings as ModelSettings,
 )
 from proxlm.config import (

@@ -40,7 +40,10 @@ NUCLEUS = ["--rollout.top-p", "0.8"]
 PPO_RUNS = {
     "plain": ["--shaping.scale", "running", "--reward.use", "reward.py:some", *STOPS],
     "trust-region": ["--ppo.loss", "trpo", "--ppo.minibatches", "1", "--reward.use", "reward.py:score"],
-    "evaluation": ["--evaluation.every", "2", "--model.teacher", "model", "--reward.use", "reward.py:score"],
+    "evaluation": [
+        *("--evaluation.every", "2", "--model.teacher", "model", "--reward.use", "reward.py:score"),
+        *("--metrics.use", '["exact_match"]', "--metrics.answer-fields", '["prompt"]'),
+    ],
     "groups": [
         "--ppo.filter-groups",
         "--ppo.loss",

@@ -17,6 +17,7 @@ from proxlm.config.jobs import (
     ValueConfig,
     VerifyConfig,
 )
+from proxlm.config.metrics import MetricSettings
 from proxlm.config.parse import load_config, settings_or_default, to_toml, validate
 from proxlm.config.ppo import (
     CorrectionSettings,
@@ -76,6 +77,7 @@ __all__ = [
     "GenerateConfig",
     "GymSettings",
     "LoraSettings",
+    "MetricSettings",
     "ModelSettings",
     "NetworkSettings",
     "NewModelSettings",

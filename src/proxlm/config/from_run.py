@@ -22,7 +22,7 @@ LARGEST_INPUTS = 2**28  # bytes
 # The folder of a run that holds the models of its best steps (checkpoint/best.py).
 BEST = "best"
 # The sections that mean the same in a run and in the jobs that use its model; the others are about training.
-SECTIONS = ("model", "data", "rollout", "environment", "reward")
+SECTIONS = ("model", "data", "rollout", "environment", "reward", "metrics")
 # What [data] takes from the [text] of fine-tuning.
 DATA_OF_TEXT = ("prompt_field", "chat", "chat_template", "chat_template_kwargs")
 # The prompts of a run; `generate` asks for one instead.

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from proxlm.config.algorithms import ADVANTAGES
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings, control_optimisers
+from proxlm.config.metrics import MetricSettings, metric_problems
 from proxlm.config.ppo import KL_ERROR_LIMIT, PPOSettings, PtxSettings, ShapingSettings
 from proxlm.config.preferences import DPOConfig, RewardConfig
 from proxlm.config.problems import (
@@ -56,6 +57,7 @@ class PPOConfig:
     shaping: ShapingSettings = setting(factory=ShapingSettings)
     ppo: PPOSettings = setting(factory=PPOSettings)
     evaluation: EvaluationSettings = setting(factory=EvaluationSettings)
+    metrics: MetricSettings = setting(factory=MetricSettings)
     ptx: PtxSettings = setting(factory=PtxSettings)
     optim: OptimisersSettings = setting(factory=OptimisersSettings)
     run: RunSettings = setting(factory=RunSettings)
@@ -83,7 +85,9 @@ class PPOConfig:
         if self.ppo.minibatches > self.ppo.batch_size * self.ppo.samples_per_prompt:
             found.append(("ppo.minibatches", "more minibatches than responses in a step"))
         found += algorithm_problems(self.ppo, self.model) + model_problems(self.model)
-        found += _stability_problems(self)
+        found += _stability_problems(self) + metric_problems(self.metrics)
+        if self.metrics.use and not (self.data.eval_prompts or self.data.eval_count):
+            found.append(("metrics.use", "there are no held-out prompts: set data.eval_count to 1 or more"))
         return found + optimisers_problems(self.optim)
 
     def best_metric(self) -> str:
@@ -105,6 +109,7 @@ class ValueConfig(PPOConfig):
             ("ptx.coef", self.ptx.coef, "the policy does not learn; set it to 0"),
             ("ppo.critic_warmup", self.ppo.critic_warmup, "every step trains the critic alone; leave it out"),
             ("evaluation.every", self.evaluation.every, "the policy does not change; set it to 0"),
+            ("metrics.use", self.metrics.use, "the policy does not change; leave it out"),
         ):
             if used:
                 found.append((key, reason))
@@ -217,7 +222,12 @@ class EvaluateConfig:
     rollout: RolloutSettings = setting(factory=RolloutSettings)
     environment: EnvironmentSettings = setting(factory=EnvironmentSettings)
     reward: RewardSettings = setting(factory=RewardSettings)
-    output: str = setting("", "JSON file for the results; empty: only print", path="output")
+    metrics: MetricSettings = setting(factory=MetricSettings)
+    output: str = setting(
+        "",
+        "file for the results, as its name ends: .json, .md (Markdown), .html or .txt; empty: only print",
+        path="output",
+    )
     responses: str = setting(
         "", "JSONL file for every response of every model, with its rewards; empty: none", path="output"
     )
@@ -234,7 +244,9 @@ class EvaluateConfig:
         found += chat_problems(
             "data.chat_template_kwargs", self.data.chat_template_kwargs
         ) + rollout_problems(self.rollout)
-        return found + reward_problems(self.reward)
+        if self.output and not self.output.endswith((".json", ".md", ".html", ".txt")):
+            found.append(("output", "must end with .json, .md, .html or .txt"))
+        return found + reward_problems(self.reward) + metric_problems(self.metrics)
 
 
 @dataclass(frozen=True)

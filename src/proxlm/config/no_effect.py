@@ -74,6 +74,8 @@ SWITCHES = (
     Switch("kl_factor", _COV, "ppo.loss", *_is("kl_cov")),
     Switch("delta iterations damping halvings fisher_share", "ppo.trpo", "ppo.loss", *_is("trpo")),
     Switch("text extensions block batch_tokens", "ptx", "ptx.coef", *_POSITIVE),
+    Switch("answer_fields read pattern ignore_case resamples", "metrics", "metrics.use", *_GIVEN),
+    Switch("pattern", "metrics", "metrics.read", *_is("pattern")),
     Switch("validation_share", "text", "text.validation", *_EMPTY),
     Switch("keep_best_is", "run", "run.keep_best", lambda value: value != "none", "the name of a metric"),
     Switch("watchdog_stop", "run", "run.watchdog", *_POSITIVE),

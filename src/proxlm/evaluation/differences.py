@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from proxlm.errors import DataError
+from proxlm.evaluation import tables
 from proxlm.evaluation.intervals import Estimate
 from proxlm.evaluation.paired import (
     Numbers,
@@ -20,6 +21,7 @@ from proxlm.evaluation.paired import (
     sign_flip_p,
     welch_difference,
 )
+from proxlm.evaluation.tables import Table
 from proxlm.runlog import metric_names as names
 from proxlm.text import shown
 
@@ -218,18 +220,21 @@ def _check_same(name: str, keys: Sequence[Key], other: str, run: Mapping[Key, An
 
 
 def as_text(found: Sequence[Difference]) -> str:
-    """A plain-text table: a row for each metric of each arm, and what the columns are."""
+    """The tables as plain text."""
+    nothing = "(nothing to compare: the responses have no number in common)"
+    return tables.as_text(difference_tables(found)) if found else nothing
+
+
+def difference_tables(found: Sequence[Difference]) -> list[Table]:
+    """A row for each metric of each arm, and what the columns are; none without differences."""
     if not found:
-        return "(nothing to compare: the responses have no number in common)"
+        return []
     several = any(difference.seeds for difference in found)
-    width = max(1, len({difference.arm for difference in found}))
-    head = [f"less {found[0].reference}", *(["of"] if width > 1 else []), "difference", "95% interval"]
+    named = len({difference.arm for difference in found}) > 1
+    head = [f"less {found[0].reference}", *(["of"] if named else []), "difference", "95% interval"]
     head += [*(["over seeds"] if several else []), "p", "Holm", "higher", "lower"]
-    rows = [head, *(_cells(difference, width > 1, several) for difference in found)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    rule = "  ".join("─" * w for w in widths)
-    return "\n".join([lines[0], rule, *lines[1:], _note(found, several)])
+    rows = [_cells(difference, named, several) for difference in found]
+    return [Table(head, rows, notes=_note(found, several).split("\n"))]
 
 
 def _cells(difference: Difference, named: bool, several: bool) -> list[str]:

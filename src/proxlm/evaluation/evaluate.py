@@ -4,81 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from proxlm.config import RolloutSettings
-from proxlm.data.tokenizer import decode
-from proxlm.data.turn_end import special_ids
 from proxlm.engine.generate import Generate, generate
 from proxlm.engine.protocol import Engine
-from proxlm.evaluation.intervals import Estimate, mean_of_rewards, mean_with_interval
+from proxlm.evaluation.intervals import Estimate
 from proxlm.evaluation.metrics import distinct_n, perplexity, words_of
+from proxlm.evaluation.responses import Responses
 from proxlm.evaluation.results import Evaluation
+from proxlm.evaluation.task_metrics.task_metrics import TaskMetrics
 from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.rl.ragged import ragged_index, segment_sum
-from proxlm.rl.shaping import response_rewards
 from proxlm.runlog import metric_names as names
 from proxlm.seeds import Stream
 from proxlm.types import Progress, Prompt, Rollout, Scores, Sequences
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """A rollout, its scores, and what each response earned in all; without a reward None and none."""
-
-    rollout: Rollout
-    scores: Scores | None
-    rewards: list[float]
-    lengths: list[float]
-
-    @staticmethod
-    def of(rollout: Rollout, reward: Callable[[Rollout], Scores] | None) -> _Scored:
-        lengths = segment_sum(rollout.action_mask.float(), rollout.sequences.response_offsets).tolist()
-        if reward is None:
-            return _Scored(rollout, None, [], lengths)
-        scores = reward(rollout)
-        if not scores.rewarded:
-            return _Scored(rollout, None, [], lengths)
-        total = response_rewards(scores.total, scores.per_token, rollout.sequences.response_offsets)
-        return _Scored(rollout, scores, total.tolist(), lengths)
-
-    def reward_metrics(self) -> dict[str, Estimate]:
-        """Reward and its components."""
-        if self.scores is None:
-            return {}
-        values = {names.REWARD: self.rewards}
-        components = self.scores.components
-        if len(components) > 1:
-            values |= {names.REWARD_COMPONENT(key): v for key, v in components.items()}
-        given = {key: [value for value in every if not math.isnan(value)] for key, every in values.items()}
-        return {key: mean_of_rewards(some) for key, some in given.items() if some}
-
-    def response_metrics(self) -> dict[str, Estimate]:
-        """Length and the share that ended."""
-        return {
-            names.LENGTH: mean_with_interval(self.lengths),
-            names.ENDED_SHARE: mean_of_rewards([float(f != "length") for f in self.rollout.finish]),
-        }
-
-    def row(self, b: int) -> dict[str, Any]:
-        """Response b as a row."""
-        row: dict[str, Any] = {
-            "response": self.rollout.texts[b],
-            "finish": self.rollout.finish[b],
-            "length": int(self.lengths[b]),
-            "reward": None,
-        }
-        if self.scores is not None:
-            reward = self.rewards[b]
-            row["reward"] = None if math.isnan(reward) else round(reward, 5)
-            components = {key: values[b] for key, values in self.scores.components.items()}
-            row["components"] = {key: None if math.isnan(v) else v for key, v in components.items()}
-        return row
 
 
 def evaluate_model(
@@ -98,8 +42,9 @@ def evaluate_model(
     on_progress: Progress | None = None,
     generate: Generate = generate,
     teacher_logprobs: Callable[[Sequences, float], Tensor] | None = None,
+    metrics: TaskMetrics | None = None,
 ) -> Evaluation:
-    """One response to each prompt, with the same random numbers for every model evaluated (and the same `draw`).
+    """Responses to each prompt, with the same random numbers for every model evaluated (and the same `draw`).
 
     KL is taken at the sampling temperature (greedy: at 1), perplexity at 1.
 
@@ -108,7 +53,7 @@ def evaluate_model(
         model: What is evaluated.
         engine: Generates its responses.
         reference_logprobs: (sequences, temperature) → the reference's log-probs [R] of the responses.
-        prompts: One response each.
+        prompts: One response each, or as many as `metrics` asks for; the greedy one is one.
         reward: Of the responses; None: no reward is reported.
         settings: How responses are sampled.
         seed: Of the random numbers.
@@ -119,15 +64,23 @@ def evaluate_model(
         on_progress: Called with the number of finished responses and of all.
         generate: Samples the rollout.
         teacher_logprobs: As the reference's, of a teacher to which the KL is reported, too; None: there is none.
+        metrics: Of the responses beside their reward.
     """
+    repeats = metrics.metrics.samples_per_prompt if metrics is not None and settings.temperature > 0 else 1
 
-    def respond(how: RolloutSettings) -> _Scored:
+    def respond(how: RolloutSettings, repeats: int) -> Responses:
         rollout = generate(
-            engine, prompts, how, seed=seed, step=draw, stream=Stream.EVALUATION, on_progress=on_progress
+            engine,
+            [prompt for prompt in prompts for _ in range(repeats)],
+            how,
+            seed=seed,
+            step=draw,
+            stream=Stream.EVALUATION,
+            on_progress=on_progress,
         )
-        return _Scored.of(rollout, reward)
+        return Responses.of(rollout, reward, metrics, model.tokenizer)
 
-    sampled = respond(settings)
+    sampled = respond(settings, repeats)
     rollout, t = sampled.rollout, settings.temperature or 1.0
 
     def score(logprobs: Callable[[Sequences, float], Tensor], temperature: float) -> Tensor:
@@ -145,11 +98,12 @@ def evaluate_model(
     kl = kl_to(reference)
     taught: dict[str, Estimate] = {}
     if teacher_logprobs is not None:
-        taught[names.TEACHER_KL] = mean_with_interval(kl_to(score(teacher_logprobs, t)))
-    words = [words_of(text) for text in _own_texts(rollout, model.tokenizer)]
-    metrics = {
+        taught[names.TEACHER_KL] = sampled.over_prompts(kl_to(score(teacher_logprobs, t)))
+    words = [words_of(text) for text in sampled.texts]
+    found = {
         **sampled.reward_metrics(),
-        names.KL: mean_with_interval(kl),
+        **sampled.task_metrics(),
+        names.KL: sampled.over_prompts(kl),
         **taught,
         **sampled.response_metrics(),
         names.DISTINCT_1: Estimate.exactly(distinct_n(words, 1)),
@@ -160,30 +114,31 @@ def evaluate_model(
         {"prompt_id": prompt.id, "prompt": prompt.text, **sampled.row(b), "kl": round(kl[b], 5)}
         for b, prompt in enumerate(rollout.prompts)
     ]
+    confusion = {"sampled": sampled.measured.confusion}
     if greedy and settings.temperature > 0:
-        likeliest = respond(replace(settings, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0))
-        found = likeliest.reward_metrics() | likeliest.response_metrics()
-        metrics |= {names.GREEDY(key): estimate for key, estimate in found.items()}
+        likeliest = respond(replace(settings, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0), 1)
+        beside = likeliest.reward_metrics() | likeliest.task_metrics() | likeliest.response_metrics()
+        found |= {names.GREEDY(key): estimate for key, estimate in beside.items()}
         by_prompt = {prompt.id: likeliest.row(b) for b, prompt in enumerate(likeliest.rollout.prompts)}
         rows = [{**row, "greedy": by_prompt.get(row["prompt_id"])} for row in rows]
+        confusion["greedy"] = likeliest.measured.confusion
     shown = [
-        {key: row[key] for key in ("prompt_id", "prompt", "response", "reward")} for row in rows[:samples]
+        {key: row[key] for key in ("prompt_id", "prompt", "response", "reward")}
+        for row in rows[: samples * repeats : repeats]
     ]
-    failed = 0 if sampled.scores is None else sampled.scores.failed
-    without = sum(map(math.isnan, sampled.rewards))
-    return Evaluation(name, model.source, metrics, shown, len(rollout), failed, rows, without)
-
-
-def _own_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
-    """What the policy wrote: the responses' texts, and of conversations its turns without the environment's
-    messages.
-    """
-    if rollout.rewards is None:
-        return rollout.texts
-    tokens, lengths = rollout.sequences.response_tokens, rollout.sequences.response_lengths.tolist()
-    rows = zip(tokens.split(lengths), rollout.action_mask.split(lengths), strict=True)
-    hidden = special_ids(tokenizer)
-    return [decode(tokenizer, [t for t in row[chosen].tolist() if t not in hidden]) for row, chosen in rows]
+    return Evaluation(
+        name,
+        model.source,
+        found,
+        shown,
+        prompts=len({prompt.id for prompt in rollout.prompts}),
+        failed=0 if sampled.scores is None else sampled.scores.failed,
+        responses=rows,
+        without_reward=sum(map(math.isnan, sampled.rewards)),
+        samples_per_prompt=repeats,
+        notes={names.TASK(key): note for key, note in sampled.measured.notes.items()},
+        confusion={name: matrix for name, matrix in confusion.items() if matrix is not None},
+    )
 
 
 @torch.no_grad()

@@ -34,8 +34,22 @@ DESCRIPTIONS = {
     names.LOG_LOSS: "−log σ(margin); 0.693 is chance",
     names.CALIBRATION_ERROR: "expected calibration error of σ(|margin|), in ten bins",
     names.LENGTH_CORRELATION: "correlation of a completion's score and its characters",
+    names.TASK.pattern: "a metric of the settings [metrics], with its 95% interval over prompts",
     names.GREEDY.pattern: "the metric, of greedy responses: the likeliest token each time",
 }
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Which answers were given for which.
+
+    Attributes:
+        labels: The K classes.
+        counts: [K][K + 1]: row i, column j: how often j was answered where i is right; the last column: no label.
+    """
+
+    labels: list[str]
+    counts: list[list[int]]
 
 
 @dataclass(frozen=True)
@@ -47,10 +61,13 @@ class Evaluation:
         model: Where it comes from.
         metrics: By name; components as "reward/NAME", those of greedy responses as "greedy/METRIC".
         samples: The first responses.
-        prompts: How many responses were measured.
-        failed: How many of them got `reward.error_score`.
+        prompts: How many prompts were answered.
+        failed: How many responses got `reward.error_score`.
         without_reward: How many of them have no reward, because it was None; they are in no mean of it.
         responses: All responses with their rewards and components; empty where they were not kept.
+        samples_per_prompt: How many responses were sampled to each prompt.
+        notes: What is to be said of a metric beside its number, such as a signature, by its name.
+        confusion: Which answers were given for which, of "sampled" and of "greedy" responses.
     """
 
     name: str
@@ -61,6 +78,9 @@ class Evaluation:
     failed: int
     responses: list[dict[str, Any]] = field(default_factory=list)
     without_reward: int = 0
+    samples_per_prompt: int = 1
+    notes: dict[str, str] = field(default_factory=dict)
+    confusion: dict[str, Confusion] = field(default_factory=dict)
 
     def means(self) -> dict[str, float]:
         """The metrics without their intervals."""
@@ -129,6 +149,9 @@ def evaluation_from_json(content: Mapping[str, Any]) -> list[Evaluation]:
             prompts=row.get("prompts", 0),
             failed=row.get("failed", 0),
             without_reward=row.get("without_reward", 0),
+            samples_per_prompt=row.get("samples_per_prompt", 1),
+            notes=row.get("notes", {}),
+            confusion={name: Confusion(**found) for name, found in row.get("confusion", {}).items()},
         )
         for row in content["models"]
     ]

@@ -24,10 +24,17 @@ from proxlm.engine.native import NativeEngine
 from proxlm.environments.protocol import MakeEnvironment
 from proxlm.environments.resolve import task_prompts
 from proxlm.errors import ConfigError, DataError, ModelError
-from proxlm.evaluation.differences import Arm, as_text, differences
+from proxlm.evaluation.differences import (
+    Arm,
+    Difference,
+    as_text,
+    difference_tables,
+    differences,
+)
 from proxlm.evaluation.evaluate import evaluate_model
 from proxlm.evaluation.results import Evaluation, as_json
-from proxlm.evaluation.tables import as_table
+from proxlm.evaluation.tables import FORMATS, as_table, evaluation_tables
+from proxlm.evaluation.task_metrics.task_metrics import TaskMetrics, task_metrics
 from proxlm.jobs.generate import without_adapters
 from proxlm.jobs.in_memory import record_source
 from proxlm.jobs.model_limits import prompt_limit
@@ -39,7 +46,7 @@ from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
 from proxlm.models.teacher import check_teacher, load_teacher
 from proxlm.rewards import Reward, Rewards, build_reward
-from proxlm.runlog.folder import write_json_atomic, write_jsonl_atomic
+from proxlm.runlog.folder import write_atomic, write_json_atomic, write_jsonl_atomic
 from proxlm.types import Sequences
 
 
@@ -56,14 +63,23 @@ def main(config: EvaluateConfig) -> None:
         for e in evaluations:
             print(f"{e.name}: {e.samples[i]['response'].strip()}")
     if config.output:
-        found = {**as_json(evaluations, config.seed), "differences": [asdict(one) for one in compared]}
-        write_json_atomic(Path(config.output), found)
+        _write(Path(config.output), evaluations, compared, config.seed)
         print(f"\nwritten to {config.output}")
     if config.responses:
         write_jsonl_atomic(
             Path(config.responses), [{"model": e.name, **row} for e in evaluations for row in e.responses]
         )
         print(f"responses written to {config.responses}")
+
+
+def _write(file: Path, evaluations: Sequence[Evaluation], compared: Sequence[Difference], seed: int) -> None:
+    """Write the results as the file's name ends."""
+    if file.suffix == ".json":
+        content = {**as_json(evaluations, seed), "differences": [asdict(one) for one in compared]}
+        write_json_atomic(file, content)
+    else:
+        tables = [*evaluation_tables(evaluations), *difference_tables(compared)]
+        write_atomic(file, FORMATS[file.suffix](tables))
 
 
 @checked("prompts", "config")
@@ -129,10 +145,11 @@ def evaluate(
     config = validate(config, {"model.policy": "models", "data.eval_prompts": "prompts"})
     has_reward = reward is not None or config.reward.use or config.reward.terms
     built = build_reward(config.reward, reward) if has_reward else None
+    metrics = task_metrics(config.metrics, config.seed)
     with ExitStack() as lent:
         for source in sources:
             lent.enter_context(source.lent())
-        return _side_by_side(sources, config, given, built, environment)
+        return _side_by_side(sources, config, given, built, environment, metrics)
 
 
 def _side_by_side(
@@ -141,6 +158,7 @@ def _side_by_side(
     given: Source | None,
     built: Reward | None,
     environment: MakeEnvironment | None,
+    metrics: TaskMetrics | None,
 ) -> list[Evaluation]:
     """The evaluation of each model, on prompts that are passed or that the settings name."""
     first = sources[0]
@@ -155,6 +173,8 @@ def _side_by_side(
     sampler, scorer = sampler_of(config, reference.tokenizer, built, environment)
     if not loaded.prompts:
         raise DataError("data.eval_count = 0: no prompts to evaluate on; set it to 1 or more")
+    if metrics is not None:
+        metrics.check(loaded.prompts)
     evaluations: list[Evaluation] = []
     for number, source in enumerate(sources):
         model = source.load() if number else reference
@@ -179,6 +199,7 @@ def _side_by_side(
                 on_progress=progress_line("responses"),
                 generate=sampler,
                 teacher_logprobs=None if teacher is None else _logprobs_of(teacher),
+                metrics=metrics,
             )
         evaluations.append(evaluation)
     return evaluations

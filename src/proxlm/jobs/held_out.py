@@ -15,6 +15,7 @@ from proxlm.errors import RunError
 from proxlm.evaluation.evaluate import evaluate_model
 from proxlm.evaluation.results import Chosen, Evaluation, evaluation_from_json
 from proxlm.evaluation.tables import as_table
+from proxlm.evaluation.task_metrics.task_metrics import TaskMetrics
 from proxlm.jobs.generate import without_adapters
 from proxlm.jobs.progress import progress_line
 from proxlm.models.actor_critic import ActorCritic
@@ -33,13 +34,14 @@ class HeldOutEvaluations:
     Args:
         loop: The run.
         prompts: The held-out prompts; none: nothing is evaluated.
+        metrics: Of their responses, beside the reward.
     """
 
     # Whether the critic has to be able to read the held-out prompts.
     reads_critic: ClassVar[bool] = False
 
-    def __init__(self, loop: PPOLoop, prompts: list[Prompt]) -> None:
-        self._loop, self._prompts = loop, prompts
+    def __init__(self, loop: PPOLoop, prompts: list[Prompt], metrics: TaskMetrics | None = None) -> None:
+        self._loop, self._prompts, self._metrics = loop, prompts, metrics
         self._models = _at_the_start(loop.models, loop.config)
         self._found: dict[str, Evaluation] = {}
         # The newest evaluation during the run, and the step after which it was made.
@@ -151,6 +153,7 @@ class HeldOutEvaluations:
                 on_progress=on_progress,
                 generate=self._loop.generate,
                 teacher_logprobs=None if self._models.teacher is None else self._models.teacher_logprobs,
+                metrics=self._metrics,
             )
 
 

@@ -12,6 +12,7 @@ from proxlm.checkpoint import best_folder
 from proxlm.engine.native import NativeEngine
 from proxlm.evaluation.critic import evaluate_critic
 from proxlm.evaluation.results import Evaluation
+from proxlm.evaluation.task_metrics.task_metrics import TaskMetrics
 from proxlm.jobs.held_out import HeldOutEvaluations
 from proxlm.jobs.progress import progress_line
 from proxlm.models.actor_critic import ActorCritic, critic_from
@@ -25,8 +26,8 @@ class HeldOutValues(HeldOutEvaluations):
 
     reads_critic: ClassVar[bool] = True
 
-    def __init__(self, loop: PPOLoop, prompts: list[Prompt]) -> None:
-        super().__init__(loop, prompts)
+    def __init__(self, loop: PPOLoop, prompts: list[Prompt], metrics: TaskMetrics | None = None) -> None:
+        super().__init__(loop, prompts, metrics)
         self._before = self._known_before() if prompts else None
         # A resume is about to change the critic's weights.
         again = loop.config.run.resume and prompts and self._before is None

@@ -25,6 +25,7 @@ from proxlm.engine.generate import Generate
 from proxlm.engine.native import NativeEngine
 from proxlm.environments.protocol import MakeEnvironment
 from proxlm.errors import ConfigError, RewardError, RunError
+from proxlm.evaluation.task_metrics.task_metrics import task_metrics
 from proxlm.jobs.held_out import HeldOutEvaluations, print_comparison
 from proxlm.jobs.in_memory import record_source
 from proxlm.jobs.model_limits import check_block
@@ -129,6 +130,7 @@ class PPOTrainer:
         if self._reward is None and not self.config.environment.use:
             self.config = without_reward(self.config)
         self._algorithm = build_algorithm(self.config.ppo, advantage, loss)
+        self._metrics = task_metrics(self.config.metrics, self.config.run.seed)
         self._environment, self._callbacks = environment, Callbacks(callbacks)
         check_best_metric(self.config.best_metric(), self.job, self._callbacks)
         self._own_algorithm = advantage is not None or loss is not None  # may use any setting
@@ -152,6 +154,8 @@ class PPOTrainer:
         skipped = Skipped(config.data.on_bad_record == "skip")
         has_tasks = config.environment.use and not config.data.prompts
         train, held_out = prompts_of(config, self.source, skipped, None if has_tasks else self._sources)
+        if self._metrics is not None:
+            self._metrics.check(held_out.prompts)
         stream = PromptStream(train.prompts, config.ppo.batch_size, config.run.seed)
         print(describe_prompts(train, held_out, skipped), flush=True)
         unused = [] if self._own_algorithm else unused_by_algorithm(config.ppo)
@@ -193,7 +197,7 @@ class PPOTrainer:
     def _run(self, loop: PPOLoop, held_out: list[Prompt]) -> Run:
         """Evaluation, the loop, evaluation; everything the run leaves is in its folder."""
         config, folder = self.config, loop.folder
-        evaluations = self._held_out(loop, held_out)
+        evaluations = self._held_out(loop, held_out, self._metrics)
         passed: dict[str, Any] = {
             "data.prompts": self._sources.train,
             "data.eval_prompts": self._sources.eval,

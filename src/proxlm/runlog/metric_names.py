@@ -371,6 +371,7 @@ DISTINCT_2 = _metric(
     "distinct_2", SHARE, "different word pairs / all word pairs, over all responses", EVALUATE
 )
 PERPLEXITY = _metric("perplexity", "", "perplexity of the responses under the reference, per token", EVALUATE)
+TASK = _family("task/{metric}", "", "a metric of the section [metrics]: docs/evaluation.md", EVALUATE)
 GREEDY = _family(
     "greedy/{metric}", "", "the metric of greedy responses, the likeliest token each time", EVALUATE
 )

@@ -1,0 +1,129 @@
+"""The responses of one evaluation, sampled or greedy: what they earned, and what metrics say of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from proxlm.data.tokenizer import decode
+from proxlm.data.turn_end import special_ids
+from proxlm.evaluation.bootstrap import mean_over_prompts
+from proxlm.evaluation.intervals import Estimate, mean_with_interval
+from proxlm.evaluation.task_metrics.measured import Measured
+from proxlm.evaluation.task_metrics.task_metrics import TaskMetrics
+from proxlm.rl.ragged import segment_sum
+from proxlm.rl.shaping import response_rewards
+from proxlm.runlog import metric_names as names
+from proxlm.types import Rollout, Scores
+
+
+@dataclass(frozen=True)
+class Responses:
+    """A rollout with what is known of its responses.
+
+    Attributes:
+        rollout: The responses.
+        texts: What the policy itself wrote in each.
+        scores: Their scores; None: there is no reward.
+        rewards: What each earned in all, NaN where it has none; without a reward none.
+        lengths: The tokens that the policy wrote in each.
+        measured: The task metrics.
+        measured_rows: What they say of each response.
+    """
+
+    rollout: Rollout
+    texts: list[str]
+    scores: Scores | None
+    rewards: list[float]
+    lengths: list[float]
+    measured: Measured
+    measured_rows: list[dict[str, Any]]
+
+    @staticmethod
+    def of(
+        rollout: Rollout,
+        reward: Callable[[Rollout], Scores] | None,
+        metrics: TaskMetrics | None,
+        tokenizer: Any,
+    ) -> Responses:
+        """The rollout, scored and measured."""
+        texts, rewards = own_texts(rollout, tokenizer), []
+        scores = None if reward is None else reward(rollout)
+        if scores is not None and not scores.rewarded:
+            scores = None
+        if scores is not None:
+            offsets = rollout.sequences.response_offsets
+            rewards = response_rewards(scores.total, scores.per_token, offsets).tolist()
+        measured = Measured()
+        rows: list[dict[str, Any]] = [{} for _ in texts]
+        if metrics is not None:
+            earned = [None if math.isnan(r) else r for r in rewards] or [None] * len(texts)
+            answers = metrics.answers(rollout.prompts, rollout.completions(), texts, earned)
+            measured = metrics(answers)
+            rows = metrics.rows(answers, measured)
+        lengths = segment_sum(rollout.action_mask.float(), rollout.sequences.response_offsets).tolist()
+        return Responses(rollout, texts, scores, rewards, lengths, measured, rows)
+
+    def over_prompts(
+        self, values: Sequence[float], interval: Callable[[Sequence[float]], Estimate] = mean_with_interval
+    ) -> Estimate:
+        """The mean of a value of each response, over prompts."""
+        return mean_over_prompts(values, [prompt.id for prompt in self.rollout.prompts], interval)
+
+    def reward_metrics(self) -> dict[str, Estimate]:
+        """Reward and its components."""
+        if self.scores is None:
+            return {}
+        values = {names.REWARD: self.rewards}
+        components = self.scores.components
+        if len(components) > 1:
+            values |= {names.REWARD_COMPONENT(key): v for key, v in components.items()}
+        prompts = [prompt.id for prompt in self.rollout.prompts]
+        found: dict[str, Estimate] = {}
+        for key, every in values.items():
+            given = [(v, prompt) for v, prompt in zip(every, prompts, strict=True) if not math.isnan(v)]
+            if given:
+                found[key] = mean_over_prompts([v for v, _ in given], [prompt for _, prompt in given])
+        return found
+
+    def task_metrics(self) -> dict[str, Estimate]:
+        """The metrics of the section [metrics]."""
+        return {names.TASK(key): estimate for key, estimate in self.measured.estimates.items()}
+
+    def response_metrics(self) -> dict[str, Estimate]:
+        """Length and the share that ended."""
+        rollout = self.rollout
+        prompts = [prompt.id for prompt in rollout.prompts]
+        return {
+            names.LENGTH: self.over_prompts(self.lengths),
+            names.ENDED_SHARE: mean_over_prompts([float(f != "length") for f in rollout.finish], prompts),
+        }
+
+    def row(self, b: int) -> dict[str, Any]:
+        """Response b as a row."""
+        row: dict[str, Any] = {
+            "response": self.rollout.texts[b],
+            "finish": self.rollout.finish[b],
+            "length": int(self.lengths[b]),
+            "reward": None,
+        }
+        if self.scores is not None:
+            reward = self.rewards[b]
+            row["reward"] = None if math.isnan(reward) else round(reward, 5)
+            components = {key: values[b] for key, values in self.scores.components.items()}
+            row["components"] = {key: None if math.isnan(v) else v for key, v in components.items()}
+        return row | self.measured_rows[b]
+
+
+def own_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
+    """What the policy wrote: the responses' texts, and of conversations its turns without the environment's
+    messages.
+    """
+    if rollout.rewards is None:
+        return rollout.texts
+    tokens, lengths = rollout.sequences.response_tokens, rollout.sequences.response_lengths.tolist()
+    rows = zip(tokens.split(lengths), rollout.action_mask.split(lengths), strict=True)
+    hidden = special_ids(tokenizer)
+    return [decode(tokenizer, [t for t in row[chosen].tolist() if t not in hidden]) for row, chosen in rows]
