@@ -66,14 +66,12 @@ STORIES: Settings = {
 PRETRAINED = "pretrained 4 steps, then 12"
 
 # λ = 0.95 wherever there is one: with λ = 1 and γ = 1 a turn's advantage differs from a token's only by the critic.
-# The recipes' adaptive β would give each arm a task of its own. Target and horizon go back to their defaults with it.
+# The recipes' adaptive β would give each arm a task of its own.
 GAME: Settings = {
     **SMALL,
     "ppo.gamma": 1.0,
     "ppo.lam": 0.95,
     "ppo.kl_controller": "fixed",
-    "ppo.kl_target": 6.0,
-    "ppo.kl_horizon": 10_000.0,
     "ppo.kl_coef": 0.005,
     "ppo.target_kl": 0.0,
     "optim.policy.lr": 1e-3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,6 +117,84 @@ def test_a_new_models_sizes_need_its_type() -> None:
         with pytest.raises(ConfigError, match=r'has no effect with scratch\.type = ""; leave it out'):
             load_config("sft", None, NEEDED["sft"] | given)
         load_config("sft", None, NEEDED["sft"] | given | {"scratch.type": "llama", "model.policy": ""})
+
+
+ADAPTIVE = """
+[model]
+policy = "m"
+[data]
+prompts = "p"
+[ppo]
+kl_coef = 0.03
+kl_controller = "adaptive"
+kl_target = 3.0
+kl_horizon = 512
+"""
+
+
+def recipe(folder: Path, text: str = ADAPTIVE) -> Path:
+    file = folder / "recipe.toml"
+    file.write_text(text, "utf-8")
+    return file
+
+
+@pytest.mark.parametrize("by", ["arguments", "overrides"])
+def test_a_switch_is_turned_off_over_a_recipe_and_what_needed_it_has_its_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], by: str
+) -> None:
+    file = recipe(tmp_path)
+    off = (
+        {"arguments": ["--ppo.kl_controller", "fixed"]}
+        if by == "arguments"
+        else {"overrides": {"ppo.kl_controller": "fixed"}}
+    )
+    found = load_config("ppo", file, **off).ppo
+    assert (found.kl_controller, found.kl_coef) == ("fixed", 0.03)
+    assert (found.kl_target, found.kl_horizon) == (PPOSettings().kl_target, PPOSettings().kl_horizon)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    line = 'left out, as it has no effect with ppo.kl_controller = "fixed": ppo.kl_target, ppo.kl_horizon'
+    assert captured.err == f"note: {file}: {line}\n"
+
+
+def test_what_a_left_out_setting_switches_is_left_out_as_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = load_config("ppo", recipe(tmp_path), arguments=["--ppo.kl_coef", "0"]).ppo
+    assert (found.kl_coef, found.kl_controller, found.kl_target) == (0.0, "fixed", PPOSettings().kl_target)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.rsplit(": ", 1)[1] for line in lines] == [
+        "ppo.kl_controller",
+        "ppo.kl_target, ppo.kl_horizon",
+    ]
+
+
+def test_what_the_same_source_says_is_still_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--ppo.kl_controller", "fixed", "--ppo.kl_target", "4"]
+    with pytest.raises(ConfigError, match=r"command line: ppo\.kl_target = 4\.0: has no effect with"):
+        load_config("ppo", recipe(tmp_path), arguments=given)
+    # A recipe whose settings do nothing by themselves is wrong, whatever else the command line says.
+    idle = ADAPTIVE.replace('"adaptive"', '"fixed"')
+    for more in ([], ["--ppo.steps", "3"], ["--ppo.kl_target", "3"]):
+        with pytest.raises(ConfigError, match=r"ppo\.kl_target = 3\.0: has no effect with"):
+            load_config("ppo", recipe(tmp_path, idle), arguments=more)
+    capsys.readouterr()
+    load_config("ppo", recipe(tmp_path), arguments=["--ppo.kl_target", "4"])
+    load_config("ppo", recipe(tmp_path), arguments=["--ppo.kl_controller", "adaptive"])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_table_of_a_recipe_is_left_out_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = '[environment]\nuse = "number_game"\nmax_turns = 3\n[environment.args]\nhighest = 4\n'
+    off = {**NEEDED["ppo"], "environment.use": "", "reward.use": "length"}
+    found = load_config("ppo", recipe(tmp_path, text), off)
+    assert (found.environment.args, found.environment.max_turns) == ({}, type(found.environment)().max_turns)
+    assert "environment.args" in capsys.readouterr().err
+    mapping = {"environment": {"use": "number_game", "args": {"highest": 4}}}
+    assert load_config("ppo", mapping, off).environment.args == {}
+    assert capsys.readouterr().err.startswith("note: the settings given: left out")
 
 
 def test_every_switch_is_one_of_a_job() -> None:

@@ -7,12 +7,13 @@ says so in its own description ("PPO: …", "sft: …", "β1 of adamw and adam")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, NamedTuple
 
 from proxlm.config.algorithms import ADVANTAGES, LOSSES
 from proxlm.config.ppo import PPOSettings
+from proxlm.config.tree import Assembly, split_key
 from proxlm.config.values import shown_value
 from proxlm.text import listed
 
@@ -99,17 +100,51 @@ def without_effect(config: Any) -> list[tuple[str, str]]:
 
     A setting counts as given if it is neither the default of its section nor that of the job.
     """
-    found = []
+    return [
+        (
+            key,
+            f"has no effect with {switch.key} = {shown_value(_at(config, switch.key))}; leave it out, or set that to"
+            f" {switch.advice}",
+        )
+        for key, switch in _idle(config)
+    ]
+
+
+def leave_out(assembly: Assembly, later: Collection[str]) -> list[str]:
+    """Give settings of a file that a later source has left without effect their defaults.
+
+    So a switch can be turned off over a recipe. What the later sources themselves say stays, and so does what had no
+    effect in the file already; both are refused by `without_effect`.
+
+    Args:
+        assembly: The settings; those that are left out are changed in place.
+        later: The names of the sources that are later than the file.
+
+    Returns:
+        A line for each setting that made others idle: which, and why.
+    """
+    lines, left = [], set[str]()
+    for switch in SWITCHES:  # a setting comes after the one that it needs
+        if assembly.source(split_key(switch.key, "")) not in later and switch.key not in left:
+            continue
+        of_switch = (key for key, idle in _idle(assembly.config) if idle is switch)
+        keys = [key for key in of_switch if assembly.source(split_key(key, "")) not in later]
+        for key in keys:
+            assembly.reset(split_key(key, ""))
+        left |= set(keys)
+        if keys:
+            value = shown_value(_at(assembly.config, switch.key))
+            lines.append(f"left out, as it has no effect with {switch.key} = {value}: {', '.join(keys)}")
+    return lines
+
+
+def _idle(config: Any) -> Iterator[tuple[str, Switch]]:
+    """The settings of a job that were given and do nothing, with the switch that would give them an effect."""
     for switch in SWITCHES:
         value = _at(config, switch.key)
-        if value is MISSING or switch.on(value):
-            continue
-        for name in switch.settings.split():
-            key = f"{switch.section}.{name}".removeprefix(".")
-            if _is_given(config, key):
-                reason = f"has no effect with {switch.key} = {shown_value(value)}"
-                found.append((key, f"{reason}; leave it out, or set that to {switch.advice}"))
-    return found
+        if value is not MISSING and not switch.on(value):
+            keys = (f"{switch.section}.{name}".removeprefix(".") for name in switch.settings.split())
+            yield from ((key, switch) for key in keys if _is_given(config, key))
 
 
 def unused_by_algorithm(ppo: PPOSettings) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
@@ -12,7 +13,7 @@ from proxlm.config import arguments as command_line
 from proxlm.config.from_run import BEST, kept_models, settings_of_run, uses_runs
 from proxlm.config.gguf_paths import is_gguf
 from proxlm.config.jobs import JOBS
-from proxlm.config.no_effect import without_effect
+from proxlm.config.no_effect import leave_out, without_effect
 from proxlm.config.paths import expand_user, relative_to
 from proxlm.config.secrets import SECRET, SECRET_PATH, hide_environment, secret_settings
 from proxlm.config.signature import checked
@@ -31,6 +32,9 @@ JOB = "job"
 
 # Settings that are set one by one: each makes a copy of the tree.
 MOST_ARGUMENTS = 10_000
+
+# The source of settings that Python gives over a file.
+OVERRIDES = "overrides"
 
 T = TypeVar("T")
 
@@ -56,6 +60,9 @@ def load_config(
     arguments: Sequence[str] | None = None,
 ) -> Any:
     """A job's settings: defaults < TOML file < overrides < command-line arguments.
+
+    What of a file has no effect any more, because a later source turns off what it needs, has its default; a line on
+    stderr names it.
 
     Args:
         job: A name in JOBS, or the class of a job's settings.
@@ -84,9 +91,12 @@ def load_config(
         _add_mapping(assembly, _without_job(file, assembly.job, "settings"), "settings")
     elif file is not None:
         _add_file(assembly, Path(file))
-    _add_mapping(assembly, overrides or {}, "overrides")
+    _add_mapping(assembly, overrides or {}, OVERRIDES)
     for key, value in options.items():
         assembly.set(key, value, command_line.SOURCE)
+    for line in leave_out(assembly, (OVERRIDES, command_line.SOURCE)):
+        where = "the settings given" if isinstance(file, Mapping) else shown(str(file), 100)
+        print(f"note: {where}: {line}", file=sys.stderr, flush=True)
     return _finished(assembly, _from_python if arguments is None else _from_the_command_line)
 
 

@@ -114,6 +114,15 @@ class Assembly:
         check_depth(value, f"{source}: {dotted(key)}" if key else source)
         self.config = self._assigned(self.job, self.config, (), key, value, source, Bounds())
 
+    def reset(self, key: Key) -> None:
+        """Give a key its default again, as if no source had set it or one below it."""
+        value: Any = self.job()
+        for name in key:
+            value = getattr(value, name)
+        self.set(key, value, "")
+        for other in [other for other in self._sources if other[: len(key)] == key]:
+            del self._sources[other]
+
     def source(self, key: Key) -> str | None:
         """The source that last set the key or one below it; None if it has its default."""
         sources = [source for other, source in self._sources.items() if other[: len(key)] == key]
