@@ -32,6 +32,7 @@ JOB_MODULES = {
     "dpo": "proxlm.jobs.dpo:main",
     "generate": "proxlm.jobs.generate:main",
     "evaluate": "proxlm.jobs.evaluate:main",
+    "compare": "proxlm.jobs.compare:main",
     "control": "proxlm.jobs.control:main",
     "report": "proxlm.jobs.report:main",
     "doctor": "proxlm.jobs.doctor:main",

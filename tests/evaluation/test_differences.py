@@ -80,8 +80,8 @@ def test_several_responses_to_a_prompt_are_one_prompt() -> None:
         ([row(0, 1.0), row(1, 1.0), row(3, 1.0)], "1 of 3 are in the first alone and 1 in the other"),
         ([{**row(i, 1.0), "prompt": "q"} for i in range(3)], "3 of 3"),  # the same ids, other texts
         (
-            [row(i, 1.0) for i in (0, 1, 2, 2)],
-            "0 of 3 are in the first alone and 1 in the other; b alone has 2",
+            [row(i, 1.0) for i in (0, 1, 2, 5)],
+            "0 of 3 are in the first alone and 1 in the other; b alone has 5",
         ),
         ([], "no responses"),
         ([{"step": 1, "loss": 2.0}], 'row 1 has no "prompt"'),

@@ -1,5 +1,6 @@
 """One typed tree of settings per job. Nothing here imports torch."""
 
+from proxlm.config.compare import CompareConfig
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings
 from proxlm.config.help import describe
 from proxlm.config.jobs import (
@@ -60,6 +61,7 @@ from proxlm.config.schema import (
 
 __all__ = [
     "JOBS",
+    "CompareConfig",
     "ComparisonTestSettings",
     "ControlConfig",
     "ControlPPOSettings",

@@ -16,7 +16,7 @@ from proxlm.config.values import Key, choices, is_table, toml_value
 _WIDTH = 100
 _GROUPS = {
     "Train": ("pretrain", "sft", "reward", "dpo", "value", "ppo", "control"),
-    "Use and compare models": ("generate", "evaluate"),
+    "Use and compare models": ("generate", "evaluate", "compare"),
     "Look at a run": ("report", "doctor", "verify"),
     "End a run": ("stop",),
     "See it work": ("demo",),
@@ -73,6 +73,8 @@ def describe(job: str) -> str:
 def _bare_argument(kind: Any) -> str:
     if hasattr(kind, "positional"):
         name = str(kind.positional).upper().replace(".", "_")
+        if kinds(kind).get(kind.positional) == list[str]:
+            name = f"{name.removesuffix('S')} ..."
         return f"[{name}] [RECIPE.toml]" if hasattr(kind, "takes_recipe") else name
     return "[RECIPE.toml | RUN_FOLDER]" if kind in (EvaluateConfig, GenerateConfig) else "[RECIPE.toml]"
 

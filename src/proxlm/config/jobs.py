@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from proxlm.config.algorithms import ADVANTAGES
+from proxlm.config.compare import CompareConfig
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings, control_optimisers
 from proxlm.config.metrics import MetricSettings, metric_problems
 from proxlm.config.ppo import KL_ERROR_LIMIT, PPOSettings, PtxSettings, ShapingSettings
@@ -364,6 +365,7 @@ JOBS: dict[str, type] = {
     "dpo": DPOConfig,
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
     "control": ControlConfig,
     "report": ReportConfig,
     "doctor": DoctorConfig,

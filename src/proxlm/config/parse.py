@@ -80,7 +80,11 @@ def load_config(
     bare, options = command_line.read_arguments(kind, arguments or ())
     positional = getattr(kind, "positional", "")
     takes_recipe = getattr(kind, "takes_recipe", not positional)
-    if positional and bare and not (takes_recipe and bare[0].endswith(".toml")):
+    if positional and kinds(kind).get(positional) == list[str]:
+        named = [argument for argument in bare if not (takes_recipe and argument.endswith(".toml"))]
+        bare = [argument for argument in bare if takes_recipe and argument.endswith(".toml")]
+        options = {(positional,): [*named, *options.pop((positional,), [])], **options} if named else options
+    elif positional and bare and not (takes_recipe and bare[0].endswith(".toml")):
         options = {tuple(positional.split(".")): bare.pop(0), **options}
     if takes_recipe and bare and file is None:
         file = bare.pop(0)

@@ -132,22 +132,52 @@ class Judge:
 
     def __call__(self, completions: Sequence[Completion]) -> list[Any]:
         """A float or a RewardError for each completion."""
-        rows = [self._questions(completion) for completion in completions]
+        asked = self._compared if self._pairwise else self._questions
+        return [
+            numbers if isinstance(numbers, RewardError) else self._score(numbers)
+            for numbers in self._ask([asked(completion) for completion in completions])
+        ]
+
+    def preferences(
+        self, completions: Sequence[Completion], others: Sequence[str]
+    ) -> list[tuple[float, float] | RewardError]:
+        """How often each completion is preferred to another text: where it is shown first, and where second.
+
+        Args:
+            completions: Responses.
+            others: What each is compared with.
+
+        Raises:
+            ValueError: The mode is rating.
+        """
+        if not self._pairwise:
+            raise ValueError("mode: the judge rates; for comparisons set it to pairwise")
+        rows = [self._questions(c, other) for c, other in zip(completions, others, strict=True)]
+        return [
+            numbers if isinstance(numbers, RewardError) else _orders(numbers) for numbers in self._ask(rows)
+        ]
+
+    def _ask(self, rows: list[list[Question] | RewardError]) -> list[list[float] | RewardError]:
+        """The numbers that answer each row's questions."""
         wanted = {q.key: q for row in rows if not isinstance(row, RewardError) for q in row}
         answers = self._answers(list(wanted.values()))
-        return [row if isinstance(row, RewardError) else self._score(row, answers) for row in rows]
+        return [row if isinstance(row, RewardError) else _numbers(row, answers) for row in rows]
 
-    def _questions(self, completion: Completion) -> list[Question] | RewardError:
+    def _compared(self, completion: Completion) -> list[Question] | RewardError:
+        """The questions about a completion and the record's own text."""
+        reference = field_of(completion, self._field)
+        if isinstance(reference, RewardError):
+            return reference
+        if not isinstance(reference, str) or not reference.strip():
+            return RewardError(f'field "{self._field}" holds no text to compare with')
+        return self._questions(completion, reference)
+
+    def _questions(self, completion: Completion, reference: str = "") -> list[Question] | RewardError:
         """The questions about a completion; for pairwise, each with A as the response, then as the reference."""
         scale = {"lowest": f"{self._lowest:g}", "highest": f"{self._highest:g}"}
         if not self._pairwise:
             versions = [{"response": completion.text, **scale}]
         else:
-            reference = field_of(completion, self._field)
-            if isinstance(reference, RewardError):
-                return reference
-            if not isinstance(reference, str) or not reference.strip():
-                return RewardError(f'field "{self._field}" holds no text to compare with')
             versions = [
                 {"first": completion.text, "second": reference},
                 {"first": reference, "second": completion.text},
@@ -166,17 +196,9 @@ class Judge:
                 questions.append(Question(key, body))
         return questions
 
-    def _score(self, questions: list[Question], answers: dict[str, float | JudgeError]) -> Any:
-        numbers: list[float] = []
-        for question in questions:
-            answer = answers[question.key]
-            if isinstance(answer, JudgeError):
-                # The mean of the others would be that of another question: of one order alone, for instance.
-                return RewardError(f"judge: {answer}")
-            numbers.append(answer)
+    def _score(self, numbers: list[float]) -> float:
         if self._pairwise:
-            half = len(numbers) // 2
-            numbers = [*numbers[:half], *(1 - number for number in numbers[half:])]
+            numbers = list(_orders(numbers))
         return sum(numbers) / len(numbers)
 
     def _answers(self, questions: list[Question]) -> dict[str, float | JudgeError]:
@@ -234,3 +256,22 @@ class Judge:
 
     def _read(self, text: str) -> float | None:
         return verdict_in(text) if self._pairwise else rating_in(text, self._lowest, self._highest)
+
+
+def _numbers(
+    questions: Sequence[Question], answers: dict[str, float | JudgeError]
+) -> list[float] | RewardError:
+    numbers: list[float] = []
+    for question in questions:
+        answer = answers[question.key]
+        if isinstance(answer, JudgeError):
+            # The mean of the others would be that of another question: of one order alone, for instance.
+            return RewardError(f"judge: {answer}")
+        numbers.append(answer)
+    return numbers
+
+
+def _orders(numbers: Sequence[float]) -> tuple[float, float]:
+    """The response's share of the verdicts in which it was shown first, and of those in which it was second."""
+    half = len(numbers) // 2
+    return sum(numbers[:half]) / half, 1 - sum(numbers[half:]) / half
