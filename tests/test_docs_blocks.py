@@ -187,6 +187,7 @@ REST: dict[str, dict[str, Any]] = {
     "reward": {"model.policy": "tiny", "text.train": ["pairs.jsonl"]},
     "dpo": {"model.policy": "tiny", "text.train": ["pairs.jsonl"]},
     "pretrain": {"text.train": ["texts"]},
+    "compare": {"reward.use": "length"},
     "evaluate": {"models": ["tiny"], "data.eval_prompts": "prompts.txt"},
     "generate": {"model.policy": "tiny", "prompt": "Once"},
     "control": {"environment.id": "CartPole-v1"},

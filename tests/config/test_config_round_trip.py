@@ -107,6 +107,10 @@ DRAWN_FOR = {
     "dpo": {"text.pair": st.just(False)},
     "reward": {"model.packed": st.just(False), "ensemble.save": st.just("members")},
     "evaluate": {"output": st.sampled_from(["", "a.json", "b.md", "c.html", "d.txt"])},
+    "compare": {
+        "output": st.sampled_from(["", "a.json", "b.md", "c.html", "d.txt"]),
+        "greedy": st.just(False),
+    },
     "value": {
         "ptx.coef": st.just(0.0),
         "ppo.critic_warmup": st.just(0),

@@ -24,7 +24,9 @@ class CompareConfig:
         help="with use: also win rates, by a judge (args.mode = pairwise: in both orders) or by the higher reward",
     )
     greedy: bool = setting(False, "win rates of the greedy responses instead of the sampled ones")
-    output: str = setting("", "JSON file for the results; empty: only print", path="output")
+    output: str = setting(
+        "", "file for the results, .json, .md, .html or .txt; empty: only print", path="output"
+    )
     seed: int = setting(0, "seed of the resamples", ge=0, lt=2**32)
     run: ProcessSettings = setting(factory=ProcessSettings)
 
@@ -35,4 +37,6 @@ class CompareConfig:
         found = required(("runs", self.runs)) + reward_problems(self.reward)
         if self.greedy and not (self.reward.use or self.reward.terms):
             found.append(("greedy", "is for win rates: set reward.use, or leave it out"))
+        if self.output and not self.output.endswith((".json", ".md", ".html", ".txt")):
+            found.append(("output", "must end with .json, .md, .html or .txt"))
         return found

@@ -10,11 +10,12 @@ from typing import Any
 from proxlm.config import RewardSettings
 from proxlm.errors import ConfigError, DataError, RewardError
 from proxlm.evaluation.differences import Arm, Row
+from proxlm.evaluation.intervals import Estimate
+from proxlm.evaluation.tables import Table
 from proxlm.evaluation.win_rate import Preference, WinRate, win_rate
 from proxlm.rewards.judge import Judge
 from proxlm.rewards.resolve import resolve_terms
 from proxlm.rewards.reward import build_reward
-from proxlm.runlog.text import number
 from proxlm.text import shown
 from proxlm.types import Completion
 
@@ -113,30 +114,44 @@ def _longer(ours: Completion, theirs: Completion) -> float:
     return float(len(ours.text) - len(theirs.text))
 
 
-def as_text(rates: Sequence[WinRate]) -> str:
-    """A few lines for each win rate."""
-    return "\n".join(line for rate in rates for line in _lines(rate))
-
-
-def _lines(rate: WinRate) -> list[str]:
-    failed = f"; {rate.failed} left out, of which nothing was said" if rate.failed else ""
-    lines = [
-        f"{rate.arm} against {rate.reference}: win rate {_share(rate.rate)}",
-        f"  {rate.won} won, {rate.tied} tied, {rate.lost} lost{failed}; a tie is a half; Wilson's interval",
+def win_rate_table(rates: Sequence[WinRate]) -> Table:
+    """A row for each win rate; all against the same system."""
+    ordered = any(rate.first is not None for rate in rates)
+    head = [
+        f"against {rates[0].reference}",
+        "win rate",
+        "at equal length",
+        "won",
+        "tied",
+        "lost",
+        "longer by",
     ]
-    longer = f"its responses are {number(abs(rate.longer))} characters {'longer' if rate.longer >= 0 else 'shorter'}"
-    if rate.equal_length is None:
-        lines.append(f"  at equal length: – ({longer}, each by the same)")
-    else:
-        lines.append(f"  at equal length {_share(rate.equal_length)}; on average {longer}")
-    if rate.first is not None:
-        asked = rate.won + rate.tied + rate.lost
-        lines.append(
-            f"  the judge prefers what it is shown first in {_share(rate.first)} of its verdicts; on {rate.changed}"
-            f" of {asked} prompts the verdict changes with the order"
-        )
-    return lines
+    notes = [
+        "(a tie is a half; win rate: Wilson's interval over prompts; at equal length: by logistic regression on the",
+        "difference of length, bootstrap interval; longer by: characters, on average)",
+    ]
+    if ordered:
+        head += ["prefers the first", "changed"]
+        notes += [
+            "(prefers the first: of the judge's verdicts, ½ without position bias;",
+            "changed: prompts on which the verdict changes with the order)",
+        ]
+    notes += [f"({r.arm}: {r.failed} prompts left out, of which nothing was said)" for r in rates if r.failed]
+    return Table(head, [_cells(rate, ordered) for rate in rates], notes=notes)
 
 
-def _share(estimate: Any) -> str:
-    return f"{estimate.mean:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+def _cells(rate: WinRate, ordered: bool) -> list[str]:
+    cells = [
+        rate.arm,
+        _share(rate.rate),
+        _share(rate.equal_length),
+        str(rate.won),
+        str(rate.tied),
+        str(rate.lost),
+    ]
+    cells.append(f"{rate.longer:+.1f}")
+    return [*cells, _share(rate.first), str(rate.changed)] if ordered else cells
+
+
+def _share(estimate: Estimate | None) -> str:
+    return "–" if estimate is None else f"{estimate.mean:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"

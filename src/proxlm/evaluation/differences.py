@@ -148,7 +148,7 @@ def _of_response(row: Row) -> Iterator[tuple[str, float]]:
         numbers |= {names.REWARD_COMPONENT(str(key)): value for key, value in components.items()}
     numbers |= {names.KL: row.get("kl"), names.LENGTH: row.get("length")}
     if isinstance(metrics := row.get("metrics"), Mapping):
-        numbers |= {str(key): value for key, value in metrics.items()}
+        numbers |= {names.TASK(str(key)): value for key, value in metrics.items()}
     if isinstance(finish := row.get("finish"), str):
         numbers[names.ENDED_SHARE] = float(finish != "length")
     return ((name, float(value)) for name, value in numbers.items() if _is_number(value))
@@ -234,7 +234,7 @@ def difference_tables(found: Sequence[Difference]) -> list[Table]:
     head = [f"less {found[0].reference}", *(["of"] if named else []), "difference", "95% interval"]
     head += [*(["over seeds"] if several else []), "p", "Holm", "higher", "lower"]
     rows = [_cells(difference, named, several) for difference in found]
-    return [Table(head, rows, notes=_note(found, several).split("\n"))]
+    return [Table(head, rows, notes=_notes(found, several))]
 
 
 def _cells(difference: Difference, named: bool, several: bool) -> list[str]:
@@ -255,21 +255,23 @@ def _range(estimate: Estimate) -> str:
 
 
 def _p(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
 
 
-def _note(found: Sequence[Difference], several: bool) -> str:
+def _notes(found: Sequence[Difference], several: bool) -> list[str]:
     tests = sum(difference.p is not None for difference in found)
     prompts = sorted({difference.prompts for difference in found})
     count = f"{prompts[-1]} prompts" if len(prompts) == 1 else f"{prompts[0]} to {prompts[-1]} prompts"
     holm_of = f"Holm: corrected for the {tests} tests of this table"
     if several:
-        return (
-            f"({count}; interval: hierarchical bootstrap over seeds and prompts, too narrow for few seeds;"
-            f" over seeds: Welch's t;\n p: seeds dealt to the arms in every other way; {holm_of};"
-            " higher, lower: on how many prompts, by the means of the seeds)"
-        )
-    return (
-        f"({count}, paired; interval: bootstrap; p: permutation test by signs; {holm_of};\n"
-        " higher, lower: on how many prompts)"
-    )
+        return [
+            f"({count}; interval: hierarchical bootstrap over seeds and prompts, too narrow for few seeds;",
+            f"over seeds: Welch's t; p: seeds dealt to the arms in every other way; {holm_of};",
+            "higher, lower: on how many prompts, by the means of the seeds)",
+        ]
+    return [
+        f"({count}, paired; interval: bootstrap; p: permutation test by signs; {holm_of};",
+        "higher, lower: on how many prompts)",
+    ]

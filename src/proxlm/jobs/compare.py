@@ -6,37 +6,53 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from math import comb
 from pathlib import Path
+from typing import Any
 
 from proxlm.config import CompareConfig
-from proxlm.evaluation import asked_preferences
-from proxlm.evaluation.differences import Arm, as_text, differences
+from proxlm.evaluation import tables
+from proxlm.evaluation.asked_preferences import win_rate_table, win_rates
+from proxlm.evaluation.differences import Arm, Difference, as_text, difference_tables, differences
+from proxlm.evaluation.win_rate import WinRate
+from proxlm.jobs.startup import start_job
 from proxlm.report.response_files import read_arms
-from proxlm.runlog.folder import write_json_atomic
+from proxlm.runlog.folder import write_atomic, write_json_atomic
 
 # Of so small a p-value nobody asks how much smaller it could have been.
 _SMALL = 0.01
 
 
 def main(config: CompareConfig) -> None:
-    """Print the differences and the win rates, and write them as JSON if a file is asked for."""
+    """Print the differences and the win rates, and write them if a file is asked for."""
     arms = read_arms(config.runs)
     found = differences(arms, config.seed)
     print(as_text(found), flush=True)
     if note := seeds_note(arms):
         print(note, flush=True)
     asked = bool(config.reward.use or config.reward.terms)
-    rates = asked_preferences.win_rates(arms, config.reward, config.greedy, config.seed) if asked else []
-    if rates:
-        print(f"\n{asked_preferences.as_text(rates)}")
+    if asked:
+        start_job(config.run.threads)
+    rates = win_rates(arms, config.reward, config.greedy, config.seed) if asked else []
+    shown = [win_rate_table(rates)] if rates else []
+    if shown:
+        print(f"\n{tables.as_text(shown)}")
     if config.output:
-        content = {
-            "reference": arms[0].name,
-            "seed": config.seed,
-            "differences": [asdict(one) for one in found],
-            "win_rates": [asdict(one) for one in rates],
-        }
-        write_json_atomic(Path(config.output), content)
+        file = Path(config.output)
+        if file.suffix == ".json":
+            write_json_atomic(file, _as_json(config, arms[0].name, found, rates))
+        else:
+            write_atomic(file, tables.FORMATS[file.suffix]([*difference_tables(found), *shown]))
         print(f"\nwritten to {config.output}")
+
+
+def _as_json(
+    config: CompareConfig, reference: str, found: Sequence[Difference], rates: Sequence[WinRate]
+) -> dict[str, Any]:
+    return {
+        "reference": reference,
+        "seed": config.seed,
+        "differences": [asdict(one) for one in found],
+        "win_rates": [asdict(one) for one in rates],
+    }
 
 
 def seeds_note(arms: Sequence[Arm]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from proxlm.config.paths import home_expanded, short
@@ -30,7 +31,7 @@ def read_arms(names: list[str]) -> list[Arm]:
     if len(names) == 1 and os.path.isdir(home_expanded(names[0])):
         arms = _evaluations(Path(home_expanded(names[0])))
     else:
-        arms = [arm for name in names for arm in _arms(name)]
+        arms = _named_below_their_folder([arm for name in names for arm in _arms(name)])
     if len(arms) < 2:
         found = arms[0].name if arms else "nothing"
         raise RunError(f"{listed(names)}: only {shown(found)} there; proxlm compare needs two to compare")
@@ -45,7 +46,14 @@ def _arms(name: str) -> list[Arm]:
     for part, systems in zip(parts, seeds, strict=True):
         if len(systems) > 1:
             raise RunError(f"{shown(part)}: holds the responses of {len(systems)} models; a seed is of one")
-    return [Arm(name, [systems[0].runs[0] for systems in seeds])]
+    beginning = os.path.commonprefix([systems[0].name for systems in seeds])  # noqa: RUF071 - by characters
+    return [Arm(f"{beginning}… ({len(seeds)} seeds)", [systems[0].runs[0] for systems in seeds])]
+
+
+def _named_below_their_folder(arms: list[Arm]) -> list[Arm]:
+    """Without the folders that all names begin with."""
+    common = os.path.commonprefix([arm.name for arm in arms]).rpartition("/")  # noqa: RUF071
+    return [replace(arm, name=arm.name.removeprefix(common[0] + common[1])) for arm in arms]
 
 
 def _systems(name: str) -> list[Arm]:
