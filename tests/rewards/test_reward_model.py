@@ -52,6 +52,17 @@ def save_classifier(folder: Path, tokenizer: Any, type: str = "llama", **config:
     return str(folder)
 
 
+LETTERS = [chr(ord("a") + i) for i in range(26)]
+
+
+def bert_tokenizer() -> Any:
+    """BERT's, whose words are single letters."""
+    from transformers import BertTokenizer
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    return BertTokenizer(vocab={word: i for i, word in enumerate([*special, *LETTERS])})
+
+
 def direct_logits(path: str, tokenizer: Any, text: str | tuple[str, str]) -> torch.Tensor:
     """One text through transformers alone, nothing padded."""
     texts = (text,) if isinstance(text, str) else text
@@ -182,13 +193,24 @@ def test_a_long_pair_loses_the_beginning_of_its_prompt(tmp_path: Path, tokenizer
     assert logits_of(path, whole[:20]).item() != pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize("words", [16, 17, 18, 60])
+def test_a_long_pair_without_room_for_its_prompt_is_the_end_of_its_response(
+    words: int, tmp_path: Path
+) -> None:
+    tokenizer = bert_tokenizer()
+    path = save_classifier(tmp_path, tokenizer, "bert")
+    model = RewardModel(path, max_length=20, truncate=True, device="cpu", pair=True)
+    response = [chr(ord("a") + i % 26) for i in range(words)]
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    ids = tokenizer.convert_tokens_to_ids(response)[-17:]
+    prompt = tokenizer.convert_tokens_to_ids(["z"])[: 17 - len(ids)]  # of x y z
+    expected = logits_of(path, [cls, *prompt, sep, *ids, sep]).item()
+    assert model([Completion("x y z", " ".join(response))]) == pytest.approx([expected], abs=1e-5)
+
+
 def test_a_long_text_keeps_the_token_that_an_encoders_classifier_reads(tmp_path: Path) -> None:
     """BERT's tokenizer has no BOS: its head reads the state at [CLS]."""
-    from transformers import BertTokenizer
-
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = [chr(ord("a") + i) for i in range(26)]
-    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate([*special, *words])})
+    tokenizer, words = bert_tokenizer(), LETTERS
     path = save_classifier(tmp_path, tokenizer, "bert")
     model = RewardModel(path, max_length=8, truncate=True, device="cpu")
     whole = tokenizer(" ".join(words))["input_ids"]

@@ -47,11 +47,14 @@ class Reader:
         return encode_rendered(self._tokenizer, text)
 
     def truncated(self, completion: Completion, length: int) -> list[int]:
-        """The last `length` tokens (of a pair, only the prompt is cut), with the special tokens at their place."""
+        """The last `length` tokens (of a pair, the prompt is cut first), with the special tokens at their place."""
         if self.pair:
-            texts = self._two_texts(completion, _messages(completion))
-            ids: list[int] = self._tokenizer(*texts, truncation="only_first", max_length=length)["input_ids"]
-            return ids
+            prompt, response = self._two_texts(completion, _messages(completion))
+            if len(self._tokenizer("", response)["input_ids"]) < length:
+                cut = self._tokenizer(prompt, response, truncation="only_first", max_length=length)
+            else:  # nothing of the prompt has room
+                cut = self._tokenizer("", response, truncation="only_second", max_length=length)
+            return list(cut["input_ids"])
         ids = self.tokens(completion)
         # An encoder's classifier reads the state at its first token.
         begins = int(ids[0] in (self._tokenizer.bos_token_id, self._tokenizer.cls_token_id))
