@@ -14,14 +14,14 @@ __version__ = "0.1.0"
 # Where each name is. `__init__.pyi` says the same to type checkers and editors, and a test compares the two.
 _HOMES = {
     "proxlm.config": (
-        "ComparisonTestSettings", "ControlConfig", "ControlPPOSettings", "CorrectionSettings",
+        "ChoiceSettings", "ComparisonTestSettings", "ControlConfig", "ControlPPOSettings", "CorrectionSettings",
         "CovarianceSettings", "DPOConfig", "DPOSettings", "DataSettings", "EnsembleSettings",
         "EnvironmentSettings", "EvaluateConfig", "EvaluationSettings", "GymSettings", "LoraSettings",
         "MetricSettings", "ModelSettings", "NetworkSettings", "NewModelSettings", "ObjectiveSettings",
-        "OptimiserSettings",
-        "OptimisersSettings", "PPOConfig", "PPOSettings", "PreferenceSettings", "PretrainConfig",
-        "ProcessSettings", "PtxSettings", "RewardConfig", "RewardSettings", "RewardTerm", "RolloutSettings",
-        "RunSettings", "SFTConfig", "ShapingSettings", "SupervisedSettings", "TextSettings",
+        "OptimiserSettings", "OptimisersSettings", "PPOConfig", "PPOSettings", "PerplexitySettings",
+        "PreferenceSettings", "PretrainConfig", "ProcessSettings", "PtxSettings", "RewardConfig", "RewardSettings",
+        "RewardTerm", "RolloutSettings", "RunSettings", "SFTConfig", "ShapingSettings", "SupervisedSettings",
+        "TextSettings",
         "TrustRegionSettings", "ValueConfig", "ValueSettings", "load_config", "validate",
     ),
     "proxlm.data.prompts": ("PromptStream",),

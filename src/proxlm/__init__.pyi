@@ -1,6 +1,9 @@
 """The public interface for type checkers and editors; `__init__.py` has the same names for Python."""
 
 from proxlm.config import (
+    ChoiceSettings as ChoiceSettings,
+)
+from proxlm.config import (
     ComparisonTestSettings as ComparisonTestSettings,
 )
 from proxlm.config import (
@@ -62,6 +65,9 @@ from proxlm.config import (
 )
 from proxlm.config import (
     OptimisersSettings as OptimisersSettings,
+)
+from proxlm.config import (
+    PerplexitySettings as PerplexitySettings,
 )
 from proxlm.config import (
     PPOConfig as PPOConfig,

@@ -18,6 +18,7 @@ from proxlm.config.jobs import (
     ValueConfig,
     VerifyConfig,
 )
+from proxlm.config.likelihood import ChoiceSettings, PerplexitySettings
 from proxlm.config.metrics import MetricSettings
 from proxlm.config.parse import load_config, settings_or_default, to_toml, validate
 from proxlm.config.ppo import (
@@ -61,6 +62,7 @@ from proxlm.config.schema import (
 
 __all__ = [
     "JOBS",
+    "ChoiceSettings",
     "CompareConfig",
     "ComparisonTestSettings",
     "ControlConfig",
@@ -88,6 +90,7 @@ __all__ = [
     "OptimisersSettings",
     "PPOConfig",
     "PPOSettings",
+    "PerplexitySettings",
     "PreferenceSettings",
     "PretrainConfig",
     "ProcessSettings",

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from proxlm.config.algorithms import ADVANTAGES
 from proxlm.config.compare import CompareConfig
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings, control_optimisers
+from proxlm.config.likelihood import ChoiceSettings, PerplexitySettings, likelihood_problems
 from proxlm.config.metrics import MetricSettings, metric_problems
 from proxlm.config.ppo import KL_ERROR_LIMIT, PPOSettings, PtxSettings, ShapingSettings
 from proxlm.config.preferences import DPOConfig, RewardConfig
@@ -224,6 +225,8 @@ class EvaluateConfig:
     environment: EnvironmentSettings = setting(factory=EnvironmentSettings)
     reward: RewardSettings = setting(factory=RewardSettings)
     metrics: MetricSettings = setting(factory=MetricSettings)
+    choices: ChoiceSettings = setting(factory=ChoiceSettings)
+    perplexity: PerplexitySettings = setting(factory=PerplexitySettings)
     output: str = setting(
         "",
         "file for the results, as its name ends: .json, .md (Markdown), .html or .txt; empty: only print",
@@ -240,8 +243,9 @@ class EvaluateConfig:
 
     def problems(self) -> Problems:
         found = [] if self.models else required(("model.policy", self.model.policy))
-        if not (self.data.eval_prompts or self.data.prompts or self.environment.use):
+        if not (self.data.eval_prompts or self.data.prompts or self.environment.use or self.perplexity.text):
             found.append(("data.eval_prompts", "required: a file of prompts to evaluate on"))
+        found += likelihood_problems(self.choices, self.perplexity)
         found += chat_problems(
             "data.chat_template_kwargs", self.data.chat_template_kwargs
         ) + rollout_problems(self.rollout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -77,6 +78,7 @@ def load_prompts(
     source: bool = False,
     skipped: Skipped | None = None,
     sources: PromptSources | None = None,
+    check: Callable[[Record], object] | None = None,
 ) -> LoadedPrompts:
     """The prompts to train on, or those to evaluate on; no prompt is in both.
 
@@ -96,13 +98,14 @@ def load_prompts(
         sources: Where to read the prompts from instead of the files that the settings name.
         skipped: Receives what is left out, except unused held-out records; by default the first bad record raises
             its error.
+        check: Raises BadRecordError for a record that cannot be used for another reason than its prompt.
 
     Raises:
         DataError: With file and line.
     """
     skipped = skipped if skipped is not None else Skipped()
     sources = sources or PromptSources.of(data)
-    file, rows, repeated, unused, held_out = _choose(data, sources, which, seed, skipped)
+    file, rows, repeated, unused, held_out = _choose(data, sources, which, seed, skipped, check)
     shots = Shots(data, seed, skipped, sources.examples, held_out) if data.shots else None
     encode = _Encoder(data, ChatFormat.of(tokenizer, data), file, source, shots)
     prompts: list[Prompt] = []
@@ -183,7 +186,9 @@ class _File:
         return [_key(content) for content in self.contents]
 
 
-def _read(data: DataSettings, source: Source, skipped: Skipped) -> _File:
+def _read(
+    data: DataSettings, source: Source, skipped: Skipped, check: Callable[[Record], object] | None
+) -> _File:
     if not source:
         raise ConfigError("data.prompts: required, but not given")
     path = str(source)
@@ -192,7 +197,10 @@ def _read(data: DataSettings, source: Source, skipped: Skipped) -> _File:
     file = _File(path, field, [], [])
     for record in iter_records(source, skipped):
         with skipped.judging(record):
-            file.contents.append(prompt_content(templated(record, data), data, file.field))
+            content = prompt_content(templated(record, data), data, file.field)
+            if check is not None:
+                check(record)
+            file.contents.append(content)
             file.records.append(record)
     if not file.records:
         raise DataError(f"{path}: no record can be used; the first bad one: {skipped.first_in(path)}")
@@ -241,23 +249,28 @@ def _key(content: str | Conversation) -> str:
 
 
 def _choose(
-    data: DataSettings, sources: PromptSources, which: Literal["train", "eval"], seed: int, skipped: Skipped
+    data: DataSettings,
+    sources: PromptSources,
+    which: Literal["train", "eval"],
+    seed: int,
+    skipped: Skipped,
+    check: Callable[[Record], object] | None,
 ) -> tuple[_File, list[int], int, int, list[str | Conversation]]:
     """The file to use, its rows to use, how many others are repeated and unused (see LoadedPrompts), and for training
     the held-out prompts.
     """
     if sources.eval is None:
-        file = _read(data, sources.train, skipped)
+        file = _read(data, sources.train, skipped, check)
         training, held_out = _split(file, data.eval_count, seed)
         if which == "eval":
             return file, held_out, 0, 0, []
         repeated = _repeated(file, {*training, *held_out}, skipped)
         return file, training, repeated, 0, [file.contents[row] for row in held_out]
-    other = _read(data, sources.eval, skipped)
+    other = _read(data, sources.eval, skipped, check)
     if which == "eval":
         rows = _draw(len(other.records), data.eval_count, seed)
         return other, rows, 0, len(other.records) - len(rows), []
-    file, held_out_keys = _read(data, sources.train, skipped), set(other.keys)
+    file, held_out_keys = _read(data, sources.train, skipped, check), set(other.keys)
     rows = [row for row, key in enumerate(file.keys) if key not in held_out_keys]
     if not rows:
         raise DataError(f"{file.path}: every prompt is also in data.eval_prompts = {other.path}")

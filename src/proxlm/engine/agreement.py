@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from proxlm.engine.decoders import Decoder, make_decoder
+from proxlm.engine.forced import forced_logprobs
 from proxlm.errors import ModelError
 from proxlm.models.agreement import check_finite, check_forward, exact, gap, model_runs, tolerance, trial_rows
 from proxlm.models.few_blocks import holds
@@ -69,27 +69,8 @@ def _fails(model: LanguageModel, wanted: Tensor, trial: Sequences, most: float) 
 
 def _decoded(model: LanguageModel, trial: Sequences) -> Tensor:
     """The log-probs [R] of the trial's responses, as the engine's decoder computes them token by token."""
-    decoder: Decoder = make_decoder(model)
     starts, prompts = trial.offsets.tolist(), trial.prompt_lengths.tolist()
-    rows = [trial.tokens[starts[i] : starts[i + 1]] for i in range(len(trial))]
-    responses = [row[prompt:] for row, prompt in zip(rows, prompts, strict=True)]
-    found: list[list[Tensor]] = [[] for _ in rows]
-    running = list(range(len(rows)))
-    texts = [row[:prompt].tolist() for row, prompt in zip(rows, prompts, strict=True)]
-    longest = int(trial.response_lengths.max())
-    with model.autocast():
-        states = decoder.add(texts, longest, [None] * len(texts))
-        for position in range(longest):
-            tokens = torch.stack([responses[row][position] for row in running])
-            logprobs = decoder.logits(states).float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
-            for row, logprob in zip(running, logprobs, strict=True):
-                found[row].append(logprob)
-            left = [i for i, row in enumerate(running) if len(responses[row]) > position + 1]
-            if not left:
-                break
-            kept = torch.tensor(left, device=model.device)
-            if len(left) < len(running):
-                decoder.keep(kept)
-            running = [running[i] for i in left]
-            states = decoder.step(tokens[kept])
-    return torch.stack([logprob for row in found for logprob in row])
+    rows = [trial.tokens[starts[i] : starts[i + 1]].tolist() for i in range(len(trial))]
+    pairs = zip(rows, prompts, strict=True)
+    asked, answered = zip(*((row[:prompt], row[prompt:]) for row, prompt in pairs), strict=True)
+    return torch.cat(forced_logprobs(model, asked, answered)).to(model.device)

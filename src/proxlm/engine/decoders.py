@@ -176,7 +176,7 @@ class RecomputeDecoder(BatchDecoder):
         return self._run()
 
     def keep(self, rows: Tensor) -> None:
-        self.rows = [self.rows[i] for i in rows.tolist()]
+        self.rows = [list(self.rows[i]) for i in rows.tolist()]  # a row may be named twice
 
     def _run(self) -> Tensor:
         padded, _, last = _padded(self.rows, self.model.device)

@@ -10,13 +10,16 @@ _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
 
 
-def calibration_error(probabilities: Sequence[float], outcomes: Sequence[float], bins: int = 10) -> float:
+def calibration_error(
+    probabilities: Sequence[float], outcomes: Sequence[float], bins: int = 10, lowest: float = 0.5
+) -> float:
     """The expected calibration error (Naeini et al. 2015): Σ n_b / n |mean outcome − mean p| over bins.
 
     Args:
-        probabilities: Of the answer that the judge gives to a question with two answers: from ½ to 1.
+        probabilities: Of the answer that was given: to a question with two answers, from ½ to 1.
         outcomes: 1 where that answer was right, else 0; ½ for a tie.
-        bins: B, of equal width from ½ to 1.
+        bins: B, of equal width from `lowest` to 1.
+        lowest: Where the bins begin.
 
     Raises ValueError for no values.
     """
@@ -24,7 +27,7 @@ def calibration_error(probabilities: Sequence[float], outcomes: Sequence[float],
         raise ValueError("no values to average")
     inside: dict[int, list[float]] = {}
     for p, outcome in zip(probabilities, outcomes, strict=True):
-        number = min(bins - 1, int((p - 0.5) * 2 * bins))
+        number = min(bins - 1, int((p - lowest) / (1 - lowest) * bins))
         inside.setdefault(number, []).append(outcome - p)
     return math.fsum(abs(math.fsum(gaps)) for gaps in inside.values()) / len(probabilities)
 

@@ -10,7 +10,7 @@ from proxlm.evaluation.intervals import Estimate
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.text import number
 
-DESCRIPTIONS = {
+DESCRIPTIONS: dict[str, str] = {
     names.REWARD: "mean reward of a response, with its 95% confidence interval",
     names.KL: "KL to the reference, nats per response (log-ratio of the sampled tokens; greedy: no KL)",
     names.TEACHER_KL: "reverse KL to the teacher, nats per response (log-ratio of the sampled tokens)",
@@ -35,6 +35,7 @@ DESCRIPTIONS = {
     names.CALIBRATION_ERROR: "expected calibration error of σ(|margin|), in ten bins",
     names.LENGTH_CORRELATION: "correlation of a completion's score and its characters",
     names.TASK.pattern: "a metric of the settings [metrics], with its 95% interval over prompts",
+    **{str(metric): metric.meaning for metric in names.LIKELIHOOD},
     names.GREEDY.pattern: "the metric, of greedy responses: the likeliest token each time",
 }
 

@@ -16,7 +16,7 @@ from proxlm.config.from_run import IN_MEMORY
 from proxlm.config.paths import short
 from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
-from proxlm.data.prompts import LoadedPrompts, PromptSources, load_prompts
+from proxlm.data.prompts import LoadedPrompts
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import different_tokens
@@ -35,10 +35,13 @@ from proxlm.evaluation.evaluate import evaluate_model
 from proxlm.evaluation.results import Evaluation, as_json
 from proxlm.evaluation.tables import FORMATS, as_table, evaluation_tables
 from proxlm.evaluation.task_metrics.task_metrics import TaskMetrics, task_metrics
+from proxlm.jobs.choices import evaluate_choices_of
 from proxlm.jobs.generate import without_adapters
 from proxlm.jobs.in_memory import record_source
 from proxlm.jobs.model_limits import prompt_limit
+from proxlm.jobs.perplexity import evaluate_texts_of
 from proxlm.jobs.progress import progress_line
+from proxlm.jobs.prompts import held_out_prompts
 from proxlm.jobs.sampling import check_conversations, data_of, sampler_of
 from proxlm.jobs.startup import start_job
 from proxlm.models.forward import token_outputs
@@ -149,6 +152,10 @@ def evaluate(
     with ExitStack() as lent:
         for source in sources:
             lent.enter_context(source.lent())
+        if config.perplexity.text:
+            return evaluate_texts_of(sources, config)
+        if config.choices.field:
+            return evaluate_choices_of(sources, config, given)
         return _side_by_side(sources, config, given, built, environment, metrics)
 
 
@@ -215,22 +222,8 @@ def _held_out(
     data = data_of(config)
     if config.environment.use and not (data.prompts or data.eval_prompts):
         return task_prompts(config.environment, data.eval_count)[1]
-    if given is not None:  # all of them are held out
-        sources = PromptSources(given)
-        data = replace(data, eval_count=0)
-    else:
-        sources = PromptSources(data.prompts or data.eval_prompts, data.eval_prompts or None)
     skipped = Skipped(data.on_bad_record == "skip")
-    loaded = load_prompts(
-        data,
-        reference.tokenizer,
-        limit,
-        "eval" if given is None else "train",
-        config.seed,
-        reference.encoder_decoder,
-        skipped,
-        sources,
-    )
+    loaded = held_out_prompts(data, given, reference, limit, config.seed, skipped)
     skipped.print_summary()
     return loaded
 

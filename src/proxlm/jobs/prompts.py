@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 from proxlm.config import DataSettings, RolloutSettings
 from proxlm.data.prompts import LoadedPrompts, PromptSources, load_prompts
 from proxlm.data.records import Source
-from proxlm.data.skipped import Skipped
+from proxlm.data.skipped import Record, Skipped
 from proxlm.jobs.model_limits import prompt_limit
+from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
 from proxlm.types import Prompt
 
@@ -49,6 +52,40 @@ def load_prompts_of(
     )
     skipped.print_summary()
     return loaded.prompts
+
+
+def held_out_prompts(
+    data: DataSettings,
+    given: Source | None,
+    model: LanguageModel,
+    limit: int,
+    seed: int,
+    skipped: Skipped,
+    examples: Source | None = None,
+    check: Callable[[Record], object] | None = None,
+) -> LoadedPrompts:
+    """The prompts that a model is evaluated on, in its tokens.
+
+    Args:
+        data: The section [data].
+        given: All of these are held out; None: those that the settings name.
+        model: Whose tokens they are made of.
+        limit: The longest prompt in tokens.
+        seed: Draws those to use, and examples.
+        skipped: Receives what is left out.
+        examples: Solved examples, instead of those that the settings name.
+        check: Raises BadRecordError for a record that cannot be used.
+
+    Raises:
+        DataError: With file and line.
+    """
+    which: Literal["train", "eval"] = "eval"
+    sources = PromptSources(data.prompts or data.eval_prompts, data.eval_prompts or None, examples)
+    if given is not None:
+        which, sources, data = "train", PromptSources(given, None, examples), replace(data, eval_count=0)
+    return load_prompts(
+        data, model.tokenizer, limit, which, seed, model.encoder_decoder, skipped, sources, check
+    )
 
 
 def describe_prompts(train: LoadedPrompts, held_out: LoadedPrompts, skipped: Skipped) -> str:

@@ -376,6 +376,46 @@ GREEDY = _family(
     "greedy/{metric}", "", "the metric of greedy responses, the likeliest token each time", EVALUATE
 )
 
+# --- evaluation by log-likelihood ---
+CHOICE_ACCURACY = _metric(
+    "choice/accuracy", SHARE, "questions whose right choice has the highest log-prob; ties share", EVALUATE
+)
+CHOICE_ACCURACY_PER_BYTE = _metric(
+    "choice/accuracy_per_byte", SHARE, "the same by log-prob per byte of the choice in UTF-8", EVALUATE
+)
+CHOICE_PROBABILITY = _metric(
+    "choice/probability", "", "mean probability of the right choice among the choices", EVALUATE
+)
+CHOICE_MASS = _metric("choice/mass", "", "mean probability of all choices together among all texts", EVALUATE)
+CHOICE_CALIBRATION_ERROR = _metric(
+    "choice/calibration_error",
+    SHARE,
+    "expected calibration error of the likeliest choice's probability among the choices, in ten bins",
+    EVALUATE,
+)
+BITS_PER_BYTE = _metric(
+    "text/bits_per_byte",
+    "bits/byte",
+    "−log2 p(text) per byte of the text in UTF-8, over all documents",
+    EVALUATE,
+)
+TEXT_PERPLEXITY = _metric(
+    "text/perplexity", "", "exp(−log p(text) per token): not comparable where tokenizers differ", EVALUATE
+)
+BYTES_PER_TOKEN = _metric(
+    "text/bytes_per_token", "bytes", "bytes of the text per token of the model", EVALUATE
+)
+CHANGED_DOCUMENTS = _metric(
+    "text/changed_documents",
+    "",
+    "documents that the tokenizer does not give back (unknown characters, lower case): too few bits per byte",
+    EVALUATE,
+)
+LIKELIHOOD = (
+    CHOICE_ACCURACY, CHOICE_ACCURACY_PER_BYTE, CHOICE_PROBABILITY, CHOICE_MASS, CHOICE_CALIBRATION_ERROR,
+    BITS_PER_BYTE, TEXT_PERPLEXITY, BYTES_PER_TOKEN, CHANGED_DOCUMENTS,
+)  # fmt: skip
+
 # --- evaluation of a reward model ---
 ACCURACY = _metric(
     "accuracy",
