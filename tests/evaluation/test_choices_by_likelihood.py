@@ -172,14 +172,14 @@ def test_models_with_other_tokenizers_and_solved_examples_in_chat(tmp_path: Path
         found = evaluated(models, QUESTIONS, **shots, **more)
         assert [e.prompts for e in found] == [12, 12]
         rows = found[0].responses
-        assert [row["prompt"] for row in rows] == [row["prompt"] for row in found[1].responses]
+        assert [row["read"] for row in rows] == [row["read"] for row in found[1].responses]
         for row, record in zip(rows, QUESTIONS, strict=True):
-            others = [q for q in QUESTIONS if q["prompt"] in row["prompt"] and q is not record]
-            assert len(others) >= 2
-            text = row["prompt"].partition("=")
-            first = next(
-                q for q in others if row["prompt"].startswith(("<user>" if chat else "") + str(q["prompt"]))
-            )
+            assert row["prompt"] == record["prompt"]
+            others = [q for q in QUESTIONS if q["prompt"] in row["read"] and q is not record]
+            assert len(others) == 2
+            start = "<user>" if chat else ""
+            first = next(q for q in others if row["read"].startswith(f"{start}{q['prompt']}"))
+            text = row["read"].partition("=")
             solution = first["choices"][first["answer"]]  # type: ignore[index]
             assert text[2].startswith(f"\n<assistant>{solution}\n" if chat else f" {solution}\n\n")
 

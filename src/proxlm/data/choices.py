@@ -138,12 +138,14 @@ class Question:
         choices: Its choices.
         given: The tokens that stand before every choice.
         answers: The tokens of each choice that are predicted.
+        asked: The prompt as its record has it: without examples and chat template, the same for every model.
     """
 
     prompt: Prompt
     choices: Choices
     given: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
+    asked: str = ""
 
 
 def question_of(

@@ -41,21 +41,20 @@ def evaluate_choices(
     scores = choice_logprobs(model, questions, micro_batch_tokens, on_progress)
     rows = [_row(question, logprobs) for question, logprobs in zip(questions, scores, strict=True)]
 
-    def column(key: str) -> list[float]:
-        return [row[key] for row in rows]
+    def column(metric: str) -> list[float]:
+        return [row["metrics"][metric] for row in rows]
 
     metrics: dict[str, Estimate] = {
-        names.CHOICE_ACCURACY: mean_of_rewards(column("right")),
-        names.CHOICE_ACCURACY_PER_BYTE: mean_of_rewards(column("right_per_byte")),
-        names.CHOICE_PROBABILITY: _within(column("probability")),
-        names.CHOICE_MASS: _within([min(1.0, math.fsum(map(math.exp, logprobs))) for logprobs in scores]),
+        names.CHOICE_ACCURACY: mean_of_rewards(column(names.CHOICE_ACCURACY)),
+        names.CHOICE_ACCURACY_PER_BYTE: mean_of_rewards(column(names.CHOICE_ACCURACY_PER_BYTE)),
+        names.CHOICE_PROBABILITY: _within(column(names.CHOICE_PROBABILITY)),
+        names.CHOICE_MASS: _within(column(names.CHOICE_MASS)),
         names.CHOICE_CALIBRATION_ERROR: Estimate.exactly(
-            calibration_error(column("confidence"), column("right"), lowest=0.0)
+            calibration_error([row["confidence"] for row in rows], column(names.CHOICE_ACCURACY), lowest=0.0)
         ),
     }
     shown = [
-        {key: row[key] for key in ("prompt_id", "prompt")}
-        | {"response": row["picked"], "reward": row["right"]}
+        {"prompt_id": row["prompt_id"], "prompt": row["prompt"], "response": row["picked"], "reward": None}
         for row in rows[:samples]
     ]
     return Evaluation(name, model.source, metrics, shown, len(rows), 0, rows)
@@ -93,17 +92,21 @@ def _row(question: Question, logprobs: Sequence[float]) -> dict[str, Any]:
     total = math.fsum(weights)
     return {
         "prompt_id": question.prompt.id,
-        "prompt": question.prompt.text,
+        "prompt": question.asked,
+        "read": question.prompt.text,
         "choices": list(texts),
         "answer": right,
         "logprobs": [round(logprob, 6) for logprob in logprobs],
         "tokens": [len(answer) for answer in question.answers],
         "picked": texts[logprobs.index(largest)],
         "picked_per_byte": texts[per_byte.index(max(per_byte))],
-        "right": _credit(logprobs, right),
-        "right_per_byte": _credit(per_byte, right),
-        "probability": weights[right] / total,
         "confidence": max(weights) / total,
+        "metrics": {
+            names.CHOICE_ACCURACY: _credit(logprobs, right),
+            names.CHOICE_ACCURACY_PER_BYTE: _credit(per_byte, right),
+            names.CHOICE_PROBABILITY: weights[right] / total,
+            names.CHOICE_MASS: min(1.0, math.fsum(map(math.exp, logprobs))),
+        },
     }
 
 

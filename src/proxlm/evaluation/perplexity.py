@@ -16,7 +16,7 @@ import torch
 
 from proxlm.data.documents import Documents
 from proxlm.data.tokenizer import decode, encode_document_parts
-from proxlm.evaluation.intervals import Estimate, student_t_975
+from proxlm.evaluation.intervals import Estimate, mean_with_interval, student_t_975
 from proxlm.evaluation.results import Evaluation
 from proxlm.models.forward import micro_batches, token_outputs
 from proxlm.models.language_model import LanguageModel
@@ -144,8 +144,10 @@ def _summary(
     sizes, tokens = [float(d.size) for d in found], [float(d.tokens) for d in found]
     bits = [d.nats / math.log(2) for d in found]
     per_token = ratio([d.nats for d in found], tokens)
+    each = [some / size for some, size in zip(bits, sizes, strict=True)]
     metrics: dict[str, Estimate] = {
         names.BITS_PER_BYTE: ratio(bits, sizes),
+        names.DOCUMENT_BITS_PER_BYTE: mean_with_interval(each),
         names.TEXT_PERPLEXITY: Estimate(
             *(math.exp(min(x, 700.0)) for x in (per_token.mean, per_token.low, per_token.high))
         ),
@@ -155,13 +157,13 @@ def _summary(
         metrics[names.CHANGED_DOCUMENTS] = Estimate.exactly(float(changed))
     rows = [
         {
-            "document": i,
-            "beginning": d.beginning,
+            "prompt_id": i,
+            "prompt": d.beginning,
             "bytes": d.size,
             "tokens": d.tokens,
             "changed": d.changed,
             "nats": d.nats,
-            "bits_per_byte": bits[i] / d.size,
+            "metrics": {names.DOCUMENT_BITS_PER_BYTE: each[i]},
             "window": window,
             "stride": stride,
         }
@@ -169,12 +171,12 @@ def _summary(
     ]
     shown_rows = [
         {
-            "prompt_id": row["document"],
-            "prompt": row["beginning"],
-            "response": f"{row['bits_per_byte']:.3f} bits per byte, {row['tokens']} tokens of {row['bytes']} bytes",
+            "prompt_id": i,
+            "prompt": d.beginning,
+            "response": f"{each[i]:.3f} bits per byte, {d.tokens} tokens of {d.size} bytes",
             "reward": None,
         }
-        for row in rows[:samples]
+        for i, d in enumerate(found[:samples])
     ]
     return Evaluation(name, model.source, metrics, shown_rows, len(rows), 0, rows)
 

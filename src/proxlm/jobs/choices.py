@@ -100,7 +100,14 @@ def _questions(
     asked = load(data, min(data.max_prompt_tokens or _NO_LIMIT, room))
     if say:
         skipped.print_summary()
-    return [
-        question_of(tokenizer, prompt, found, settings.separator, model.encoder_decoder)
-        for prompt, found in asked
-    ]
+    texts = {prompt.id: _asked(prompt) for prompt, _ in bare}
+    made = []
+    for prompt, found in asked:
+        question = question_of(tokenizer, prompt, found, settings.separator, model.encoder_decoder)
+        made.append(replace(question, asked=texts[prompt.id]))
+    return made
+
+
+def _asked(prompt: Prompt) -> str:
+    """The prompt, or of a conversation its last message."""
+    return str(prompt.messages[-1].get("content") or "") if prompt.messages else prompt.text

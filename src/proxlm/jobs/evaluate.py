@@ -57,7 +57,10 @@ def main(config: EvaluateConfig) -> None:
     """Evaluate, print the table and a few samples, and write the JSON file if one is asked for."""
     start_job(config.run.threads, config.model)
     evaluations = evaluate(config=config)
-    print(as_table(evaluations))
+    counted = (
+        "documents" if config.perplexity.text else "questions" if config.choices.field else "held-out prompts"
+    )
+    print(as_table(evaluations, counted))
     compared = differences([Arm(e.name, [e.responses]) for e in evaluations], config.seed)
     if len(evaluations) > 1:
         print(f"\n{as_text(compared)}")
@@ -66,7 +69,7 @@ def main(config: EvaluateConfig) -> None:
         for e in evaluations:
             print(f"{e.name}: {e.samples[i]['response'].strip()}")
     if config.output:
-        _write(Path(config.output), evaluations, compared, config.seed)
+        _write(Path(config.output), evaluations, compared, config.seed, counted)
         print(f"\nwritten to {config.output}")
     if config.responses:
         write_jsonl_atomic(
@@ -75,13 +78,15 @@ def main(config: EvaluateConfig) -> None:
         print(f"responses written to {config.responses}")
 
 
-def _write(file: Path, evaluations: Sequence[Evaluation], compared: Sequence[Difference], seed: int) -> None:
+def _write(
+    file: Path, evaluations: Sequence[Evaluation], compared: Sequence[Difference], seed: int, counted: str
+) -> None:
     """Write the results as the file's name ends."""
     if file.suffix == ".json":
         content = {**as_json(evaluations, seed), "differences": [asdict(one) for one in compared]}
         write_json_atomic(file, content)
     else:
-        tables = [*evaluation_tables(evaluations), *difference_tables(compared)]
+        tables = [*evaluation_tables(evaluations, counted), *difference_tables(compared)]
         write_atomic(file, FORMATS[file.suffix](tables))
 
 

@@ -399,6 +399,9 @@ BITS_PER_BYTE = _metric(
     "−log2 p(text) per byte of the text in UTF-8, over all documents",
     EVALUATE,
 )
+DOCUMENT_BITS_PER_BYTE = _metric(
+    "text/document_bits_per_byte", "bits/byte", "mean over documents of each one's bits per byte", EVALUATE
+)
 TEXT_PERPLEXITY = _metric(
     "text/perplexity", "", "exp(−log p(text) per token): not comparable where tokenizers differ", EVALUATE
 )
@@ -413,7 +416,7 @@ CHANGED_DOCUMENTS = _metric(
 )
 LIKELIHOOD = (
     CHOICE_ACCURACY, CHOICE_ACCURACY_PER_BYTE, CHOICE_PROBABILITY, CHOICE_MASS, CHOICE_CALIBRATION_ERROR,
-    BITS_PER_BYTE, TEXT_PERPLEXITY, BYTES_PER_TOKEN, CHANGED_DOCUMENTS,
+    BITS_PER_BYTE, DOCUMENT_BITS_PER_BYTE, TEXT_PERPLEXITY, BYTES_PER_TOKEN, CHANGED_DOCUMENTS,
 )  # fmt: skip
 
 # --- evaluation of a reward model ---
