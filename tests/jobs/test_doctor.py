@@ -94,10 +94,57 @@ def test_one_step_and_no_others(tmp_path, capsys):
     assert "reward_falls: needs 20 steps in which the policy learns, there is 1" in " ".join(printed.split())
 
 
-def test_only_settings_and_metrics_are_read(run):
+def test_samples_are_not_read_and_a_damaged_evaluation_is_named(run, capsys):
     (run / "samples.jsonl").write_text("torn\nlines\n", encoding="utf-8")
-    (run / "evaluation.json").write_text("{", encoding="utf-8")
     assert main(["doctor", str(run)]) == 0
+    (run / "evaluation.json").write_text("{", encoding="utf-8")
+    assert main(["doctor", str(run)]) == 2
+    assert str(run / "evaluation.json") in capsys.readouterr().err
+
+
+def tables(run: Path, after: dict[str, tuple[float, float, float]]) -> None:
+    """The evaluations of a run of which the policy at the start has 0.7 sampled and 0.8 greedy."""
+    before = {"reward": (0.7, 0.66, 0.74), "greedy/reward": (0.8, 0.77, 0.83)}
+    models = [
+        {
+            "name": name,
+            "metrics": {
+                metric: dict(zip(("mean", "low", "high"), numbers, strict=True))
+                for metric, numbers in table.items()
+            },
+        }
+        for name, table in {"before": before, "after": after}.items()
+    ]
+    (run / "evaluation.json").write_text(json.dumps({"models": models}), encoding="utf-8")
+
+
+# The errors of two means with intervals of ± 0.04 and ± 0.03 explain a difference of 0.05.
+@pytest.mark.parametrize(
+    ("sampled", "greedy", "speaks"),
+    [
+        (0.76, 0.79, True),
+        (0.76, 0.81, True),  # 0.01 of 0.06
+        (0.76, 0.82, False),  # a third of what the sampled answers gained
+        (0.74, 0.79, False),  # within the error
+        (0.76, 0.86, False),
+    ],
+)
+def test_evaluations_before_and_after_a_run_say_whether_it_only_sharpened(
+    run, capsys, sampled, greedy, speaks
+):
+    tables(run, {"reward": (sampled, sampled - 0.03, sampled + 0.03), "greedy/reward": (greedy, 0.76, 0.88)})
+    assert main(["doctor", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "12 of 20 rules could judge" in printed
+    assert ("WARNING  greedy_unchanged, step 40\n  sharpened only:" in printed) == speaks
+
+
+def test_without_greedy_answers_before_and_after_nobody_knows(run, capsys):
+    tables(run, {"reward": (0.76, 0.73, 0.79)})
+    assert main(["doctor", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "11 of 20 rules could judge" in printed
+    assert "greedy_unchanged: no number of" in printed
 
 
 def test_settings_of_another_version_do_not_matter(run, capsys):

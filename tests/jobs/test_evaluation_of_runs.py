@@ -143,12 +143,13 @@ def test_runs_of_new_models_are_evaluated_alone(place, capsys):
     assert capsys.readouterr().out.splitlines()[0].split() == ["metric", "base/policy"]
     records = [json.dumps({"prompt": f"The cat {i}", "response": " sat."}) for i in range(8)]
     (place / "pairs.jsonl").write_text("\n".join(records), encoding="utf-8")
+    (place / "held-out.jsonl").write_text("\n".join(records[4:]), encoding="utf-8")
     assert main([
-        "sft", "--model.policy", "base/policy", "--text.train", "pairs.jsonl", "--text.validation", "pairs.jsonl",
+        "sft", "--model.policy", "base/policy", "--text.train", "pairs.jsonl", "--text.validation", "held-out.jsonl",
         "--run.folder", "tuned", "--train.steps", "2", "--train.batch-tokens", "64", "--run.threads", "1",
         "--model.device", "cpu", "--train.validate-every", "1",
     ]) == 0  # fmt: skip
-    capsys.readouterr()
+    assert "4 examples are left out: they are also in text.validation" in capsys.readouterr().out
     # Its own validation file, one base model and one tuned model.
     assert main(["evaluate", "tuned", "--data.eval-count", "4", "--rollout.max-new-tokens", "4"]) == 0
     printed = capsys.readouterr().out

@@ -196,6 +196,9 @@ def test_pretrain_then_sft_then_resume(place):
     assert main([*sft, "--run.folder", "one", "--optim.schedule", "constant"]) == 0
     pair = [AutoModelForCausalLM.from_pretrained(place / name / "policy") for name in ("parts", "one")]
     assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in pair), strict=True))
+    # What is validated on is not trained on, and here nothing else is left.
+    assert main([*sft, "--text.validation", "sft.jsonl", "--run.folder", "same"]) == 2
+    assert not (place / "same").exists()
 
 
 def test_early_stopping_keeps_the_best(place):

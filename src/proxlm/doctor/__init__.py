@@ -6,5 +6,6 @@ Rules are pure functions of the metric rows so far and a few of the run's settin
 from proxlm.doctor.doctor import RULES, Doctor, cannot_judge, diagnose
 from proxlm.doctor.facts import Facts, facts_of
 from proxlm.doctor.finding import Finding
+from proxlm.doctor.window import Table
 
-__all__ = ["RULES", "Doctor", "Facts", "Finding", "cannot_judge", "diagnose", "facts_of"]
+__all__ = ["RULES", "Doctor", "Facts", "Finding", "Table", "cannot_judge", "diagnose", "facts_of"]

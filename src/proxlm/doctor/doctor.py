@@ -11,7 +11,7 @@ from proxlm.doctor import rules_held_out, rules_policy, rules_reward, rules_run,
 from proxlm.doctor.facts import Facts
 from proxlm.doctor.finding import Finding
 from proxlm.doctor.rule import Rule
-from proxlm.doctor.window import History, Rows
+from proxlm.doctor.window import History, Table
 from proxlm.runlog.folder import read_jsonl
 
 # In the order in which findings of the same step are reported: causes before consequences.
@@ -93,6 +93,22 @@ class Doctor:
             warning into something serious.
         """
         self._rows.append(row)
+        return self._judge()
+
+    def see_ends(self, before: Table, after: Table) -> list[Finding]:
+        """Read the evaluations before and after the run, once all its rows are read.
+
+        Args:
+            before: of each metric of held-out prompts the mean, and the low and high end of its interval.
+            after: the same of the trained policy.
+
+        Returns:
+            The new findings.
+        """
+        self._rows.ends = before, after
+        return self._judge() if self._rows else []
+
+    def _judge(self) -> list[Finding]:
         new = []
         for name, rule in RULES.items():
             found = rule(self._rows, self.facts)
@@ -125,28 +141,41 @@ class Doctor:
         return _sorted(episode.finding for episodes in self._episodes.values() for episode in episodes)
 
 
-def diagnose(rows: Iterable[Mapping[str, Any]], facts: Facts | None = None) -> list[Finding]:
+def diagnose(
+    rows: Iterable[Mapping[str, Any]], facts: Facts | None = None, ends: tuple[Table, Table] | None = None
+) -> list[Finding]:
     """Everything a doctor finds in a run's rows: serious findings first, then by the step at which they began.
 
     A finding whose `last` is before the run's last step has disappeared again.
+
+    Args:
+        rows: the run's metric rows.
+        facts: its settings.
+        ends: the evaluations before and after it, as of `Doctor.see_ends`.
     """
     doctor = Doctor(facts)
     for row in rows:
         doctor.see(row)
+    if ends is not None:
+        doctor.see_ends(*ends)
     return doctor.history()
 
 
-def cannot_judge(rows: Rows, facts: Facts) -> dict[str, str]:
+def cannot_judge(
+    rows: Iterable[Mapping[str, Any]], facts: Facts, ends: tuple[Table, Table] | None = None
+) -> dict[str, str]:
     """The rules that could not judge a run, each with the reason.
 
     Args:
         rows: The run's metric rows.
         facts: Its settings.
+        ends: The evaluations before and after it; None: there are none.
 
     Returns:
         Reason by rule, in the order of the rules; empty where all could.
     """
-    return {name: reason for name, rule in RULES.items() if (reason := rule.why_not(rows, facts))}
+    history = History(rows, ends)
+    return {name: reason for name, rule in RULES.items() if (reason := rule.why_not(history, facts))}
 
 
 def _sorted(findings: Iterable[Finding]) -> list[Finding]:

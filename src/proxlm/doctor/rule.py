@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from proxlm.doctor.facts import Facts
 from proxlm.doctor.finding import Finding
-from proxlm.doctor.window import Rows, evaluations, learning, number
+from proxlm.doctor.window import Rows, ends_of, evaluations, learning, number
 from proxlm.runlog.metric_names import STALENESS, Metric
 
 Look = Callable[[Rows, Facts], Finding | None]
@@ -26,6 +26,7 @@ class Rule:
     metrics: tuple[Metric | tuple[Metric, ...], ...]
     any_steps: bool
     evaluations: int
+    or_ends: bool
     unsuited: Callable[[Facts], str]
     own_responses: bool
 
@@ -43,15 +44,16 @@ class Rule:
             return reason
         # Responses of an older policy differ as much as the policy has learnt since.
         looked = [row for row in rows if not (self.own_responses and number(row, STALENESS))]
+        ends = (ends_of(rows) or ()) if self.or_ends else ()
         steps = len(looked) if self.any_steps else sum(map(learning, rows))
         if steps < self.steps:
             kind = "" if self.any_steps else " in which the policy learns"
             return f"needs {self.steps} steps{kind}, there {'is' if steps == 1 else 'are'} {steps}"
         for needed in self.metrics:
             group = (needed,) if isinstance(needed, str) else needed
-            if not _known(looked, group):
+            if not (_known(looked, group) or (ends and all(any(n in e for n in group) for e in ends))):
                 return f"no number of {' or '.join(group)}"
-        if (evaluated := len(evaluations(rows))) < self.evaluations:
+        if (evaluated := len(evaluations(rows))) < self.evaluations and not ends:
             return f"needs {self.evaluations} evaluations (evaluation.every), there are {evaluated}"
         return ""
 
@@ -61,6 +63,7 @@ def rule(
     *metrics: Metric | tuple[Metric, ...],
     any_steps: bool = False,
     evaluations: int = 0,
+    or_ends: bool = False,
     unsuited: Callable[[Facts], str] = lambda _: "",
     own_responses: bool = False,
 ) -> Callable[[Look], Rule]:
@@ -71,10 +74,11 @@ def rule(
         metrics: Each a name, or several of which one is enough.
         any_steps: Steps in which only the critic learns count as well.
         evaluations: How many of held-out prompts during the run.
+        or_ends: In place of these, the evaluations before and after the run are enough.
         unsuited: Why settings leave nothing to judge, or "".
         own_responses: Only steps whose responses are the policy's own count.
     """
-    return lambda look: Rule(look, steps, metrics, any_steps, evaluations, unsuited, own_responses)
+    return lambda look: Rule(look, steps, metrics, any_steps, evaluations, or_ends, unsuited, own_responses)
 
 
 def _known(rows: Rows, group: Sequence[Metric]) -> bool:

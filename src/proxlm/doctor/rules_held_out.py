@@ -1,4 +1,4 @@
-"""Rules about the evaluations during a run, and about tokens that weights or filters leave out.
+"""Rules about the evaluations of a run, and about tokens that weights or filters leave out.
 
 Each looks at the newest evaluations or steps and returns a Finding or None. docs/doctor.md has the table of all
 rules.
@@ -6,6 +6,8 @@ rules.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
@@ -13,7 +15,17 @@ from proxlm.doctor.facts import Facts
 from proxlm.doctor.finding import Finding, found
 from proxlm.doctor.rule import rule
 from proxlm.doctor.rules_reward import is_flat
-from proxlm.doctor.window import Rows, evaluations, first_middle, newest_middle, number, span, step_of
+from proxlm.doctor.window import (
+    Rows,
+    Table,
+    ends_of,
+    evaluations,
+    first_middle,
+    newest_middle,
+    number,
+    span,
+    step_of,
+)
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.metric_names import Metric
 from proxlm.runlog.text import number as shown
@@ -29,7 +41,7 @@ LOOK_BACK = 10
 # has a standard error of an eighth of it.
 CHANGE_SHARE = 1 / 3
 # How much of the sampled reward's gain the greedy one must have. Where learning moves what is likeliest, it has all.
-GREEDY_SHARE = 0.1
+GREEDY_SHARE = 0.25
 
 # What a mask leaves out was generated for nothing; it is meant for outliers, some percent of the tokens.
 DROPPED = 0.3
@@ -40,26 +52,22 @@ DROPPED_MASS = 0.2
 DROPPED_MASS_SERIOUS = 0.5
 
 
-@rule(2, names.REWARD_STD, SAMPLED, GREEDY, evaluations=EVALUATIONS)
+@rule(2, names.REWARD_STD, SAMPLED, GREEDY, evaluations=EVALUATIONS, or_ends=True)
 def greedy_unchanged(rows: Rows, _facts: Facts) -> Finding | None:
     """Sampled answers have become better and the likeliest ones have not: the run has only sharpened sampling."""
-    evaluated, spread = evaluations(rows), _spread(rows)
-    if len(evaluated) < EVALUATIONS or not spread:
-        return None
-    if any(number(row, GREEDY) is None for row in (*evaluated[:2], *evaluated[-2:])):
-        return None
-    (before, after), (greedy_before, greedy_after) = (
-        tuple(_mean(part, name) for part in (evaluated[:2], evaluated[-2:])) for name in (SAMPLED, GREEDY)
+    ends = ends_of(rows)
+    sampled, greedy = (
+        _newest_change(rows, x) if ends is None else _change(ends, x) for x in (SAMPLED, GREEDY)
     )
-    if after - before < CHANGE_SHARE * spread or greedy_after - greedy_before > GREEDY_SHARE * (
-        after - before
-    ):
+    if sampled is None or greedy is None or not sampled.beyond_chance:
+        return None
+    if greedy.rise > GREEDY_SHARE * sampled.rise:
         return None
     return found(
         rows, "greedy_unchanged",
-        f"the held-out reward of sampled answers rose from {shown(before)} to {shown(after)}, that of greedy ones"
-        f" went from {shown(greedy_before)} to {shown(greedy_after)}: sampling became sharper, the likeliest answer"
-        " no better",
+        f"sharpened only: the held-out reward of sampled answers rose from {shown(sampled.before)} to"
+        f" {shown(sampled.after)}, that of greedy ones went from {shown(greedy.before)} to {shown(greedy.after)}:"
+        " sampling became sharper, the likeliest answer no better",
         "if greedy answers earn the highest reward there is, the run is done",
         "raise rollout.temperature or ppo.samples_per_prompt: better answers than the likeliest must be sampled",
         "ppo.positive_coef = 0.1 raises those that were right; more steps, or a higher optim.policy.lr",
@@ -131,6 +139,40 @@ def filters_drop_much(rows: Rows, _facts: Facts) -> Finding | None:
         "use the model with the same filters: what they leave out has not been learnt",
         serious=dropped > DROPPED_MASS_SERIOUS,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Of a metric of held-out prompts; beyond_chance: it rose by more than the evaluations' errors explain."""
+
+    before: float
+    after: float
+    beyond_chance: bool
+
+    @property
+    def rise(self) -> float:
+        return self.after - self.before
+
+
+def _newest_change(rows: Rows, name: Metric) -> _Change | None:
+    """From the first two evaluations during the run to the newest two."""
+    evaluated, spread = evaluations(rows), _spread(rows)
+    parts = evaluated[:2], evaluated[-2:]
+    if len(evaluated) < EVALUATIONS or not spread:
+        return None
+    if any(number(row, name) is None for part in parts for row in part):
+        return None
+    before, after = (_mean(part, name) for part in parts)
+    return _Change(before, after, after - before >= CHANGE_SHARE * spread)
+
+
+def _change(ends: tuple[Table, Table], name: Metric) -> _Change | None:
+    """From the evaluation before the run to that after it, whose intervals say what is chance."""
+    if not all(name in table for table in ends):
+        return None
+    (before, *first), (after, *last) = (table[name] for table in ends)
+    error = math.hypot(*((high - low) / 2 for low, high in (first, last)))
+    return _Change(before, after, after - before > error)
 
 
 def _spread(rows: Rows) -> float:

@@ -8,7 +8,7 @@ which only the critic learns (warmup = 1) tell nothing about the policy, and are
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from statistics import median
 from typing import Any
@@ -18,6 +18,8 @@ from proxlm.runlog.metric_names import Metric
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
+# An evaluation of held-out prompts: of each metric its mean and the ends of the mean's 95% interval.
+Table = Mapping[str, tuple[float, float, float]]
 
 
 class History(list[Row]):
@@ -27,13 +29,17 @@ class History(list[Row]):
         learnt: the rows in which the policy learns.
         rewarded: the rows that have a reward and its spread.
         evaluated: the rows with an evaluation on held-out prompts in which the policy learns.
+        ends: the evaluations before and after the run, which no row holds; None: not known (yet).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Iterable[Row] = (), ends: tuple[Table, Table] | None = None) -> None:
         super().__init__()
         self.learnt: list[Row] = []
         self.rewarded: list[Row] = []
         self.evaluated: list[Row] = []
+        self.ends = ends
+        for row in rows:
+            self.append(row)
 
     def append(self, row: Row) -> None:
         """Add the newest row."""
@@ -130,6 +136,11 @@ def evaluations(rows: Rows) -> list[Row]:
 
 def _evaluated(row: Row) -> bool:
     return learning(row) and number(row, names.EVALUATION(names.REWARD)) is not None
+
+
+def ends_of(rows: Rows) -> tuple[Table, Table] | None:
+    """The evaluations before and after the run, where they are known."""
+    return rows.ends if isinstance(rows, History) else None
 
 
 def span(rows: Rows, count: int) -> str:

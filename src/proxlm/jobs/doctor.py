@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.config import ControlConfig, DoctorConfig, PPOConfig
-from proxlm.doctor import RULES, Facts, Finding, cannot_judge, diagnose, facts_of
+from proxlm.doctor import RULES, Facts, Finding, Table, cannot_judge, diagnose, facts_of
 from proxlm.errors import RunError
-from proxlm.report.run_data import Row, read_metrics
+from proxlm.report.evaluation_files import NAME as EVALUATIONS
+from proxlm.report.run_data import Row, read_evaluation, read_metrics
 from proxlm.runlog.folder import write_json_atomic
-from proxlm.runlog.metric_names import STEP
+from proxlm.runlog.metric_names import EVALUATION, STEP
 from proxlm.runlog.saved_settings import read_saved_settings
 
 WIDTH = 100
@@ -40,6 +41,11 @@ class Examination:
     def last_step(self) -> int:
         """The newest step."""
         return int(self.rows[-1][STEP])
+
+    @property
+    def at_the_end(self) -> list[Finding]:
+        """The findings that hold at the newest step."""
+        return [finding for finding in self.findings if finding.last == self.last_step]
 
 
 def main(config: DoctorConfig) -> None:
@@ -69,7 +75,30 @@ def examine(folder: Path) -> Examination:
     rows, facts = read_metrics(metrics), Facts(control=saved.job == "control")
     if isinstance(saved.config, PPOConfig | ControlConfig):
         facts = facts_of(saved.config)
-    return Examination(folder, rows, diagnose(rows, facts), saved.problem, cannot_judge(rows, facts))
+    ends = evaluations_at_the_ends(folder)
+    return Examination(
+        folder, rows, diagnose(rows, facts, ends), saved.problem, cannot_judge(rows, facts, ends)
+    )
+
+
+def evaluations_at_the_ends(folder: Path) -> tuple[Table, Table] | None:
+    """What a run's evaluation.json says of its policy before and after it; None where it says nothing of one.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    file = folder / EVALUATIONS
+    if not file.exists():
+        return None
+    found = {
+        model["name"]: {
+            str(EVALUATION(name)): (mean, known.get("low", mean), known.get("high", mean))
+            for name, known in model["metrics"].items()
+            if (mean := known["mean"]) is not None
+        }
+        for model in read_evaluation(file)["models"]
+    }
+    return (found["before"], found["after"]) if {"before", "after"} <= found.keys() else None
 
 
 def as_lines(examination: Examination) -> list[str]:

@@ -26,6 +26,7 @@ from proxlm.engine.native import NativeEngine
 from proxlm.environments.protocol import MakeEnvironment
 from proxlm.errors import ConfigError, RewardError, RunError
 from proxlm.evaluation.task_metrics.task_metrics import task_metrics
+from proxlm.jobs.doctor import examine
 from proxlm.jobs.held_out import HeldOutEvaluations, print_comparison
 from proxlm.jobs.in_memory import record_source
 from proxlm.jobs.model_limits import check_block
@@ -58,6 +59,8 @@ def main(config: PPOConfig) -> None:
     start_job(config.run.threads, config.model)
     run = PPOTrainer(config=config).train()
     print_comparison(run)
+    for finding in examine(run.folder).at_the_end:
+        print(f"\n{finding.line()}")
     print(f"\nmodel   {run.model}")
     if config.run.report:
         print(f"report  {run.folder / 'report.html'}")

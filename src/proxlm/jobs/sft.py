@@ -16,6 +16,7 @@ from proxlm.data.skipped import Skipped
 from proxlm.data.supervised import record_texts, sft_examples
 from proxlm.data.text import split_validation
 from proxlm.data.tokenizer import train_tokenizer
+from proxlm.errors import DataError
 from proxlm.jobs.in_memory import record_sources
 from proxlm.jobs.run_folder import check_run_folder
 from proxlm.jobs.startup import seeded_weights, start_job
@@ -107,7 +108,8 @@ class SFTTrainer:
         every = examples(self._training)
         if self._validation:
             held_out = examples(self._validation)
-            training, validation = every.select(range(len(every))), held_out.select(range(len(held_out)))
+            validation = held_out.select(range(len(held_out)))
+            training = every.select(_not_held_out(every, validation))
         else:
             training, validation = map(every.select, self._split(len(every)))
         with seeded_weights(config.run.seed):
@@ -149,3 +151,15 @@ class SFTTrainer:
         if scratch.type:
             return scratch.context, is_encoder_decoder_type(scratch.type)
         return self.source.context or 2**31, self.source.encoder_decoder
+
+
+def _not_held_out(every: Examples, validation: Examples) -> list[int]:
+    """The rows to train on: those that are not in the validation, too. Says how many are."""
+    rows = every.rows_without(validation)
+    if every and not rows:
+        raise DataError(
+            "text.train: every example is also in text.validation; give other files to validate on"
+        )
+    if repeated := len(every) - len(rows):
+        print(f"text.train: {repeated:,} examples are left out: they are also in text.validation", flush=True)
+    return rows

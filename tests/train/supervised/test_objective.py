@@ -12,7 +12,9 @@ from torch import nn
 
 from proxlm.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
 from proxlm.config import OptimiserSettings, RunSettings, SFTConfig, SupervisedSettings
+from proxlm.data.supervised import SFTExample
 from proxlm.errors import RunError
+from proxlm.train.supervised.examples import Examples
 from proxlm.train.supervised.loop import SupervisedLoop
 
 
@@ -115,3 +117,15 @@ def test_rows_with_a_gradient_that_is_not_finite_are_described(tmp_path):
     (file,) = tmp_path.glob("non-finite-step-*.jsonl")
     rows = [json.loads(text) for text in file.read_text().splitlines()]
     assert {"step": made.state.step, "row": 3, "x": None} in rows
+
+
+def test_an_example_that_is_also_held_out_is_not_trained_on():
+    def example(prompt, response):
+        return SFTExample(prompt, response, (True,) * len(response))
+
+    rows = [example((1, 2), (3,)), None, example((1,), (2, 3)), example((1, 2), (4,)), example((5,), (6,))]
+    every = Examples.from_rows(rows)
+    # The same tokens with another prompt are another example, and so is another response to the same prompt.
+    assert every.rows_without(Examples.from_rows([rows[0], rows[4]])) == [1, 2, 3]
+    assert every.rows_without(Examples.from_rows([example((9,), (9,))])) == [0, 1, 2, 3, 4]
+    assert every.rows_without(every.select([0, 2, 3, 4])) == [1]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,6 +83,19 @@ class Examples:
             self.lengths[chosen],
             self.prompt_lengths[chosen],
         )
+
+    def rows_without(self, others: Examples) -> list[int]:
+        """The rows that are not, token for token, also rows of `others`."""
+        known = {(tokens.tobytes(), prompt) for tokens, prompt in others._rows()}
+        return [
+            i for i, (tokens, prompt) in enumerate(self._rows()) if (tokens.tobytes(), prompt) not in known
+        ]
+
+    def _rows(self) -> Iterator[tuple[Any, int]]:
+        """Each row's tokens as an array, and how many of them are the prompt."""
+        tokens = self.tokens.numpy()
+        for start, length, prompt in zip(self.starts, self.lengths, self.prompt_lengths, strict=True):
+            yield tokens[start : start + length], int(prompt)
 
     def batch(self, rows: Sequence[int]) -> tuple[Sequences, Tensor]:
         """The given rows as sequences, and their loss mask [R] bool."""
