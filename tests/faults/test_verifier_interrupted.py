@@ -1,4 +1,4 @@
-"""Ctrl-C while a verifier hangs in its process: the first waits for the step, the second ends the run and the process."""
+"""Ctrl-C while a verifier hangs in its process: the second ends the run at once, and that process."""
 
 from __future__ import annotations
 
