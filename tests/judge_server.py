@@ -1,10 +1,12 @@
 """A server that speaks OpenAI's chat completions on this machine, and does what a test tells it."""
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 Answer = Callable[[BaseHTTPRequestHandler, str], Any]
@@ -62,8 +64,8 @@ def send(handler: BaseHTTPRequestHandler, status: int, text: str, **headers: str
 
 
 @contextmanager
-def serving(answer: Answer) -> Iterator[JudgeServer]:
-    """A server for the time of a block."""
+def serving(answer: Answer, certificate: Path | None = None) -> Iterator[JudgeServer]:
+    """A server for the time of a block, with HTTPS if it has a certificate, a file with its key."""
     server = JudgeServer(answer)
 
     class Handler(BaseHTTPRequestHandler):
@@ -75,9 +77,13 @@ def serving(answer: Answer) -> Iterator[JudgeServer]:
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        http.socket = context.wrap_socket(http.socket, server_side=True)
     thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
     thread.start()
-    server.url = f"http://127.0.0.1:{http.server_port}/v1"
+    server.url = f"http{'s' * (certificate is not None)}://127.0.0.1:{http.server_port}/v1"
     try:
         yield server
     finally:

@@ -135,7 +135,7 @@ def test_the_home_folder_in_every_setting_that_is_a_path(
             "text.train": ["t"],
             "models": ["m"],
         }
-        needed |= {"prompt": "x", "folder": "f", "environment.id": "CartPole-v1"}
+        needed |= {"prompt": "x", "folder": "f", "environment.id": "CartPole-v1", "runs": ["a"]}
         known = {
             name: v for name, v in needed.items() if name.split(".")[0] in kinds(JOBS[job]) and name != key
         }
@@ -203,3 +203,34 @@ def test_the_job_of_a_file_is_checked(recipe: Path, job: str, message: str) -> N
     with pytest.raises(ConfigError) as caught:
         load_config("ppo", recipe)
     assert str(caught.value) == f"{recipe}: {message}"
+
+
+def test_a_rubric_or_schema_is_a_file_of_the_recipes_folder_if_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, elsewhere = tmp_path / "recipes", tmp_path / "elsewhere"
+    recipe.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    (recipe / "rubric.txt").write_text("{response}", encoding="utf-8")
+    (elsewhere / "own.txt").write_text("{response}", encoding="utf-8")
+    text = """
+    model = {policy = "m"}
+    data = {prompts = "p"}
+    [reward.terms.file]
+    use = "judge"
+    args = {rubric = "rubric.txt"}
+    [reward.terms.text]
+    use = "judge"
+    args = {rubric = "Rate {response}"}
+    [reward.terms.elsewhere]
+    use = "judge"
+    args = {rubric = "own.txt"}
+    """
+    (recipe / "r.toml").write_text(text, encoding="utf-8")
+    terms = load_config("ppo", recipe / "r.toml").reward.terms
+    assert {name: term.args["rubric"] for name, term in terms.items()} == {
+        "file": str(recipe / "rubric.txt"),
+        "text": "Rate {response}",
+        "elsewhere": "own.txt",  # of the current directory, as on the command line
+    }

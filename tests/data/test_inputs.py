@@ -82,6 +82,29 @@ def test_each_setting_brings_the_files_that_are_read(tmp_path, model):
     }
 
 
+def test_a_rubric_that_is_a_file_is_an_input_and_one_that_is_a_text_is_not(tmp_path):
+    put(tmp_path, rubric_dot_txt="{response}", schema_dot_json="{}")
+    rubric, schema = str(tmp_path / "rubric.txt"), str(tmp_path / "schema.json")
+    terms = {
+        "a": RewardTerm(use="judge", args={"rubric": rubric}),
+        "b": RewardTerm(use="judge", args={"rubric": "rate {response}\n"}),
+        "c": RewardTerm(use="json_schema", args={"schema": schema}),
+    }
+    config = PPOConfig(reward=RewardSettings(terms=terms))
+    assert names(config) == {
+        "reward.terms.a.args.rubric": ["rubric.txt"],
+        "reward.terms.c.args.schema": ["schema.json"],
+    }
+    write_inputs(tmp_path, inputs_of(config))
+    then = inputs_of(config).digests()
+    (tmp_path / "rubric.txt").write_text("{response}!")
+    (changed,) = inputs_of(config, read_inputs(tmp_path)).changes(tmp_path, then)
+    assert "reward.terms.a.args.rubric" in changed
+    (tmp_path / "rubric.txt").unlink()
+    (gone,) = inputs_of(config, read_inputs(tmp_path)).changes(tmp_path, then)
+    assert "reward.terms.a.args.rubric" in gone
+
+
 def test_data_sets_splits_and_adapters(tmp_path, model):
     put(tmp_path / "tables", train_dot_parquet="1", eval_dot_parquet="2", README_dot_md="")
     put(tmp_path / "saved", state_dot_json="{}", data_dot_arrow="3")

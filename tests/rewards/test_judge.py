@@ -1,13 +1,15 @@
 """The judge: what is asked, how answers are read, and what happens when there is none; against a real server."""
 
+import shutil
+import subprocess
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from judge_server import reply, send, serving
 
+from judge_server import reply, send, serving
 from proxlm.config.schema import RewardSettings
 from proxlm.errors import ConfigError, RewardError
 from proxlm.rewards import build_reward, judge_client
@@ -321,3 +323,41 @@ def test_a_call_that_is_given_up_stops_asking() -> None:
 def test_impossible_settings_are_refused_by_name(args: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=rf"reward\.args\.{named}"):
         build_reward(RewardSettings(use="judge", args={"url": "http://x", "model": "m", **args}))
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for 127.0.0.1 and its key, in one file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the command openssl, which makes a certificate")
+    file = tmp_path_factory.mktemp("tls") / "server.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=judge -addext subjectAltName=IP:127.0.0.1"
+    made = subprocess.run([*command.split(), "-keyout", "-"], check=True, capture_output=True)
+    file.write_bytes(made.stdout)
+    return file
+
+
+def test_https_is_spoken_with_those_whose_certificate_is_trusted(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(lambda *_: "Rating: [[7]]", certificate) as server:
+        assert server.url.startswith("https://")
+        said = problem(server.url)
+        assert "certificate" in said
+        assert "asked" not in said  # once, for it will not change
+        assert server.questions == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert judge(server.url)([TEA]) == [7.0]
+        assert "plain HTTP" not in problem(server.url.replace("https", "http"), retries=0)
+
+
+def test_in_a_process_of_its_own_it_gives_the_same_and_failures_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with serving(lambda _, question: "[[tie]]" if "Hot." in question else "I cannot say.") as server:
+        args = {"url": server.url, "model": "m", "mode": "pairwise", "retries": 0, "key": "env:JUDGE_KEY"}
+        settings = RewardSettings(use="judge", args=args, isolate=True, on_error="score", error_score=-1.0)
+        scores = build_reward(settings).score([TEA, Completion("Describe tea.", "Cold.", fields=TEA.fields)])
+        assert (scores.total.tolist(), scores.failed) == ([0.5, -1.0], 1)
+        assert set(server.keys) == {f"Bearer {KEY}"}

@@ -29,6 +29,8 @@ HUB_PREFIX = "hf:"
 GYM_PREFIX = "reasoning-gym:"
 # The argument of rewards and environments that is a path, as in the built-in reward_model.
 PATH_ARGUMENT = "path"
+# Arguments that may name a file, as those of the judge and of json_schema do, or be a text or something else.
+FILE_ARGUMENTS = ("rubric", "schema")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class PathSetting:
 def path_settings(config: Any, at: str = "") -> Iterator[PathSetting]:
     """Every path among the settings of a job, in order; those that are empty are left out."""
     for field in fields(config):
-        value, kind = getattr(config, field.name), field.metadata.get("path")
+        value = getattr(config, field.name)
+        kind: PathKind | None = field.metadata.get("path")
         key = f"{at}.{field.name}" if at else field.name
         if is_section(value):
             yield from path_settings(value, key)
@@ -64,6 +67,13 @@ def path_settings(config: Any, at: str = "") -> Iterator[PathSetting]:
                 found = {f"[{i}]": item for i, item in enumerate(value)}
             elif isinstance(value, Mapping):
                 found = {f".{PATH_ARGUMENT}": value.get(PATH_ARGUMENT)}
+                for name in FILE_ARGUMENTS:
+                    if (
+                        isinstance(given := value.get(name), str)
+                        and _may_be_file(given)
+                        and os.path.isfile(given)
+                    ):
+                        yield PathSetting(f"{key}.{name}", "input", given, config)
             for end, path in found.items():
                 if isinstance(path, str) and path:
                     yield PathSetting(f"{key}{end}", kind, path, config)
@@ -192,9 +202,24 @@ def _changed_value(path: PathKind, value: Any, change: Change) -> Any:
     if isinstance(value, list):
         return [change(path, item) if isinstance(item, str) else item for item in value]
     if isinstance(value, Mapping):
-        known = value.get(PATH_ARGUMENT)
-        return {**value, PATH_ARGUMENT: change(path, known)} if isinstance(known, str) else dict(value)
+        new, known = dict(value), value.get(PATH_ARGUMENT)
+        if isinstance(known, str):
+            new[PATH_ARGUMENT] = change(path, known)
+        for name in FILE_ARGUMENTS:
+            given = value.get(name)
+            if (
+                isinstance(given, str)
+                and _may_be_file(given)
+                and os.path.isfile(file := change("input", given))
+            ):
+                new[name] = file
+        return new
     return value
+
+
+def _may_be_file(argument: str) -> bool:
+    """Whether it can be the name of a file: not empty, and no text of several lines or with a {name} in it."""
+    return bool(argument) and not any(mark in argument for mark in "\n{\0")
 
 
 def adapter_base(folder: Path, name: str) -> str:
