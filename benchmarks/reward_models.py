@@ -88,7 +88,7 @@ def parts_of(every: Sequence[Comparison], output: Path) -> list[Part]:
 
 def record_of(found: Comparison) -> JsonRow:
     """What all judges see: the completions alone, as they are after what both have in common."""
-    return {"prompt": "", "chosen": found.chosen.text, "rejected": found.rejected.text}
+    return {"prompt": "Assistant:", "chosen": found.chosen.text, "rejected": found.rejected.text}
 
 
 def by_length(every: Sequence[Comparison], parts: Sequence[Part]) -> Leads:

@@ -1,5 +1,7 @@
 """Errors that a user can fix. The command line prints one as a single line and exits with status 2."""
 
+from __future__ import annotations
+
 from proxlm.text import short_line
 
 # With "proxlm: error: " before it, a line has at most 300 characters.
@@ -39,6 +41,10 @@ class BadRecordError(DataError):
         super().__init__(message)
         self.kind = kind
 
+    def __reduce__(self) -> tuple[type[BadRecordError], tuple[str, str]]:
+        """For pickle, by which a pool of processes sends what ended a call."""
+        return type(self), (self.args[0], self.kind)
+
 
 class ModelError(UserError):
     """A model or tokenizer cannot be loaded or used."""
@@ -69,3 +75,6 @@ class StoppedBySignalError(KeyboardInterrupt):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+    def __reduce__(self) -> tuple[type[StoppedBySignalError], tuple[str, int]]:
+        return type(self), (self.args[0], self.signal)
