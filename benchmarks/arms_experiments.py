@@ -111,10 +111,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         arms={"kept": {}, "not kept": {"rollout.keep_sampling_mask": False}},
         watched=("rollout_kl", "kept_tokens"),
     ),
-    "critic": Experiment(
-        title="The critic: scalar or categorical, pretrained or not",
+    "critic-head": Experiment(
+        title="The critic: scalar or categorical",
         recipe="stories-sentiment.toml",
-        common={**STORIES, "model.critic": "separate"},
+        common={**STORIES, "model.critic": "separate", "ppo.steps": 40},
         arms={
             "scalar": {},
             # Rewards are in [−1, 1], and the KL takes some 0.3 off: bins of 0.1 as the default's, where returns are.
@@ -124,8 +124,14 @@ EXPERIMENTS: dict[str, Experiment] = {
                 "model.value.high": 2.0,
                 "model.value.bins": 41,
             },
-            PRETRAINED: {"ppo.steps": 12},
         },
+        watched=("explained_variance", "value_bias"),
+    ),
+    "critic": Experiment(
+        title="The critic: pretrained or not",
+        recipe="stories-sentiment.toml",
+        common={**STORIES, "model.critic": "separate"},
+        arms={"scalar": {}, PRETRAINED: {"ppo.steps": 12}},
         critics={PRETRAINED: {"ppo.steps": 4}},
         watched=("explained_variance", "value_bias"),
         tuning=Tuning("optim.critic.lr", (1e-3, 3e-3, 1e-2), by="explained_variance/last"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from proxlm.rl.value_histogram import (
     ValueBins,
     beyond_bins,
+    first_logits,
     histogram_loss,
     histogram_mean,
     histogram_of,
@@ -91,6 +92,20 @@ def test_the_value_is_the_mean_of_the_softmax():
     assert float(histogram_mean(logits, TWO_HOT)) == pytest.approx(-0.25)
     assert histogram_mean(torch.zeros(2, 4, 5), TWO_HOT).shape == (2, 4)
     assert float(histogram_mean(flat(0, 0, 0, 0, 900), TWO_HOT)) == 3.0
+
+
+@pytest.mark.checklist(11)
+def test_first_logits_are_those_of_the_mean_histogram_with_a_hundredth_shared_by_all():
+    found = first_logits(flat(0.25, -1, 2, 2), TWO_HOT)
+    mean = torch.tensor([1.0, 0.75, 0.25, 2.0, 0.0], dtype=torch.float64) / 4
+    assert torch.allclose(found.exp(), 0.99 * mean + 0.01 / 5, atol=1e-12)
+    assert float(histogram_mean(found, TWO_HOT)) == pytest.approx(0.99 * 3.25 / 4 + 0.01 * 1.0)
+    # The gradient of the cross-entropy, summed over the targets, is then nearly none.
+    logits = first_logits(flat(-3, 2, 4.4), WIDE).expand(3, -1).clone().requires_grad_()
+    histogram_loss(logits, flat(-3, 2, 4.4), WIDE).sum().backward()
+    assert logits.grad is not None
+    assert float(logits.grad.sum(0).abs().max()) < 3 * 0.01
+    assert float(logits.grad.abs().max()) > 0.3
 
 
 @pytest.mark.checklist(10)

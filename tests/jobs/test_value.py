@@ -114,7 +114,11 @@ def test_a_resume_continues_exactly(policy, tmp_path):
     files = [(run.model / "model.safetensors").read_bytes() for run in (whole, resumed)]
     assert files[0] == files[1]
     saved = json.loads((whole.model / "config.json").read_text("utf-8"))
+    # The head began at the histogram of the first returns, and learnt from there.
+    bias = saved["value_bins"].pop("bias")
     assert saved["value_bins"] == {"low": -1.5, "high": 0.5, "sigma": 0.75}
+    assert len(bias) == 21
+    assert max(bias) - min(bias) > 1.0
     assert AutoModelForSequenceClassification.from_pretrained(whole.model).num_labels == 21
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -96,6 +97,36 @@ def test_a_categorical_critic_is_saved_with_its_bins_and_read_with_the_same(toke
             critic_from(policy, str(tmp_path), bins=bins)
 
 
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("type", ["llama", "lstm"])
+def test_a_categorical_critics_bias_is_read_again_where_the_classifier_has_none(
+    tokenizer, tmp_path, type, heads
+):
+    small = small_model(tokenizer, type)
+    head = ValueHead(16, BINS, Ensemble(heads))
+    torch.nn.init.normal_(head.linear.weight, std=0.3)
+    torch.nn.init.normal_(head.linear.bias)
+    save_value_model(small.trunk, head, small, tmp_path)
+    policy = make_actor_critic(tiny_model(tokenizer), "separate", BINS, Ensemble(heads))
+    models = critic_from(policy, str(tmp_path), bins=BINS, ensemble=Ensemble(heads))
+    assert torch.equal(models.value_head.linear.bias, head.linear.bias)
+    assert torch.equal(models.value_head.linear.weight, head.linear.weight)
+    if heads == 1:
+        copies = critic_from(policy, str(tmp_path), bins=BINS, ensemble=Ensemble(2, spread=0.0))
+        assert torch.equal(copies.value_head.linear.bias.view(2, 7), head.linear.bias.expand(2, 7))
+
+
+@pytest.mark.parametrize("bias", ["7", [1.0] * 6, [True] * 7, [float("nan")] * 7, [None] * 7])
+def test_a_bias_that_is_none_is_refused(tokenizer, tmp_path, bias):
+    saved_critic(tokenizer, tmp_path, bins=BINS)
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    config["value_bins"]["bias"] = bias
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    policy = make_actor_critic(tiny_model(tokenizer), "separate", BINS)
+    with pytest.raises(ModelError, match=r"value_bins.bias: expected 7 finite numbers"):
+        critic_from(policy, str(tmp_path), bins=BINS)
+
+
 @pytest.mark.checklist(44)
 @pytest.mark.parametrize("bins", [None, BINS])
 @pytest.mark.parametrize("type", ["llama", "lstm"])
@@ -163,8 +194,6 @@ def test_a_text_beyond_the_critics_context_is_refused(tokenizer, tmp_path):
 def test_another_tokenizer_is_refused(tokenizer, tmp_path):
     saved_critic(tokenizer, tmp_path)
     models = make_actor_critic(tiny_model(tokenizer), "separate")
-    import json
-
     file = tmp_path / "tokenizer.json"
     content = json.loads(file.read_text("utf-8"))
     vocabulary = content["model"]["vocab"]

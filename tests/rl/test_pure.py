@@ -155,6 +155,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "value_histogram.histogram_mean": (flat(0, 6, 5), BINS),
     "value_histogram.histogram_loss": (flat(0, 6, 5), flat(1), BINS),
     "value_histogram.beyond_bins": (flat(0), BINS),
+    "value_histogram.first_logits": (flat(0), BINS),
 }
 
 

@@ -50,7 +50,7 @@ _MODEL = "vocabulary hidden layers heads intermediate context tie_embeddings"
 
 SWITCHES = (
     Switch("alpha targets variant", "model.lora", "model.lora.rank", *_POSITIVE),
-    Switch("low high bins sigma", "model.value", "model.value.head", *_is("categorical")),
+    Switch("low high bins sigma head_rate", "model.value", "model.value.head", *_is("categorical")),
     Switch(f"type {_MODEL}", "new", "model.policy", *_EMPTY),
     Switch(_MODEL, "scratch", "scratch.type", *_GIVEN),
     Switch(_ENVIRONMENT, "environment", "environment.use", *_GIVEN),

@@ -53,6 +53,12 @@ class ValueSettings:
         "categorical: deviation of the Gaussian around a return, in bins; 0: two-hot, the two bins beside it",
         ge=0,
     )
+    head_rate: float = setting(
+        10.0,
+        "categorical: the head learns at this multiple of the critic's rate, so that it and not the trunk learns what"
+        " all returns have in common",
+        gt=0,
+    )
     heads: int = setting(
         1,
         "number of value heads on the critic's trunk, which start differently and learn the same returns",

@@ -67,7 +67,7 @@ class ValueTrainer(PPOTrainer):
     _held_out: ClassVar[type[HeldOutEvaluations]] = HeldOutValues
 
     def _models(self) -> ActorCritic:
-        """The networks, if there is a classifier of this type; without a bias in the value head where it has none."""
+        """The networks, if there is a classifier of this type; where it has no bias, a scalar head learns none."""
         if self.source.encoder_decoder:
             raise ConfigError(
                 f"model.policy = {self.config.model.policy}: an encoder–decoder's critic cannot be saved as a"
@@ -75,7 +75,8 @@ class ValueTrainer(PPOTrainer):
             )
         models = super()._models()
         trunk, head = _critic_of(models)
-        if classifier_for(trunk, head, self.config.model.policy).score.bias is None:
+        bias = classifier_for(trunk, head, self.config.model.policy).score.bias
+        if bias is None and head.bins is None:
             head.linear.bias.requires_grad_(False)
         return models
 

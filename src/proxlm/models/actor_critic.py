@@ -26,6 +26,9 @@ from proxlm.rl.value_ensemble import ONE_HEAD, Ensemble
 from proxlm.rl.value_histogram import ValueBins
 from proxlm.types import Sequences
 
+# What the names of a value head's parameters begin with.
+HEAD = "head"
+
 
 @dataclass(eq=False)
 class ActorCritic:
@@ -131,7 +134,7 @@ class ActorCritic:
     def critic_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters that the critic's optimiser updates: the value head, and a trunk or adapters of its own."""
         trunk = [] if self.critic_trunk is None else list(self.critic_trunk.named_parameters(prefix="trunk"))
-        head = [] if self.value_head is None else list(self.value_head.named_parameters(prefix="head"))
+        head = [] if self.value_head is None else list(self.value_head.named_parameters(prefix=HEAD))
         # PEFT marks adapters that are not active as frozen, so theirs is no sign of what learns.
         adapters = self.policy.trainable(CRITIC) if self.own_adapters else []
         return [

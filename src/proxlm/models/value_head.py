@@ -8,14 +8,15 @@ from torch import Tensor, nn
 from proxlm.config.schema import ValueSettings
 from proxlm.rl.losses import clipped_value_loss
 from proxlm.rl.value_ensemble import ONE_HEAD, Ensemble, combined_value, differences_of_heads
-from proxlm.rl.value_histogram import ValueBins, histogram_loss, histogram_mean
+from proxlm.rl.value_histogram import ValueBins, first_logits, histogram_loss, histogram_mean
 
 
 class ValueHead(nn.Module):
     """V(state) in float32: w · h + b, or the mean of a histogram over bins whose logits are W h + b.
 
-    One head's weights are zero at the start, so V ≡ 0, or the middle of the bins. Several heads are K such layers one
-    below the other; at the start their weights are random, by torch's generator, and sum to zero over the heads.
+    One head's weights are zero at the start, so V ≡ 0, or the middle of the bins until `begin` has the first returns.
+    Several heads are K such layers one below the other; at the start their weights are random, by torch's generator,
+    and sum to zero over the heads.
 
     Args:
         hidden_size: H, the width of the states.
@@ -35,6 +36,25 @@ class ValueHead(nn.Module):
             by_head = self.linear.weight.detach().unflatten(0, (ensemble.heads, -1))
             noise = torch.randn(by_head.shape) * (ensemble.spread / hidden_size**0.5)
             by_head.copy_(differences_of_heads(noise))
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is categorical and as new: its bias is zero, and so is the sum of its heads' weights."""
+        weight, bias = self.linear.weight.detach(), self.linear.bias
+        by_head = weight.unflatten(0, (self.ensemble.heads, -1))
+        return self.bins is not None and not bias.any() and bool((by_head.sum(0).abs() < 1e-5).all())
+
+    @torch.no_grad()
+    def begin(self, returns: Tensor) -> None:
+        """The bias of each head becomes the logits of the mean histogram of the finite ones of these returns [N].
+
+        From the uniform histogram the first gradients of all states are about the same, and the trunk would learn to
+        make the states alike, as every one then says what all returns have in common.
+        """
+        assert self.bins is not None
+        finite = returns[returns.isfinite()]
+        if len(finite):
+            self.linear.bias.copy_(first_logits(finite, self.bins).repeat(self.ensemble.heads))
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., H] → V [...]."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from proxlm.checkpoint.write import give_mode_of
 from proxlm.data.tokenizer import different_tokens, read_tokenizer
@@ -28,8 +29,9 @@ from proxlm.rl.value_ensemble import ONE_HEAD, Ensemble
 from proxlm.rl.value_histogram import ValueBins
 from proxlm.text import reason_of
 
-# In the configuration of a saved critic: low, high and sigma of a categorical one's bins; how many heads there are.
-BINS, HEADS = "value_bins", "value_heads"
+# In the configuration of a saved critic: low, high and sigma of a categorical one's bins, and what is added to its
+# outputs where the classifier has no bias; how many heads there are.
+BINS, HEADS, BIAS = "value_bins", "value_heads", "bias"
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -107,18 +109,32 @@ def _head_of(what: str, network: Any, bins: ValueBins | None, ensemble: Ensemble
         raise ModelError(
             f"{what}: needs {wanted} output{'s' * (wanted > 1)}, as model.value says; it has {outputs} outputs"
         )
-    if bins is not None and saved != _bins_as_saved(bins):
-        raise ModelError(
-            f"{what}: its bins are {saved}, those of model.value {_bins_as_saved(bins)}; set them alike"
-        )
+    bias = None if score.bias is None else score.bias.detach()
+    if bins is not None:
+        said = dict(saved) if isinstance(saved, dict) else {}
+        bias = _saved_bias(what, said.pop(BIAS, None), wanted) if bias is None else bias
+        if said != _bins_as_saved(bins):
+            raise ModelError(
+                f"{what}: its bins are {said or None}, those of model.value {_bins_as_saved(bins)}; set them alike"
+            )
     head, copies = ValueHead(score.in_features, bins, ensemble), ensemble.heads // heads
     with torch.no_grad():
         if copies == 1:
             head.linear.weight.zero_()
         head.linear.weight.add_(score.weight.repeat(copies, 1))
-        if score.bias is not None:
-            head.linear.bias.copy_(score.bias.repeat(copies))
+        if bias is not None:
+            head.linear.bias.copy_(bias.repeat(copies))
     return head
+
+
+def _saved_bias(what: str, saved: Any, count: int) -> Tensor | None:
+    """What the configuration of a categorical critic says is added to its outputs [count]."""
+    if saved is None:
+        return None
+    numbers = isinstance(saved, list) and all(type(x) in (int, float) and math.isfinite(x) for x in saved)
+    if not numbers or len(saved) != count:
+        raise ModelError(f"{what}: config.json: {BINS}.{BIAS}: expected {count} finite numbers")
+    return torch.tensor(saved)
 
 
 def _bins_as_saved(bins: ValueBins) -> dict[str, float]:
@@ -155,11 +171,21 @@ def classifier_for(trunk: Any, head: ValueHead, what: str) -> Any:
         setattr(config, BINS, _bins_as_saved(head.bins))
     if head.ensemble.heads > 1:
         setattr(config, HEADS, head.ensemble.heads)
-    return classifier_on(trunk, head.linear, config, what)
+    network = classifier_on(trunk, head.linear, config, what)
+    if network.score.bias is None and bool(head.linear.bias.any()):
+        if head.bins is None:
+            raise ModelError(
+                f"{what}: the classifier of model type {config.model_type} has no bias; the value head does"
+            )
+        getattr(network.config, BINS)[BIAS] = head.linear.bias.tolist()
+    return network
 
 
 def classifier_on(trunk: Any, head: nn.Linear, config: Any, what: str) -> Any:
-    """As `classifier_for`, of a linear head with any number of outputs; config: its own, changed in place."""
+    """As `classifier_for`, of a linear head with any number of outputs, whose bias is dropped if the type has none.
+
+    config: its own, changed in place.
+    """
     from transformers import AutoModelForSequenceClassification
 
     register_model_types()
@@ -182,10 +208,6 @@ def classifier_on(trunk: Any, head: nn.Linear, config: Any, what: str) -> Any:
     bias: Any = score.bias
     if bias is not None:
         score.bias = head.bias
-    elif bool(head.bias.any()):
-        raise ModelError(
-            f"{what}: the classifier of model type {config.model_type} has no bias; the value head does"
-        )
     network.config.architectures = [type(network).__name__]
     return network.eval()
 
@@ -194,7 +216,8 @@ def save_value_model(trunk: Any, head: ValueHead, policy: LanguageModel, folder:
     """Write a critic as …ForSequenceClassification, with one output or one for each bin, and the policy's tokenizer.
 
     `AutoModelForSequenceClassification.from_pretrained(folder)` gives V after a text (of a categorical critic, the
-    logits of the bins), of several heads one after the other, and `model.critic_from` reads the folder.
+    logits of the bins, less `value_bins.bias` of config.json), of several heads one after the other, and
+    `model.critic_from` reads the folder.
     """
     network = classifier_for(trunk, head, policy.source)
     with without_progress_bars():

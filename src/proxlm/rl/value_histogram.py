@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Of the histogram that a head begins at: what bins share that no target has touched.
+UNIFORM_SHARE = 0.01
+
 
 @dataclass(frozen=True)
 class ValueBins:
@@ -57,6 +60,16 @@ def histogram_of(targets: Tensor, bins: ValueBins) -> Tensor:
     edges = torch.cat([values - bins.spacing / 2, values[-1:] + bins.spacing / 2])
     below = torch.erf((edges - y) / (bins.sigma * bins.spacing * math.sqrt(2.0)))
     return (below.diff(dim=-1) / (below[..., -1:] - below[..., :1])).to(targets.dtype)
+
+
+def first_logits(targets: Tensor, bins: ValueBins) -> Tensor:
+    """The logits [K] of the mean histogram of targets [N], N ≥ 1, in which every bin has some probability.
+
+    q = (1 − ε) (the mean of p over the targets) + ε / K, ε = 0.01, so that none of its logarithms is −∞. The value is
+    (1 − ε) (the mean target) + ε (low + high) / 2, with targets that are far enough from both ends.
+    """
+    q = histogram_of(targets, bins).mean(0)
+    return ((1.0 - UNIFORM_SHARE) * q + UNIFORM_SHARE / bins.count).log()
 
 
 def histogram_mean(logits: Tensor, bins: ValueBins) -> Tensor:

@@ -56,6 +56,27 @@ def test_weight_decay_falls_on_matrices_only():
     assert bias.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "rmsprop", "muon", "adafactor"])
+def test_a_parameter_may_learn_at_a_multiple_of_the_rate(name):
+    """Along the same gradient it moves so many times as far, in every step of a schedule; clipping is common."""
+    settings = OptimiserSettings(name=name, lr=1e-2, schedule="linear", final=0.1, max_grad_norm=1.0)
+    moved = []
+    for rates in ({}, {"b": 4.0, "n": 4.0}):
+        named = [(key, nn.Parameter(torch.zeros(3, 3))) for key in ("a", "b")]
+        named += [(key, nn.Parameter(torch.zeros(3))) for key in ("m", "n")]
+        optimiser = Optimiser(named, settings, rates)
+        for step in range(3):
+            for _, p in named:
+                p.grad = torch.full_like(p, 2.0 - step) + torch.eye(3)[: len(p)].sum(-1)
+            optimiser.step(step, 10)
+        moved.append({key: p.detach() for key, p in named})
+    once, faster = moved
+    for key, times in (("a", 1.0), ("b", 4.0), ("m", 1.0), ("n", 4.0)):
+        # Adafactor's step follows the size of the weights, which differs after the first one.
+        assert torch.allclose(faster[key], times * once[key], rtol=1e-4 if name != "adafactor" else 0.5), key
+        assert once[key].abs().min() > 1e-6
+
+
 def test_state_goes_on_exactly():
     def run(steps, optimiser, p, start=0):
         for step in range(start, start + steps):

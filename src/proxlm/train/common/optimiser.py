@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,9 @@ Named = Sequence[tuple[str, nn.Parameter]]
 # Parts of a parameter's name by which it is an embedding or a head, whose rows are tokens or classes.
 TOKEN_ROWS = ("embed", "wte", "wpe", "lm_head", "shared", "head", "score", "classifier")
 
+# In a group of parameters: the multiple of the learning rate that it learns at.
+RATE = "rate"
+
 
 class Optimiser:
     """One of torch's optimisers. Weight decay applies to matrices only, not to biases and norms.
@@ -25,12 +28,19 @@ class Optimiser:
 
     Long-lived tensors are allocated together, the moments here and the gradients by `hold`: allocated one by one
     among the tensors of a pass, they would fragment memory into pieces too small for the next pass.
+
+    Args:
+        parameters: What learns, by name.
+        config: The settings.
+        rates: Parameters that learn at a multiple of the rate, by name; not for L-BFGS, whose step is one for all.
     """
 
-    def __init__(self, parameters: Named, config: OptimiserSettings) -> None:
+    def __init__(
+        self, parameters: Named, config: OptimiserSettings, rates: Mapping[str, float] | None = None
+    ) -> None:
         self.named = list(parameters)
         self.config = config
-        self.parts = _parts(self.named, config)
+        self.parts = _parts(self.named, config, rates or {})
         if config.name != "lbfgs":
             self._make_state()
 
@@ -67,7 +77,7 @@ class Optimiser:
         """
         lr = learning_rate(self.config, step, total)
         for group in self.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get(RATE, 1.0)
         limit = self.config.max_grad_norm or float("inf")
         norm = float(nn.utils.clip_grad_norm_([p for _, p in self.named], limit))
         if norm == norm and norm != float("inf"):
@@ -121,7 +131,9 @@ class Optimiser:
         return state
 
 
-def _parts(named: Named, config: OptimiserSettings) -> list[torch.optim.Optimizer]:
+def _parts(
+    named: Named, config: OptimiserSettings, rates: Mapping[str, float]
+) -> list[torch.optim.Optimizer]:
     """The torch optimisers that update the parameters; for Muon two, since it is for hidden matrices alone."""
     lr, betas = config.lr, (config.beta1, config.beta2)
     if config.name == "lbfgs":
@@ -137,16 +149,19 @@ def _parts(named: Named, config: OptimiserSettings) -> list[torch.optim.Optimize
         muon: list[torch.optim.Optimizer] = (
             [
                 torch.optim.Muon(
-                    _groups(hidden, config), lr, momentum=config.momentum, adjust_lr_fn="match_rms_adamw"
+                    _groups(hidden, config, rates),
+                    lr,
+                    momentum=config.momentum,
+                    adjust_lr_fn="match_rms_adamw",
                 )
             ]
             if hidden
             else []
         )
-        return muon + ([_adamw(others, config)] if others else [])
+        return muon + ([_adamw(others, config, rates)] if others else [])
     if config.name == "adamw":
-        return [_adamw(named, config)]
-    groups = _groups(named, config)
+        return [_adamw(named, config, rates)]
+    groups = _groups(named, config, rates)
     if config.name == "adam":
         return [torch.optim.Adam(groups, lr, betas, config.eps, fused=True)]
     if config.name == "rmsprop":
@@ -156,18 +171,21 @@ def _parts(named: Named, config: OptimiserSettings) -> list[torch.optim.Optimize
     return [torch.optim.SGD(groups, lr, config.momentum)]
 
 
-def _adamw(named: Named, config: OptimiserSettings) -> torch.optim.Optimizer:
+def _adamw(named: Named, config: OptimiserSettings, rates: Mapping[str, float]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
-        _groups(named, config), config.lr, (config.beta1, config.beta2), config.eps, fused=True
+        _groups(named, config, rates), config.lr, (config.beta1, config.beta2), config.eps, fused=True
     )
 
 
-def _groups(named: Named, config: OptimiserSettings) -> list[dict[str, Any]]:
-    groups = [
-        {"params": [p for _, p in named if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0},
+def _groups(named: Named, config: OptimiserSettings, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Matrices first, which alone decay; each in groups of one rate."""
+    found: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, p in named:
+        found.setdefault((p.dim() < 2, rates.get(name, 1.0)), []).append(p)
+    return [
+        {"params": found[vector, rate], "weight_decay": 0.0 if vector else config.weight_decay, RATE: rate}
+        for vector, rate in sorted(found)
     ]
-    return [group for group in groups if group["params"]]
 
 
 def _no_loss() -> float:

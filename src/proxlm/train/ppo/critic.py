@@ -70,9 +70,9 @@ class CriticValues(NamedTuple):
         )
 
 
-def no_values(models: ActorCritic, rows: int, tokens: int) -> CriticValues:
+def no_values(models: ActorCritic | None, rows: int, tokens: int) -> CriticValues:
     """Zeros: of a run without a critic, and to be filled by `fill_values`."""
-    heads = 1 if models.value_head is None else models.value_head.ensemble.heads
+    heads = 1 if models is None or models.value_head is None else models.value_head.ensemble.heads
     return CriticValues(
         torch.zeros(tokens), torch.zeros(rows), torch.zeros(tokens, heads) if heads > 1 else None
     )

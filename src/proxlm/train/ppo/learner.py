@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from proxlm.config import PPOConfig
 from proxlm.config.signature import checked
-from proxlm.models.actor_critic import ActorCritic
+from proxlm.models.actor_critic import HEAD, ActorCritic
 from proxlm.rl.running_statistics import RunningStatistics
 from proxlm.train.common.optimiser import Optimiser
 from proxlm.train.common.schedules import temperature_at
@@ -55,10 +55,12 @@ def build_learner(
         algorithm: The advantage and the loss; None: those that the settings name.
         ptx: See `Learner`.
     """
-    critic = models.critic_parameters()
+    critic, value = models.critic_parameters(), config.model.value
+    faster = value.head_rate if value.head == "categorical" else 1.0
+    rates = {name: faster for name, _ in critic if name.startswith(f"{HEAD}.")}
     optimisers = Optimisers(
         Optimiser(models.policy_parameters(), config.optim.policy),
-        Optimiser(critic, config.optim.critic) if critic else None,
+        Optimiser(critic, config.optim.critic, rates) if critic else None,
     )
     return Learner(models, optimisers, config, algorithm or build_algorithm(config.ppo), ptx)
 

@@ -96,6 +96,8 @@ def prepare(
     rollout = with_frozen_states(models, rollout, plan)
     parameters = parameters or step_parameters(config, plan.step)
     algorithm, ppo, mask = algorithm or build_algorithm(config.ppo), config.ppo, rollout.action_mask
+    if models.value_head is not None and models.value_head.waits:
+        models.value_head.begin(first_returns(rollout, scores, config, parameters, algorithm))
     head_factors = factors_of_heads(models, rollout, config.model.value.head_share, plan.seed, plan.step)
 
     def passes() -> tuple[LogProbs, TokenRewards, CriticValues]:
@@ -280,6 +282,16 @@ def shaped_rewards(
     if config.shaping.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False)
     return TokenRewards(rewards, shaped.total)
+
+
+def first_returns(
+    rollout: Rollout, scores: Scores, config: PPOConfig, parameters: StepParameters, algorithm: Algorithm
+) -> Tensor:
+    """What the critic is to predict at the chosen tokens, with V = 0, λ = 1 and no KL yet."""
+    known, no_critic = rollout.logprobs, no_values(None, len(rollout), len(rollout.logprobs))
+    rewards = shaped_rewards(rollout, scores, LogProbs(known, known, -known, no_critic), config, parameters)
+    inputs = advantage_inputs(rollout, rewards.rewards, no_critic, config.ppo, critic_only=True)
+    return algorithm.advantage(inputs).returns[rollout.action_mask]
 
 
 def advantage_inputs(
