@@ -188,6 +188,7 @@ REST: dict[str, dict[str, Any]] = {
     "dpo": {"model.policy": "tiny", "text.train": ["pairs.jsonl"]},
     "pretrain": {"text.train": ["texts"]},
     "compare": {"reward.use": "length"},
+    "folds": {},
     "evaluate": {"models": ["tiny"], "data.eval_prompts": "prompts.txt"},
     "generate": {"model.policy": "tiny", "prompt": "Once"},
     "control": {"environment.id": "CartPole-v1"},

@@ -33,6 +33,7 @@ JOB_MODULES = {
     "generate": "proxlm.jobs.generate:main",
     "evaluate": "proxlm.jobs.evaluate:main",
     "compare": "proxlm.jobs.compare:main",
+    "folds": "proxlm.jobs.folds:main",
     "control": "proxlm.jobs.control:main",
     "report": "proxlm.jobs.report:main",
     "doctor": "proxlm.jobs.doctor:main",

@@ -28,6 +28,7 @@ class Purpose(enum.StrEnum):
     PREFIXES = "prefixes"  # where the demo's statements are cut
     # Evaluation
     RESAMPLES = "resamples"  # the prompts, seeds, signs and assignments of intervals and tests
+    FOLD = "fold"  # which records each part of `proxlm folds` holds
     # Updates
     PASS = "pass"  # order of the rows in one pass over a rollout; step, pass
     COVARIANCE = "covariance"  # which tokens Clip-Cov leaves out; step, prompt id, repeat

@@ -45,6 +45,8 @@ DRAWN = {
     "data.prompts": SOME_TEXT,
     "text.train": st.lists(SOME_TEXT, min_size=1, max_size=3),
     "folder": SOME_TEXT,
+    "recipe": SOME_TEXT,
+    "runs": st.lists(SOME_TEXT, min_size=1, max_size=3),
     "reward.use": st.just(""),
     "reward.overlap": st.just(0),
     "use": SOME_TEXT,

@@ -135,7 +135,13 @@ def test_the_home_folder_in_every_setting_that_is_a_path(
             "text.train": ["t"],
             "models": ["m"],
         }
-        needed |= {"prompt": "x", "folder": "f", "environment.id": "CartPole-v1", "runs": ["a"]}
+        needed |= {
+            "prompt": "x",
+            "folder": "f",
+            "environment.id": "CartPole-v1",
+            "runs": ["a"],
+            "recipe": "r",
+        }
         known = {
             name: v for name, v in needed.items() if name.split(".")[0] in kinds(JOBS[job]) and name != key
         }

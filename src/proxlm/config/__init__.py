@@ -2,6 +2,7 @@
 
 from proxlm.config.compare import CompareConfig
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings
+from proxlm.config.folds import FoldsConfig
 from proxlm.config.help import describe
 from proxlm.config.jobs import (
     JOBS,
@@ -78,6 +79,7 @@ __all__ = [
     "EnvironmentSettings",
     "EvaluateConfig",
     "EvaluationSettings",
+    "FoldsConfig",
     "GenerateConfig",
     "GymSettings",
     "LoraSettings",

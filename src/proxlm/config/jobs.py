@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from proxlm.config.algorithms import ADVANTAGES
 from proxlm.config.compare import CompareConfig
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings, control_optimisers
+from proxlm.config.folds import FoldsConfig
 from proxlm.config.likelihood import ChoiceSettings, PerplexitySettings, likelihood_problems
 from proxlm.config.metrics import MetricSettings, metric_problems
 from proxlm.config.ppo import KL_ERROR_LIMIT, PPOSettings, PtxSettings, ShapingSettings
@@ -370,6 +371,7 @@ JOBS: dict[str, type] = {
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
+    "folds": FoldsConfig,
     "control": ControlConfig,
     "report": ReportConfig,
     "doctor": DoctorConfig,

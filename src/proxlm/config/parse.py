@@ -84,8 +84,9 @@ def load_config(
         named = [argument for argument in bare if not (takes_recipe and argument.endswith(".toml"))]
         bare = [argument for argument in bare if takes_recipe and argument.endswith(".toml")]
         options = {(positional,): [*named, *options.pop((positional,), [])], **options} if named else options
-    elif positional and bare and not (takes_recipe and bare[0].endswith(".toml")):
-        options = {tuple(positional.split(".")): bare.pop(0), **options}
+    for name in positional.split():
+        if kinds(kind).get(name) != list[str] and bare and not (takes_recipe and bare[0].endswith(".toml")):
+            options = {tuple(name.split(".")): bare.pop(0), **options}
     if takes_recipe and bare and file is None:
         file = bare.pop(0)
     if bare:
@@ -177,8 +178,9 @@ _Advice = Callable[[type, str], str]
 
 def _from_the_command_line(kind: type, name: str) -> str:
     job = job_name(kind)
-    if name == getattr(kind, "positional", ""):
-        return f"write proxlm {job} {name.upper().replace('.', '_')}"
+    positional = getattr(kind, "positional", "")
+    if name in positional.split():
+        return f"write proxlm {job} {positional.upper().replace('.', '_')}"
     run = f", or write proxlm {job} RUN, a run's folder" if uses_runs(kind) else ""
     return f"set it in a recipe, or with --{name}{run}"
 

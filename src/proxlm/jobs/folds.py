@@ -1,0 +1,201 @@
+"""`proxlm folds`: k-fold cross-validation of a recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from proxlm.config import FoldsConfig, PPOConfig, load_config, to_toml, validate
+from proxlm.config.paths import absolute
+from proxlm.data.folds import parts_of, write_records
+from proxlm.errors import ConfigError, RunError
+from proxlm.evaluation import tables
+from proxlm.evaluation.intervals import mean_with_interval
+from proxlm.evaluation.tables import Table
+from proxlm.jobs.startup import start_job
+from proxlm.report.run import Run
+from proxlm.runlog.folder import folder_to_resume, free_name, write_atomic, write_json_atomic
+from proxlm.runlog.lock import refuse_if_held
+from proxlm.runlog.metric_names import VALIDATION_LOSS
+from proxlm.runlog.text import number
+from proxlm.text import shown
+
+_TRAINERS = {"sft": "SFT", "reward": "Reward", "dpo": "DPO", "pretrain": "Pretrain", "ppo": "PPO"}
+# What a folder of folds belongs to, and what each fold has found.
+PLAN, RESULTS = "folds.json", "results.json"
+# Files in which a reward model is compared with others: its own evaluation.
+_MODEL, _AFTER = "model", "after"
+_NOTES = (
+    "(held-out numbers of each fold; interval: Student's t over the folds at 95%. The folds share most of their",
+    "training records, so they are not independent and the interval tends to be too narrow: no unbiased estimate of",
+    "this variance exists, Bengio and Grandvalet 2004. It is about the recipe on such records, not about one model.)",
+)
+
+
+def main(config: FoldsConfig) -> None:
+    """Train every fold that is not finished, and print the table of their held-out numbers."""
+    base = job_settings(config)
+    start_job(base.run.threads, base.model)
+    folder = Path(config.folder) if config.folder else free_name("folds")
+    parts = parts_of(base, config.k, config.seed)
+    _begin(folder, config, base, parts)
+    found = [_fold(i, folder, config, base, parts) for i in range(config.k)]
+    table = fold_table(found)
+    print(f"\n{tables.as_text([table])}")
+    write_json_atomic(
+        folder / RESULTS, {"job": config.command, "k": config.k, "seed": config.seed, "folds": found}
+    )
+    write_atomic(folder / "folds.md", tables.as_markdown([table]))
+    print(f"\nwritten to {folder / RESULTS} and folds.md beside it")
+
+
+def job_settings(config: FoldsConfig) -> Any:
+    """The settings of the recipe's job, for all folds.
+
+    Raises:
+        ConfigError: They are wrong, or there are no records to split.
+    """
+    options = []
+    for one in config.set:
+        key, equals, _ = one.partition("=")
+        if not equals or not key.strip() or key.startswith("-"):
+            raise ConfigError(f'set = "{shown(one)}": write section.key=VALUE')
+        options.append(f"--{one}")
+    base = load_config(config.command, config.recipe, arguments=options)
+    if base.run.folder or base.run.resume:
+        print("note: run.folder and run.resume are those of the folds; the recipe's are not used", flush=True)
+    if isinstance(base, PPOConfig):
+        if base.environment.use and not base.data.prompts:
+            raise ConfigError(
+                "environment.use: its tasks are no records that could be split; give data.prompts"
+            )
+        used = ("data.eval_prompts", base.data.eval_prompts)
+    else:
+        used = ("text.validation", base.text.validation)
+    if used[1]:
+        print(
+            f"note: {used[0]} is not used: each part of the training records is held out in turn", flush=True
+        )
+    return replace(base, run=replace(base.run, folder="", resume=False))
+
+
+def fold_table(found: Sequence[Mapping[str, float]]) -> Table:
+    """A row for each metric that all folds have: the folds, mean, deviation and interval."""
+    head = ["metric", *(f"fold {i + 1}" for i in range(len(found))), "mean", "std", "95% interval"]
+    rows = []
+    for name in [name for name in found[0] if all(name in fold for fold in found)]:
+        values = [fold[name] for fold in found]
+        over = mean_with_interval(values)
+        cells = [*map(number, values), number(over.mean), number(statistics.stdev(values))]
+        rows.append([name, *cells, f"{number(over.low)} to {number(over.high)}"])
+    return Table(head, rows, notes=_NOTES)
+
+
+def held_out_numbers(run: Run) -> dict[str, float]:
+    """What a finished run says of its held-out records.
+
+    Of ppo its evaluation after training, of reward its judgement; else the validation of the step whose model was
+    kept, the best one, which is therefore a little too good.
+    """
+    evaluation = run.evaluations.get(_AFTER if run.job == "ppo" else _MODEL)
+    if evaluation is not None:
+        return evaluation.means()
+    losses = [math.inf if loss is None else loss for loss in run.metrics[VALIDATION_LOSS]]
+    best = losses.index(min(losses))
+    row = {name: values[best] for name, values in run.metrics.items() if name.startswith("validation")}
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _begin(folder: Path, config: FoldsConfig, base: Any, parts: Sequence[Sequence[Any]]) -> None:
+    """Write the parts, or see that the folder is of the same folds. Raises RunError."""
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
+    settings = to_toml(absolute(base))
+    plan = {
+        "job": config.command,
+        "k": config.k,
+        "seed": config.seed,
+        "records": digest.hexdigest(),
+        "settings": settings,
+    }
+    file = folder / PLAN
+    if file.exists():
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{file}: cannot be read; give another folder") from error
+        other = [name for name in plan if not isinstance(known, dict) or known.get(name) != plan[name]]
+        if other:
+            raise RunError(
+                f"{folder}: holds folds with other {', '.join(other)}; give another folder, or the same again"
+            )
+        return
+    if os.path.isdir(folder) and any(folder.iterdir()):
+        raise RunError(f"{folder}: holds something else than folds; give another folder")
+    try:
+        (folder / "records").mkdir(parents=True)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be made: {error.strerror}; give another folder") from error
+    for i, part in enumerate(parts):
+        write_records(_held_out(folder, i), part)
+        write_records(
+            _training(folder, i), [fields for j, other in enumerate(parts) if j != i for fields in other]
+        )
+    write_json_atomic(file, plan)
+
+
+def _held_out(folder: Path, i: int) -> Path:
+    return folder.resolve() / "records" / f"held-out-{i + 1}.jsonl"
+
+
+def _training(folder: Path, i: int) -> Path:
+    return folder.resolve() / "records" / f"training-{i + 1}.jsonl"
+
+
+def _fold(
+    i: int, folder: Path, config: FoldsConfig, base: Any, parts: Sequence[Sequence[Any]]
+) -> dict[str, float]:
+    """The numbers of a fold, trained if it is not finished."""
+    done = folder / f"fold-{i + 1}.json"
+    if done.exists():
+        print(f"fold {i + 1} of {config.k}: finished before", flush=True)
+        return {
+            str(name): float(value) for name, value in json.loads(done.read_text(encoding="utf-8")).items()
+        }
+    print(
+        f"\nfold {i + 1} of {config.k}: {len(parts[i])} of {sum(map(len, parts))} records held out",
+        flush=True,
+    )
+    own = folder / f"fold-{i + 1}"
+    run = replace(base.run, folder=str(own), resume=_can_resume(own))
+    training, held_out = str(_training(folder, i)), str(_held_out(folder, i))
+    if isinstance(base, PPOConfig):
+        data = replace(base.data, prompts=training, eval_prompts=held_out, eval_count=len(parts[i]))
+        settings = replace(base, run=run, data=data)
+    else:
+        settings = replace(base, run=run, text=replace(base.text, train=[training], validation=[held_out]))
+    trainer = getattr(import_module(f"proxlm.jobs.{config.command}"), f"{_TRAINERS[config.command]}Trainer")
+    found = held_out_numbers(trainer(config=validate(settings)).train())
+    write_json_atomic(done, found)
+    return found
+
+
+def _can_resume(folder: Path) -> bool:
+    """Whether a fold goes on from a checkpoint; one that was ended before its first begins again."""
+    if not folder.exists():
+        return False
+    refuse_if_held(folder)
+    try:
+        folder_to_resume(str(folder))
+    except RunError:
+        shutil.rmtree(folder)
+        return False
+    return True
