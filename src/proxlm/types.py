@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from torch import Tensor
 from proxlm.rl.ragged import offsets_of, ragged_index
 from proxlm.rl.sampling_mask import SamplingMask
 
+Item = TypeVar("Item")
 Finish = Literal["eos", "stop", "length", "done"]
 """How a response ended: at the EOS token, a stop text, a length limit, or the end of its environment's episode."""
 
@@ -180,6 +181,11 @@ def _of_all_or_none(name: str, parts: Sequence[Rollout]) -> list[Any]:
     return present
 
 
+def _of_all(parts: Sequence[list[Item] | None]) -> list[Item] | None:
+    """The lists as one; None if one is None."""
+    return None if None in parts else [item for part in parts if part for item in part]
+
+
 @dataclass(frozen=True)
 class Rollout:
     """B sampled responses with the log-probs they were sampled with.
@@ -197,6 +203,8 @@ class Rollout:
         rewards: Of conversations with an environment: [R] float32, its rewards, on the last token of each turn.
         lost: Of conversations: for each that failed and so has no row, why.
         conversations: Of conversations with an environment: each one's messages, [B]; none without a chat template.
+        answers: Of conversations: what a reward judges, [B]; None: the whole of it.
+        counts: Of conversations: what the environment has counted, by name, [B].
         sampling_mask: The set that each token [R] was sampled from, under top-k, top-p or min-p; None: all tokens.
         trainer_logprobs: [R] float32, log-probs under the weights that sampled as the trainer's passes compute them,
             where `logprobs` are another engine's and the rollout is stale; None: not computed.
@@ -212,6 +220,8 @@ class Rollout:
     rewards: Tensor | None = None
     lost: list[str] = field(default_factory=list)
     conversations: list[list[dict[str, Any]]] | None = None
+    answers: list[str | None] | None = None
+    counts: list[dict[str, int]] | None = None
     sampling_mask: SamplingMask | None = None
     trainer_logprobs: Tensor | None = None
 
@@ -237,6 +247,8 @@ class Rollout:
             rewards=None if self.rewards is None else self.rewards[at],
             lost=self.lost,
             conversations=None if self.conversations is None else [self.conversations[b] for b in chosen],
+            answers=None if self.answers is None else [self.answers[b] for b in chosen],
+            counts=None if self.counts is None else [self.counts[b] for b in chosen],
             sampling_mask=None if self.sampling_mask is None else self.sampling_mask.select(at),
             trainer_logprobs=None if self.trainer_logprobs is None else self.trainer_logprobs[at],
         )
@@ -251,7 +263,6 @@ class Rollout:
         rewards, masks, again = (
             _of_all_or_none(name, parts) for name in ("rewards", "sampling_mask", "trainer_logprobs")
         )
-        talks = [part.conversations for part in parts]
         return Rollout(
             prompts=[p for part in parts for p in part.prompts],
             sequences=Sequences.join([part.sequences for part in parts]),
@@ -262,7 +273,9 @@ class Rollout:
             policy_versions=torch.cat([part.policy_versions for part in parts]),
             rewards=torch.cat(rewards) if rewards else None,
             lost=[why for part in parts for why in part.lost],
-            conversations=None if None in talks else [talk for part in talks if part for talk in part],
+            conversations=_of_all([part.conversations for part in parts]),
+            answers=_of_all([part.answers for part in parts]),
+            counts=_of_all([part.counts for part in parts]),
             sampling_mask=SamplingMask.join(masks) if masks else None,
             trainer_logprobs=torch.cat(again) if again else None,
         )
@@ -273,10 +286,20 @@ class Rollout:
         tokens = self.sequences.response_tokens.tolist()
         return [
             Completion(
-                p.text, text, tuple(tokens[offsets[b] : offsets[b + 1]]), finish, p.fields, self._messages(b)
+                p.text,
+                self._judged(b),
+                tuple(tokens[offsets[b] : offsets[b + 1]]),
+                finish,
+                p.fields,
+                self._messages(b),
             )
-            for b, (p, text, finish) in enumerate(zip(self.prompts, self.texts, self.finish, strict=True))
+            for b, (p, finish) in enumerate(zip(self.prompts, self.finish, strict=True))
         ]
+
+    def _judged(self, b: int) -> str:
+        """The text of row b for a reward function."""
+        answer = self.answers[b] if self.answers is not None else None
+        return self.texts[b] if answer is None else answer
 
     def _messages(self, b: int) -> Sequence[Mapping[str, Any]]:
         """The conversation of row b, the response included."""

@@ -274,7 +274,7 @@ def test_tic_tac_toe_rules():
 
 
 def test_settings_are_checked(tokenizer, tmp_path):
-    with pytest.raises(ConfigError, match="no such built-in environment; did you mean number-game"):
+    with pytest.raises(ConfigError, match="no such environment; did you mean number-game"):
         resolve(EnvironmentSettings(use="number-gam"))
     with pytest.raises(ConfigError, match=r"environment\.args: number-game: highest must be 2 or more"):
         resolve(EnvironmentSettings(use="number-game", args={"highest": 1}))

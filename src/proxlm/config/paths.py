@@ -27,7 +27,10 @@ Change = Callable[[PathKind, str], str]
 HUB_PREFIX = "hf:"
 # Tasks of the package reasoning-gym are named reasoning-gym:TASK.
 GYM_PREFIX = "reasoning-gym:"
-# The argument of rewards and environments that is a path, as in the built-in reward_model.
+# Environments of others are named textarena:GAME, gymnasium:ID and openenv:URL.
+ENVIRONMENT_PREFIXES = ("textarena:", "gymnasium:", "openenv:")
+# The argument of rewards and environments that is a path, as in the built-in reward_model. Beside it each text
+# FILE.py:NAME is one, too: a function of the user's.
 PATH_ARGUMENT = "path"
 # Arguments that may name a file, as those of the judge and of json_schema do, or be a text or something else.
 FILE_ARGUMENTS = ("rubric", "schema")
@@ -62,21 +65,19 @@ def path_settings(config: Any, at: str = "") -> Iterator[PathSetting]:
             for name, item in value.items():
                 yield from path_settings(item, f"{key}.{name}")
         elif kind:
-            found = {"": value}
+            found: dict[str, tuple[PathKind, Any]] = {"": (kind, value)}
             if isinstance(value, list):
-                found = {f"[{i}]": item for i, item in enumerate(value)}
+                found = {f"[{i}]": (kind, item) for i, item in enumerate(value)}
             elif isinstance(value, Mapping):
-                found = {f".{PATH_ARGUMENT}": value.get(PATH_ARGUMENT)}
-                for name in FILE_ARGUMENTS:
-                    if (
-                        isinstance(given := value.get(name), str)
-                        and _may_be_file(given)
-                        and os.path.isfile(given)
-                    ):
-                        yield PathSetting(f"{key}.{name}", "input", given, config)
-            for end, path in found.items():
+                named = ((name, item, _argument_kind(name, item, kind)) for name, item in _flat(value))
+                found = {
+                    f".{name}": (of, item)
+                    for name, item, of in named
+                    if of and (name not in FILE_ARGUMENTS or os.path.isfile(item))
+                }
+            for end, (of, path) in found.items():
                 if isinstance(path, str) and path:
-                    yield PathSetting(f"{key}{end}", kind, path, config)
+                    yield PathSetting(f"{key}{end}", of, path, config)
 
 
 def relative_to(kind: type, table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -155,7 +156,7 @@ def _joined(kind: PathKind, value: str, base: str) -> str:
         return value
     if kind == "input" and is_named_source(value):
         return value
-    if kind == "function" and parse_reference(value) is None:
+    if kind == "function" and (value.startswith(ENVIRONMENT_PREFIXES) or parse_reference(value) is None):
         return value
     return path
 
@@ -202,19 +203,39 @@ def _changed_value(path: PathKind, value: Any, change: Change) -> Any:
     if isinstance(value, list):
         return [change(path, item) if isinstance(item, str) else item for item in value]
     if isinstance(value, Mapping):
-        new, known = dict(value), value.get(PATH_ARGUMENT)
-        if isinstance(known, str):
-            new[PATH_ARGUMENT] = change(path, known)
-        for name in FILE_ARGUMENTS:
-            given = value.get(name)
-            if (
-                isinstance(given, str)
-                and _may_be_file(given)
-                and os.path.isfile(file := change("input", given))
-            ):
-                new[name] = file
-        return new
+        return {name: _changed_argument(path, name, item, change) for name, item in value.items()}
     return value
+
+
+def _changed_argument(path: PathKind, name: str, value: Any, change: Change) -> Any:
+    if isinstance(value, list):
+        return [_changed_argument(path, "", item, change) for item in value]
+    kind = _argument_kind(name, value, path)
+    if kind is None:
+        return value
+    changed = change(kind, value)
+    return value if name in FILE_ARGUMENTS and not os.path.isfile(changed) else changed
+
+
+def _argument_kind(name: str, value: Any, kind: PathKind) -> PathKind | None:
+    """What kind of path an argument is, `kind` being that of the one called path; None: it is none."""
+    if not isinstance(value, str):
+        return None
+    if name == PATH_ARGUMENT:
+        return kind
+    if name in FILE_ARGUMENTS:
+        return "input" if _may_be_file(value) else None
+    reference = parse_reference(value)
+    return "function" if reference and reference.path.endswith(".py") else None
+
+
+def _flat(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The arguments, those in a list one by one."""
+    for name, value in arguments.items():
+        if isinstance(value, list):
+            yield from ((f"{name}[{i}]", item) for i, item in enumerate(value))
+        else:
+            yield name, value
 
 
 def _may_be_file(argument: str) -> bool:

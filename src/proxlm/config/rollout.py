@@ -130,7 +130,9 @@ class EnvironmentSettings:
     """The environment that the policy converses with; without one, a response is a single text."""
 
     use: str = setting(
-        "", "a built-in environment's name, or path/to/file.py:Class; empty: none", path="function"
+        "",
+        "a built-in name, textarena:GAME, gymnasium:ID, openenv:URL, or path/to/file.py:Class; empty: none",
+        path="function",
     )
     args: dict[str, Any] = setting(factory=dict, help="keyword arguments of the environment", path="model")
     tasks: int = setting(256, "without data.prompts: number of different tasks to train on", ge=1)

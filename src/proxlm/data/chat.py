@@ -81,6 +81,13 @@ class ChatFormat:
         """The format that the settings describe. Reads the template's file; raises DataError."""
         return ChatFormat(tokenizer, read_template(settings.chat_template), settings.chat_template_kwargs)
 
+    @property
+    def shows_tools(self) -> bool:
+        """Whether the template has a place for tools."""
+        if self.template is None and not self.tokenizer.chat_template:
+            return False
+        return _mentions(self.tokenizer.get_chat_template(self.template, tools=[{}]), "tools")
+
     def render(
         self,
         messages: Sequence[Message],

@@ -34,6 +34,7 @@ class Conversation:
         turns: finished turns of the policy.
         last_output: of the newest turn, with its cached prefix; None before the first turn and after the end.
         frozen_states: of all tokens so far, as the engine has kept them for the newest turn; None: it has not.
+        ended: whether no turn follows.
         finish: how it ended.
         error: why it was lost, or "".
     """
@@ -55,6 +56,7 @@ class Conversation:
     turns: int = 0
     last_output: RequestOutput | None = None
     frozen_states: Tensor | None = None
+    ended: bool = False
     finish: Finish = "length"
     error: str = ""
 
@@ -98,4 +100,4 @@ class Conversation:
 
     def end(self, finish: Finish, error: str = "") -> None:
         """No turn follows; the cached prefix is freed."""
-        self.finish, self.error, self.last_output = finish, error, None
+        self.ended, self.finish, self.error, self.last_output = True, finish, error, None

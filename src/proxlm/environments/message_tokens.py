@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from proxlm.data.chat import ChatFormat, encode_rendered, with_system
+from proxlm.data.chat import NO_EXTRAS, ChatExtras, ChatFormat, encode_rendered, with_system
 from proxlm.data.messages import Message
 from proxlm.data.seams import check_seams
 from proxlm.data.tokenizer import decode, encode_continuation, encode_prompt
 from proxlm.data.turn_end import TurnEnd, after_reply, first_special, turn_end_of
+from proxlm.environments.tools.calls import described
+from proxlm.errors import BadRecordError
+
+Tools = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,13 @@ class Opening:
 class MessageTokens(Protocol):
     """Tokens of messages. Tokens are only ever appended; none is made again from text."""
 
-    def opening(self, messages: Sequence[Message]) -> Opening:
-        """The conversation before the policy's first turn."""
+    def opening(self, messages: Sequence[Message], tools: Tools = ()) -> Opening:
+        """The conversation before the policy's first turn.
+
+        Args:
+            messages: what the environment says.
+            tools: JSON schemas of the tools that the policy may call.
+        """
 
     def continuation(self, messages: Sequence[Message], turn: Sequence[int], end: TurnEnd) -> list[int]:
         """Token ids between a turn of the policy and its next one.
@@ -51,15 +60,15 @@ class PlainMessageTokens:
 
     tokenizer: Any
 
-    def opening(self, messages: Sequence[Message]) -> Opening:
-        """The contents as a prompt."""
-        text = _joined(messages)
+    def opening(self, messages: Sequence[Message], tools: Tools = ()) -> Opening:
+        """The contents as a prompt, behind a description of the tools."""
+        text = f"{described(tools)}\n\n{_joined(messages)}" if tools else _joined(messages)
         check_seams(self.tokenizer, [text])
         return Opening(encode_prompt(self.tokenizer, text), text)
 
     def continuation(self, messages: Sequence[Message], turn: Sequence[int], end: TurnEnd) -> list[int]:  # noqa: ARG002
-        """The contents."""
-        text = _joined(messages)
+        """The contents; those of tools in tags."""
+        text = _joined(_tagged(messages))
         check_seams(self.tokenizer, [text])
         return encode_continuation(self.tokenizer, text)
 
@@ -79,10 +88,19 @@ class ChatMessageTokens:
     chat: ChatFormat
     system: str = ""
 
-    def opening(self, messages: Sequence[Message]) -> Opening:
-        """The messages after the system message, and the template's beginning of a turn."""
-        whole = with_system(messages, self.system)
-        text = self.chat.render(whole, "reset", add_generation_prompt=True)
+    def opening(self, messages: Sequence[Message], tools: Tools = ()) -> Opening:
+        """The messages after the system message, and the template's beginning of a turn.
+
+        Tools are described by the template; where it has no place for them, by the system message.
+        """
+        extras, whole = NO_EXTRAS, with_system(messages, self.system)
+        if tools and self.chat.shows_tools:
+            extras = ChatExtras(tools)
+        elif tools:
+            own = whole[0]["content"] if whole[0]["role"] == "system" else ""
+            told = {"role": "system", "content": f"{own}\n\n{described(tools)}".strip()}
+            whole = [told, *(whole[1:] if own else whole)]
+        text = self.chat.render(whole, "reset", add_generation_prompt=True, extras=extras)
         check_seams(self.chat.tokenizer, [text])
         return Opening(encode_rendered(self.chat.tokenizer, text), text, whole)
 
@@ -92,6 +110,8 @@ class ChatMessageTokens:
         The end of the turn stands once: where the policy has written it, or another token that ends its turns, the
         template's is left out.
         """
+        if any(message["role"] == "tool" for message in messages) and not self._shows_results():
+            messages = _tagged(messages)
         tokenizer, end = self.chat.tokenizer, turn_end_of(self.chat, end.eos)
         tail = after_reply(self.chat, messages, add_generation_prompt=True)
         ids = encode_continuation(tokenizer, tail)
@@ -103,6 +123,14 @@ class ChatMessageTokens:
         ended = theirs == last or (last in end.tokens and theirs == end.own and not end.begins_next)
         return ids[first + 1 :] if ended else ids
 
+    def _shows_results(self) -> bool:
+        """Whether the template writes what a tool gave: some refuse such a message, or leave it out."""
+        given = {"role": "tool", "name": "RESULT", "content": "RESULT"}
+        try:
+            return "RESULT" in after_reply(self.chat, [given], add_generation_prompt=True)
+        except BadRecordError:
+            return False
+
     def _written(self, reply: str, tail: str) -> int:
         """How many characters of the template's end of a turn, which is plain text, the reply ends with already."""
         end = os.path.commonprefix([after_reply(self.chat, ()), tail])  # noqa: RUF071 (not paths)
@@ -111,3 +139,13 @@ class ChatMessageTokens:
 
 def _joined(messages: Sequence[Message]) -> str:
     return "".join(message["content"] or "" for message in messages)
+
+
+def _tagged(messages: Sequence[Message]) -> list[Message]:
+    """The messages, what tools gave as the user's and in tags: for models whose template knows of no tools."""
+    return [
+        {"role": "user", "content": f"<tool_response>{message['content']}</tool_response>\n"}
+        if message["role"] == "tool"
+        else message
+        for message in messages
+    ]

@@ -24,11 +24,11 @@ from proxlm.environments.conversation import Conversation
 from proxlm.environments.message_tokens import MessageTokens
 from proxlm.environments.pace import Pace, Waits
 from proxlm.environments.pool import EnvironmentPool
-from proxlm.environments.protocol import MakeEnvironment, Task, checked_answer, checked_messages
+from proxlm.environments.protocol import MakeEnvironment, Task, checked_answer, checked_messages, extras_of
 from proxlm.errors import RunError, UserError
 from proxlm.rl.sampling_mask import SamplingMask
 from proxlm.seeds import Purpose, Stream, derive_seed
-from proxlm.types import Progress, Prompt, Rollout, Sequences
+from proxlm.types import Finish, Progress, Prompt, Rollout, Sequences
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,8 @@ class _MultiTurnRollout:
         for number, value, error in self.pool.finished(wait):
             self.recent.discard(number)
             conversation = self.conversations[number]
+            if conversation.ended:  # it was closed
+                continue
             if conversation.turns:
                 self.waits.answered(self.pool.seconds[number])
             try:
@@ -173,15 +175,14 @@ class _MultiTurnRollout:
                     raise error
                 self._take_answer(number, conversation, value)
             except (Exception, SystemExit) as failure:  # as in a reward, sys.exit() does not end the run
-                conversation.end("length", error=f"{type(failure).__name__}: {failure}")
-                self.done += 1
+                self._end(number, "length", error=f"{type(failure).__name__}: {failure}")
 
     def _take_answer(self, number: int, conversation: Conversation, value: Any) -> None:
         """One answer: of `reset` before the first turn, of `step` after each turn."""
         output = conversation.last_output
         if output is None:
             messages = checked_messages(value, "reset")
-            opening = self.message_tokens.opening(messages)
+            opening = self.message_tokens.opening(messages, extras_of(conversation.environment).tools)
             conversation.prompt_tokens, conversation.prompt_text = opening.tokens, opening.text
             conversation.messages = opening.messages
             if not conversation.prompt_tokens:
@@ -191,8 +192,7 @@ class _MultiTurnRollout:
         messages, reward, done = checked_answer(value)
         conversation.rewards[-1] += reward
         if done:
-            conversation.end("done")
-            self.done += 1
+            self._end(number, "done")
         else:
             tokens = self.message_tokens.continuation(messages, output.tokens, self.engine.turn_end)
             self._continue(number, conversation, tokens, messages)
@@ -211,11 +211,18 @@ class _MultiTurnRollout:
                 raise UserError(
                     f"no room for a reply behind a beginning of {len(conversation.prompt_tokens)} tokens"
                 )
-            conversation.end("length")
-            self.done += 1
+            self._end(number, "length")
             return
         conversation.append_messages(tokens, messages)
         self.ready.append(number)
+
+    def _end(self, number: int, finish: Finish, error: str = "") -> None:
+        """No turn follows; an environment that has a method `close` may free what it holds."""
+        environment = self.conversations[number].environment
+        self.conversations[number].end(finish, error)
+        self.done += 1
+        if callable(close := getattr(environment, "close", None)):
+            self.pool.start(number, close)
 
     def _room(self, conversation: Conversation) -> int:
         return conversation.room(self.limits.max_tokens, self.engine.context)
@@ -272,5 +279,7 @@ class _MultiTurnRollout:
             rewards=flat("rewards", torch.float32),
             lost=lost,
             conversations=[c.messages or [] for c in kept],
+            answers=[extras_of(c.environment).answer for c in kept],
+            counts=[extras_of(c.environment).counts for c in kept],
             sampling_mask=self._mask(kept),
         )

@@ -15,7 +15,7 @@ from the seeds of its task, or a run cannot be repeated.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -47,8 +47,27 @@ Answer = tuple[Messages, float, bool]
 """What a step gives: what the environment says, the reward of the reply, and whether the conversation is over."""
 
 
+@dataclass
+class Extras:
+    """What an environment may say beside its messages.
+
+    Attributes:
+        tools: JSON schemas of what the policy may call; read after `reset`.
+        answer: the text that a reward function judges; None: the whole conversation.
+        counts: how often what happened, by name; the means are metrics (`counted/NAME`).
+    """
+
+    tools: Sequence[Mapping[str, Any]] = ()
+    answer: str | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+
+
 class Environment(Protocol):
-    """The other side of one conversation."""
+    """The other side of one conversation.
+
+    Two more members are used where an environment has them: a method `close()`, called when the conversation is
+    over, and an attribute `extras`, an `Extras`.
+    """
 
     def reset(self, task: Task) -> Messages | Awaitable[Messages]:
         """Begin; returns what is said before the policy's first reply."""
@@ -58,6 +77,12 @@ class Environment(Protocol):
 
 
 MakeEnvironment = Callable[[], Environment]
+
+
+def extras_of(environment: Any) -> Extras:
+    """An environment's own extras, or none."""
+    extras = getattr(environment, "extras", None)
+    return extras if isinstance(extras, Extras) else Extras()
 
 
 def checked_messages(value: Any, where: str) -> list[Message]:

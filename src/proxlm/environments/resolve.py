@@ -11,18 +11,29 @@ from typing import Any
 import torch
 
 from proxlm.config import DataSettings, EnvironmentSettings
+from proxlm.config.paths import ENVIRONMENT_PREFIXES
 from proxlm.config.secrets import from_environment
 from proxlm.data.chat import ChatFormat
 from proxlm.data.prompts import LoadedPrompts
 from proxlm.environments.games import GAMES
+from proxlm.environments.gymnasium_text import GymnasiumText
 from proxlm.environments.message_tokens import ChatMessageTokens, MessageTokens, PlainMessageTokens
 from proxlm.environments.multi_turn import MultiTurn
+from proxlm.environments.openenv import OpenEnv
 from proxlm.environments.protocol import MakeEnvironment
+from proxlm.environments.textarena_games import TextArena
+from proxlm.environments.tools.environment import ToolUse
 from proxlm.errors import ConfigError
 from proxlm.rl.ragged import segment_sum
 from proxlm.text import shown, suggestion
 from proxlm.types import Prompt, Rollout, Scores
 from proxlm.user_code import describe_error, load, parse_reference
+
+BUILTINS: dict[str, Callable[..., Any]] = {**GAMES, "tools": ToolUse}
+# By what stands before the colon of a name; the rest is their first argument.
+_FAMILIES: dict[str, Callable[..., Any]] = dict(
+    zip(ENVIRONMENT_PREFIXES, (TextArena, GymnasiumText, OpenEnv), strict=True)
+)
 
 
 def conversations(
@@ -49,13 +60,17 @@ def resolve(settings: EnvironmentSettings) -> MakeEnvironment:
     """A function that makes a new environment for each conversation. Raises ConfigError for wrong arguments."""
     use, key = settings.use, "environment.use"
     args = from_environment("environment.args", settings.args)
-    if reference := parse_reference(use):
+    made: Callable[..., Any]
+    if prefix := next((prefix for prefix in _FAMILIES if use.startswith(prefix)), None):
+        made = functools.partial(_FAMILIES[prefix], use.removeprefix(prefix))
+    elif reference := parse_reference(use):
         made = load(key, reference)
-    elif use in GAMES:
-        made = GAMES[use]
+    elif use in BUILTINS:
+        made = BUILTINS[use]
     else:
-        listing = f"built in are {', '.join(GAMES)}; one of your own is path/to/file.py:Class"
-        raise ConfigError(f'{key} = "{use}": no such built-in environment; {suggestion(use, GAMES, listing)}')
+        others = ", ".join(f"{prefix}NAME" for prefix in ENVIRONMENT_PREFIXES)
+        listing = f"built in are {', '.join(BUILTINS)}; others: {others}; your own: path/to/file.py:Class"
+        raise ConfigError(f'{key} = "{use}": no such environment; {suggestion(use, BUILTINS, listing)}')
     try:
         inspect.signature(made).bind(**args)
         sample = made(**args)

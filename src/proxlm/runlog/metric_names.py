@@ -306,6 +306,12 @@ ENVIRONMENT_LEFT_ALONE = _metric(
     "conversations left out because a loss left nothing to compare them with",
     PPO,
 )
+COUNTED = _family(
+    "counted/{name}",
+    "",
+    "mean of what the environment counts in a conversation, calls of tools for instance",
+    PPO,
+)
 
 # --- the optimisers ---
 LR_MODEL = _family("lr/{model}", "", "learning rate at the end of the step", BOTH, MODELS)

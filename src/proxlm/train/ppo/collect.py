@@ -20,6 +20,7 @@ from proxlm.errors import RunError
 from proxlm.rl.advantages import turn_starts
 from proxlm.rl.estimators import group_numbers, varied_groups
 from proxlm.rl.shaping import response_rewards
+from proxlm.runlog.metric_names import COUNTED
 from proxlm.seeds import Stream
 from proxlm.train.common.clock import Clock
 from proxlm.train.ppo.overlapped_scoring import overlapping
@@ -172,7 +173,16 @@ def _of_conversations(rollout: Rollout, config: PPOConfig, clock: Clock) -> tupl
         "turns": int(turns),
         "lost": lost,
         "left_alone": left_alone,
+        **_counted(rollout),
     }
+
+
+def _counted(rollout: Rollout) -> Counter[str]:
+    """The sums of what the environments have counted, by the names of their metrics."""
+    counted: Counter[str] = Counter()
+    for row in rollout.counts or []:
+        counted.update({COUNTED(name): count for name, count in row.items()})  # unlike +, it keeps zeros
+    return counted
 
 
 def with_a_reward(rollout: Rollout, scores: Scores, groups: bool = False) -> tuple[Rollout, Scores, int]:
@@ -216,6 +226,7 @@ def _per_conversation(counts: Counter[str]) -> dict[str, float]:
         "environment/turns": counts["turns"] / counts["conversations"],
         "environment/lost": float(counts["lost"]),
         "environment/left_alone": float(counts["left_alone"]),
+        **{name: counts[name] / counts["conversations"] for name in counts if COUNTED.matches(name)},
     }
 
 
