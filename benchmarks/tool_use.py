@@ -1,4 +1,4 @@
-"""A model that has read calls of a calculator and guesses learns to call it: products of two-digit numbers.
+"""A model that has read calls of a calculator and guesses learns to call it: sums of a product and a number.
 
     python benchmarks/tool_use.py OUTPUT_FOLDER [--seeds 0 1 2]
 
@@ -18,7 +18,7 @@ from proxlm.environments.protocol import Task
 from proxlm.environments.tools.environment import ToolUse
 from proxlm.jobs import ppo, pretrain
 
-TEXTS, CALL_SHARE = 12_000, 0.25
+TEXTS, HELD_OUT, CALL_SHARE = 12_000, 256, 0.25
 RECIPE = Path("recipes") / "calculator.toml"
 READ: dict[str, Any] = {
     "new.hidden": 64,
@@ -27,8 +27,8 @@ READ: dict[str, Any] = {
     "new.vocabulary": 300,
     "new.context": 160,
     "text.validation_share": 0.05,
-    "train.steps": 600,
-    "train.batch_tokens": 1536,
+    "train.steps": 800,
+    "train.batch_tokens": 1024,
     "train.block": 64,
     "optim.lr": 3e-3,
 }
@@ -38,7 +38,7 @@ def conversation(draw: random.Random, prompt: str) -> str:
     """The prompt with a call, its result and the answer, or with a guess."""
     expression = prompt.removesuffix(" =")
     if draw.random() > CALL_SHARE:
-        return f"{prompt} {draw.randint(100, 9999)}\n"
+        return f"{prompt} {draw.randint(0, 89)}\n"
     tool = ToolUse(["calculator"], describe=False)
     tool.reset(Task(prompt))
     arguments = json.dumps({"name": "calculator", "arguments": {"expression": expression}})
@@ -52,12 +52,13 @@ def prepare(folder: Path, threads: int) -> None:
     """The prompts, the texts, and the model that has read them."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(0)
-    pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
-    draw.shuffle(pairs)
-    records = [json.dumps({"prompt": f"{a} * {b} =", "answer": str(a * b)}) for a, b in pairs]
-    (folder / "held-out.jsonl").write_text("\n".join(records[:512]) + "\n", "utf-8")
-    (folder / "train.jsonl").write_text("\n".join(records[512:]) + "\n", "utf-8")
-    texts = [conversation(draw, json.loads(draw.choice(records[512:]))["prompt"]) for _ in range(TEXTS)]
+    sums = [(a, b, c) for a in range(10) for b in range(10) for c in range(10)]
+    draw.shuffle(sums)
+    records = [{"prompt": f"{a} * {b} + {c} =", "answer": str(a * b + c)} for a, b, c in sums]
+    parts = {"held-out": records[:HELD_OUT], "train": records[HELD_OUT:]}
+    for name, part in parts.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part), "utf-8")
+    texts = [conversation(draw, draw.choice(parts["train"])["prompt"]) for _ in range(TEXTS)]
     (folder / "play.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), "utf-8")
     given = {"text.train": [str(folder / "play.jsonl")], "run.folder": str(folder / "read")}
     pretrain.main(load_config("pretrain", None, {**READ, **given, "run.threads": threads}))
