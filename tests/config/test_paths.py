@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from proxlm.config import JOBS, DataSettings, ModelSettings, PPOConfig, RunSettings, load_config
-from proxlm.config.paths import absolute, short
+from proxlm.config.paths import absolute, path_settings, short
 from proxlm.config.tree import is_section, kinds
 from proxlm.config.values import toml_value
 from proxlm.errors import ConfigError
@@ -239,4 +239,26 @@ def test_a_rubric_or_schema_is_a_file_of_the_recipes_folder_if_there_is_one(
         "file": str(recipe / "rubric.txt"),
         "text": "Rate {response}",
         "elsewhere": "own.txt",  # of the current directory, as on the command line
+    }
+
+
+def test_arguments_that_name_a_function_in_a_file_are_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "rival.py").write_text("def move(told): return '0'\n")
+    (folder / "r.toml").write_text(
+        'job = "ppo"\n[model]\npolicy = "m"\n[environment]\nuse = "textarena:TicTacToe-v0"\n'
+        'args = { opponent = "rival.py:move", tools = ["calculator", "rival.py:move"], note = "a: b" }\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    config = load_config(PPOConfig, folder / "r.toml")
+    there = f"{folder / 'rival.py'}:move"
+    assert config.environment.use == "textarena:TicTacToe-v0"
+    assert config.environment.args == {"opponent": there, "tools": ["calculator", there], "note": "a: b"}
+    found = {p.key: (p.kind, p.value) for p in path_settings(config) if p.key.startswith("environment.args")}
+    assert found == {
+        "environment.args.opponent": ("function", there),
+        "environment.args.tools[1]": ("function", there),
     }
