@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from proxlm.config import JOBS, DataSettings, ModelSettings, PPOConfig, RunSettings, load_config
-from proxlm.config.paths import absolute, path_settings, short
+from proxlm.config.paths import absolute, short
+from proxlm.config.paths import path_settings as paths_of
 from proxlm.config.tree import is_section, kinds
 from proxlm.config.values import toml_value
 from proxlm.errors import ConfigError
@@ -257,7 +258,7 @@ def test_arguments_that_name_a_function_in_a_file_are_paths(
     there = f"{folder / 'rival.py'}:move"
     assert config.environment.use == "textarena:TicTacToe-v0"
     assert config.environment.args == {"opponent": there, "tools": ["calculator", there], "note": "a: b"}
-    found = {p.key: (p.kind, p.value) for p in path_settings(config) if p.key.startswith("environment.args")}
+    found = {p.key: (p.kind, p.value) for p in paths_of(config) if p.key.startswith("environment.args")}
     assert found == {
         "environment.args.opponent": ("function", there),
         "environment.args.tools[1]": ("function", there),
