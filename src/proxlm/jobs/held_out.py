@@ -16,6 +16,7 @@ from proxlm.evaluation.evaluate import evaluate_model
 from proxlm.evaluation.results import Chosen, Evaluation, evaluation_from_json
 from proxlm.evaluation.tables import as_table
 from proxlm.evaluation.task_metrics.task_metrics import TaskMetrics
+from proxlm.jobs.door import cannot_play
 from proxlm.jobs.generate import without_adapters
 from proxlm.jobs.progress import progress_line
 from proxlm.models.actor_critic import ActorCritic
@@ -57,12 +58,15 @@ class HeldOutEvaluations:
         known = self._known_before()
         if known is not None:
             self._add(known)
-        elif models.reference is not None:
-            self._add(self._evaluate("before", models.reference))
+            return
+        if models.reference is not None:
+            found = self._evaluate("before", models.reference)
         else:
             with reference_active(models.policy):
                 found = self._evaluate("before", models.policy)
-            self._add(found)
+        self._add(found)
+        for note in cannot_play(found, self._loop.config):
+            print(f"note: {note}", flush=True)
 
     def during(self, on_progress: Progress) -> dict[str, float]:
         """Metrics of the policy while it learns."""
