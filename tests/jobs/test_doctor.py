@@ -7,9 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import torch
 
 from proxlm.__main__ import main
+from proxlm.models.language_model import LanguageModel
+from proxlm.models.save import save_language_model
 from report_runs import edit, ppo_run, sft_run
+from small_models import TEXTS, tiny_model
 
 BLOWN_UP = {"approx_kl": 0.9, "ratio_max": 4000.0}
 
@@ -208,3 +212,46 @@ def test_errors_of_metrics(run, capsys):
 def test_output_that_cannot_be_written(run, tmp_path, capsys):
     assert main(["doctor", str(run), "--output", str(tmp_path / "none" / "f.json")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+@torch.no_grad()
+def ending_at_once(model: LanguageModel, texts: list[str]) -> list[str]:
+    """Make EOS a likely answer to the texts; returns those to which it is the likeliest one."""
+    prompts = [torch.tensor([model.tokenizer(text).input_ids]) for text in texts]
+    states = torch.stack([model.network.model(ids).last_hidden_state[0, -1] for ids in prompts])
+    mean, eos = states.mean(0), model.tokenizer.eos_token_id
+    model.network.get_output_embeddings().weight[eos] = 6 * mean / mean.norm() ** 2
+    logits = [model.network(ids).logits[0, -1] for ids in prompts]
+    return [text for text, row in zip(texts, logits, strict=True) if int(row.argmax()) == eos]
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_a_run_that_has_only_sharpened_says_so_at_its_end(tokenizer, tmp_path, monkeypatch, capsys, every):
+    """To end at once is good, and was the likeliest answer from the start: only samples can become better."""
+    monkeypatch.chdir(tmp_path)
+    model = tiny_model(tokenizer)
+    texts = ending_at_once(model, [f"{text[:12]} {i}" for i in range(32) for text in TEXTS])
+    save_language_model(model, tmp_path / "model")
+    prompts = "".join(json.dumps({"prompt": text}) + "\n" for text in texts)
+    Path("prompts.jsonl").write_text(prompts, encoding="utf-8")
+    Path("reward.py").write_text("def score(done):\n    return [float(len(d.tokens) == 1) for d in done]\n")
+    assert main([
+        "ppo", "--model.policy", "model", "--model.device", "cpu", "--data.prompts", "prompts.jsonl",
+        "--data.eval-count", "32", "--reward.use", "reward.py:score", "--rollout.max-new-tokens", "3",
+        "--ppo.steps", "8", "--ppo.batch-size", "24", "--ppo.minibatches", "2", "--ppo.kl-coef", "0",
+        "--optim.policy.lr", "1e-3", "--evaluation.every", str(every), "--run.folder", "run", "--run.threads", "1",
+        "--run.report", "false", "--run.save-every", "0",
+    ]) == 0  # fmt: skip
+    printed = capsys.readouterr().out
+    before, after = (
+        {name: known["mean"] for name, known in model["metrics"].items()}
+        for model in json.loads(Path("run/evaluation.json").read_text())["models"]
+        if model["name"] != "best"
+    )
+    assert before["greedy/reward"] == after["greedy/reward"] == 1.0
+    assert before["reward"] < 0.7 < 0.9 < after["reward"]
+    table, _, rest = printed.partition("held-out prompts; ")
+    assert "greedy/reward" in table
+    assert "doctor, step 8: warning: greedy_unchanged: sharpened only: the held-out reward of sampled" in rest
+    assert main(["doctor", "run"]) == 0
+    assert "WARNING  greedy_unchanged, step 8" in capsys.readouterr().out

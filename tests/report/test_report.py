@@ -90,6 +90,20 @@ def test_the_headline_is_the_mean_of_the_first_and_last_five_rows(made: Path, pa
     assert f"{sum(rewards[:5]) / 5:.3f} → {sum(rewards[-5:]) / 5:.3f}" in page.text
 
 
+def test_the_headline_has_the_held_out_reward_sampled_and_greedy_where_both_ends_are_known(run: Path) -> None:
+    ends = {"before": (0.5, 0.625), "after": (0.75, 0.875)}
+    models = [
+        {"name": name, "metrics": {"reward": {"mean": sampled}, "greedy/reward": {"mean": greedy}}}
+        for name, (sampled, greedy) in ends.items()
+    ]
+    (run / "evaluation.json").write_text(json.dumps({"models": models}))
+    shown = Page(write_report(run)).text
+    assert "Held-out reward, sampled 0.500 → 0.750" in " ".join(shown.split())
+    assert "Held-out reward, greedy 0.625 → 0.875" in " ".join(shown.split())
+    (run / "evaluation.json").write_text(json.dumps({"models": models[:1]}))
+    assert "Held-out reward" not in Page(write_report(run)).text
+
+
 def test_a_model_in_a_folder_goes_by_its_last_two_names(run: Path) -> None:
     config = (run / "config.toml").read_text()
     (run / "config.toml").write_text(config.replace('"stories260K"', '"/a/long/way/models/stories260K"'))

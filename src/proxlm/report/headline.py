@@ -19,8 +19,9 @@ def headline(run: RunData) -> str:
     """The run in a few numbers."""
     tiles = [("Job", run.job), ("Model", _model(run.config)), ("Steps", _steps(run))]
     tiles.append(("Duration", duration(run.metrics[-1][names.TIME])))
+    tiles += _held_out(run)
     for name, title in (
-        (names.REWARD, "Reward"),
+        (names.REWARD, "Reward in training"),
         (names.TEACHER_KL, "KL to the teacher"),
         (names.KL, "KL to the reference"),
         (names.LOSS, "Loss"),
@@ -40,8 +41,22 @@ def headline(run: RunData) -> str:
         found = f": {metric} {number(best[0])}" if best else ""
         tiles.append(("Kept as the best", f"step {run.best:,}{found}"))
     items = "".join(f"<div><dt>{in_html(name)}</dt><dd>{in_html(value)}</dd></div>" for name, value in tiles)
-    note = f"A → B: means of the first and of the last {ENDS} values, of a short run of its halves."
+    note = (
+        f"A → B: means of the first and of the last {ENDS} values, of a short run of its halves; held out: before and"
+        " after the run."
+    )
     return f'<dl class="tiles">{items}</dl><p class="note">{note}</p>'
+
+
+def _held_out(run: RunData) -> list[tuple[str, str]]:
+    """The reward on held-out prompts before and after the run, of sampled and of greedy responses."""
+    models = {model["name"]: model["metrics"] for model in (run.evaluation or {}).get("models", ())}
+    found = []
+    for metric, title in ((names.REWARD, "sampled"), (names.GREEDY(names.REWARD), "greedy")):
+        ends = [models.get(name, {}).get(metric, {}).get("mean") for name in ("before", "after")]
+        if None not in ends:
+            found.append((f"Held-out reward, {title}", " → ".join(map(number, ends))))
+    return found
 
 
 def _steps(run: RunData) -> str:
