@@ -55,6 +55,11 @@ ITEMS = {
     45: "DPO",
     46: "on-policy distillation",
     47: "credit of tokens against the exact one",
+    48: "scores: squared error, Huber",
+    49: "classes: cross-entropy",
+    50: "steps: binary cross-entropy",
+    51: "stacking",
+    52: "boosting",
 }
 
 PROPERTY = "checklist"

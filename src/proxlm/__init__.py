@@ -16,7 +16,7 @@ _HOMES = {
     "proxlm.config": (
         "ChoiceSettings", "ComparisonTestSettings", "ControlConfig", "ControlPPOSettings", "CorrectionSettings",
         "CovarianceSettings", "DPOConfig", "DPOSettings", "DataSettings", "EnsembleSettings",
-        "EnvironmentSettings", "EvaluateConfig", "EvaluationSettings", "GymSettings", "LoraSettings",
+        "EnvironmentSettings", "EvaluateConfig", "EvaluationSettings", "GymSettings", "LabelSettings", "LoraSettings",
         "MetricSettings", "ModelSettings", "NetworkSettings", "NewModelSettings", "ObjectiveSettings",
         "OptimiserSettings", "OptimisersSettings", "PPOConfig", "PPOSettings", "PerplexitySettings",
         "PreferenceSettings", "PretrainConfig", "ProcessSettings", "PtxSettings", "RewardConfig", "RewardSettings",

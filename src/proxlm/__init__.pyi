@@ -43,6 +43,9 @@ from proxlm.config import (
     GymSettings as GymSettings,
 )
 from proxlm.config import (
+    LabelSettings as LabelSettings,
+)
+from proxlm.config import (
     LoraSettings as LoraSettings,
 )
 from proxlm.config import (

@@ -1,4 +1,4 @@
-"""Items 43 and 45: what a reward model, or a policy by DPO, learns from a comparison."""
+"""Items 43, 45 and 48 to 52: what reward models learn of comparisons, scores, classes and steps; DPO."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import torch
 from proxlm.rl.preference_losses import (
     bradley_terry_loss,
     centring_penalty,
+    class_loss,
     implicit_rewards,
+    score_loss,
     share_preferred,
+    step_loss,
 )
+from proxlm.rl.stacking import stacking_weights
 
 
 def flat(*values: float) -> torch.Tensor:
@@ -126,3 +130,107 @@ def test_the_optimum_of_dpo_is_that_of_the_reward_under_a_kl_penalty():
 
     optimiser.step(loss)
     assert logits.log_softmax(0).tolist() == pytest.approx(wanted.tolist(), abs=1e-6)
+
+
+NAN = math.nan
+
+
+@pytest.mark.checklist(48)
+def test_squared_and_hubers_error_by_hand():
+    """e = 0.5, −3 and 1: e² = 0.25, 9, 1; with δ = 1: 0.125, 2.5, 0.5, where both pieces meet."""
+    outputs, targets = flat(1.5, -1.0, 3.0)[:, None], flat(1.0, 2.0, 2.0)[:, None]
+    assert score_loss(outputs, targets).tolist() == pytest.approx([0.25, 9.0, 1.0])
+    assert score_loss(outputs, targets, 1.0).tolist() == pytest.approx([0.125, 2.5, 0.5])
+    assert score_loss(outputs, targets, 2.0).tolist() == pytest.approx([0.125, 4.0, 0.5])
+    with pytest.raises(ValueError, match="shapes differ"):
+        score_loss(outputs, targets.flatten())
+
+
+@pytest.mark.checklist(48)
+def test_hubers_gradient_is_the_error_held_at_delta():
+    outputs = flat(0.5, -3.0, 5.0).requires_grad_()
+    score_loss(outputs[:, None], flat(0.0, 0.0, 0.0)[:, None], 2.0).sum().backward()
+    assert outputs.grad.tolist() == [0.5, -2.0, 2.0]
+
+
+@pytest.mark.checklist(48)
+def test_a_missing_score_counts_nowhere():
+    """Record 1 has both, record 2 only the second: its loss is that of the second, and the first gets no gradient."""
+    outputs = torch.tensor([[1.0, 2.0], [7.0, 3.0]], dtype=torch.float64, requires_grad=True)
+    loss = score_loss(outputs, torch.tensor([[0.0, 0.0], [NAN, 1.0]], dtype=torch.float64))
+    assert loss.tolist() == [2.5, 4.0]
+    loss.sum().backward()
+    assert outputs.grad.tolist() == [[1.0, 2.0], [0.0, 4.0]]
+
+
+@pytest.mark.checklist(49)
+def test_cross_entropy_of_classes_by_hand():
+    """softmax(0, ln 2, ln 5) = 1/8, 1/4, 5/8; the gradient is that minus the class's indicator."""
+    outputs = flat(0.0, math.log(2), math.log(5)).repeat(2, 1).requires_grad_()
+    loss = class_loss(outputs, flat(2.0, 0.0))
+    assert loss.tolist() == pytest.approx([math.log(8 / 5), math.log(8)])
+    loss.sum().backward()
+    assert outputs.grad[0].tolist() == pytest.approx([1 / 8, 1 / 4, -3 / 8])
+    assert class_loss(torch.zeros(1, 7), torch.zeros(1)).item() == pytest.approx(math.log(7))
+
+
+@pytest.mark.checklist(50)
+def test_the_loss_of_steps_by_hand():
+    """σ(ln 3) = ¾. A response of two steps weighs as much as one of one; a soft label mixes both logarithms."""
+    third = math.log(3)
+    logits = torch.tensor([[third, third], [0.0, 99.0]], dtype=torch.float64, requires_grad=True)
+    loss = step_loss(logits, torch.tensor([[1.0, 0.0], [0.25, NAN]], dtype=torch.float64))
+    assert loss.tolist() == pytest.approx([(math.log(4 / 3) + math.log(4)) / 2, math.log(2)])
+    loss.sum().backward()
+    wanted = [[-1 / 8, 3 / 8], [1 / 4, 0.0]]  # (σ(z) − y) / steps; none where there is no step
+    assert logits.grad.flatten().tolist() == pytest.approx([value for row in wanted for value in row])
+
+
+@pytest.mark.checklist(50)
+def test_two_outputs_with_cross_entropy_are_one_with_binary_cross_entropy():
+    outputs = torch.tensor([[0.3, -0.8], [1.5, 2.5]], dtype=torch.float64)
+    binary = step_loss((outputs[:, 1] - outputs[:, 0])[:, None], flat(1.0, 0.0)[:, None])
+    assert binary.tolist() == pytest.approx(class_loss(outputs, flat(1.0, 0.0)).tolist(), abs=1e-12)
+
+
+def stacking_gradient(leads: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return -(leads.T @ torch.sigmoid(-leads @ weights)) + weights * leads.square().mean(0)
+
+
+@pytest.mark.checklist(51)
+def test_stacking_is_at_the_optimum_of_a_convex_problem_with_weights_that_are_not_negative():
+    """Kuhn and Tucker: the gradient is 0 where a weight is positive, and not negative where it is 0."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(400, 3, generator=generator, dtype=torch.float64)
+    chance = torch.sigmoid(features @ flat(1.0, 0.5, -0.5))
+    signs = (torch.rand(400, generator=generator, dtype=torch.float64) < chance).double() * 2 - 1
+    leads = features * signs[:, None] * flat(1.0, 10.0, 1.0)
+    weights = stacking_weights(leads)
+    gradient = stacking_gradient(leads, weights)
+    assert weights[2] == 0.0
+    assert gradient[2] > 1.0
+    assert gradient[:2].abs().max() < 1e-6
+    assert float(weights[0]) == pytest.approx(1.0, abs=0.25)
+    assert float(weights[1]) == pytest.approx(0.05, abs=0.02)  # a member in larger units
+
+
+@pytest.mark.checklist(51)
+def test_stacking_of_one_member_by_hand_and_of_members_without_worth():
+    """One lead of 1: w solves σ(−w) = w."""
+    weight = float(stacking_weights(torch.ones(1, 1)))
+    assert 1 / (1 + math.exp(weight)) == pytest.approx(weight, abs=1e-9)
+    same = stacking_weights(torch.ones(8, 2))
+    assert float(same[0]) == pytest.approx(float(same[1]), abs=1e-9)
+    assert stacking_weights(-torch.ones(8, 2)).tolist() == [0.0, 0.0]
+    assert stacking_weights(torch.zeros(8, 2)).tolist() == pytest.approx([0.0, 0.0])
+
+
+@pytest.mark.checklist(52)
+def test_a_boosted_members_gradient_weighs_what_the_sum_so_far_gets_wrong():
+    """∂/∂f of −log σ(F + f) is −σ(−(F + f)): the sum so far works as a margin of the other sign."""
+    so_far, own = flat(2.0, 0.0, -2.0), torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    bradley_terry_loss(own + so_far, torch.zeros(3).double()).sum().backward()
+    assert own.grad.tolist() == pytest.approx((-torch.sigmoid(-so_far)).tolist(), abs=1e-12)
+    as_margin = bradley_terry_loss(own.detach(), torch.zeros(3).double(), -so_far)
+    summed = bradley_terry_loss(so_far, torch.zeros(3).double())
+    assert as_margin.tolist() == pytest.approx(summed.tolist(), abs=1e-12)

@@ -107,7 +107,15 @@ DRAWN = {
 # The same for one job.
 DRAWN_FOR = {
     "dpo": {"text.pair": st.just(False)},
-    "reward": {"model.packed": st.just(False), "ensemble.save": st.just("members")},
+    "reward": {
+        "model.packed": st.just(False),
+        "ensemble.save": st.just("members"),
+        "ensemble.boosting": st.just(False),
+        "objective.kind": st.sampled_from(["comparisons", "scores", "classes"]),
+        "labels.score_fields": st.lists(SOME_TEXT, min_size=1, max_size=3, unique=True),
+        "labels.classes": st.lists(SOME_TEXT, min_size=2, max_size=3, unique=True),
+        "labels.separator": SOME_TEXT,
+    },
     "evaluate": {"output": st.sampled_from(["", "a.json", "b.md", "c.html", "d.txt"])},
     "compare": {
         "output": st.sampled_from(["", "a.json", "b.md", "c.html", "d.txt"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from proxlm.config import (
     LoraSettings,
     ModelSettings,
     NewModelSettings,
+    ObjectiveSettings,
     OptimiserSettings,
     PreferenceSettings,
     RewardConfig,
@@ -30,12 +32,18 @@ from proxlm.config import (
 from proxlm.data.inputs import inputs_of
 from proxlm.errors import ConfigError
 from proxlm.jobs.reward import RewardTrainer
+from proxlm.models.classifier import load_classifier
 from proxlm.models.save import save_language_model
+from proxlm.models.source import ModelSource
 from proxlm.report.verify import verify_run
 from proxlm.rewards import build_reward
 from proxlm.rewards.reward_ensemble import RewardEnsemble, members_of
 from proxlm.rewards.reward_model import RewardModel
-from proxlm.train.supervised.ensemble_objective import bag
+from proxlm.rl.preference_losses import bradley_terry_loss
+from proxlm.rl.stacking import stacking_weights
+from proxlm.train.supervised.criteria import Comparisons
+from proxlm.train.supervised.ensemble_objective import EnsembleObjective, bag
+from proxlm.train.supervised.labelled_texts import LabelledTexts, outputs_of
 from proxlm.types import Completion
 from small_models import TEXTS, tiny_model
 
@@ -106,6 +114,72 @@ def test_the_reward_is_mean_worst_or_cautious_by_hand(run):
         found = RewardEnsemble(str(run.model), combine=combine, k=2.0, device="cpu")(ASKED)  # type: ignore[arg-type]
         assert found["score"] == pytest.approx(scores, abs=1e-6), combine
         assert found["spread"] == pytest.approx([statistics.pstdev(row) for row in rows], abs=1e-6)
+
+
+def test_stacked_weights_are_those_of_the_validation_comparisons(run, tmp_path):
+    rows = [json.loads(line) for line in (run.folder / "evaluation-model.jsonl").read_text().splitlines()]
+    members = [RewardModel(str(folder), device="cpu") for folder in members_of(run.model)]
+
+    def scores(side: str) -> torch.Tensor:
+        asked = [Completion(row["prompt"], row[side]) for row in rows]
+        return torch.tensor([member.scores(asked) for member in members]).double()
+
+    weights = json.loads((run.model / "ensemble.json").read_text())["stacked"]
+    wanted = stacking_weights((scores("chosen") - scores("rejected")).T)
+    assert weights == pytest.approx(wanted.tolist(), rel=1e-4)
+    own = [[float(score) for score in member.scores(ASKED)] for member in members]
+    found = RewardEnsemble(str(run.model), combine="stacked", device="cpu")(ASKED)["score"]
+    sums = [sum(w * s for w, s in zip(weights, row, strict=True)) for row in zip(*own, strict=True)]
+    assert found == pytest.approx(sums, abs=1e-5)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(run.model, damaged)
+    for content, message in [
+        ('{"boosted": false, "stacked": [1, 2]}', "has no weights of 3 members"),
+        ('{"boosted": false, "stacked": [1, -1, 1]}', "has no weights of 3 members"),
+        ('{"boosted": false, "stacked": [0, 0, 0]}', "no member was better than chance"),
+        ("[" * 10**5, "not valid JSON"),
+    ]:
+        (damaged / "ensemble.json").write_text(content)
+        with pytest.raises(ConfigError, match=message):
+            build_reward(
+                RewardSettings(use="reward_ensemble", args={"path": str(damaged), "combine": "stacked"})
+            )
+
+
+def test_a_boosted_member_learns_with_the_sum_before_it_and_gives_nothing_back(place):
+    """Its gradient is Bradley–Terry's with that sum as a margin of the other sign; the first one's is its own."""
+    source = ModelSource(ModelSettings(policy=str(place / "model"), device="cpu"))
+    members = [load_classifier(source) for _ in range(2)]
+    for i, member in enumerate(members):
+        torch.manual_seed(i)
+        member.output_layer.weight.data.normal_(0, 0.1)
+    rows = [list(members[0].tokenizer(text)["input_ids"]) for text in TEXTS]
+    texts = LabelledTexts.of([(rows[:2], (0.0,), ()), (rows[2:], (0.0,), ())], 2)
+    criterion = Comparisons(ObjectiveSettings())
+    settings = EnsembleSettings(size=2, boosting=True, bagging=False)
+    EnsembleObjective(members, texts, texts, criterion, settings, 0, 10**6).gradient([0, 1], 10**6)
+    leads = [
+        outputs[:, 0, 0] - outputs[:, 1, 0] for outputs in (outputs_of(m, texts, [0, 1]) for m in members)
+    ]
+    zero = torch.zeros(2)
+    for lead, margin, member in zip(leads, (zero, -leads[0].detach()), members, strict=True):
+        loss = bradley_terry_loss(lead, zero, margin).mean()
+        (wanted,) = torch.autograd.grad(loss, member.output_layer.weight)
+        assert torch.allclose(member.output_layer.weight.grad, wanted, atol=1e-7)
+
+
+def test_a_boosted_reward_is_the_sum(place, tmp_path):
+    boosted = RewardTrainer(
+        config=config(place, tmp_path / "run", size=2, boosting=True, bagging=False)
+    ).train()
+    own = [RewardModel(str(folder), device="cpu").scores(ASKED) for folder in members_of(boosted.model)]
+    found = RewardEnsemble(str(boosted.model), combine="sum", device="cpu")(ASKED)["score"]
+    assert found == pytest.approx([sum(map(float, row)) for row in zip(*own, strict=True)], abs=1e-5)
+    best = min(value for value in boosted.metrics["validation_loss"] if value is not None)
+    assert boosted.evaluations["model"].metrics["log_loss"].mean == pytest.approx(best, abs=1e-4)
+    args = {"path": str(boosted.model), "combine": "cautious"}
+    with pytest.raises(ConfigError, match=r"reward\.args\.combine = .*boosted.* set it to sum"):
+        build_reward(RewardSettings(use="reward_ensemble", args=args))
 
 
 def test_too_long_a_text_fails_for_the_whole_ensemble(run):

@@ -25,6 +25,7 @@ from proxlm.config import (
     RunSettings,
     SupervisedSettings,
 )
+from proxlm.data.preferences import split_by_prompt
 from proxlm.errors import ConfigError, DataError, ModelError
 from proxlm.jobs.reward import RewardTrainer
 from proxlm.models.save import save_language_model
@@ -155,12 +156,11 @@ def test_records_in_python_and_a_new_model(tmp_path):
     assert RewardModel(str(run.model), device="cpu")([Completion("One day", " good")])[0] != 0.0
 
 
-def test_one_prompt_is_never_on_both_sides_of_the_split(place, tmp_path):
-    rows = [{"prompt": f"p{i // 4}", "chosen": f" good {i}", "rejected": f" bad {i}"} for i in range(32)]
-    trainer = RewardTrainer(train=rows, config=config(place, tmp_path / "run"))
-    training, held_out = trainer.split([row["prompt"] for row in rows])
+def test_one_prompt_is_never_on_both_sides_of_the_split():
+    prompts = [f"p{i // 4}" for i in range(32)]
+    training, held_out = split_by_prompt(prompts, 0.25, 0)
     assert len(training) + len(held_out) == 32
-    assert {rows[i]["prompt"] for i in training}.isdisjoint(rows[i]["prompt"] for i in held_out)
+    assert {prompts[i] for i in training}.isdisjoint(prompts[i] for i in held_out)
     assert len(held_out) == 8
 
 

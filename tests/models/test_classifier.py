@@ -68,7 +68,7 @@ def loaded(path: str, labels: int = 1, **model: Any) -> Classifier:
 
 def texts_of(model: Classifier) -> LabelledTexts:
     rows = [list(model.tokenizer(text)["input_ids"]) for text in TEXTS]
-    return LabelledTexts.of([(rows[:2], (0.0,)), (rows[2:], (0.0,))], 2)
+    return LabelledTexts.of([(rows[:2], (0.0,), ()), (rows[2:], (0.0,), ())], 2)
 
 
 @pytest.mark.parametrize("kind", [*DECODERS, *OTHERS])

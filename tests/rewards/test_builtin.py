@@ -84,7 +84,14 @@ def test_the_list_of_built_in_rewards_is_complete_and_typed() -> None:
         for name, f in vars(module).items()
         if inspect.isfunction(f) and f.__module__ == module.__name__ and not name.startswith("_")
     ]
-    assert set(BUILTINS) == {*defined, "reward_model", "reward_ensemble", "similarity", "judge"}
+    assert set(BUILTINS) == {
+        *defined,
+        "reward_model",
+        "reward_ensemble",
+        "process_reward_model",
+        "similarity",
+        "judge",
+    }
     for factory in BUILTINS.values():
         for parameter in inspect.signature(factory, eval_str=True).parameters.values():
             assert isinstance(parameter.annotation, type) or typing.get_args(parameter.annotation)

@@ -30,13 +30,12 @@ from proxlm.config.ppo import (
     ShapingSettings,
     TrustRegionSettings,
 )
-from proxlm.config.preferences import (
+from proxlm.config.preferences import DPOConfig, DPOSettings, PreferenceSettings
+from proxlm.config.reward_model import (
     ComparisonTestSettings,
-    DPOConfig,
-    DPOSettings,
     EnsembleSettings,
+    LabelSettings,
     ObjectiveSettings,
-    PreferenceSettings,
     RewardConfig,
 )
 from proxlm.config.rollout import (
@@ -82,6 +81,7 @@ __all__ = [
     "FoldsConfig",
     "GenerateConfig",
     "GymSettings",
+    "LabelSettings",
     "LoraSettings",
     "MetricSettings",
     "ModelSettings",

@@ -15,7 +15,7 @@ from proxlm.config.folds import FoldsConfig
 from proxlm.config.likelihood import ChoiceSettings, PerplexitySettings, likelihood_problems
 from proxlm.config.metrics import MetricSettings, metric_problems
 from proxlm.config.ppo import KL_ERROR_LIMIT, PPOSettings, PtxSettings, ShapingSettings
-from proxlm.config.preferences import DPOConfig, RewardConfig
+from proxlm.config.preferences import DPOConfig
 from proxlm.config.problems import (
     Problems,
     algorithm_problems,
@@ -32,6 +32,7 @@ from proxlm.config.problems import (
     reward_problems,
     rollout_problems,
 )
+from proxlm.config.reward_model import RewardConfig
 from proxlm.config.rollout import GREEDY, EnvironmentSettings, EvaluationSettings, RolloutSettings
 from proxlm.config.schema import (
     DataSettings,

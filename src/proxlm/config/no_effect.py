@@ -46,6 +46,8 @@ _EMPTY = (lambda value: not value), "nothing"
 _COV = "ppo.covariance"
 _ENVIRONMENT = "args tasks max_turns max_tokens timeout lockstep time_limit"
 _SHOTS = "shots_from response_field answer_separator example_separator"
+_COMPARED = "objective.kind", *_is("comparisons")
+_PAIRS = "chosen_field rejected_field winner_field winner_values completion_fields margin_field"
 _MODEL = "vocabulary hidden layers heads intermediate context tie_embeddings"
 
 SWITCHES = (
@@ -81,6 +83,16 @@ SWITCHES = (
     Switch("answer_fields read pattern ignore_case resamples", "metrics", "metrics.use", *_GIVEN),
     Switch("pattern", "metrics", "metrics.read", *_is("pattern")),
     Switch("validation_share", "text", "text.validation", *_EMPTY),
+    Switch("centring label_smoothing", "objective", *_COMPARED),
+    Switch(_PAIRS, "text", *_COMPARED),
+    Switch("best_of", "test", *_COMPARED),
+    Switch("score_loss", "objective", "objective.kind", *_is("scores")),
+    Switch("huber_delta", "objective", "objective.score_loss", *_is("huber")),
+    Switch("response_field", "labels", "objective.kind", *_is("scores", "classes")),
+    Switch("score_fields", "labels", "objective.kind", *_is("scores")),
+    Switch("class_field classes", "labels", "objective.kind", *_is("classes")),
+    Switch("steps_field step_labels_field separator", "labels", "objective.kind", *_is("steps")),
+    Switch("boosting", "ensemble", "ensemble.size", (lambda value: value > 1), "2 or more"),
     Switch("keep_best_is", "run", "run.keep_best", lambda value: value != "none", "the name of a metric"),
     Switch("watchdog_stop", "run", "run.watchdog", *_POSITIVE),
     Switch("accept_changes", "run", "run.resume", *_is(True)),

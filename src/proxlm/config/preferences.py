@@ -1,4 +1,4 @@
-"""The settings of training on preferences and other labels: reward models."""
+"""The settings of training on preferences, and of DPO."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from proxlm.config.problems import (
     best_is_model_problems,
     chat_problems,
     model_problems,
-    new_model_problems,
     optimiser_problems,
     required,
 )
 from proxlm.config.schema import (
     ON_BAD_RECORD,
     ModelSettings,
-    NewModelSettings,
     OptimiserSettings,
     RunSettings,
     SupervisedSettings,
@@ -81,39 +79,6 @@ class PreferenceSettings:
 
 
 @dataclass(frozen=True)
-class ObjectiveSettings:
-    """What a reward model learns from a record."""
-
-    centring: float = setting(
-        0.0,
-        "factor of (score of the chosen + score of the rejected)² in the loss, which keeps scores around 0"
-        " (Eisenstein et al. 2023); 0: off",
-        ge=0,
-    )
-    label_smoothing: float = setting(
-        0.0, "share of the comparisons that are taken to be the wrong way round", ge=0, lt=0.5
-    )
-
-
-@dataclass(frozen=True)
-class EnsembleSettings:
-    """Several reward models from one run."""
-
-    size: int = setting(
-        1, "number of models, which learn side by side; their new heads and weights differ", ge=1
-    )
-    bagging: bool = setting(
-        True,
-        "each learns a sample of the comparisons of its own, drawn with replacement; false: all of them alike",
-    )
-    save: Literal["members", "average"] = setting(
-        "members",
-        "members: all of them, for reward.use = reward_ensemble; average: one model with the means of their weights"
-        " (Ramé et al. 2024), for models that begin as one",
-    )
-
-
-@dataclass(frozen=True)
 class DPOSettings:
     """Direct preference optimisation (Rafailov et al. 2023)."""
 
@@ -126,78 +91,6 @@ class DPOSettings:
         ge=0,
         lt=0.5,
     )
-
-
-@dataclass(frozen=True)
-class ComparisonTestSettings:
-    """How the finished reward model is judged."""
-
-    files: list[str] = setting(
-        factory=list,
-        help="held-out files of comparisons to judge it on after the run; empty: the validation part, which has also"
-        " chosen the weights that are kept",
-        path="input",
-        on_resume="free",
-    )
-    best_of: str = setting(
-        "",
-        "file of prompts with right and wrong completions (lists in chosen_field and rejected_field), as"
-        " RewardBench 2 has it: how often a right one scores highest; empty: none",
-        path="input",
-        on_resume="free",
-    )
-    baselines: bool = setting(
-        True,
-        "judge by length alone, too, and by single words where scikit-learn is installed",
-        on_resume="free",
-    )
-
-
-def _reward_optimiser() -> OptimiserSettings:
-    return OptimiserSettings(
-        lr=1e-5, schedule="cosine", warmup=20, final=0.1, beta2=0.95, eps=1e-8, weight_decay=0.01
-    )
-
-
-@dataclass(frozen=True)
-class RewardConfig:
-    """Train a reward model on preferences: the score of a better completion is to be higher."""
-
-    scratch: NewModelSettings = setting(
-        factory=lambda: NewModelSettings(type=""),
-        help='type: begin with a new decoder of this type, tokenizer included ("llama", ...); empty: model.policy',
-    )
-    model: ModelSettings = setting(
-        factory=ModelSettings,
-        help="policy: what the reward model begins with, a language model or a classifier",
-    )
-    text: PreferenceSettings = setting(factory=PreferenceSettings)
-    objective: ObjectiveSettings = setting(factory=ObjectiveSettings)
-    ensemble: EnsembleSettings = setting(factory=EnsembleSettings)
-    train: SupervisedSettings = setting(
-        factory=lambda: SupervisedSettings(steps=1000, batch_tokens=16384, validate_every=50)
-    )
-    optim: OptimiserSettings = setting(factory=_reward_optimiser)
-    test: ComparisonTestSettings = setting(factory=ComparisonTestSettings)
-    run: RunSettings = setting(factory=RunSettings)
-
-    def problems(self) -> Problems:
-        found = required(("text.train", self.text.train)) + _text_problems(self.text)
-        found += model_problems(self.model) + _model_problems(self.model) + best_is_model_problems(self.run)
-        found += _ensemble_problems(self)
-        if self.model.policy and self.scratch.type:
-            found.append(("scratch.type", "give model.policy or scratch.type, not both"))
-        elif self.scratch.type:
-            found += new_model_problems("scratch", self.scratch, self.model)
-        elif not self.model.policy:
-            found.append(
-                ("model.policy", "required, but not given; or set scratch.type to train a new model")
-            )
-        return found + optimiser_problems("optim", self.optim)
-
-    def best_metric(self) -> str:
-        """ "": the run's model is the one of the best validation."""
-        return ""
 
 
 @dataclass(frozen=True)
@@ -217,7 +110,9 @@ class DPOConfig:
 
     def problems(self) -> Problems:
         found = required(("model.policy", self.model.policy), ("text.train", self.text.train))
-        found += _text_problems(self.text) + model_problems(self.model) + best_is_model_problems(self.run)
+        found += (
+            preference_problems(self.text) + model_problems(self.model) + best_is_model_problems(self.run)
+        )
         if self.text.pair:
             found.append(("text.pair", "a policy goes on with its prompt; set it to false"))
         return found + optimiser_problems("optim", self.optim)
@@ -227,38 +122,10 @@ class DPOConfig:
         return ""
 
 
-def _text_problems(text: PreferenceSettings) -> Problems:
+def preference_problems(text: PreferenceSettings) -> Problems:
     found = chat_problems("text.chat_template_kwargs", text.chat_template_kwargs)
     if len(text.completion_fields) != 2 or len(set(text.completion_fields)) != 2:
         found.append(("text.completion_fields", "needs the names of two fields"))
     if text.winner_values and (len(text.winner_values) != 2 or len(set(text.winner_values)) != 2):
         found.append(("text.winner_values", "needs two values: for the first and for the second completion"))
-    return found
-
-
-def _ensemble_problems(job: RewardConfig) -> Problems:
-    if job.ensemble.size == 1 or job.ensemble.save == "members":
-        return []
-    if job.scratch.type:
-        reason = "new models do not begin as one, so their weights have no mean; set it to members"
-        return [("ensemble.save", reason)]
-    if job.model.lora.rank:
-        return [("ensemble.save", "adapters have no mean; set it to members, or model.lora.rank to 0")]
-    return []
-
-
-def _model_problems(model: ModelSettings) -> Problems:
-    """Settings of [model] that are about a policy's passes."""
-    found: Problems = []
-    if model.packed:
-        found.append(("model.packed", "a reward model's texts are not packed; set it to false"))
-    if model.activation_checkpointing:
-        found.append(
-            (
-                "model.activation_checkpointing",
-                "not of a reward model; lower train.micro_batch_tokens instead",
-            )
-        )
-    if model.critic_from:
-        found.append(("model.critic_from", "a reward model has no critic; leave it out"))
     return found

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from proxlm.config import PreferenceSettings
+from proxlm.data.completions import group_of, number, read_completion, slice_of
 from proxlm.data.fields import field_at
 from proxlm.data.formats import missing_field
-from proxlm.data.messages import Message, read_messages
 from proxlm.data.records import Source, iter_records
 from proxlm.data.skipped import Record, Skipped
 from proxlm.data.text import split_validation
@@ -44,11 +43,14 @@ class Comparison:
         return self.chosen, self.rejected
 
     @property
+    def numbers(self) -> tuple[float]:
+        """What a reward model's loss needs of it."""
+        return (self.margin,)
+
+    @property
     def group(self) -> str:
         """What pairs of one prompt have in common, so that none is on both sides of a split."""
-        if self.chosen.messages:
-            return repr(self.chosen.messages[:-1])
-        return self.chosen.prompt
+        return group_of(self.chosen)
 
 
 def split_by_prompt(groups: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -112,14 +114,17 @@ def read_comparison(record: Record, text: PreferenceSettings) -> Comparison | No
             f'{record.where}: fields "{pair[0][0]}" and "{pair[1][0]}" must both be texts or both lists of messages',
             "no text",
         )
+    answers = [value for _, value in pair]
+    if prompt is None and isinstance(answers[0], str):
+        prompt = shared_beginning(*answers)
+        answers = [answer[len(prompt) :] for answer in answers]
     chosen, rejected = (
-        _of_messages(record, text, prompt, pair)
-        if not isinstance(pair[0][1], str) or not isinstance(prompt, str | None)
-        else _of_texts(record, text, prompt, pair)
+        read_completion(record, text, prompt, name, answer)
+        for (name, _), answer in zip(pair, answers, strict=True)
     )
     if chosen == rejected:
         return None
-    return Comparison(chosen, rejected, _margin(record, text), _slice(record, text), record.where)
+    return Comparison(chosen, rejected, _margin(record, text), slice_of(record, text), record.where)
 
 
 # Of each completion: its field, and what that holds.
@@ -174,21 +179,6 @@ def _winner(record: Record, text: PreferenceSettings, value: Any) -> int | None:
     )
 
 
-def _of_texts(
-    record: Record, text: PreferenceSettings, prompt: str | None, pair: _Pair
-) -> tuple[Completion, Completion]:
-    answers = [value for _, value in pair]
-    if prompt is None:
-        prompt = shared_beginning(*answers)
-        answers = [answer[len(prompt) :] for answer in answers]
-    if not prompt.strip() and not all(answer.strip() for answer in answers):
-        raise BadRecordError(f'{record.where}: field "{pair[0][0]}" or "{pair[1][0]}" is empty', "empty")
-    if not text.chat:
-        return Completion(prompt, answers[0]), Completion(prompt, answers[1])
-    asked: list[Message] = [{"role": "user", "content": prompt}]
-    return _conversation(asked, answers[0]), _conversation(asked, answers[1])
-
-
 def shared_beginning(first: str, second: str) -> str:
     """What two texts begin with, without a space at its end and not within a word, so that neither answer is torn."""
     pairs = zip(first, second, strict=False)
@@ -200,44 +190,6 @@ def shared_beginning(first: str, second: str) -> str:
     return first[:end].rstrip(" ")
 
 
-def _of_messages(
-    record: Record, text: PreferenceSettings, prompt: Any, pair: _Pair
-) -> tuple[Completion, Completion]:
-    before: list[Message] = []
-    if isinstance(prompt, str):
-        before = [{"role": "user", "content": prompt}]
-    elif prompt is not None:
-        before = _plain(read_messages(prompt, f'{record.where}: field "{text.prompt_field}"'))
-    made = []
-    for name, value in pair:
-        where = f'{record.where}: field "{name}"'
-        after = (
-            [{"role": "assistant", "content": value}]
-            if isinstance(value, str)
-            else _plain(read_messages(value, where))
-        )
-        whole = (
-            after
-            if after[: len(before)] == before or after[0]["role"] in ("user", "system")
-            else [*before, *after]
-        )
-        if whole[-1]["role"] != "assistant":
-            raise BadRecordError(f"{where}: the last message is not the assistant's", "malformed messages")
-        made.append(_conversation(whole[:-1], str(whole[-1].get("content") or ""), whole[-1]))
-    return made[0], made[1]
-
-
-def _plain(messages: Sequence[Message]) -> list[Message]:
-    return [{key: value for key, value in message.items() if key != "weight"} for message in messages]
-
-
-def _conversation(asked: Sequence[Message], answer: str, last: Message | None = None) -> Completion:
-    """A completion of messages; its prompt is their contents, for models that read two texts."""
-    last = {"role": "assistant", "content": answer} if last is None else last
-    prompt = "\n".join(str(message.get("content") or "") for message in asked)
-    return Completion(prompt, answer, messages=(*asked, last))
-
-
 def _margin(record: Record, text: PreferenceSettings) -> float:
     if not text.margin_field:
         return 0.0
@@ -245,29 +197,6 @@ def _margin(record: Record, text: PreferenceSettings) -> float:
     if value is None:
         raise missing_field(record, text.margin_field, "text.margin_field")
     return number(record, text.margin_field, value)
-
-
-def number(record: Record, name: str, value: Any) -> float:
-    """A field's value as a finite number, which a CSV file holds as text. Raises BadRecordError."""
-    try:
-        found = math.nan if isinstance(value, bool | Mapping | list) else float(value)
-    except (TypeError, ValueError):
-        found = math.nan
-    if not math.isfinite(found):
-        raise BadRecordError(
-            f'{record.where}: field "{shown(name)}" must be a number, not {shown(repr(value), 40)}',
-            "no number",
-        )
-    return found
-
-
-def _slice(record: Record, text: PreferenceSettings) -> str:
-    if not text.slice_field:
-        return ""
-    value = field_at(record.fields, text.slice_field)
-    if value is None:
-        raise missing_field(record, text.slice_field, "text.slice_field")
-    return shown(str(value), 40)
 
 
 @dataclass(frozen=True)
@@ -304,12 +233,13 @@ def _choice(record: Record, text: PreferenceSettings) -> Choice:
     prompt = field_at(record.fields, text.prompt_field)
     if prompt is None:
         raise missing_field(record, text.prompt_field, "text.prompt_field")
-    made = []
-    for value in (*lists[0], *lists[1]):
-        sides: _Pair = ((text.chosen_field, value), (text.rejected_field, value))
-        plain = isinstance(value, str) and isinstance(prompt, str)
-        made.append((_of_texts if plain else _of_messages)(record, text, prompt, sides)[0])
-    return Choice(tuple(made), len(lists[0]), _slice(record, text))
+    fields = (text.chosen_field, text.rejected_field)
+    made = [
+        read_completion(record, text, prompt, name, value)
+        for name, values in zip(fields, lists, strict=True)
+        for value in values
+    ]
+    return Choice(tuple(made), len(lists[0]), slice_of(record, text))
 
 
 def _completions(record: Record, name: str) -> list[Any]:

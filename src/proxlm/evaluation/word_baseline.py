@@ -23,27 +23,69 @@ def word_scores(chosen: Sequence[str], rejected: Sequence[str], texts: Sequence[
     Returns:
         None if scikit-learn is not installed, there are too few comparisons, or they hold no words.
     """
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import GridSearchCV
-    except ImportError:
+    words = _words_of([*chosen, *rejected])
+    if words is None or len(chosen) < _FEWEST:
         return None
-    if len(chosen) < _FEWEST:
-        return None
-    words: Any = TfidfVectorizer(sublinear_tf=True, min_df=2, token_pattern=r"(?u)\w+|[^\w\s]")
-    try:
-        words.fit([*chosen, *rejected])
-    except ValueError:  # none stands in two of them
-        return None
+    from sklearn.linear_model import LogisticRegression
+
     signs = [1 if i % 2 else -1 for i in range(len(chosen))]  # a regression needs two classes
     leads = (words.transform(chosen) - words.transform(rejected)).multiply([[sign] for sign in signs]).tocsr()
-    search: Any = GridSearchCV(
-        LogisticRegression(fit_intercept=False, max_iter=500),
-        {"C": _STRENGTHS},
-        cv=_FOLDS,
-        scoring="neg_log_loss",
-    )
+    search = _best(LogisticRegression(fit_intercept=False, max_iter=500), "C", "neg_log_loss")
     search.fit(leads, signs)
     scores: list[float] = (words.transform(texts) @ search.best_estimator_.coef_[0]).tolist()
     return scores
+
+
+def word_values(learnt: Sequence[str], values: Sequence[float], texts: Sequence[str]) -> list[float] | None:
+    """Values of texts by a ridge regression on the words of texts with known values; None as of `word_scores`."""
+    words = _words_of(learnt)
+    if words is None:
+        return None
+    from sklearn.linear_model import Ridge
+
+    search = _best(Ridge(), "alpha", "neg_mean_squared_error")
+    search.fit(words.transform(learnt), list(values))
+    found: list[float] = search.predict(words.transform(texts)).tolist()
+    return found
+
+
+def word_classes(
+    learnt: Sequence[str], classes: Sequence[int], texts: Sequence[str], count: int
+) -> list[list[float]] | None:
+    """Probabilities of `count` classes by a logistic regression on the words of texts whose classes are known.
+
+    Returns:
+        None as of `word_scores`, or where a class has too few texts to learn from.
+    """
+    words, known = _words_of(learnt), sorted(set(classes))
+    if words is None or len(known) < 2 or min(map(list(classes).count, known)) < _FOLDS:
+        return None
+    from sklearn.linear_model import LogisticRegression
+
+    search = _best(LogisticRegression(max_iter=500), "C", "neg_log_loss")
+    search.fit(words.transform(learnt), list(classes))
+    found = [[0.0] * count for _ in texts]
+    for row, probabilities in zip(found, search.predict_proba(words.transform(texts)).tolist(), strict=True):
+        for number, p in zip(known, probabilities, strict=True):
+            row[number] = p
+    return found
+
+
+def _words_of(texts: Sequence[str]) -> Any:
+    """The weights of words by tf-idf, fitted to texts; None: scikit-learn is not there, or too few of them."""
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+    except ImportError:
+        return None
+    words: Any = TfidfVectorizer(sublinear_tf=True, min_df=2, token_pattern=r"(?u)\w+|[^\w\s]")
+    try:
+        return words.fit(texts) if len(texts) >= _FEWEST else None
+    except ValueError:  # no word stands in two of them
+        return None
+
+
+def _best(model: Any, strength: str, scoring: str) -> Any:
+    """The model with the strength of regularisation that cross-validation finds best."""
+    from sklearn.model_selection import GridSearchCV
+
+    return GridSearchCV(model, {strength: _STRENGTHS}, cv=_FOLDS, scoring=scoring)

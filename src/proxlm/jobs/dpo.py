@@ -13,12 +13,11 @@ from torch import Tensor
 from proxlm.config import DPOConfig, settings_or_default, validate
 from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
-from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.preferences import Comparison, split_by_prompt
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.engine.agreement import check_engine
-from proxlm.jobs.in_memory import record_sources
+from proxlm.jobs.in_memory import GivenRecords
 from proxlm.jobs.run_folder import check_run_folder
 from proxlm.jobs.startup import seeded_weights, start_job
 from proxlm.jobs.supervised import print_result, run_supervised
@@ -79,17 +78,12 @@ class DPOTrainer:
     ) -> None:
         config = settings_or_default(DPOConfig, config)
         self.source = ModelSource(config.model, model, tokenizer)
-        text = config.text
-        self._training = record_sources(train, text.train, "train", text.chosen_field)
-        self._validation = record_sources(validation, text.validation, "validation", text.chosen_field)
-        text = replace(
-            text, train=list(map(str, self._training)), validation=list(map(str, self._validation))
-        )
+        self._records = GivenRecords.of(train, validation, config.text, config.text.chosen_field)
+        text = self._records.named_in(config.text)
         config = replace(config, model=self.source.settings, text=text)
         self.config = validate(config, {"model.policy": "model", "text.train": "train"})
         self._callbacks = Callbacks(callbacks)
-        in_memory = [isinstance(source, InMemoryRecords) for source in (*self._training, *self._validation)]
-        self._in_python = any(in_memory) or self.source.in_memory
+        self._in_python = self._records.in_memory or self.source.in_memory
 
     def train(self) -> Run:
         """Train, keep the weights with the best validation loss, and write model and report to the run's folder.
@@ -114,9 +108,9 @@ class DPOTrainer:
             found = comparison_examples(model, text, sources, skipped, self.source.eos)
             return as_examples(found, noted), noted
 
-        every, noted = examples(self._training)
-        if self._validation:
-            held_out, noted_too = examples(self._validation)
+        every, noted = examples(self._records.training)
+        if self._records.validation:
+            held_out, noted_too = examples(self._records.validation)
             parts = [
                 _part(every, noted, range(len(noted))),
                 _part(held_out, noted_too, range(len(noted_too))),
@@ -137,10 +131,7 @@ class DPOTrainer:
             config.dpo,
             config.train.micro_batch_tokens,
         )
-        sources: dict[str, Source | ModelSource] = {
-            f"text.train[{i}]": source for i, source in enumerate(self._training)
-        }
-        sources |= {f"text.validation[{i}]": source for i, source in enumerate(self._validation)}
+        sources: dict[str, Source | ModelSource] = {**self._records.by_setting()}
         if self.source.in_memory:  # its weights at the start are the reference
             sources["model.policy"] = self.source
         return run_supervised(

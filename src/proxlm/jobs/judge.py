@@ -2,50 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from proxlm.config import RewardConfig
 from proxlm.data.preferences import Choice, Comparison, choices, comparisons
-from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.errors import DataError, RewardError
 from proxlm.evaluation.comparisons import Judged, evaluation_of
 from proxlm.evaluation.results import Evaluation
 from proxlm.evaluation.tables import as_table
 from proxlm.evaluation.word_baseline import word_scores
+from proxlm.jobs.reward_records import RewardRecords
 from proxlm.report.evaluation_files import write_evaluations, write_responses
 from proxlm.report.run import Run
-from proxlm.rewards.reward_ensemble import RewardEnsemble, members_of
+from proxlm.rewards.reward_ensemble import Combination, RewardEnsemble, members_of
 from proxlm.rewards.reward_model import RewardModel
 from proxlm.types import Completion
 
 # Scores of completions; None: of one that cannot be scored.
 Judge = Callable[[Sequence[Completion]], Sequence[float | None]]
-MODEL, LENGTH, WORDS = "model", "length", "words"
+MODEL, LENGTH, WORDS, STACKED = "model", "length", "words", "stacked"
 
 
 class HeldOut:
-    """Comparisons that a reward model has not been trained on, and the judges.
+    """Comparisons that a reward model has not been trained on, and the judges."""
 
-    Args:
-        config: The job's settings.
-        training: Where the training part is.
-        validation: Where the validation part is; none: in the same files.
-        held_out: Which records of these are for validation (file:line).
-    """
-
-    def __init__(
-        self,
-        config: RewardConfig,
-        training: Sequence[Source],
-        validation: Sequence[Source],
-        held_out: Collection[str],
-    ) -> None:
-        self._config, self._training, self._validation = config, training, validation
-        self._held_out = set(held_out)
+    def __init__(self, records: RewardRecords) -> None:
+        self._records, self._config = records, records.config
+        self._held_out = set(records.held_out)
 
     def judge(self, folder: Path, max_length: int) -> None:
         """Judge the model in a run's folder, and write evaluation.json and every score.
@@ -64,18 +52,14 @@ class HeldOut:
             evaluation_of(LENGTH, f"the {'longer' if longer else 'shorter'} one", lengths, False),
             evaluation_of(MODEL, str(folder / "reward"), _judged(model, asked, picked)),
         ]
+        if self._config.ensemble.size > 1 and self._config.test.files and members_of(folder / "reward"):
+            stacked = _model_judge(folder / "reward", self._config, max_length, "stacked")
+            found.append(evaluation_of(STACKED, "the members, stacked", _judged(stacked, asked, picked)))
         if not self._config.test.baselines:
             found = found[1:]
         elif (words := _words(learnt, asked, picked)) is not None:
             found.insert(1, words)
-        kept = [
-            evaluation if evaluation.name == MODEL else replace(evaluation, responses=[])
-            for evaluation in found
-        ]
-        for evaluation in kept:
-            if evaluation.responses:
-                write_responses(folder, evaluation)
-        write_evaluations(folder, kept, self._config.run.seed)
+        write_judgement(folder, found, self._config.run.seed)
 
     def check(self) -> None:
         """Read the files of the section [test] once, before anything is trained. Raises DataError."""
@@ -85,11 +69,11 @@ class HeldOut:
 
     def _asked(self) -> Iterator[Comparison]:
         """The comparisons to judge."""
-        text, skipped = self._config.text, _quiet(self._config)
+        text, skipped, given = self._config.text, _quiet(self._config), self._records.given
         if self._config.test.files:
             yield from (found for _, found in comparisons(text, self._config.test.files, skipped))
             return
-        for _, found in comparisons(text, self._validation or self._training, skipped):
+        for _, found in comparisons(text, given.validation or given.training, skipped):
             if found.where in self._held_out:
                 yield found
 
@@ -99,9 +83,21 @@ class HeldOut:
 
     def _learnt(self) -> Iterator[Comparison]:
         """The comparisons that the model was trained on."""
-        for _, found in comparisons(self._config.text, self._training, _quiet(self._config)):
-            if self._validation or found.where not in self._held_out:
+        given = self._records.given
+        for _, found in comparisons(self._config.text, given.training, _quiet(self._config)):
+            if given.validation or found.where not in self._held_out:
                 yield found
+
+
+def write_judgement(folder: Path, found: Sequence[Evaluation], seed: int) -> None:
+    """Write evaluation.json with all judges, and every answer of the model."""
+    kept = [
+        evaluation if evaluation.name == MODEL else replace(evaluation, responses=[]) for evaluation in found
+    ]
+    for evaluation in kept:
+        if evaluation.responses:
+            write_responses(folder, evaluation)
+    write_evaluations(folder, kept, seed)
 
 
 def print_judgement(run: Run) -> None:
@@ -109,10 +105,10 @@ def print_judgement(run: Run) -> None:
     found = list(run.evaluations.values())
     if not found:
         return
-    print("\n" + as_table(found, "held-out comparisons"))
-    if LENGTH in run.evaluations and WORDS not in run.evaluations:
+    print("\n" + as_table(found, "held-out comparisons" if LENGTH in run.evaluations else "held-out records"))
+    if len(found) > 1 and WORDS not in run.evaluations:
         print(
-            'no judge by single words: it needs scikit-learn (pip install "proxlm[baselines]") and 20 comparisons'
+            'no judge by single words: it needs scikit-learn (pip install "proxlm[baselines]") and 20 records'
         )
 
 
@@ -149,19 +145,30 @@ def _words(
     return evaluation_of(WORDS, "logistic regression on single words", judged)
 
 
-def _model_judge(path: Path, config: RewardConfig, max_length: int) -> Judge:
-    """The saved model, as `reward.use = "reward_model"` reads it."""
+def reading_arguments(config: RewardConfig, max_length: int) -> dict[str, Any]:
+    """The arguments of `RewardModel` with which it reads texts as the run did."""
     text = config.text
-    kind = RewardEnsemble if members_of(path) else RewardModel
-    model: RewardModel | RewardEnsemble = kind(
-        str(path),
-        max_length=max_length,
-        truncate=text.on_long_text == "truncate",
-        device=config.model.device,
-        pair=text.pair,
-        chat_template=text.chat_template,
-        chat_template_kwargs=dict(text.chat_template_kwargs),
-    )
+    return {
+        "max_length": max_length,
+        "truncate": text.on_long_text == "truncate",
+        "device": config.model.device,
+        "pair": text.pair,
+        "chat_template": text.chat_template,
+        "chat_template_kwargs": dict(text.chat_template_kwargs),
+    }
+
+
+def _model_judge(
+    path: Path, config: RewardConfig, max_length: int, combine: Combination | None = None
+) -> Judge:
+    """The saved model, as `reward.use = "reward_model"` reads it."""
+    text, arguments = config.text, reading_arguments(config, max_length)
+    model: RewardModel | RewardEnsemble
+    if members_of(path):
+        usual: Combination = "sum" if config.ensemble.boosting else "mean"
+        model = RewardEnsemble(str(path), combine or usual, **arguments)
+    else:
+        model = RewardModel(str(path), **arguments)
 
     def scores(completions: Sequence[Completion]) -> list[float | None]:
         found: list[float | None] = []

@@ -1,8 +1,8 @@
-"""`proxlm reward`: train a reward model on preferences, or on other labels."""
+"""`proxlm reward`: train a reward model on comparisons, scores, classes or steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,14 +10,13 @@ from typing import Any, ClassVar
 from proxlm.config import RewardConfig, settings_or_default, validate
 from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
-from proxlm.data.in_memory import InMemoryRecords
-from proxlm.data.preferences import Comparison, comparisons, split_by_prompt
-from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import train_tokenizer
 from proxlm.errors import ConfigError
-from proxlm.jobs.in_memory import record_sources
+from proxlm.jobs.in_memory import GivenRecords
 from proxlm.jobs.judge import HeldOut, print_judgement
+from proxlm.jobs.judge_labels import HeldOutLabels
+from proxlm.jobs.reward_records import RewardRecords
 from proxlm.jobs.run_folder import check_run_folder
 from proxlm.jobs.startup import seeded_weights, start_job
 from proxlm.jobs.supervised import print_result, run_supervised, tokenizer_to_resume
@@ -31,9 +30,9 @@ from proxlm.runlog.metric_names import LOSS, VALIDATION_ACCURACY, VALIDATION_LOS
 from proxlm.runlog.saved_settings import model_folder
 from proxlm.seeds import Purpose, derive_seed
 from proxlm.train.common.callbacks import Callback, Callbacks
-from proxlm.train.supervised.comparison_tokens import ComparisonTokens
+from proxlm.train.supervised.completion_tokens import CompletionTokens
+from proxlm.train.supervised.criteria import criterion_of
 from proxlm.train.supervised.ensemble_objective import EnsembleObjective
-from proxlm.train.supervised.labelled_texts import LabelledTexts
 from proxlm.train.supervised.loop import SupervisedLoop
 from proxlm.train.supervised.reward_objective import RewardObjective
 
@@ -45,7 +44,12 @@ def main(config: RewardConfig) -> None:
     print_judgement(run)
     print_result(run)
     use = "reward_ensemble" if members_of(run.model) else "reward_model"
-    print(f"use it with --reward.use {use} --reward.args.path {run.model}")
+    more = " --reward.args.combine sum" if config.ensemble.boosting else ""
+    if config.objective.kind == "steps":
+        use = "process_reward_model"
+    elif config.objective.kind == "classes":
+        more += " --reward.args.label CLASS"
+    print(f"use it with --reward.use {use} --reward.args.path {run.model}{more}")
 
 
 class RewardLoop(SupervisedLoop):
@@ -56,7 +60,7 @@ class RewardLoop(SupervisedLoop):
 
 
 class RewardTrainer:
-    """Trains a reward model on preferences and saves it as …ForSequenceClassification.
+    """Trains a reward model and saves it as …ForSequenceClassification, or of steps as …ForTokenClassification.
 
     Settings are checked here; the data and the model when `train` is called. Everything that is not passed comes from
     `config`.
@@ -66,7 +70,8 @@ class RewardTrainer:
             or a `LanguageModel`: a language model, whose trunk gets a new head, or a classifier. A loaded one is
             trained in place. With `config.scratch.type` a new model is made instead.
         train: Records with a prompt and two completions, chosen and rejected (fields: the section `text`), as texts
-            or messages. Or the path of a file of these.
+            or messages; or, as `config.objective.kind` says, a response with scores, a class or labels of its steps
+            (fields: the section `labels`). Or the path of a file of these.
         config: The settings.
         tokenizer: The tokenizer of a transformers model.
         validation: Held-out records; None: `config.text.validation_share` of the prompts are set aside.
@@ -91,12 +96,8 @@ class RewardTrainer:
     ) -> None:
         config = settings_or_default(RewardConfig, config)
         self.source = ModelSource(config.model, model, tokenizer)
-        text = config.text
-        self._training = record_sources(train, text.train, "train", text.chosen_field)
-        self._validation = record_sources(validation, text.validation, "validation", text.chosen_field)
-        text = replace(
-            text, train=list(map(str, self._training)), validation=list(map(str, self._validation))
-        )
+        self._records = GivenRecords.of(train, validation, config.text, config.text.chosen_field)
+        text = self._records.named_in(config.text)
         config = replace(config, model=self.source.settings, text=text)
         self.config = validate(config, {"model.policy": "model", "text.train": "train"})
         if is_encoder_decoder_type(config.scratch.type):
@@ -106,8 +107,7 @@ class RewardTrainer:
         if self.source.in_memory and config.ensemble.size > 1:
             raise ConfigError("ensemble.size: a loaded model is only one to begin with; pass its folder")
         self._callbacks = Callbacks(callbacks)
-        in_memory = [isinstance(source, InMemoryRecords) for source in (*self._training, *self._validation)]
-        self._in_python = any(in_memory) or self.source.in_memory
+        self._in_python = self._records.in_memory or self.source.in_memory
 
     def train(self) -> Run:
         """Train, keep the weights with the best validation loss, and write model and report to the run's folder.
@@ -123,97 +123,57 @@ class RewardTrainer:
         config = self.config
         check_run_folder(config.run)
         skipped = Skipped(config.text.on_bad_record == "skip")
-        members = [self._member(skipped, i) for i in range(config.ensemble.size)]
-        model = members[0]
+        records = RewardRecords(config, self._records, skipped)
+        members = [self._member(records, i) for i in range(config.ensemble.size)]
         for member in members:
             carry_template(member.tokenizer, config.text.chat_template)
-        reading = ComparisonTokens(model, config.text, skipped)
-        groups, places = list[str](), list[str]()
-        every = LabelledTexts.of(_noted(reading.read(self._training), groups, places), 2)
-        if self._validation:
-            rows, places = list(range(len(every))), []
-            held_out = LabelledTexts.of(_noted(reading.read(self._validation), [], places), 2)
-            training, validation = every.select(rows), held_out.select(list(range(len(held_out))))
-        else:
-            parts = self.split(groups)
-            training, validation = map(every.select, parts)
-            places = [places[i] for i in parts[1]]
-        held = HeldOut(config, self._training, self._validation, places)
+        records.order_as(members[0])
+        separator = config.labels.separator if records.kind == "steps" else ""
+        reading = CompletionTokens(members[0], config.text, skipped, separator)
+        training, validation = records.texts(reading)
+        held = HeldOut(records) if records.kind == "comparisons" else HeldOutLabels(records)
         held.check()
-        objective = RewardObjective(model, training, validation, config.objective)
+        criterion = criterion_of(config, records.outputs, members, training)
+        objective = RewardObjective(members[0], training, validation, criterion)
         if len(members) > 1:
-            seed, average = config.run.seed, config.ensemble.save == "average"
             objective = EnsembleObjective(
                 members,
                 training,
                 validation,
-                config.objective,
-                seed if config.ensemble.bagging else None,
-                average,
+                criterion,
+                config.ensemble,
+                config.run.seed,
+                config.train.micro_batch_tokens,
             )
-        sources: dict[str, Source | ModelSource] = {
-            f"text.train[{i}]": source for i, source in enumerate(self._training)
-        }
-        sources |= {f"text.validation[{i}]": source for i, source in enumerate(self._validation)}
         return run_supervised(
             "reward",
             config,
             objective,
-            model.network,
+            members[0].network,
             skipped,
             self._callbacks,
             self._in_python,
-            sources,
+            self._records.by_setting(),
             RewardLoop,
             after=lambda folder: held.judge(folder, reading.limit),
         )
 
-    def split(self, groups: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Which of the comparisons are for training and for validation."""
-        return split_by_prompt(groups, self.config.text.validation_share, self.config.run.seed)
-
-    def _member(self, skipped: Skipped, number: int) -> Classifier:
+    def _member(self, records: RewardRecords, number: int) -> Classifier:
         """A model of an ensemble at its start; the first one is what a run without one begins with."""
         seed = self.config.run.seed
         with seeded_weights(derive_seed(seed, Purpose.MEMBER, number) if number else seed):
-            return self._model(skipped)
+            return self._model(records)
 
-    def _model(self, skipped: Skipped) -> Classifier:
+    def _model(self, records: RewardRecords) -> Classifier:
         """The classifier at its start."""
-        config = self.config
+        config, outputs, per_token = self.config, len(records.outputs), records.kind == "steps"
         if not config.scratch.type:
-            return load_classifier(self.source)
-        tokenizer = self._new_tokenizer(skipped)
-        return classifier_of_language_model(
-            build_language_model(config.scratch, tokenizer, config.model, "scratch"), config.model
-        )
-
-    def _new_tokenizer(self, skipped: Skipped) -> Any:
-        """That of the run to resume, or one trained on the texts that are not held out."""
-        config = self.config
+            return load_classifier(self.source, outputs, per_token)
         if config.run.resume:
             below = f"/{MEMBER}1" if config.ensemble.size > 1 else ""
-            return tokenizer_to_resume(config.run, model_folder("reward") + below)
-        held_out: set[int] = set()
-        groups = list[str]()
-        if not self._validation:
-            groups = [found.group for _, found in comparisons(config.text, self._training, skipped)]
-            held_out.update(self.split(groups)[1])
-        found = enumerate(comparisons(config.text, self._training, skipped))
-        texts = (
-            part
-            for i, (_, comparison) in found
-            if i not in held_out
-            for part in (comparison.chosen.prompt, *(side.text for side in comparison.sides))
-        )
-        return train_tokenizer(texts, config.scratch.vocabulary, config.scratch.context)
-
-
-def _noted(
-    found: Iterator[tuple[Comparison, list[list[int]]]], groups: list[str], places: list[str]
-) -> Iterator[tuple[list[list[int]], tuple[float]]]:
-    """The texts and the margin of each comparison, whose group and place are noted."""
-    for comparison, texts in found:
-        places.append(comparison.where)
-        groups.append(comparison.group)
-        yield texts, (comparison.margin,)
+            tokenizer = tokenizer_to_resume(config.run, model_folder("reward") + below)
+        else:
+            texts = records.vocabulary_texts()
+            tokenizer = train_tokenizer(texts, config.scratch.vocabulary, config.scratch.context)
+        model = build_language_model(config.scratch, tokenizer, config.model, "scratch")
+        return classifier_of_language_model(model, config.model, outputs, per_token)

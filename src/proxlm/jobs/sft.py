@@ -10,14 +10,13 @@ from typing import Any
 from proxlm.config import SFTConfig, settings_or_default, validate
 from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
-from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.data.supervised import record_texts, sft_examples
 from proxlm.data.text import split_validation
 from proxlm.data.tokenizer import train_tokenizer
 from proxlm.errors import DataError
-from proxlm.jobs.in_memory import record_sources
+from proxlm.jobs.in_memory import GivenRecords
 from proxlm.jobs.run_folder import check_run_folder
 from proxlm.jobs.startup import seeded_weights, start_job
 from proxlm.jobs.supervised import print_result, tokenizer_to_resume, train_supervised
@@ -70,17 +69,12 @@ class SFTTrainer:
     ) -> None:
         config = settings_or_default(SFTConfig, config)
         self.source = ModelSource(config.model, model, tokenizer)
-        text = config.text
-        self._training = record_sources(train, text.train, "train", text.messages_field)
-        self._validation = record_sources(validation, text.validation, "validation", text.messages_field)
-        text = replace(
-            text, train=list(map(str, self._training)), validation=list(map(str, self._validation))
-        )
+        self._records = GivenRecords.of(train, validation, config.text, config.text.messages_field)
+        text = self._records.named_in(config.text)
         config = replace(config, model=self.source.settings, text=text)
         self.config = validate(config, {"model.policy": "model", "text.train": "train"})
         self._callbacks = Callbacks(callbacks)
-        in_memory = [isinstance(source, InMemoryRecords) for source in (*self._training, *self._validation)]
-        self._in_python = any(in_memory) or self.source.in_memory
+        self._in_python = self._records.in_memory or self.source.in_memory
 
     def train(self) -> Run:
         """Train, keep the weights with the best validation loss, and write model and report to the run's folder.
@@ -105,9 +99,9 @@ class SFTTrainer:
                 sft_examples(config.text, sources, tokenizer, limit, two_sides, skipped, eos)
             )
 
-        every = examples(self._training)
-        if self._validation:
-            held_out = examples(self._validation)
+        every = examples(self._records.training)
+        if self._records.validation:
+            held_out = examples(self._records.validation)
             validation = held_out.select(range(len(held_out)))
             training = every.select(_not_held_out(every, validation))
         else:
@@ -118,10 +112,16 @@ class SFTTrainer:
             else:
                 model = self.source.load()
         carry_template(model.tokenizer, config.text.chat_template)
-        sources = {f"text.train[{i}]": source for i, source in enumerate(self._training)}
-        sources |= {f"text.validation[{i}]": source for i, source in enumerate(self._validation)}
         return train_supervised(
-            "sft", config, model, training, validation, skipped, self._callbacks, self._in_python, sources
+            "sft",
+            config,
+            model,
+            training,
+            validation,
+            skipped,
+            self._callbacks,
+            self._in_python,
+            self._records.by_setting(),
         )
 
     def _split(self, count: int) -> tuple[list[int], list[int]]:
@@ -136,12 +136,12 @@ class SFTTrainer:
         if config.run.resume:
             return tokenizer_to_resume(config.run)
         held_out: set[int] = set()
-        if not self._validation:
+        if not self._records.validation:
             # The split depends on the number of records alone, so it is the one that the examples get.
-            count = sum(1 for _ in record_texts(config.text, self._training, skipped))
+            count = sum(1 for _ in record_texts(config.text, self._records.training, skipped))
             held_out.update(self._split(count)[1])
         two_sides = is_encoder_decoder_type(config.scratch.type)
-        records = enumerate(record_texts(config.text, self._training, skipped))
+        records = enumerate(record_texts(config.text, self._records.training, skipped))
         texts = (part for i, record in records if i not in held_out for part in record)
         return train_tokenizer(texts, config.scratch.vocabulary, config.scratch.context, two_sides)
 

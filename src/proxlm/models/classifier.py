@@ -1,4 +1,4 @@
-"""A transformers sequence classifier that is trained: a reward model on any trunk."""
+"""A transformers classifier that is trained, of texts or of their tokens: a reward model on any trunk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from proxlm.text import reason_of
 
 @dataclass(eq=False)
 class Classifier:
-    """A …ForSequenceClassification, its tokenizer, and its adapters if it has any.
+    """A …ForSequenceClassification or …ForTokenClassification, its tokenizer, and its adapters if it has any.
 
     Attributes:
         network: The transformers model, with PEFT's layers inside it where `adapters` is the PeftModel around it.
@@ -44,6 +44,7 @@ class Classifier:
         source: Where it came from, for messages.
         save_dtype: The precision that its weights are saved in.
         adapters: PEFT's model around the network, or None.
+        new_head: Whether its head was made here and knows nothing yet.
     """
 
     network: Any
@@ -53,6 +54,7 @@ class Classifier:
     source: str = ""
     save_dtype: torch.dtype = torch.float32
     adapters: Any = None
+    new_head: bool = False
 
     @property
     def context(self) -> int | None:
@@ -66,7 +68,10 @@ class Classifier:
         return 0 if found is None else int(found)
 
     def outputs(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Texts [B, T], padded on the right with `pad_id`, and the mask of their tokens → [B, K] float32."""
+        """Texts [B, T], padded on the right with `pad_id`, and the mask of their tokens → [B, K] float32.
+
+        Of a …ForTokenClassification [B, T, K].
+        """
         autocast = (
             torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else contextlib.nullcontext()
         )
@@ -76,12 +81,27 @@ class Classifier:
             ).logits
         return logits.float()
 
+    @property
+    def output_layer(self) -> nn.Linear:
+        """The last linear layer, which gives the outputs."""
+        trunk = set(getattr(self.network, self.network.base_model_prefix).modules())
+        layers = [m for m in self.network.modules() if isinstance(m, nn.Linear) and m not in trunk]
+        return layers[-1]
+
+    def name_outputs(self, names: Sequence[str], problem_type: str, **more: Any) -> None:
+        """Say in its configuration what its outputs are; more: further entries."""
+        config = self.network.config
+        config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+        config.problem_type = problem_type
+        for name, value in more.items():
+            setattr(config, name, value)
+
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """The named parameters that learn."""
         return [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
 
 
-def load_classifier(source: ModelSource, labels: int = 1) -> Classifier:
+def load_classifier(source: ModelSource, labels: int = 1, per_token: bool = False) -> Classifier:
     """A classifier to train: one that is there, or a new head on the trunk of a language model or an encoder.
 
     A decoder's head is linear and begins at 0, so that all scores are 0 at first; that of an encoder is made by
@@ -91,6 +111,7 @@ def load_classifier(source: ModelSource, labels: int = 1) -> Classifier:
         source: A classifier (it keeps its head if it has as many outputs), a causal language model, an encoder or
             an encoder–decoder, in a folder, on the hub or loaded; also a GGUF file and a PEFT adapter on a causal LM.
         labels: K, its outputs.
+        per_token: It has outputs for each token (…ForTokenClassification).
 
     Raises:
         ModelError: The model or its tokenizer cannot be loaded, or transformers has no classifier of its type.
@@ -98,7 +119,8 @@ def load_classifier(source: ModelSource, labels: int = 1) -> Classifier:
     """
     settings = source.settings
     if source.network is not None:
-        network, tokenizer = _of_loaded(source.network, labels, settings.policy), source.network_tokenizer
+        network, new = _of_loaded(source.network, labels, settings.policy, per_token)
+        tokenizer = source.network_tokenizer
     elif (
         is_gguf(settings.policy)
         or find_adapter(settings.policy) is not None
@@ -107,17 +129,20 @@ def load_classifier(source: ModelSource, labels: int = 1) -> Classifier:
         model = load_language_model(
             replace(settings, lora=LoraSettings(), train_layers=0, freeze=[], packed=False)
         )
-        network, tokenizer = _of_decoder(model.network, labels, settings.policy), model.tokenizer
+        network, tokenizer = _of_decoder(model.network, labels, settings.policy, per_token), model.tokenizer
+        new = True
     else:
-        network, tokenizer = _read(settings, labels), _read_tokenizer(settings)
-    return source.made(classifier_of(network, tokenizer, settings))
+        network, new = _read(settings, labels, per_token)
+        tokenizer = _read_tokenizer(settings)
+    return source.made(replace(classifier_of(network, tokenizer, settings), new_head=new))
 
 
 def classifier_of_language_model(
-    model: LanguageModel, settings: ModelSettings, labels: int = 1
+    model: LanguageModel, settings: ModelSettings, labels: int = 1, per_token: bool = False
 ) -> Classifier:
     """A new head on a language model's trunk, which is not copied. Raises ModelError, as `load_classifier`."""
-    return classifier_of(_of_decoder(model.network, labels, model.source), model.tokenizer, settings)
+    network = _of_decoder(model.network, labels, model.source, per_token)
+    return replace(classifier_of(network, model.tokenizer, settings), new_head=True)
 
 
 def classifier_of(network: Any, tokenizer: Any, settings: ModelSettings) -> Classifier:
@@ -164,7 +189,7 @@ def averaged(models: Sequence[Classifier]) -> Classifier:
 
 
 def save_classifier(model: Classifier, folder: Path) -> None:
-    """Write weights (safetensors), config and tokenizer for `AutoModelForSequenceClassification.from_pretrained`.
+    """Write weights (safetensors), config and tokenizer for `from_pretrained` of transformers' own class.
 
     With LoRA it writes the trunk with the adapters merged in. The model itself does not change.
     """
@@ -186,21 +211,23 @@ def _is_causal(config: Any) -> bool:
     return not config.is_encoder_decoder and any(name.endswith(LANGUAGE_MODELS) for name in names)
 
 
-def _of_loaded(network: Any, labels: int, what: str) -> Any:
+def _of_loaded(network: Any, labels: int, what: str, per_token: bool) -> tuple[Any, bool]:
+    """A loaded model as a classifier, and whether its head is new."""
     if hasattr(network, "peft_config"):
         raise ModelError(f"{what}: a model with PEFT adapters; pass what its merge_and_unload() returns")
-    if type(network).__name__.endswith("ForSequenceClassification"):
+    kind = "ForTokenClassification" if per_token else "ForSequenceClassification"
+    if type(network).__name__.endswith(kind):
         if network.config.num_labels != labels:
             raise ModelError(f"{what}: has {network.config.num_labels} outputs, where {labels} are needed")
-        return network
+        return network, False
     if network.config.is_encoder_decoder or network.get_output_embeddings() is None:
         raise ModelError(
             f"{what}: a loaded {type(network).__name__}; pass a classifier, a causal language model, or a folder"
         )
-    return _of_decoder(network, labels, what)
+    return _of_decoder(network, labels, what, per_token), True
 
 
-def _of_decoder(network: Any, labels: int, what: str) -> Any:
+def _of_decoder(network: Any, labels: int, what: str, per_token: bool) -> Any:
     """A classifier whose trunk is a causal language model's, with a head of zeros."""
     weight = network.get_output_embeddings().weight
     head = nn.Linear(weight.shape[1], labels, device=weight.device)
@@ -208,18 +235,23 @@ def _of_decoder(network: Any, labels: int, what: str) -> Any:
     nn.init.zeros_(head.bias)
     config = copy.deepcopy(network.config)
     config.problem_type = None
-    return classifier_on(network.base_model, head, config, what)
+    return classifier_on(network.base_model, head, config, what, per_token)
 
 
-def _read(settings: ModelSettings, labels: int) -> Any:
-    """A classifier from a folder or the hub: its own, or a new head on an encoder or encoder–decoder."""
-    from transformers import AutoModelForSequenceClassification
+def _read(settings: ModelSettings, labels: int, per_token: bool) -> tuple[Any, bool]:
+    """A classifier from a folder or the hub: its own, or a new head on an encoder or encoder–decoder.
 
+    Returns:
+        It, and whether its head is new.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    kind = AutoModelForTokenClassification if per_token else AutoModelForSequenceClassification
     what = f'model.policy = "{settings.policy}"'
     check_files(settings.policy, what)
     try:
         with without_progress_bars():
-            network, info = AutoModelForSequenceClassification.from_pretrained(
+            network, info = kind.from_pretrained(
                 settings.policy,
                 num_labels=labels,
                 dtype=torch.float32,
@@ -243,7 +275,8 @@ def _read(settings: ModelSettings, labels: int) -> Any:
         ],
         shapes=[entry for entry in info["mismatched_keys"] if entry[0] not in head],
     )
-    return network
+    new = head & ({*info["missing_keys"]} | {entry[0] for entry in info["mismatched_keys"]})
+    return network, bool(new)
 
 
 def _read_tokenizer(settings: ModelSettings) -> Any:

@@ -181,24 +181,25 @@ def classifier_for(trunk: Any, head: ValueHead, what: str) -> Any:
     return network
 
 
-def classifier_on(trunk: Any, head: nn.Linear, config: Any, what: str) -> Any:
+def classifier_on(trunk: Any, head: nn.Linear, config: Any, what: str, per_token: bool = False) -> Any:
     """As `classifier_for`, of a linear head with any number of outputs, whose bias is dropped if the type has none.
 
-    config: its own, changed in place.
+    config: its own, changed in place; per_token: one that has outputs for each token (…ForTokenClassification).
     """
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
+    kind = AutoModelForTokenClassification if per_token else AutoModelForSequenceClassification
     register_model_types()
     config.num_labels = head.out_features
     config.use_cache = True
     try:
         with torch.device("meta"):
-            network: Any = AutoModelForSequenceClassification.from_config(config)
+            network: Any = kind.from_config(config)
     except (ValueError, AttributeError) as error:
         raise ModelError(
-            f"{what}: transformers has no classifier of model type {config.model_type}"
+            f"{what}: transformers has no classifier{' of tokens' * per_token} of model type {config.model_type}"
         ) from error
-    score = getattr(network, "score", None)
+    score = getattr(network, "score", None) or (getattr(network, "classifier", None) if per_token else None)
     if not isinstance(score, nn.Linear) or score.weight.shape != head.weight.shape:
         raise ModelError(
             f"{what}: the classifier of model type {config.model_type} has no linear head on the states"

@@ -12,6 +12,7 @@ from proxlm.rewards.answer_rewards import exact_match, math_answer, numeric_answ
 from proxlm.rewards.gym_reward import reasoning_gym
 from proxlm.rewards.instruction_reward import instructions
 from proxlm.rewards.judge import Judge
+from proxlm.rewards.process_reward_model import ProcessRewardModel
 from proxlm.rewards.python_tests import PythonTests
 from proxlm.rewards.reference_rewards import bleu, chrf, rouge
 from proxlm.rewards.reward_ensemble import RewardEnsemble
@@ -84,6 +85,7 @@ BUILTINS: dict[str, Callable[..., Scorer]] = {
     "similarity": Similarity,
     "reward_model": RewardModel,
     "reward_ensemble": RewardEnsemble,
+    "process_reward_model": ProcessRewardModel,
     "python_tests": python_tests,
     "reasoning_gym": reasoning_gym,
     "judge": Judge,

@@ -40,11 +40,38 @@ class Reader:
         if self.chat.template is None and not self._tokenizer.chat_template:
             self._warn()
             return encode_source(self._tokenizer, completion.prompt + completion.text)
+        return encode_rendered(self._tokenizer, self._rendered(messages))
+
+    def tokens_at(self, completion: Completion, ends: Sequence[int]) -> tuple[list[int], list[int]]:
+        """As `tokens`, and which of them holds the last character before each position of the response's text.
+
+        Raises:
+            RewardError: The tokenizer cannot say, or the chat template does not show the response as it is.
+        """
+        messages, special = _messages(completion), True
+        text, start = completion.prompt + completion.text, len(completion.prompt)
+        if messages and (self.chat.template is not None or self._tokenizer.chat_template):
+            text, special = self._rendered(messages), False
+            shown_text = completion.text.strip()  # templates may strip it
+            start = text.rfind(shown_text) - completion.text.find(shown_text)
+            if shown_text not in text:
+                raise RewardError("the chat template changes the response, so its steps cannot be found")
+        if not self._tokenizer.is_fast:
+            raise RewardError(f"{self.name}: its tokenizer does not say which characters a token holds")
+        found = self._tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+        ids, spans = list(found["input_ids"]), list(found["offset_mapping"])
+        if special and len(ids) > 1 and ids[0] == ids[1] == self._tokenizer.bos_token_id:
+            ids, spans = ids[1:], spans[1:]
+        places = [_token_at(start + end - 1, spans) for end in ends]
+        if None in places:
+            raise RewardError("a step's last character is in no token")
+        return ids, [place for place in places if place is not None]
+
+    def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
         try:
-            text = self.chat.render([dict(message) for message in messages], f"reward model {self.name}")
+            return self.chat.render([dict(message) for message in messages], f"reward model {self.name}")
         except DataError as error:
             raise RewardError(str(error)) from error
-        return encode_rendered(self._tokenizer, text)
 
     def truncated(self, completion: Completion, length: int) -> list[int]:
         """The last `length` tokens (of a pair, the prompt is cut first), with the special tokens at their place."""
@@ -73,6 +100,11 @@ class Reader:
                 " writes them; set chat_template in its arguments to the one it was trained with",
                 self.name,
             )
+
+
+def _token_at(character: int, spans: Sequence[tuple[int, int]]) -> int | None:
+    """The last token that holds a character; None: it is in none."""
+    return next((i for i in reversed(range(len(spans))) if spans[i][0] <= character < spans[i][1]), None)
 
 
 def _messages(completion: Completion) -> Sequence[Mapping[str, Any]]:

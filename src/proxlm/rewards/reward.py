@@ -16,6 +16,7 @@ from proxlm.data.fields import own_copy
 from proxlm.errors import LONGEST_MESSAGE, ConfigError, RewardError
 from proxlm.rewards.call import TimedCaller
 from proxlm.rewards.isolated import IsolatedTerms
+from proxlm.rewards.process_reward_model import ProcessRewardModel
 from proxlm.rewards.resolve import Rewards, Term, resolve_terms
 from proxlm.rewards.result import Component, UnusableResultError, parts_of
 from proxlm.rewards.reward_ensemble import RewardEnsemble
@@ -26,7 +27,7 @@ from proxlm.types import Completion, Rollout, Scores
 
 log = logging.getLogger(__name__)
 # Loaded by `prepare`, outside the time limit, and kept in this process.
-_MODELS = RewardModel | RewardEnsemble | Similarity
+_MODELS = RewardModel | RewardEnsemble | ProcessRewardModel | Similarity
 
 
 @checked("function")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from proxlm.types import Completion
 class RewardModel:
     """Scores prompt + response with a transformers sequence classifier, loaded by `prepare`.
 
-    A model with one output returns that output; a model with several returns the log-probability of one class.
+    A model with one output returns that output; one with several scores (regression) a component for each, by name;
+    one with several classes the log-probability of one.
 
     Args:
         path: A folder in Hugging Face format, or a name on the hub; safetensors only, and no code from there.
@@ -41,7 +42,9 @@ class RewardModel:
         batch_size: Texts in one forward pass; 1 if the model has no padding token. Changes only the speed.
         device: auto, cpu, cuda, cuda:1, ... In float32 on the CPU, in the model's own precision on a GPU.
         sigmoid: Return a probability in [0, 1] instead of an output or a log-probability.
-        label: The class whose log-probability is the reward (name or number); required with two classes or more.
+        logit: Return the class's output itself.
+        label: The class whose log-probability is the reward (name or number), required with two classes or more; or
+            the only one of several scores to return.
         pair: Give prompt and response to the tokenizer as two texts, which it separates as it does for a
             classifier trained on pairs (a translation and its source, for instance), instead of as one text.
         chat_template: A file with a Jinja template, for a model whose tokenizer has none.
@@ -62,6 +65,7 @@ class RewardModel:
         batch_size: int = 16,
         device: str = "auto",
         sigmoid: bool = False,
+        logit: bool = False,
         label: str | int | None = None,
         pair: bool = False,
         chat_template: str = "",
@@ -71,12 +75,15 @@ class RewardModel:
             raise ValueError(f"max_length = {max_length}: must be at least 0")
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size}: must be at least 1")
+        if sigmoid and logit:
+            raise ValueError("logit = true: a probability (sigmoid) is none; set one of both to false")
         self.path, self.max_length, self.truncate, self.batch_size = path, max_length, truncate, batch_size
-        self.sigmoid, self.label, self.pair = sigmoid, label, pair
+        self.sigmoid, self.logit, self.label, self.pair = sigmoid, logit, label, pair
         self.device = resolve_device(device)
         self.chat_template, self.chat_template_kwargs = chat_template, chat_template_kwargs or {}
         if problems := chat_problems("chat_template_kwargs", self.chat_template_kwargs):
             raise ValueError(": ".join(problems[0]))
+        self.heads: list[str] = []  # the names of several scores
         self._model: Any = None
         self._reader: Reader | None = None
         if Path(path).is_dir():
@@ -86,7 +93,7 @@ class RewardModel:
                 _check_classifier(config)
             except ValueError as error:
                 raise ValueError(f'path = "{path}": {error}') from error
-            self._class_index(config)
+            self._set_heads(config)
         elif not path or looks_like_path(path):
             raise ValueError(f'path = "{path}": no such folder')
 
@@ -94,11 +101,11 @@ class RewardModel:
         """Load the model and its tokenizer, once. Raises ModelError, or ConfigError for a wrong label."""
         if self._model is not None:
             return
-        tokenizer = _load_tokenizer(self.path)
+        tokenizer = load_reward_tokenizer(self.path)
         model = _load_model(self.path, self.device)
         check_vocabulary(f"reward model {self.path}", tokenizer, model)
         try:
-            self._class_index(model.config)
+            self._set_heads(model.config)
         except ValueError as error:
             raise ConfigError(f"reward model {self.path}: {error}") from error
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -106,11 +113,30 @@ class RewardModel:
         chat = ChatFormat(tokenizer, read_template(self.chat_template), self.chat_template_kwargs)
         self._model, self._reader = model, Reader(chat, self.pair, self.path)
 
-    def __call__(self, completions: list[Completion]) -> list[float | RewardError]:
-        """The scores, [B]; each is independent of the rest of the batch, up to rounding."""
+    def __call__(
+        self, completions: list[Completion]
+    ) -> list[float | RewardError] | dict[str, list[float | RewardError]]:
+        """The scores, [B], or several by name; each is independent of the rest of the batch, up to rounding."""
+        if not self.heads:
+            return self.scores(completions)
+        rows = self.outputs(completions)
+        return {
+            name: [row if isinstance(row, RewardError) else row[i] for row in rows]
+            for i, name in enumerate(self.heads)
+        }
+
+    def scores(self, completions: Sequence[Completion]) -> list[float | RewardError]:
+        """One number for each completion: the only output, or what `label` names."""
+        rows = self.outputs(completions)
+        good = [row for row in rows if not isinstance(row, RewardError)]
+        rewards = iter(self._reward(torch.tensor(good)).tolist() if good else [])
+        return [row if isinstance(row, RewardError) else next(rewards) for row in rows]
+
+    def outputs(self, completions: Sequence[Completion]) -> list[list[float] | RewardError]:
+        """All outputs of the model for each completion."""
         self.prepare()
         assert self._reader is not None
-        scores: list[float | RewardError] = [RewardError("the text is empty")] * len(completions)
+        scores: list[list[float] | RewardError] = [RewardError("the text is empty")] * len(completions)
         rows: list[list[int]] = [[] for _ in completions]
         fitting = []
         for i, completion in enumerate(completions):
@@ -129,8 +155,8 @@ class RewardModel:
             elif rows[i]:
                 fitting.append(i)
         for batch in self._batches(fitting, rows):
-            for i, score in zip(batch, self._score([rows[i] for i in batch]), strict=True):
-                scores[i] = score
+            for i, outputs in zip(batch, self._outputs([rows[i] for i in batch]), strict=True):
+                scores[i] = outputs
         return scores
 
     def _batches(self, indices: list[int], rows: list[list[int]]) -> Iterator[list[int]]:
@@ -145,27 +171,35 @@ class RewardModel:
         return getattr(self._model.config.get_text_config(), "pad_token_id", None)
 
     @torch.inference_mode()
-    def _score(self, rows: list[list[int]]) -> list[float]:
-        """b rows of token ids, padded on the right → b scores."""
+    def _outputs(self, rows: list[list[int]]) -> list[list[float]]:
+        """b rows of token ids, padded on the right → b rows of outputs."""
         longest = max(len(row) for row in rows)
         pad = self._pad_id() or 0
         ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
         logits = self._model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits
-        scores: list[float] = self._reward(logits.float()).tolist()
-        return scores
+        outputs: list[list[float]] = logits.float().tolist()
+        return outputs
 
     def _reward(self, logits: Tensor) -> Tensor:
         """Logits [b, classes] → rewards [b]."""
         index = self._class_index(self._model.config)
-        independent = self._model.config.problem_type == "multi_label_classification"
-        if logits.shape[-1] == 1 or independent:
+        kind = self._model.config.problem_type
+        one = logits.shape[-1] == 1 or kind == "regression"
+        if one or self.logit or kind == "multi_label_classification":
             logit = logits[:, index]
-            if logits.shape[-1] == 1 and not self.sigmoid:
+            if self.logit or (one and not self.sigmoid):
                 return logit
             return torch.sigmoid(logit) if self.sigmoid else torch.nn.functional.logsigmoid(logit)
         logprob = torch.log_softmax(logits, -1)[:, index]
         return logprob.exp() if self.sigmoid else logprob
+
+    def _set_heads(self, config: Any) -> None:
+        """Note the names of several scores, or check `label`. Raises ValueError for an unknown label."""
+        if self.label is None and config.problem_type == "regression" and len(config.id2label) > 1:
+            self.heads = [str(config.id2label[i]) for i in sorted(config.id2label)]
+        else:
+            self._class_index(config)
 
     def _class_index(self, config: Any) -> int:
         """The output that `label` names; 0 for a model with one output. Raises ValueError for an unknown label."""
@@ -187,7 +221,8 @@ def _load_config(path: str) -> Any:
         raise ValueError(f'path = "{path}": {reason_of(error)}') from error
 
 
-def _load_tokenizer(path: str) -> Any:
+def load_reward_tokenizer(path: str) -> Any:
+    """The tokenizer of a reward model. Raises ModelError."""
     try:
         return read_tokenizer(path)
     except (OSError, ValueError, ImportError) as error:

@@ -1,10 +1,10 @@
-"""Losses of models that learn from comparisons and labels: Bradley–Terry; pure functions."""
+"""Losses of models that learn from comparisons and labels: Bradley–Terry, scores, classes, steps; pure functions."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid
 
 
 def bradley_terry_loss(
@@ -57,6 +57,60 @@ def implicit_rewards(logprobs: Tensor, reference: Tensor, beta: float) -> Tensor
         [n].
     """
     return beta * (logprobs - reference)
+
+
+def score_loss(outputs: Tensor, targets: Tensor, delta: float | None = None) -> Tensor:
+    """The mean over a record's K scores of e², or of Huber's loss of e (Huber 1964), with e = output − target.
+
+    Huber's is e² / 2 where |e| ≤ δ, and δ (|e| − δ / 2) beyond: the gradient of an outlier is δ at most.
+
+    Args:
+        outputs: [n, K].
+        targets: [n, K]; NaN: the record has no such score, which then counts nowhere. Each record has one or more.
+        delta: δ of Huber's loss; None: squared error.
+
+    Returns:
+        The loss of each record [n].
+    """
+    if outputs.shape != targets.shape:
+        raise ValueError(f"shapes differ: {tuple(outputs.shape)}, {tuple(targets.shape)}")
+    known = ~targets.isnan()
+    error = torch.where(known, outputs - targets.nan_to_num(0.0), 0.0)
+    loss = error.square()
+    if delta is not None:
+        loss = torch.where(error.abs() <= delta, loss / 2, delta * (error.abs() - delta / 2))
+    return loss.sum(1) / known.sum(1)
+
+
+def class_loss(outputs: Tensor, classes: Tensor) -> Tensor:
+    """−log softmax(outputs)[class]: the cross-entropy of k classes.
+
+    Args:
+        outputs: Logits [n, k].
+        classes: The number of the right class of each record [n].
+
+    Returns:
+        The loss of each record [n], in nats.
+    """
+    return cross_entropy(outputs, classes.long(), reduction="none")
+
+
+def step_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean over a response's steps of −y log σ(z) − (1 − y) log σ(−z): binary cross-entropy.
+
+    Lightman et al. 2023, section 2.6 (a label for each step, learnt at its last token); Wang et al. 2024,
+    Math-Shepherd, eq. 2, whose soft labels y are between 0 and 1.
+
+    Args:
+        logits: z of each step [n, S].
+        labels: y [n, S]; NaN: there is no such step. Each response has one or more.
+
+    Returns:
+        The loss of each response [n], in nats.
+    """
+    known = ~labels.isnan()
+    loss = binary_cross_entropy_with_logits(logits, labels.nan_to_num(0.0), reduction="none")
+    return torch.where(known, loss, 0.0).sum(1) / known.sum(1)
 
 
 @torch.no_grad()

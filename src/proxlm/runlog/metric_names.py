@@ -102,7 +102,10 @@ NOT_FINITE = _metric("not_finite", "", "how many of the row's numbers are not fi
 
 # --- supervised training ---
 LOSS = _metric(
-    "loss", NATS_TOKEN, "cross-entropy of the step's batch; reward, dpo: of a comparison", SUPERVISED
+    "loss",
+    NATS_TOKEN,
+    "cross-entropy of the step's batch; reward, dpo: of a record, of scores the error in their variances",
+    SUPERVISED,
 )
 VALIDATION_LOSS = _metric(
     "validation_loss",
@@ -113,7 +116,7 @@ VALIDATION_LOSS = _metric(
 VALIDATION_ACCURACY = _metric(
     "validation_accuracy",
     SHARE,
-    "validation pairs whose chosen completion scores higher; a tie is half",
+    "validation pairs whose chosen completion scores higher, a tie is half; or classes, or steps, that are right",
     PREFERENCES,
 )
 VALIDATION_MARGIN = _metric(
@@ -123,6 +126,18 @@ VALIDATION_MARGIN = _metric(
     PREFERENCES,
 )
 VALIDATION_SCORE = _metric("validation_score", "", "mean score of all validation completions", REWARD_MODEL)
+VALIDATION_ERROR = _metric(
+    "validation_error",
+    "",
+    "mean absolute error of scores, in their own units; of several the mean",
+    REWARD_MODEL,
+)
+VALIDATION_CORRELATION = _metric(
+    "validation_correlation",
+    "",
+    "Pearson correlation of scores and labels; of several the mean",
+    REWARD_MODEL,
+)
 VALIDATION_SPREAD = _metric(
     "validation_spread",
     "",
@@ -429,11 +444,11 @@ LIKELIHOOD = (
 ACCURACY = _metric(
     "accuracy",
     SHARE,
-    "held-out comparisons whose chosen completion scores higher; a tie is half",
+    "held-out comparisons whose chosen completion scores higher, a tie is half; or classes, or steps, that are right",
     REWARD_MODEL,
 )
 ACCURACY_SLICE = _family(
-    "accuracy/{slice}", SHARE, "the same, of the comparisons of one slice (text.slice_field)", REWARD_MODEL
+    "accuracy/{slice}", SHARE, "the same, of the records of one slice (text.slice_field)", REWARD_MODEL
 )
 BEST_OF_N = _metric(
     "best_of_n", SHARE, "prompts of test.best_of whose highest score is of a right completion", REWARD_MODEL
@@ -441,17 +456,34 @@ BEST_OF_N = _metric(
 BEST_OF_N_SLICE = _family("best_of_n/{slice}", SHARE, "the same, of one slice", REWARD_MODEL)
 MARGIN = _metric("margin", "", "mean score of the chosen minus the rejected completion", REWARD_MODEL)
 LOG_LOSS = _metric(
-    "log_loss", NATS, "−log σ(margin), mean over comparisons; log 2 = 0.693 is chance", REWARD_MODEL
+    "log_loss",
+    NATS,
+    "−log σ(margin), mean over comparisons, where log 2 = 0.693 is chance; or −log of the right class's probability",
+    REWARD_MODEL,
 )
 CALIBRATION_ERROR = _metric(
     "calibration_error",
     SHARE,
-    "expected calibration error of σ(|margin|), in ten bins: how far it is from the share that is right",
+    "expected calibration error of σ(|margin|), or of the likeliest class, in ten bins: how far it is from the share"
+    " that is right",
     REWARD_MODEL,
 )
 LENGTH_CORRELATION = _metric(
     "length_correlation", "", "Pearson correlation of a completion's score and its characters", REWARD_MODEL
 )
+
+MACRO_F1 = _metric("macro_f1", SHARE, "mean over classes of F1 (scikit-learn)", REWARD_MODEL)
+FIRST_ERROR = _metric(
+    "first_error", SHARE, "responses whose first wrong step, or that there is none, is found", REWARD_MODEL
+)
+PEARSON = _metric("pearson", "", "Pearson correlation of scores and labels", REWARD_MODEL)
+PEARSON_OF = _family("pearson/{field}", "", "the same, of one of several scores", REWARD_MODEL)
+SPEARMAN = _metric("spearman", "", "correlation of the ranks of scores and labels", REWARD_MODEL)
+SPEARMAN_OF = _family("spearman/{field}", "", "the same, of one of several scores", REWARD_MODEL)
+SQUARED_ERROR = _metric("mse", "", "mean squared error of scores, in the labels' units squared", REWARD_MODEL)
+SQUARED_ERROR_OF = _family("mse/{field}", "", "the same, of one of several scores", REWARD_MODEL)
+ABSOLUTE_ERROR = _metric("mae", "", "mean absolute error of scores, in the labels' units", REWARD_MODEL)
+ABSOLUTE_ERROR_OF = _family("mae/{field}", "", "the same, of one of several scores", REWARD_MODEL)
 
 # --- evaluation during a run ---
 EVALUATION = _family(

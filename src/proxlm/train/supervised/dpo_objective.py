@@ -26,7 +26,7 @@ from proxlm.rl.preference_losses import bradley_terry_loss, implicit_rewards, sh
 from proxlm.rl.ragged import segment_sum
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.folder import JsonRow
-from proxlm.train.supervised.comparison_tokens import LONG
+from proxlm.train.supervised.completion_tokens import LONG
 from proxlm.train.supervised.examples import Examples
 from proxlm.types import Completion
 

@@ -1,7 +1,8 @@
-"""Several reward models that learn side by side, each on its own sample of the comparisons."""
+"""Several reward models that learn side by side, each on its own sample of the records."""
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,33 +10,40 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from proxlm.config import ObjectiveSettings
+from proxlm.config import EnsembleSettings
 from proxlm.models.classifier import Classifier, averaged, save_classifier
 from proxlm.models.forward import micro_batches
-from proxlm.rewards.reward_ensemble import MEMBER
+from proxlm.rewards.reward_ensemble import ENSEMBLE, MEMBER
+from proxlm.rl.stacking import stacking_weights
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.folder import JsonRow
 from proxlm.seeds import Purpose, derive_seed
+from proxlm.train.supervised.criteria import Criterion
 from proxlm.train.supervised.labelled_texts import LabelledTexts, all_outputs, outputs_of
 from proxlm.train.supervised.reward_objective import RewardObjective
 
 
 def bag(count: int, seed: int, member: int) -> Tensor:
-    """How often each of `count` comparisons is in a member's bootstrap sample (Breiman 1996), [count]; sum: count."""
+    """How often each of `count` records is in a member's bootstrap sample (Breiman 1996), [count]; sum: count."""
     drawn = random.Random(derive_seed(seed, Purpose.BAG, member)).choices(range(count), k=count)
     return torch.bincount(torch.tensor(drawn), minlength=count).float()
 
 
 class EnsembleObjective(RewardObjective):
-    """The mean of the members' losses; each weights every comparison by its own sample.
+    """The mean of the members' losses; each weights every record by its own sample.
+
+    With boosting a member's loss is that of the sum of its output and those of the members before it, which learn
+    nothing from it: forward stagewise additive modelling (Friedman, Hastie and Tibshirani 2000; gradient boosting,
+    Friedman 2001), with all members learning at once (Beygelzimer et al. 2015, Online gradient boosting).
 
     Args:
         members: The classifiers, at least two.
-        training: The comparisons to learn.
+        training: The records to learn.
         validation: Those that choose the weights that are kept.
-        settings: The section [objective].
-        seed: Of the samples; None: every member learns all comparisons alike.
-        average: One model is saved, whose weights are the members' means (Ramé et al. 2024), instead of all of them.
+        criterion: What they learn.
+        ensemble: The section [ensemble].
+        seed: The run's.
+        micro_batch_tokens: Most tokens in a pass when a checkpoint needs the members' weights in the sum.
     """
 
     def __init__(
@@ -43,14 +51,19 @@ class EnsembleObjective(RewardObjective):
         members: Sequence[Classifier],
         training: LabelledTexts,
         validation: LabelledTexts,
-        settings: ObjectiveSettings,
-        seed: int | None,
-        average: bool = False,
+        criterion: Criterion,
+        ensemble: EnsembleSettings,
+        seed: int,
+        micro_batch_tokens: int,
     ) -> None:
-        super().__init__(members[0], training, validation, settings)
-        self.members, self.average = members, average
+        super().__init__(members[0], training, validation, criterion)
+        self.members, self.settings = members, ensemble
         count = len(training)
-        self.bags = [torch.ones(count) if seed is None else bag(count, seed, i) for i in range(len(members))]
+        self.bags = [
+            bag(count, seed, i) if ensemble.bagging else torch.ones(count) for i in range(len(members))
+        ]
+        self._outputs: Tensor | None = None  # of the validation records, if no step was made since
+        self._micro_batch_tokens = micro_batch_tokens
 
     def trainable(self) -> Sequence[tuple[str, nn.Parameter]]:
         return [
@@ -59,28 +72,40 @@ class EnsembleObjective(RewardObjective):
 
     def gradient(self, rows: Sequence[int], micro_batch_tokens: int) -> tuple[float, int]:
         chosen, loss = torch.tensor(rows), 0.0
+        self._outputs = None
         for micro in micro_batches(self.lengths[chosen], micro_batch_tokens):
             part = [rows[i] for i in micro.tolist()]
+            before: Tensor | float = 0.0
             for member, weights in zip(self.members, self.bags, strict=True):
-                losses = self._losses(self.training, part, outputs_of(member, self.training, part))
+                outputs = outputs_of(member, self.training, part) + before
+                losses = self.losses_of(outputs, part)
                 share = (weights[part].to(losses.device) * losses).sum() / len(rows)
                 share.backward()
                 loss += float(share.detach()) / len(self.members)
+                before = outputs.detach() if self.settings.boosting else 0.0
         return loss, int(self.training.text_lengths[chosen].sum())
 
     def validate(self, micro_batch_tokens: int) -> dict[str, float]:
-        """Of the mean of the members' scores, or of the averaged model; and how far the members are apart."""
-        found = torch.stack([all_outputs(one, self.validation, micro_batch_tokens) for one in self.members])
-        outputs = found.mean(0)
-        if self.average:
+        """Of the mean (boosted: the sum) of the members' outputs, or of the averaged model; and their spread."""
+        self._micro_batch_tokens = micro_batch_tokens  # fewer than before, where memory ran out
+        found = self._member_outputs()
+        outputs = found.sum(0) if self.settings.boosting else found.mean(0)
+        if self.settings.save == "average":
             outputs = all_outputs(averaged(self.members), self.validation, micro_batch_tokens)
         return {
             **self.metrics_of(outputs),
             names.VALIDATION_SPREAD: float(found.double().std(0, correction=0).mean()),
         }
 
+    def _member_outputs(self) -> Tensor:
+        """Each member's outputs for all validation records, [M, n, group, K]."""
+        if self._outputs is None:
+            tokens = self._micro_batch_tokens
+            self._outputs = torch.stack([all_outputs(one, self.validation, tokens) for one in self.members])
+        return self._outputs
+
     def samples(self, count: int) -> list[JsonRow]:
-        """As of one model, with the mean of the members' scores and their standard deviation."""
+        """As of one model, with the members' scores combined and their standard deviation."""
         rows = [super().samples(count)]
         kept = self.model
         try:
@@ -89,16 +114,27 @@ class EnsembleObjective(RewardObjective):
                 rows.append(super().samples(count))
         finally:
             self.model = kept
-        made = list[JsonRow]()
-        for alike in zip(*rows, strict=True):
-            scores = torch.tensor([float(str(row["reward"])) for row in alike])
-            spread = {"spread": float(scores.std(correction=0))}
-            made.append({**alike[0], "reward": float(scores.mean()), "components": spread})
-        return made
+        return [self._together(alike) for alike in zip(*rows, strict=True)]
+
+    def _together(self, alike: Sequence[JsonRow]) -> JsonRow:
+        """One sample from the members' rows."""
+        if "reward" not in alike[0]:
+            return alike[0]
+        scores = torch.tensor([float(str(row["reward"])) for row in alike])
+        reward = scores.sum() if self.settings.boosting else scores.mean()
+        spread = {"spread": float(scores.std(correction=0))}
+        return {**alike[0], "reward": float(reward), "components": spread}
 
     def save(self, folder: Path) -> None:
-        if self.average:
-            save_classifier(averaged(self.members), folder)
+        if self.settings.save == "average":
+            with self.criterion.saving(made := averaged(self.members)):
+                save_classifier(made, folder)
             return
         for i, member in enumerate(self.members, 1):
-            save_classifier(member, folder / f"{MEMBER}{i}")
+            with self.criterion.saving(member):
+                save_classifier(member, folder / f"{MEMBER}{i}")
+        content: dict[str, object] = {"boosted": self.settings.boosting}
+        if self.validation.group == 2:
+            outputs = self._member_outputs()[..., 0].double()
+            content["stacked"] = stacking_weights((outputs[:, :, 0] - outputs[:, :, 1]).T).tolist()
+        (folder / ENSEMBLE).write_text(json.dumps(content) + "\n", encoding="utf-8")

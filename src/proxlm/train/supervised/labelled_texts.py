@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from proxlm.errors import DataError
 from proxlm.models.classifier import Classifier
@@ -17,37 +19,46 @@ from proxlm.rl.ragged import offsets_of
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """n examples, each of `group` texts and with T numbers.
+    """n examples, each of `group` texts and with some numbers.
 
     Attributes:
         tokens: All texts, one after another, [N] int32.
         offsets: Where each text begins, [n · group + 1].
-        targets: [n, T].
+        numbers: All numbers, one example after another, float32.
+        number_offsets: Where each example's numbers begin, [n + 1].
+        places: For each number the token of the example's text that it belongs to, int32; empty: to the whole text.
         group: Texts of an example: 2 for a comparison, the chosen one first.
     """
 
     tokens: Tensor
     offsets: Tensor
-    targets: Tensor
+    numbers: Tensor
+    number_offsets: Tensor
+    places: Tensor
     group: int
 
     @staticmethod
-    def of(examples: Iterable[tuple[Sequence[Sequence[int]], Sequence[float]]], group: int) -> LabelledTexts:
-        """From (the tokens of each text, the numbers) of each example."""
-        tokens, lengths, targets = array("i"), array("q"), list[Sequence[float]]()
-        for texts, numbers in examples:
+    def of(
+        examples: Iterable[tuple[Sequence[Sequence[int]], Sequence[float], Sequence[int]]], group: int
+    ) -> LabelledTexts:
+        """From (the tokens of each text, the numbers, their places if they have some) of each example."""
+        tokens, lengths = array("i"), array("q")
+        numbers, counts, places = array("f"), array("q"), array("i")
+        for texts, own, at in examples:
             for text in texts:
                 tokens.extend(text)
                 lengths.append(len(text))
-            targets.append(numbers)
-        made = torch.frombuffer(tokens, dtype=torch.int32) if tokens else torch.zeros(0, dtype=torch.int32)
+            numbers.extend(own)
+            counts.append(len(own))
+            places.extend(at)
         return LabelledTexts(
-            made, offsets_of(torch.tensor(lengths.tolist(), dtype=torch.int64)),
-            torch.tensor(targets, dtype=torch.float32).view(len(targets), -1), group,
+            _tensor(tokens, torch.int32), offsets_of(_tensor(lengths, torch.int64)),
+            _tensor(numbers, torch.float32), offsets_of(_tensor(counts, torch.int64)),
+            _tensor(places, torch.int32), group,
         )  # fmt: skip
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(self.number_offsets) - 1
 
     @property
     def text_lengths(self) -> Tensor:
@@ -64,13 +75,10 @@ class LabelledTexts:
         if not len(rows):
             raise DataError("no record that can be used is left for training or for validation")
         texts = [i * self.group + k for i in rows for k in range(self.group)]
-        starts, ends = self.offsets[:-1].tolist(), self.offsets[1:].tolist()
-        return LabelledTexts(
-            torch.cat([self.tokens[starts[i] : ends[i]] for i in texts]),
-            offsets_of(torch.tensor([ends[i] - starts[i] for i in texts], dtype=torch.int64)),
-            self.targets[torch.tensor(rows, dtype=torch.int64)],
-            self.group,
-        )
+        tokens, offsets = _selected(self.tokens, self.offsets, texts)
+        numbers, number_offsets = _selected(self.numbers, self.number_offsets, rows)
+        places = _selected(self.places, self.number_offsets, rows)[0] if len(self.places) else self.places
+        return LabelledTexts(tokens, offsets, numbers, number_offsets, places, self.group)
 
     def row(self, example: int, text: int) -> list[int]:
         """The tokens of one text of an example."""
@@ -89,20 +97,48 @@ class LabelledTexts:
             mask[i, : len(text)] = 1
         return ids, mask
 
+    def targets(self, rows: Sequence[int]) -> Tensor:
+        """The numbers of the given examples, [len(rows), most]; NaN where one has fewer."""
+        parts = [self.numbers[self._span(i)] for i in rows]
+        return pad_sequence(parts, batch_first=True, padding_value=math.nan)
+
+    def places_of(self, rows: Sequence[int]) -> Tensor:
+        """The places of these numbers, [len(rows), most] int64; 0 where there is none."""
+        return pad_sequence([self.places[self._span(i)] for i in rows], batch_first=True).long()
+
+    def _span(self, example: int) -> slice:
+        return slice(int(self.number_offsets[example]), int(self.number_offsets[example + 1]))
+
+
+def _tensor(values: array[int] | array[float], dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(values, dtype=dtype) if values else torch.zeros(0, dtype=dtype)
+
+
+def _selected(values: Tensor, offsets: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The given rows of a ragged tensor, and their offsets."""
+    starts, ends = offsets[:-1].tolist(), offsets[1:].tolist()
+    lengths = torch.tensor([ends[i] - starts[i] for i in rows], dtype=torch.int64)
+    return torch.cat([values[starts[i] : ends[i]] for i in rows]), offsets_of(lengths)
+
 
 def outputs_of(model: Classifier, texts: LabelledTexts, rows: Sequence[int]) -> Tensor:
-    """The model's outputs for the texts of the given examples, [len(rows), group, K]."""
+    """The model's outputs for the given examples: for their texts [len(rows), group, K], or at the places of their
+    numbers [len(rows), most, K]."""
     outputs = model.outputs(*texts.batch(rows, model.pad_id))
+    if len(texts.places):
+        places = texts.places_of(rows).to(outputs.device)
+        return outputs.gather(1, places[:, :, None].expand(-1, -1, outputs.shape[-1]))
     return outputs.view(len(rows), texts.group, -1)
 
 
 @torch.no_grad()
 def all_outputs(model: Classifier, texts: LabelledTexts, micro_batch_tokens: int) -> Tensor:
-    """Its outputs for all examples, [n, group, K], on the CPU."""
+    """Its outputs for all examples, as `outputs_of`, on the CPU; 0 where an example has fewer numbers."""
     found = torch.zeros(0)
+    most = int((texts.number_offsets[1:] - texts.number_offsets[:-1]).max()) if len(texts.places) else 0
     for rows in micro_batches(texts.lengths, micro_batch_tokens):
         part = outputs_of(model, texts, rows.tolist()).cpu()
         if not len(found):
-            found = torch.zeros(len(texts), *part.shape[1:])
-        found[rows] = part
+            found = torch.zeros(len(texts), most or part.shape[1], part.shape[2])
+        found[rows, : part.shape[1]] = part
     return found

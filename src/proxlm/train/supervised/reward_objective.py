@@ -1,4 +1,4 @@
-"""What a reward model learns: that the better of two completions scores higher."""
+"""What a reward model learns: comparisons, scores, classes or steps, as its criterion says."""
 
 from __future__ import annotations
 
@@ -9,26 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxlm.config import ObjectiveSettings
 from proxlm.models.classifier import Classifier, save_classifier
 from proxlm.models.forward import micro_batches
-from proxlm.rl.preference_losses import bradley_terry_loss, centring_penalty, share_preferred
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.folder import JsonRow
+from proxlm.train.supervised.criteria import Criterion
 from proxlm.train.supervised.labelled_texts import LabelledTexts, all_outputs, outputs_of
 
 
 class RewardObjective:
-    """The mean Bradley–Terry loss of the comparisons, in nats, with a term that keeps scores around 0 if asked."""
+    """The mean of a criterion's losses over the records."""
 
     def __init__(
-        self,
-        model: Classifier,
-        training: LabelledTexts,
-        validation: LabelledTexts,
-        settings: ObjectiveSettings,
+        self, model: Classifier, training: LabelledTexts, validation: LabelledTexts, criterion: Criterion
     ) -> None:
-        self.model, self.training, self.validation, self.settings = model, training, validation, settings
+        self.model, self.training, self.validation, self.criterion = model, training, validation, criterion
 
     @property
     def lengths(self) -> Tensor:
@@ -46,9 +41,8 @@ class RewardObjective:
         loss, tokens = 0.0, int(self.training.text_lengths[torch.tensor(rows)].sum())
         for micro in micro_batches(lengths, micro_batch_tokens):
             part = [rows[i] for i in micro.tolist()]
-            share = self._losses(
-                self.training, part, outputs_of(self.model, self.training, part)
-            ).sum() / len(rows)
+            losses = self.losses_of(outputs_of(self.model, self.training, part), part)
+            share = losses.sum() / len(rows)
             share.backward()
             loss += float(share.detach())
         return loss, tokens
@@ -57,55 +51,63 @@ class RewardObjective:
         return self.metrics_of(all_outputs(self.model, self.validation, micro_batch_tokens))
 
     def metrics_of(self, outputs: Tensor) -> dict[str, float]:
-        """The validation metrics of scores [n, 2, 1]."""
-        losses = self._losses(self.validation, list(range(len(outputs))), outputs)
-        leads = outputs[:, 0, 0].double() - outputs[:, 1, 0].double()
+        """The validation metrics of the outputs for all validation records."""
+        targets = self.validation.targets(range(len(outputs)))
+        losses = self.criterion.losses(outputs, targets)
         return {
             names.VALIDATION_LOSS: float(losses.double().mean()),
-            names.VALIDATION_ACCURACY: float(share_preferred(leads).mean()),
-            names.VALIDATION_MARGIN: float(leads.mean()),
-            names.VALIDATION_SCORE: float(outputs.double().mean()),
+            **self.criterion.metrics(outputs, targets),
         }
 
-    def _losses(self, texts: LabelledTexts, rows: Sequence[int], outputs: Tensor) -> Tensor:
-        """The loss of each comparison, [len(rows)]."""
-        chosen, rejected = outputs[:, 0, 0], outputs[:, 1, 0]
-        margins = texts.targets[torch.tensor(rows), 0].to(outputs.device)
-        loss = bradley_terry_loss(chosen, rejected, margins, self.settings.label_smoothing)
-        if self.settings.centring:
-            loss = loss + self.settings.centring * centring_penalty(chosen, rejected)
-        return loss
+    def losses_of(self, outputs: Tensor, rows: Sequence[int]) -> Tensor:
+        """The losses of outputs for training records, [len(rows)]."""
+        return self.criterion.losses(outputs, self.training.targets(rows).to(outputs.device))
 
     def samples(self, count: int) -> list[JsonRow]:
-        """Both texts of a comparison after what they share, as responses with their scores."""
-        rows = list(range(min(count, len(self.validation_lengths))))
+        """What the model says of the first validation records; of a comparison a row for each completion."""
+        rows = list(range(min(count, len(self.validation))))
         if not rows:
             return []
-        decode: Any = self.model.tokenizer.decode
         with torch.no_grad():
-            outputs = outputs_of(self.model, self.validation, rows)[:, :, 0].tolist()
+            outputs = outputs_of(self.model, self.validation, rows).cpu()
+        if self.validation.group == 2:
+            return [row for i in rows for row in self._compared(i, outputs[i, :, 0].tolist())]
+        decode: Any = self.model.tokenizer.decode
         found = list[JsonRow]()
-        for row, scores in zip(rows, outputs, strict=True):
-            texts = [self.validation.row(row, side) for side in (0, 1)]
-            shared = shared_start(*texts)
-            for name, text, score in zip(("chosen", "rejected"), texts, scores, strict=True):
-                prompt, response = decode(text[:shared]), decode(text[shared:])
-                found.append(
-                    {"prompt_id": row, "kind": name, "prompt": prompt, "response": response, "reward": score}
-                )
+        for i in rows:
+            targets = self.validation.targets([i])[0]
+            own = outputs[i, : len(targets)] if len(self.validation.places) else outputs[i]
+            text = decode(self.validation.row(i, 0))
+            found.append(
+                {"prompt_id": i, "prompt": "", "response": text, **self.criterion.sample(own, targets)}
+            )
         return found
 
+    def _compared(self, row: int, scores: Sequence[float]) -> list[JsonRow]:
+        """Both texts of a comparison after what they share, as responses with their scores."""
+        decode: Any = self.model.tokenizer.decode
+        texts = [self.validation.row(row, side) for side in (0, 1)]
+        shared = shared_start(*texts)
+        return [
+            {
+                "prompt_id": row,
+                "kind": name,
+                "prompt": decode(text[:shared]),
+                "response": decode(text[shared:]),
+                "reward": score,
+            }
+            for name, text, score in zip(("chosen", "rejected"), texts, scores, strict=True)
+        ]
+
     def save(self, folder: Path) -> None:
-        save_classifier(self.model, folder)
+        with self.criterion.saving(self.model):
+            save_classifier(self.model, folder)
 
     def describe(self, rows: Sequence[int]) -> list[JsonRow]:
         decode: Any = self.model.tokenizer.decode
+        sides = ("chosen", "rejected") if self.training.group == 2 else ("text",)
         return [
-            {
-                "row": row,
-                "chosen": decode(self.training.row(row, 0)),
-                "rejected": decode(self.training.row(row, 1)),
-            }
+            {"row": row, **{name: decode(self.training.row(row, k)) for k, name in enumerate(sides)}}
             for row in rows
         ]
 
