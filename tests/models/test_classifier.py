@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
 )
 
 from proxlm.config import LoraSettings, ModelSettings
@@ -20,6 +21,7 @@ from proxlm.errors import ConfigError, ModelError
 from proxlm.models.classifier import Classifier, load_classifier, save_classifier
 from proxlm.models.model_types import register_model_types
 from proxlm.models.save import save_language_model
+from proxlm.models.score_units import begin_at, units_of
 from proxlm.models.source import ModelSource
 from proxlm.train.supervised.labelled_texts import LabelledTexts, all_outputs, outputs_of
 from small_models import TEXTS, tiny_model
@@ -95,6 +97,73 @@ def test_it_learns_is_saved_and_scores_the_same_in_transformers(kind, tokenizers
     assert all_outputs(model, texts, 10**6).flatten().tolist() == pytest.approx(alone, abs=1e-4)
     more = loaded(str(tmp_path / "end"))  # a classifier keeps its head
     assert torch.allclose(all_outputs(more, texts, 10**6), all_outputs(model, texts, 10**6), atol=1e-5)
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+@pytest.mark.parametrize("kind", ["llama", "lstm", "gpt2", "bert", "roberta", "bart", "t5"])
+def test_units_are_folded_into_what_is_saved_and_taken_out_again(kind, lora, tokenizers, tmp_path):
+    """Saved: mean + scale × output, in transformers alone; the model itself is the same bits as before."""
+    if lora:
+        pytest.importorskip("peft")
+        if kind == "lstm":
+            pytest.skip("its layers take no adapters")
+    more = {"lora": LoraSettings(rank=lora)} if lora else {}
+    model = loaded(saved(kind, tokenizers, tmp_path / "start"), 2, **more)
+    texts = texts_of(model)
+    head, scores = model.output_layer, torch.tensor([[70.0, 0.1], [90.0, 0.5], [80.0, float("nan")]])
+    units, wanted = units_of(scores, ["a", "b"], head.bias is not None)
+    assert units.scale.tolist() == pytest.approx([200**0.5 / 3**0.5, 0.2])
+    in_head = [80.0, 0.3] if head.bias is not None else [0.0, 0.0]
+    assert units.mean.tolist() == pytest.approx(in_head)
+    if head.bias is None:
+        begin_at(model, *texts.batch([0, 1], model.pad_id), wanted)
+        begun = units.in_units(all_outputs(model, texts, 10**6).flatten(0, 1))
+        assert begun.mean(0).tolist() == pytest.approx([80.0, 0.3], rel=0.3)
+    with torch.no_grad():
+        for _, p in model.trainable():
+            p.add_(0.1 * torch.randn_like(p))
+    before = all_outputs(model, texts, 10**6)
+    with units.folded_into(head):
+        save_classifier(model, tmp_path / "end")
+    assert torch.equal(all_outputs(model, texts, 10**6), before)
+    again = loaded(str(tmp_path / "end"), 2)
+    assert not again.new_head
+    found = all_outputs(again, texts, 10**6)
+    assert torch.allclose(found.double(), units.in_units(before), atol=2e-3, rtol=1e-4)
+    units.taken_out_of(again.output_layer)
+    assert torch.allclose(all_outputs(again, texts, 10**6), before, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "bert", "distilbert", "roberta"])
+def test_a_classifier_of_tokens_is_saved_and_the_same_in_transformers(kind, tokenizers, tmp_path):
+    torch.manual_seed(1)
+    source = ModelSource(ModelSettings(policy=saved(kind, tokenizers, tmp_path / "start"), device="cpu"))
+    model = load_classifier(source, 2, per_token=True)
+    assert model.new_head
+    row = list(model.tokenizer(TEXTS[0])["input_ids"])
+    texts = LabelledTexts.of([([row], (1.0, 0.0), (3, 5)), ([row[:4]], (1.0,), (2,))], 1)
+    with torch.no_grad():
+        for _, p in model.trainable():
+            p.add_(0.1 * torch.randn_like(p))
+    save_classifier(model, tmp_path / "end")
+    again = AutoModelForTokenClassification.from_pretrained(tmp_path / "end").eval()
+    found = all_outputs(model, texts, 10**6)
+    with torch.no_grad():
+        alone = again(torch.tensor([row])).logits[0, [3, 5]]
+        short = again(torch.tensor([row[:4]])).logits[0, 2]
+    assert torch.allclose(found[0], alone, atol=1e-5)
+    assert torch.allclose(found[1, 0], short, atol=1e-5)
+    assert texts.targets([0, 1])[0].tolist() == [1.0, 0.0]
+    assert texts.select([1]).targets([0]).tolist() == [[1.0]]
+    source = ModelSource(ModelSettings(policy=str(tmp_path / "end"), device="cpu"))
+    assert not load_classifier(source, 2, per_token=True).new_head
+
+
+@pytest.mark.parametrize("kind", ["lstm", "bart"])
+def test_types_without_a_classifier_of_tokens_are_refused(kind, tokenizers, tmp_path):
+    source = ModelSource(ModelSettings(policy=saved(kind, tokenizers, tmp_path / "start"), device="cpu"))
+    with pytest.raises(ModelError):
+        load_classifier(source, 2, per_token=True)
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])

@@ -143,6 +143,29 @@ def written(tokenizer, tmp_path_factory) -> dict[str, set[str]]:
         "reward", "ensemble", "--model.policy", "model", "--text.train", "comparisons.jsonl", "--ensemble.size", "2",
         *DEVICE, *SUPERVISED,
     )  # fmt: skip
+    labelled = [
+        {
+            "response": text[i : i + 8],
+            "one": float(i + len(text)),
+            "two": i % 3,
+            "label": i % 2,
+            "completions": [text[:4], text[4 + i : 8 + i]],
+            "labels": [1, i % 2],
+        }
+        for text in TEXTS
+        for i in range(4)
+    ]
+    (place / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled), "utf-8")
+    for kind, *arguments in (
+        ("scores", "--labels.score-fields", '["one"]'),
+        ("scores", "--labels.score-fields", '["one", "two"]'),
+        ("classes",),
+        ("steps", "--labels.separator", "|"),
+    ):
+        run(
+            "reward", f"{kind} {len(str(arguments))}", "--model.policy", "model", "--objective.kind", kind,
+            "--text.train", "labelled.jsonl", "--text.validation-share", "0.3", *arguments, *DEVICE, *SUPERVISED,
+        )  # fmt: skip
     run("dpo", "dpo", "--model.policy", "model", "--text.train", "comparisons.jsonl", *DEVICE, *SUPERVISED)
     run("pretrain", "pretrain", *DEVICE, *SUPERVISED, *NEW)
     run("control", "control", *CONTROL)
