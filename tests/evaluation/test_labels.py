@@ -8,8 +8,8 @@ import random
 import pytest
 
 from proxlm.data.labelled import Labelled
+from proxlm.evaluation.intervals import rank_correlation, wilson_interval
 from proxlm.evaluation.labels import evaluation_of_classes, evaluation_of_scores, evaluation_of_steps
-from proxlm.evaluation.metrics import rank_correlation, wilson_interval
 from proxlm.evaluation.word_baseline import word_classes, word_values
 from proxlm.types import Completion
 

@@ -223,6 +223,38 @@ def test_steps_are_learnt_saved_and_found_again(steps):
     assert found[0][1] == pytest.approx(float(alone), abs=1e-5)  # type: ignore[index]
 
 
+def test_steps_of_a_conversation_are_found_behind_its_template(place, tmp_path):
+    """Whatever the template writes around the response, and if it strips it: here with its letters behind it."""
+    template = tmp_path / "chat.jinja"
+    template.write_text(
+        "{% for m in messages %}[{{ m.role }} a] {{ m.content | trim }} <end a b>\n{% endfor %}"
+    )
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "completions": row["completions"],
+            "labels": row["labels"],
+        }
+        for row in records(24)
+    ]
+    made = config(place, tmp_path / "run", "steps", 1, text={"chat_template": str(template)}, baselines=False)
+    run = RewardTrainer(train=rows, config=made).train()
+    asked = [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": " a\nb "}]
+    found = ProcessRewardModel(str(run.model), device="cpu").probabilities(
+        [Completion("Tea?", " a\nb ", messages=asked)]
+    )[0]
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    model = AutoModelForTokenClassification.from_pretrained(run.model).eval()
+    text = "[user a] Tea? <end a b>\n[assistant a] a\nb <end a b>\n"
+    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_tensors="pt")
+    ends = [text.index("a\nb"), text.index("\nb ") + 1]
+    spans = read["offset_mapping"][0].tolist()
+    places = [next(i for i, (a, b) in enumerate(spans) if a <= end < b) for end in ends]
+    with torch.no_grad():
+        logits = model(read["input_ids"]).logits[0, places]
+    assert found == pytest.approx(logits.softmax(-1)[:, 1].tolist(), abs=1e-6)
+
+
 def test_what_is_made_of_the_steps(steps):
     asked = [Completion("Tea 3:", " good\nfine\nbad")]
     one = ProcessRewardModel(str(steps.model), device="cpu").probabilities(asked)[0]

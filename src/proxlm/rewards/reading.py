@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from os.path import commonprefix
 from typing import Any
 
 from proxlm.data.chat import ChatFormat, encode_rendered
@@ -13,6 +14,7 @@ from proxlm.errors import BadRecordError, DataError, RewardError
 from proxlm.types import Completion
 
 _log = logging.getLogger(__name__)
+_ANOTHER = "\ue000"  # a content that no response begins with
 
 
 class Reader:
@@ -52,10 +54,9 @@ class Reader:
         text, start = completion.prompt + completion.text, len(completion.prompt)
         if messages and (self.chat.template is not None or self._tokenizer.chat_template):
             text, special = self._rendered(messages), False
-            shown_text = completion.text.strip()  # templates may strip it
-            start = text.rfind(shown_text) - completion.text.find(shown_text)
-            if shown_text not in text:
-                raise RewardError("the chat template changes the response, so its steps cannot be found")
+            start = self._start_of_response(messages, text, completion.text)
+        elif messages:
+            self._warn()
         if not self._tokenizer.is_fast:
             raise RewardError(f"{self.name}: its tokenizer does not say which characters a token holds")
         found = self._tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
@@ -66,6 +67,16 @@ class Reader:
         if None in places:
             raise RewardError("a step's last character is in no token")
         return ids, [place for place in places if place is not None]
+
+    def _start_of_response(self, messages: Sequence[Mapping[str, Any]], text: str, response: str) -> int:
+        """Where the last message's content is in a rendered conversation: where another one makes a difference."""
+        other = self._rendered([*messages[:-1], {**messages[-1], "content": _ANOTHER}])
+        start, stripped = len(commonprefix([text, other])), response.strip()
+        if text.startswith(response, start):
+            return start
+        if text.startswith(stripped, start):  # templates may strip it
+            return start - response.find(stripped)
+        raise RewardError("the chat template changes the response, so its steps cannot be found")
 
     def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
         try:
