@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from os.path import commonprefix
 from typing import Any
 
 from proxlm.data.chat import ChatFormat, encode_rendered
@@ -71,7 +70,8 @@ class Reader:
     def _start_of_response(self, messages: Sequence[Mapping[str, Any]], text: str, response: str) -> int:
         """Where the last message's content is in a rendered conversation: where another one makes a difference."""
         other = self._rendered([*messages[:-1], {**messages[-1], "content": _ANOTHER}])
-        start, stripped = len(commonprefix([text, other])), response.strip()
+        pairs, stripped = enumerate(zip(text, other, strict=False)), response.strip()
+        start = next((i for i, (a, b) in pairs if a != b), 0)
         if text.startswith(response, start):
             return start
         if text.startswith(stripped, start):  # templates may strip it
