@@ -300,7 +300,7 @@ def test_commands_exist(block: Block, tmp_path: Path, monkeypatch: pytest.Monkey
                 check_python(words)
             case "pytest":
                 check_pytest(words)
-            case "git" | "cd" | "source":
+            case "git" | "cd" | "source" | "lm_eval":
                 pass
             case "pre-commit" | ".ci" | "run":
                 assert program != ".ci/run" or (ROOT / program).is_file()

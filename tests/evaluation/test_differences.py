@@ -24,7 +24,7 @@ def test_every_number_of_a_response_is_compared() -> None:
             kl=2.0,
             length=7,
             finish="eos",
-            metrics={"exact_match": True},
+            metrics={"exact_match": True, "choice/accuracy": 0.5},
             greedy={
                 "reward": 2.5,
                 "components": {"polite": 1.0, "short": 0.5},
@@ -34,7 +34,8 @@ def test_every_number_of_a_response_is_compared() -> None:
         )
     )
     assert found == {
-        "reward": 1.5, "reward/polite": 1.0, "kl": 2.0, "length": 7.0, "ended_share": 1.0, "task/exact_match": 1.0,
+        "reward": 1.5, "reward/polite": 1.0, "kl": 2.0, "length": 7.0, "ended_share": 1.0,
+        "task/exact_match": 1.0, "choice/accuracy": 0.5,
         "greedy/reward": 2.5, "greedy/reward/polite": 1.0, "greedy/reward/short": 0.5, "greedy/length": 9.0,
         "greedy/ended_share": 0.0,
     }  # fmt: skip

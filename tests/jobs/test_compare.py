@@ -15,7 +15,9 @@ from proxlm import load_config
 from proxlm.__main__ import main
 from proxlm.evaluation.intervals import Estimate
 from proxlm.evaluation.results import Evaluation
+from proxlm.models.save import save_language_model
 from proxlm.report.evaluation_files import write_evaluations, write_responses
+from small_models import tiny_model
 
 WORDS = ["tea", "rain", "a cat", "snow", "an old boat", "bread", "a lamp", "the sea"]
 
@@ -184,3 +186,26 @@ def test_what_cannot_be_compared_is_said(
 def test_runs_may_be_named_before_behind_and_by_their_setting() -> None:
     config = load_config("compare", arguments=["a", "b,c", "--seed", "3", "--runs", "d"])
     assert (config.runs, config.seed) == (["a", "b,c", "d"], 3)
+
+
+def test_evaluate_shows_what_compare_finds_in_its_responses(
+    tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("one", 0), ("other", 1)):
+        save_language_model(tiny_model(tokenizer, seed=seed), tmp_path / name)
+    lines = [json.dumps({"prompt": f"The {word}"}) for word in WORDS]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    arguments = [
+        "evaluate", "--model.policy", "one", "--models", "other", "--model.device", "cpu",
+        "--data.eval-prompts", "prompts.jsonl", "--data.eval-count", "8", "--rollout.max-new-tokens", "6",
+        "--reward.use", "length", "--reward.args.target", "20", "--samples", "0", "--output", "found.json",
+        "--responses", "r.jsonl",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    table = compare(capsys, "r.jsonl", "--output", "again.json")
+    assert table.split("\nwritten")[0].strip() in shown
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["differences"]
+    assert found == json.loads((tmp_path / "again.json").read_text(encoding="utf-8"))["differences"]
+    assert {d["metric"] for d in found} >= {"reward", "kl", "length", "greedy/reward", "greedy/length"}

@@ -48,7 +48,12 @@ def read_arguments(job: Any, arguments: Sequence[str]) -> tuple[list[str], dict[
 
 def short_for(job: Any, name: str) -> str | None:
     """The key that a short name stands for in a job; None if the job has none of its keys."""
-    return next((key for key in SHORT[name] if key.split(".")[0] in kinds(job)), None)
+    for key in SHORT[name]:
+        section, setting = key.split(".")
+        kind = kinds(job).get(section)
+        if is_section(kind) and setting in kinds(kind):
+            return key
+    return None
 
 
 def _following(key: Key, kind: Any, waiting: deque[str]) -> str:

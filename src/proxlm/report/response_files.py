@@ -10,6 +10,7 @@ from proxlm.config.paths import home_expanded, short
 from proxlm.errors import RunError
 from proxlm.evaluation.differences import Arm, Row
 from proxlm.report.evaluation_files import read_responses, read_unchanged
+from proxlm.report.run_data import MOST_MODELS
 from proxlm.runlog.folder import read_jsonl
 from proxlm.text import listed, shown
 
@@ -70,6 +71,8 @@ def _systems(name: str) -> list[Arm]:
     by_model: dict[str, list[Row]] = {}
     for row in read_jsonl(path):
         by_model.setdefault(str(row.get("model", "")), []).append(row)
+    if len(by_model) > MOST_MODELS:
+        raise RunError(f"{path}: responses of {len(by_model)} models; a table has room for {MOST_MODELS}")
     return [Arm(model or short(str(path)), [rows]) for model, rows in by_model.items()]
 
 
