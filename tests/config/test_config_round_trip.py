@@ -94,7 +94,12 @@ DRAWN = {
     "rollout.stop": st.lists(SOME_TEXT, max_size=3),
     "ppo.prefetch": st.just(False),
     "ppo.old_logprobs": st.just("recomputed"),
-    "metrics.use": st.sampled_from([[], ["exact_match"], ["my file.py:metric", "exact_match"]]),
+    "metrics.use": st.sampled_from(
+        [[], ["exact_match"], ["my file.py:metric", "exact_match"], ["exact_match", "pass_at_k"]]
+    ),
+    "metrics.right": st.just("exact_match"),
+    "metrics.k": st.just([1]),
+    "metrics.labels": st.just([]),
     "metrics.read": st.sampled_from(["whole", "first_line", "number", "pattern"]),
     "metrics.pattern": st.sampled_from(["a+", "(b)$"]),
     "metrics.answer_fields": st.lists(SOME_TEXT, min_size=1, max_size=3),

@@ -24,7 +24,7 @@ def test_every_number_of_a_response_is_compared() -> None:
             kl=2.0,
             length=7,
             finish="eos",
-            metrics={"exact_match": True, "choice/accuracy": 0.5},
+            metrics={"task/exact_match": True, "choice/accuracy": 0.5},
             greedy={
                 "reward": 2.5,
                 "components": {"polite": 1.0, "short": 0.5},

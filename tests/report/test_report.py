@@ -294,6 +294,18 @@ def test_a_wrong_row_is_named_with_its_line(
             '{"models": [{"name": "a", "metrics": {}, "samples": [{}]}]}',
             r"samples\[0\]: prompt: expected a text",
         ),
+        *(
+            (
+                f'{{"models": [{{"name": "a", "metrics": {{}}, "confusion": {confusion}}}]}}',
+                r"confusion: expected labels and as many rows of counts",
+            )
+            for confusion in (
+                "3",
+                '{"sampled": {"labels": ["a"]}}',
+                '{"sampled": {"labels": ["a"], "counts": [[1]]}}',
+                '{"sampled": {"labels": ["a"], "counts": [[1, "x"]]}}',
+            )
+        ),
     ],
 )
 def test_a_wrong_evaluation_is_named_with_its_place(run: Path, text: str, message: str) -> None:

@@ -13,29 +13,59 @@ from proxlm.config.setting import setting
 from proxlm.text import listed, shown, suggestion
 from proxlm.user_code import parse_reference
 
-LARGEST_PATTERN = 1000  # characters
+_LONGEST_PATTERN = 1000  # characters
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What a metric needs.
+class TaskMetric:
+    """A built-in metric of responses.
 
     Attributes:
-        package: Of the extra "metrics", by the name that it is imported by; "": none.
+        meaning: What it says.
+        package: What it needs of the extra "metrics", by the name that it is imported by; "": nothing.
         answers: Whether records have to say what is right.
     """
 
+    meaning: str
     package: str = ""
     answers: bool = True
 
 
-TASK_METRICS: Mapping[str, Needs] = {
-    "exact_match": Needs(),
+TASK_METRICS: Mapping[str, TaskMetric] = {
+    "exact_match": TaskMetric("share of answers that are a right one"),
+    "squad_exact": TaskMetric("the same without case, punctuation, a, an and the (SQuAD)"),
+    "squad_f1": TaskMetric("F1 of the words of an answer and of the nearest right one (SQuAD)"),
+    "accuracy": TaskMetric("share of responses that name the right class"),
+    "precision": TaskMetric("mean over classes of the share of right ones among those named", "sklearn"),
+    "recall": TaskMetric("mean over classes of the share of those right that are named", "sklearn"),
+    "macro_f1": TaskMetric("mean over classes of F1", "sklearn"),
+    "confusion": TaskMetric("which class was named for which", "sklearn"),
+    "entity_f1": TaskMetric("F1 of entities, and by type", "seqeval"),
+    "bleu": TaskMetric("BLEU of all responses together, 0 to 100", "sacrebleu"),
+    "chrf": TaskMetric("chrF of all responses together, 0 to 100", "sacrebleu"),
+    "chrf++": TaskMetric("chrF++ of all responses together, 0 to 100", "sacrebleu"),
+    "rouge1": TaskMetric("ROUGE-1 F1 against the nearest right answer", "rouge_score"),
+    "rouge2": TaskMetric("ROUGE-2 F1 against the nearest right answer", "rouge_score"),
+    "rougeL": TaskMetric("ROUGE-L F1 against the nearest right answer", "rouge_score"),
+    "self_bleu": TaskMetric(
+        "mean BLEU of a response against all others, 0 to 100: high is alike", "sacrebleu", answers=False
+    ),
+    "pass_at_k": TaskMetric("probability that one of k responses to a prompt is right", answers=False),
+    "calibration_error": TaskMetric(
+        "expected calibration error of the confidence, in ten bins", answers=False
+    ),
 }
-"""The built-in metrics of responses, by name."""
+"""By name."""
 
-# What can say of a response that it is right, besides a metric of single responses: its reward, of 1 or more.
+CLASSIFICATION = ("accuracy", "precision", "recall", "macro_f1", "confusion")
+ENTITIES = "entity_f1"
+# What is made of whether each response is right, and the metrics and the reward that can say so.
+OF_RIGHT = ("pass_at_k", "calibration_error")
+SAYS_RIGHT = ("exact_match", "squad_exact", "accuracy")
 REWARD = "reward"
+
+# The first group is a number, from 0 to 1 or in percent.
+CONFIDENCE = r"(?i)confidence\W{0,9}(?:is\W{1,3})?(\d+(?:\.\d+)?\s*%?)"
 
 
 @dataclass(frozen=True)
@@ -58,6 +88,31 @@ class MetricSettings:
     )
     pattern: str = setting("", "with read = pattern: a regular expression; its first group is the answer")
     ignore_case: bool = setting(False, "whether upper and lower case are the same in an answer")
+    language: Literal["en", "zh"] = setting(
+        "en",
+        "zh: Chinese: BLEU by sacreBLEU's tokeniser zh, ROUGE and SQuAD's F1 by single characters and Latin words",
+    )
+    labels: list[str] = setting(
+        factory=list, help="the classes; empty: the right answers of the held-out records"
+    )
+    entities: Literal["bio", "json", "lines"] = setting(
+        "bio",
+        "how a response names entities: tags (B-PER I-PER O), JSON ([{text, label}] or {label: [text]}), or lines"
+        " (text: label)",
+    )
+    right: str = setting(
+        "exact_match",
+        "what says that a response is right, for pass_at_k and calibration_error: exact_match, squad_exact, accuracy"
+        " or a function of yours, which must be in use, or reward (1 or more)",
+    )
+    k: list[int] = setting(factory=lambda: [1], help="each k of pass_at_k", ge=1)
+    confidence: Literal["stated", "probability"] = setting(
+        "stated",
+        "for calibration_error: the confidence that a response states, or the probability of the whole response",
+    )
+    confidence_pattern: str = setting(
+        CONFIDENCE, "a regular expression whose first group is the stated confidence, 0.7 or 70%"
+    )
     samples_per_prompt: int = setting(
         1, "responses sampled to each held-out prompt; intervals are over prompts", ge=1
     )
@@ -71,7 +126,7 @@ def metric_problems(metrics: MetricSettings) -> Problems:
     found: Problems = []
     for name in metrics.use:
         if parse_reference(name) is None and name not in TASK_METRICS:
-            listing = f"there are {', '.join(TASK_METRICS)}; one of your own is path/to/file.py:function"
+            listing = f"there are {listed(TASK_METRICS)}; one of your own is FILE.py:FUNCTION"
             if name.endswith(".py"):
                 listing = f"add the name of the function: {shown(name)}:FUNCTION"
             found.append(
@@ -83,7 +138,7 @@ def metric_problems(metrics: MetricSettings) -> Problems:
         package = TASK_METRICS[name].package
         if package and find_spec(package) is None:
             found.append(("metrics.use", f'{name} needs {package}: pip install "proxlm[metrics]"'))
-    return found + _reading_problems(metrics)
+    return found + _reading_problems(metrics) + _right_problems(metrics)
 
 
 def built_in(metrics: MetricSettings) -> list[str]:
@@ -91,22 +146,59 @@ def built_in(metrics: MetricSettings) -> list[str]:
     return [name for name in metrics.use if name in TASK_METRICS]
 
 
+def functions(metrics: MetricSettings) -> list[str]:
+    """The names of the user's functions in use."""
+    return [found.name for name in metrics.use if (found := parse_reference(name)) is not None]
+
+
 def _reading_problems(metrics: MetricSettings) -> Problems:
     found: Problems = []
     if not metrics.answer_fields and any(TASK_METRICS[name].answers for name in built_in(metrics)):
         found.append(("metrics.answer_fields", "empty: name the field of the record with the right answer"))
-    if metrics.read == "pattern":
-        if not metrics.pattern:
-            found.append(("metrics.pattern", 'required with metrics.read = "pattern"'))
-        elif problem := pattern_problem(metrics.pattern):
-            found.append(("metrics.pattern", problem))
+    if metrics.read == "pattern" and not metrics.pattern:
+        found.append(("metrics.pattern", 'required with metrics.read = "pattern"'))
+    elif metrics.read == "pattern" and (problem := _pattern_problem(metrics.pattern)):
+        found.append(("metrics.pattern", problem))
+    compared = [
+        label.strip().casefold() if metrics.ignore_case else label.strip() for label in metrics.labels
+    ]
+    if "" in compared or len(set(compared)) < len(compared):
+        found.append(("metrics.labels", "one is empty, or two are the same; name each class once"))
+    if metrics.labels and metrics.read != "label" and not set(CLASSIFICATION) & set(metrics.use):
+        found.append(
+            ("metrics.labels", "are for metrics of classes, or for metrics.read = label; leave them out")
+        )
     return found
 
 
-def pattern_problem(pattern: str) -> str:
+def _right_problems(metrics: MetricSettings) -> Problems:
+    """What metrics of right responses need."""
+    used = [name for name in OF_RIGHT if name in metrics.use]
+    if not used:
+        return []
+    found: Problems = []
+    known = [REWARD, *(name for name in metrics.use if name in SAYS_RIGHT), *functions(metrics)]
+    if metrics.right not in known:
+        reason = f"{used[0]} needs what says that a response is right; in use are {', '.join(known)}"
+        if metrics.right in SAYS_RIGHT:
+            reason += f"; add {metrics.right} to metrics.use"
+        found.append(("metrics.right", reason))
+    if "pass_at_k" in used and (not metrics.k or max(metrics.k) > metrics.samples_per_prompt):
+        need = f"must be {max(metrics.k)} or more, the largest metrics.k" if metrics.k else ""
+        found.append(("metrics.samples_per_prompt", need) if need else ("metrics.k", "empty: name a k"))
+    if "calibration_error" in used and metrics.confidence == "stated":
+        problem = _pattern_problem(metrics.confidence_pattern)
+        if not problem and not re.compile(metrics.confidence_pattern).groups:
+            problem = "needs a group, in parentheses, which is the confidence"
+        if problem:
+            found.append(("metrics.confidence_pattern", problem))
+    return found
+
+
+def _pattern_problem(pattern: str) -> str:
     """Why a text is no regular expression to search responses with; "" if it is one."""
-    if len(pattern) > LARGEST_PATTERN:
-        return f"{len(pattern)} characters long; at most {LARGEST_PATTERN}"
+    if len(pattern) > _LONGEST_PATTERN:
+        return f"{len(pattern)} characters long; at most {_LONGEST_PATTERN}"
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:

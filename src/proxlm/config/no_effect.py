@@ -40,6 +40,10 @@ def _is(*values: Any) -> tuple[Callable[[Any], bool], str]:
     return (lambda value: value in values), " or ".join(str(value).lower() for value in values)
 
 
+def _holds(*names: str) -> tuple[Callable[[Any], bool], str]:
+    return (lambda values: any(name in values for name in names)), f"a list with {' or '.join(names)}"
+
+
 _POSITIVE = (lambda value: value > 0), "more than 0"
 _GIVEN = bool, "something"
 _EMPTY = (lambda value: not value), "nothing"
@@ -48,6 +52,7 @@ _ENVIRONMENT = "args tasks max_turns max_tokens timeout lockstep time_limit"
 _SHOTS = "shots_from response_field answer_separator example_separator"
 _COMPARED = "objective.kind", *_is("comparisons")
 _PAIRS = "chosen_field rejected_field winner_field winner_values completion_fields margin_field"
+_METRICS = "answer_fields read pattern ignore_case language labels entities right k confidence resamples"
 _MODEL = "vocabulary hidden layers heads intermediate context tie_embeddings"
 
 SWITCHES = (
@@ -80,7 +85,12 @@ SWITCHES = (
     Switch("kl_factor", _COV, "ppo.loss", *_is("kl_cov")),
     Switch("delta iterations damping halvings fisher_share", "ppo.trpo", "ppo.loss", *_is("trpo")),
     Switch("text extensions block batch_tokens", "ptx", "ptx.coef", *_POSITIVE),
-    Switch("answer_fields read pattern ignore_case resamples", "metrics", "metrics.use", *_GIVEN),
+    Switch(_METRICS, "metrics", "metrics.use", *_GIVEN),
+    Switch("entities", "metrics", "metrics.use", *_holds("entity_f1")),
+    Switch("k", "metrics", "metrics.use", *_holds("pass_at_k")),
+    Switch("right", "metrics", "metrics.use", *_holds("pass_at_k", "calibration_error")),
+    Switch("confidence confidence_pattern", "metrics", "metrics.use", *_holds("calibration_error")),
+    Switch("confidence_pattern", "metrics", "metrics.confidence", *_is("stated")),
     Switch("pattern", "metrics", "metrics.read", *_is("pattern")),
     Switch("validation_share", "text", "text.validation", *_EMPTY),
     Switch("centring label_smoothing", "objective", *_COMPARED),

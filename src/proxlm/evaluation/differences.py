@@ -148,15 +148,10 @@ def _of_response(row: Row) -> Iterator[tuple[str, float]]:
         numbers |= {names.REWARD_COMPONENT(str(key)): value for key, value in components.items()}
     numbers |= {names.KL: row.get("kl"), names.LENGTH: row.get("length")}
     if isinstance(metrics := row.get("metrics"), Mapping):
-        numbers |= {_name_of(str(key)): value for key, value in metrics.items()}
+        numbers |= {str(key): value for key, value in metrics.items()}
     if isinstance(finish := row.get("finish"), str):
         numbers[names.ENDED_SHARE] = float(finish != "length")
     return ((name, float(value)) for name, value in numbers.items() if _is_number(value))
-
-
-def _name_of(key: str) -> str:
-    """What a number of a response is called in the table: of the section [metrics] it has the name alone."""
-    return key if key in names.METRICS else names.TASK(key)
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -78,7 +78,15 @@ def evaluate_model(
             stream=Stream.EVALUATION,
             on_progress=on_progress,
         )
-        return Responses.of(rollout, reward, metrics, model.tokenizer)
+        return Responses.of(rollout, reward, metrics, model.tokenizer, logprobs_of)
+
+    def logprobs_of(rollout: Rollout) -> list[float]:
+        """Of whole responses, at temperature 1."""
+        found = _score_tokens(
+            lambda s: token_outputs(model, s, 1.0).logprobs, rollout, model.device, micro_batch_tokens
+        )
+        kept = found.where(rollout.action_mask, 0.0)
+        return segment_sum(kept, rollout.sequences.response_offsets).tolist()
 
     sampled = respond(settings, repeats)
     rollout, t = sampled.rollout, settings.temperature or 1.0

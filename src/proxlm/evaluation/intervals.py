@@ -25,11 +25,12 @@ class Estimate:
         return Estimate(value, value, value)
 
     def __str__(self) -> str:
-        """mean ± half of the interval; both ends where the mean is far from its middle."""
+        """mean ± half of the interval; both ends where the mean is far from its middle, or ± would leave 0 or 1."""
         half, off = (self.high - self.low) / 2, abs((self.high + self.low) / 2 - self.mean)
         if not half:
             return f"{self.mean:.3f}"
-        if off > _LOPSIDED * half:
+        beyond = self.mean - half < 0 <= self.low or self.mean + half > 1 >= self.high
+        if off > _LOPSIDED * half or beyond:
             return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
         return f"{self.mean:.3f} ± {half:.3f}"
 

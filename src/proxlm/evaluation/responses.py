@@ -47,8 +47,17 @@ class Responses:
         reward: Callable[[Rollout], Scores] | None,
         metrics: TaskMetrics | None,
         tokenizer: Any,
+        logprobs: Callable[[Rollout], Sequence[float]],
     ) -> Responses:
-        """The rollout, scored and measured."""
+        """The rollout, scored and measured.
+
+        Args:
+            rollout: The responses.
+            reward: Of the responses; None: there is none.
+            metrics: Of the responses; None: there are none.
+            tokenizer: Decodes what the policy wrote in a conversation.
+            logprobs: The log-probability of each response, for metrics that need it.
+        """
         texts, rewards = own_texts(rollout, tokenizer), []
         scores = None if reward is None else reward(rollout)
         if scores is not None and not scores.rewarded:
@@ -60,7 +69,13 @@ class Responses:
         rows: list[dict[str, Any]] = [{} for _ in texts]
         if metrics is not None:
             earned = [None if math.isnan(r) else r for r in rewards] or [None] * len(texts)
-            answers = metrics.answers(rollout.prompts, rollout.completions(), texts, earned)
+            answers = metrics.answers(
+                rollout.prompts,
+                rollout.completions(),
+                texts,
+                earned,
+                logprobs(rollout) if metrics.needs_logprobs else [None] * len(texts),
+            )
             measured = metrics(answers)
             rows = metrics.rows(answers, measured)
         lengths = segment_sum(rollout.action_mask.float(), rollout.sequences.response_offsets).tolist()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from proxlm.config.metrics import TASK_METRICS
 from proxlm.evaluation.intervals import Estimate
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.text import number
@@ -137,9 +138,21 @@ def as_json(evaluations: Sequence[Evaluation], seed: int, best: Chosen | None = 
     return {
         "prompts": evaluations[0].prompts,
         "seed": seed,
-        "metrics": DESCRIPTIONS,
+        "metrics": DESCRIPTIONS | _task_descriptions(evaluations),
         "models": [_without_responses(evaluation) for evaluation in evaluations],
         **({} if best is None else {"best": asdict(best)}),
+    }
+
+
+def _task_descriptions(evaluations: Sequence[Evaluation]) -> dict[str, str]:
+    """What the task metrics that were measured say, with their signatures."""
+    found = {names.TASK(key): metric.meaning for key, metric in TASK_METRICS.items()}
+    used = {name for evaluation in evaluations for name in evaluation.metrics}
+    notes = {name: note for evaluation in evaluations for name, note in evaluation.notes.items()}
+    return {
+        name: f"{meaning} ({notes[name]})" if name in notes else meaning
+        for name, meaning in found.items()
+        if name in used
     }
 
 
@@ -162,10 +175,15 @@ def evaluation_from_json(content: Mapping[str, Any]) -> list[Evaluation]:
             without_reward=row.get("without_reward", 0),
             samples_per_prompt=row.get("samples_per_prompt", 1),
             notes=row.get("notes", {}),
-            confusion={name: Confusion(**found) for name, found in row.get("confusion", {}).items()},
+            confusion=confusion_from_json(row),
         )
         for row in content["models"]
     ]
+
+
+def confusion_from_json(row: Mapping[str, Any]) -> dict[str, Confusion]:
+    """Which answers were given for which, of a model in evaluation.json."""
+    return {name: Confusion(**found) for name, found in row.get("confusion", {}).items()}
 
 
 def chosen_from_json(content: Mapping[str, Any]) -> Chosen | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from proxlm.evaluation.intervals import Estimate
@@ -47,7 +47,7 @@ def as_markdown(tables: Sequence[Table]) -> str:
 
 def as_html(tables: Sequence[Table]) -> str:
     """A page that needs no network and runs nothing."""
-    body = "\n".join(map(_html, tables))
+    body = "\n".join(map(html_table, tables))
     return (
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>Evaluation</title>'
         f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body>\n</html>\n"
@@ -80,10 +80,13 @@ def evaluation_tables(evaluations: Sequence[Evaluation], counted: str = "held-ou
     notes = [f"({first.prompts} {counted}{each}; ± and (… to …): the 95% interval{failed})"]
     notes += dict.fromkeys(f"{name}: {note}" for e in evaluations for name, note in e.notes.items())
     head = ["metric", *(e.name for e in evaluations)]
-    confusions = [
-        _confusion(e.name, which, confusion) for e in evaluations for which, confusion in e.confusion.items()
-    ]
+    confusions = [table for e in evaluations for table in confusion_tables(e.name, e.confusion)]
     return [Table(head, rows, notes=notes), *confusions]
+
+
+def confusion_tables(model: str, found: Mapping[str, Confusion]) -> list[Table]:
+    """Right classes by row and given ones by column, of a model's sampled and greedy responses."""
+    return [_confusion(model, which, confusion) for which, confusion in found.items()]
 
 
 def as_table(evaluations: Sequence[Evaluation], counted: str = "held-out prompts") -> str:
@@ -130,7 +133,8 @@ def _markdown(table: Table) -> str:
     return "\n".join([*title, lines[0], rule, *lines[1:], *notes])
 
 
-def _html(table: Table) -> str:
+def html_table(table: Table) -> str:
+    """A table of a page, without the page."""
     head = "".join(f'<th scope="col">{in_html(cell)}</th>' for cell in table.head)
     rows = "".join(
         f'<tr><th scope="row">{in_html(row[0])}</th>'

@@ -34,7 +34,8 @@ from proxlm.evaluation.differences import (
 from proxlm.evaluation.evaluate import evaluate_model
 from proxlm.evaluation.results import Evaluation, as_json
 from proxlm.evaluation.tables import FORMATS, as_table, evaluation_tables
-from proxlm.evaluation.task_metrics.task_metrics import TaskMetrics, task_metrics
+from proxlm.evaluation.task_metrics.task_metrics import task_metrics
+from proxlm.evaluation.task_metrics.user_metrics import MetricFunction, UserMetric, user_metrics
 from proxlm.jobs.choices import evaluate_choices_of
 from proxlm.jobs.generate import without_adapters
 from proxlm.jobs.in_memory import record_source
@@ -99,6 +100,7 @@ def evaluate(
     *,
     tokenizer: Any = None,
     environment: MakeEnvironment | None = None,
+    metrics: Sequence[MetricFunction] = (),
 ) -> list[Evaluation]:
     """Evaluate models on the same prompts, with the same random numbers.
 
@@ -113,6 +115,8 @@ def evaluate(
         config: The settings.
         tokenizer: The tokenizer of transformers models.
         environment: Makes an environment for each conversation; see `PPOTrainer`.
+        metrics: Functions beside `config.metrics.use`: from a list of `Completion` to a number for each (None: it
+            does not apply), to a dict of such lists, or to one number for all.
 
     Returns:
         Metrics with 95% intervals, and samples, of each model in the order given.
@@ -153,7 +157,7 @@ def evaluate(
     config = validate(config, {"model.policy": "models", "data.eval_prompts": "prompts"})
     has_reward = reward is not None or config.reward.use or config.reward.terms
     built = build_reward(config.reward, reward) if has_reward else None
-    metrics = task_metrics(config.metrics, config.seed)
+    functions = user_metrics(config.metrics, metrics)
     with ExitStack() as lent:
         for source in sources:
             lent.enter_context(source.lent())
@@ -161,7 +165,7 @@ def evaluate(
             return evaluate_texts_of(sources, config)
         if config.choices.field:
             return evaluate_choices_of(sources, config, given)
-        return _side_by_side(sources, config, given, built, environment, metrics)
+        return _side_by_side(sources, config, given, built, environment, functions)
 
 
 def _side_by_side(
@@ -170,7 +174,7 @@ def _side_by_side(
     given: Source | None,
     built: Reward | None,
     environment: MakeEnvironment | None,
-    metrics: TaskMetrics | None,
+    functions: Sequence[UserMetric],
 ) -> list[Evaluation]:
     """The evaluation of each model, on prompts that are passed or that the settings name."""
     first = sources[0]
@@ -185,8 +189,7 @@ def _side_by_side(
     sampler, scorer = sampler_of(config, reference.tokenizer, built, environment)
     if not loaded.prompts:
         raise DataError("data.eval_count = 0: no prompts to evaluate on; set it to 1 or more")
-    if metrics is not None:
-        metrics.check(loaded.prompts)
+    metrics = task_metrics(config.metrics, functions, loaded.prompts, config.seed)
     evaluations: list[Evaluation] = []
     for number, source in enumerate(sources):
         model = source.load() if number else reference

@@ -108,7 +108,7 @@ def print_judgement(run: Run) -> None:
     print("\n" + as_table(found, "held-out comparisons" if LENGTH in run.evaluations else "held-out records"))
     if len(found) > 1 and WORDS not in run.evaluations:
         print(
-            'no judge by single words: it needs scikit-learn (pip install "proxlm[baselines]") and 20 records'
+            'no judge by single words: it needs scikit-learn (pip install "proxlm[metrics]") and 20 records'
         )
 
 

@@ -25,7 +25,8 @@ from proxlm.engine.generate import Generate
 from proxlm.engine.native import NativeEngine
 from proxlm.environments.protocol import MakeEnvironment
 from proxlm.errors import ConfigError, RewardError, RunError
-from proxlm.evaluation.task_metrics.task_metrics import task_metrics
+from proxlm.evaluation.task_metrics.task_metrics import TaskMetrics, task_metrics
+from proxlm.evaluation.task_metrics.user_metrics import user_metrics
 from proxlm.jobs.doctor import examine
 from proxlm.jobs.held_out import HeldOutEvaluations, print_comparison
 from proxlm.jobs.in_memory import record_source
@@ -133,7 +134,7 @@ class PPOTrainer:
         if self._reward is None and not self.config.environment.use:
             self.config = without_reward(self.config)
         self._algorithm = build_algorithm(self.config.ppo, advantage, loss)
-        self._metrics = task_metrics(self.config.metrics, self.config.run.seed)
+        self._functions = user_metrics(self.config.metrics)
         self._environment, self._callbacks = environment, Callbacks(callbacks)
         check_best_metric(self.config.best_metric(), self.job, self._callbacks)
         self._own_algorithm = advantage is not None or loss is not None  # may use any setting
@@ -157,8 +158,7 @@ class PPOTrainer:
         skipped = Skipped(config.data.on_bad_record == "skip")
         has_tasks = config.environment.use and not config.data.prompts
         train, held_out = prompts_of(config, self.source, skipped, None if has_tasks else self._sources)
-        if self._metrics is not None:
-            self._metrics.check(held_out.prompts)
+        metrics = task_metrics(config.metrics, self._functions, held_out.prompts, config.run.seed)
         stream = PromptStream(train.prompts, config.ppo.batch_size, config.run.seed)
         print(describe_prompts(train, held_out, skipped), flush=True)
         unused = [] if self._own_algorithm else unused_by_algorithm(config.ppo)
@@ -190,17 +190,17 @@ class PPOTrainer:
             skipped.save(folder)
             loop = self._loop(config, models, stream, scorer, folder, self._algorithm, ptx, sampler)
             loop.callbacks = self._callbacks.fresh()
-            return self._run(loop, held_out.prompts)
+            return self._run(loop, held_out.prompts, metrics)
 
     def _models(self) -> ActorCritic:
         """Policy, critic and reference at the start."""
         with seeded_weights(self.config.run.seed):
             return actor_critic_of(self.source.load(), self.config.model, self._algorithm.critic)
 
-    def _run(self, loop: PPOLoop, held_out: list[Prompt]) -> Run:
+    def _run(self, loop: PPOLoop, held_out: list[Prompt], metrics: TaskMetrics | None) -> Run:
         """Evaluation, the loop, evaluation; everything the run leaves is in its folder."""
         config, folder = self.config, loop.folder
-        evaluations = self._held_out(loop, held_out, self._metrics)
+        evaluations = self._held_out(loop, held_out, metrics)
         passed: dict[str, Any] = {
             "data.prompts": self._sources.train,
             "data.eval_prompts": self._sources.eval,

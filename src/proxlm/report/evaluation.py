@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from proxlm.evaluation.results import chosen_from_json
+from proxlm.evaluation.results import chosen_from_json, confusion_from_json
+from proxlm.evaluation.tables import confusion_tables, html_table
 from proxlm.report.run_data import Row
 from proxlm.runlog.text import number
 from proxlm.text import in_html
@@ -28,6 +29,11 @@ def evaluation_table(evaluation: Row) -> str:
         f'<div class="wide"><table><thead><tr><th scope="col">metric</th>{head}<th></th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
         f'<p class="note">{"<br>".join(in_html(path) for path in paths)}</p>'
+        + "".join(
+            html_table(table)
+            for model in models
+            for table in confusion_tables(model["name"], confusion_from_json(model))
+        )
     )
 
 

@@ -186,6 +186,26 @@ def _check_model(where: str, model: Any) -> None:
         raise RunError(f"{where}: samples: expected a list of objects, got {_shown(samples)}")
     for i, sample in enumerate(samples):
         _check_texts(f"{where}: samples[{i}]", sample)
+    confusion = model.get("confusion", {})
+    if not isinstance(confusion, dict) or not all(map(_is_confusion, confusion.values())):
+        raise RunError(
+            f"{where}: confusion: expected labels and as many rows of counts, got {_shown(confusion)}"
+        )
+
+
+def _is_confusion(value: Any) -> bool:
+    """Whether a value is K labels with K rows of K + 1 counts."""
+    if not isinstance(value, dict) or set(value) != {"labels", "counts"}:
+        return False
+    labels, counts = value["labels"], value["counts"]
+    return (
+        isinstance(labels, list)
+        and all(isinstance(label, str) for label in labels)
+        and isinstance(counts, list)
+        and len(counts) == len(labels)
+        and all(isinstance(row, list) and len(row) == len(labels) + 1 for row in counts)
+        and all(_is_number(count) for row in counts for count in row)
+    )
 
 
 def finite(values: Sequence[Any]) -> list[float]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from proxlm.config.metrics import MetricSettings
+from proxlm.config.metrics import ENTITIES, MetricSettings
 from proxlm.data.fields import field_at
 from proxlm.errors import DataError
 from proxlm.rewards.numeric import is_marked, last_number, marked_number, to_number
@@ -55,6 +57,8 @@ def right_answers(prompt: Prompt, metrics: MetricSettings) -> tuple[str, ...]:
     found: list[str] = []
     for name in metrics.answer_fields:
         value = field_at(prompt.fields, name)
+        if ENTITIES in metrics.use:
+            value = _as_one_text(value, metrics.entities)
         for one in value if isinstance(value, list | tuple) else [value]:
             if isinstance(one, bool) or not isinstance(one, str | int | float):
                 kind = "is not there" if one is None else f"holds a {type(one).__name__}"
@@ -70,6 +74,15 @@ def right_answers(prompt: Prompt, metrics: MetricSettings) -> tuple[str, ...]:
             " right answer"
         )
     return tuple(dict.fromkeys(found))
+
+
+def _as_one_text(value: Any, form: str) -> Any:
+    """Entities of a record as the text that a response would be: a list of tags, or what JSON would be read as."""
+    if form == "bio" and isinstance(value, list | tuple) and all(isinstance(tag, str) for tag in value):
+        return " ".join(value)
+    return (
+        json.dumps(value, ensure_ascii=False) if form == "json" and isinstance(value, list | dict) else value
+    )
 
 
 def _right(text: str, name: str, metrics: MetricSettings) -> str:

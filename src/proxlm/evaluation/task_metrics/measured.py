@@ -27,6 +27,16 @@ class Measured:
     notes: Mapping[str, str] = field(default_factory=dict)
     confusion: Confusion | None = None
 
+    @staticmethod
+    def joined(parts: Sequence[Measured]) -> Measured:
+        """All numbers of the parts."""
+        return Measured(
+            {name: one for part in parts for name, one in part.estimates.items()},
+            {name: one for part in parts for name, one in part.values.items()},
+            {name: one for part in parts for name, one in part.notes.items()},
+            next((part.confusion for part in parts if part.confusion), None),
+        )
+
 
 Metric = Callable[[Sequence[Answer], Bootstrap], Measured]
 """Some responses, and the samples of their prompts for intervals → numbers."""
