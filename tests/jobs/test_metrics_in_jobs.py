@@ -103,6 +103,8 @@ def test_functions_from_python(place: Path) -> None:
         (["--metrics.use", "mine.py:vowel"], 'no "vowel" in mine.py; did you mean vowels'),
         (["--metrics.use", "gone.py:vowels"], 'no file "gone.py"'),
         (["--output", "a.csv"], "must end with .json, .md, .html or .txt"),
+        (["--metrics.use", "pass_at_k", "--metrics.right", "reward"], "there is no reward; set reward.use"),
+        (["--metrics.use", "bleu", "--choices.field", "c"], "has no effect with choices.field"),
         (["--metrics.read", "number"], "has no effect with metrics.use"),
     ],
 )

@@ -151,6 +151,11 @@ def functions(metrics: MetricSettings) -> list[str]:
     return [found.name for name in metrics.use if (found := parse_reference(name)) is not None]
 
 
+def needs_reward(metrics: MetricSettings) -> bool:
+    """Whether a metric is made of the reward."""
+    return metrics.right == REWARD and any(name in metrics.use for name in OF_RIGHT)
+
+
 def _reading_problems(metrics: MetricSettings) -> Problems:
     found: Problems = []
     if not metrics.answer_fields and any(TASK_METRICS[name].answers for name in built_in(metrics)):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from proxlm.config import EvaluateConfig, settings_or_default, validate
 from proxlm.config.from_run import IN_MEMORY
+from proxlm.config.metrics import needs_reward
 from proxlm.config.paths import short
 from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
@@ -158,6 +159,8 @@ def evaluate(
     has_reward = reward is not None or config.reward.use or config.reward.terms
     built = build_reward(config.reward, reward) if has_reward else None
     functions = user_metrics(config.metrics, metrics)
+    if needs_reward(config.metrics) and not (has_reward or config.environment.use):
+        raise ConfigError("metrics.right = reward: there is no reward; set reward.use, or name a metric")
     with ExitStack() as lent:
         for source in sources:
             lent.enter_context(source.lent())
