@@ -215,6 +215,22 @@ def test_stacking_is_at_the_optimum_of_a_convex_problem_with_weights_that_are_no
 
 
 @pytest.mark.checklist(51)
+def test_stacking_converges_for_members_that_are_nearly_the_same():
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    features = drawn(3000, 1) + 0.01 * drawn(3000, 5)
+    chance = torch.sigmoid(features @ flat(2.0, -1.0, 0.5, 0.0, 0.0))
+    signs = (torch.rand(3000, generator=generator, dtype=torch.float64) < chance).double() * 2 - 1
+    leads = features * signs[:, None]
+    weights = stacking_weights(leads)
+    assert float(weights.min()) > 0
+    assert stacking_gradient(leads, weights).abs().max() < 1e-8
+
+
+@pytest.mark.checklist(51)
 def test_stacking_of_one_member_by_hand_and_of_members_without_worth():
     """One lead of 1: w solves σ(−w) = w."""
     weight = float(stacking_weights(torch.ones(1, 1)))
