@@ -140,6 +140,16 @@ def test_a_trained_model_goes_on_in_its_own_units(scores, place, tmp_path):
     assert after == pytest.approx(before, abs=0.01)
 
 
+def test_a_model_that_was_lent_has_its_scores_units_afterwards(scores, place, tmp_path):
+    network = AutoModelForSequenceClassification.from_pretrained(scores.model)
+    tokenizer = AutoTokenizer.from_pretrained(scores.model)
+    before = network.score.weight.detach().clone()
+    made = config(place, tmp_path / "run", "scores", 1, baselines=False)
+    made = replace(made, optim=OptimiserSettings(lr=1e-7))
+    RewardTrainer(network, tokenizer=tokenizer, config=made).train()
+    assert torch.allclose(network.score.weight, before, atol=1e-4)
+
+
 def test_a_critic_begins_with_the_model_of_scores(scores, place):
     settings = proxlm.PPOConfig(
         model=ModelSettings(policy=str(place / "model"), critic_from=str(scores.model), device="cpu")
@@ -282,6 +292,23 @@ def test_a_reward_at_the_steps_ends(steps):
         [Completion("Tea:", " good", tokens=(5, 6))]
     )
     assert "not those of the process reward model's tokenizer" in str(foreign[0])
+
+
+@pytest.mark.parametrize("combine", ["min", "steps"])
+def test_ppo_runs_against_it(combine, steps, place, tmp_path):
+    args = {"path": str(steps.model), "combine": combine, "device": "cpu"}
+    settings = proxlm.PPOConfig(
+        model=ModelSettings(policy=str(place / "model"), device="cpu"),
+        data=proxlm.DataSettings(eval_count=0),
+        rollout=proxlm.RolloutSettings(max_new_tokens=6),
+        reward=RewardSettings(use="process_reward_model", args=args, on_error="score"),
+        ppo=proxlm.PPOSettings(steps=1, batch_size=4, kl_coef=0.0),
+        run=RunSettings(folder=str(tmp_path / "ppo"), tensorboard=False),
+    )
+    done = proxlm.PPOTrainer(prompts=["Tea 1:", "Tea 2:", "Tea 3:", "Tea 4:"], config=settings).train()
+    assert 0 < done.metrics["reward"][0] < 6
+    rewards = [value for row in done.samples for value in row["per_token"]["reward"]]
+    assert sum(value > 0 for value in rewards) >= 2
 
 
 def test_responses_without_steps_and_models_that_are_none(steps, scores):

@@ -267,7 +267,7 @@ def test_the_finished_model_is_judged_beside_length(run):
     scores = reward([Completion(row["prompt"], row["chosen"]) for row in rows])
     assert scores == pytest.approx([row["chosen_score"] for row in rows], abs=1e-5)
     page = (run.folder / "report.html").read_text("utf-8")
-    assert "Held-out comparisons" in page
+    assert "Held-out records" in page
     assert "calibration_error" in page
 
 

@@ -26,7 +26,12 @@ from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.models.source import ModelSource
 from proxlm.report.run import Run
 from proxlm.rewards.reward_ensemble import MEMBER, members_of
-from proxlm.runlog.metric_names import LOSS, VALIDATION_ACCURACY, VALIDATION_LOSS
+from proxlm.runlog.metric_names import (
+    LOSS,
+    VALIDATION_ACCURACY,
+    VALIDATION_CORRELATION,
+    VALIDATION_LOSS,
+)
 from proxlm.runlog.saved_settings import model_folder
 from proxlm.seeds import Purpose, derive_seed
 from proxlm.train.common.callbacks import Callback, Callbacks
@@ -56,7 +61,12 @@ class RewardLoop(SupervisedLoop):
     """Supervised training whose model is a classifier."""
 
     model_folder: ClassVar[str] = model_folder("reward")
-    headline: ClassVar[tuple[str, ...]] = (LOSS, VALIDATION_LOSS, VALIDATION_ACCURACY)
+    headline: ClassVar[tuple[str, ...]] = (
+        LOSS,
+        VALIDATION_LOSS,
+        VALIDATION_ACCURACY,
+        VALIDATION_CORRELATION,
+    )
 
 
 class RewardTrainer:
@@ -145,18 +155,22 @@ class RewardTrainer:
                 config.run.seed,
                 config.train.micro_batch_tokens,
             )
-        return run_supervised(
-            "reward",
-            config,
-            objective,
-            members[0].network,
-            skipped,
-            self._callbacks,
-            self._in_python,
-            self._records.by_setting(),
-            RewardLoop,
-            after=lambda folder: held.judge(folder, reading.limit),
-        )
+        try:
+            return run_supervised(
+                "reward",
+                config,
+                objective,
+                members[0].network,
+                skipped,
+                self._callbacks,
+                self._in_python,
+                self._records.by_setting(),
+                RewardLoop,
+                after=lambda folder: held.judge(folder, reading.limit),
+            )
+        finally:
+            for member in members:
+                criterion.finish(member)
 
     def _member(self, records: RewardRecords, number: int) -> Classifier:
         """A model of an ensemble at its start; the first one is what a run without one begins with."""

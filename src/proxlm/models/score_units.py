@@ -41,11 +41,7 @@ class ScoreUnits:
     def folded_into(self, head: nn.Linear) -> Iterator[None]:
         """A context in which a head gives scores in their units; afterwards its weights are the same bits."""
         kept = [p.detach().clone() for p in head.parameters()]
-        with torch.no_grad():
-            scale = self.scale.to(head.weight.device)
-            head.weight.copy_(head.weight.double() * scale[:, None])
-            if head.bias is not None:
-                head.bias.copy_(head.bias.double() * scale + self.mean.to(scale.device))
+        self.put_into(head)
         try:
             yield
         finally:
@@ -54,8 +50,16 @@ class ScoreUnits:
                     p.copy_(before)
 
     @torch.no_grad()
+    def put_into(self, head: nn.Linear) -> None:
+        """Let a head that gives scores standardised give them in their units."""
+        scale = self.scale.to(head.weight.device)
+        head.weight.copy_(head.weight.double() * scale[:, None])
+        if head.bias is not None:
+            head.bias.copy_(head.bias.double() * scale + self.mean.to(scale.device))
+
+    @torch.no_grad()
     def taken_out_of(self, head: nn.Linear) -> None:
-        """Let a head that gives scores in their units give them standardised: the inverse of `folded_into`."""
+        """Let a head that gives scores in their units give them standardised: the inverse of `put_into`."""
         scale = self.scale.to(head.weight.device)
         head.weight.copy_(head.weight.double() / scale[:, None])
         if head.bias is not None:

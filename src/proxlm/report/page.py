@@ -75,7 +75,7 @@ def _sections(run: RunData, samples: dict[str, Any]) -> list[tuple[str, str, str
     """The page's non-empty sections in order: anchor, title, HTML."""
     sections = [("curves", "Curves", CURVES)]
     if run.evaluation:
-        title = "Held-out comparisons" if run.job == "reward" else "Before and after"
+        title = "Held-out records" if run.job == "reward" else "Before and after"
         sections.append(("evaluation", title, evaluation_table(run.evaluation)))
     if run.evaluation and (texts := side_by_side(run.evaluation)):
         sections.append(("side-by-side", "Samples side by side", texts))

@@ -75,7 +75,7 @@ def score_loss(outputs: Tensor, targets: Tensor, delta: float | None = None) -> 
     if outputs.shape != targets.shape:
         raise ValueError(f"shapes differ: {tuple(outputs.shape)}, {tuple(targets.shape)}")
     known = ~targets.isnan()
-    error = torch.where(known, outputs - targets.nan_to_num(0.0), 0.0)
+    error = torch.where(known, outputs - targets, 0.0)
     loss = error.square()
     if delta is not None:
         loss = torch.where(error.abs() <= delta, loss / 2, delta * (error.abs() - delta / 2))

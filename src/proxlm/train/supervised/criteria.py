@@ -47,6 +47,9 @@ class Criterion:
         """A context in which the model's outputs are those of the model that is saved."""
         return nullcontext()
 
+    def finish(self, model: Classifier) -> None:
+        """Let the model's outputs be those of the model that is saved, at the end: the caller may have lent it."""
+
 
 class Comparisons(Criterion):
     """Bradley–Terry's loss in nats, with a term that keeps scores around 0 if asked. The target is the margin."""
@@ -105,6 +108,9 @@ class Scores(Criterion):
 
     def saving(self, model: Classifier) -> AbstractContextManager[Any]:
         return self.units.folded_into(model.output_layer)
+
+    def finish(self, model: Classifier) -> None:
+        self.units.put_into(model.output_layer)
 
 
 class Classes(Criterion):
