@@ -33,6 +33,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
         "train_tokenizer": {"texts": TEXTS, "vocabulary": 300, "context": 64},
         "NativeEngine": {"model": policy, "settings": settings.rollout},
         "evaluate": {"models": [policy], "prompts": ["the cat"], "reward": lengths, "config": evaluation},
+        "compare": {"runs": proxlm.evaluate([policy, policy], ["the cat"], lengths, evaluation)},
         "generate": {"model": policy, "prompts": ["the cat"], "rollout": settings.rollout},
         "actor_critic": {"policy": policy, "config": settings},
         "load_model": {"model": policy},

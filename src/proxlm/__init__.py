@@ -39,6 +39,8 @@ _HOMES = {
     ),
     "proxlm.evaluation.intervals": ("Estimate",),
     "proxlm.evaluation.results": ("Evaluation",),
+    "proxlm.evaluation.differences": ("Difference",),
+    "proxlm.jobs.compare": ("compare",),
     "proxlm.jobs.control": ("ControlTrainer",),
     "proxlm.jobs.dpo": ("DPOTrainer",),
     "proxlm.jobs.evaluate": ("evaluate",),

@@ -192,12 +192,14 @@ from proxlm.errors import (
 from proxlm.errors import (
     UserError as UserError,
 )
+from proxlm.evaluation.differences import Difference as Difference
 from proxlm.evaluation.intervals import (
     Estimate as Estimate,
 )
 from proxlm.evaluation.results import (
     Evaluation as Evaluation,
 )
+from proxlm.jobs.compare import compare as compare
 from proxlm.jobs.control import (
     ControlTrainer as ControlTrainer,
 )

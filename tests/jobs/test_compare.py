@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import proxlm
 from judge_server import serving
 from proxlm import load_config
 from proxlm.__main__ import main
+from proxlm.errors import UserError
 from proxlm.evaluation.intervals import Estimate
 from proxlm.evaluation.results import Evaluation
 from proxlm.models.save import save_language_model
@@ -209,3 +211,20 @@ def test_evaluate_shows_what_compare_finds_in_its_responses(
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["differences"]
     assert found == json.loads((tmp_path / "again.json").read_text(encoding="utf-8"))["differences"]
     assert {d["metric"] for d in found} >= {"reward", "kl", "length", "greedy/reward", "greedy/length"}
+
+
+def test_from_python_paths_evaluations_and_seeds(tmp_path: Path) -> None:
+    def evaluation(name: str, *of: list[dict[str, Any]]) -> list[Evaluation]:
+        return [Evaluation(name, "m", {}, [], 8, 0, list(each)) for each in of]
+
+    low, high = rows(0.0, ""), rows(1.0, "")
+    one, other = evaluation("a", low)[0], evaluation("b", high)[0]
+    (reward, *_) = proxlm.compare([one, other])
+    assert (reward.arm, reward.reference, reward.estimate.mean) == ("b", "a", pytest.approx(1.0))
+    files = [responses(tmp_path / "a.jsonl", a=low), responses(tmp_path / "b.jsonl", b=high)]
+    assert proxlm.compare(files) == proxlm.compare([one, files[1]]) == proxlm.compare([one, other])
+    arms = proxlm.compare([evaluation("a", low, low), evaluation("b", high, high)])
+    assert arms[0].p == pytest.approx(2 / 6)
+    for wrong in ([one], [], [one, []], [one, [files[0]]], "runs/a"):
+        with pytest.raises(UserError):
+            proxlm.compare(wrong)

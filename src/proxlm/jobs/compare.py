@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.config import CompareConfig
+from proxlm.config.signature import checked
+from proxlm.errors import ConfigError
 from proxlm.evaluation import tables
 from proxlm.evaluation.asked_preferences import win_rate_table, win_rates
 from proxlm.evaluation.differences import Arm, Difference, as_text, difference_tables, differences
+from proxlm.evaluation.results import Evaluation
 from proxlm.evaluation.win_rate import WinRate
 from proxlm.jobs.startup import start_job
-from proxlm.report.response_files import read_arms
+from proxlm.report.response_files import read_arms, read_systems
 from proxlm.runlog.folder import write_atomic, write_json_atomic
 
 # Of so small a p-value nobody asks how much smaller it could have been.
@@ -42,6 +45,43 @@ def main(config: CompareConfig) -> None:
         else:
             write_atomic(file, tables.FORMATS[file.suffix]([*difference_tables(found), *shown]))
         print(f"\nwritten to {config.output}")
+
+
+@checked()
+def compare(runs: Sequence[Any], seed: int = 0) -> list[Difference]:
+    """Compare runs, files of responses or evaluations prompt by prompt, as `proxlm compare` does.
+
+    Args:
+        runs: What is compared, the reference first: paths as on the command line, and what `evaluate` returns. A list
+            or tuple of evaluations is an arm of several seeds.
+        seed: Of the resamples.
+
+    Returns:
+        Every metric of each but the first, less the first one's, with a 95% interval and a p-value.
+
+    Raises:
+        UserError: There are no two to compare, they are of different prompts, or a file cannot be read.
+    """
+    if isinstance(runs, str | bytes) or not all(
+        isinstance(one, str | Path | Evaluation | list | tuple) for one in runs
+    ):
+        raise ConfigError("runs: expected a list of paths, evaluations and lists of evaluations")
+    names = [str(one) for one in runs if isinstance(one, str | Path)]
+    if len(names) == len(runs):
+        return differences(read_arms(names), seed)
+    arms = [arm for one in runs for arm in _arms_of(one)]
+    if len(arms) < 2:
+        raise ConfigError("runs: one evaluation alone; give two to compare")
+    return differences(arms, seed)
+
+
+def _arms_of(one: Any) -> list[Arm]:
+    if isinstance(one, str | Path):
+        return read_systems(str(one))
+    seeds = [one] if isinstance(one, Evaluation) else list(one)
+    if not seeds or not all(isinstance(each, Evaluation) for each in seeds):
+        raise ConfigError("runs: a list in it must hold evaluations, one for each seed")
+    return [Arm(seeds[0].name, [each.responses for each in seeds])]
 
 
 def _as_json(

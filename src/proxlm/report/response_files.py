@@ -42,8 +42,8 @@ def read_arms(names: list[str]) -> list[Arm]:
 def _arms(name: str) -> list[Arm]:
     parts = [name] if os.path.exists(home_expanded(name)) else [part for part in name.split(",") if part]
     if len(parts) < 2:
-        return _systems(name)
-    seeds = [_systems(part.strip()) for part in parts]
+        return read_systems(name)
+    seeds = [read_systems(part.strip()) for part in parts]
     for part, systems in zip(parts, seeds, strict=True):
         if len(systems) > 1:
             raise RunError(f"{shown(part)}: holds the responses of {len(systems)} models; a seed is of one")
@@ -57,8 +57,12 @@ def _named_below_their_folder(arms: list[Arm]) -> list[Arm]:
     return [replace(arm, name=arm.name.removeprefix(common[0] + common[1])) for arm in arms]
 
 
-def _systems(name: str) -> list[Arm]:
-    """The systems in a folder, one, or in a file of responses, one for each model that it names."""
+def read_systems(name: str) -> list[Arm]:
+    """The systems in a run's folder, one, or in a file of responses, one for each model that it names.
+
+    Raises:
+        RunError: See `read_arms`.
+    """
     path = Path(home_expanded(name))
     if os.path.isdir(path):
         every = {arm.name: arm for arm in _evaluations(path)}
