@@ -184,6 +184,18 @@ def test_models_with_other_tokenizers_and_solved_examples_in_chat(tmp_path: Path
             assert text[2].startswith(f"\n<assistant>{solution}\n" if chat else f" {solution}\n\n")
 
 
+def test_what_is_about_responses_is_said_to_do_nothing(capsys: Any) -> None:
+    model = tiny_model(train_tokenizer(TEXTS * 20, 300, 128))
+    evaluated([model], QUESTIONS)
+    assert "not used" not in capsys.readouterr().err
+    evaluated(
+        [model],
+        QUESTIONS,
+        **{"metrics.use": ["exact_match"], "reward.use": "length", "reward.args": {"target": 3}},
+    )
+    assert "no responses are sampled: reward, metrics.use: not used" in capsys.readouterr().err
+
+
 def test_questions_that_cannot_be_used_are_named_or_skipped(tmp_path: Path) -> None:
     model = tiny_model(train_tokenizer(TEXTS * 20, 300, 128))
     bad = [*QUESTIONS[:2], {"prompt": "x", "choices": ["a", "b"], "answer": "c"}, QUESTIONS[3]]

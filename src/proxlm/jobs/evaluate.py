@@ -164,11 +164,25 @@ def evaluate(
     with ExitStack() as lent:
         for source in sources:
             lent.enter_context(source.lent())
+        if config.perplexity.text or config.choices.field:
+            _note_unused(config, built is not None)
         if config.perplexity.text:
             return evaluate_texts_of(sources, config)
         if config.choices.field:
             return evaluate_choices_of(sources, config, given)
         return _side_by_side(sources, config, given, built, environment, functions)
+
+
+def _note_unused(config: EvaluateConfig, rewarded: bool) -> None:
+    """Say which settings about responses do nothing, because none are sampled; a run's own may be among them."""
+    by = "perplexity.text" if config.perplexity.text else "choices.field"
+    used = {"reward": rewarded, "metrics.use": config.metrics.use, "environment.use": config.environment.use}
+    if named := [key for key, value in used.items() if value]:
+        print(
+            f"note: with {by} no responses are sampled: {', '.join(named)}: not used",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _side_by_side(
