@@ -85,6 +85,13 @@ def test_the_table_has_mean_deviation_and_students_interval() -> None:
     assert row[6] == f"{3 - half:.2f} to {3 + half:.2f}"
 
 
+def test_the_interval_of_a_share_stays_within_its_bounds() -> None:
+    shares = [{"accuracy": value, "greedy/ended_share": value, "margin": value} for value in (1.0, 0.9, 1.0)]
+    rows = {row[0]: row[-1] for row in fold_table(shares).rows}
+    assert rows["accuracy"] == rows["greedy/ended_share"] == "0.823 to 1.00"
+    assert rows["margin"] == "0.823 to 1.11"
+
+
 @pytest.fixture
 def place(tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)

@@ -19,13 +19,13 @@ from proxlm.config.paths import absolute
 from proxlm.data.folds import parts_of, write_records
 from proxlm.errors import ConfigError, RunError
 from proxlm.evaluation import tables
-from proxlm.evaluation.intervals import mean_with_interval
+from proxlm.evaluation.intervals import Estimate, mean_with_interval
 from proxlm.evaluation.tables import Table
 from proxlm.jobs.startup import start_job
 from proxlm.report.run import Run
 from proxlm.runlog.folder import folder_to_resume, free_name, write_atomic, write_json_atomic
 from proxlm.runlog.lock import refuse_if_held
-from proxlm.runlog.metric_names import VALIDATION_LOSS
+from proxlm.runlog.metric_names import GREEDY, METRICS, SHARE, VALIDATION_LOSS
 from proxlm.runlog.text import number
 from proxlm.text import shown
 
@@ -94,10 +94,18 @@ def fold_table(found: Sequence[Mapping[str, float]]) -> Table:
     rows = []
     for name in [name for name in found[0] if all(name in fold for fold in found)]:
         values = [fold[name] for fold in found]
-        over = mean_with_interval(values)
+        over = _within_bounds(name, mean_with_interval(values))
         cells = [*map(number, values), number(over.mean), number(statistics.stdev(values))]
         rows.append([name, *cells, f"{number(over.low)} to {number(over.high)}"])
     return Table(head, rows, notes=_NOTES)
+
+
+def _within_bounds(name: str, found: Estimate) -> Estimate:
+    """The interval of a share, cut at 0 and 1."""
+    known = METRICS.get(name.removeprefix(GREEDY("")))
+    if known is None or known.unit != SHARE:
+        return found
+    return Estimate(found.mean, max(0.0, found.low), min(1.0, found.high))
 
 
 def held_out_numbers(run: Run) -> dict[str, float]:
