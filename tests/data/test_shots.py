@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import proxlm
+from proxlm.__main__ import main
 from proxlm.config import DataSettings, load_config
 from proxlm.data.prompts import LoadedPrompts, load_prompts
 from proxlm.data.tokenizer import encode_prompt
@@ -201,3 +202,16 @@ def test_generation_and_evaluation_read_the_same_few_shot_prompts(sums: str) -> 
     assert [shown(text)[-1] for text in written] == [row["prompt"] for row in asked]
     assert all(len(shown(text)) == 3 for text in written)
     assert json.dumps(written) != json.dumps([row["prompt"] for row in asked])
+
+
+def test_one_prompt_on_the_command_line_is_a_record_too(sums: str, tmp_path: Path, capsys: Any) -> None:
+    model = proxlm.new_model(TEXTS, proxlm.NewModelSettings(hidden=8, heads=2, layers=1, context=256))
+    proxlm.save(model, tmp_path / "model")
+    data = DataSettings(examples=sums, shots=2, template="<{prompt}>")
+    rollout = proxlm.RolloutSettings(max_new_tokens=4)
+    (wanted,) = proxlm.generate(model, ["9 + 9 ="], rollout, data=data)
+    assert wanted.prompt.endswith("\n\n<9 + 9 =>")
+    settings = ["--model.policy", str(tmp_path / "model"), "--rollout.max-new-tokens", "4"]
+    settings += ["--data.examples", sums, "--data.shots", "2", "--data.template", "<{prompt}>"]
+    assert main(["generate", *settings, "--prompt", "9 + 9 ="]) == 0
+    assert capsys.readouterr().out == wanted.text + "\n"

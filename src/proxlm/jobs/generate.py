@@ -21,7 +21,8 @@ from proxlm.config import (
 from proxlm.config.from_run import IN_MEMORY
 from proxlm.config.signature import checked
 from proxlm.data.chat import ChatFormat, carry_template, encode_rendered, with_system
-from proxlm.data.prompts import load_prompts
+from proxlm.data.in_memory import InMemoryRecords
+from proxlm.data.prompts import PromptSources, load_prompts
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import encode_prompt, encode_source
 from proxlm.engine.generate import generate as generate_rollout
@@ -49,7 +50,9 @@ def main(config: GenerateConfig) -> None:
     source = ModelSource(without_adapters(config.model))
     limit = prompt_limit(source, config.data, config.rollout)
     with closing(NativeEngine(_with_template(source, config.data), config.rollout)) as engine:
-        if config.prompt:
+        if config.prompt and _made_of_records(config.data):
+            print(_response_to(_of_record(engine, config, limit, config.prompt), engine, config, turn=0))
+        elif config.prompt:
             history = with_system([{"role": "user", "content": config.prompt}], config.data.system)
             print(_respond(engine, config, limit, history if config.data.chat else config.prompt, turn=0))
         elif config.data.prompts:
@@ -109,6 +112,11 @@ def without_adapters(model: ModelSettings) -> ModelSettings:
     return replace(model, lora=LoraSettings(), train_layers=0, freeze=[])
 
 
+def _made_of_records(data: DataSettings) -> bool:
+    """Whether a prompt is more than its text: a template or examples are part of it."""
+    return bool(data.template or data.shots)
+
+
 def _with_template(source: ModelSource, data: DataSettings) -> LanguageModel:
     """The model, which ends its turns as the chat template of the settings does."""
     model = source.load()
@@ -153,6 +161,8 @@ def _conversation(engine: Engine, config: GenerateConfig, limit: int) -> None:
     """Ask for prompts until an empty line or the end of the input; with data.chat the history is kept."""
     kind = "your message" if config.data.chat else "a text to continue"
     print(f"Enter {kind}; an empty line ends.", file=sys.stderr)
+    if config.data.chat and _made_of_records(config.data):
+        print("note: data.template and data.examples are not used in a conversation", file=sys.stderr)
     history: list[Message] = with_system([], config.data.system)
     turn = 0
     while True:
@@ -162,7 +172,9 @@ def _conversation(engine: Engine, config: GenerateConfig, limit: int) -> None:
             return
         if not text.strip():
             return
-        if not config.data.chat:
+        if not config.data.chat and _made_of_records(config.data):
+            print(_response_to(_of_record(engine, config, limit, text), engine, config, turn), flush=True)
+        elif not config.data.chat:
             print(_respond(engine, config, limit, text, turn), flush=True)
         else:
             history.append({"role": "user", "content": text})
@@ -188,11 +200,19 @@ def _respond(
             f"the prompt has {len(ids)} tokens, the limit is {limit}; shorten it or lower rollout.max_new_tokens"
         )
     text = asked if isinstance(asked, str) else ""
-    rollout = generate_rollout(
-        engine,
-        [Prompt(0, tuple(ids), text)],
-        replace(config.rollout, keep_sampling_mask=False),
-        seed=config.seed,
-        step=turn,
+    return _response_to(Prompt(0, tuple(ids), text), engine, config, turn)
+
+
+def _of_record(engine: Engine, config: GenerateConfig, limit: int, text: str) -> Prompt:
+    """A single text as the record of a file, with template and examples."""
+    sources = PromptSources(InMemoryRecords([text], "prompt", config.data.prompt_field))
+    data = replace(config.data, eval_count=0, eval_prompts="")
+    loaded = load_prompts(
+        data, engine.tokenizer, limit, "train", config.seed, engine.encoder_decoder, sources=sources
     )
-    return rollout.texts[0]
+    return loaded.prompts[0]
+
+
+def _response_to(prompt: Prompt, engine: Engine, config: GenerateConfig, turn: int) -> str:
+    settings = replace(config.rollout, keep_sampling_mask=False)
+    return generate_rollout(engine, [prompt], settings, seed=config.seed, step=turn).texts[0]
