@@ -40,10 +40,10 @@ from proxlm.rewards import build_reward
 from proxlm.rewards.reward_ensemble import RewardEnsemble, members_of
 from proxlm.rewards.reward_model import RewardModel
 from proxlm.rl.preference_losses import bradley_terry_loss
-from proxlm.rl.stacking import stacking_weights
 from proxlm.train.supervised.criteria import Comparisons
 from proxlm.train.supervised.ensemble_objective import EnsembleObjective, bag
 from proxlm.train.supervised.labelled_texts import LabelledTexts, outputs_of
+from proxlm.train.supervised.stacking import stacking_weights
 from proxlm.types import Completion
 from small_models import TEXTS, tiny_model
 

@@ -14,13 +14,13 @@ from proxlm.config import EnsembleSettings
 from proxlm.models.classifier import Classifier, averaged, save_classifier
 from proxlm.models.forward import micro_batches
 from proxlm.rewards.reward_ensemble import ENSEMBLE, MEMBER
-from proxlm.rl.stacking import stacking_weights
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.folder import JsonRow
 from proxlm.seeds import Purpose, derive_seed
 from proxlm.train.supervised.criteria import Criterion
 from proxlm.train.supervised.labelled_texts import LabelledTexts, all_outputs, outputs_of
 from proxlm.train.supervised.reward_objective import RewardObjective
+from proxlm.train.supervised.stacking import stacking_weights
 
 
 def bag(count: int, seed: int, member: int) -> Tensor:
