@@ -98,6 +98,7 @@ SWITCHES = (
     Switch("centring label_smoothing", "objective", *_COMPARED),
     Switch(_PAIRS, "text", *_COMPARED),
     Switch("best_of", "test", *_COMPARED),
+    Switch("slice_field", "text", "objective.kind", *_is("comparisons", "classes")),
     Switch("score_loss", "objective", "objective.kind", *_is("scores")),
     Switch("huber_delta", "objective", "objective.score_loss", *_is("huber")),
     Switch("response_field", "labels", "objective.kind", *_is("scores", "classes")),
