@@ -159,7 +159,10 @@ class Killed(WatchedJob):
         if ended.status == SAME:
             outcome.same += 1
             return []
-        has_checkpoint = any(name.endswith("/manifest.json") and "/step-" in name for name in state)
+        # A kept model, best/step-…, has a manifest as well.
+        has_checkpoint = any(
+            name.endswith("/manifest.json") and "/checkpoints/step-" in name for name in state
+        )
         if ended.status == 2 and self.job in TRAINS and not saved and not has_checkpoint:
             outcome.refused += 1
             return not_one_line(ended, alone=True)

@@ -61,6 +61,13 @@ JOBS: dict[str, list[str]] = {
     "ppo, prefetched": [*PPO, *PROMPTS, *PREFETCH],
     "ppo, conversations": [*PPO, *TALK],
     "ppo, conversations, prefetched": [*PPO, *TALK, *PREFETCH],
+    "ppo, distilled": [*PPO, *PROMPTS, "--model.teacher", "model"],
+    # A categorical critic: its head starts in the first step.
+    "value": [
+        "value", *PPO[1:], *PROMPTS,
+        "--model.value.head", "categorical", "--model.value.bins", "9", "--evaluation.every", "0",
+        "--run.keep-best", "value_loss", "--run.keep-best-is", "lowest",
+    ],
     "sft": ["sft", *COMMON, *MODEL, "--model.policy", "model", "--text.train", "pairs.jsonl", *TRAIN],
     "reward": ["reward", *COMMON, *MODEL, "--model.policy", "model", "--text.train", "comparisons.jsonl", *TRAIN],
     "reward, ensemble": [
@@ -215,7 +222,7 @@ def _content(folder: Path, name: str) -> Any:
         return None
     if path.suffix == ".jsonl":
         return [timeless(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    if path.suffix == ".json" and path.parent.name not in ("policy", "reward"):
+    if path.suffix == ".json" and path.parent.name not in ("policy", "reward", "value"):
         return timeless(json.loads(path.read_text(encoding="utf-8")))
     if path.name == "report.html" and (folder / RUN.name) == path.parent:
         from proxlm.report.page import page
