@@ -256,6 +256,30 @@ def test_records_that_have_no_class_are_refused(
         measured(["a"] * len(answers), answers, "accuracy", **settings)
 
 
+@pytest.mark.parametrize("name", ["bleu", "squad_f1", "rouge1", "rouge2", "rougeL"])
+def test_chinese_right_answers_need_the_language(name: str) -> None:
+    with pytest.raises(
+        DataError, match=f"{name} finds no words in the right answer '北京'; set it to zh"
+    ) as refused:
+        measured(["北京", "上海"], ["北京", "上海"], name)
+    assert len(str(refused.value)) <= LONGEST_MESSAGE
+    assert means(measured(["北京"], ["北京"], name, language="zh")).keys() == {name}
+    assert means(measured(["7", "it", "?"], ["7", "it", "?"], name)).keys() == {name}
+    mixed = measured(["北京", "it"], ["北京 City", "it"], name)
+    assert means(mixed).keys() == {name}
+
+
+def test_the_page_has_every_metric() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    named = {
+        name
+        for line in page.splitlines()
+        if line.startswith("| `")
+        for name in line.split("|")[1].split(", ")
+    }
+    assert {f"`{name}`" for name in TASK_METRICS} <= {name.strip() for name in named}
+
+
 # --- functions ---
 
 

@@ -12,9 +12,11 @@ from proxlm.config.metrics import ENTITIES, MetricSettings
 from proxlm.data.fields import field_at
 from proxlm.errors import DataError
 from proxlm.rewards.numeric import is_marked, last_number, marked_number, to_number
-from proxlm.rewards.phrases import phrase_pattern
+from proxlm.rewards.phrases import is_unspaced, phrase_pattern
 from proxlm.text import listed, shown
 from proxlm.types import Completion, Prompt
+
+_LATIN = re.compile("[a-z0-9]", re.IGNORECASE)
 
 Read = Callable[[str], str | None]
 """From a response to its answer; None: it has none."""
@@ -74,6 +76,27 @@ def right_answers(prompt: Prompt, metrics: MetricSettings) -> tuple[str, ...]:
             " right answer"
         )
     return tuple(dict.fromkeys(found))
+
+
+def check_language(metrics: MetricSettings, right: Sequence[tuple[str, ...]]) -> None:
+    """Raise DataError for right answers in which a metric finds no words, unless `metrics.language = "zh"`."""
+    every = [text for answers in right for text in answers]
+    if metrics.language == "zh" or not every:
+        return
+    wordless = [text for text in every if not _LATIN.search(text)]
+    unspaced = [text for text in wordless if is_unspaced(text)]
+    for name in metrics.use:
+        if name.startswith("rouge"):  # its words are of a-z and 0-9
+            found = wordless if len(wordless) == len(every) else unspaced
+        elif name in ("bleu", "squad_f1"):
+            found = unspaced if len(unspaced) == len(every) else []
+        else:
+            continue
+        if found:
+            raise DataError(
+                f'metrics.language = "en": {name} finds no words in the right answer {shown(found[0], 40)!r}; set it'
+                " to zh, which counts single characters there, and the words of any other script"
+            )
 
 
 def _as_one_text(value: Any, form: str) -> Any:

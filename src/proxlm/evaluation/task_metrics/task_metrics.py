@@ -8,7 +8,7 @@ from typing import Any
 from proxlm.config.metrics import CLASSIFICATION, REWARD, TASK_METRICS, MetricSettings, built_in
 from proxlm.errors import DataError
 from proxlm.evaluation.bootstrap import Bootstrap
-from proxlm.evaluation.task_metrics.answers import Answer, reading, right_answers
+from proxlm.evaluation.task_metrics.answers import Answer, check_language, reading, right_answers
 from proxlm.evaluation.task_metrics.classification import NUMBERS, Classes, accuracy, confusion, of_classes
 from proxlm.evaluation.task_metrics.entities import entity_f1
 from proxlm.evaluation.task_metrics.labels import labels_of
@@ -74,6 +74,7 @@ class TaskMetrics:
         self._needs_answers = any(TASK_METRICS[name].answers for name in names)
         self._needs_answers |= metrics.read == "label" and not metrics.labels
         right = [right_answers(prompt, metrics) for prompt in prompts] if self._needs_answers else []
+        check_language(metrics, right)
         labels: list[str] = []
         if metrics.read == "label" or set(CLASSIFICATION) & set(names):
             labels = labels_of(metrics, prompts, right)
