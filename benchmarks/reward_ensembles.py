@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--comparisons", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--every", type=int, default=4, help="steps between two held-out evaluations")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each")
     given = parser.parse_args()
