@@ -245,6 +245,13 @@ def test_new_models_and_their_resume(tmp_path):
     assert len(again.metrics["loss"]) == 3
 
 
+def test_members_that_would_stay_equal_are_refused(place, tmp_path):
+    """A decoder's heads begin at 0: without bagging its members are one model, and their spread is 0."""
+    with pytest.raises(ConfigError, match=r"ensemble\.bagging = false: .* would stay equal; set it to true"):
+        RewardTrainer(config=config(place, tmp_path / "run", size=2, bagging=False)).train()
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_average_is_one_model_of_the_mean_weights(place, tmp_path):
     members = RewardTrainer(config=config(place, tmp_path / "members", steps=10)).train()
     average = RewardTrainer(config=config(place, tmp_path / "average", steps=10, save="average")).train()

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from proxlm.config import RewardConfig, settings_or_default, validate
 from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
@@ -135,6 +137,8 @@ class RewardTrainer:
         skipped = Skipped(config.text.on_bad_record == "skip")
         records = RewardRecords(config, self._records, skipped)
         members = [self._member(records, i) for i in range(config.ensemble.size)]
+        if len(members) > 1 and not (config.ensemble.bagging or config.ensemble.boosting):
+            _check_that_they_differ(members)
         for member in members:
             carry_template(member.tokenizer, config.text.chat_template)
         records.order_as(members[0])
@@ -191,3 +195,14 @@ class RewardTrainer:
             tokenizer = train_tokenizer(texts, config.scratch.vocabulary, config.scratch.context)
         model = build_language_model(config.scratch, tokenizer, config.model, "scratch")
         return classifier_of_language_model(model, config.model, outputs, per_token)
+
+
+def _check_that_they_differ(members: Sequence[Classifier]) -> None:
+    """Members that learn the same rows in the same order must begin with weights of their own."""
+    first = dict(members[0].trainable())
+    if all(torch.equal(p, first[name]) for member in members[1:] for name, p in member.trainable()):
+        raise ConfigError(
+            "ensemble.bagging = false: the members begin with the same weights and learn the same records in the same"
+            " order, so they would stay equal; set it to true, or begin with new weights ([scratch], or an encoder,"
+            " whose head is new)"
+        )
