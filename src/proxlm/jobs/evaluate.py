@@ -109,8 +109,9 @@ def evaluate(
 
     Args:
         models: One model or a list of them, each a folder, a name on the Hugging Face hub, a transformers model (with
-            `tokenizer`) or a `LanguageModel`. They must share a tokenizer. The first one is the reference, against
-            which KL and perplexity are measured.
+            `tokenizer`) or a `LanguageModel`. They must share a tokenizer, except where choices or text are measured
+            (`config.choices`, `config.perplexity`). The first one is the reference, against which KL and perplexity
+            are measured.
         prompts: Held-out prompts: texts, chats or records, or the path of a file of these.
         reward: One reward function or several; see `PPOTrainer`. None and none in `config`: no reward is measured.
         config: The settings.
