@@ -86,6 +86,8 @@ DRAWN = {
     "ppo.horizon": st.integers(1, 9),
     "gif": SOME_TEXT.map(lambda name: f"{name}.gif") | st.just(""),
     "train.block": st.integers(2, 8),
+    "perplexity.window": st.integers(99, 999),
+    "perplexity.stride": st.integers(0, 98),
     "model.freeze": st.just([]),
     "model.activation_checkpointing": st.just(False),
     "scratch.type": st.just(""),

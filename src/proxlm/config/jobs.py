@@ -12,7 +12,7 @@ from proxlm.config.algorithms import ADVANTAGES
 from proxlm.config.compare import CompareConfig
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings, control_optimisers
 from proxlm.config.folds import FoldsConfig
-from proxlm.config.likelihood import ChoiceSettings, PerplexitySettings, likelihood_problems
+from proxlm.config.likelihood import ChoiceSettings, PerplexitySettings, perplexity_problems
 from proxlm.config.metrics import MetricSettings, metric_problems
 from proxlm.config.ppo import KL_ERROR_LIMIT, PPOSettings, PtxSettings, ShapingSettings
 from proxlm.config.preferences import DPOConfig
@@ -247,7 +247,7 @@ class EvaluateConfig:
         found = [] if self.models else required(("model.policy", self.model.policy))
         if not (self.data.eval_prompts or self.data.prompts or self.environment.use or self.perplexity.text):
             found.append(("data.eval_prompts", "required: a file of prompts to evaluate on"))
-        found += likelihood_problems(self.choices, self.perplexity)
+        found += perplexity_problems(self.perplexity)
         found += chat_problems(
             "data.chat_template_kwargs", self.data.chat_template_kwargs
         ) + rollout_problems(self.rollout)

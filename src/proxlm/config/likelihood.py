@@ -51,11 +51,9 @@ class PerplexitySettings:
     )
 
 
-def likelihood_problems(choices: ChoiceSettings, perplexity: PerplexitySettings) -> list[tuple[str, str]]:
+def perplexity_problems(perplexity: PerplexitySettings) -> list[tuple[str, str]]:
     """What cannot be combined."""
     found = []
-    if choices.field and perplexity.text:
-        found.append(("perplexity.text", "is measured alone: leave it or choices.field out"))
     if perplexity.window == 1:
         found.append(("perplexity.window", "must be 2 or more: one token to read and one to predict; or 0"))
     elif perplexity.window and perplexity.stride >= perplexity.window:

@@ -64,6 +64,7 @@ SWITCHES = (
     Switch(f"examples {_SHOTS}", "data", "data.shots", *_POSITIVE),
     Switch("shots", "data", "data.examples", *_GIVEN),
     Switch("shots", "data", "environment.use", *_EMPTY),
+    Switch("field", "choices", "perplexity.text", *_EMPTY),
     Switch("answer_field answer separator", "choices", "choices.field", *_GIVEN),
     Switch("answer_separator response_field", "data", "choices.field", *_EMPTY),
     Switch("extensions window stride", "perplexity", "perplexity.text", *_GIVEN),
