@@ -10,6 +10,7 @@ import pytest
 
 from proxlm.__main__ import main
 from proxlm.config import load_config
+from proxlm.data.reasoning_gym import read_tasks
 from story_model import ARITHMETIC
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +71,26 @@ def test_the_translation_recipes_fit_each_other():
     assert sft.problems() == ppo.problems() == []
     assert sft.scratch.type == "t5"
     assert ppo.model.policy == str(ROOT / sft.run.folder / "policy")
+
+
+def test_the_recipes_of_reasoning_gym_fit_each_other():
+    pytest.importorskip("reasoning_gym")
+    sft = load_config("sft", ROOT / "recipes" / "gym-sft.toml")
+    ppo = load_config("ppo", ROOT / "recipes" / "gym-ppo.toml")
+    assert ppo.model.policy == str(ROOT / sft.run.folder / "policy")
+    # Both jobs leave the held-out questions out of what they train on.
+    assert sft.text.validation == [ppo.data.eval_prompts]
+    (examples,) = sft.text.train
+    sources = [[record.fields for record in read_tasks(name)] for name in (examples, ppo.data.eval_prompts)]
+    assert all(row["prompt"].endswith(row["response"][::-1]) for rows in sources for row in rows)
+    assert len({row["prompt"] for row in sources[1]}) > 480
+
+
+def test_the_film_recipes_fit_each_other():
+    sft = load_config("sft", ROOT / "recipes" / "film-sft.toml")
+    ppo = load_config("ppo", ROOT / "recipes" / "film-ppo.toml")
+    assert ppo.model.policy == str(ROOT / sft.run.folder / "policy")
+    assert Path(ppo.data.prompts).parent == Path(sft.text.train[0]).parent
 
 
 def test_held_out_openings_are_held_out():
