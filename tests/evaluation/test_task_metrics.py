@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from measuring import means, measured
 
-from proxlm.config import EvaluateConfig, MetricSettings, PPOConfig, ValueConfig
+from proxlm.config import EvaluateConfig, MetricSettings, PPOConfig, RolloutSettings, ValueConfig
 from proxlm.config.metrics import TASK_METRICS, metric_problems
 from proxlm.errors import LONGEST_MESSAGE, ConfigError, DataError, UserCodeError, UserError
 from proxlm.evaluation.intervals import mean_of_rewards
@@ -393,6 +393,10 @@ def test_jobs_check_the_metrics() -> None:
         assert "metrics.use" in dict(job.problems())
     right = MetricSettings(use=["exact_match"])
     assert "metrics.use" not in dict(PPOConfig(metrics=right).problems())
+    several = EvaluateConfig(
+        metrics=MetricSettings(samples_per_prompt=2), rollout=RolloutSettings(temperature=0.0)
+    )
+    assert "all the same" in dict(several.problems())["metrics.samples_per_prompt"]
     assert "metrics.use" in dict(ValueConfig(metrics=right).problems())
 
 

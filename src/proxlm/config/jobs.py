@@ -247,6 +247,11 @@ class EvaluateConfig:
         found = [] if self.models else required(("model.policy", self.model.policy))
         if not (self.data.eval_prompts or self.data.prompts or self.environment.use or self.perplexity.text):
             found.append(("data.eval_prompts", "required: a file of prompts to evaluate on"))
+        if self.metrics.samples_per_prompt > 1 and self.rollout.temperature == 0:
+            reason = (
+                "greedy responses to one prompt are all the same; set it to 1, or rollout.temperature above 0"
+            )
+            found.append(("metrics.samples_per_prompt", reason))
         found += perplexity_problems(self.perplexity)
         found += chat_problems(
             "data.chat_template_kwargs", self.data.chat_template_kwargs
