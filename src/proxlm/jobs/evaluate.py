@@ -177,7 +177,7 @@ def evaluate(
 def _note_unused(config: EvaluateConfig, rewarded: bool) -> None:
     """Say which settings about responses do nothing, because none are sampled; a run's own may be among them."""
     by = "perplexity.text" if config.perplexity.text else "choices.field"
-    used = {"reward": rewarded, "metrics.use": config.metrics.use, "environment.use": config.environment.use}
+    used = {"reward": rewarded, "environment.use": config.environment.use}
     if named := [key for key, value in used.items() if value]:
         print(
             f"note: with {by} no responses are sampled: {', '.join(named)}: not used",
