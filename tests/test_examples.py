@@ -25,6 +25,7 @@ PROMISED = {
     "encoder_decoder": ("after: ", []),
     "evaluation": ("→", []),
     "control": ("mean return:", ["4096"]),
+    "gymnasium_text": ("return ", ["2", "16"]),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -376,3 +377,29 @@ def test_sys_exit_loses_its_conversation_and_a_keyboard_interrupt_ends_the_run(t
     assert set(rollout.lost) == {"SystemExit: 3"}
     with pytest.raises(KeyboardInterrupt):
         talk(model, Interrupts)
+
+
+def test_an_environment_is_closed_once_in_its_thread_however_its_conversation_ends(tokenizer):
+    made = []
+
+    class Opens(Counts):
+        def __init__(self):
+            super().__init__(replies=[1, 9, 1][len(made) % 3])
+            self.place, self.threads, self.closed = len(made) % 3, [], []
+            made.append(self)
+
+        def step(self, reply):
+            self.threads.append(threading.get_ident())
+            if self.place == 2:
+                raise RuntimeError("broken")
+            return super().step(reply)
+
+        def close(self):
+            self.closed.append(threading.get_ident())
+            if self.place == 1:
+                raise RuntimeError("cannot close")
+
+    rollout = talk(tiny_model(tokenizer), Opens, count=3, max_turns=2)
+    assert rollout.finish == ["done", "length"]
+    assert rollout.lost == ["RuntimeError: broken"]
+    assert [one.closed for one in made] == [[one.threads[0]] for one in made]

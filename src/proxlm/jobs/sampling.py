@@ -78,6 +78,8 @@ def prompts_of(
     check_conversations(config, model)
     data = config.data
     if config.environment.use and not data.prompts and sources is None:
+        if config.environment.use == "tools":
+            raise ConfigError('environment.use = "tools": needs prompts to answer: set data.prompts')
         check_tokens(model, config.rollout)
         return task_prompts(config.environment, data.eval_count)
     return load_prompt_sets(model, data_of(config), config.rollout, config.run.seed, skipped, sources)
