@@ -1,4 +1,4 @@
-"""Blackjack of Gymnasium as a conversation: from random play to better than half of its loss.
+"""Blackjack of Gymnasium as a conversation: random play loses 0.45 a game, and a small model learns to lose less.
 
     python examples/gymnasium_text.py [STEPS [GAMES]]
 
@@ -12,7 +12,7 @@ import gymnasium
 
 import proxlm
 
-steps = int(sys.argv[1]) if len(sys.argv) > 1 else 25
+steps = int(sys.argv[1]) if len(sys.argv) > 1 else 40
 games = int(sys.argv[2]) if len(sys.argv) > 2 else 512
 NAMES = ["stick", "hit"]
 
