@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from judge_server import serving
 
+from judge_server import serving
 from proxlm.rewards.judge_cache import JudgeCache
 
 # Without torch: the cache's own file and its two small imports. Prints each question once it is written.

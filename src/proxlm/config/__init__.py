@@ -4,24 +4,20 @@ from proxlm.config.compare import CompareConfig
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings
 from proxlm.config.folds import FoldsConfig
 from proxlm.config.help import describe
+from proxlm.config.inference_jobs import EvaluateConfig, GenerateConfig
 from proxlm.config.jobs import (
     JOBS,
     ControlConfig,
     DemoConfig,
     DoctorConfig,
-    EvaluateConfig,
-    GenerateConfig,
-    PPOConfig,
-    PretrainConfig,
     ReportConfig,
-    SFTConfig,
     StopConfig,
-    ValueConfig,
     VerifyConfig,
 )
 from proxlm.config.likelihood import ChoiceSettings, PerplexitySettings
 from proxlm.config.metrics import MetricSettings
 from proxlm.config.parse import load_config, settings_or_default, to_toml, validate
+from proxlm.config.policy_jobs import PPOConfig, ValueConfig
 from proxlm.config.ppo import (
     CorrectionSettings,
     CovarianceSettings,
@@ -59,6 +55,7 @@ from proxlm.config.schema import (
     TextSettings,
     ValueSettings,
 )
+from proxlm.config.supervised_jobs import PretrainConfig, SFTConfig
 
 __all__ = [
     "JOBS",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from proxlm.config.jobs import EvaluateConfig, GenerateConfig
+from proxlm.config.inference_jobs import EvaluateConfig, GenerateConfig
 from proxlm.config.paths import relative_to
 from proxlm.config.tree import kinds
 from proxlm.errors import ConfigError

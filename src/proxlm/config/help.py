@@ -7,7 +7,8 @@ import textwrap
 from typing import Any, get_args
 
 from proxlm.config.arguments import SHORT, short_for
-from proxlm.config.jobs import JOBS, EvaluateConfig, GenerateConfig
+from proxlm.config.inference_jobs import EvaluateConfig, GenerateConfig
+from proxlm.config.jobs import JOBS
 from proxlm.config.parse import job_class
 from proxlm.config.setting import Bounds
 from proxlm.config.tree import is_section, kinds

@@ -187,6 +187,17 @@ def new_model_problems(key: str, new: NewModelSettings, model: ModelSettings) ->
     return found
 
 
+def scratch_problems(scratch: NewModelSettings, model: ModelSettings) -> Problems:
+    """Problems of what a job begins with: model.policy, or a new model of the section [scratch]."""
+    if model.policy and scratch.type:
+        return [("scratch.type", "give model.policy or scratch.type, not both")]
+    if scratch.type:
+        return new_model_problems("scratch", scratch, model)
+    if not model.policy:
+        return [("model.policy", "required, but not given; or set scratch.type to train a new model")]
+    return []
+
+
 def model_problems(model: ModelSettings) -> Problems:
     """What cannot be in the section [model] of a job that trains."""
     found: Problems = []

@@ -10,9 +10,9 @@ from proxlm.config.problems import (
     Problems,
     best_is_model_problems,
     model_problems,
-    new_model_problems,
     optimiser_problems,
     required,
+    scratch_problems,
 )
 from proxlm.config.schema import (
     ModelSettings,
@@ -161,14 +161,7 @@ class RewardConfig:
         found = required(("text.train", self.text.train)) + preference_problems(self.text)
         found += model_problems(self.model) + _model_problems(self.model) + best_is_model_problems(self.run)
         found += _ensemble_problems(self) + _label_problems(self)
-        if self.model.policy and self.scratch.type:
-            found.append(("scratch.type", "give model.policy or scratch.type, not both"))
-        elif self.scratch.type:
-            found += new_model_problems("scratch", self.scratch, self.model)
-        elif not self.model.policy:
-            found.append(
-                ("model.policy", "required, but not given; or set scratch.type to train a new model")
-            )
+        found += scratch_problems(self.scratch, self.model)
         return found + optimiser_problems("optim", self.optim)
 
     def best_metric(self) -> str:

@@ -1,0 +1,98 @@
+"""The jobs that only use models: generation and evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from proxlm.config.likelihood import ChoiceSettings, PerplexitySettings, perplexity_problems
+from proxlm.config.metrics import MetricSettings, metric_problems
+from proxlm.config.problems import (
+    Problems,
+    chat_problems,
+    required,
+    reward_problems,
+    rollout_problems,
+)
+from proxlm.config.rollout import GREEDY, EnvironmentSettings, RolloutSettings
+from proxlm.config.schema import (
+    DataSettings,
+    ModelSettings,
+    ProcessSettings,
+    RewardSettings,
+)
+from proxlm.config.setting import setting
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Generate text with a model, for one prompt, a file of prompts, or a conversation."""
+
+    model: ModelSettings = setting(factory=ModelSettings)
+    data: DataSettings = setting(factory=DataSettings)
+    rollout: RolloutSettings = setting(factory=RolloutSettings)
+    prompt: str = setting(
+        "",
+        "one prompt, instead of data.prompts; without either: lines of standard input, up to an empty one",
+    )
+    output: str = setting("", "with data.prompts: JSONL file to write; empty: print", path="output")
+    seed: int = setting(0, "seed of the sampling", ge=0, lt=2**32)
+    run: ProcessSettings = setting(factory=ProcessSettings)
+
+    def problems(self) -> Problems:
+        found = required(("model.policy", self.model.policy))
+        if self.output and not self.data.prompts:
+            found.append(("output", "is for the responses to data.prompts: set that, or leave it out"))
+        return (
+            found
+            + chat_problems("data.chat_template_kwargs", self.data.chat_template_kwargs)
+            + rollout_problems(self.rollout)
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluate models on held-out prompts, side by side."""
+
+    model: ModelSettings = setting(
+        factory=ModelSettings, help="policy: the reference, evaluated first; empty: the first of models"
+    )
+    models: list[str] = setting(
+        factory=list, help="more models to evaluate: folders or hub names", path="model"
+    )
+    data: DataSettings = setting(factory=DataSettings)
+    rollout: RolloutSettings = setting(factory=RolloutSettings)
+    environment: EnvironmentSettings = setting(factory=EnvironmentSettings)
+    reward: RewardSettings = setting(factory=RewardSettings)
+    metrics: MetricSettings = setting(factory=MetricSettings)
+    choices: ChoiceSettings = setting(factory=ChoiceSettings)
+    perplexity: PerplexitySettings = setting(factory=PerplexitySettings)
+    output: str = setting(
+        "",
+        "file for the results, as its name ends: .json, .md (Markdown), .html or .txt; empty: only print",
+        path="output",
+    )
+    responses: str = setting(
+        "", "JSONL file for every response of every model, with its rewards; empty: none", path="output"
+    )
+    greedy: bool = setting(True, GREEDY)
+    samples: int = setting(3, "number of each model's completions to show", ge=0)
+    micro_batch_tokens: int = setting(4096, "most tokens in one forward pass", ge=1)
+    seed: int = setting(0, "seed of the sampling", ge=0, lt=2**32)
+    run: ProcessSettings = setting(factory=ProcessSettings)
+
+    def problems(self) -> Problems:
+        found = [] if self.models else required(("model.policy", self.model.policy))
+        if not (self.data.eval_prompts or self.data.prompts or self.environment.use or self.perplexity.text):
+            found.append(("data.eval_prompts", "required: a file of prompts to evaluate on"))
+        if self.metrics.samples_per_prompt > 1 and self.rollout.temperature == 0:
+            reason = (
+                "greedy responses to one prompt are all the same; set it to 1, or rollout.temperature above 0"
+            )
+            found.append(("metrics.samples_per_prompt", reason))
+        found += perplexity_problems(self.perplexity)
+        found += chat_problems(
+            "data.chat_template_kwargs", self.data.chat_template_kwargs
+        ) + rollout_problems(self.rollout)
+        if self.output and not self.output.endswith((".json", ".md", ".html", ".txt")):
+            found.append(("output", "must end with .json, .md, .html or .txt"))
+        return found + reward_problems(self.reward) + metric_problems(self.metrics)

@@ -1,0 +1,85 @@
+"""The jobs that learn from texts: pretraining and fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from proxlm.config.problems import (
+    Problems,
+    best_is_model_problems,
+    chat_problems,
+    model_problems,
+    new_model_problems,
+    optimiser_problems,
+    required,
+    scratch_problems,
+)
+from proxlm.config.schema import (
+    ModelSettings,
+    NewModelSettings,
+    OptimiserSettings,
+    RunSettings,
+    SupervisedSettings,
+    TextSettings,
+)
+from proxlm.config.setting import setting
+
+
+def _optim(lr: float, **more: Any) -> OptimiserSettings:
+    return OptimiserSettings(
+        lr=lr, schedule="cosine", warmup=20, final=0.1, beta2=0.95, eps=1e-8, weight_decay=0.1, **more
+    )
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Train a new language model, tokenizer included, on text files."""
+
+    new: NewModelSettings = setting(factory=NewModelSettings)
+    model: ModelSettings = setting(
+        factory=ModelSettings, help="policy: continue from this model instead of a new one"
+    )
+    text: TextSettings = setting(factory=TextSettings)
+    train: SupervisedSettings = setting(factory=SupervisedSettings)
+    optim: OptimiserSettings = setting(factory=lambda: _optim(2e-3))
+    run: RunSettings = setting(factory=RunSettings)
+
+    def problems(self) -> Problems:
+        found = required(("text.train", self.text.train)) + optimiser_problems("optim", self.optim)
+        found += model_problems(self.model) + best_is_model_problems(self.run)
+        if not self.model.policy:
+            found += new_model_problems("new", self.new, self.model)
+            if not self.new.recurrent and self.train.block > self.new.context:
+                found.append(("train.block", f"longer than new.context = {self.new.context}"))
+        return found
+
+    def best_metric(self) -> str:
+        """ "": policy/ is the model of the best validation."""
+        return ""
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Fine-tune a language model on prompts with responses or on conversations, or train a new one on them."""
+
+    scratch: NewModelSettings = setting(
+        factory=lambda: NewModelSettings(type=""),
+        help='type: train a new model of this type, tokenizer included ("t5", "bart", ...); empty: model.policy',
+    )
+    model: ModelSettings = setting(factory=ModelSettings)
+    text: TextSettings = setting(factory=TextSettings)
+    train: SupervisedSettings = setting(factory=SupervisedSettings)
+    optim: OptimiserSettings = setting(factory=lambda: _optim(1e-4))
+    run: RunSettings = setting(factory=RunSettings)
+
+    def problems(self) -> Problems:
+        found = required(("text.train", self.text.train))
+        found += chat_problems("text.chat_template_kwargs", self.text.chat_template_kwargs)
+        found += model_problems(self.model) + best_is_model_problems(self.run)
+        found += scratch_problems(self.scratch, self.model)
+        return found + optimiser_problems("optim", self.optim)
+
+    def best_metric(self) -> str:
+        """ "": policy/ is the model of the best validation."""
+        return ""
