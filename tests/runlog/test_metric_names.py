@@ -69,6 +69,10 @@ PPO_RUNS = {
     ],
     "prefetch": ["--ppo.prefetch", *CORRECTED, "--reward.use", "reward.py:score"],
     "environment": ["--environment.use", "number-game", "--environment.max-turns", "2"],
+    "tools": [
+        *("--environment.use", "tools", "--environment.args", "{describe = false}"),
+        *("--environment.max-turns", "2", "--reward.use", "reward.py:score"),
+    ],
 }
 SUPERVISED = ["--train.steps", "2", "--train.batch-tokens", "60", "--train.validate-every", "1"]
 NEW = [
