@@ -4,8 +4,8 @@
     proxlm sft recipes/film-sft.toml
     proxlm ppo recipes/film-ppo.toml
 
-Reads rt-polarity.pos and rt-polarity.neg (Pang and Lee 2005), and writes sft.jsonl, rl.jsonl and test.jsonl into
-runs/films. No sentence stands in two of them; the labels of each file are half and half.
+Reads rt-polarity.pos and rt-polarity.neg (Pang and Lee 2005), and writes train.jsonl, from which both learn, and
+test.jsonl into runs/films. No sentence stands in both; the labels of each file are half and half.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from proxlm.runlog.folder import write_atomic
 
 FOLDER = Path("runs/films")
 LABELS = {"pos": " positive", "neg": " negative"}
-SFT, TEST = 2500, 750  # of each label
+TEST = 750  # of each label
 
 
 def prepare(source: Path, folder: Path = FOLDER) -> None:
@@ -29,17 +29,12 @@ def prepare(source: Path, folder: Path = FOLDER) -> None:
         for label in LABELS
     }
     both = set(texts["pos"]) & set(texts["neg"])
-    parts: dict[str, list[dict[str, str]]] = {"test": [], "sft": [], "rl": []}
+    parts: dict[str, list[dict[str, str]]] = {"test": [], "train": []}
     for label, found in texts.items():
         sentences = [text for text in dict.fromkeys(found) if text not in both]
         random.Random(0).shuffle(sentences)
-        ends = {"test": TEST, "sft": TEST + SFT, "rl": len(sentences)}
-        begin = 0
-        for name, end in ends.items():
-            parts[name] += [
-                {"prompt": f"{text}\nLabel:", "response": LABELS[label]} for text in sentences[begin:end]
-            ]
-            begin = end
+        for name, some in (("test", sentences[:TEST]), ("train", sentences[TEST:])):
+            parts[name] += [{"prompt": f"{text}\nLabel:", "response": LABELS[label]} for text in some]
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in parts.items():
         random.Random(1).shuffle(rows)

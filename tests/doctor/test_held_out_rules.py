@@ -44,7 +44,7 @@ def test_sampling_that_only_becomes_sharper(sampled, greedy, speaks):
         one = findings["greedy_unchanged"]
         assert (one.severity, one.step) == ("warning", 20)
         assert "from 0.100 to 0.250" in one.seen
-        assert "likeliest answer no better" in one.seen
+        assert "likeliest answer hardly better" in one.seen
 
 
 @pytest.mark.parametrize(

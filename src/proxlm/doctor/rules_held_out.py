@@ -67,7 +67,7 @@ def greedy_unchanged(rows: Rows, _facts: Facts) -> Finding | None:
         rows, "greedy_unchanged",
         f"sharpened only: the held-out reward of sampled answers rose from {shown(sampled.before)} to"
         f" {shown(sampled.after)}, that of greedy ones went from {shown(greedy.before)} to {shown(greedy.after)}:"
-        " sampling became sharper, the likeliest answer no better",
+        " sampling became sharper, the likeliest answer hardly better",
         "if greedy answers earn the highest reward there is, the run is done",
         "raise rollout.temperature or ppo.samples_per_prompt: better answers than the likeliest must be sampled",
         "ppo.positive_coef = 0.1 raises those that were right; more steps, or a higher optim.policy.lr",
