@@ -92,6 +92,19 @@ def test_models_of_one_file_and_arms_of_seeds(tmp_path: Path, capsys: pytest.Cap
     text = compare(capsys, *arms)
     assert "0.1000" in text
     assert "dealt to two arms in 20 ways, so that no p is below 0.1" in text
+    assert "less a… (3 seeds)" in text
+
+
+def test_one_model_in_two_files_is_named_by_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cold = responses(Path("cold.jsonl"), m=rows(0.0, ""))
+    hot = responses(Path("hot.jsonl"), m=rows(0.5, "!"), other=rows(0.7, "!"))
+    lines = compare(capsys, cold, hot, "--reward.use", "length", "--reward.args.target", "5").splitlines()
+    assert lines[0].startswith("less cold.jsonl ")
+    assert any("hot.jsonl: m " in line for line in lines)
+    assert any(" other " in line for line in lines)
 
 
 def test_a_judge_is_asked_in_both_orders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,6 +169,7 @@ def test_the_higher_reward_wins(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [
         (["nowhere", "one"], "nowhere: no such run or file of responses"),
         (["a.jsonl"], "needs two to compare"),
+        (["a.jsonl", "b.jsonl", "nothing.jsonl"], "nothing.jsonl: the file holds no responses"),
         (["a.jsonl", "short.jsonl"], "are of different prompts: 1 of 8"),
         (["a.jsonl", "empty"], "holds no evaluation.json"),
         (["a.jsonl", "changed"], "not what the run wrote"),
@@ -178,6 +192,8 @@ def test_what_cannot_be_compared_is_said(
     responses(tmp_path / "a.jsonl", a=rows(0, ""))
     responses(tmp_path / "short.jsonl", b=rows(0, "")[1:])
     responses(tmp_path / "two.jsonl", a=rows(0, ""), b=rows(0, ""))
+    responses(tmp_path / "b.jsonl", b=rows(1, ""))
+    (tmp_path / "nothing.jsonl").touch()
     (tmp_path / "empty").mkdir()
     changed = run_of(tmp_path / "changed", 0.0, 1.0) / "evaluation-after.jsonl"
     changed.write_text(changed.read_text(encoding="utf-8").replace("tea", "TEA"), encoding="utf-8")

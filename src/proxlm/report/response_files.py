@@ -32,7 +32,7 @@ def read_arms(names: list[str]) -> list[Arm]:
     if len(names) == 1 and os.path.isdir(home_expanded(names[0])):
         arms = _evaluations(Path(home_expanded(names[0])))
     else:
-        arms = _named_below_their_folder([arm for name in names for arm in _arms(name)])
+        arms = _named_below_their_folder(_told_apart(names, [_arms(name) for name in names]))
     if len(arms) < 2:
         found = arms[0].name if arms else "nothing"
         raise RunError(f"{listed(names)}: only {shown(found)} there; proxlm compare needs two to compare")
@@ -49,6 +49,25 @@ def _arms(name: str) -> list[Arm]:
             raise RunError(f"{shown(part)}: holds the responses of {len(systems)} models; a seed is of one")
     beginning = os.path.commonprefix([systems[0].name for systems in seeds])  # noqa: RUF071 - by characters
     return [Arm(f"{beginning}… ({len(seeds)} seeds)", [systems[0].runs[0] for systems in seeds])]
+
+
+def _told_apart(names: list[str], found: list[list[Arm]]) -> list[Arm]:
+    """All arms; those of a name that stands in several files, of one model asked in two ways for instance, are named
+    by their file.
+    """
+    every = [arm.name for arms in found for arm in arms]
+    return [
+        arm if every.count(arm.name) == 1 else replace(arm, name=_by_file(name, arm, alone=len(arms) == 1))
+        for name, arms in zip(names, found, strict=True)
+        for arm in arms
+    ]
+
+
+def _by_file(name: str, arm: Arm, alone: bool) -> str:
+    if len(arm.runs) > 1:
+        files = [part.strip() for part in name.split(",") if part]
+        return f"{os.path.commonprefix(files)}… ({len(arm.runs)} seeds)"  # noqa: RUF071 - by characters
+    return short(name) if alone else f"{short(name)}: {arm.name}"
 
 
 def _named_below_their_folder(arms: list[Arm]) -> list[Arm]:
@@ -75,6 +94,8 @@ def read_systems(name: str) -> list[Arm]:
     by_model: dict[str, list[Row]] = {}
     for row in read_jsonl(path):
         by_model.setdefault(str(row.get("model", "")), []).append(row)
+    if not by_model:
+        raise RunError(f"{shown(name)}: the file holds no responses")
     if len(by_model) > MOST_MODELS:
         raise RunError(f"{path}: responses of {len(by_model)} models; a table has room for {MOST_MODELS}")
     return [Arm(model or short(str(path)), [rows]) for model, rows in by_model.items()]
