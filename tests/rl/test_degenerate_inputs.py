@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from proxlm.rl.advantages import length_adaptive_lambda, turn_gae
+from proxlm.rl.advantages import length_adaptive_lambda, temporal_differences, turn_gae
 from proxlm.rl.estimators import AdvantageInputs, Advantages, grpo_advantages, rloo_advantages
 from proxlm.rl.losses import clipped_value_loss, token_weights
 from proxlm.rl.policy_losses import LossInputs, dppo_loss, gspo_loss
@@ -114,3 +114,13 @@ def test_moments_of_nothing_and_of_numbers_that_hardly_vary() -> None:
     assert RunningStatistics() == (0.0, 0.0, 0.0)
     assert RunningStatistics(n=1.0, mean=3.0, squares=0.0).std == 1.0
     assert RunningStatistics(n=4.0, mean=1000.0, squares=1.0).std == pytest.approx(0.5)
+
+
+def test_tokens_without_a_step_have_no_owner():
+    ones, offsets = torch.ones(5), torch.tensor([0, 2, 5])
+    none = temporal_differences(ones, ones, torch.zeros(5, dtype=torch.bool), offsets, 0.9)
+    assert none.owner.tolist() == [-1] * 5
+    assert none.sums(ones).tolist() == []
+    some = temporal_differences(ones, ones, torch.tensor([True, False, False, True, False]), offsets, 0.9)
+    assert some.owner.tolist() == [0, 0, -1, 1, 1]
+    assert some.sums(torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])).tolist() == [3.0, 24.0]
