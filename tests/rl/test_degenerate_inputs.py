@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from proxlm.rl.advantages import length_adaptive_lambda, temporal_differences, turn_gae
+from proxlm.rl.corrections import importance_weights
 from proxlm.rl.estimators import AdvantageInputs, Advantages, grpo_advantages, rloo_advantages
 from proxlm.rl.losses import clipped_value_loss, token_weights
 from proxlm.rl.policy_losses import LossInputs, dppo_loss, gspo_loss
@@ -124,3 +125,9 @@ def test_tokens_without_a_step_have_no_owner():
     some = temporal_differences(ones, ones, torch.tensor([True, False, False, True, False]), offsets, 0.9)
     assert some.owner.tolist() == [0, 0, -1, 1, 1]
     assert some.sums(torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])).tolist() == [3.0, 24.0]
+
+
+def test_without_bounds_a_masking_correction_drops_nothing():
+    weights = torch.tensor([0.25, 1.0, 4.0]).log()
+    found = importance_weights(weights, torch.ones(3, dtype=torch.bool), torch.tensor([0, 3]), "token_mask")
+    torch.testing.assert_close(found, torch.tensor([0.25, 1.0, 4.0]))
