@@ -457,3 +457,16 @@ def test_a_models_folder_and_an_unfinished_run_are_not_taken_for_a_run(tmp_path:
     assert error("evaluate", "run").startswith(
         "run: the run has no policy/ yet, for it is not finished: resume it"
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        ("evaluate", {"data.eval_prompts": "h.jsonl", "responses": "h.jsonl"}),
+        ("evaluate", {"data.eval_prompts": "h.jsonl", "responses": "a.json", "output": "./a.json"}),
+        ("generate", {"data.prompts": "h.jsonl", "output": "h.jsonl"}),
+    ],
+)
+def test_no_file_of_a_command_is_written_over(command: str, given: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="is another file of this command"):
+        load_config(command, None, {"model.policy": "m", **given})

@@ -85,9 +85,9 @@ def test_a_judge_that_does_not_see_length_is_left_alone() -> None:
 
 def test_edges() -> None:
     assert length_controlled([1.0, 0.0], [5.0, 5.0]) is None
-    always = length_controlled([1.0] * 30, list(range(30)))
-    assert always is not None
-    assert 0.95 < always.low <= always.mean <= always.high <= 1.0
-    separated = length_controlled([float(i > 15) for i in range(31)], [float(i - 15) for i in range(31)])
-    assert separated is not None
-    assert separated.low <= 0.5 <= separated.high
+    assert length_controlled([1.0] * 30, [float(i - 15) for i in range(30)]) is None
+    assert length_controlled([1.0, 0.0, 1.0], [1.0, 2.0, 3.0]) is None  # no response is shorter
+    assert length_controlled([float(i > 15) for i in range(31)], [float(i - 15) for i in range(31)]) is None
+    assert length_controlled([1.0, 0.0, 1.0, 0.0], [-1.0, -1.0, 1.0, 1.0]).mean == pytest.approx(
+        0.5, abs=1e-6
+    )

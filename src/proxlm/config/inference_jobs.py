@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import abspath
 
 from proxlm.config.likelihood import ChoiceSettings, PerplexitySettings, perplexity_problems
 from proxlm.config.metrics import MetricSettings, metric_problems
@@ -44,6 +46,7 @@ class GenerateConfig:
             found.append(("output", "is for the responses to data.prompts: set that, or leave it out"))
         return (
             found
+            + _overwritten("output", self.output, [], self.data)
             + chat_problems("data.chat_template_kwargs", self.data.chat_template_kwargs)
             + rollout_problems(self.rollout)
         )
@@ -95,4 +98,15 @@ class EvaluateConfig:
         ) + rollout_problems(self.rollout)
         if self.output and not self.output.endswith((".json", ".md", ".html", ".txt")):
             found.append(("output", "must end with .json, .md, .html or .txt"))
+        found += _overwritten("output", self.output, [self.responses], self.data, self.perplexity.text)
+        found += _overwritten("responses", self.responses, [], self.data, self.perplexity.text)
         return found + reward_problems(self.reward) + metric_problems(self.metrics)
+
+
+def _overwritten(
+    key: str, path: str, others: list[str], data: DataSettings, texts: Sequence[str] = ()
+) -> Problems:
+    """What is read, or written as well, must not be the file that is written."""
+    read = [*others, data.prompts, data.eval_prompts, data.examples, data.chat_template, *texts]
+    same = path and any(other and abspath(other) == abspath(path) for other in read)
+    return [(key, f"{path} is another file of this command; name a new one")] if same else []

@@ -51,7 +51,7 @@ class WinRate:
         tied: On how many neither is.
         lost: On how many the other one is.
         rate: Wins, a tie as a half, with Wilson's 95% interval over prompts.
-        equal_length: The rate at a difference of length of 0; None where all differences are the same.
+        equal_length: The rate at a difference of length of 0; None where `length_controlled` has none.
         longer: Mean characters by which its responses are longer.
         first: How often the response that is shown first is preferred, ½ without position bias; None: without orders.
         changed: On how many prompts the verdict changes with the order.
@@ -117,19 +117,31 @@ def length_controlled(wins: ArrayLike, longer: ArrayLike, seed: int = 0) -> Esti
         seed: Of the resamples.
 
     Returns:
-        None where all differences of length are the same: nothing can be told apart.
+        None where nothing can be said of equal length: all differences have one sign, or a difference of length
+        separates the wins from the rest, so that the regression has no finite solution.
     """
     y, d = np.asarray(wins, dtype=np.float64), np.asarray(longer, dtype=np.float64)
-    deviation = d.std()
-    if not deviation:
+    if not d.std() or not d.min() <= 0 <= d.max() or _separated(y, d):
         return None
-    x, n = np.tanh(d / deviation), len(y)
+    x, n = np.tanh(d / d.std()), len(y)
     generator = np.random.default_rng(derive_seed(seed, Purpose.RESAMPLES))
     drawn = generator.integers(0, n, (RESAMPLES, n))
     counts = np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(np.float64)
     mean = float(_rates_at_zero(y, x, np.ones((1, n)))[0])
     low, high = np.quantile(_rates_at_zero(y, x, counts), [0.025, 0.975])
     return Estimate(mean, min(mean, float(low)), max(mean, float(high)))
+
+
+def _separated(y: Numbers, d: Numbers) -> bool:
+    """Whether all wins lie on one side of all losses, or there are only wins or only losses.
+
+    Where both meet at 0 alone, the rate there is theirs.
+    """
+    won, lost = d[y > 0], d[y < 1]  # a tie is both
+    if not len(won) or not len(lost):
+        return True
+    sides = ((won.min(), lost.max()), (lost.min(), won.max()))
+    return any(least > most or least == most != 0 for least, most in sides)
 
 
 def _rates_at_zero(y: Numbers, x: Numbers, counts: Numbers) -> Numbers:
