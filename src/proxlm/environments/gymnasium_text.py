@@ -34,7 +34,7 @@ class GymnasiumText:
     Args:
         id: of the environment.
         actions: names of the actions in the order of their numbers; the names that are known, else the numbers.
-        describe: how an observation is told: "" writes its numbers, "ansi" what the environment draws for a terminal;
+        describe: how an observation is written: "" its numbers, "ansi" what the environment draws for a terminal;
             or path/to/file.py:function, from the observation and the environment to a text.
         prompt: what is said before the first observation; None: the list of actions.
         illegal: what is said to a reply that is no action; None: the list of actions.
