@@ -48,7 +48,7 @@ def _index(folder: str) -> tuple[list[str], list[str], Any]:
     try:
         import bm25s
     except ImportError as error:
-        raise ConfigError('the tool search needs bm25s: pip install "proxlm[search]"') from error
+        raise ConfigError('the tool search needs bm25s: pip install "proxlm[tools]"') from error
     if not os.path.isdir(folder):
         raise ConfigError(
             f'environment.args.path = "{shown(folder)}": the tool search needs a folder of texts'
