@@ -35,7 +35,7 @@ def test_help_has_every_setting_with_default_and_meaning(job: str) -> None:
         places = [i for i, line in enumerate(lines) if line.startswith(f"  --{key} ")]
         assert len(places) == 1, key
         following = lines[places[0] + 1 :]
-        text = " ".join(line.strip() for line in following[: 1 + len(meaning) // 50])
+        text = " ".join(line.strip() for line in following[: 3 + len(meaning) // 50])
         assert meaning, f"{key} has no meaning"
         assert meaning in text
         assert f"(default {toml_value(default)}" in lines[places[0]]

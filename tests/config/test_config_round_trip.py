@@ -105,7 +105,7 @@ DRAWN = {
     "metrics.read": st.sampled_from(["whole", "first_line", "number", "pattern"]),
     "metrics.pattern": st.sampled_from(["a+", "(b)$"]),
     "metrics.answer_fields": st.lists(SOME_TEXT, min_size=1, max_size=3),
-    "name": st.sampled_from(["adamw", "adam", "sgd", "rmsprop", "adafactor", "muon"]),
+    "name": st.sampled_from(["adamw", "adam", "nadam", "adagrad", "sgd", "rmsprop", "adafactor", "muon"]),
     "stages": STAGES,
     "final": st.floats(0.1, 1),
     "rollout.weights": st.just("policy"),

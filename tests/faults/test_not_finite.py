@@ -108,9 +108,9 @@ def test_a_loss_that_is_no_number_is_skipped_in_one_minibatch_alone(tokenizer, t
 def test_fine_tuning_counts_and_ends_too(tiny_place, capsys, monkeypatch):  # noqa: F811
     real, calls = objective.next_token_gradient, []
 
-    def gradient(model, examples, rows, tokens):
+    def gradient(model, examples, rows, tokens, **more):
         calls.append(rows)
-        return real(model, examples, rows, tokens, math.nan if len(calls) > 2 else 1.0)
+        return real(model, examples, rows, tokens, math.nan if len(calls) > 2 else 1.0, **more)
 
     monkeypatch.setattr(objective, "next_token_gradient", gradient)
     assert main([*SFT, "--run.max-skipped-updates", "2"]) == 2

@@ -129,6 +129,8 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "preference_losses.score_loss": (flat(0, 3, 2), flat(1, 3, 2), 0.5),
     "preference_losses.class_loss": (flat(0, 3, 2), torch.tensor([0.0, 1.0, 1.0])),
     "preference_losses.step_loss": (flat(0, 3, 2), flat(1, 3, 2).sigmoid()),
+    "token_losses.focal_loss": (-flat(0).abs(), 2.0),
+    "token_losses.smoothed_losses": (flat(0, 6, 4), head, torch.arange(6), 0.1, 4),
     "ragged.offsets_of": (torch.tensor([3, 2, 1]),),
     "ragged.row_of_element": (OFFSETS,),
     "ragged.ragged_index": (OFFSETS, ROWS),

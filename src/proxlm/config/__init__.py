@@ -15,6 +15,7 @@ from proxlm.config.jobs import (
     VerifyConfig,
 )
 from proxlm.config.likelihood import ChoiceSettings, PerplexitySettings
+from proxlm.config.loss import LossSettings
 from proxlm.config.metrics import MetricSettings
 from proxlm.config.parse import load_config, settings_or_default, to_toml, validate
 from proxlm.config.policy_jobs import PPOConfig, ValueConfig
@@ -80,6 +81,7 @@ __all__ = [
     "GymSettings",
     "LabelSettings",
     "LoraSettings",
+    "LossSettings",
     "MetricSettings",
     "ModelSettings",
     "NetworkSettings",

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from proxlm.config.algorithms import ADVANTAGES, LOSSES
 from proxlm.config.ppo import PPOSettings
+from proxlm.config.schema import Schedule
 from proxlm.config.tree import Assembly, split_key
 from proxlm.config.values import shown_value
 from proxlm.text import listed
@@ -53,6 +54,16 @@ _SHOTS = "shots_from response_field answer_separator example_separator"
 _COMPARED = "objective.kind", *_is("comparisons")
 _PAIRS = "chosen_field rejected_field winner_field winner_values completion_fields margin_field"
 _METRICS = "answer_fields read pattern ignore_case language labels entities right k confidence resamples"
+_FALLING = (
+    "linear",
+    "cosine",
+    "cosine-restarts",
+    "one-cycle",
+    "warmup-stable-decay",
+    "polynomial",
+    "exponential",
+)
+_WITH_WARMUP = tuple(name for name in get_args(Schedule) if name != "one-cycle")
 _MODEL = "vocabulary hidden layers heads intermediate context tie_embeddings"
 
 SWITCHES = (
@@ -102,6 +113,9 @@ SWITCHES = (
     Switch("slice_field", "text", "objective.kind", *_is("comparisons", "classes")),
     Switch("score_loss", "objective", "objective.kind", *_is("scores")),
     Switch("huber_delta", "objective", "objective.score_loss", *_is("huber")),
+    Switch("smoothing", "loss", "loss.kind", *_is("label-smoothing")),
+    Switch("gamma", "loss", "loss.kind", *_is("focal")),
+    Switch("kind smoothing gamma", "loss", "objective.kind", *_is("classes")),
     Switch("response_field", "labels", "objective.kind", *_is("scores", "classes")),
     Switch("score_fields", "labels", "objective.kind", *_is("scores")),
     Switch("class_field classes", "labels", "objective.kind", *_is("classes")),
@@ -118,7 +132,12 @@ SWITCHES = (
         for switch in (
             Switch("half_life", section, f"{section}.schedule", *_is("inverse-time")),
             Switch("stages", section, f"{section}.schedule", *_is("staged")),
-            Switch("final", section, f"{section}.schedule", *_is("linear", "cosine", "exponential")),
+            Switch("final", section, f"{section}.schedule", *_is(*_FALLING)),
+            Switch("cycles", section, f"{section}.schedule", *_is("cosine-restarts")),
+            Switch("rise", section, f"{section}.schedule", *_is("one-cycle")),
+            Switch("decay", section, f"{section}.schedule", *_is("warmup-stable-decay")),
+            Switch("power", section, f"{section}.schedule", *_is("polynomial")),
+            Switch("warmup", section, f"{section}.schedule", *_is(*_WITH_WARMUP)),
         )
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from proxlm.config.loss import LossSettings
 from proxlm.config.preferences import PreferenceSettings, preference_problems
 from proxlm.config.problems import (
     Problems,
@@ -148,6 +149,7 @@ class RewardConfig:
     )
     text: PreferenceSettings = setting(factory=PreferenceSettings)
     objective: ObjectiveSettings = setting(factory=ObjectiveSettings)
+    loss: LossSettings = setting(factory=LossSettings, help="of classes")
     labels: LabelSettings = setting(factory=LabelSettings)
     ensemble: EnsembleSettings = setting(factory=EnsembleSettings)
     train: SupervisedSettings = setting(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from proxlm.config.loss import LossSettings
 from proxlm.config.problems import (
     Problems,
     best_is_model_problems,
@@ -41,6 +42,7 @@ class PretrainConfig:
         factory=ModelSettings, help="policy: continue from this model instead of a new one"
     )
     text: TextSettings = setting(factory=TextSettings)
+    loss: LossSettings = setting(factory=LossSettings)
     train: SupervisedSettings = setting(factory=SupervisedSettings)
     optim: OptimiserSettings = setting(factory=lambda: _optim(2e-3))
     run: RunSettings = setting(factory=RunSettings)
@@ -69,6 +71,7 @@ class SFTConfig:
     )
     model: ModelSettings = setting(factory=ModelSettings)
     text: TextSettings = setting(factory=TextSettings)
+    loss: LossSettings = setting(factory=LossSettings)
     train: SupervisedSettings = setting(factory=SupervisedSettings)
     optim: OptimiserSettings = setting(factory=lambda: _optim(1e-4))
     run: RunSettings = setting(factory=RunSettings)

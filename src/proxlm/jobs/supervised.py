@@ -59,7 +59,7 @@ def train_supervised(
         model.check_tokens("the records", examples.tokens)
     check_engine(model)  # what is trained here is generated from later
     check_gradients(model)
-    objective = LanguageModelObjective(model, training, validation)
+    objective = LanguageModelObjective(model, training, validation, config.loss)
     return run_supervised(job, config, objective, model.network, skipped, callbacks, in_python, sources)
 
 

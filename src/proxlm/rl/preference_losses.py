@@ -82,17 +82,18 @@ def score_loss(outputs: Tensor, targets: Tensor, delta: float | None = None) -> 
     return loss.sum(1) / known.sum(1)
 
 
-def class_loss(outputs: Tensor, classes: Tensor) -> Tensor:
+def class_loss(outputs: Tensor, classes: Tensor, smoothing: float = 0.0) -> Tensor:
     """−log softmax(outputs)[class]: the cross-entropy of k classes.
 
     Args:
         outputs: Logits [n, k].
         classes: The number of the right class of each record [n].
+        smoothing: ε, the share of the target that all classes have alike (Szegedy et al. 2016).
 
     Returns:
         The loss of each record [n], in nats.
     """
-    return cross_entropy(outputs, classes.long(), reduction="none")
+    return cross_entropy(outputs, classes.long(), reduction="none", label_smoothing=smoothing)
 
 
 def step_loss(logits: Tensor, labels: Tensor) -> Tensor:

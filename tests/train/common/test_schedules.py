@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
+from torch.optim import lr_scheduler
 
 from proxlm.config import OptimiserSettings
 from proxlm.train.common.schedules import learning_rate, warmup_note
@@ -49,8 +51,58 @@ def test_staged():
 
 
 def test_a_run_of_one_step_has_a_rate():
-    for schedule in ("constant", "linear", "cosine"):
+    for schedule in ("constant", "linear", "cosine", "cosine-restarts", "one-cycle", "polynomial"):
         assert rates([0], 1, schedule=schedule) == [2]
+
+
+def of_torch(make, steps):
+    """The rates of one of torch's own schedulers."""
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 2.0)
+    scheduler, found = make(optimiser), []
+    for _ in range(steps):
+        found.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        scheduler.step()
+    return found
+
+
+def _stable_decay(optimiser):
+    hold = lr_scheduler.ConstantLR(optimiser, 1.0, 100)
+    fall = lr_scheduler.LinearLR(optimiser, 1.0, 0.1, 10)
+    return lr_scheduler.SequentialLR(optimiser, [hold, fall], [29])
+
+
+@pytest.mark.parametrize(
+    ("settings", "own"),
+    [
+        ({"schedule": "polynomial", "power": 3.0}, lambda o: lr_scheduler.PolynomialLR(o, 39, 3.0)),
+        (
+            {"schedule": "cosine-restarts", "cycles": 4, "final": 0.1},
+            lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 10, eta_min=0.2),
+        ),
+        (
+            {"schedule": "cosine-restarts", "cycles": 3},  # the last one is cut short
+            lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 14),
+        ),
+        (
+            {"schedule": "one-cycle", "rise": 0.35, "final": 0.004},
+            lambda o: lr_scheduler.OneCycleLR(
+                o, 2.0, 40, pct_start=0.35, final_div_factor=10, cycle_momentum=False
+            ),
+        ),
+        ({"schedule": "warmup-stable-decay", "decay": 0.25, "final": 0.1}, _stable_decay),
+        ({"schedule": "cosine", "final": 0.1}, lambda o: lr_scheduler.CosineAnnealingLR(o, 39, 0.2)),
+        ({"schedule": "exponential", "final": 0.5}, lambda o: lr_scheduler.ExponentialLR(o, 0.5 ** (1 / 39))),
+    ],
+)
+def test_they_are_torchs_own(settings, own):
+    assert rates(range(40), 40, **settings) == pytest.approx(of_torch(own, 40), rel=1e-9, abs=1e-12)
+    assert max(rates(range(60), 40, **settings)) <= 2.0  # a run that has more steps than were planned
+
+
+def test_warm_up_stands_before_restarts_and_decay():
+    for schedule in ("cosine-restarts", "warmup-stable-decay", "polynomial"):
+        assert rates([0, 1, 2, 3], 40, schedule=schedule, warmup=3) == pytest.approx([0.5, 1.0, 1.5, 2.0])
 
 
 @pytest.mark.parametrize("total", [100, 40, 39, 10, 1])

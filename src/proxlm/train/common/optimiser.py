@@ -59,8 +59,9 @@ class Optimiser:
         for part in self.parts:
             part.step()
             for state in part.state.values():
-                if "step" in state:
-                    state["step"].zero_()
+                for key, value in state.items():
+                    if isinstance(value, Tensor):  # NAdam's product of its momenta so far begins at 1
+                        value.fill_(1.0 if key == "mu_product" else 0.0)
         for group, settings in zip(groups, before, strict=True):
             group.update(settings)
         self.release()
@@ -164,6 +165,14 @@ def _parts(
     groups = _groups(named, config, rates)
     if config.name == "adam":
         return [torch.optim.Adam(groups, lr, betas, config.eps, fused=True)]
+    if config.name == "nadam":
+        return [torch.optim.NAdam(groups, lr, betas, config.eps, decoupled_weight_decay=True)]
+    if config.name == "radam":
+        return [torch.optim.RAdam(groups, lr, betas, config.eps, decoupled_weight_decay=True)]
+    if config.name == "adamax":
+        return [torch.optim.Adamax(groups, lr, betas, config.eps)]
+    if config.name == "adagrad":
+        return [torch.optim.Adagrad(groups, lr, eps=config.eps)]
     if config.name == "rmsprop":
         return [torch.optim.RMSprop(groups, lr, config.beta2, config.eps, momentum=config.momentum)]
     if config.name == "adafactor":

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proxlm.config import ObjectiveSettings, RewardConfig
+from proxlm.config import LossSettings, ObjectiveSettings, RewardConfig
 from proxlm.models.classifier import Classifier
 from proxlm.models.score_units import ScoreUnits, begin_at, units_of
 from proxlm.rl.preference_losses import (
@@ -20,6 +20,7 @@ from proxlm.rl.preference_losses import (
     share_preferred,
     step_loss,
 )
+from proxlm.rl.token_losses import focal_loss
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.folder import JsonRow
 from proxlm.train.supervised.labelled_texts import LabelledTexts
@@ -34,6 +35,10 @@ class Criterion:
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of each record, [n]."""
         raise NotImplementedError
+
+    def training_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What is minimised, [n], where that is not the loss that is reported of the validation part."""
+        return self.losses(outputs, targets)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """The validation metrics beside the loss."""
@@ -114,13 +119,19 @@ class Scores(Criterion):
 
 
 class Classes(Criterion):
-    """Cross-entropy in nats. The target is the number of the class."""
+    """Cross-entropy in nats, or what [loss] says in training. The target is the number of the class."""
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = classes
+    def __init__(self, classes: Sequence[str], loss: LossSettings | None = None) -> None:
+        self.classes, self.loss = classes, loss or LossSettings()
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return class_loss(outputs[:, 0], targets[:, 0])
+
+    def training_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.loss.kind == "label-smoothing":
+            return class_loss(outputs[:, 0], targets[:, 0], self.loss.smoothing)
+        losses = self.losses(outputs, targets)
+        return focal_loss(-losses, self.loss.gamma) if self.loss.kind == "focal" else losses
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         right = outputs[:, 0].argmax(-1) == targets[:, 0].long()
@@ -180,7 +191,7 @@ def criterion_of(
         more = {"step_separator": config.labels.separator} if kind == "steps" else {}
         model.name_outputs(outputs, problem, **more)
     if kind != "scores":
-        return Classes(outputs) if kind == "classes" else Steps()
+        return Classes(outputs, config.loss) if kind == "classes" else Steps()
     has_bias = members[0].output_layer.bias is not None
     units, wanted = units_of(training.targets(range(len(training))), outputs, has_bias)
     rows = range(min(_FIRST, len(training)))

@@ -9,13 +9,16 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from proxlm.models.forward import micro_batches, token_outputs
+from proxlm.config import LossSettings
+from proxlm.models.forward import logit_chunk, micro_batches, response_states, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
 from proxlm.rl.ragged import ragged_index
+from proxlm.rl.token_losses import focal_loss, smoothed_losses
 from proxlm.runlog.folder import JsonRow
 from proxlm.train.supervised.continuations import continuations
 from proxlm.train.supervised.examples import Examples
+from proxlm.types import Sequences
 
 
 class Objective(Protocol):
@@ -65,10 +68,20 @@ class Objective(Protocol):
 
 
 class LanguageModelObjective:
-    """The mean negative log-likelihood of the counted tokens, in nats per token."""
+    """The mean loss of the counted tokens, in nats per token: their negative log-likelihood, or what [loss] says.
 
-    def __init__(self, model: LanguageModel, training: Examples, validation: Examples) -> None:
+    The validation loss is the negative log-likelihood in any case, so that runs with different losses compare.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        training: Examples,
+        validation: Examples,
+        loss: LossSettings | None = None,
+    ) -> None:
         self.model, self.training, self.validation = model, training, validation
+        self.loss = loss or LossSettings()
 
     @property
     def lengths(self) -> Tensor:
@@ -82,7 +95,7 @@ class LanguageModelObjective:
         return self.model.trainable()
 
     def gradient(self, rows: Sequence[int], micro_batch_tokens: int) -> tuple[float, int]:
-        return next_token_gradient(self.model, self.training, rows, micro_batch_tokens)
+        return next_token_gradient(self.model, self.training, rows, micro_batch_tokens, loss=self.loss)
 
     def validate(self, micro_batch_tokens: int) -> dict[str, float]:
         return {"validation_loss": next_token_loss(self.model, self.validation, micro_batch_tokens)}
@@ -108,23 +121,36 @@ def next_token_gradient(
     rows: Sequence[int],
     micro_batch_tokens: int,
     factor: float = 1.0,
+    loss: LossSettings | None = None,
 ) -> tuple[float, int]:
     """Add `factor` times the gradient of the rows' mean next-token loss to the parameters' `.grad`.
+
+    loss: of each token; None: cross-entropy.
 
     Returns:
         The loss in nats per counted token, and the number of tokens read.
     """
     sequences, mask = examples.batch(rows)
     total = max(1, int(mask.sum()))
-    loss = 0.0
+    mean = 0.0
     offsets = sequences.response_offsets
     for micro in micro_batches(sequences.lengths, micro_batch_tokens):
         part = sequences.select(micro).to(model.device)
         weights = mask[ragged_index(offsets, micro)].to(model.device) / total
-        share = -(weights * token_outputs(model, part).logprobs).sum()
+        share = (weights * token_losses(model, part, loss or LossSettings())).sum()
         torch.mul(share, factor).backward()
-        loss += float(share.detach())
-    return loss, len(sequences.tokens)
+        mean += float(share.detach())
+    return mean, len(sequences.tokens)
+
+
+def token_losses(model: LanguageModel, sequences: Sequences, loss: LossSettings) -> Tensor:
+    """The loss of each response token, [R], in nats; logits exist for a chunk of them at a time."""
+    if loss.kind == "label-smoothing":
+        states, _ = response_states(model, sequences)
+        chunk = logit_chunk(model, entropy=True)  # the logits and their log-probs
+        return smoothed_losses(states, model.logits, sequences.response_tokens, loss.smoothing, chunk)
+    logprobs = token_outputs(model, sequences).logprobs
+    return focal_loss(logprobs, loss.gamma) if loss.kind == "focal" else -logprobs
 
 
 @torch.no_grad()

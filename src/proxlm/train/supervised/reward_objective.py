@@ -61,7 +61,7 @@ class RewardObjective:
 
     def losses_of(self, outputs: Tensor, rows: Sequence[int]) -> Tensor:
         """The losses of outputs for training records, [len(rows)]."""
-        return self.criterion.losses(outputs, self.training.targets(rows).to(outputs.device))
+        return self.criterion.training_losses(outputs, self.training.targets(rows).to(outputs.device))
 
     def samples(self, count: int) -> list[JsonRow]:
         """What the model says of the first validation records; of a comparison a row for each completion."""
