@@ -107,6 +107,7 @@ DRAWN = {
     "metrics.answer_fields": st.lists(SOME_TEXT, min_size=1, max_size=3),
     "name": st.sampled_from(["adamw", "adam", "nadam", "adagrad", "sgd", "rmsprop", "adafactor", "muon"]),
     "stages": STAGES,
+    "rates": st.dictionaries(SOME_TEXT, st.floats(0.01, 9), max_size=2),
     "final": st.floats(0.1, 1),
     "rollout.weights": st.just("policy"),
     "shaping.normalise": st.just("none"),

@@ -243,6 +243,13 @@ def optimisers_problems(optim: OptimisersSettings) -> Problems:
 def optimiser_problems(key: str, optim: OptimiserSettings) -> Problems:
     if optim.name == "lbfgs" and optim.weight_decay:
         return [(f"{key}.weight_decay", "lbfgs has none; set it to 0")]
+    if optim.name == "lbfgs" and optim.layer_decay != 1:
+        return [(f"{key}.layer_decay", "lbfgs has one step for all weights; set it to 1")]
+    if optim.name == "lbfgs" and optim.rates:
+        return [(f"{key}.rates", "lbfgs has one step for all weights; leave it out")]
+    if wrong := next((pattern for pattern, factor in optim.rates.items() if factor <= 0), None):
+        advice = "must be more than 0; to keep a weight as it is, set model.freeze"
+        return [(f"{key}.rates", f'"{shown(wrong)}": {advice}')]
     if optim.schedule == "staged" and not optim.stages:
         return [(f"{key}.stages", 'required with schedule = "staged"')]
     if optim.schedule == "exponential" and optim.final == 0:

@@ -339,6 +339,18 @@ class OptimiserSettings:
         ge=0,
     )
     max_grad_norm: float = setting(1.0, "clip the gradient to this norm; 0: no clipping", ge=0)
+    layer_decay: float = setting(
+        1.0,
+        "each block learns at this multiple of the rate of the one above it, and so do the embeddings below them; the"
+        " head learns at lr, the top block at this times lr; 1: all alike",
+        gt=0,
+        le=1,
+    )
+    rates: dict[str, float] = setting(
+        factory=dict,
+        help='multiples of the rate by patterns of the weights\' names, such as {"*embed*" = 0.1}; those that fit'
+        " the same weight are multiplied",
+    )
 
 
 def _falling(lr: float) -> OptimiserSettings:

@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 from proxlm.config import OptimiserSettings
+from proxlm.errors import ConfigError
+from proxlm.train.common.layer_rates import layer_rates
 from proxlm.train.common.optimiser import Optimiser
+from small_models import tiny_model
 
 NAMES = [
     "adamw", "adam", "nadam", "radam", "adamax", "adagrad", "sgd", "rmsprop", "adafactor", "muon", "lbfgs"
@@ -207,3 +210,47 @@ def test_lbfgs_finds_the_minimum_of_a_quadratic():
         p.grad = a @ (p.detach() - wanted)
         optimiser.step(step, 25)
     assert p.tolist() == pytest.approx(wanted.tolist(), abs=1e-4)
+
+
+def test_sgd_moves_each_block_by_its_own_rate(tokenizer):
+    """Depth from the head: norm 0, top block 1, lowest block 2, embeddings (tied to the head) 3."""
+    model = tiny_model(tokenizer)
+    before = {name: p.detach().clone() for name, p in model.trainable()}
+    settings = OptimiserSettings(
+        name="sgd", lr=0.1, momentum=0, max_grad_norm=0, layer_decay=0.5, rates={"*.mlp.*": 10.0}
+    )
+    optimiser = Optimiser(model.trainable(), settings)
+    optimiser.hold()
+    for _, p in model.trainable():
+        p.grad = torch.ones_like(p)
+    optimiser.step(0, 10)
+    moved = {name: float((before[name] - p.detach()).mean()) / 0.1 for name, p in model.trainable()}
+    for name, rate in moved.items():
+        depth = 3 if "embed" in name else 2 if ".layers.0." in name else 1 if ".layers.1." in name else 0
+        assert rate == pytest.approx(0.5**depth * (10 if ".mlp." in name else 1), rel=1e-3), name
+    assert {round(rate, 3) for rate in moved.values()} == {1.0, 0.5, 0.25, 0.125, 5.0, 2.5}
+
+
+@pytest.mark.parametrize(
+    ("names", "depths"),
+    [
+        (["wte.weight", "wpe.weight", "h.0.ln_1.bias", "h.1.ln_1.bias", "ln_f.bias"], [3, 3, 2, 1, 0]),
+        (["model.lstm.weight_hh_l0", "model.lstm.bias_ih_l1", "model.embed_tokens.weight"], [2, 1, 3]),
+        (
+            ["shared.weight", "encoder.block.1.x.0.wo.weight", "decoder.block.0.x", "lm_head.weight"],
+            [2, 1, 1, 0],
+        ),
+        (["trunk.layers.4.mlp.experts.7.up.weight", "trunk.layers.5.x", "head.linear.bias"], [2, 1, 0]),
+        (["member-1.model.layers.0.x", "member-2.model.layers.0.x", "member-2.score.weight"], [1, 1, 0]),
+        (["gpt_neox.embed_in.weight", "gpt_neox.layers.0.x", "embed_out.weight"], [2, 1, 0]),
+        (["score.weight"], [0]),
+    ],
+)
+def test_depths_of_model_types(names, depths):
+    assert layer_rates(names, 0.5, {}) == {name: 0.5**d for name, d in zip(names, depths, strict=True)}
+
+
+def test_patterns_multiply_and_one_that_fits_nothing_is_named():
+    assert layer_rates(["a.b", "a.c"], 1.0, {"a.*": 3.0, "*.b": 0.5}) == {"a.b": 1.5, "a.c": 3.0}
+    with pytest.raises(ConfigError, match=r'optim\.rates: "x\*" fits no weight that learns'):
+        layer_rates(["a.b"], 1.0, {"x*": 3.0})

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from proxlm.config import OptimiserSettings
+from proxlm.train.common.layer_rates import layer_rates
 from proxlm.train.common.lbfgs_state import lbfgs_tensors, load_lbfgs_tensors
 from proxlm.train.common.schedules import learning_rate
 
@@ -32,7 +33,11 @@ class Optimiser:
     Args:
         parameters: What learns, by name.
         config: The settings.
-        rates: Parameters that learn at a multiple of the rate, by name; not for L-BFGS, whose step is one for all.
+        rates: Parameters that learn at a multiple of the rate, by name, besides what the settings say; not for
+            L-BFGS, whose step is one for all.
+
+    Raises:
+        ConfigError: A pattern of the settings fits no parameter.
     """
 
     def __init__(
@@ -40,7 +45,9 @@ class Optimiser:
     ) -> None:
         self.named = list(parameters)
         self.config = config
-        self.parts = _parts(self.named, config, rates or {})
+        by_layer = layer_rates((name for name, _ in self.named), config.layer_decay, config.rates)
+        every = {name: rate * (rates or {}).get(name, 1.0) for name, rate in by_layer.items()}
+        self.parts = _parts(self.named, config, every)
         if config.name != "lbfgs":
             self._make_state()
 
