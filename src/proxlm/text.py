@@ -123,6 +123,11 @@ def listed(names: Iterable[str], empty: str = "none", most: int = LONGEST_LIST) 
     return ", ".join(every[:most]) + more or empty
 
 
+def counted(number: int, what: str) -> str:
+    """A number with what it counts: "1 prompt", "0 tests", "1,024 records"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def nearest(word: str, options: Iterable[str], least: float = 0.5) -> str | None:
     """The option that is spelled most like `word`; None if none is at least so much like it (0 to 1)."""
     if len(word) > LONGEST_VALUE:  # finding a likeness takes time with the square of the length

@@ -45,6 +45,7 @@ class Prompt:
         text: What the model sees.
         fields: The prompt's whole record, for the reward.
         messages: The messages that were rendered as the prompt; none where it is plain text.
+        asked: The text without the solved examples that stand before it (few-shot); "": there are none.
     """
 
     id: int
@@ -52,6 +53,7 @@ class Prompt:
     text: str
     fields: Mapping[str, Any] = field(default_factory=dict)
     messages: Sequence[Mapping[str, Any]] = ()
+    asked: str = ""
 
 
 @dataclass(frozen=True)

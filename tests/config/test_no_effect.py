@@ -113,9 +113,32 @@ CASES = [
         "huber",
     ),
     ("reward", {"ensemble.boosting": True}, "ensemble.boosting", "ensemble.size", 2),
+    ("reward", {"ensemble.bagging": False}, "ensemble.bagging", "ensemble.size", 2),
+    ("reward", {"ensemble.save": "average"}, "ensemble.save", "ensemble.size", 2),
+    *(
+        ("evaluate", {key: value, "perplexity.text": ["t"], **more}, key, "perplexity.text", [])
+        for key, value, more in (
+            ("rollout.max_new_tokens", 7, {}),
+            ("rollout.stop", ["x"], {}),
+            ("data.eval_prompts", "nowhere.jsonl", {}),
+            ("data.eval_count", 3, {"data.eval_prompts": ""}),
+            ("greedy", False, {"data.eval_prompts": ""}),
+            ("model.teacher", "t", {"data.eval_prompts": ""}),
+        )
+    ),
+    *(
+        ("evaluate", {key: value, "choices.field": "c"}, key, "choices.field", "")
+        for key, value in (("rollout.temperature", 0.5), ("greedy", False), ("model.teacher", "t"))
+    ),
     ("generate", {"data.prompts": "p", "output": "o", "prompt": "x"}, "output", "prompt", ""),
     ("demo", {"minutes": 3.0, "chat": True}, "minutes", "chat", False),
 ]  # fmt: skip
+
+# What is needed besides.
+AND: dict[tuple[str, str], dict[str, Any]] = {
+    (key, "perplexity.text"): {"data.eval_prompts": "p"}
+    for key in ("data.eval_count", "greedy", "model.teacher")
+} | {("ensemble.save", "ensemble.size"): {"model.lora.rank": 0}}
 
 
 @pytest.mark.parametrize(("job", "given", "key", "needs", "value"), CASES)
@@ -129,7 +152,7 @@ def test_it_is_refused_by_name_and_taken_with_what_it_needs(
     assert f"has no effect with {needs} = " in message
     assert "leave it out, or set that to " in message
     assert len(message) <= 300
-    load_config(job, None, NEEDED[job] | given | {needs: value})
+    load_config(job, None, NEEDED[job] | given | {needs: value, **AND.get((key, needs), {})})
 
 
 def test_a_new_models_sizes_need_its_type() -> None:
@@ -246,6 +269,25 @@ def test_python_is_told_as_well() -> None:
     with pytest.raises(ConfigError, match=r"PPOConfig: reward\.error_score = 1\.0: has no effect with"):
         validate(settings, {"model.policy": "model"})
     assert without_effect(DemoConfig(minutes=3.0)) == []
+
+
+@pytest.mark.parametrize("job", ["evaluate", "generate"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.critic", "shared"),
+        ("model.critic_from", "c"),
+        ("model.value.heads", 2),
+        ("model.lora.rank", 4),
+        ("model.train_layers", 1),
+        ("model.freeze", ["*"]),
+    ],
+)
+def test_what_trains_a_model_is_refused_where_none_is_trained(job: str, key: str, value: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=r"model\.\w+ = .*is about training, and this command trains nothing"
+    ):
+        load_config(job, None, NEEDED[job] | {key: value})
 
 
 @pytest.mark.parametrize(

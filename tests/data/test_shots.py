@@ -198,7 +198,8 @@ def test_generation_and_evaluation_read_the_same_few_shot_prompts(sums: str) -> 
     written = [c.prompt for c in proxlm.generate(model, asked, rollout, data=data)]
     config = proxlm.EvaluateConfig(data=data, rollout=rollout, greedy=False)
     (evaluation,) = proxlm.evaluate([model], asked, config=config)
-    assert [row["prompt"] for row in evaluation.responses] == written
+    assert [row["read"] for row in evaluation.responses] == written
+    assert [row["prompt"] for row in evaluation.responses] == [row["prompt"] for row in asked]
     assert [shown(text)[-1] for text in written] == [row["prompt"] for row in asked]
     assert all(len(shown(text)) == 3 for text in written)
     assert json.dumps(written) != json.dumps([row["prompt"] for row in asked])

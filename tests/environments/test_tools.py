@@ -271,7 +271,7 @@ def test_settings_are_checked(args, said, tmp_path, monkeypatch):
 
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "bm25s", None)
-    with pytest.raises(ConfigError, match=r'pip install "proxlm\[search\]"'):
+    with pytest.raises(ConfigError, match=r'pip install "proxlm\[tools\]"'):
         tools(tools=["search"], path=str(tmp_path))
 
 
@@ -348,6 +348,7 @@ def test_the_answer_is_judged_and_calls_are_counted(tokenizer):
             return self.inner.reset(task)
 
         def step(self, reply):
+            self.extras.cut = False
             return self.inner.step(next(self.replies))
 
     sampling = RolloutSettings(max_new_tokens=3)
@@ -362,3 +363,20 @@ def test_the_answer_is_judged_and_calls_are_counted(tokenizer):
     both = type(rollout).join([rollout, rollout])
     assert both.answers == rollout.answers * 2
     assert both.counts == rollout.counts * 2
+
+
+def test_a_reply_that_was_cut_is_no_answer(tokenizer):
+    """What stands at the limit may be half of an answer, or of a call."""
+    make = resolve(EnvironmentSettings(use="tools", args={"describe": False}))
+    sampling = RolloutSettings(max_new_tokens=3)
+    spec = MultiTurn(make, PlainMessageTokens(tokenizer), EnvironmentSettings(use="tools"))
+    rollout = spec(
+        NativeEngine(tiny_model(tokenizer), sampling), [Prompt(0, (), "6 * 7 =")], sampling, seed=0, step=0
+    )
+    assert rollout.sequences.response_lengths.tolist() == [3]  # cut
+    assert (rollout.answers, rollout.finish) == ([""], ["length"])
+    environment = make()
+    environment.reset(Task("6 * 7 ="))
+    environment.extras.cut = True  # behind a whole call, the result is given all the same
+    messages, _, done = environment.step(call("calculator", expression="6*7") + " and th")
+    assert (messages[0]["content"], done) == ("42", False)

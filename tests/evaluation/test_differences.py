@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
 from proxlm.errors import DataError
 from proxlm.evaluation.differences import Arm, as_text, differences, values_of
@@ -105,3 +107,49 @@ def test_arms_of_several_seeds() -> None:
     # Welch: 4 degrees of freedom, t = 2.776, both variances 0.01.
     assert reward.seeds.high - reward.seeds.mean == pytest.approx(2.776 * (2 * 0.01 / 3) ** 0.5, rel=1e-2)
     assert "over seeds" in as_text([reward])
+
+
+RIGHT = [
+    "the cat sat on the mat",
+    "a dog ran in the park today",
+    "she sells shells by the sea",
+    "one two three four",
+]
+
+
+def translated(answers: list[str], **more: Any) -> list[dict[str, Any]]:
+    found = []
+    for i, text in enumerate(answers):
+        said = {"answer": text, "right": [RIGHT[i % 4]], "of_all": {"bleu": "en", "chrf": "en"}}
+        found.append(row(i, 0.0, **said, greedy=said) | more)
+    return found
+
+
+def test_bleu_and_chrf_are_compared_by_sacrebleus_own_test() -> None:
+    good = [RIGHT[i % 4] if i % 3 else "what is this" for i in range(40)]
+    bad = [RIGHT[i % 4] if i % 5 == 0 else "the " + RIGHT[(i + 1) % 4] for i in range(40)]
+    found = {
+        d.metric: d for d in differences([Arm("bad", [translated(bad)]), Arm("good", [translated(good)])])
+    }
+    assert {"task/bleu", "task/chrf", "greedy/task/bleu", "greedy/task/chrf"} <= set(found)
+    references = [[RIGHT[i % 4] for i in range(40)]]
+    for name, metric in (("bleu", BLEU(force=True)), ("chrf", CHRF())):
+        one = found[f"task/{name}"]
+        lead = metric.corpus_score(good, references).score - metric.corpus_score(bad, references).score
+        assert one.estimate.mean == pytest.approx(lead, abs=1e-9)
+        assert one.estimate.low < lead < one.estimate.high
+        assert one.p is not None
+        assert 0 < one.p < 0.01
+        assert (one.higher, one.lower, one.prompts) == (None, None, 40)
+    assert "–" in as_text([found["task/bleu"]])
+    # The same answers differ in nothing, and nothing is tested; other right answers are no pair.
+    same = differences([Arm("a", [translated(good)]), Arm("b", [translated(good)])])
+    assert [d.p for d in same if d.metric == "task/bleu"] == [None]
+
+
+@pytest.mark.parametrize(
+    "more", [{"right": []}, {"right": None}, {"of_all": {"rm": "en"}}, {"of_all": 3}, {"right": [3]}]
+)
+def test_rows_that_lack_what_bleu_needs_are_not_compared_by_it(more: dict[str, Any]) -> None:
+    arms = [Arm(name, [translated(["the cat", "a dog"], **more)]) for name in "ab"]
+    assert not [d for d in differences(arms) if d.metric == "task/bleu"]

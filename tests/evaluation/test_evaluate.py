@@ -116,4 +116,4 @@ def test_responses_without_a_reward_are_in_no_mean_of_it(tokenizer):
     assert "reward/b" not in got.metrics
     assert got.without_reward == 6
     assert [row["reward"] for row in got.samples[:3]] == [0.0, None, 2.0]
-    assert "6 responses of it have no reward" in as_table([got])
+    assert "6 responses of it without a reward" in as_table([got])

@@ -42,7 +42,7 @@ def shown(text: str) -> str:
 @pytest.mark.parametrize("form", [".md", ".html"])
 def test_foreign_text_is_shown_as_it_is(form: str) -> None:
     table = Table(["name", *HOSTILE], [[text, *reversed(HOSTILE)] for text in HOSTILE], title=HOSTILE[0])
-    page = FORMATS[form]([table])
+    page = FORMATS[form]([table], HOSTILE[0])
     reader = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
     html = reader.render(page) if form == ".md" else page
     seen = Seen()

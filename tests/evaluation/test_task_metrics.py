@@ -7,6 +7,7 @@ import math
 import random
 import re
 import string
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from measuring import means, measured
 from proxlm.config import EvaluateConfig, MetricSettings, PPOConfig, RolloutSettings, ValueConfig
 from proxlm.config.metrics import TASK_METRICS, metric_problems
 from proxlm.errors import LONGEST_MESSAGE, ConfigError, DataError, UserCodeError, UserError
+from proxlm.evaluation.bootstrap import Bootstrap
 from proxlm.evaluation.intervals import mean_of_rewards
 from proxlm.evaluation.task_metrics.answers import reading, right_answers
 from proxlm.evaluation.task_metrics.entities import entities_in_json
@@ -409,3 +411,22 @@ def test_hostile_responses_do_no_harm() -> None:
         except UserError:
             continue
         assert all(math.isfinite(value) for value in means(found).values())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_no_number_is_no_right_answer(value: float) -> None:
+    with pytest.raises(DataError, match=rf'"answer" is {value} in the record of prompt'):
+        measured(["nan"], [value], "exact_match")
+
+
+def test_a_function_that_hangs_is_ended_after_the_rewards_time_limit() -> None:
+    forever = threading.Event()
+
+    def hangs(completions: list[Any]) -> list[float]:
+        forever.wait(60)
+        return [0.0] * len(completions)
+
+    metric = user_metrics(MetricSettings(), [hangs], timeout=0.2)[0]
+    with pytest.raises(UserCodeError, match=r"metric hangs took longer than 0\.2 s \(reward\.timeout\)"):
+        metric([], Bootstrap([], 1, 0))
+    forever.set()

@@ -135,3 +135,14 @@ def test_files_of_models_with_other_tokenizers(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="longer than the context of 128"):
         proxlm.evaluate(models[:1], config=wide)
+
+
+def test_intervals_of_two_documents_stay_where_numbers_can_be(tokenizer: Any) -> None:
+    """One text that is foreseen and one that is not: Student's interval of two is far wider than their range."""
+    texts = ["The cat sat on the mat and looked at the moon. " * 8, "处"]
+    found = evaluate_texts("it", tiny_model(tokenizer), Documents(texts), 64, 32).metrics
+    assert found["text/perplexity"].low >= 1.0
+    assert all(
+        found[name].low >= 0.0
+        for name in ("text/bits_per_byte", "text/document_bits_per_byte", "text/bytes_per_token")
+    )

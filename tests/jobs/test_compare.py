@@ -244,3 +244,34 @@ def test_from_python_paths_evaluations_and_seeds(tmp_path: Path) -> None:
     for wrong in ([one], [], [one, []], [one, [files[0]]], "runs/a"):
         with pytest.raises(UserError):
             proxlm.compare(wrong)
+
+
+@pytest.mark.parametrize("value", ['"good"', "1e999", "[1]"])
+def test_what_is_no_number_is_refused(value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ['{"model": "a", "prompt": "p", "metrics": {"task/mine": 1}}'] * 2
+    lines.append(f'{{"model": "b", "prompt": "p", "metrics": {{"task/mine": {value}}}}}')
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    said = compare(capsys, tmp_path / "rows.jsonl", status=2)
+    assert "row 3: task/mine = " in said
+    assert "not a finite number" in said
+
+
+def test_an_output_that_cannot_be_written_is_found_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "cannot be written: No such file" in compare(
+        capsys, "no.jsonl", "nor.jsonl", "--output", tmp_path / "nowhere" / "a.json", status=2
+    )
+    (tmp_path / "folder.json").mkdir()
+    assert "cannot be written: Is a directory" in compare(
+        capsys, "no.jsonl", "nor.jsonl", "--output", tmp_path / "folder.json", status=2
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.json"]
+
+
+def test_the_page_says_what_it_is_and_one_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same = responses(tmp_path / "all.jsonl", a=rows(0.0, "")[:1], b=rows(0.0, "")[:1])
+    said = compare(capsys, same, "--output", tmp_path / "a.html")
+    assert "<title>Comparison</title>" in (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "(1 prompt, paired" in said
+    assert "no row could be tested" in said

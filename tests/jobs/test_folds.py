@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -125,6 +127,7 @@ def test_folds_are_trained_once_and_an_interrupted_one_goes_on(
     monkeypatch.setattr(SupervisedLoop, "step", counted)
     stop = True
     assert main(command) == 130
+    capsys.readouterr()
     assert (place / "cv" / "fold-1.json").exists()
     assert not (place / "cv" / "fold-2.json").exists()
     stop = False
@@ -140,6 +143,12 @@ def test_folds_are_trained_once_and_an_interrupted_one_goes_on(
     found = json.loads((place / "cv" / "results.json").read_text(encoding="utf-8"))
     assert len(found["folds"]) == 3
     assert all(fold["validation_loss"] > 0 for fold in found["folds"])
+    losses = [fold["validation_loss"] for fold in found["folds"]]
+    over = found["metrics"]["validation_loss"]
+    assert over["mean"] == pytest.approx(statistics.mean(losses))
+    assert over["std"] == pytest.approx(statistics.stdev(losses))
+    half = 4.302653 * statistics.stdev(losses) / 3**0.5
+    assert (over["low"], over["high"]) == pytest.approx((over["mean"] - half, over["mean"] + half), rel=1e-4)
     assert "| validation_loss |" in (place / "cv" / "folds.md").read_text(encoding="utf-8").replace("\\", "")
     settings = load_config("sft", place / "cv" / "fold-2" / "config.toml")
     assert settings.optim.lr == 1e-3
@@ -202,3 +211,24 @@ def test_what_is_wrong_is_said_before_anything_is_trained(
     assert main(["folds", *arguments]) == 2
     assert said in capsys.readouterr().err
     assert not (place / "runs").exists()
+
+
+def test_one_that_is_stopped_says_how_the_folds_go_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = SupervisedLoop.step
+
+    def stopped(self: SupervisedLoop, *arguments: Any, **named: Any) -> Any:
+        if self.folder.name == "fold-2":
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *arguments, **named)
+
+    monkeypatch.setattr(SupervisedLoop, "step", stopped)
+    assert main(["folds", "sft", "sft.toml", "--k", "2", "--folder", "cv", "--set", "optim.lr=1e-3"]) == 130
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "stopped by Ctrl-C in fold 2 of 2" in line
+    command = line.partition("go on with: ")[2].split()
+    assert command[:2] == ["proxlm", "folds"]
+    monkeypatch.setattr(SupervisedLoop, "step", step)
+    assert main(command[1:]) == 0
+    assert (place / "cv" / "results.json").exists()

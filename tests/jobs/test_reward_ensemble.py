@@ -28,6 +28,7 @@ from proxlm.config import (
     RewardSettings,
     RunSettings,
     SupervisedSettings,
+    load_config,
 )
 from proxlm.data.inputs import inputs_of
 from proxlm.errors import ConfigError
@@ -37,8 +38,8 @@ from proxlm.models.save import save_language_model
 from proxlm.models.source import ModelSource
 from proxlm.report.verify import verify_run
 from proxlm.rewards import build_reward
-from proxlm.rewards.reward_ensemble import RewardEnsemble, members_of
-from proxlm.rewards.reward_model import RewardModel
+from proxlm.rewards.reward_ensemble import RewardEnsemble
+from proxlm.rewards.reward_model import RewardModel, members_of
 from proxlm.rl.preference_losses import bradley_terry_loss
 from proxlm.train.supervised.criteria import Comparisons
 from proxlm.train.supervised.ensemble_objective import EnsembleObjective, bag
@@ -280,3 +281,18 @@ def test_what_cannot_be(place, tmp_path, run):
         build_reward(RewardSettings(use="reward_ensemble", args={"path": str(place / "model")}))
     with pytest.raises(ConfigError, match=r"reward\.args\.k = -1"):
         build_reward(RewardSettings(use="reward_ensemble", args={"path": str(run.model), "k": -1.0}))
+
+
+def test_an_ensembles_folder_as_one_model_says_what_to_write(place, run):
+    whole, one = str(run.model), str(run.model / "member-1")
+    for path in (whole, str(run.folder)):
+        with pytest.raises(ConfigError) as caught:
+            build_reward(RewardSettings(use="reward_model", args={"path": path}))
+        said = str(caught.value)
+        assert f'"reward_ensemble" with path = "{whole}"' in said
+        assert f'path = "{one}" for one of them' in said
+    with pytest.raises(ConfigError, match=r"needs two models or more.*; they are in"):
+        build_reward(RewardSettings(use="reward_ensemble", args={"path": str(run.folder)}))
+    build_reward(RewardSettings(use="reward_ensemble", args={"path": whole}))
+    with pytest.raises(ConfigError, match=r"ensemble\.size = 65: must be at most 64"):
+        load_config("reward", {"ensemble.size": 65})

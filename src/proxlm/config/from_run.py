@@ -10,6 +10,7 @@ from typing import Any
 
 from proxlm.config.inference_jobs import EvaluateConfig, GenerateConfig
 from proxlm.config.paths import relative_to
+from proxlm.config.problems import OF_TRAINING
 from proxlm.config.tree import kinds
 from proxlm.errors import ConfigError
 from proxlm.files import read_regular
@@ -63,6 +64,10 @@ def settings_of_run(
         found["data"] = _data_of_text(text)
     if "threads" in run:
         found["run"] = {"threads": run["threads"]}
+    if "model" in found:
+        unused = (*OF_TRAINING, *(["teacher"] if kind is GenerateConfig else []))
+        model = _table(saved, "model")
+        found["model"] = {name: value for name, value in model.items() if name not in unused}
     found = relative_to(kind, found, folder)
     passed = _passed_from_python(folder)
     for name in PROMPTS:

@@ -14,6 +14,7 @@ from proxlm.config.problems import (
     required,
     reward_problems,
     rollout_problems,
+    trained_model_problems,
 )
 from proxlm.config.rollout import GREEDY, EnvironmentSettings, RolloutSettings
 from proxlm.config.schema import (
@@ -41,7 +42,9 @@ class GenerateConfig:
     run: ProcessSettings = setting(factory=ProcessSettings)
 
     def problems(self) -> Problems:
-        found = required(("model.policy", self.model.policy))
+        found = required(("model.policy", self.model.policy)) + trained_model_problems(self.model)
+        if self.model.teacher:
+            found.append(("model.teacher", "is about training or evaluation; leave it out"))
         if self.output and not self.data.prompts:
             found.append(("output", "is for the responses to data.prompts: set that, or leave it out"))
         return (
@@ -85,6 +88,7 @@ class EvaluateConfig:
 
     def problems(self) -> Problems:
         found = [] if self.models else required(("model.policy", self.model.policy))
+        found += trained_model_problems(self.model)
         if not (self.data.eval_prompts or self.data.prompts or self.environment.use or self.perplexity.text):
             found.append(("data.eval_prompts", "required: a file of prompts to evaluate on"))
         if self.metrics.samples_per_prompt > 1 and self.rollout.temperature == 0:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, get_args
 
 from proxlm.config.algorithms import ADVANTAGES, LOSSES
 from proxlm.config.ppo import PPOSettings
-from proxlm.config.schema import Schedule
+from proxlm.config.rollout import RolloutSettings
+from proxlm.config.schema import DataSettings, Schedule
 from proxlm.config.tree import Assembly, split_key
 from proxlm.config.values import shown_value
 from proxlm.text import listed
@@ -64,6 +65,8 @@ _FALLING = (
     "exponential",
 )
 _WITH_WARMUP = tuple(name for name in get_args(Schedule) if name != "one-cycle")
+_SAMPLED = " ".join(field.name for field in fields(RolloutSettings))
+_PROMPTS = " ".join(field.name for field in fields(DataSettings) if field.name != "on_bad_record")
 _MODEL = "vocabulary hidden layers heads intermediate context tie_embeddings"
 
 SWITCHES = (
@@ -76,6 +79,16 @@ SWITCHES = (
     Switch("shots", "data", "data.examples", *_GIVEN),
     Switch("shots", "data", "environment.use", *_EMPTY),
     Switch("field", "choices", "perplexity.text", *_EMPTY),
+    *(
+        switch
+        for other in ("choices.field", "perplexity.text")
+        for switch in (
+            Switch(_SAMPLED, "rollout", other, *_EMPTY),
+            Switch("greedy", "", other, *_EMPTY),
+            Switch("teacher", "model", other, *_EMPTY),
+        )
+    ),
+    Switch(_PROMPTS, "data", "perplexity.text", *_EMPTY),
     Switch("answer_field answer separator", "choices", "choices.field", *_GIVEN),
     Switch("answer_separator response_field", "data", "choices.field", *_EMPTY),
     Switch("extensions window stride", "perplexity", "perplexity.text", *_GIVEN),
@@ -120,7 +133,7 @@ SWITCHES = (
     Switch("score_fields", "labels", "objective.kind", *_is("scores")),
     Switch("class_field classes", "labels", "objective.kind", *_is("classes")),
     Switch("steps_field step_labels_field separator", "labels", "objective.kind", *_is("steps")),
-    Switch("boosting", "ensemble", "ensemble.size", (lambda value: value > 1), "2 or more"),
+    Switch("bagging boosting save", "ensemble", "ensemble.size", (lambda value: value > 1), "2 or more"),
     Switch("keep_best_is", "run", "run.keep_best", lambda value: value != "none", "the name of a metric"),
     Switch("watchdog_stop", "run", "run.watchdog", *_POSITIVE),
     Switch("accept_changes", "run", "run.resume", *_is(True)),

@@ -73,6 +73,20 @@ def best_is_model_problems(run: RunSettings) -> Problems:
     ]
 
 
+# Of [model], what only a job that trains has a use for.
+OF_TRAINING = ("critic", "critic_from", "value", "train_layers", "freeze", "lora")
+
+
+def trained_model_problems(model: ModelSettings) -> Problems:
+    """Settings of [model] that do nothing to a model which is only used."""
+    default = ModelSettings()
+    return [
+        (f"model.{name}", "is about training, and this command trains nothing; leave it out")
+        for name in OF_TRAINING
+        if getattr(model, name) != getattr(default, name)
+    ]
+
+
 def algorithm_problems(ppo: PPOSettings, model: ModelSettings) -> Problems:
     """Settings that the chosen advantage and loss cannot be combined with."""
     found: Problems = []

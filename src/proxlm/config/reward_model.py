@@ -85,7 +85,7 @@ class EnsembleSettings:
     """Several reward models from one run."""
 
     size: int = setting(
-        1, "number of models, which learn side by side; their new heads and weights differ", ge=1
+        1, "number of models, which learn side by side; their new heads and weights differ", ge=1, le=64
     )
     bagging: bool = setting(
         True,

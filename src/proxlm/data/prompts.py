@@ -220,24 +220,35 @@ class _Encoder:
     def __call__(self, row: int, count: int | None = None) -> Prompt:
         """count: of examples before the prompt; None: `data.shots`."""
         record, content = self.file.records[row], self.file.contents[row]
+        asked = ""
         if self.shots is not None:
+            asked = self._text(content, record)[0]
             content = self.shots.before(content, row, self.data.shots if count is None else count)
-        field = content.field if isinstance(content, Conversation) else self.file.field
-        where = f'{record.where}: field "{field}"'
+        text, messages = self._text(content, record)
+        if messages:
+            ids = encode_rendered(self.chat.tokenizer, text)
+        else:
+            ids = (encode_source if self.source else encode_prompt)(self.chat.tokenizer, text)
+        if not ids:
+            raise BadRecordError(f"{self._where(content, record)}: the prompt has no tokens", "empty")
+        return Prompt(row, tuple(ids), text, record.fields, messages, asked)
+
+    def _text(self, content: str | Conversation, record: Record) -> tuple[str, list[Message]]:
+        """What the model sees, and the messages that it was rendered from."""
         if isinstance(content, str):
             if self.data.system:
                 raise ConfigError(
                     "data.system: needs data.chat = true, or prompts that are lists of messages"
                 )
-            text, messages = content, list[Message]()
-            ids = (encode_source if self.source else encode_prompt)(self.chat.tokenizer, text)
-        else:
-            messages = with_system(content.messages, self.data.system)
-            text = self.chat.render(messages, where, add_generation_prompt=True, extras=content.extras)
-            ids = encode_rendered(self.chat.tokenizer, text)
-        if not ids:
-            raise BadRecordError(f"{where}: the prompt has no tokens", "empty")
-        return Prompt(row, tuple(ids), text, record.fields, messages)
+            return content, []
+        messages = with_system(content.messages, self.data.system)
+        where = self._where(content, record)
+        text = self.chat.render(messages, where, add_generation_prompt=True, extras=content.extras)
+        return text, messages
+
+    def _where(self, content: str | Conversation, record: Record) -> str:
+        field = content.field if isinstance(content, Conversation) else self.file.field
+        return f'{record.where}: field "{field}"'
 
 
 def _key(content: str | Conversation) -> str:

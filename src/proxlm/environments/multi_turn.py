@@ -192,7 +192,8 @@ class _MultiTurnRollout:
         messages, reward, done = checked_answer(value)
         conversation.rewards[-1] += reward
         if done:
-            self._end(number, "done")
+            unfinished = extras_of(conversation.environment).unfinished
+            self._end(number, "length" if unfinished else "done")
         else:
             tokens = self.message_tokens.continuation(messages, output.tokens, self.engine.turn_end)
             self._continue(number, conversation, tokens, messages)
@@ -251,6 +252,7 @@ class _MultiTurnRollout:
         before = [*conversation.prompt_tokens, *conversation.tokens]
         reply = self.text(before, output.tokens)
         conversation.append_turn(output, reply)
+        extras_of(conversation.environment).cut = output.finish == "length"
         self._call(output.id, conversation.environment.step, reply)
 
     def _mask(self, kept: list[Conversation]) -> SamplingMask | None:

@@ -55,11 +55,15 @@ class Extras:
         tools: JSON schemas of what the policy may call; read after `reset`.
         answer: the text that a reward function judges; None: the whole conversation.
         counts: how often what happened, by name; the means are metrics (`counted/NAME`).
+        cut: set before each `step`: whether the reply was cut at `rollout.max_new_tokens`.
+        unfinished: whether a conversation that the environment ends has reached its limit rather than its end.
     """
 
     tools: Sequence[Mapping[str, Any]] = ()
     answer: str | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    cut: bool = False
+    unfinished: bool = False
 
 
 class Environment(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
@@ -11,6 +12,7 @@ import numpy as np
 
 from proxlm.errors import DataError
 from proxlm.evaluation import tables
+from proxlm.evaluation.corpus_differences import corpus_difference, corpus_metrics
 from proxlm.evaluation.intervals import Estimate
 from proxlm.evaluation.paired import (
     Numbers,
@@ -23,7 +25,7 @@ from proxlm.evaluation.paired import (
 )
 from proxlm.evaluation.tables import Table
 from proxlm.runlog import metric_names as names
-from proxlm.text import shown
+from proxlm.text import counted, shown
 
 Row = Mapping[str, Any]
 # A prompt: its id and its text.
@@ -56,7 +58,8 @@ class Difference:
         p: Of the permutation test: signs of the prompts' differences, or of several seeds their assignment to the
             arms; None where no prompt differs, which no test could find to differ.
         adjusted: p after Holm's correction for all rows of the table that have one.
-        higher: On how many prompts it is higher than the first; of several seeds by their means.
+        higher: On how many prompts it is higher than the first; of several seeds by their means. None of a metric of
+            all responses together.
         lower: On how many it is lower.
         seeds: Of several seeds: the difference of their means with Welch's 95% interval over seeds; else None.
     """
@@ -68,8 +71,8 @@ class Difference:
     estimate: Estimate
     p: float | None
     adjusted: float | None
-    higher: int
-    lower: int
+    higher: int | None
+    lower: int | None
     seeds: Estimate | None = None
 
 
@@ -96,7 +99,25 @@ def differences(arms: Sequence[Arm], seed: int = 0) -> list[Difference]:
         for metric in _metrics([*values[0], *runs])
     ]
     done = [difference for difference in found if difference is not None]
+    for arm in arms[1:]:
+        done += _of_corpus(arm, arms[0], seed)
     return _corrected(done)
+
+
+def _of_corpus(arm: Arm, reference: Arm, seed: int) -> Iterator[Difference]:
+    """Of metrics that no single response has, such as BLEU; of single runs."""
+    if len(arm.runs) > 1 or len(reference.runs) > 1:
+        return
+    own, other = (_responses(system.runs[0]) for system in (arm, reference))
+    if own.keys() != other.keys():  # not equally many responses to each prompt
+        return
+    rows = list(own.values()), [other[key] for key in own]
+    for metric, (what, greedy) in corpus_metrics(*rows).items():
+        mean, low, high, p = corpus_difference(what, greedy, *rows, seed)
+        prompts = len({key for key, _ in own})
+        yield Difference(
+            metric, arm.name, reference.name, prompts, Estimate(mean, low, high), p, None, None, None
+        )
 
 
 def values_by_prompt(rows: Sequence[Row], name: str) -> dict[Key, dict[str, float]]:
@@ -110,12 +131,25 @@ def values_by_prompt(rows: Sequence[Row], name: str) -> dict[Key, dict[str, floa
         prompt = row.get("prompt")
         if not isinstance(prompt, str):
             raise DataError(f'{name}: row {number} has no "prompt": not the responses of an evaluation')
-        every.setdefault((str(row.get("prompt_id", row.get("record", ""))), prompt), []).append(
-            values_of(row)
-        )
+        every.setdefault(_key(row), []).append(values_of(row))
     if not every:
         raise DataError(f"{name}: no responses to compare")
     return {key: _means(values) for key, values in every.items()}
+
+
+def _key(row: Row) -> Key:
+    return str(row.get("prompt_id", row.get("record", ""))), str(row.get("prompt"))
+
+
+def _responses(rows: Sequence[Row]) -> dict[tuple[Key, int], Row]:
+    """Rows by their prompt, and by which response to it they are."""
+    found: dict[tuple[Key, int], Row] = {}
+    counts = Counter[Key]()
+    for row in rows:
+        key = _key(row)
+        found[key, counts[key]] = row
+        counts[key] += 1
+    return found
 
 
 def _means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -141,7 +175,20 @@ def values_of(row: Row) -> dict[str, float]:
     return found
 
 
+def unusable(row: Row) -> tuple[str, Any] | None:
+    """The first metric of a row of responses that holds something else than a number or null, and what it holds."""
+    greedy = row.get("greedy")
+    sides = [row, *([greedy] if isinstance(greedy, Mapping) else [])]
+    every = (pair for side in sides for pair in _named(side).items())
+    return next(((name, value) for name, value in every if value is not None and not _is_number(value)), None)
+
+
 def _of_response(row: Row) -> Iterator[tuple[str, float]]:
+    return ((name, float(value)) for name, value in _named(row).items() if _is_number(value))
+
+
+def _named(row: Row) -> dict[str, Any]:
+    """What stands in a row under the names of metrics."""
     numbers: dict[str, Any] = {names.REWARD: row.get("reward")}
     components = row.get("components")
     if isinstance(components, Mapping) and len(components) > 1:
@@ -151,7 +198,7 @@ def _of_response(row: Row) -> Iterator[tuple[str, float]]:
         numbers |= {str(key): value for key, value in metrics.items()}
     if isinstance(finish := row.get("finish"), str):
         numbers[names.ENDED_SHARE] = float(finish != "length")
-    return ((name, float(value)) for name, value in numbers.items() if _is_number(value))
+    return numbers
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
@@ -247,11 +294,20 @@ def _cells(difference: Difference, named: bool, several: bool) -> list[str]:
     ]
     if several:
         cells.append("–" if seeds is None else _range(seeds))
-    return [*cells, _p(difference.p), _p(difference.adjusted), str(difference.higher), str(difference.lower)]
+    return [
+        *cells,
+        _p(difference.p),
+        _p(difference.adjusted),
+        *map(_count, (difference.higher, difference.lower)),
+    ]
 
 
 def _range(estimate: Estimate) -> str:
     return f"{estimate.low:+.3f} to {estimate.high:+.3f}"
+
+
+def _count(prompts: int | None) -> str:
+    return "–" if prompts is None else str(prompts)
 
 
 def _p(value: float | None) -> str:
@@ -263,8 +319,13 @@ def _p(value: float | None) -> str:
 def _notes(found: Sequence[Difference], several: bool) -> list[str]:
     tests = sum(difference.p is not None for difference in found)
     prompts = sorted({difference.prompts for difference in found})
-    count = f"{prompts[-1]} prompts" if len(prompts) == 1 else f"{prompts[0]} to {prompts[-1]} prompts"
-    holm_of = f"Holm: corrected for the {tests} tests of this table"
+    count = "" if len(prompts) == 1 else f"{prompts[0]} to "
+    count += counted(prompts[-1], "prompt")
+    holm_of = (
+        f"Holm: corrected for the {counted(tests, 'test')} of this table"
+        if tests
+        else "no row could be tested"
+    )
     if several:
         return [
             f"({count}; interval: hierarchical bootstrap over seeds and prompts, too narrow for few seeds;",

@@ -14,7 +14,7 @@ from proxlm.engine.generate import Generate, generate
 from proxlm.engine.protocol import Engine
 from proxlm.evaluation.intervals import Estimate
 from proxlm.evaluation.metrics import distinct_n, perplexity, words_of
-from proxlm.evaluation.responses import Responses
+from proxlm.evaluation.responses import Responses, of_prompt
 from proxlm.evaluation.results import Evaluation
 from proxlm.evaluation.task_metrics.task_metrics import TaskMetrics
 from proxlm.models.forward import micro_batches, token_outputs
@@ -119,7 +119,7 @@ def evaluate_model(
         names.PERPLEXITY: Estimate.exactly(perplexity(float(plain[mask].sum()), int(mask.sum()))),
     }
     rows = [
-        {"prompt_id": prompt.id, "prompt": prompt.text, **sampled.row(b), "kl": round(kl[b], 5)}
+        {**of_prompt(prompt), **sampled.row(b), "kl": round(kl[b], 5)}
         for b, prompt in enumerate(rollout.prompts)
     ]
     confusion = {"sampled": sampled.measured.confusion}

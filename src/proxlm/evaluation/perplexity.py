@@ -143,15 +143,15 @@ def _summary(
 ) -> Evaluation:
     sizes, tokens = [float(d.size) for d in found], [float(d.tokens) for d in found]
     bits = [d.nats / math.log(2) for d in found]
-    per_token = ratio([d.nats for d in found], tokens)
+    per_token = _from_0(ratio([d.nats for d in found], tokens))
     each = [some / size for some, size in zip(bits, sizes, strict=True)]
     metrics: dict[str, Estimate] = {
-        names.BITS_PER_BYTE: ratio(bits, sizes),
-        names.DOCUMENT_BITS_PER_BYTE: mean_with_interval(each),
+        names.BITS_PER_BYTE: _from_0(ratio(bits, sizes)),
+        names.DOCUMENT_BITS_PER_BYTE: _from_0(mean_with_interval(each)),
         names.TEXT_PERPLEXITY: Estimate(
             *(math.exp(min(x, 700.0)) for x in (per_token.mean, per_token.low, per_token.high))
         ),
-        names.BYTES_PER_TOKEN: ratio(sizes, tokens),
+        names.BYTES_PER_TOKEN: _from_0(ratio(sizes, tokens)),
     }
     if changed := sum(d.changed for d in found):
         metrics[names.CHANGED_DOCUMENTS] = Estimate.exactly(float(changed))
@@ -179,6 +179,11 @@ def _summary(
         for i, d in enumerate(found[:samples])
     ]
     return Evaluation(name, model.source, metrics, shown_rows, len(rows), 0, rows)
+
+
+def _from_0(found: Estimate) -> Estimate:
+    """The interval of what cannot be negative, cut at 0: a surprise in nats or bits, a size."""
+    return Estimate(found.mean, max(0.0, found.low), found.high)
 
 
 def ratio(numbers: Sequence[float], sizes: Sequence[float]) -> Estimate:

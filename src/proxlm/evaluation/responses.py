@@ -16,7 +16,11 @@ from proxlm.evaluation.task_metrics.task_metrics import TaskMetrics
 from proxlm.rl.ragged import segment_sum
 from proxlm.rl.shaping import response_rewards
 from proxlm.runlog import metric_names as names
-from proxlm.types import Rollout, Scores
+from proxlm.text import shown
+from proxlm.types import Prompt, Rollout, Scores
+
+# Of a record's fields, what a row of a response holds.
+MOST_FIELDS, LONGEST_FIELD = 16, 80
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,23 @@ class Responses:
             components = {key: values[b] for key, values in self.scores.components.items()}
             row["components"] = {key: None if math.isnan(v) else v for key, v in components.items()}
         return row | self.measured_rows[b]
+
+
+def of_prompt(prompt: Prompt) -> dict[str, Any]:
+    """What a row says of its prompt: which it is, without solved examples, and the record's short fields.
+
+    With examples, "read" is what the model saw; "prompt" is then the same as without, so that rows can be paired.
+    """
+    row: dict[str, Any] = {"prompt_id": prompt.id, "prompt": prompt.asked or prompt.text}
+    if prompt.asked:
+        row["read"] = prompt.text
+    fields = {shown(key, LONGEST_FIELD): value for key, value in prompt.fields.items() if _is_short(value)}
+    return {**row, "fields": dict(list(fields.items())[:MOST_FIELDS])} if fields else row
+
+
+def _is_short(value: Any) -> bool:
+    """Whether a field can name a slice: a number, or a text that is no essay."""
+    return isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= LONGEST_FIELD)
 
 
 def own_texts(rollout: Rollout, tokenizer: Any) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from proxlm.evaluation.intervals import Estimate
 from proxlm.evaluation.results import Confusion, Evaluation
-from proxlm.text import in_html, on_screen, one_line
+from proxlm.text import counted, in_html, on_screen, one_line
 
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|~$&]|(?<!\w)_|_(?!\w)")
 _STYLE = (
@@ -45,39 +45,41 @@ def as_markdown(tables: Sequence[Table]) -> str:
     return "\n\n".join(map(_markdown, tables)) + "\n"
 
 
-def as_html(tables: Sequence[Table]) -> str:
+def as_html(tables: Sequence[Table], title: str = "Evaluation") -> str:
     """A page that needs no network and runs nothing."""
     body = "\n".join(map(html_table, tables))
     return (
-        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>Evaluation</title>'
+        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{in_html(title)}</title>'
         f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
-# How tables are written, by the end of a file's name; results.as_json writes .json.
-FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
-    ".txt": lambda tables: as_text(tables) + "\n",
-    ".md": as_markdown,
+# How tables are written under a title, by the end of a file's name; results.as_json writes .json.
+FORMATS: dict[str, Callable[[Sequence[Table], str], str]] = {
+    ".txt": lambda tables, _title: as_text(tables) + "\n",
+    ".md": lambda tables, _title: as_markdown(tables),
     ".html": as_html,
 }
 
 
-def evaluation_tables(evaluations: Sequence[Evaluation], counted: str = "held-out prompts") -> list[Table]:
+def evaluation_tables(evaluations: Sequence[Evaluation], unit: str = "held-out prompt") -> list[Table]:
     """A row a metric and a column a model, with intervals; and which answers were given for which.
 
     Args:
         evaluations: Of each model.
-        counted: What the evaluations count.
+        unit: One of what the evaluations count.
     """
     found = list(dict.fromkeys(key for e in evaluations for key in e.metrics))
     rows = [[name, *(_cell(e.metrics.get(name)) for e in evaluations)] for name in found]
     first = evaluations[0]
     each = f", {first.samples_per_prompt} responses to each" if first.samples_per_prompt > 1 else ""
-    failed = "".join(f"; {e.failed} rewards of {e.name} failed" for e in evaluations if e.failed)
+    failed = "".join(f"; {counted(e.failed, 'reward')} of {e.name} failed" for e in evaluations if e.failed)
     failed += "".join(
-        f"; {e.without_reward} responses of {e.name} have no reward" for e in evaluations if e.without_reward
+        f"; {counted(e.without_reward, 'response')} of {e.name} without a reward"
+        for e in evaluations
+        if e.without_reward
     )
-    notes = [f"({first.prompts} {counted}{each}; ± and (… to …): the 95% interval{failed})"]
+    notes = [f"({counted(first.prompts, unit)}{each}; ± and (… to …): the 95% interval{failed})"]
     notes += dict.fromkeys(f"{name}: {note}" for e in evaluations for name, note in e.notes.items())
     head = ["metric", *(e.name for e in evaluations)]
     confusions = [table for e in evaluations for table in confusion_tables(e.name, e.confusion)]
@@ -89,9 +91,9 @@ def confusion_tables(model: str, found: Mapping[str, Confusion]) -> list[Table]:
     return [_confusion(model, which, confusion) for which, confusion in found.items()]
 
 
-def as_table(evaluations: Sequence[Evaluation], counted: str = "held-out prompts") -> str:
+def as_table(evaluations: Sequence[Evaluation], unit: str = "held-out prompt") -> str:
     """The tables of evaluations as plain text."""
-    return as_text(evaluation_tables(evaluations, counted))
+    return as_text(evaluation_tables(evaluations, unit))
 
 
 def _confusion(model: str, which: str, confusion: Confusion) -> Table:

@@ -18,7 +18,7 @@ from proxlm.evaluation.results import Evaluation
 from proxlm.evaluation.win_rate import WinRate
 from proxlm.jobs.startup import start_job
 from proxlm.report.response_files import read_arms, read_systems
-from proxlm.runlog.folder import write_atomic, write_json_atomic
+from proxlm.runlog.folder import check_writable, write_atomic, write_json_atomic
 
 # Of so small a p-value nobody asks how much smaller it could have been.
 _SMALL = 0.01
@@ -26,6 +26,8 @@ _SMALL = 0.01
 
 def main(config: CompareConfig) -> None:
     """Print the differences and the win rates, and write them if a file is asked for."""
+    if config.output:
+        check_writable(Path(config.output))
     arms = read_arms(config.runs)
     found = differences(arms, config.seed)
     print(as_text(found), flush=True)
@@ -43,7 +45,7 @@ def main(config: CompareConfig) -> None:
         if file.suffix == ".json":
             write_json_atomic(file, _as_json(config, arms[0].name, found, rates))
         else:
-            write_atomic(file, tables.FORMATS[file.suffix]([*difference_tables(found), *shown]))
+            write_atomic(file, tables.FORMATS[file.suffix]([*difference_tables(found), *shown], "Comparison"))
         print(f"\nwritten to {config.output}")
 
 

@@ -38,7 +38,6 @@ from proxlm.evaluation.tables import FORMATS, as_table, evaluation_tables
 from proxlm.evaluation.task_metrics.task_metrics import task_metrics
 from proxlm.evaluation.task_metrics.user_metrics import MetricFunction, UserMetric, user_metrics
 from proxlm.jobs.choices import evaluate_choices_of
-from proxlm.jobs.generate import without_adapters
 from proxlm.jobs.in_memory import record_source
 from proxlm.jobs.model_limits import prompt_limit
 from proxlm.jobs.perplexity import evaluate_texts_of
@@ -51,18 +50,18 @@ from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
 from proxlm.models.teacher import check_teacher, load_teacher
 from proxlm.rewards import Reward, Rewards, build_reward
-from proxlm.runlog.folder import write_atomic, write_json_atomic, write_jsonl_atomic
+from proxlm.runlog.folder import check_writable, write_atomic, write_json_atomic, write_jsonl_atomic
 from proxlm.types import Sequences
 
 
 def main(config: EvaluateConfig) -> None:
     """Evaluate, print the table and a few samples, and write the JSON file if one is asked for."""
+    for file in filter(None, (config.output, config.responses)):
+        check_writable(Path(file))
     start_job(config.run.threads, config.model)
     evaluations = evaluate(config=config)
-    counted = (
-        "documents" if config.perplexity.text else "questions" if config.choices.field else "held-out prompts"
-    )
-    print(as_table(evaluations, counted))
+    unit = "document" if config.perplexity.text else "question" if config.choices.field else "held-out prompt"
+    print(as_table(evaluations, unit))
     compared = differences([Arm(e.name, [e.responses]) for e in evaluations], config.seed)
     if len(evaluations) > 1:
         print(f"\n{as_text(compared)}")
@@ -71,7 +70,7 @@ def main(config: EvaluateConfig) -> None:
         for e in evaluations:
             print(f"{e.name}: {e.samples[i]['response'].strip()}")
     if config.output:
-        _write(Path(config.output), evaluations, compared, config.seed, counted)
+        _write(Path(config.output), evaluations, compared, config.seed, unit)
         print(f"\nwritten to {config.output}")
     if config.responses:
         write_jsonl_atomic(
@@ -81,15 +80,15 @@ def main(config: EvaluateConfig) -> None:
 
 
 def _write(
-    file: Path, evaluations: Sequence[Evaluation], compared: Sequence[Difference], seed: int, counted: str
+    file: Path, evaluations: Sequence[Evaluation], compared: Sequence[Difference], seed: int, unit: str
 ) -> None:
     """Write the results as the file's name ends."""
     if file.suffix == ".json":
         content = {**as_json(evaluations, seed), "differences": [asdict(one) for one in compared]}
         write_json_atomic(file, content)
     else:
-        tables = [*evaluation_tables(evaluations, counted), *difference_tables(compared)]
-        write_atomic(file, FORMATS[file.suffix](tables))
+        tables = [*evaluation_tables(evaluations, unit), *difference_tables(compared)]
+        write_atomic(file, FORMATS[file.suffix](tables, "Evaluation"))
 
 
 @checked("prompts", "config")
@@ -147,9 +146,8 @@ def evaluate(
             "environment.use: the run's environment was passed from Python; name one with --environment.use"
             " FILE.py:CLASS, or pass environment= to proxlm.evaluate"
         )
-    plain = without_adapters(config.model)
     sources = [
-        ModelSource(plain, model, None if isinstance(model, str | Path | LanguageModel) else tokenizer)
+        ModelSource(config.model, model, None if isinstance(model, str | Path | LanguageModel) else tokenizer)
         for model in models
     ]
     given = record_source(prompts, "prompts", config.data.prompt_field)
@@ -159,7 +157,7 @@ def evaluate(
     config = validate(config, {"model.policy": "models", "data.eval_prompts": "prompts"})
     has_reward = reward is not None or config.reward.use or config.reward.terms
     built = build_reward(config.reward, reward) if has_reward else None
-    functions = user_metrics(config.metrics, metrics)
+    functions = user_metrics(config.metrics, metrics, config.reward.timeout)
     if needs_reward(config.metrics) and not (has_reward or config.environment.use):
         raise ConfigError("metrics.right = reward: there is no reward; set reward.use, or name a metric")
     with ExitStack() as lent:
@@ -200,6 +198,9 @@ def _side_by_side(
     limit = prompt_limit(first, config.data, config.rollout)
     if config.model.teacher:
         check_teacher(first, 0, config.rollout.max_new_tokens)
+    longest = limit + (0 if first.encoder_decoder else config.rollout.max_new_tokens)
+    for other in sources[1:]:
+        _check_same_tokens(first, other, longest)
     reference = first.load()
     teacher = load_teacher(reference, config.model) if config.model.teacher else None
     carry_template(reference.tokenizer, config.data.chat_template)
@@ -213,8 +214,6 @@ def _side_by_side(
         model = source.load() if number else reference
         carry_template(model.tokenizer, config.data.chat_template)
         name = short(source.settings.policy)
-        longest = limit + (0 if reference.encoder_decoder else config.rollout.max_new_tokens)
-        _check_same_tokens(reference, model, longest)
         print(f"evaluating {name} ({number + 1}/{len(sources)}) …", file=sys.stderr, flush=True)
         with closing(NativeEngine(model, config.rollout)) as engine:
             evaluation = evaluate_model(
@@ -254,19 +253,18 @@ def _held_out(
     return loaded
 
 
-def _check_same_tokens(reference: LanguageModel, model: LanguageModel, longest: int) -> None:
-    """The same ids must mean the same to both models, and fit their contexts."""
-    if difference := different_tokens(model.tokenizer, reference.tokenizer, "the reference's"):
+def _check_same_tokens(reference: ModelSource, model: ModelSource, longest: int) -> None:
+    """The same ids must mean the same to both models, and fit their contexts. Reads no weights."""
+    name, other = short(model.settings.policy), short(reference.settings.policy)
+    if difference := different_tokens(model.tokenizer, reference.tokenizer, "the other's"):
         raise ModelError(
-            f"{model.source}: another tokenizer than {reference.source}'s: their tokens cannot be compared:"
-            f" {difference}"
+            f"{name}: another tokenizer than {other}'s: {difference}. Evaluate each by itself with --responses FILE,"
+            " and give both files to proxlm compare"
         )
     if model.encoder_decoder != reference.encoder_decoder:
-        raise ModelError(
-            f"{model.source}: it and {reference.source} are not both encoder–decoders: their prompts differ"
-        )
+        raise ModelError(f"{name}: it and {other} are not both encoder–decoders: their prompts differ")
     if reference.context and model.context and model.context < min(longest, reference.context):
         raise ModelError(
-            f"{model.source}: its context of {model.context} tokens is shorter than {longest}; lower"
+            f"{name}: its context of {model.context} tokens is shorter than {longest}; lower"
             " data.max_prompt_tokens or rollout.max_new_tokens"
         )

@@ -6,24 +6,27 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from proxlm.config import FoldsConfig, PPOConfig, load_config, to_toml, validate
 from proxlm.config.paths import absolute
 from proxlm.data.folds import parts_of, write_records
-from proxlm.errors import ConfigError, RunError
+from proxlm.errors import ConfigError, RunError, StoppedBySignalError
 from proxlm.evaluation import tables
 from proxlm.evaluation.intervals import Estimate, mean_with_interval
 from proxlm.evaluation.tables import Table
 from proxlm.jobs.startup import start_job
 from proxlm.report.run import Run
 from proxlm.runlog.folder import folder_to_resume, free_name, write_atomic, write_json_atomic
+from proxlm.runlog.interrupt import SIGNAL_NAMES
 from proxlm.runlog.lock import refuse_if_held
 from proxlm.runlog.metric_names import GREEDY, METRICS, SHARE, VALIDATION_LOSS
 from proxlm.runlog.text import number
@@ -52,7 +55,14 @@ def main(config: FoldsConfig) -> None:
     table = fold_table(found)
     print(f"\n{tables.as_text([table])}")
     write_json_atomic(
-        folder / RESULTS, {"job": config.command, "k": config.k, "seed": config.seed, "folds": found}
+        folder / RESULTS,
+        {
+            "job": config.command,
+            "k": config.k,
+            "seed": config.seed,
+            "folds": found,
+            "metrics": {name: asdict(over) for name, over in over_folds(found).items()},
+        },
     )
     write_atomic(folder / "folds.md", tables.as_markdown([table]))
     print(f"\nwritten to {folder / RESULTS} and folds.md beside it")
@@ -88,14 +98,32 @@ def job_settings(config: FoldsConfig) -> Any:
     return replace(base, run=replace(base.run, folder="", resume=False))
 
 
+@dataclass(frozen=True)
+class OverFolds:
+    """A metric over the folds: mean, sample standard deviation, and Student's 95% interval of the mean."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+
+
+def over_folds(found: Sequence[Mapping[str, float]]) -> dict[str, OverFolds]:
+    """Every metric that all folds have."""
+    over = {}
+    for name in [name for name in found[0] if all(name in fold for fold in found)]:
+        values = [fold[name] for fold in found]
+        mean = _within_bounds(name, mean_with_interval(values))
+        over[name] = OverFolds(mean.mean, statistics.stdev(values), mean.low, mean.high)
+    return over
+
+
 def fold_table(found: Sequence[Mapping[str, float]]) -> Table:
     """A row for each metric that all folds have: the folds, mean, deviation and interval."""
     head = ["metric", *(f"fold {i + 1}" for i in range(len(found))), "mean", "std", "95% interval"]
     rows = []
-    for name in [name for name in found[0] if all(name in fold for fold in found)]:
-        values = [fold[name] for fold in found]
-        over = _within_bounds(name, mean_with_interval(values))
-        cells = [*map(number, values), number(over.mean), number(statistics.stdev(values))]
+    for name, over in over_folds(found).items():
+        cells = [*(number(fold[name]) for fold in found), number(over.mean), number(over.std)]
         rows.append([name, *cells, f"{number(over.low)} to {number(over.high)}"])
     return Table(head, rows, notes=_NOTES)
 
@@ -191,9 +219,24 @@ def _fold(
     else:
         settings = replace(base, run=run, text=replace(base.text, train=[training], validation=[held_out]))
     trainer = getattr(import_module(f"proxlm.jobs.{config.command}"), f"{_TRAINERS[config.command]}Trainer")
-    found = held_out_numbers(trainer(config=validate(settings)).train())
+    try:
+        run_of_fold = trainer(config=validate(settings)).train()
+    except StoppedBySignalError as stopped:
+        raise StoppedBySignalError(
+            f"stopped by {SIGNAL_NAMES[Signals(stopped.signal)]} in fold {i + 1} of {config.k}; it is kept, go on"
+            f" with: {command_of(config, folder)}",
+            stopped.signal,
+        ) from stopped
+    found = held_out_numbers(run_of_fold)
     write_json_atomic(done, found)
     return found
+
+
+def command_of(config: FoldsConfig, folder: Path) -> str:
+    """The command that goes on with the folds in a folder."""
+    words = ["proxlm", "folds", config.command, config.recipe, "--folder", str(folder), "--k", str(config.k)]
+    words += ["--seed", str(config.seed)] if config.seed else []
+    return shlex.join([*words, *(word for one in config.set for word in ("--set", one))])
 
 
 def _can_resume(folder: Path) -> bool:

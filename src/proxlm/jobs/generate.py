@@ -13,7 +13,6 @@ from typing import Any
 from proxlm.config import (
     DataSettings,
     GenerateConfig,
-    LoraSettings,
     ModelSettings,
     RolloutSettings,
     validate,
@@ -37,7 +36,7 @@ from proxlm.jobs.startup import start_job
 from proxlm.masking import masked_tree
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
-from proxlm.runlog.folder import write_atomic
+from proxlm.runlog.folder import check_writable, write_atomic
 from proxlm.text import on_screen
 from proxlm.types import Completion, Prompt
 
@@ -46,8 +45,10 @@ Message = dict[str, Any]
 
 def main(config: GenerateConfig) -> None:
     """Generate as configured, and print or write the responses."""
+    if config.output:
+        check_writable(Path(config.output))
     start_job(config.run.threads, config.model)
-    source = ModelSource(without_adapters(config.model))
+    source = ModelSource(config.model)
     limit = prompt_limit(source, config.data, config.rollout)
     with closing(NativeEngine(_with_template(source, config.data), config.rollout)) as engine:
         if config.prompt and _made_of_records(config.data):
@@ -105,11 +106,6 @@ def generate(
     encoded = load_prompts_of(records, source, data, rollout, seed)
     with source.lent(), closing(NativeEngine(_with_template(source, data), rollout)) as engine:
         return generate_rollout(engine, encoded, rollout, seed=seed, step=0).completions()
-
-
-def without_adapters(model: ModelSettings) -> ModelSettings:
-    """The settings of a trained model, which holds its adapters already; new ones would be of no use."""
-    return replace(model, lora=LoraSettings(), train_layers=0, freeze=[])
 
 
 def _made_of_records(data: DataSettings) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from proxlm.checkpoint import best_folder
-from proxlm.config import PPOConfig
+from proxlm.config import LoraSettings, ModelSettings, PPOConfig
 from proxlm.engine.native import NativeEngine
 from proxlm.errors import RunError
 from proxlm.evaluation.evaluate import evaluate_model
@@ -17,7 +17,6 @@ from proxlm.evaluation.results import Chosen, Evaluation, evaluation_from_json
 from proxlm.evaluation.tables import as_table
 from proxlm.evaluation.task_metrics.task_metrics import TaskMetrics
 from proxlm.jobs.door import cannot_play
-from proxlm.jobs.generate import without_adapters
 from proxlm.jobs.progress import progress_line
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.models.adapters import reference_active
@@ -91,7 +90,7 @@ class HeldOutEvaluations:
         """The kept model on the same prompts. Its step was chosen by what it earned there, so it gets other random
         numbers: the luck of the first ones is not counted again.
         """
-        source = ModelSource(without_adapters(self._loop.config.model), folder)
+        source = ModelSource(_without_adapters(self._loop.config.model), folder)
         return replace(self._evaluate("best", source.load(), draw=1), model=str(folder))
 
     def _chosen(self) -> Chosen | None:
@@ -159,6 +158,11 @@ class HeldOutEvaluations:
                 teacher_logprobs=None if self._models.teacher is None else self._models.teacher_logprobs,
                 metrics=self._metrics,
             )
+
+
+def _without_adapters(model: ModelSettings) -> ModelSettings:
+    """The settings of a trained model, which holds its adapters already; new ones would be of no use."""
+    return replace(model, lora=LoraSettings(), train_layers=0, freeze=[])
 
 
 def _at_the_start(models: ActorCritic, config: PPOConfig) -> ActorCritic:

@@ -19,8 +19,8 @@ from proxlm.evaluation.word_baseline import word_scores
 from proxlm.jobs.reward_records import RewardRecords
 from proxlm.report.evaluation_files import write_evaluations, write_responses
 from proxlm.report.run import Run
-from proxlm.rewards.reward_ensemble import Combination, RewardEnsemble, members_of
-from proxlm.rewards.reward_model import RewardModel
+from proxlm.rewards.reward_ensemble import Combination, RewardEnsemble
+from proxlm.rewards.reward_model import RewardModel, members_of
 from proxlm.types import Completion
 
 # Scores of completions; None: of one that cannot be scored.
@@ -105,7 +105,7 @@ def print_judgement(run: Run) -> None:
     found = list(run.evaluations.values())
     if not found:
         return
-    print("\n" + as_table(found, "held-out comparisons" if LENGTH in run.evaluations else "held-out records"))
+    print("\n" + as_table(found, "held-out comparison" if LENGTH in run.evaluations else "held-out record"))
     if len(found) > 1 and WORDS not in run.evaluations:
         print(
             'no judge by single words: it needs scikit-learn (pip install "proxlm[metrics]") and 20 records'

@@ -23,8 +23,7 @@ from proxlm.evaluation.word_baseline import word_classes, word_values
 from proxlm.jobs.judge import MODEL, WORDS, reading_arguments, write_judgement
 from proxlm.jobs.reward_records import RewardRecords
 from proxlm.rewards.process_reward_model import ProcessRewardModel
-from proxlm.rewards.reward_ensemble import members_of
-from proxlm.rewards.reward_model import RewardModel
+from proxlm.rewards.reward_model import RewardModel, members_of
 from proxlm.types import Completion
 
 CONSTANT = "constant"

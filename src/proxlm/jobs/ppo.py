@@ -134,7 +134,7 @@ class PPOTrainer:
         if self._reward is None and not self.config.environment.use:
             self.config = without_reward(self.config)
         self._algorithm = build_algorithm(self.config.ppo, advantage, loss)
-        self._functions = user_metrics(self.config.metrics)
+        self._functions = user_metrics(self.config.metrics, timeout=self.config.reward.timeout)
         self._environment, self._callbacks = environment, Callbacks(callbacks)
         check_best_metric(self.config.best_metric(), self.job, self._callbacks)
         self._own_algorithm = advantage is not None or loss is not None  # may use any setting

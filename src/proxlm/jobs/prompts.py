@@ -13,6 +13,7 @@ from proxlm.data.skipped import Record, Skipped
 from proxlm.jobs.model_limits import prompt_limit
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
+from proxlm.text import counted
 from proxlm.types import Prompt
 
 
@@ -92,6 +93,6 @@ def describe_prompts(train: LoadedPrompts, held_out: LoadedPrompts, skipped: Ski
     """One line that says how many prompts there are and how many were left out, and why."""
     unused = f"{held_out.unused} left out, beyond data.eval_count" if held_out.unused else ""
     said = "; ".join(filter(None, (skipped.report(), unused)))
-    return f"{len(train.prompts)} prompts to train on, {len(held_out.prompts)} held out" + (
+    return f"{counted(len(train.prompts), 'prompt')} to train on, {len(held_out.prompts)} held out" + (
         f" ({said})" if said else ""
     )

@@ -27,7 +27,7 @@ from proxlm.models.load import build_language_model
 from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.models.source import ModelSource
 from proxlm.report.run import Run
-from proxlm.rewards.reward_ensemble import MEMBER, members_of
+from proxlm.rewards.reward_model import MEMBER, members_of
 from proxlm.runlog.metric_names import (
     LOSS,
     VALIDATION_ACCURACY,

@@ -20,11 +20,23 @@ from proxlm.rewards import Reward, Rewards
 from proxlm.runlog.metric_names import EVALUATION, TEACHER_KL
 from proxlm.train.ppo.collect import RewardOfRollout
 
+# The environment that pays nothing: what is judged is the answer, by a reward.
+TOOLS = "tools"
+
 
 def rewarded(config: PPOConfig, function: Rewards | None = None) -> bool:
-    """Whether there is a reward to build, or that must be given; an environment or a teacher may do without one."""
+    """Whether there is a reward to build, or that must be given; an environment or a teacher may do without one.
+
+    Raises:
+        ConfigError: The environment judges nothing itself, and nothing else does.
+    """
     given = function is not None or bool(config.reward.use or config.reward.terms)
     taught = bool(config.model.teacher) and config.ppo.teacher_coef > 0
+    if config.environment.use == TOOLS and not (given or taught):
+        raise ConfigError(
+            f'environment.use = "{TOOLS}": it pays nothing itself, so every reward would be 0; set reward.use to a'
+            " function that judges the answer"
+        )
     return given or not (config.environment.use or taught)
 
 
@@ -59,6 +71,11 @@ def without_reward(config: PPOConfig) -> PPOConfig:
     return replace(config, run=replace(config.run, keep_best=EVALUATION(TEACHER_KL), keep_best_is="lowest"))
 
 
+def unjudged(config: PPOConfig | EvaluateConfig, reward: Reward | None) -> bool:
+    """Whether neither a reward nor the environment says how good a conversation is."""
+    return config.environment.use == TOOLS and reward is None
+
+
 def check_conversations(config: PPOConfig | EvaluateConfig, model: ModelSource) -> None:
     """Raise ConfigError for conversations with an encoder–decoder. Reads the model's configuration only.
 
@@ -78,7 +95,7 @@ def prompts_of(
     check_conversations(config, model)
     data = config.data
     if config.environment.use and not data.prompts and sources is None:
-        if config.environment.use == "tools":
+        if config.environment.use == TOOLS:
             raise ConfigError('environment.use = "tools": needs prompts to answer: set data.prompts')
         check_tokens(model, config.rollout)
         return task_prompts(config.environment, data.eval_count)
@@ -98,5 +115,6 @@ def sampler_of(
 ) -> tuple[Generate, RewardOfRollout | None]:
     """What samples and what scores: single responses, or conversations with what the environment pays."""
     if config.environment.use:
-        return conversations(config.environment, config.data, tokenizer, make), with_environment(reward)
+        sampler = conversations(config.environment, config.data, tokenizer, make)
+        return sampler, None if unjudged(config, reward) else with_environment(reward)
     return generate, reward

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from proxlm.config.paths import home_expanded, short
+from proxlm.config.values import shown_value
 from proxlm.errors import RunError
-from proxlm.evaluation.differences import Arm, Row
+from proxlm.evaluation.differences import Arm, Row, unusable
 from proxlm.report.evaluation_files import read_responses, read_unchanged
 from proxlm.report.run_data import MOST_MODELS
 from proxlm.runlog.folder import read_jsonl
@@ -92,7 +93,13 @@ def read_systems(name: str) -> list[Arm]:
     if not path.exists():
         raise RunError(f"{shown(name)}: no such run or file of responses")
     by_model: dict[str, list[Row]] = {}
-    for row in read_jsonl(path):
+    for number, row in enumerate(read_jsonl(path), start=1):
+        if found := unusable(row):
+            metric, value = found
+            raise RunError(
+                f"{shown(name)}: row {number}: {shown(metric, 40)} = {shown_value(value)}: not a finite number; write"
+                " one, or null where there is none"
+            )
         by_model.setdefault(str(row.get("model", "")), []).append(row)
     if not by_model:
         raise RunError(f"{shown(name)}: the file holds no responses")

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from pathlib import Path
 from typing import Any, Literal
 
 from proxlm.checkpoint.manifest import read_json_object
 from proxlm.errors import RewardError, RunError
-from proxlm.rewards.reward_model import RewardModel
+from proxlm.rewards.reward_model import MEMBER, RewardModel, members_of
 from proxlm.text import listed
 from proxlm.types import Completion
 
-# The folders of the members in an ensemble's folder.
-MEMBER = "member-"
 # What says how they belong together: {"boosted": bool, "stacked": a weight for each member}.
 ENSEMBLE = "ensemble.json"
 
 Combination = Literal["mean", "worst", "cautious", "stacked", "sum"]
-
-
-def members_of(folder: Path) -> list[Path]:
-    """The members' folders in an ensemble's, in the order of their numbers."""
-    found = [p for p in folder.glob(f"{MEMBER}*") if re.fullmatch(rf"{MEMBER}\d+", p.name) and p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix(MEMBER)))
 
 
 class RewardEnsemble:
@@ -69,8 +60,10 @@ class RewardEnsemble:
             raise ValueError(f"k = {k}: must be at least 0")
         folders = members_of(Path(path)) if path else []
         if len(folders) < 2:
+            within = Path(path) / "reward"
+            there = f'; they are in "{within}"' if path and members_of(within) else ""
             raise ValueError(
-                f'path = "{path}": needs two models or more, in {MEMBER}1, {MEMBER}2, … below it'
+                f'path = "{path}": needs two models or more, in {MEMBER}1, {MEMBER}2, … below it{there}'
             )
         self.combine, self.k = combine, k
         self.factors = _factors(Path(path), combine, len(folders))

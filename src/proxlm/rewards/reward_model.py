@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from proxlm.models.weights import (
 from proxlm.rewards.reading import Reader
 from proxlm.text import listed, reason_of, shown
 from proxlm.types import Completion
+
+# The folders of the members in an ensemble's folder.
+MEMBER = "member-"
 
 
 class RewardModel:
@@ -87,6 +91,8 @@ class RewardModel:
         self._model: Any = None
         self._reader: Reader | None = None
         if Path(path).is_dir():
+            if advice := other_folder(Path(path)):
+                raise ValueError(f'path = "{path}": {advice}')
             check_files(path, f"reward model {path}")
             config = _load_config(path)
             try:
@@ -211,6 +217,27 @@ class RewardModel:
                 return i
         problem = "required for a model with several classes" if self.label is None else "no such class"
         raise ValueError(f"label = {self.label!r}: {problem}; the model has {listed(names.values())}")
+
+
+def members_of(folder: Path) -> list[Path]:
+    """The members' folders in an ensemble's, in the order of their numbers."""
+    found = [p for p in folder.glob(f"{MEMBER}*") if re.fullmatch(rf"{MEMBER}\d+", p.name) and p.is_dir()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix(MEMBER)))
+
+
+def other_folder(folder: Path) -> str:
+    """What to write for a folder that holds no reward model itself, but an ensemble or a run of one; else ""."""
+    if (folder / "config.json").exists():
+        return ""
+    for place, word in ((folder, "holds"), (folder / "reward", "a run, whose reward/ holds")):
+        if members := members_of(place):
+            return (
+                f"{word} an ensemble of {len(members)}; write use = "
+                f'"reward_ensemble" with path = "{place}", or path = "{members[0]}" for one of them'
+            )
+    if (folder / "reward" / "config.json").exists():
+        return f'a run; its reward model is path = "{folder / "reward"}"'
+    return ""
 
 
 def _load_config(path: str) -> Any:

@@ -25,7 +25,8 @@ class ToolUse:
     """A prompt, calls of tools and their results, and an answer: the first reply without a call.
 
     A reward function judges the answer (`reward.use`); the environment itself pays nothing. A call that is malformed
-    or fails is answered by what was wrong.
+    or fails is answered by what was wrong. A reply without a call that was cut at `rollout.max_new_tokens` is no
+    answer: the conversation ends as one that reached its limit.
 
     Args:
         tools: what may be called: calculator, python, search, or path/to/file.py:function, a function with types and
@@ -70,6 +71,9 @@ class ToolUse:
 
     def step(self, reply: str) -> Answer:
         calls = calls_in(reply)
+        if not calls and self.extras.cut:  # half of an answer, or of a call
+            self.extras.unfinished = True
+            return "", 0.0, True
         if not calls:
             self.extras.answer = reply
             return "", 0.0, True

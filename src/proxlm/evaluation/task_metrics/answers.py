@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,11 @@ def right_answers(prompt: Prompt, metrics: MetricSettings) -> tuple[str, ...]:
                 raise DataError(
                     f'metrics.answer_fields: "{shown(name, 40)}" {kind} in the record of prompt'
                     f" {shown(prompt.text, 40)!r}; it must hold a text, or a list of texts. The record has {has}"
+                )
+            if isinstance(one, float) and not math.isfinite(one):
+                raise DataError(
+                    f'metrics.answer_fields: "{shown(name, 40)}" is {one} in the record of prompt'
+                    f" {shown(prompt.text, 40)!r}, which is no answer; leave the record out, or write it as text"
                 )
             found.append(_right(str(one), name, metrics))
     if not found:

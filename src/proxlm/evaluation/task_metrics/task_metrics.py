@@ -15,7 +15,7 @@ from proxlm.evaluation.task_metrics.labels import labels_of
 from proxlm.evaluation.task_metrics.matches import exact_match, rouge, squad_exact, squad_f1
 from proxlm.evaluation.task_metrics.measured import Measured, Metric
 from proxlm.evaluation.task_metrics.of_right import OfRight, calibration, pass_at_k
-from proxlm.evaluation.task_metrics.translation import bleu, chrf
+from proxlm.evaluation.task_metrics.translation import OF_CORPUS, of_corpus
 from proxlm.evaluation.task_metrics.user_metrics import UserMetric
 from proxlm.evaluation.task_metrics.variety import self_bleu
 from proxlm.runlog.metric_names import TASK
@@ -26,9 +26,7 @@ _OF_RESPONSES: dict[str, Callable[[MetricSettings], Metric]] = {
     "squad_exact": squad_exact,
     "squad_f1": squad_f1,
     "entity_f1": entity_f1,
-    "bleu": bleu,
-    "chrf": chrf(0),
-    "chrf++": chrf(2),
+    **{name: of_corpus(name) for name in OF_CORPUS},
     "rouge1": rouge("rouge1"),
     "rouge2": rouge("rouge2"),
     "rougeL": rouge("rougeL"),
@@ -144,6 +142,8 @@ class TaskMetrics:
             row: dict[str, Any] = {"answer": answer.read}
             if self._needs_answers:
                 row["right"] = list(answer.right)
+            if of_all := {name: self.metrics.language for name in OF_CORPUS if name in self.metrics.use}:
+                row["of_all"] = of_all  # which metrics no single response has
             rows.append({**row, "metrics": {TASK(name): every[i] for name, every in measured.values.items()}})
         return rows
 

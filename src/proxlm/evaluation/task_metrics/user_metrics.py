@@ -10,14 +10,16 @@ from types import ModuleType
 from typing import Any
 
 from proxlm.config.metrics import TASK_METRICS, MetricSettings
+from proxlm.config.schema import RewardSettings
 from proxlm.data.fields import own_copy
 from proxlm.errors import ConfigError, UserCodeError
 from proxlm.evaluation.bootstrap import Bootstrap
 from proxlm.evaluation.intervals import Estimate
 from proxlm.evaluation.task_metrics.answers import Answer
 from proxlm.evaluation.task_metrics.measured import Measured, of_values
+from proxlm.rewards.call import TimedCaller
 from proxlm.rewards.result import UnusableResultError, read_result
-from proxlm.user_code import describe_error, load, parse_reference, raise_interrupt, without_caller
+from proxlm.user_code import describe_error, load, parse_reference, raise_interrupt
 
 MetricFunction = Callable[..., Any]
 """(completions: list[Completion]) → a number for each or None, a dict of such lists, or one number for all."""
@@ -31,11 +33,13 @@ class UserMetric:
         name: What its numbers are called.
         function: The completions → numbers.
         file: Its source file, for messages; "": not known.
+        timeout: Seconds that a call may take.
     """
 
     name: str
     function: MetricFunction
     file: str
+    timeout: float
 
     def __call__(self, answers: Sequence[Answer], bootstrap: Bootstrap) -> Measured:
         """Means over prompts of what each response got; one number for all has no interval.
@@ -46,12 +50,13 @@ class UserMetric:
         completions = [
             replace(answer.completion, fields=own_copy(answer.completion.fields)) for answer in answers
         ]
-        try:
-            result = self.function(completions)
-        except (Exception, SystemExit) as error:
+        outcome = TimedCaller().call(lambda: self.function(completions), self.timeout)
+        if outcome.timed_out:
+            raise UserCodeError(f"metric {self.name} took longer than {self.timeout:g} s (reward.timeout)")
+        if (error := outcome.error) is not None:
             raise_interrupt(error)
-            said = describe_error(without_caller(error), self.file)
-            raise UserCodeError(f"metric {self.name} raised {said}") from error
+            raise UserCodeError(f"metric {self.name} raised {describe_error(error, self.file)}") from error
+        result = outcome.value
         if isinstance(result, int | float) and math.isfinite(result):
             return Measured({self.name: Estimate.exactly(float(result))})
         try:
@@ -68,8 +73,15 @@ class UserMetric:
         return of_values(values, bootstrap)
 
 
-def user_metrics(metrics: MetricSettings, passed: Sequence[MetricFunction] = ()) -> list[UserMetric]:
+def user_metrics(
+    metrics: MetricSettings, passed: Sequence[MetricFunction] = (), timeout: float = RewardSettings().timeout
+) -> list[UserMetric]:
     """The functions that the settings name, and those that a Python caller passed.
+
+    Args:
+        metrics: The section [metrics].
+        passed: Functions from Python.
+        timeout: Seconds that a call of one may take.
 
     Raises:
         ConfigError: There is no such function, or two metrics have one name.
@@ -89,5 +101,5 @@ def user_metrics(metrics: MetricSettings, passed: Sequence[MetricFunction] = ())
         if name in TASK_METRICS or name in [one.name for one in found]:
             raise ConfigError(f"metrics.use: two metrics are called {name}; rename the function")
         code = getattr(inspect.unwrap(function), "__code__", None)
-        found.append(UserMetric(name, function, code.co_filename if code else ""))
+        found.append(UserMetric(name, function, code.co_filename if code else "", timeout))
     return found

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from proxlm.config import EnsembleSettings
 from proxlm.models.classifier import Classifier, averaged, save_classifier
 from proxlm.models.forward import micro_batches
-from proxlm.rewards.reward_ensemble import ENSEMBLE, MEMBER
+from proxlm.rewards.reward_ensemble import ENSEMBLE
+from proxlm.rewards.reward_model import MEMBER
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.folder import JsonRow
 from proxlm.seeds import Purpose, derive_seed
