@@ -154,7 +154,8 @@ def test_evaluate_measures_a_runs_policy_against_its_base(run_folder: str) -> No
 def test_generate_uses_a_runs_policy(run_folder: str) -> None:
     config = load_config(GenerateConfig, arguments=[run_folder, "--prompt", "Once"])
     assert config.model.policy == "runs/a/policy"
-    assert (config.model.critic, config.rollout.max_new_tokens, config.prompt) == ("shared", 9, "Once")
+    assert (config.rollout.max_new_tokens, config.prompt) == (9, "Once")
+    assert config.model.critic == "separate"  # the default: the run's is about training
 
 
 def test_a_misspelt_key_in_a_section_that_is_used_is_still_an_error(run_folder: str) -> None:

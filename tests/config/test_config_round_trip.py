@@ -15,6 +15,7 @@ from proxlm.config import (
     JOBS,
     DemoConfig,
     DoctorConfig,
+    ModelSettings,
     PPOConfig,
     ReportConfig,
     RewardSettings,
@@ -23,6 +24,7 @@ from proxlm.config import (
     to_toml,
 )
 from proxlm.config.no_effect import without_effect
+from proxlm.config.problems import OF_TRAINING
 from proxlm.config.secrets import secret_settings
 from proxlm.config.setting import LARGEST_FLOAT32, Bounds
 from proxlm.config.tree import kinds
@@ -112,8 +114,9 @@ DRAWN = {
     "rollout.weights": st.just("policy"),
     "shaping.normalise": st.just("none"),
 }
+UNTRAINED = {f"model.{name}": st.just(getattr(ModelSettings(), name)) for name in OF_TRAINING}
 # The same for one job.
-DRAWN_FOR = {
+DRAWN_FOR: dict[str, dict[str, Any]] = {
     "dpo": {"text.pair": st.just(False)},
     "reward": {
         "model.packed": st.just(False),
@@ -124,7 +127,8 @@ DRAWN_FOR = {
         "labels.classes": st.lists(SOME_TEXT, min_size=2, max_size=3, unique=True),
         "labels.separator": SOME_TEXT,
     },
-    "evaluate": {"output": st.sampled_from(["", "a.json", "b.md", "c.html", "d.txt"])},
+    "generate": {**UNTRAINED, "model.teacher": st.just("")},
+    "evaluate": {**UNTRAINED, "output": st.sampled_from(["", "a.json", "b.md", "c.html", "d.txt"])},
     "compare": {
         "output": st.sampled_from(["", "a.json", "b.md", "c.html", "d.txt"]),
         "greedy": st.just(False),
@@ -144,7 +148,8 @@ DRAWN_FOR = {
 def values(kind: Any, bounds: Bounds) -> st.SearchStrategy[Any]:
     """Values of a declared type within its bounds."""
     if kind is int:
-        return st.integers(int(bounds.ge or 0), int(bounds.lt or 2**63) - 1)
+        highest = int(bounds.lt or 2**63) - 1 if bounds.le is None else int(bounds.le)
+        return st.integers(int(bounds.ge or 0), highest)
     if kind is float:
         lowest = bounds.ge if bounds.ge is not None else bounds.gt
         highest = bounds.le if bounds.le is not None else bounds.lt
@@ -174,7 +179,7 @@ def trees(section: Any, at: str, special: dict[str, Any] | None = None) -> st.Se
     for field in dataclasses.fields(section):
         kind, key = kinds(section)[field.name], f"{at}{field.name}"
         if dataclasses.is_dataclass(kind):
-            drawn[field.name] = trees(kind, f"{key}.", chosen)
+            drawn[field.name] = chosen[key] if key in chosen else trees(kind, f"{key}.", chosen)
         else:
             name = key if key in chosen else field.name
             short = at.startswith("optim.") or section in (RewardTerm, ReportConfig, DoctorConfig, DemoConfig)
