@@ -31,6 +31,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     evaluation = proxlm.EvaluateConfig(rollout=settings.rollout, data=proxlm.DataSettings(eval_count=1))
     return {
         "train_tokenizer": {"texts": TEXTS, "vocabulary": 300, "context": 64},
+        "tokenizer_report": {"tokenizer": policy.tokenizer, "texts": TEXTS},
+        "new_tokens": {"tokenizer": policy.tokenizer, "texts": TEXTS, "count": 3},
+        "extend_vocabulary": {"model": policy, "tokens": ["moonlight"]},
         "NativeEngine": {"model": policy, "settings": settings.rollout},
         "evaluate": {"models": [policy], "prompts": ["the cat"], "reward": lengths, "config": evaluation},
         "compare": {"runs": proxlm.evaluate([policy, policy], ["the cat"], lengths, evaluation)},

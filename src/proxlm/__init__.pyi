@@ -354,5 +354,29 @@ from proxlm.types import (
     Scores as Scores,
 )
 
-__version__: str
 __all__: list[str]
+from proxlm.config import (
+    ExtendSettings as ExtendSettings,
+)
+from proxlm.config import (
+    TokenizerConfig as TokenizerConfig,
+)
+from proxlm.config import (
+    TokenizerReportSettings as TokenizerReportSettings,
+)
+from proxlm.config import (
+    TokenizerSettings as TokenizerSettings,
+)
+from proxlm.config import (
+    TokenizerTextSettings as TokenizerTextSettings,
+)
+from proxlm.data.new_tokens import new_tokens as new_tokens
+from proxlm.data.tokenizer_report import (
+    TokenizerReport as TokenizerReport,
+)
+from proxlm.data.tokenizer_report import (
+    tokenizer_report as tokenizer_report,
+)
+from proxlm.models.vocabulary import extend_vocabulary as extend_vocabulary
+
+__version__: str

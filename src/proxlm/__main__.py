@@ -27,6 +27,7 @@ JOB_MODULES = {
     "ppo": "proxlm.jobs.ppo:main",
     "value": "proxlm.jobs.value:main",
     "pretrain": "proxlm.jobs.pretrain:main",
+    "tokenizer": "proxlm.jobs.tokenizer:main",
     "sft": "proxlm.jobs.sft:main",
     "reward": "proxlm.jobs.reward:main",
     "dpo": "proxlm.jobs.dpo:main",

@@ -286,8 +286,8 @@ def test_errors_in_overrides(overrides: dict[str, Any], message: str) -> None:
 def test_an_unknown_job_names_the_nearest() -> None:
     assert error("pretrian") == '"pretrian": unknown job; did you mean pretrain?'
     assert error("zzz") == (
-        '"zzz": unknown job; the jobs are ppo, value, pretrain, sft, reward, dpo, generate, evaluate, compare,'
-        " folds, control, report, doctor, verify, stop, demo"
+        '"zzz": unknown job; the jobs are ppo, value, pretrain, tokenizer, sft, reward, dpo, generate, evaluate,'
+        " compare, folds, control, report, doctor, verify, stop, demo"
     )
 
 

@@ -81,6 +81,10 @@ DRAWN = {
     "shaping.overlong_buffer": st.integers(0, 1),
     "ptx.text": st.lists(SOME_TEXT, min_size=1, max_size=2),
     "new.heads": st.just(2),
+    "tokens.kind": st.sampled_from(["bpe", "unigram", "characters"]),
+    "tokens.special": st.lists(st.sampled_from(["<|a|>", "<b>"]), unique=True),
+    "new.tokens.kind": st.sampled_from(["bpe", "unigram", "characters"]),
+    "new.tokens.special": st.lists(st.sampled_from(["<|a|>", "<b>"]), unique=True),
     "new.hidden": st.integers(2, 99).map(lambda n: 4 * n),
     "environment.id": SOME_TEXT,
     "environment.count": st.integers(1, 9),
@@ -132,6 +136,11 @@ DRAWN_FOR: dict[str, dict[str, Any]] = {
     "compare": {
         "output": st.sampled_from(["", "a.json", "b.md", "c.html", "d.txt"]),
         "greedy": st.just(False),
+    },
+    "tokenizer": {
+        "tokenizer": st.just(""),
+        "report.output": st.sampled_from(["", "a.json", "b.md", "c.html", "d.txt"]),
+        "extend.tokens": st.lists(SOME_TEXT, min_size=1, max_size=2),
     },
     "value": {
         "ptx.coef": st.just(0.0),

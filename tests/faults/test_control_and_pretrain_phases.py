@@ -45,7 +45,7 @@ PHASES = {
     ("control", "report"): ("proxlm.jobs.control:write_report", 1, LAST),
     ("control", "reading the run"): ("proxlm.jobs.control:load_run", 1, LAST),
     ("pretrain", "reading text"): ("proxlm.jobs.pretrain:read_texts", 1, NOTHING),
-    ("pretrain", "tokenizer"): ("proxlm.jobs.pretrain:train_tokenizer", 1, NOTHING),
+    ("pretrain", "tokenizer"): ("proxlm.jobs.pretrain:tokenizer_of_new_model", 1, NOTHING),
     ("pretrain", "making a model"): ("proxlm.jobs.pretrain:build_language_model", 1, NOTHING),
     ("pretrain", "beginning"): ("proxlm.jobs.supervised:begin_run", 1, NO_STEP),
     ("pretrain", "in a step"): ("proxlm.train.supervised.loop:SupervisedLoop.step", 2, SECOND),

@@ -57,6 +57,13 @@ from proxlm.config.schema import (
     ValueSettings,
 )
 from proxlm.config.supervised_jobs import PretrainConfig, SFTConfig
+from proxlm.config.tokenizer import TokenizerSettings
+from proxlm.config.tokenizer_job import (
+    ExtendSettings,
+    TokenizerConfig,
+    TokenizerReportSettings,
+    TokenizerTextSettings,
+)
 
 __all__ = [
     "JOBS",
@@ -76,6 +83,7 @@ __all__ = [
     "EnvironmentSettings",
     "EvaluateConfig",
     "EvaluationSettings",
+    "ExtendSettings",
     "FoldsConfig",
     "GenerateConfig",
     "GymSettings",
@@ -108,6 +116,10 @@ __all__ = [
     "StopConfig",
     "SupervisedSettings",
     "TextSettings",
+    "TokenizerConfig",
+    "TokenizerReportSettings",
+    "TokenizerSettings",
+    "TokenizerTextSettings",
     "TrustRegionSettings",
     "ValueConfig",
     "ValueSettings",

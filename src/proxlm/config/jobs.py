@@ -27,6 +27,7 @@ from proxlm.config.schema import (
 )
 from proxlm.config.setting import setting
 from proxlm.config.supervised_jobs import PretrainConfig, SFTConfig
+from proxlm.config.tokenizer_job import TokenizerConfig
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ JOBS: dict[str, type] = {
     "ppo": PPOConfig,
     "value": ValueConfig,
     "pretrain": PretrainConfig,
+    "tokenizer": TokenizerConfig,
     "sft": SFTConfig,
     "reward": RewardConfig,
     "dpo": DPOConfig,

@@ -67,13 +67,24 @@ _FALLING = (
 _WITH_WARMUP = tuple(name for name in get_args(Schedule) if name != "one-cycle")
 _SAMPLED = " ".join(field.name for field in fields(RolloutSettings))
 _PROMPTS = " ".join(field.name for field in fields(DataSettings) if field.name != "on_bad_record")
-_MODEL = "vocabulary hidden layers heads intermediate context tie_embeddings"
+_MODEL = "tokenizer vocabulary hidden layers heads intermediate context tie_embeddings"
+_TOKENS = "kind whole_han unknown normalise lowercase strip_accents digits special"
 
 SWITCHES = (
     Switch("alpha targets variant", "model.lora", "model.lora.rank", *_POSITIVE),
     Switch("low high bins sigma head_rate", "model.value", "model.value.head", *_is("categorical")),
     Switch(f"type {_MODEL}", "new", "model.policy", *_EMPTY),
+    Switch(_TOKENS, "new.tokens", "model.policy", *_EMPTY),
     Switch(_MODEL, "scratch", "scratch.type", *_GIVEN),
+    Switch(_TOKENS, "scratch.tokens", "scratch.type", *_GIVEN),
+    *(
+        switch
+        for section in ("new", "scratch")
+        for switch in (
+            Switch("vocabulary", section, f"{section}.tokenizer", *_EMPTY),
+            Switch(_TOKENS, f"{section}.tokens", f"{section}.tokenizer", *_EMPTY),
+        )
+    ),
     Switch(_ENVIRONMENT, "environment", "environment.use", *_GIVEN),
     Switch(f"examples {_SHOTS}", "data", "data.shots", *_POSITIVE),
     Switch("shots", "data", "data.examples", *_GIVEN),

@@ -16,6 +16,7 @@ from proxlm.config.schema import (
     RewardSettings,
     RunSettings,
 )
+from proxlm.config.tokenizer import tokenizer_problems
 from proxlm.text import shown, suggestion
 from proxlm.user_code import parse_reference
 
@@ -192,6 +193,7 @@ def new_model_problems(key: str, new: NewModelSettings, model: ModelSettings) ->
             found.append((f"{key}.hidden", f"must be a multiple of {key}.heads = {new.heads}"))
         elif new.hidden // new.heads % 2:
             found.append((f"{key}.hidden", f"{key}.hidden / {key}.heads must be even (rotary positions)"))
+    found += tokenizer_problems(f"{key}.tokens", new.tokens)
     if model.lora.rank:
         found.append(("model.lora.rank", "adapters need model.policy, a model to continue from"))
     if model.train_layers:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from proxlm.config.setting import setting
+from proxlm.config.tokenizer import TokenizerSettings
 
 ON_BAD_RECORD = (
     "a record that cannot be read or used: stop with an error, or skip it, count it and list it in the run's"
@@ -154,7 +155,14 @@ class NewModelSettings:
         "llama",
         "transformers model type: llama, qwen3, gpt2, ...; lstm, which is proxlm's own; with sft also t5, bart",
     )
-    vocabulary: int = setting(4096, "size of the byte-level BPE tokenizer trained on the text", ge=260)
+    tokenizer: str = setting(
+        "",
+        "a ready tokenizer, of proxlm tokenizer for instance: a folder or a name on the hub; empty: one is trained on"
+        " the text",
+        path="model",
+    )
+    tokens: TokenizerSettings = setting(factory=TokenizerSettings)
+    vocabulary: int = setting(4096, "size of the tokenizer that is trained on the text", ge=260)
     hidden: int = setting(256, "width of the residual stream", ge=8)
     layers: int = setting(4, "number of blocks; of an encoder–decoder, in each half", ge=1)
     heads: int = setting(4, "number of attention heads (lstm: none)", ge=1)

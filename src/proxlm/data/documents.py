@@ -147,6 +147,20 @@ class Documents(Sequence[str]):
             yield block
 
 
+class DocumentParts(Iterable[str]):
+    """Documents in parts of at most `longest` bytes (see `Documents.parts`); it may be read several times.
+
+    The tokenizers library collects 256 of them before it counts words.
+    """
+
+    def __init__(self, documents: Documents, longest: int = 2**16) -> None:
+        self._documents, self._longest = documents, longest
+
+    def __iter__(self) -> Iterator[str]:
+        for i in range(len(self._documents)):
+            yield from self._documents.parts(i, self._longest)
+
+
 def validation_rows(count: int, share: float, seed: int) -> set[int]:
     """Which of `count` records are for validation: a share of them, at least one and not all, drawn by `seed`."""
     if count < 2:

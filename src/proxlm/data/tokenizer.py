@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from proxlm.config import NewModelSettings
 from proxlm.config.paths import looks_like_path
 from proxlm.config.signature import checked
+from proxlm.config.tokenizer import TokenizerSettings, tokenizer_problems
+from proxlm.data.tokenizer_kinds import BOS, EOS, PAD, UNK, trained_backend
 from proxlm.errors import ConfigError, ModelError
 from proxlm.files import NotRegularFileError, check_folder, read_regular
 from proxlm.text import reason_of, shown, system_reason
@@ -18,7 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 INCOMPLETE = "�"
 # The class of a tokenizer that is its tokenizer.json and nothing else, in tokenizer_config.json.
 WHOLE_CLASS = "TokenizersBackend"
@@ -27,39 +29,45 @@ LARGEST_CONFIG = 2**26  # bytes; some hold every added token and a chat template
 
 @checked()
 def train_tokenizer(
-    texts: Iterable[str], vocabulary: int, context: int, encoder_decoder: bool = False
+    texts: Iterable[str],
+    vocabulary: int,
+    context: int,
+    encoder_decoder: bool = False,
+    settings: TokenizerSettings | None = None,
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer (Sennrich et al. 2016, on bytes as in GPT-2).
+    """A tokenizer trained on texts: byte-level BPE as in GPT-2 (Sennrich et al. 2016, on bytes), or another kind.
 
-    Decoding returns every text unchanged, whatever its script. BOS, EOS and PAD have ids 0, 1, 2. Encoding puts BOS
-    first and no EOS last or, for an encoder–decoder, EOS last and no BOS, as in T5.
+    Decoding returns every text unchanged, whatever its script, but for wordpiece, for characters that are unknown
+    (`unknown = "unk"`) and for what `normalise`, `lowercase` and `strip_accents` change. BOS, EOS and PAD have ids 0,
+    1, 2. Encoding puts BOS first and no EOS last or, for an encoder–decoder, EOS last and no BOS, as in T5.
 
     Args:
         texts: What to train on.
         vocabulary: The most tokens; a small text has fewer pairs to merge, then len(tokenizer) is smaller.
         context: The longest sequence of the model that the tokenizer is for.
         encoder_decoder: Whether that model is an encoder–decoder.
+        settings: The kind of tokenizer.
+
+    Raises:
+        ConfigError: A setting is wrong, or the vocabulary is too small for what has to be in it.
+        DataError: The texts hold nothing that a tokenizer could be trained on.
     """
+    settings = settings or TokenizerSettings()
     if vocabulary < 1:
         raise ConfigError(f"vocabulary: must be at least 1, got {vocabulary}")
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+    for key, problem in tokenizer_problems("settings", settings):
+        raise ConfigError(f"{key}: {problem}")
+    from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[BOS, EOS, PAD],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
+    backend = trained_backend(texts, vocabulary, settings)
     single, pair = (f"$A {EOS}", f"$A {EOS} $B {EOS}") if encoder_decoder else (f"{BOS} $A", f"{BOS} $A $B")
     backend.post_processor = processors.TemplateProcessing(
         single=single, pair=pair, special_tokens=[(name, backend.token_to_id(name)) for name in (BOS, EOS)]
     )
+    more: dict[str, Any] = {} if settings.in_bytes else {"unk_token": UNK}
+    if settings.special:
+        more["additional_special_tokens"] = settings.special
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=BOS,
@@ -68,7 +76,36 @@ def train_tokenizer(
         model_max_length=context,
         padding_side="left",
         clean_up_tokenization_spaces=False,
+        **more,
     )
+
+
+def tokenizer_of_new_model(
+    key: str,
+    new: NewModelSettings,
+    texts: Iterable[str],
+    trust_remote_code: bool = False,
+    encoder_decoder: bool = False,
+) -> Tokenizer:
+    """The tokenizer of a new model: the ready one that is named, or one that is trained on the texts.
+
+    Args:
+        key: The section of the settings, for messages.
+        new: The settings.
+        texts: What is trained on; not read for a ready one.
+        trust_remote_code: Allow code that comes with a ready one.
+        encoder_decoder: Whether the model is an encoder–decoder.
+
+    Raises:
+        UserError: See `train_tokenizer`, or the ready one cannot be loaded or has no EOS.
+    """
+    if not new.tokenizer:
+        return train_tokenizer(texts, new.vocabulary, new.context, encoder_decoder, new.tokens)
+    if looks_like_path(new.tokenizer) and not Path(new.tokenizer).is_dir():
+        raise ConfigError(f'{key}.tokenizer = "{new.tokenizer}": no such folder')
+    tokenizer = load_tokenizer(new.tokenizer, trust_remote_code)
+    tokenizer.model_max_length = new.context
+    return tokenizer
 
 
 def require_folder(path: str) -> None:

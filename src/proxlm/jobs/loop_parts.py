@@ -19,7 +19,7 @@ from proxlm.config.problems import learnt_rollout_problems
 from proxlm.config.signature import checked
 from proxlm.config.values import shown_value
 from proxlm.data.prompts import PromptStream
-from proxlm.data.tokenizer import train_tokenizer
+from proxlm.data.tokenizer import tokenizer_of_new_model
 from proxlm.engine.agreement import check_engine
 from proxlm.engine.generate import generate as generate_rollout
 from proxlm.engine.native import NativeEngine
@@ -68,7 +68,7 @@ def new_model(
     *,
     seed: int = 0,
 ) -> LanguageModel:
-    """Make a language model with random weights, and train its tokenizer on texts.
+    """Make a language model with random weights, and train its tokenizer on texts (or load `new.tokenizer`).
 
     Args:
         texts: What the tokenizer is trained on.
@@ -80,7 +80,7 @@ def new_model(
         ConfigError: A setting is wrong.
     """
     new, settings = new or NewModelSettings(), settings or ModelSettings()
-    tokenizer = train_tokenizer(texts, new.vocabulary, new.context)
+    tokenizer = tokenizer_of_new_model("new", new, texts, settings.trust_remote_code)
     with seeded_weights(seed):
         return build_language_model(new, tokenizer, settings)
 

@@ -12,11 +12,11 @@ import torch
 from proxlm.config import PretrainConfig, settings_or_default, validate
 from proxlm.config.from_run import IN_MEMORY
 from proxlm.config.signature import checked
-from proxlm.data.documents import Documents
+from proxlm.data.documents import DocumentParts, Documents
 from proxlm.data.skipped import Skipped
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.data.text import read_texts
-from proxlm.data.tokenizer import train_tokenizer
+from proxlm.data.tokenizer import tokenizer_of_new_model
 from proxlm.errors import ConfigError, DataError
 from proxlm.jobs.model_limits import check_block
 from proxlm.jobs.run_folder import check_run_folder
@@ -30,9 +30,6 @@ from proxlm.seeds import Purpose, derive_seed
 from proxlm.train.common.callbacks import Callback, Callbacks
 from proxlm.train.supervised.examples import Examples
 
-# Characters of a text at a time; the tokenizers library collects 256 of them before it counts words.
-_TOKENIZER_PART = 2**16
-
 
 def main(config: PretrainConfig) -> None:
     """Run the job and print where everything is."""
@@ -43,8 +40,8 @@ def main(config: PretrainConfig) -> None:
 class PretrainTrainer:
     """Trains a new language model on plain text, or continues to train one.
 
-    A new model has a new tokenizer, which is trained on the same text. Settings are checked here; the text is read
-    when `train` is called. Everything that is not passed comes from `config`.
+    A new model has a new tokenizer, which is trained on the same text, or the ready one of `new.tokenizer`. Settings
+    are checked here; the text is read when `train` is called. Everything that is not passed comes from `config`.
 
     Args:
         texts: Documents; or the path of a file or a folder of these.
@@ -141,8 +138,8 @@ class PretrainTrainer:
         if config.model.policy:
             check_block("train.block", config.train.block, self.source)
             return self.source.tokenizer
-        parts = (part for i in range(len(train)) for part in train.parts(i, _TOKENIZER_PART))
-        return train_tokenizer(parts, config.new.vocabulary, config.new.context)
+        parts = DocumentParts(train)
+        return tokenizer_of_new_model("new", config.new, parts, config.model.trust_remote_code)
 
 
 def _validation_blocks(tokenizer: Any, validation: Documents, block: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from proxlm.config import RewardConfig, settings_or_default, validate
 from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
 from proxlm.data.skipped import Skipped
-from proxlm.data.tokenizer import train_tokenizer
+from proxlm.data.tokenizer import tokenizer_of_new_model
 from proxlm.errors import ConfigError
 from proxlm.jobs.in_memory import GivenRecords
 from proxlm.jobs.judge import HeldOut, print_judgement
@@ -192,7 +192,8 @@ class RewardTrainer:
             tokenizer = tokenizer_to_resume(config.run, model_folder("reward") + below)
         else:
             texts = records.vocabulary_texts()
-            tokenizer = train_tokenizer(texts, config.scratch.vocabulary, config.scratch.context)
+            remote = config.model.trust_remote_code
+            tokenizer = tokenizer_of_new_model("scratch", config.scratch, texts, remote)
         model = build_language_model(config.scratch, tokenizer, config.model, "scratch")
         return classifier_of_language_model(model, config.model, outputs, per_token)
 

@@ -14,7 +14,7 @@ from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.data.supervised import record_texts, sft_examples
 from proxlm.data.text import split_validation
-from proxlm.data.tokenizer import train_tokenizer
+from proxlm.data.tokenizer import tokenizer_of_new_model
 from proxlm.errors import DataError
 from proxlm.jobs.in_memory import GivenRecords
 from proxlm.jobs.run_folder import check_run_folder
@@ -143,7 +143,8 @@ class SFTTrainer:
         two_sides = is_encoder_decoder_type(config.scratch.type)
         records = enumerate(record_texts(config.text, self._records.training, skipped))
         texts = (part for i, record in records if i not in held_out for part in record)
-        return train_tokenizer(texts, config.scratch.vocabulary, config.scratch.context, two_sides)
+        remote = config.model.trust_remote_code
+        return tokenizer_of_new_model("scratch", config.scratch, texts, remote, two_sides)
 
     def _limit(self) -> tuple[int, bool]:
         """The longest example in tokens, and whether that is for each side of an encoder–decoder."""
