@@ -16,7 +16,8 @@ _HOMES = {
     "proxlm.config": (
         "ChoiceSettings", "ComparisonTestSettings", "ControlConfig", "ControlPPOSettings", "CorrectionSettings",
         "CovarianceSettings", "DPOConfig", "DPOSettings", "DataSettings", "EnsembleSettings",
-        "EnvironmentSettings", "EvaluateConfig", "EvaluationSettings", "GymSettings", "LabelSettings", "LoraSettings",
+        "EnvironmentSettings", "EvaluateConfig", "EvaluationSettings", "ExportCheckSettings", "ExportConfig",
+        "GymSettings", "LabelSettings", "LoraSettings",
         "MetricSettings", "ModelSettings", "NetworkSettings", "NewModelSettings", "ObjectiveSettings",
         "OptimiserSettings", "OptimisersSettings", "PPOConfig", "PPOSettings", "PerplexitySettings",
         "PreferenceSettings", "PretrainConfig", "ProcessSettings", "PtxSettings", "RewardConfig", "RewardSettings",
@@ -47,6 +48,7 @@ _HOMES = {
     "proxlm.jobs.control": ("ControlTrainer",),
     "proxlm.jobs.dpo": ("DPOTrainer",),
     "proxlm.jobs.evaluate": ("evaluate",),
+    "proxlm.jobs.export": ("Export", "export_model"),
     "proxlm.jobs.generate": ("generate",),
     "proxlm.jobs.loop_parts": (
         "actor_critic", "load_model", "new_model", "prompt_stream", "sample", "save", "score",

@@ -40,6 +40,12 @@ from proxlm.config import (
     EvaluationSettings as EvaluationSettings,
 )
 from proxlm.config import (
+    ExportCheckSettings as ExportCheckSettings,
+)
+from proxlm.config import (
+    ExportConfig as ExportConfig,
+)
+from proxlm.config import (
     GymSettings as GymSettings,
 )
 from proxlm.config import (
@@ -209,6 +215,8 @@ from proxlm.jobs.dpo import (
 from proxlm.jobs.evaluate import (
     evaluate as evaluate,
 )
+from proxlm.jobs.export import Export as Export
+from proxlm.jobs.export import export_model as export_model
 from proxlm.jobs.generate import (
     generate as generate,
 )

@@ -35,6 +35,7 @@ JOB_MODULES = {
     "evaluate": "proxlm.jobs.evaluate:main",
     "compare": "proxlm.jobs.compare:main",
     "folds": "proxlm.jobs.folds:main",
+    "export": "proxlm.jobs.export:main",
     "control": "proxlm.jobs.control:main",
     "report": "proxlm.jobs.report:main",
     "doctor": "proxlm.jobs.doctor:main",

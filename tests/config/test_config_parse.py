@@ -287,7 +287,7 @@ def test_an_unknown_job_names_the_nearest() -> None:
     assert error("pretrian") == '"pretrian": unknown job; did you mean pretrain?'
     assert error("zzz") == (
         '"zzz": unknown job; the jobs are ppo, value, pretrain, tokenizer, sft, reward, dpo, generate, evaluate,'
-        " compare, folds, control, report, doctor, verify, stop, demo"
+        " compare, folds, export, control, report, doctor, verify, stop, demo"
     )
 
 

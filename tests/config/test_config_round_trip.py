@@ -48,6 +48,9 @@ DRAWN = {
     "text.train": st.lists(SOME_TEXT, min_size=1, max_size=3),
     "folder": SOME_TEXT,
     "recipe": SOME_TEXT,
+    "model": SOME_TEXT,
+    "base": st.just(""),
+    "weights": st.just("float32"),
     "runs": st.lists(SOME_TEXT, min_size=1, max_size=3),
     "reward.use": st.just(""),
     "reward.overlap": st.just(0),
@@ -133,6 +136,7 @@ DRAWN_FOR: dict[str, dict[str, Any]] = {
     },
     "generate": {**UNTRAINED, "model.teacher": st.just("")},
     "evaluate": {**UNTRAINED, "output": st.sampled_from(["", "a.json", "b.md", "c.html", "d.txt"])},
+    "export": {"output": SOME_TEXT},
     "compare": {
         "output": st.sampled_from(["", "a.json", "b.md", "c.html", "d.txt"]),
         "greedy": st.just(False),

@@ -2,6 +2,7 @@
 
 from proxlm.config.compare import CompareConfig
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings
+from proxlm.config.export import ExportCheckSettings, ExportConfig
 from proxlm.config.folds import FoldsConfig
 from proxlm.config.help import describe
 from proxlm.config.inference_jobs import EvaluateConfig, GenerateConfig
@@ -83,6 +84,8 @@ __all__ = [
     "EnvironmentSettings",
     "EvaluateConfig",
     "EvaluationSettings",
+    "ExportCheckSettings",
+    "ExportConfig",
     "ExtendSettings",
     "FoldsConfig",
     "GenerateConfig",

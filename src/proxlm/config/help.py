@@ -19,6 +19,7 @@ _GROUPS = {
     "Prepare": ("tokenizer",),
     "Train": ("pretrain", "sft", "reward", "dpo", "value", "ppo", "control"),
     "Use and compare models": ("generate", "evaluate", "compare", "folds"),
+    "Make small and deploy": ("export",),
     "Look at a run": ("report", "doctor", "verify"),
     "End a run": ("stop",),
     "See it work": ("demo",),

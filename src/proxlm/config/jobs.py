@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from proxlm.config.compare import CompareConfig
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings, control_optimisers
+from proxlm.config.export import ExportConfig
 from proxlm.config.folds import FoldsConfig
 from proxlm.config.inference_jobs import EvaluateConfig, GenerateConfig
 from proxlm.config.policy_jobs import PPOConfig, ValueConfig
@@ -148,6 +149,7 @@ JOBS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
     "folds": FoldsConfig,
+    "export": ExportConfig,
     "control": ControlConfig,
     "report": ReportConfig,
     "doctor": DoctorConfig,

@@ -1,0 +1,1 @@
+"""Models for other programs' use: safetensors, PEFT adapters, GGUF and ONNX, compared with the original."""
