@@ -12,10 +12,10 @@ from proxlm.runlog.metric_names import METRICS, TRAINING
 PAGE = Path(__file__).with_name("metrics.md")
 HEAD = """# Metrics
 
-What a row of `metrics.jsonl` holds (jobs: ppo, value, pretrain, sft, reward, dpo, control) and what `evaluation.json`
-does (evaluate; of value and reward, under their own names). A part in braces varies: `lr/{model}` stands for
-`lr/policy` and `lr/critic`. A metric that has no meaning in a run is absent, and one that is not a finite number is
-null. This page is made by `docs/write_metrics.py` from `src/proxlm/runlog/metric_names.py`.
+What a row of `metrics.jsonl` holds (jobs: ppo, value, pretrain, sft, reward, dpo, distill, control) and what
+`evaluation.json` does (evaluate; of value and reward, under their own names). A part in braces varies: `lr/{model}`
+stands for `lr/policy` and `lr/critic`. A metric that has no meaning in a run is absent, and one that is not a finite
+number is null. This page is made by `docs/write_metrics.py` from `src/proxlm/runlog/metric_names.py`.
 
 | metric | unit | meaning | jobs |
 | --- | --- | --- | --- |

@@ -181,6 +181,8 @@ def job_of(block: Block, settings: dict[str, Any]) -> str:
         return str(settings["job"])
     if block.page == "docs/reward-models.md":
         return "ppo" if "reward" in settings else "reward"
+    if block.page == "docs/distillation.md":
+        return "distill"
     if "text" in settings or "train" in settings:
         return "sft" if "scratch" in settings else "pretrain"
     return "control" if block.page == "docs/control.md" else "ppo"
@@ -192,6 +194,7 @@ REST: dict[str, dict[str, Any]] = {
     "sft": {"model.policy": "tiny", "text.train": ["pairs.jsonl"]},
     "reward": {"model.policy": "tiny", "text.train": ["pairs.jsonl"]},
     "dpo": {"model.policy": "tiny", "text.train": ["pairs.jsonl"]},
+    "distill": {"model.teacher": "teacher", "data.prompts": "prompts.txt"},
     "pretrain": {"text.train": ["texts"]},
     "compare": {"reward.use": "length"},
     "folds": {},

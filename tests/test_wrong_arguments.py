@@ -52,6 +52,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
         "PretrainTrainer": {"texts": TEXTS},
         "SFTTrainer": {"model": policy, "train": [{"prompt": "a", "response": "b"}]},
         "DPOTrainer": {"model": policy, "train": [{"prompt": "a", "chosen": "b", "rejected": "c"}]},
+        "DistillTrainer": {"teacher": policy, "student": policy, "prompts": ["a", "b"]},
         "RewardTrainer": {"model": policy, "train": [{"prompt": "a", "chosen": "b", "rejected": "c"}]},
         "load_run": {"folder": "nowhere"},
         "build_reward": {"config": proxlm.RewardSettings(), "function": lengths},

@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "proxlm.config": (
         "ChoiceSettings", "ComparisonTestSettings", "ControlConfig", "ControlPPOSettings", "CorrectionSettings",
-        "CovarianceSettings", "DPOConfig", "DPOSettings", "DataSettings", "EnsembleSettings",
-        "EnvironmentSettings", "EvaluateConfig", "EvaluationSettings", "ExportCheckSettings", "ExportConfig",
+        "CovarianceSettings", "DPOConfig", "DPOSettings", "DataSettings", "DistillConfig", "DistillSettings",
+        "EnsembleSettings", "EnvironmentSettings", "EvaluateConfig", "EvaluationSettings", "ExportCheckSettings", "ExportConfig",
         "GymSettings", "LabelSettings", "LoraSettings",
         "MetricSettings", "ModelSettings", "NetworkSettings", "NewModelSettings", "ObjectiveSettings",
         "OptimiserSettings", "OptimisersSettings", "PPOConfig", "PPOSettings", "PerplexitySettings",
@@ -46,6 +46,7 @@ _HOMES = {
     "proxlm.evaluation.differences": ("Difference",),
     "proxlm.jobs.compare": ("compare",),
     "proxlm.jobs.control": ("ControlTrainer",),
+    "proxlm.jobs.distill": ("DistillTrainer",),
     "proxlm.jobs.dpo": ("DPOTrainer",),
     "proxlm.jobs.evaluate": ("evaluate",),
     "proxlm.jobs.export": ("Export", "export_model"),

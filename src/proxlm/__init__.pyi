@@ -22,6 +22,12 @@ from proxlm.config import (
     DataSettings as DataSettings,
 )
 from proxlm.config import (
+    DistillConfig as DistillConfig,
+)
+from proxlm.config import (
+    DistillSettings as DistillSettings,
+)
+from proxlm.config import (
     DPOConfig as DPOConfig,
 )
 from proxlm.config import (
@@ -208,6 +214,9 @@ from proxlm.evaluation.results import (
 from proxlm.jobs.compare import compare as compare
 from proxlm.jobs.control import (
     ControlTrainer as ControlTrainer,
+)
+from proxlm.jobs.distill import (
+    DistillTrainer as DistillTrainer,
 )
 from proxlm.jobs.dpo import (
     DPOTrainer as DPOTrainer,

@@ -31,6 +31,7 @@ JOB_MODULES = {
     "sft": "proxlm.jobs.sft:main",
     "reward": "proxlm.jobs.reward:main",
     "dpo": "proxlm.jobs.dpo:main",
+    "distill": "proxlm.jobs.distill:main",
     "generate": "proxlm.jobs.generate:main",
     "evaluate": "proxlm.jobs.evaluate:main",
     "compare": "proxlm.jobs.compare:main",

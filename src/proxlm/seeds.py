@@ -25,6 +25,7 @@ class Purpose(enum.StrEnum):
     BAG = "bag"  # which comparisons a member of an ensemble learns, and how often; member
     MEMBER = "member"  # base of the weights of a member of an ensemble; member
     STATEMENTS = "statements"  # which of the demo's statements are used
+    ON_POLICY = "on-policy"  # which rows of a batch the student of a distillation samples itself; step
     PREFIXES = "prefixes"  # where the demo's statements are cut
     # Evaluation
     RESAMPLES = "resamples"  # the prompts, seeds, signs and assignments of intervals and tests
@@ -53,6 +54,7 @@ class Stream(enum.IntEnum):
     TRAINING = 0
     EVALUATION = 1
     TRIAL = 2  # the responses that a reward is tried on before the run begins
+    TEACHER = 4  # the answers of a teacher
     REFERENCE = 3  # the responses that the reference statistics of the reward are taken on
 
 

@@ -125,6 +125,12 @@ UNTRAINED = {f"model.{name}": st.just(getattr(ModelSettings(), name)) for name i
 # The same for one job.
 DRAWN_FOR: dict[str, dict[str, Any]] = {
     "dpo": {"text.pair": st.just(False)},
+    "distill": {
+        "model.teacher": SOME_TEXT,
+        "data.prompts": st.just(""),
+        "distill.mode": st.sampled_from(["logits", "on_policy"]),
+        "distill.tokenizer": st.just("teacher"),
+    },
     "reward": {
         "model.packed": st.just(False),
         "ensemble.save": st.just("members"),

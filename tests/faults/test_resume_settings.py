@@ -25,7 +25,7 @@ from proxlm.config import (
 from proxlm.config.tree import is_section, kinds
 from proxlm.errors import RunError
 
-TRAINING = {name: JOBS[name] for name in ("ppo", "pretrain", "sft", "reward", "dpo", "control")}
+TRAINING = {name: JOBS[name] for name in ("ppo", "pretrain", "sft", "reward", "dpo", "distill", "control")}
 
 FIXED_OF_RUN = ("seed", "keep_best", "keep_best_is")
 FREE = {
@@ -33,7 +33,7 @@ FREE = {
     "rollout.batch_size", "environment.timeout", "environment.lockstep", "evaluation.every", "evaluation.greedy",
     "reward.timeout", "reward.on_error", "reward.isolate", "reward.memory_gb", "ppo.steps",
     "ppo.micro_batch_tokens", "train.steps", "train.minutes", "train.micro_batch_tokens", "train.patience",
-    "environment.steps", "gif", "test.files", "test.best_of", "test.baselines",
+    "environment.steps", "gif", "distill.cache_gb", "test.files", "test.best_of", "test.baselines",
 }  # fmt: skip
 
 

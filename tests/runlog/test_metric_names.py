@@ -171,6 +171,10 @@ def written(tokenizer, tmp_path_factory) -> dict[str, set[str]]:
             "--text.train", "labelled.jsonl", "--text.validation-share", "0.3", *arguments, *DEVICE, *SUPERVISED,
         )  # fmt: skip
     run("dpo", "dpo", "--model.policy", "model", "--text.train", "comparisons.jsonl", *DEVICE, *SUPERVISED)
+    run(
+        "distill", "distill", "--model.policy", "model", "--model.teacher", "model", "--data.prompts",
+        "prompts.jsonl", "--data.eval-count", "2", "--rollout.max-new-tokens", "6", *DEVICE, *SUPERVISED,
+    )  # fmt: skip
     run("pretrain", "pretrain", *DEVICE, *SUPERVISED, *NEW)
     run("control", "control", *CONTROL)
     questions = [{"prompt": text[:6], "choices": [text[6:12], "x"], "answer": 0} for text in TEXTS]
@@ -188,7 +192,9 @@ def written(tokenizer, tmp_path_factory) -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize("job", ["ppo", "value", "sft", "reward", "dpo", "pretrain", "control", "evaluate"])
+@pytest.mark.parametrize(
+    "job", ["ppo", "value", "sft", "reward", "dpo", "distill", "pretrain", "control", "evaluate"]
+)
 def test_every_metric_that_a_job_writes_is_declared_for_it(job, written):
     assert written[job]
     for name in written[job]:
@@ -197,7 +203,9 @@ def test_every_metric_that_a_job_writes_is_declared_for_it(job, written):
         assert job in metric.jobs, name
 
 
-@pytest.mark.parametrize("job", ["ppo", "value", "sft", "reward", "dpo", "pretrain", "control", "evaluate"])
+@pytest.mark.parametrize(
+    "job", ["ppo", "value", "sft", "reward", "dpo", "distill", "pretrain", "control", "evaluate"]
+)
 def test_every_declared_metric_is_written(job, written):
     # Only where a number is not finite, or a tokenizer loses text.
     rare = {metric_names.NOT_FINITE, metric_names.CHANGED_DOCUMENTS}

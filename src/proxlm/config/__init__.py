@@ -2,6 +2,7 @@
 
 from proxlm.config.compare import CompareConfig
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings
+from proxlm.config.distillation import DistillConfig, DistillSettings
 from proxlm.config.export import ExportCheckSettings, ExportConfig
 from proxlm.config.folds import FoldsConfig
 from proxlm.config.help import describe
@@ -79,6 +80,8 @@ __all__ = [
     "DPOSettings",
     "DataSettings",
     "DemoConfig",
+    "DistillConfig",
+    "DistillSettings",
     "DoctorConfig",
     "EnsembleSettings",
     "EnvironmentSettings",

@@ -60,8 +60,11 @@ def settings_of_run(
         raise ConfigError(f"{folder}: a run of proxlm {job}, which leaves no language model")
     found = {name: saved[name] for name in SECTIONS if name in saved and name in kinds(kind)}
     text, run = _table(saved, "text"), _table(saved, "run")
-    if job in ("sft", "dpo"):
+    if job in ("sft", "dpo") or (job == "distill" and text.get("train")):
         found["data"] = _data_of_text(text)
+    if job == "distill" and _table(saved, "distill").get("mode") == "sequence":
+        # Its tokens may be others than the student's.
+        found["model"] = {name: value for name, value in _table(found, "model").items() if name != "teacher"}
     if "threads" in run:
         found["run"] = {"threads": run["threads"]}
     if "model" in found:

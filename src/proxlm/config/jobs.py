@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from proxlm.config.compare import CompareConfig
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings, control_optimisers
+from proxlm.config.distillation import DistillConfig
 from proxlm.config.export import ExportConfig
 from proxlm.config.folds import FoldsConfig
 from proxlm.config.inference_jobs import EvaluateConfig, GenerateConfig
@@ -145,6 +146,7 @@ JOBS: dict[str, type] = {
     "sft": SFTConfig,
     "reward": RewardConfig,
     "dpo": DPOConfig,
+    "distill": DistillConfig,
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,

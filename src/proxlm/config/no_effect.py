@@ -85,6 +85,13 @@ SWITCHES = (
             Switch(_TOKENS, f"{section}.tokens", f"{section}.tokenizer", *_EMPTY),
         )
     ),
+    Switch("tokenizer", "distill", "scratch.type", *_GIVEN),
+    Switch(
+        "divergence temperature top_k cross_entropy", "distill", "distill.mode", *_is("logits", "on_policy")
+    ),
+    Switch("beta", "distill", "distill.divergence", *_is("jsd")),
+    Switch("student_share student_temperature", "distill", "distill.mode", *_is("on_policy")),
+    Switch("samples_per_prompt", "distill", "text.train", *_EMPTY),
     Switch(_ENVIRONMENT, "environment", "environment.use", *_GIVEN),
     Switch(f"examples {_SHOTS}", "data", "data.shots", *_POSITIVE),
     Switch("shots", "data", "data.examples", *_GIVEN),

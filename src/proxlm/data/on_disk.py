@@ -49,3 +49,29 @@ class NumbersOnDisk:
         self._file.append(memoryview(self._waiting).cast("B"))
         self._written += len(self._waiting)
         self._waiting = array(self._waiting.typecode)
+
+
+class RowsOnDisk:
+    """Rows of equal width appended one after another, then read as one memory-mapped tensor.
+
+    Args:
+        width: Numbers in a row.
+        dtype: Of any floating-point or integer kind.
+    """
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        self.width, self.dtype = width, dtype
+        self._file = ScratchFile()
+
+    def extend(self, rows: Tensor) -> None:
+        """Append rows [n, width]."""
+        if rows.numel():
+            values = rows.detach().to("cpu", self.dtype).contiguous()
+            self._file.append(values.view(torch.uint8).numpy().data.cast("B"))
+
+    def tensor(self) -> Tensor:
+        """All rows [n, width]; a change of the tensor is not written to disk. Nothing may be appended after this."""
+        if not self._file.size:
+            return torch.empty(0, self.width, dtype=self.dtype)
+        pages = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return torch.frombuffer(pages, dtype=self.dtype).view(-1, self.width)

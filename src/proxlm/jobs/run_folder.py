@@ -17,11 +17,20 @@ from proxlm.data.inputs import inputs_of, read_inputs, write_inputs
 from proxlm.data.records import Source
 from proxlm.errors import ConfigError
 from proxlm.models.source import ModelSource
-from proxlm.runlog.folder import folder_to_resume, open_run, refuse_if_taken, write_atomic
+from proxlm.runlog.folder import (
+    folder_to_resume,
+    has_checkpoint,
+    open_run,
+    refuse_if_taken,
+    truncate_jsonl,
+    write_atomic,
+)
 from proxlm.runlog.interrupt import StopSignals, stopped_outside_message
 from proxlm.runlog.lock import locked, refuse_if_held
 from proxlm.runlog.loggers import check_loggers
-from proxlm.runlog.metric_names import EVALUATION, METRICS, is_metric_of
+from proxlm.runlog.metric_names import EVALUATION, METRICS, STEP, is_metric_of
+from proxlm.runlog.rows import METRICS as METRICS_FILE
+from proxlm.runlog.rows import SAMPLES as SAMPLES_FILE
 from proxlm.runlog.stop_request import forget
 from proxlm.text import did_you_mean, shown
 from proxlm.train.common.callbacks import Callbacks
@@ -83,8 +92,8 @@ def begin_run(
 ) -> None:
     """Record what a new run reads or, with run.resume, continue from the newest checkpoint and say so.
 
-    A resumed run's config.toml then holds the settings now in force, and what a crash has left in the folder is
-    removed.
+    A run that ended while its teacher answered has no checkpoint: it begins with its first step. A resumed run's
+    config.toml then holds the settings now in force, and what a crash has left in the folder is removed.
 
     Args:
         config: Its settings.
@@ -104,10 +113,14 @@ def begin_run(
     if resumed:
         for place in (folder, folder / "checkpoints", folder / BEST):
             clear_leftovers(place)
-        checkpoint = loop.resume()
+        if has_checkpoint(folder):
+            checkpoint = loop.resume()
+            done = ", after which no step is left" if loop.finished() else ""
+            print(f"resumed from {checkpoint}{done}", flush=True)
+        else:  # what a first step has left that was not saved
+            for name in (METRICS_FILE, SAMPLES_FILE):
+                truncate_jsonl(folder / name, STEP, 0)
         write_atomic(folder / "config.toml", config_of_run(config, folder))
-        done = ", after which no step is left" if loop.finished() else ""
-        print(f"resumed from {checkpoint}{done}", flush=True)
     write_inputs(folder, loop.inputs)
 
 

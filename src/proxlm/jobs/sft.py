@@ -103,7 +103,7 @@ class SFTTrainer:
         if self._records.validation:
             held_out = examples(self._records.validation)
             validation = held_out.select(range(len(held_out)))
-            training = every.select(_not_held_out(every, validation))
+            training = every.select(not_held_out(every, validation))
         else:
             training, validation = map(every.select, self._split(len(every)))
         with seeded_weights(config.run.seed):
@@ -154,7 +154,7 @@ class SFTTrainer:
         return self.source.context or 2**31, self.source.encoder_decoder
 
 
-def _not_held_out(every: Examples, validation: Examples) -> list[int]:
+def not_held_out(every: Examples, validation: Examples) -> list[int]:
     """The rows to train on: those that are not in the validation, too. Says how many are."""
     rows = every.rows_without(validation)
     if every and not rows:

@@ -77,7 +77,44 @@ def run_supervised(
 ) -> Run:
     """Minimise an objective, in the run's folder, and write the report.
 
+    Args: see `train_in_folder`.
+
+    Raises:
+        UserError: See `SupervisedLoop.train`.
+    """
+    with run_folder(config, job, in_python) as folder:
+        return train_in_folder(
+            folder,
+            job,
+            config,
+            objective,
+            network,
+            skipped,
+            callbacks,
+            in_python,
+            sources,
+            loop_type,
+            after,
+        )
+
+
+def train_in_folder(
+    folder: Path,
+    job: str,
+    config: SupervisedConfig,
+    objective: Objective,
+    network: Any,
+    skipped: Skipped,
+    callbacks: Callbacks,
+    in_python: bool = False,
+    sources: Mapping[str, Source | ModelSource] | None = None,
+    loop_type: type[SupervisedLoop] = SupervisedLoop,
+    after: Callable[[Path], None] = lambda _folder: None,
+) -> Run:
+    """Minimise an objective in a run's folder that is open, and write the report.
+
     Args:
+        folder: The run's folder.
         job: The command's name.
         config: Its settings.
         objective: The model, its data and its loss.
@@ -104,26 +141,25 @@ def run_supervised(
     )
     if note := warmup_note("optim", config.optim, config.train.steps):
         print(f"note: {note}", flush=True)
-    with run_folder(config, job, in_python) as folder:
-        skipped.save(folder)
-        loop = loop_type(objective, config, folder)
-        loop.callbacks = callbacks.fresh()
-        begin_run(config, loop, sources)
-        with RunLog(
-            folder,
-            job,
-            config.train.steps,
-            config.run,
-            loop.state.step,
-            headline=loop.headline,
-            limit_seconds=max(0.0, config.train.minutes * 60 - loop.state.seconds),
-            in_python=in_python,
-        ) as log:
-            loop.train(log)
-        after(folder)
-        if config.run.report:
-            write_report(folder)
-        return load_run(folder)
+    skipped.save(folder)
+    loop = loop_type(objective, config, folder)
+    loop.callbacks = callbacks.fresh()
+    begin_run(config, loop, sources)
+    with RunLog(
+        folder,
+        job,
+        config.train.steps,
+        config.run,
+        loop.state.step,
+        headline=loop.headline,
+        limit_seconds=max(0.0, config.train.minutes * 60 - loop.state.seconds),
+        in_python=in_python,
+    ) as log:
+        loop.train(log)
+    after(folder)
+    if config.run.report:
+        write_report(folder)
+    return load_run(folder)
 
 
 def tokenizer_to_resume(run: RunSettings, folder: str = "policy") -> Any:

@@ -34,7 +34,7 @@ def check_teacher(policy: ModelSource, longest_prompt: int, longest_response: in
         ConfigError: Its context is too short.
     """
     teacher = _source_of(policy.settings)
-    with _named():
+    with named_as_teacher():
         _check_kind(teacher, policy.encoder_decoder)
         _check_tokens(teacher, policy.tokenizer, _rows_of(policy.configuration))
         limit = teacher.context
@@ -52,12 +52,29 @@ def check_teacher(policy: ModelSource, longest_prompt: int, longest_response: in
 
 def note_on_ends(policy: ModelSource) -> str:
     """A note, where no token that ends a text of the policy's ends one of the teacher's; else ""."""
-    with _named():
+    with named_as_teacher():
         own, others = ({m.tokenizer.eos_token_id, *m.eos} for m in (policy, _source_of(policy.settings)))
     if own & others:
         return ""
     names = [shown(str(policy.tokenizer.convert_ids_to_tokens(min(ids))), 30) for ids in (others, own)]
     return f"the teacher ends a text with {names[0]}, the policy with {names[1]}: it finds the policy's ends unlikely"
+
+
+def teacher_source(settings: ModelSettings, model: Any = None, tokenizer: Any = None) -> ModelSource:
+    """A teacher that is not read yet, on the student's device and in its precision.
+
+    Args:
+        settings: The student's; `teacher` names it.
+        model: It, instead of settings.teacher; see `ModelSource`.
+        tokenizer: The tokenizer of a transformers model.
+    """
+    plain = ModelSettings(
+        policy=settings.teacher,
+        device=settings.device,
+        precision=settings.precision,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    return ModelSource(ModelSettings() if isinstance(model, LanguageModel) else plain, model, tokenizer)
 
 
 def load_teacher(policy: LanguageModel, settings: ModelSettings) -> LanguageModel:
@@ -69,7 +86,7 @@ def load_teacher(policy: LanguageModel, settings: ModelSettings) -> LanguageMode
         ModelError: It cannot be loaded, has other tokens, or is no decoder where the policy is one, or the reverse.
     """
     teacher = _source_of(settings, policy)
-    with _named():
+    with named_as_teacher():
         _check_kind(teacher, policy.encoder_decoder)
         _check_tokens(teacher, policy.tokenizer, len(policy.network.get_output_embeddings().weight))
         model = teacher.load()
@@ -88,7 +105,7 @@ def _source_of(settings: ModelSettings, policy: LanguageModel | None = None) -> 
 
 
 @contextmanager
-def _named() -> Iterator[None]:
+def named_as_teacher() -> Iterator[None]:
     """Errors in this block are the teacher's: it is read by the code that reads a policy, which names that one."""
     try:
         yield

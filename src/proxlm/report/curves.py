@@ -41,6 +41,12 @@ PLOTS = (
     ),
     Plot(MAIN, "Loss, nats a token (reward, dpo: a record)", (names.LOSS, names.VALIDATION_LOSS)),
     Plot(MAIN, "Accuracy on held-out records", (names.VALIDATION_ACCURACY,)),
+    Plot(
+        MAIN,
+        "KL of teacher and student, nats a token",
+        (names.VALIDATION_FORWARD_KL, names.VALIDATION_REVERSE_KL),
+    ),
+    Plot(MAIN, "Greedy agreement with the teacher", (names.VALIDATION_AGREEMENT,)),
     Plot(MAIN, "Reward in training", (names.REWARD, names.SCORE), band=names.REWARD_STD),
     Plot(MAIN, "Return of the newest 100 episodes", (names.EPISODE_RETURN,)),
     Plot(

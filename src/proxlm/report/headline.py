@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-from proxlm.config import ControlConfig, DPOConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from proxlm.config import (
+    ControlConfig,
+    DistillConfig,
+    DPOConfig,
+    PPOConfig,
+    PretrainConfig,
+    RewardConfig,
+    SFTConfig,
+)
 from proxlm.report.run_data import RunData, finite
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.saved_settings import RunConfig
@@ -68,7 +76,7 @@ def _steps(run: RunData) -> str:
 def _planned_steps(config: RunConfig | None) -> int | None:
     if isinstance(config, PPOConfig):
         return config.ppo.steps
-    if isinstance(config, PretrainConfig | SFTConfig | RewardConfig | DPOConfig):
+    if isinstance(config, PretrainConfig | SFTConfig | RewardConfig | DPOConfig | DistillConfig):
         return config.train.steps
     return None
 

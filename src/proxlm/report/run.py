@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from proxlm.config import ControlConfig, DPOConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from proxlm.config.from_run import kept_models
 from proxlm.config.paths import home_expanded
 from proxlm.config.signature import checked
@@ -15,7 +14,7 @@ from proxlm.errors import RunError
 from proxlm.evaluation.results import Chosen, Evaluation, chosen_from_json, evaluation_from_json
 from proxlm.report.evaluation_files import read_responses
 from proxlm.report.run_data import read_run
-from proxlm.runlog.saved_settings import model_folder
+from proxlm.runlog.saved_settings import RunConfig, model_folder
 
 # What `Run.plot` shows if nothing else is asked for.
 _MAIN_METRICS: Mapping[str, Sequence[str]] = {
@@ -24,6 +23,7 @@ _MAIN_METRICS: Mapping[str, Sequence[str]] = {
     "sft": ("loss", "validation_loss"),
     "reward": ("validation_loss", "validation_accuracy"),
     "dpo": ("validation_loss", "validation_accuracy"),
+    "distill": ("validation_loss", "validation_agreement"),
     "pretrain": ("loss", "validation_loss"),
     "control": ("episode_return", "entropy"),
 }
@@ -35,7 +35,7 @@ class Run:
 
     Attributes:
         folder: Where the run is.
-        job: "ppo", "value", "sft", "reward", "dpo", "pretrain" or "control".
+        job: "ppo", "value", "sft", "reward", "dpo", "distill", "pretrain" or "control".
         config: The settings of config.toml; None if they are of another version.
         metrics: Columns by name, all of one length, a row a step; None where a step lacks a metric or its value was
             not finite. "step" and "time" (seconds since the start) are columns, too.
@@ -47,7 +47,7 @@ class Run:
 
     folder: Path
     job: str
-    config: PPOConfig | SFTConfig | PretrainConfig | RewardConfig | DPOConfig | ControlConfig | None
+    config: RunConfig | None
     metrics: dict[str, list[float | None]]
     samples: list[dict[str, Any]]
     evaluations: dict[str, Evaluation]

@@ -47,6 +47,7 @@ _STATES: dict[str, type[LoopState]] = {
     "sft": SupervisedState,
     "reward": SupervisedState,
     "dpo": SupervisedState,
+    "distill": SupervisedState,
     "pretrain": SupervisedState,
     "control": ControlState,
 }

@@ -4,6 +4,7 @@ config.toml       every setting, as resolved
 inputs.json       a hash of every file that the run reads
 metrics.jsonl     one row a step
 samples.jsonl     sampled texts of each step, with per-token numbers
+answers.jsonl     what a teacher has answered, and answers.json its hash
 skipped.jsonl     records of the data that were left out, where there are any
 evaluation.json   before and after, on held-out prompts
 checkpoints/      step-NNNNNNNN folders
@@ -33,6 +34,7 @@ from proxlm.runlog.lock import refuse_if_held
 from proxlm.text import reason_of, system_reason
 
 JsonRow = dict[str, Any]
+ANSWERS = "answers.jsonl"
 
 
 def open_run(name: str, job: str, resume: bool, config_toml: Callable[[Path], str]) -> Path:
@@ -76,17 +78,22 @@ def refuse_if_taken(path: Path) -> None:
 
 
 def folder_to_resume(folder: str) -> Path:
-    """The run's folder, if it holds a complete checkpoint. Raises RunError."""
+    """The run's folder, if it holds a complete checkpoint or answers of a teacher. Raises RunError."""
     if not folder:
         raise RunError("run.folder: needed with run.resume: the folder of the run to go on with")
     path = Path(folder)
     if not os.path.isdir(path):  # unlike Path.is_dir, never an error
         raise RunError(f"{path}: nothing to resume: no such folder; leave out run.resume to start a new run")
-    # A crash may have left the only checkpoint aside while the same step was saved again.
-    found = (entry for name in ("step-*", ".replaced-step-*") for entry in (path / "checkpoints").glob(name))
-    if not any(entry.is_dir() for entry in found):
+    if not (has_checkpoint(path) or (path / ANSWERS).is_file()):
         raise RunError(f"{path}: nothing to resume: no complete checkpoint; start again in a new folder")
     return path
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run's folder holds a complete checkpoint."""
+    # A crash may have left the only one aside while the same step was saved again.
+    found = (entry for name in ("step-*", ".replaced-step-*") for entry in (run / "checkpoints").glob(name))
+    return any(entry.is_dir() for entry in found)
 
 
 def free_name(job: str) -> Path:

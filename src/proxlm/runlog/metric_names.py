@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal, Self
 
-Job = Literal["ppo", "value", "pretrain", "sft", "reward", "dpo", "control", "evaluate"]
+Job = Literal["ppo", "value", "pretrain", "sft", "reward", "dpo", "distill", "control", "evaluate"]
 
 # value: PPO's steps in which the critic learns alone, and its evaluation.json.
 PPO: tuple[Job, ...] = ("ppo", "value")
@@ -19,10 +19,11 @@ VALUE: tuple[Job, ...] = ("value",)
 CONTROL: tuple[Job, ...] = ("control",)
 BOTH: tuple[Job, ...] = ("ppo", "value", "control")
 BOTH_POLICY: tuple[Job, ...] = ("ppo", "control")
-SUPERVISED: tuple[Job, ...] = ("pretrain", "sft", "reward", "dpo")
+SUPERVISED: tuple[Job, ...] = ("pretrain", "sft", "reward", "dpo", "distill")
 PREFERENCES: tuple[Job, ...] = ("reward", "dpo")
+DISTILL: tuple[Job, ...] = ("distill",)
 REWARD_MODEL: tuple[Job, ...] = ("reward",)
-TRAINING: tuple[Job, ...] = ("ppo", "value", "pretrain", "sft", "reward", "dpo", "control")
+TRAINING: tuple[Job, ...] = ("ppo", "value", "pretrain", "sft", "reward", "dpo", "distill", "control")
 EVALUATE: tuple[Job, ...] = ("evaluate",)
 
 
@@ -149,6 +150,27 @@ VALIDATION_CHOSEN = _metric(
     NATS,
     "mean log(π / π_ref) of the chosen completion, validation: below 0 it becomes less likely, too",
     ("dpo",),
+)
+VALIDATION_CROSS_ENTROPY = _metric(
+    "validation_cross_entropy",
+    NATS_TOKEN,
+    "−log q of the held-out texts' own tokens, q the student's",
+    DISTILL,
+)
+VALIDATION_FORWARD_KL = _metric(
+    "validation_forward_kl", NATS_TOKEN, "KL(teacher ‖ student) at each token of the held-out texts", DISTILL
+)
+VALIDATION_REVERSE_KL = _metric(
+    "validation_reverse_kl",
+    NATS_TOKEN,
+    "KL(student ‖ teacher) at each token of the student's samples to held-out prompts (distill.eval_samples)",
+    DISTILL,
+)
+VALIDATION_AGREEMENT = _metric(
+    "validation_agreement",
+    SHARE,
+    "held-out tokens where the student's likeliest is the teacher's (greedy agreement)",
+    DISTILL,
 )
 LR = _metric("lr", "", "learning rate", SUPERVISED)
 GRAD_NORM = _metric("grad_norm", "", "norm of the gradient before clipping", SUPERVISED)

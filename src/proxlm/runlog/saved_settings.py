@@ -7,6 +7,7 @@ from pathlib import Path
 
 from proxlm.config import (
     ControlConfig,
+    DistillConfig,
     DPOConfig,
     PPOConfig,
     PretrainConfig,
@@ -25,7 +26,7 @@ from proxlm.text import system_reason
 # Bytes of a text in a run's folder that are read.
 LARGEST = 2**28
 
-RunConfig = PPOConfig | PretrainConfig | SFTConfig | RewardConfig | DPOConfig | ControlConfig
+RunConfig = PPOConfig | PretrainConfig | SFTConfig | RewardConfig | DPOConfig | DistillConfig | ControlConfig
 # The jobs that make a run.
 RUNS: dict[str, type[RunConfig]] = {
     "ppo": PPOConfig,
@@ -34,6 +35,7 @@ RUNS: dict[str, type[RunConfig]] = {
     "sft": SFTConfig,
     "reward": RewardConfig,
     "dpo": DPOConfig,
+    "distill": DistillConfig,
     "control": ControlConfig,
 }
 

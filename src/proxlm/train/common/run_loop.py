@@ -33,7 +33,15 @@ from proxlm.checkpoint import (
     settings_of,
     with_prefix,
 )
-from proxlm.config import ControlConfig, DPOConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from proxlm.config import (
+    ControlConfig,
+    DistillConfig,
+    DPOConfig,
+    PPOConfig,
+    PretrainConfig,
+    RewardConfig,
+    SFTConfig,
+)
 from proxlm.config.from_run import BEST
 from proxlm.data.inputs import Inputs
 from proxlm.doctor import Doctor, Facts
@@ -48,7 +56,9 @@ from proxlm.train.common.callbacks import Callbacks, checked_metrics
 from proxlm.train.common.non_finite import save_offending_rows
 from proxlm.train.common.optimiser import Optimiser
 
-TrainingConfig = PPOConfig | PretrainConfig | SFTConfig | RewardConfig | DPOConfig | ControlConfig
+TrainingConfig = (
+    PPOConfig | PretrainConfig | SFTConfig | RewardConfig | DPOConfig | DistillConfig | ControlConfig
+)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from proxlm.checkpoint import publish_folder
-from proxlm.config import DPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from proxlm.config import DistillConfig, DPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from proxlm.errors import RunError
 from proxlm.runlog.metric_names import LOSS, VALIDATION_LOSS
 from proxlm.runlog.run_log import RunLog
@@ -24,7 +24,7 @@ from proxlm.train.common.run_loop import LoopState, TrainingLoop
 from proxlm.train.supervised.examples import TokenBatches
 from proxlm.train.supervised.objective import Objective
 
-SupervisedConfig = PretrainConfig | SFTConfig | RewardConfig | DPOConfig
+SupervisedConfig = PretrainConfig | SFTConfig | RewardConfig | DPOConfig | DistillConfig
 
 
 @dataclass

@@ -1,0 +1,321 @@
+"""What a student learns from: texts that its teacher writes, or texts that are given."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from proxlm.config import DistillConfig
+from proxlm.data.chat import NO_EXTRAS, ChatFormat, carry_template, read_template
+from proxlm.data.formats import Conversation
+from proxlm.data.inputs import inputs_of
+from proxlm.data.prompts import LoadedPrompts, PromptSources
+from proxlm.data.records import Source
+from proxlm.data.skipped import Skipped
+from proxlm.data.supervised import ExampleMaker, SFTExample, sft_examples
+from proxlm.data.text import split_validation
+from proxlm.data.tokenizer import different_tokens, train_tokenizer
+from proxlm.data.turn_end import turn_end_of
+from proxlm.engine.generate import generate
+from proxlm.engine.native import NativeEngine
+from proxlm.errors import DataError, ModelError
+from proxlm.jobs.in_memory import GivenRecords
+from proxlm.jobs.progress import progress_line
+from proxlm.jobs.prompts import describe_prompts, load_prompt_sets
+from proxlm.jobs.sft import not_held_out
+from proxlm.jobs.supervised import tokenizer_to_resume
+from proxlm.jobs.teacher_answers import Answer, Asked, answers_of
+from proxlm.models.language_model import LanguageModel
+from proxlm.models.source import ModelSource
+from proxlm.models.teacher import named_as_teacher
+from proxlm.runlog.folder import has_checkpoint
+from proxlm.seeds import Stream
+from proxlm.train.supervised.examples import Examples
+from proxlm.types import Prompt
+
+_UNLIMITED = 2**31
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts in the student's tokens.
+
+    Attributes:
+        training: To learn from.
+        validation: Held out.
+        tokenizer: The student's.
+        shared_tokens: Whether they are the teacher's tokens, too, so that it can read them.
+    """
+
+    training: Examples
+    validation: Examples
+    tokenizer: Any
+    shared_tokens: bool
+
+
+class DistillData:
+    """Prompts and texts of a distillation, read and checked before the run's folder is made.
+
+    Args:
+        config: The settings.
+        teacher: The teacher before its weights are read.
+        student: The same of the student; without a model where one is made.
+        prompts: What the teacher is to answer.
+        records: Texts that are given instead.
+        skipped: Receives what cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        teacher: ModelSource,
+        student: ModelSource,
+        prompts: PromptSources,
+        records: GivenRecords,
+        skipped: Skipped,
+    ) -> None:
+        self.config, self.source, self.student, self.records = config, teacher, student, records
+        self._prompts, self._skipped = prompts, skipped
+        self._asked: tuple[LoadedPrompts, LoadedPrompts] | None = None
+
+    def check(self) -> None:
+        """Read tokenizers, configurations, prompts and the teacher, and compare them; nothing is written.
+
+        Raises:
+            UserError: What cannot be.
+        """
+        config = self.config
+        with named_as_teacher():
+            _ = self.source.encoder_decoder, self.source.tokenizer
+        for name, source in (("model.teacher", self.source), ("model.policy", self.student)):
+            if (name == "model.teacher" or not config.scratch.type) and source.encoder_decoder:
+                raise ModelError(f"{name}: an encoder–decoder; distillation is for decoders")
+        if difference := self._difference():
+            if config.distill.mode != "sequence":
+                raise ModelError(
+                    f"model.teacher: {difference}; at each token the two must choose among the same tokens. With"
+                    ' distill.mode = "sequence" the student learns its texts, with any tokenizer'
+                )
+            print(f"note: the teacher's tokens are others ({difference}): its texts are learnt", flush=True)
+        if not config.text.train:
+            self._asked = load_prompt_sets(
+                self.source, config.data, config.rollout, config.run.seed, self._skipped, self._prompts
+            )
+            if not all(found.prompts for found in self._asked):
+                raise DataError(
+                    "data.prompts: no prompt is left to train on, or none is held out (data.eval_count)"
+                )
+            print(describe_prompts(*self._asked, self._skipped), flush=True)
+        _ = self.teacher
+
+    def _difference(self) -> str:
+        """How the student's tokens differ from the teacher's; "": they do not, or are trained later."""
+        if self.config.scratch.type:
+            return ""
+        return different_tokens(
+            self.source.tokenizer, self.student.tokenizer, "the student's", may_have_more=True
+        )
+
+    @property
+    def shared_tokens(self) -> bool:
+        """Whether the teacher can read the student's tokens."""
+        if self.config.scratch.type:
+            return self.config.distill.tokenizer == "teacher"
+        return not self._difference()
+
+    @cached_property
+    def teacher(self) -> LanguageModel:
+        """The teacher, with its weights, which never learn."""
+        with named_as_teacher():
+            model = self.source.load()
+        model.network.requires_grad_(False)
+        carry_template(model.tokenizer, self.config.data.chat_template)
+        return model
+
+    def check_head(self, rows: int) -> None:
+        """Raise ModelError if the student can write what its teacher cannot score. rows: of the student's head."""
+        own = len(self.teacher.network.get_output_embeddings().weight)
+        if own < rows:
+            raise ModelError(
+                f"model.teacher: its head has {own} rows and the student's {rows}, so the student can write what it"
+                " cannot score; give a teacher with as many"
+            )
+
+    def texts(self, folder: Path) -> Texts:
+        """The texts; what the teacher has to write for them is written to the run's folder first.
+
+        Raises:
+            DataError: They do not fit the student.
+            RunError: The folder holds other answers.
+        """
+        if self.config.text.train:
+            return self._given()
+        assert self._asked is not None
+        train, held_out = self._asked
+        asked = [Asked(prompt, "held_out") for prompt in held_out.prompts]
+        if not self._only_own_samples:
+            count = self.config.distill.samples_per_prompt
+            asked += [Asked(prompt, "train", k) for k in range(count) for prompt in train.prompts]
+        answers = answers_of(folder, asked, self._made_with(), self._ask, progress_line("answers"))
+        tokenizer = self._tokenizer(
+            [(a, b) for a, b in zip(asked, answers, strict=True) if a.part == "train"]
+        )
+        split = len(held_out.prompts)
+        validation = self._examples(asked[:split], answers[:split], tokenizer)
+        if self._only_own_samples:
+            nothing = [SFTExample(prompt.input_ids, (), ()) for prompt in train.prompts]
+            training = Examples.from_rows(nothing)
+        else:
+            training = self._examples(asked[split:], answers[split:], tokenizer)
+        return Texts(
+            training.select(range(len(training))),
+            validation.select(range(len(validation))),
+            tokenizer,
+            self.shared_tokens,
+        )
+
+    @property
+    def _only_own_samples(self) -> bool:
+        settings = self.config.distill
+        return settings.mode == "on_policy" and settings.student_share == 1
+
+    def _made_with(self) -> dict[str, Any]:
+        config = self.config
+        passed = {"model.teacher": self.source} if self.source.in_memory else {}
+        digests = inputs_of(replace(config, data=type(config.data)()), None, passed).digests()
+        rollout = {k: v for k, v in asdict(config.rollout).items() if k != "batch_size"}
+        return {
+            "teacher": digests.get("model.teacher", config.model.teacher),
+            "rollout": rollout,
+            "seed": config.run.seed,
+            "precision": str(self.teacher.states_dtype),
+        }
+
+    def _ask(self, group: Sequence[Asked]) -> list[Answer]:
+        """The teacher's answers. A prompt's repeats are told apart by the step of their random numbers."""
+        settings = replace(self.config.rollout, keep_sampling_mask=False)
+        found: dict[int, Answer] = {}
+        with closing(NativeEngine(self.teacher, settings)) as engine:
+            for repeat in sorted({one.repeat for one in group}):
+                rows = [i for i, one in enumerate(group) if one.repeat == repeat]
+                rollout = generate(
+                    engine,
+                    [group[i].prompt for i in rows],
+                    settings,
+                    seed=self.config.run.seed,
+                    step=repeat,
+                    stream=Stream.TEACHER,
+                )
+                for i, done in zip(rows, rollout.completions(), strict=True):
+                    found[i] = Answer(done.text, done.finish, done.tokens)
+        return [found[i] for i in range(len(group))]
+
+    def _given(self) -> Texts:
+        """The records of the section [text]."""
+        config, skipped = self.config, self._skipped
+        tokenizer = self.source.tokenizer if config.scratch.type else self.student.tokenizer
+
+        def examples(sources: Sequence[Source]) -> Examples:
+            limit = self._limit()
+            return Examples.from_rows(
+                sft_examples(config.text, sources, tokenizer, limit, False, skipped, self.source.eos)
+            )
+
+        every = examples(self.records.training)
+        if self.records.validation:
+            held_out = examples(self.records.validation)
+            validation = held_out.select(range(len(held_out)))
+            training = every.select(not_held_out(every, validation))
+        else:
+            parts = split_validation(range(len(every)), config.text.validation_share, config.run.seed)
+            training, validation = map(every.select, parts)
+        return Texts(training, validation, tokenizer, True)
+
+    def _limit(self) -> int:
+        """The longest text in tokens: student and, where it reads the text, teacher must have room for it."""
+        own = self.config.scratch.context if self.config.scratch.type else self.student.context
+        others = self.source.context if self.shared_tokens else None
+        return min(limit for limit in (own, others, _UNLIMITED) if limit)
+
+    def _tokenizer(self, pairs: Sequence[tuple[Asked, Answer]]) -> Any:
+        """The student's: its own, its teacher's, that of the run to resume, or a new one trained on the answers."""
+        config = self.config
+        if not config.scratch.type:
+            return self.student.tokenizer
+        if config.distill.tokenizer == "teacher":
+            return self.source.tokenizer
+        if config.run.resume and has_checkpoint(Path(config.run.folder)):
+            return tokenizer_to_resume(config.run)
+        from transformers import AddedToken
+
+        special = self._template_tokens()
+        texts = (text for asked, answer in pairs for text in (*_contents(asked), answer.text))
+        tokenizer = train_tokenizer(texts, config.scratch.vocabulary - len(special), config.scratch.context)
+        if special:
+            tokenizer.add_tokens([AddedToken(token, special=True) for token in special], special_tokens=True)
+        if config.data.chat:
+            tokenizer.chat_template = self.source.tokenizer.chat_template
+        carry_template(tokenizer, config.data.chat_template)
+        return tokenizer
+
+    def _template_tokens(self) -> list[str]:
+        """The teacher's special tokens that its chat template writes: a new tokenizer has them, too."""
+        if not self.config.data.chat:
+            return []
+        tokenizer = self.source.tokenizer
+        template = read_template(self.config.data.chat_template) or str(tokenizer.chat_template)
+        names = (made.content for made in tokenizer.added_tokens_decoder.values() if made.special)
+        return sorted(name for name in names if name in template)
+
+    def _examples(self, asked: Sequence[Asked], answers: Sequence[Answer], tokenizer: Any) -> Examples:
+        """Prompts and answers in the student's tokens; a blank answer is left out. An answer that was cut off has no
+        end of turn, so that the student does not learn to stop there.
+        """
+        limit = self._limit()
+        chat = ChatFormat.of(tokenizer, self.config.data)
+        end = turn_end_of(chat, [] if self.config.scratch.type else self.student.eos)
+        make = ExampleMaker(chat, end, limit, False)
+
+        def example(one: Asked, answer: Answer) -> SFTExample | None:
+            prompt, where = one.prompt, f"the answer to prompt {one.prompt.id}"
+            if self.shared_tokens and answer.tokens:
+                made = SFTExample(prompt.input_ids, answer.tokens, (True,) * len(answer.tokens))
+                if len(prompt.input_ids) + len(answer.tokens) > limit:
+                    raise DataError(
+                        f"{where}: {len(prompt.input_ids)} tokens and {len(answer.tokens)} of the answer, the limit"
+                        f" is {limit}; raise scratch.context, or lower rollout.max_new_tokens"
+                    )
+                return made
+            if not answer.text.strip():
+                return None
+            made = make(_content(prompt, answer.text), where)
+            return _without_end(made, end.tokens) if answer.finish == "length" else made
+
+        return Examples.from_rows(example(*pair) for pair in zip(asked, answers, strict=True))
+
+
+def _contents(asked: Asked) -> list[str]:
+    """The texts of a prompt without what a template puts around them."""
+    messages = asked.prompt.messages
+    return [str(message["content"] or "") for message in messages] if messages else [asked.prompt.text]
+
+
+def _content(prompt: Prompt, answer: str) -> tuple[str, str] | Conversation:
+    """A prompt with its answer, as fine-tuning reads it."""
+    if not prompt.messages:
+        return prompt.text, answer
+    messages = [*(dict(message) for message in prompt.messages), {"role": "assistant", "content": answer}]
+    weights = (*(0 for _ in prompt.messages), 1)
+    return Conversation(messages, weights, NO_EXTRAS, "prompt")
+
+
+def _without_end(example: SFTExample, ends: Collection[int]) -> SFTExample:
+    """The example up to the last token that does not end a turn."""
+    length = len(example.response_ids)
+    while length and (example.response_ids[length - 1] in ends or not example.loss_mask[length - 1]):
+        length -= 1
+    return replace(example, response_ids=example.response_ids[:length], loss_mask=example.loss_mask[:length])
