@@ -63,7 +63,8 @@ class DistillSettings:
     student_temperature: float = setting(1.0, "on_policy: temperature at which the student samples", gt=0)
     tokenizer: Literal["teacher", "new"] = setting(
         "teacher",
-        "of a new student (scratch.type): the teacher's, or one of scratch.vocabulary tokens, trained on the answers",
+        "of a new student (scratch.type): the teacher's, or one of its own: scratch.tokenizer, or scratch.vocabulary"
+        " tokens trained on the answers",
     )
     samples_per_prompt: int = setting(1, "answers of the teacher to each training prompt", ge=1)
     cache_gb: float = setting(

@@ -86,6 +86,8 @@ SWITCHES = (
         )
     ),
     Switch("tokenizer", "distill", "scratch.type", *_GIVEN),
+    Switch("vocabulary tokenizer", "scratch", "distill.tokenizer", *_is("new")),
+    Switch(_TOKENS, "scratch.tokens", "distill.tokenizer", *_is("new")),
     Switch(
         "divergence temperature top_k cross_entropy", "distill", "distill.mode", *_is("logits", "on_policy")
     ),

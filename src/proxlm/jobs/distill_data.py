@@ -18,7 +18,7 @@ from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.data.supervised import ExampleMaker, SFTExample, sft_examples
 from proxlm.data.text import split_validation
-from proxlm.data.tokenizer import different_tokens, train_tokenizer
+from proxlm.data.tokenizer import different_tokens, tokenizer_of_new_model
 from proxlm.data.turn_end import turn_end_of
 from proxlm.engine.generate import generate
 from proxlm.engine.native import NativeEngine
@@ -250,14 +250,12 @@ class DistillData:
             return self.source.tokenizer
         if config.run.resume and has_checkpoint(Path(config.run.folder)):
             return tokenizer_to_resume(config.run)
-        from transformers import AddedToken
-
-        special = self._template_tokens()
+        scratch, special = config.scratch, self._template_tokens()
+        special = [*scratch.tokens.special, *(name for name in special if name not in scratch.tokens.special)]
+        new = replace(scratch, tokens=replace(scratch.tokens, special=special))
         texts = (text for asked, answer in pairs for text in (*_contents(asked), answer.text))
-        tokenizer = train_tokenizer(texts, config.scratch.vocabulary - len(special), config.scratch.context)
-        if special:
-            tokenizer.add_tokens([AddedToken(token, special=True) for token in special], special_tokens=True)
-        if config.data.chat:
+        tokenizer = tokenizer_of_new_model("scratch", new, texts, config.model.trust_remote_code)
+        if config.data.chat and not tokenizer.chat_template:
             tokenizer.chat_template = self.source.tokenizer.chat_template
         carry_template(tokenizer, config.data.chat_template)
         return tokenizer
