@@ -16,8 +16,8 @@ _HOMES = {
     "proxlm.config": (
         "ChoiceSettings", "ComparisonTestSettings", "ControlConfig", "ControlPPOSettings", "CorrectionSettings",
         "CovarianceSettings", "DPOConfig", "DPOSettings", "DataSettings", "DistillConfig", "DistillSettings",
-        "EnsembleSettings", "EnvironmentSettings", "EvaluateConfig", "EvaluationSettings", "ExportCheckSettings", "ExportConfig",
-        "GymSettings", "LabelSettings", "LoraSettings",
+        "EnsembleSettings", "EnvironmentSettings", "EvaluateConfig", "EvaluationSettings", "ExportCheckSettings",
+        "ExportConfig", "GymSettings", "LabelSettings", "LoraSettings",
         "MetricSettings", "ModelSettings", "NetworkSettings", "NewModelSettings", "ObjectiveSettings",
         "OptimiserSettings", "OptimisersSettings", "PPOConfig", "PPOSettings", "PerplexitySettings",
         "PreferenceSettings", "PretrainConfig", "ProcessSettings", "PtxSettings", "RewardConfig", "RewardSettings",
