@@ -11,14 +11,16 @@ import io
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from importlib import import_module
 
 from proxlm import __version__
 from proxlm.config.help import describe, overview
 from proxlm.config.parse import load_config
-from proxlm.errors import StoppedBySignalError, UserError
-from proxlm.runlog.interrupt import SIGNAL_NAMES, StopSignals
+from proxlm.distributed.environment import rank, world_size
+from proxlm.errors import RAISED_ON_RANK_0, ConfigError, StoppedBySignalError, UserError
+from proxlm.runlog.interrupt import HANDLED, SIGNAL_NAMES, StopSignals
 from proxlm.runlog.output import discard, open_standard_streams, print_uncaught
 from proxlm.system_errors import refused, system_error
 from proxlm.text import on_screen
@@ -45,6 +47,12 @@ JOB_MODULES = {
     "demo": "proxlm.jobs.demo:main",
 }
 
+# The jobs that several processes do together, started by torchrun.
+SHARED_JOBS = ("ppo", "value")
+
+# Seconds that rank 0 may take to end with its message.
+_LONGEST_END = 60
+
 # The libraries read these when they are imported, so they must be set before a job's module is imported.
 ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -56,6 +64,8 @@ ENVIRONMENT = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (by default the process's own) and return the exit status."""
     open_standard_streams()
+    if follower := rank() > 0:
+        _follow()
     sys.excepthook = print_uncaught
     if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
         signal.signal(
@@ -69,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(end="", flush=True)
         return status
     except UserError as error:
+        if follower and RAISED_ON_RANK_0 in getattr(error, "__notes__", ()):
+            return _leave_it_to_rank_0()
         return _fail(str(error))
     except StoppedBySignalError as stopped:
         return _end(str(stopped), 128 + stopped.signal)
@@ -94,6 +106,11 @@ def _run(arguments: list[str]) -> int:
         print(describe(job))
     else:
         config = load_config(job, arguments=options)
+        if world_size() > 1 and job not in SHARED_JOBS:
+            raise ConfigError(
+                f"proxlm {job} runs in one process; several, as torchrun has started here, are for"
+                f" {' and '.join(SHARED_JOBS)}"
+            )
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         module, function = JOB_MODULES[job].split(":")
@@ -108,6 +125,22 @@ def _stopped(stop: signal.Signals) -> str:
         return ""  # whoever closed the output knows
     name = SIGNAL_NAMES[stop]
     return "interrupted" if stop == signal.SIGINT else f"stopped by {name} before it was done; start it again"
+
+
+def _follow() -> None:
+    """A process that is not the first of several shows nothing, and leaves signals to rank 0, with which it ends."""
+    discard(sys.stdout)
+    for number in HANDLED:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _leave_it_to_rank_0() -> int:
+    """Wait until torchrun ends this process, because rank 0 has ended: the first one to end must be that with the
+    message, for the others are killed.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(_LONGEST_END)
+    return 2
 
 
 def _fail(message: str) -> int:

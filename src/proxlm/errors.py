@@ -8,6 +8,9 @@ from proxlm.text import short_line
 LONGEST_LINE = 300
 LONGEST_MESSAGE = LONGEST_LINE - len("proxlm: error: ")
 
+# The note of an error that another process has shown already (`Ranks.broadcast`).
+RAISED_ON_RANK_0 = "raised on rank 0"
+
 
 class UserError(Exception):
     """Something outside the program is wrong: a file, a setting, a model, a reward function.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from proxlm.config.algorithms import ADVANTAGES
+from proxlm.config.distributed import DistributedSettings
 from proxlm.config.metrics import MetricSettings, metric_problems
 from proxlm.config.ppo import KL_ERROR_LIMIT, PPOSettings, PtxSettings, ShapingSettings
 from proxlm.config.problems import (
@@ -45,6 +46,7 @@ class PPOConfig:
     metrics: MetricSettings = setting(factory=MetricSettings)
     ptx: PtxSettings = setting(factory=PtxSettings)
     optim: OptimisersSettings = setting(factory=OptimisersSettings)
+    distributed: DistributedSettings = setting(factory=DistributedSettings)
     run: RunSettings = setting(factory=RunSettings)
 
     def problems(self) -> Problems:

@@ -4,18 +4,25 @@ The data of a step (prompts, responses, scores and every per-token number) is th
 passes over it. So statistics of the batch need no communication, and cannot differ between ranks. What ranks exchange
 are the per-token results of their passes, gradients, the losses of an optimiser step, and whether a pass ran out of
 memory.
+
+Rank 0 leads: it alone reads prompts, calls rewards, writes files and speaks to the user. The others wait in `serve`
+for what it calls (`call`); while it makes something for all of them (`broadcast`) it may call them, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed
 from torch import Tensor
 
+from proxlm.errors import RAISED_ON_RANK_0
+
 T = TypeVar("T")
+# How rank 0 ends the others' waiting; names of calls are words.
+_RETURN, _RAISE = "<return>", "<raise>"
 
 
 class Ranks(Protocol):
@@ -43,7 +50,39 @@ class Ranks(Protocol):
         ...
 
     def broadcast(self, make: Callable[[], T]) -> T:
-        """What `make` returns on rank 0, where alone it is called; what it raises there is raised on all ranks."""
+        """What `make` returns on rank 0, where alone it is called; what it raises there is raised on all ranks.
+
+        Until then the other ranks serve.
+        """
+        ...
+
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by rank 0's, in place."""
+        ...
+
+    def gather(self, make: Callable[[], T]) -> list[T]:
+        """What `make` returns on each rank, in their order, on rank 0; nothing on the others.
+
+        Raises:
+            Exception: On rank 0: what `make` has raised on the first rank where it has.
+        """
+        ...
+
+    def call(self, name: str, *given: Any) -> None:
+        """On rank 0: have the others, who serve, call what they have under this name. It may communicate, as may what
+        rank 0 does next.
+        """
+        ...
+
+    def serve(self, handlers: Mapping[str, Callable[..., object]] | None = None) -> Any:
+        """On the other ranks: do what rank 0 calls, until it has made what this returns (`broadcast`).
+
+        Args:
+            handlers: What it can call, by name; None: as before.
+
+        Raises:
+            Exception: What rank 0 has raised, with the note RAISED_ON_RANK_0.
+        """
         ...
 
 
@@ -65,6 +104,18 @@ class OneProcess:
     def broadcast(self, make: Callable[[], T]) -> T:
         return make()
 
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        pass
+
+    def gather(self, make: Callable[[], T]) -> list[T]:
+        return [make()]
+
+    def call(self, name: str, *given: Any) -> None:
+        pass
+
+    def serve(self, handlers: Mapping[str, Callable[..., object]] | None = None) -> Any:  # noqa: ARG002
+        raise ValueError("rank 0 does not serve")
+
 
 ONE_PROCESS = OneProcess()
 
@@ -81,6 +132,7 @@ class TorchRanks:
         self, group: torch.distributed.ProcessGroup | None = None, device: torch.device | None = None
     ) -> None:
         self.group, self.device = group, device
+        self._handlers: Mapping[str, Callable[..., object]] = {}
 
     @property
     def rank(self) -> int:
@@ -101,17 +153,60 @@ class TorchRanks:
             torch.distributed.all_reduce(tensor, group=self.group)
 
     def broadcast(self, make: Callable[[], T]) -> T:
-        made: list[Any] = [None, None]  # the value, or what was raised
-        if self.rank == 0:
-            try:
-                made[0] = make()
-            except Exception as error:
-                made[1] = error
-        torch.distributed.broadcast_object_list(made, src=0, group=self.group, device=self.device)
-        if made[1] is not None:
-            raise made[1]
-        value: T = made[0]
-        return value
+        if self.rank > 0:
+            value: T = self.serve()
+            return value
+        try:
+            made = make()
+        except Exception as error:
+            self._send(_RAISE, error)
+            raise
+        self._send(_RETURN, made)
+        return made
+
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            on_device = tensor.detach().to(self.device or tensor.device)
+            torch.distributed.broadcast(on_device, group_src=0, group=self.group)
+            tensor.detach().copy_(on_device)
+
+    def gather(self, make: Callable[[], T]) -> list[T]:
+        found: tuple[T | None, Exception | None] = (None, None)
+        try:
+            found = (make(), None)
+        except Exception as error:  # or rank 0 would wait for it
+            found = (None, error)
+        every: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        torch.distributed.gather_object(found, every, group_dst=0, group=self.group)
+        for _, raised in every or []:
+            if raised is not None:
+                raise raised
+        return [value for value, _ in every or []]
+
+    def call(self, name: str, *given: Any) -> None:
+        self._send(name, given)
+
+    def serve(self, handlers: Mapping[str, Callable[..., object]] | None = None) -> Any:
+        if handlers is not None:
+            self._handlers = handlers
+        while True:
+            name, given = self._received()
+            if name == _RETURN:
+                return given
+            if name == _RAISE:
+                given.add_note(RAISED_ON_RANK_0)
+                raise given
+            self._handlers[name](*given)
+
+    def _send(self, name: str, given: Any) -> None:
+        torch.distributed.broadcast_object_list(
+            [name, given], group_src=0, group=self.group, device=self.device
+        )
+
+    def _received(self) -> tuple[str, Any]:
+        message: list[Any] = [None, None]
+        torch.distributed.broadcast_object_list(message, group_src=0, group=self.group, device=self.device)
+        return message[0], message[1]
 
     def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
         on_device = tensor.to(self.device or tensor.device, copy=True)

@@ -20,6 +20,8 @@ from proxlm.data.prompts import PromptSources, PromptStream
 from proxlm.data.skipped import FILE_NAME, Skipped
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.data.text import read_texts
+from proxlm.distributed.launch import joined_ranks
+from proxlm.distributed.ranks import Ranks
 from proxlm.engine.agreement import WITHOUT_CACHE, check_engine
 from proxlm.engine.generate import Generate
 from proxlm.engine.native import NativeEngine
@@ -149,10 +151,23 @@ class PPOTrainer:
             UserError: The data, the model or the reward cannot be used, or the run cannot continue.
             StoppedBySignalError: A signal has ended the run; its newest step is saved.
         """
-        with self.source.lent():
-            return self._train()
+        with self.source.lent(), joined_ranks(self.config.distributed.timeout) as ranks:
+            if ranks.rank > 0:
+                return self._follow(ranks)
+            return ranks.broadcast(lambda: self._train(ranks))
 
-    def _train(self) -> Run:
+    def _follow(self, ranks: Ranks) -> Run:
+        """Take part in the run of rank 0, which alone reads prompts, scores and writes."""
+        config = self.config
+        ptx = _ptx_text(config, self.source, Skipped(True)) if config.ptx.coef > 0 else None
+        nothing = PromptStream([Prompt(0, (), "")], config.ppo.batch_size, config.run.seed)
+        loop = self._loop(
+            config, self._models(), nothing, no_reward, Path(), self._algorithm, ptx, ranks=ranks
+        )
+        run: Run = loop.follow()
+        return run
+
+    def _train(self, ranks: Ranks) -> Run:
         config = self.config
         check_run_folder(config.run)
         skipped = Skipped(config.data.on_bad_record == "skip")
@@ -188,7 +203,7 @@ class PPOTrainer:
         try_reward(models, sampler, scorer, stream.batch(0), config.rollout)
         with run_folder(config, self.job, self._in_python) as folder:
             skipped.save(folder)
-            loop = self._loop(config, models, stream, scorer, folder, self._algorithm, ptx, sampler)
+            loop = self._loop(config, models, stream, scorer, folder, self._algorithm, ptx, sampler, ranks)
             loop.callbacks = self._callbacks.fresh()
             return self._run(loop, held_out.prompts, metrics)
 
@@ -211,6 +226,7 @@ class PPOTrainer:
         if config.run.resume and self._nothing_left(loop, evaluations):
             print(f"the run is finished: nothing is left to do after step {loop.state.step}", flush=True)
             return load_run(folder)
+        loop.synchronise()
         evaluations.before()
         with RunLog(
             folder,

@@ -165,3 +165,19 @@ class RunLog:
     def note(self, text: str) -> None:
         """Show a line: above the live view, or between the lines of the plain log."""
         self._view.note(text)
+
+
+class NoLog:
+    """Stands in for a run's log on the ranks that record and show nothing."""
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        pass
+
+    def phase(self, name: str) -> None:
+        pass
+
+    def progress(self, done: int, total: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass

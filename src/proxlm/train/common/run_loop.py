@@ -130,6 +130,10 @@ class TrainingLoop(ABC, Generic[S]):
     def step(self, log: RunLog) -> dict[str, float]:
         """Do one step, add 1 to `state.step`, and return its metrics. Calls `count_update` once."""
 
+    def next_step(self, log: RunLog) -> dict[str, float]:
+        """The step as this loop takes it; one that several processes take together calls the others here."""
+        return self.step(log)
+
     @abstractmethod
     def finished(self) -> bool:
         """Whether no step is left to do."""
@@ -194,7 +198,7 @@ class TrainingLoop(ABC, Generic[S]):
         ended = self.finished()
         try:
             while not ended:
-                metrics = self.step(log)
+                metrics = self.next_step(log)
                 step = self.state.step
                 self.callbacks.on_step(step, metrics)
                 ended = self.finished()

@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from proxlm.config import PPOConfig
@@ -23,7 +25,7 @@ from proxlm.rl.kl import adapt_kl_coefficient
 from proxlm.rl.running_statistics import RunningStatistics, with_values
 from proxlm.rl.shaping import response_rewards
 from proxlm.runlog.metric_names import EVALUATION, GREEDY, KL, REWARD, TEACHER_KL
-from proxlm.runlog.run_log import RunLog
+from proxlm.runlog.run_log import NoLog, RunLog
 from proxlm.runlog.text import number
 from proxlm.train.common.clock import Clock
 from proxlm.train.common.memory import TokenBudget
@@ -42,6 +44,7 @@ from proxlm.train.ppo.plan import plan_update
 from proxlm.train.ppo.prefetch import Collector, Prefetcher
 from proxlm.train.ppo.prepare import prepare
 from proxlm.train.ppo.ptx import PtxText
+from proxlm.train.ppo.shared_generate import SharedGenerate, can_be_shared
 from proxlm.train.ppo.state import PPOState
 from proxlm.train.ppo.update import update
 from proxlm.types import Progress, Rollout, Scores
@@ -59,7 +62,7 @@ class PPOLoop(TrainingLoop[PPOState]):
         algorithm: The advantage and the loss; None: those that the settings name.
         ptx: Text whose language-model loss is mixed into each optimiser step.
         generate: What samples the responses.
-        ranks: The processes that train together. Rank 0 samples and scores; all share the passes.
+        ranks: The processes that train together. Rank 0 draws prompts and scores; all share generation and passes.
     """
 
     config: PPOConfig
@@ -87,11 +90,17 @@ class PPOLoop(TrainingLoop[PPOState]):
             else Collector(models.policy, self.engine)
         )
         self.budget = TokenBudget(config.ppo.micro_batch_tokens)
+        shares = can_be_shared(config, generate) and ranks.size > 1
+        self._generate = SharedGenerate(ranks, self.engine) if shares else generate
         # Metrics on held-out prompts, for evaluation.every; it may use the reward and the policy.
         self.evaluate: Callable[[Progress], Mapping[str, float]] | None = None
 
-    def step(self, log: RunLog) -> dict[str, float]:
-        """One PPO step; returns its metrics."""
+    def next_step(self, log: RunLog) -> dict[str, float]:
+        self.ranks.call("step")
+        return self.step(log)
+
+    def step(self, log: RunLog | NoLog) -> dict[str, float]:
+        """One PPO step; returns its metrics. All ranks take it together."""
         config, state, clock = self.config, self.state, Clock(log)
         self._measure_reference(log)
         rollout, scores, draws, metrics = self.ranks.broadcast(
@@ -122,8 +131,9 @@ class PPOLoop(TrainingLoop[PPOState]):
             lambda: offending_rows(state.step, rollout, prepared.experience, scores),
             "prompt {prompt_id}",
         )
-        tokenizer, count = self.models.policy.tokenizer, config.run.log_samples
-        log.samples(state.step, sample_rows(rollout, prepared.experience, scores, tokenizer, count))
+        if self.ranks.rank == 0:
+            tokenizer, count = self.models.policy.tokenizer, config.run.log_samples
+            log.samples(state.step, sample_rows(rollout, prepared.experience, scores, tokenizer, count))
         return metrics
 
     def _collect(self, engine: Engine, step: int, draw: int, clock: Clock) -> Collected:
@@ -138,7 +148,7 @@ class PPOLoop(TrainingLoop[PPOState]):
             temperature=temperature,
             draw=draw,
             clock=clock,
-            generate=self.generate,
+            generate=self._generate,
         )
         stale = engine.version != step and config.ppo.engine_correction.mode != "none"
         if not stale or not isinstance(engine, NativeEngine):
@@ -162,12 +172,12 @@ class PPOLoop(TrainingLoop[PPOState]):
         clock.log.note(f"evaluation, step {self.state.step}: {numbers}")
         return {EVALUATION(name): value for name, value in found.items()}
 
-    def _measure_reference(self, log: RunLog) -> None:
+    def _measure_reference(self, log: RunLog | NoLog) -> None:
         """Before the first step: statistics of the reference's rewards, if scores are scaled by them."""
         if self.config.shaping.scale == "reference" and self.state.score_statistics.n == 0:
             log.phase("reference")
             rewards = self.ranks.broadcast(
-                lambda: reference_rewards(self.engine, self.prompts, self.reward, self.config, self.generate)
+                lambda: reference_rewards(self.engine, self.prompts, self.reward, self.config, self._generate)
             )
             self.state.score_statistics = with_values(RunningStatistics(), rewards)
 
@@ -237,6 +247,34 @@ class PPOLoop(TrainingLoop[PPOState]):
         self.budget.restore(state.lowered_budget)
         if self.ptx is not None:
             self.ptx.skip(state.ptx_batches)
+
+    def synchronise(self) -> None:
+        """Give the other ranks what rank 0 has: weights, the optimisers' state and counters. Once, before `train`."""
+        self.ranks.call("synchronise")
+        self._synchronise()
+
+    def follow(self) -> Any:
+        """What a rank other than 0 does instead of `train`: its share of what rank 0 calls, until that has made what
+        this returns (`Ranks.broadcast`).
+        """
+        log = NoLog()
+        handlers: dict[str, Callable[..., object]] = {
+            "synchronise": self._synchronise,
+            "step": lambda: self.step(log),
+        }
+        if isinstance(self._generate, SharedGenerate):
+            handlers["generate"] = self._generate.own_share
+        try:
+            return self.ranks.serve(handlers)
+        finally:
+            self.close()
+
+    @torch.no_grad()
+    def _synchronise(self) -> None:
+        self.state = self.ranks.broadcast(lambda: self.state)
+        self.ranks.copy_from_first((self.weights() | self._optimiser_tensors()).values())
+        if self.ranks.rank > 0 and self.state.step:
+            self.restore(self.folder, self.state, {})
 
     def close(self) -> None:
         self.collector.close()

@@ -1,0 +1,20 @@
+"""How several processes train together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from proxlm.config.setting import setting
+
+
+@dataclass(frozen=True)
+class DistributedSettings:
+    """Several processes that train together, started by torchrun or `proxlm launch`."""
+
+    timeout: float = setting(
+        60.0,
+        "minutes that a process waits for the others, for rank 0's reward for instance, before the run ends with an"
+        " error",
+        gt=0,
+        on_resume="free",
+    )

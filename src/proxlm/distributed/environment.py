@@ -1,0 +1,21 @@
+"""Which of the processes that torchrun has started this one is, from its environment. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+
+
+def world_size() -> int:
+    """How many processes run together; 1: this one alone."""
+    return _number("WORLD_SIZE", 1)
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return _number("RANK", 0) if world_size() > 1 else 0
+
+
+def _number(name: str, otherwise: int) -> int:
+    """A variable's number; otherwise: where it is not set, or is none."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else otherwise

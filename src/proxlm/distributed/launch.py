@@ -1,0 +1,66 @@
+"""How a process that torchrun has started joins the others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed
+
+from proxlm.distributed.environment import rank, world_size
+from proxlm.distributed.ranks import ONE_PROCESS, Ranks, TorchRanks
+from proxlm.errors import ConfigError, RunError
+from proxlm.text import reason_of
+
+_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# What torch says where another process is gone or does not answer; gloo's errors have no type of their own.
+_LOST = ("gloo", "connection closed", "connection reset", "timed out", "timeout", "broken pipe")
+
+
+@contextmanager
+def joined_ranks(timeout_minutes: float) -> Iterator[Ranks]:
+    """The ranks of this run: those that torchrun has started, or this process alone.
+
+    Args:
+        timeout_minutes: How long a rank waits for the others before it ends with an error.
+
+    Raises:
+        ConfigError: Only some of torchrun's variables are there.
+        RunError: The others cannot be reached, or are lost while the context lasts.
+    """
+    if world_size() == 1:
+        yield ONE_PROCESS
+        return
+    if missing := [name for name in _VARIABLES if name not in os.environ]:
+        raise ConfigError(
+            f"WORLD_SIZE is {world_size()}, but {', '.join(missing)} is not set: start the processes with torchrun or"
+            " proxlm launch, or unset WORLD_SIZE"
+        )
+    device = None
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    try:
+        torch.distributed.init_process_group(
+            "gloo" if device is None else "nccl", timeout=timedelta(minutes=timeout_minutes)
+        )
+        yield TorchRanks(device=device)
+    except RuntimeError as error:
+        if not _is_lost(error):
+            raise
+        raise RunError(
+            f"rank {rank()} of {world_size()}: another rank has ended or does not answer ({reason_of(error, 120)});"
+            " its own message says why; go on with --resume"
+        ) from error
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    return any(phrase in str(error).lower() for phrase in _LOST)
