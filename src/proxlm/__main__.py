@@ -39,6 +39,7 @@ JOB_MODULES = {
     "compare": "proxlm.jobs.compare:main",
     "folds": "proxlm.jobs.folds:main",
     "export": "proxlm.jobs.export:main",
+    "launch": "proxlm.jobs.launch:main",
     "control": "proxlm.jobs.control:main",
     "report": "proxlm.jobs.report:main",
     "doctor": "proxlm.jobs.doctor:main",

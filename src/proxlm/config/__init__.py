@@ -16,6 +16,7 @@ from proxlm.config.jobs import (
     StopConfig,
     VerifyConfig,
 )
+from proxlm.config.launch import LaunchConfig
 from proxlm.config.likelihood import ChoiceSettings, PerplexitySettings
 from proxlm.config.loss import LossSettings
 from proxlm.config.metrics import MetricSettings
@@ -94,6 +95,7 @@ __all__ = [
     "GenerateConfig",
     "GymSettings",
     "LabelSettings",
+    "LaunchConfig",
     "LoraSettings",
     "LossSettings",
     "MetricSettings",

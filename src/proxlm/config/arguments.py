@@ -9,6 +9,7 @@ from typing import Any, get_args
 from proxlm.config.tree import first_setting, is_section, key_below_value, kinds, split_key, unknown_key
 from proxlm.config.values import Key, dotted, from_text, is_table
 from proxlm.errors import ConfigError
+from proxlm.text import shown
 
 SOURCE = "command line"
 # Short names, each for the first of the keys that the job has.
@@ -44,6 +45,15 @@ def read_arguments(job: Any, arguments: Sequence[str]) -> tuple[list[str], dict[
         settings.pop(key, None)
         settings[key] = value
     return bare, settings
+
+
+def as_options(settings: Sequence[str]) -> list[str]:
+    """The values of a command's --set, section.key=VALUE, as arguments of the job that it runs."""
+    for one in settings:
+        key, equals, _ = one.partition("=")
+        if not equals or not key.strip() or key.startswith("-"):
+            raise ConfigError(f'set = "{shown(one)}": write section.key=VALUE')
+    return [f"--{one}" for one in settings]
 
 
 def short_for(job: Any, name: str) -> str | None:

@@ -17,7 +17,7 @@ from proxlm.config.values import Key, choices, is_table, toml_value
 _WIDTH = 100
 _GROUPS = {
     "Prepare": ("tokenizer",),
-    "Train": ("pretrain", "sft", "reward", "dpo", "distill", "value", "ppo", "control"),
+    "Train": ("pretrain", "sft", "reward", "dpo", "distill", "value", "ppo", "control", "launch"),
     "Use and compare models": ("generate", "evaluate", "compare", "folds"),
     "Make small and deploy": ("export",),
     "Look at a run": ("report", "doctor", "verify"),

@@ -14,6 +14,7 @@ from proxlm.config.distillation import DistillConfig
 from proxlm.config.export import ExportConfig
 from proxlm.config.folds import FoldsConfig
 from proxlm.config.inference_jobs import EvaluateConfig, GenerateConfig
+from proxlm.config.launch import LaunchConfig
 from proxlm.config.policy_jobs import PPOConfig, ValueConfig
 from proxlm.config.preferences import DPOConfig
 from proxlm.config.problems import (
@@ -152,6 +153,7 @@ JOBS: dict[str, type] = {
     "compare": CompareConfig,
     "folds": FoldsConfig,
     "export": ExportConfig,
+    "launch": LaunchConfig,
     "control": ControlConfig,
     "report": ReportConfig,
     "doctor": DoctorConfig,

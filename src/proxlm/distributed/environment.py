@@ -15,6 +15,11 @@ def rank() -> int:
     return _number("RANK", 0) if world_size() > 1 else 0
 
 
+def restarts() -> int:
+    """How often torchrun has started the processes of this run again, because one of them had failed."""
+    return _number("TORCHELASTIC_RESTART_COUNT", 0)
+
+
 def _number(name: str, otherwise: int) -> int:
     """A variable's number; otherwise: where it is not set, or is none."""
     value = os.environ.get(name, "")

@@ -9,8 +9,10 @@ from datetime import timedelta
 
 import torch
 import torch.distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
-from proxlm.distributed.environment import rank, world_size
+from proxlm.distributed.environment import rank, restarts, world_size
 from proxlm.distributed.ranks import ONE_PROCESS, Ranks, TorchRanks
 from proxlm.errors import ConfigError, RunError
 from proxlm.text import reason_of
@@ -44,17 +46,24 @@ def joined_ranks(timeout_minutes: float) -> Iterator[Ranks]:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     try:
+        timeout = timedelta(minutes=timeout_minutes)
+        store, number, size = next(rendezvous("env://", timeout=timeout))
+        # The agent's store outlives a restart, and holds the addresses of the processes before it.
+        store = PrefixStore(f"restart-{restarts()}", store)
         torch.distributed.init_process_group(
-            "gloo" if device is None else "nccl", timeout=timedelta(minutes=timeout_minutes)
+            "gloo" if device is None else "nccl", timeout=timeout, store=store, rank=number, world_size=size
         )
         yield TorchRanks(device=device)
     except RuntimeError as error:
         if not _is_lost(error):
             raise
-        raise RunError(
-            f"rank {rank()} of {world_size()}: another rank has ended or does not answer ({reason_of(error, 120)});"
+        lost = RunError(
+            f"rank {rank()} of {world_size()}: another rank has ended or does not answer ({reason_of(error, 90)});"
             " its own message says why; go on with --resume"
-        ) from error
+        )
+        for note in getattr(error, "__notes__", ()):
+            lost.add_note(note)
+        raise lost from error
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

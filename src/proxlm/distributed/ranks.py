@@ -205,7 +205,13 @@ class TorchRanks:
 
     def _received(self) -> tuple[str, Any]:
         message: list[Any] = [None, None]
-        torch.distributed.broadcast_object_list(message, group_src=0, group=self.group, device=self.device)
+        try:
+            torch.distributed.broadcast_object_list(
+                message, group_src=0, group=self.group, device=self.device
+            )
+        except RuntimeError as error:  # rank 0 has ended between two calls, and says why itself
+            error.add_note(RAISED_ON_RANK_0)
+            raise
         return message[0], message[1]
 
     def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:

@@ -17,6 +17,7 @@ from signal import Signals
 from typing import Any
 
 from proxlm.config import FoldsConfig, PPOConfig, load_config, to_toml, validate
+from proxlm.config.arguments import as_options
 from proxlm.config.paths import absolute
 from proxlm.data.folds import parts_of, write_records
 from proxlm.errors import ConfigError, RunError, StoppedBySignalError
@@ -30,7 +31,6 @@ from proxlm.runlog.interrupt import SIGNAL_NAMES
 from proxlm.runlog.lock import refuse_if_held
 from proxlm.runlog.metric_names import GREEDY, METRICS, SHARE, VALIDATION_LOSS
 from proxlm.runlog.text import number
-from proxlm.text import shown
 
 _TRAINERS = {"sft": "SFT", "reward": "Reward", "dpo": "DPO", "pretrain": "Pretrain", "ppo": "PPO"}
 # What a folder of folds belongs to, and what each fold has found.
@@ -74,13 +74,7 @@ def job_settings(config: FoldsConfig) -> Any:
     Raises:
         ConfigError: They are wrong, or there are no records to split.
     """
-    options = []
-    for one in config.set:
-        key, equals, _ = one.partition("=")
-        if not equals or not key.strip() or key.startswith("-"):
-            raise ConfigError(f'set = "{shown(one)}": write section.key=VALUE')
-        options.append(f"--{one}")
-    base = load_config(config.command, config.recipe, arguments=options)
+    base = load_config(config.command, config.recipe, arguments=as_options(config.set))
     if base.run.folder or base.run.resume:
         print("note: run.folder and run.resume are those of the folds; the recipe's are not used", flush=True)
     if isinstance(base, PPOConfig):

@@ -36,7 +36,7 @@ from proxlm.jobs.model_limits import check_block
 from proxlm.jobs.prompts import describe_prompts
 from proxlm.jobs.run_folder import begin_run, check_best_metric, check_run_folder, run_folder
 from proxlm.jobs.sampling import prompts_of, rewarded, sampler_of, without_reward
-from proxlm.jobs.startup import seeded_weights, start_job
+from proxlm.jobs.startup import after_restart, seeded_weights, start_job
 from proxlm.models.actor_critic import ActorCritic, actor_critic_of
 from proxlm.models.agreement import check_gradients
 from proxlm.models.source import ModelSource
@@ -60,7 +60,7 @@ from proxlm.types import Prompt
 def main(config: PPOConfig) -> None:
     """Run the job and print where everything is."""
     start_job(config.run.threads, config.model)
-    run = PPOTrainer(config=config).train()
+    run = PPOTrainer(config=after_restart(config)).train()
     print_comparison(run)
     for finding in examine(run.folder).at_the_end:
         print(f"\n{finding.line()}")

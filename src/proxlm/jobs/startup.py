@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from proxlm.config import ModelSettings
+from proxlm.checkpoint import checkpoints
+from proxlm.config import ModelSettings, PPOConfig
+from proxlm.distributed.environment import rank, restarts
+from proxlm.errors import ConfigError
 from proxlm.kernels.device import lacks_bfloat16
 from proxlm.kernels.startup import start
 from proxlm.seeds import Purpose, derive_seed
+
+C = TypeVar("C", bound=PPOConfig)
 
 
 def start_job(threads: int = 0, model: ModelSettings | None = None) -> None:
@@ -37,3 +45,25 @@ def seeded_weights(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, Purpose.WEIGHTS))
         yield
+
+
+def after_restart(config: C) -> C:
+    """The settings of a run that torchrun has started again: it goes on from its newest checkpoint.
+
+    Without one it begins anew, and rank 0 sets the folder of the failed start aside.
+
+    Raises:
+        ConfigError: The run has no folder of its own that could be found again.
+    """
+    if not restarts() or config.run.resume:
+        return config
+    if not config.run.folder:
+        raise ConfigError("run.folder: not set, so the run that has failed cannot be found again; set it")
+    folder = Path(config.run.folder)
+    if checkpoints(folder):
+        return replace(config, run=replace(config.run, resume=True))
+    if rank() == 0 and folder.exists():
+        aside = folder.with_name(f"{folder.name}-failed-{restarts()}")
+        folder.rename(aside)
+        print(f"note: no step was saved before the restart; what there was is in {aside}", flush=True)
+    return config

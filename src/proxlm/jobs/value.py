@@ -13,7 +13,7 @@ from proxlm.errors import ConfigError
 from proxlm.jobs.held_out import HeldOutEvaluations, print_comparison
 from proxlm.jobs.held_out_values import HeldOutValues
 from proxlm.jobs.ppo import PPOTrainer
-from proxlm.jobs.startup import start_job
+from proxlm.jobs.startup import after_restart, start_job
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.models.value_head import ValueHead
 from proxlm.models.value_model import classifier_for, save_value_model
@@ -27,7 +27,7 @@ from proxlm.types import Rollout, Scores
 def main(config: ValueConfig) -> None:
     """Run the job and print where everything is."""
     start_job(config.run.threads, config.model)
-    run = ValueTrainer(config=config).train()
+    run = ValueTrainer(config=after_restart(config)).train()
     print_comparison(run)
     print(f"\ncritic  {run.model}   (--model.critic_from of proxlm ppo)")
     if config.run.report:
