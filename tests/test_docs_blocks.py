@@ -198,6 +198,7 @@ REST: dict[str, dict[str, Any]] = {
     "pretrain": {"text.train": ["texts"]},
     "compare": {"reward.use": "length"},
     "folds": {},
+    "launch": {},
     "evaluate": {"models": ["tiny"], "data.eval_prompts": "prompts.txt"},
     "generate": {"model.policy": "tiny", "prompt": "Once"},
     "control": {"environment.id": "CartPole-v1"},
@@ -287,6 +288,13 @@ def check_python(words: list[str]) -> None:
             assert f'"{word.partition("=")[0]}"' in source, word
 
 
+def check_torchrun(words: list[str]) -> None:
+    """What torchrun runs: -m proxlm and a job."""
+    job = words.index("-m") + 1
+    assert words[job] == "proxlm", words
+    check_proxlm(words[job + 1 :])
+
+
 def check_pytest(words: list[str]) -> None:
     for word in words:
         assert not word.startswith("tests") or (ROOT / word.partition("::")[0]).exists(), word
@@ -309,6 +317,8 @@ def test_commands_exist(block: Block, tmp_path: Path, monkeypatch: pytest.Monkey
                 check_python(words)
             case "pytest":
                 check_pytest(words)
+            case "torchrun" | "srun":
+                check_torchrun(words)
             case "git" | "cd" | "source" | "lm_eval":
                 pass
             case "pre-commit" | ".ci" | "run":

@@ -118,7 +118,7 @@ def test_a_jobs_own_bare_argument() -> None:
         (
             ["--zzz"],
             "zzz: unknown key; allowed here: model, data, rollout, environment, reward, shaping, ppo, evaluation,"
-            " metrics, ptx, optim, run",
+            " metrics, ptx, optim, distributed, run",
         ),
         (["--ppo.lam.x", "1"], "ppo.lam.x: unknown key; ppo.lam is a single value"),
         (["--ppo.lam", "1.5"], "ppo.lam = 1.5: must be at most 1"),

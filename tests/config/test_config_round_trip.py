@@ -301,6 +301,7 @@ def test_the_text_is_plain_toml_in_the_order_of_the_settings() -> None:
         "[ptx]",
         "[optim.policy]",
         "[optim.critic]",
+        "[distributed]",
         "[run]",
     ]
     table = tomllib.loads(text)

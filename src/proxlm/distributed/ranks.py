@@ -74,11 +74,12 @@ class Ranks(Protocol):
         """
         ...
 
-    def serve(self, handlers: Mapping[str, Callable[..., object]] | None = None) -> Any:
-        """On the other ranks: do what rank 0 calls, until it has made what this returns (`broadcast`).
+    def offer(self, handlers: Mapping[str, Callable[..., object]]) -> None:
+        """On the other ranks: what rank 0 can call here, by name."""
+        ...
 
-        Args:
-            handlers: What it can call, by name; None: as before.
+    def serve(self) -> Any:
+        """On the other ranks: do what rank 0 calls, until it has made what this returns (`broadcast`).
 
         Raises:
             Exception: What rank 0 has raised, with the note RAISED_ON_RANK_0.
@@ -113,7 +114,10 @@ class OneProcess:
     def call(self, name: str, *given: Any) -> None:
         pass
 
-    def serve(self, handlers: Mapping[str, Callable[..., object]] | None = None) -> Any:  # noqa: ARG002
+    def offer(self, handlers: Mapping[str, Callable[..., object]]) -> None:
+        pass
+
+    def serve(self) -> Any:
         raise ValueError("rank 0 does not serve")
 
 
@@ -186,9 +190,10 @@ class TorchRanks:
     def call(self, name: str, *given: Any) -> None:
         self._send(name, given)
 
-    def serve(self, handlers: Mapping[str, Callable[..., object]] | None = None) -> Any:
-        if handlers is not None:
-            self._handlers = handlers
+    def offer(self, handlers: Mapping[str, Callable[..., object]]) -> None:
+        self._handlers = handlers
+
+    def serve(self) -> Any:
         while True:
             name, given = self._received()
             if name == _RETURN:

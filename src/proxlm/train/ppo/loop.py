@@ -92,6 +92,13 @@ class PPOLoop(TrainingLoop[PPOState]):
         self.budget = TokenBudget(config.ppo.micro_batch_tokens)
         shares = can_be_shared(config, generate) and ranks.size > 1
         self._generate = SharedGenerate(ranks, self.engine) if shares else generate
+        ranks.offer(
+            {
+                "synchronise": self._synchronise,
+                "step": lambda: self.step(NoLog()),
+                "generate": SharedGenerate(ranks, self.engine).own_share,
+            }
+        )
         # Metrics on held-out prompts, for evaluation.every; it may use the reward and the policy.
         self.evaluate: Callable[[Progress], Mapping[str, float]] | None = None
 
@@ -257,15 +264,8 @@ class PPOLoop(TrainingLoop[PPOState]):
         """What a rank other than 0 does instead of `train`: its share of what rank 0 calls, until that has made what
         this returns (`Ranks.broadcast`).
         """
-        log = NoLog()
-        handlers: dict[str, Callable[..., object]] = {
-            "synchronise": self._synchronise,
-            "step": lambda: self.step(log),
-        }
-        if isinstance(self._generate, SharedGenerate):
-            handlers["generate"] = self._generate.own_share
         try:
-            return self.ranks.serve(handlers)
+            return self.ranks.serve()
         finally:
             self.close()
 
