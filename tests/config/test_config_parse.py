@@ -10,7 +10,6 @@ import pytest
 import proxlm
 from proxlm.config import (
     JOBS,
-    JOBS,
     EvaluateConfig,
     GenerateConfig,
     PPOConfig,
