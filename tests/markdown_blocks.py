@@ -12,6 +12,7 @@ PAGES = [
     ROOT / "README.zh.md",
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "guides").glob("*.md")),
 ]
 
 

@@ -90,6 +90,7 @@ def test_the_list_of_built_in_rewards_is_complete_and_typed() -> None:
         "reward_ensemble",
         "process_reward_model",
         "similarity",
+        "chinese_poem",
         "judge",
     }
     for factory in BUILTINS.values():

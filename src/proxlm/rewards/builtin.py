@@ -12,6 +12,7 @@ from proxlm.rewards.answer_rewards import exact_match, math_answer, numeric_answ
 from proxlm.rewards.gym_reward import reasoning_gym
 from proxlm.rewards.instruction_reward import instructions
 from proxlm.rewards.judge import Judge
+from proxlm.rewards.poem import chinese_poem
 from proxlm.rewards.process_reward_model import ProcessRewardModel
 from proxlm.rewards.python_tests import PythonTests
 from proxlm.rewards.reference_rewards import bleu, chrf, rouge
@@ -82,6 +83,7 @@ BUILTINS: dict[str, Callable[..., Scorer]] = {
     "chrf": chrf,
     "bleu": bleu,
     "rouge": rouge,
+    "chinese_poem": chinese_poem,
     "similarity": Similarity,
     "reward_model": RewardModel,
     "reward_ensemble": RewardEnsemble,
