@@ -95,6 +95,7 @@ DRAWN = {
     "ppo.horizon": st.integers(1, 9),
     "gif": SOME_TEXT.map(lambda name: f"{name}.gif") | st.just(""),
     "train.block": st.integers(2, 8),
+    "train.early_stopping_metric": st.sampled_from(["validation_loss", "loss"]),
     "perplexity.window": st.integers(99, 999),
     "perplexity.stride": st.integers(0, 98),
     "model.freeze": st.just([]),
@@ -134,6 +135,7 @@ DRAWN_FOR: dict[str, dict[str, Any]] = {
     "reward": {
         "model.packed": st.just(False),
         "ensemble.save": st.just("members"),
+        "train.average": st.just("none"),
         "ensemble.boosting": st.just(False),
         "objective.kind": st.sampled_from(["comparisons", "scores", "classes"]),
         "labels.score_fields": st.lists(SOME_TEXT, min_size=1, max_size=3, unique=True),

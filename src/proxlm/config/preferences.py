@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from proxlm.config.early_stopping import PREFERENCES, early_stopping_problems
 from proxlm.config.problems import (
     Problems,
     best_is_model_problems,
@@ -113,6 +114,7 @@ class DPOConfig:
         found += (
             preference_problems(self.text) + model_problems(self.model) + best_is_model_problems(self.run)
         )
+        found += early_stopping_problems(self.train, PREFERENCES)
         if self.text.pair:
             found.append(("text.pair", "a policy goes on with its prompt; set it to false"))
         return found + optimiser_problems("optim", self.optim)

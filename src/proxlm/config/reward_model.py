@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from proxlm.config.early_stopping import REWARD_MODEL, early_stopping_problems
 from proxlm.config.loss import LossSettings
 from proxlm.config.preferences import PreferenceSettings, preference_problems
 from proxlm.config.problems import (
@@ -163,6 +164,7 @@ class RewardConfig:
         found = required(("text.train", self.text.train)) + preference_problems(self.text)
         found += model_problems(self.model) + _model_problems(self.model) + best_is_model_problems(self.run)
         found += _ensemble_problems(self) + _label_problems(self)
+        found += early_stopping_problems(self.train, REWARD_MODEL[self.objective.kind])
         found += scratch_problems(self.scratch, self.model)
         return found + optimiser_problems("optim", self.optim)
 
@@ -188,6 +190,8 @@ def _label_problems(job: RewardConfig) -> Problems:
 
 
 def _ensemble_problems(job: RewardConfig) -> Problems:
+    if job.ensemble.size > 1 and job.train.average != "none":
+        return [("train.average", "not of an ensemble; ensemble.save = average is the mean of its members")]
     if job.ensemble.boosting and job.objective.kind != "comparisons":
         return [("ensemble.boosting", "of comparisons only; set it to false")]
     if job.ensemble.boosting and job.ensemble.save == "average":

@@ -480,5 +480,22 @@ class SupervisedSettings:
     block: int = setting(256, "pretrain: length of the packed sequences", ge=2)
     validate_every: int = setting(100, "steps between validations", ge=1)
     patience: int = setting(
-        5, "stop after this many validations without a better loss; 0: never", ge=0, on_resume="free"
+        5,
+        "stop after this many validations without a better value of early_stopping_metric; 0: never",
+        ge=0,
+        on_resume="free",
     )
+    early_stopping_metric: str = setting(
+        "validation_loss",
+        "metric of a validation by which the model is kept and patience counted: validation_loss, loss; of reward and"
+        " dpo others that they write, validation_accuracy for instance",
+    )
+    average: Literal["none", "uniform", "ema"] = setting(
+        "none",
+        "validate a mean of the weights, too, and keep it where it is better: of the last validations (uniform), or"
+        " exponential over all steps (ema)",
+    )
+    average_last: int = setting(
+        5, "uniform: number of validations whose weights are kept in memory and averaged", ge=2
+    )
+    ema_decay: float = setting(0.99, "ema: share of the mean that a step leaves", gt=0, lt=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from proxlm.config.early_stopping import LANGUAGE_MODEL, early_stopping_problems
 from proxlm.config.loss import LossSettings
 from proxlm.config.problems import (
     Problems,
@@ -50,6 +51,7 @@ class PretrainConfig:
     def problems(self) -> Problems:
         found = required(("text.train", self.text.train)) + optimiser_problems("optim", self.optim)
         found += model_problems(self.model) + best_is_model_problems(self.run)
+        found += early_stopping_problems(self.train, LANGUAGE_MODEL)
         if not self.model.policy:
             found += new_model_problems("new", self.new, self.model)
             if not self.new.recurrent and self.train.block > self.new.context:
@@ -80,6 +82,7 @@ class SFTConfig:
         found = required(("text.train", self.text.train))
         found += chat_problems("text.chat_template_kwargs", self.text.chat_template_kwargs)
         found += model_problems(self.model) + best_is_model_problems(self.run)
+        found += early_stopping_problems(self.train, LANGUAGE_MODEL)
         found += scratch_problems(self.scratch, self.model)
         return found + optimiser_problems("optim", self.optim)
 

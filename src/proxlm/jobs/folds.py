@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shlex
 import shutil
@@ -25,11 +24,12 @@ from proxlm.evaluation import tables
 from proxlm.evaluation.intervals import Estimate, mean_with_interval
 from proxlm.evaluation.tables import Table
 from proxlm.jobs.startup import start_job
+from proxlm.jobs.supervised import best_validation
 from proxlm.report.run import Run
 from proxlm.runlog.folder import folder_to_resume, free_name, write_atomic, write_json_atomic
 from proxlm.runlog.interrupt import SIGNAL_NAMES
 from proxlm.runlog.lock import refuse_if_held
-from proxlm.runlog.metric_names import GREEDY, METRICS, SHARE, VALIDATION_LOSS
+from proxlm.runlog.metric_names import GREEDY, METRICS, SHARE
 from proxlm.runlog.text import number
 
 _TRAINERS = {"sft": "SFT", "reward": "Reward", "dpo": "DPO", "pretrain": "Pretrain", "ppo": "PPO"}
@@ -139,9 +139,12 @@ def held_out_numbers(run: Run) -> dict[str, float]:
     evaluation = run.evaluations.get(_AFTER if run.job == "ppo" else _MODEL)
     if evaluation is not None:
         return evaluation.means()
-    losses = [math.inf if loss is None else loss for loss in run.metrics[VALIDATION_LOSS]]
-    best = losses.index(min(losses))
-    row = {name: values[best] for name, values in run.metrics.items() if name.startswith("validation")}
+    _, _, best = best_validation(run)
+    row = {
+        name: values[best]
+        for name, values in run.metrics.items()
+        if name.startswith(("validation", "average/"))
+    }
     return {name: value for name, value in row.items() if value is not None}
 
 

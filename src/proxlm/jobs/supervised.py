@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.checkpoint import newest_checkpoint
-from proxlm.config import PretrainConfig, RunSettings, SFTConfig
+from proxlm.config import PretrainConfig, RunSettings, SFTConfig, SupervisedSettings
+from proxlm.config.early_stopping import is_lowest_best
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import load_tokenizer
@@ -19,7 +20,7 @@ from proxlm.models.source import ModelSource
 from proxlm.report.page import write_report
 from proxlm.report.run import Run, load_run
 from proxlm.runlog.folder import folder_to_resume
-from proxlm.runlog.metric_names import VALIDATION_LOSS
+from proxlm.runlog.metric_names import AVERAGE, VALIDATION_LOSS
 from proxlm.runlog.run_log import RunLog
 from proxlm.train.common.callbacks import Callbacks
 from proxlm.train.common.schedules import warmup_note
@@ -162,6 +163,19 @@ def train_in_folder(
     return load_run(folder)
 
 
+def best_validation(run: Run) -> tuple[str, float, int]:
+    """The metric by which the model was kept, its best value, of plain or averaged weights, and the row of that."""
+    metric = getattr(run.config, "train", SupervisedSettings()).early_stopping_metric
+    found = [
+        (value, row)
+        for name in (metric, AVERAGE(metric))
+        for row, value in enumerate(run.metrics.get(name, ()))
+        if value is not None and run.metrics[VALIDATION_LOSS][row] is not None
+    ]
+    best, row = (min if is_lowest_best(metric) else max)(found, key=lambda one: one[0])
+    return metric, best, row
+
+
 def tokenizer_to_resume(run: RunSettings, folder: str = "policy") -> Any:
     """The tokenizer of the run to resume; the text that it was trained on may have changed since.
 
@@ -173,14 +187,10 @@ def tokenizer_to_resume(run: RunSettings, folder: str = "policy") -> Any:
 
 
 def print_result(run: Run) -> None:
-    """Print the best loss and where everything is."""
-    losses = [
-        (loss, step)
-        for loss, step in zip(run.metrics[VALIDATION_LOSS], run.metrics["step"], strict=True)
-        if loss is not None
-    ]
-    best, step = min(losses, key=lambda found: found[0])
-    print(f"\nbest validation loss {best:.4f} at step {step:.0f} of {run.metrics['step'][-1]:.0f}")
+    """Print the best loss, or other metric to stop by, and where everything is."""
+    metric, best, row = best_validation(run)
+    steps = run.metrics["step"]
+    print(f"\nbest {metric.replace('_', ' ')} {best:.4f} at step {steps[row]:.0f} of {steps[-1]:.0f}")
     print(f"model   {run.model}")
     if (run.folder / "report.html").exists():
         print(f"report  {run.folder / 'report.html'}")

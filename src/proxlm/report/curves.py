@@ -39,7 +39,11 @@ PLOTS = (
         "Reward on held-out prompts, sampled and greedy",
         (names.EVALUATION(names.REWARD), names.EVALUATION(names.GREEDY(names.REWARD))),
     ),
-    Plot(MAIN, "Loss, nats a token (reward, dpo: a record)", (names.LOSS, names.VALIDATION_LOSS)),
+    Plot(
+        MAIN,
+        "Loss, nats a token (reward, dpo: a record)",
+        (names.LOSS, names.VALIDATION_LOSS, names.AVERAGE(names.VALIDATION_LOSS)),
+    ),
     Plot(MAIN, "Accuracy on held-out records", (names.VALIDATION_ACCURACY,)),
     Plot(
         MAIN,

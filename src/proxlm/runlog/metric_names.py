@@ -105,15 +105,17 @@ NOT_FINITE = _metric("not_finite", "", "how many of the row's numbers are not fi
 LOSS = _metric(
     "loss",
     NATS_TOKEN,
-    "cross-entropy of the step's batch; reward, dpo: of a record, of scores the error in their variances",
+    "of the step's batch, cross-entropy or what [loss] says; reward, dpo: of a record, of scores the error in"
+    " their variances",
     SUPERVISED,
 )
 VALIDATION_LOSS = _metric(
     "validation_loss",
     NATS_TOKEN,
-    "the same of the validation part; the model with the lowest is kept",
+    "of the validation part, without [loss]; by it the model is kept, or by train.early_stopping_metric",
     SUPERVISED,
 )
+AVERAGE = _family("average/{metric}", "", "the same of the averaged weights (train.average)", SUPERVISED)
 VALIDATION_ACCURACY = _metric(
     "validation_accuracy",
     SHARE,

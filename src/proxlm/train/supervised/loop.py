@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,16 @@ from torch import Tensor
 
 from proxlm.checkpoint import publish_folder
 from proxlm.config import DistillConfig, DPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from proxlm.config.early_stopping import is_better, is_lowest_best
 from proxlm.errors import RunError
-from proxlm.runlog.metric_names import LOSS, VALIDATION_LOSS
+from proxlm.runlog.metric_names import AVERAGE, LOSS, VALIDATION_LOSS
 from proxlm.runlog.run_log import RunLog
+from proxlm.runlog.text import number
 from proxlm.train.common.clock import peak_memory_gb
 from proxlm.train.common.memory import TokenBudget, within_memory
 from proxlm.train.common.optimiser import Optimiser
 from proxlm.train.common.run_loop import LoopState, TrainingLoop
+from proxlm.train.supervised.averaging import WeightAverage
 from proxlm.train.supervised.examples import TokenBatches
 from proxlm.train.supervised.objective import Objective
 
@@ -34,13 +38,17 @@ class SupervisedState(LoopState):
     Attributes:
         rows: Training rows, which a resume must find again.
         seconds: Time spent in steps.
-        without_better: Validations since the one with the lowest loss, which is `best_value`.
+        without_better: Validations since the one with the best metric, which is `best_value`.
+        best_average: 1: the model that is kept has averaged weights; 0: plain ones.
+        best_other: The metric of the other one of the two.
         lowered_budget: The most tokens in a pass, if out-of-memory has lowered it; else 0.
     """
 
     rows: int = 0
     seconds: float = 0.0
     without_better: int = 0
+    best_average: int = 0
+    best_other: float = math.nan
     lowered_budget: int = 0
 
     def problem(self) -> str:
@@ -50,7 +58,7 @@ class SupervisedState(LoopState):
 
 
 class SupervisedLoop(TrainingLoop[SupervisedState]):
-    """Minimises an objective; the model with the best validation loss is kept in the folder `model_folder`.
+    """Minimises an objective; the model with the best validation metric is kept in the folder `model_folder`.
 
     Args:
         objective: The model, its data and its loss.
@@ -69,17 +77,24 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
         self.optimiser = Optimiser(objective.trainable(), config.optim)
         self.batches = TokenBatches(objective.lengths, self.settings.batch_tokens, config.run.seed)
         self.budget = TokenBudget(self.settings.micro_batch_tokens)
+        self.average = WeightAverage(objective.trainable(), config.train)
 
     def train(self, log: RunLog) -> None:
         """Run to the last step, the time limit, or the end of patience.
 
         Raises:
-            RunError: See `TrainingLoop.train`; also if no validation loss was finite.
+            RunError: See `TrainingLoop.train`; also if no validation metric was finite.
         """
         super().train(log)
-        state = self.state
+        state, metric = self.state, self.settings.early_stopping_metric
         if not state.best_step:
-            raise RunError(f"{self.folder}: the validation loss was never a number; lower optim.lr")
+            raise RunError(f"{self.folder}: {metric} was never a number at a validation; lower optim.lr")
+        if self.average.kind != "none":
+            kept, other = ("averaged", "plain") if state.best_average else ("plain", "averaged")
+            log.note(
+                f"{self.model_folder}/: the {kept} weights of step {state.best_step}, {metric}"
+                f" {number(state.best_value)}; {other} {number(state.best_other)}"
+            )
         if self._out_of_patience():
             log.note(
                 f"stopped: the last {state.without_better} validations were no better than step {state.best_step}'s"
@@ -99,6 +114,7 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
             self.optimiser.clear,
         )
         norm, lr = self.optimiser.step(state.step, self.planned_steps())
+        self.average.after_step()
         state.step += 1
         state.lowered_budget = self.budget.lowered
         finite = math.isfinite(norm)
@@ -115,11 +131,11 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
             "memory_gb": peak_memory_gb(),
         }
         if self.finished() or state.step % self.settings.validate_every == 0:
-            metrics |= self._validate(log)
+            metrics |= self._validate(log, metrics)
         return metrics
 
     def stopped_early(self, log: RunLog, metrics: Mapping[str, float]) -> dict[str, float]:
-        return {} if "validation_loss" in metrics else self._validate(log)
+        return {} if VALIDATION_LOSS in metrics else self._validate(log, metrics)
 
     def _described(self, rows: list[int]) -> list[dict[str, object]]:
         return [{"step": self.state.step, **row} for row in self.objective.describe(rows)]
@@ -132,19 +148,33 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
         pace = self.state.seconds / self.state.step
         return min(self.settings.steps, max(self.state.step + 1, int(limit / pace)))
 
-    def _validate(self, log: RunLog) -> dict[str, float]:
-        """The validation metrics; keeps the model if its loss is the lowest so far."""
+    def _validate(self, log: RunLog, of_step: Mapping[str, float]) -> dict[str, float]:
+        """The validation metrics; keeps the model, plain or averaged, if its metric is the best so far."""
         log.phase("validate")
-        metrics = within_memory(self.budget, self.objective.validate, self.objective.validation_lengths)
-        state, loss = self.state, metrics["validation_loss"]
-        if state.take_if_best(loss, lowest=True):
-            state.without_better = 0
-            publish_folder(self.folder / self.model_folder, self.objective.save)
+        metrics = self._measured()
+        state, metric = self.state, self.settings.early_stopping_metric
+        value, other, averaged = {**of_step, **metrics}.get(metric, math.nan), math.nan, False
+        self.average.at_validation()
+        if self.average.differs:
+            with self.average.in_place():
+                of_average = self._measured()
+            metrics |= {AVERAGE(name): found for name, found in of_average.items()}
+            other = of_average.get(metric, math.nan)
+            averaged = is_better(other, value, metric)
+        if averaged:
+            value, other = other, value
+        if state.take_if_best(value, is_lowest_best(metric)):
+            state.without_better, state.best_average, state.best_other = 0, int(averaged), other
+            with self.average.in_place() if averaged else nullcontext():
+                publish_folder(self.folder / self.model_folder, self.objective.save)
         else:
             state.without_better += 1
         log.samples(state.step, self.objective.samples(self.config.run.log_samples))
         self.callbacks.on_evaluation(state.step, "validation", metrics)
         return metrics
+
+    def _measured(self) -> dict[str, float]:
+        return within_memory(self.budget, self.objective.validate, self.objective.validation_lengths)
 
     def _out_of_patience(self) -> bool:
         return 0 < self.settings.patience <= self.state.without_better
@@ -163,12 +193,16 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
     def save_model(self, folder: Path) -> None:
         self.objective.save(folder)
 
-    def restore(self, checkpoint: Path, state: SupervisedState, extra: Mapping[str, Tensor]) -> None:  # noqa: ARG002
+    def extra_tensors(self) -> dict[str, Tensor]:
+        return self.average.tensors()
+
+    def restore(self, checkpoint: Path, state: SupervisedState, extra: Mapping[str, Tensor]) -> None:
         if state.rows != self.state.rows:
             raise RunError(
                 f"{checkpoint}: made with {state.rows} training rows, not {self.state.rows}; resume with the same"
                 " text"
             )
+        self.average.load(extra)
         self.budget.restore(state.lowered_budget)
         self.batches.skip(state.step)
 
