@@ -26,7 +26,7 @@ from proxlm.data.supervised import pretrain_blocks
 from proxlm.models.load import load_language_model
 from proxlm.runlog.folder import read_jsonl
 from proxlm.train.supervised.examples import Examples
-from proxlm.train.supervised.objective import next_token_loss
+from proxlm.train.supervised.objective import next_token_losses
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES: dict[str, dict[str, Any]] = {
@@ -91,7 +91,7 @@ def pretrained(kind: str, rate: float, seed: int, steps: int, output: Path, test
     log = read_jsonl(folder / "metrics.jsonl")
     return {
         "validation_loss": min(row["validation_loss"] for row in log if "validation_loss" in row),
-        "test_perplexity": math.exp(next_token_loss(model, blocks, 4096)),
+        "test_perplexity": math.exp(next_token_losses(model, blocks, 4096)[0]),
         "test_tokens": len(blocks) * (BLOCK - 1),
         "train_tokens": steps * PRETRAIN["train.batch_tokens"],  # type: ignore[operator]
         "parameters": sum(p.numel() for p in model.network.parameters()),

@@ -106,7 +106,8 @@ def prepare(kind: str, path: str) -> int:
     from proxlm.data.supervised import pretrain_blocks, record_texts, sft_examples
     from proxlm.data.text import read_texts, split_validation
     from proxlm.data.tokenizer import train_tokenizer
-    from proxlm.train.supervised.examples import Examples, TokenBatches
+    from proxlm.train.supervised.batches import TokenBatches
+    from proxlm.train.supervised.examples import Examples
 
     if kind == "records":
         return sum(len(pair) for pair in record_texts(TextSettings(), [path]))

@@ -20,7 +20,7 @@ class Purpose(enum.StrEnum):
     HELD_OUT = "held-out"  # which prompts are held out for evaluation
     SHOTS = "shots"  # which solved examples stand before a prompt; its row
     DOCUMENTS = "documents"  # order of the texts to pretrain on
-    EXAMPLES = "examples"  # order of the rows of supervised training; epoch
+    EXAMPLES = "examples"  # order of the rows of supervised training; epoch, of a mixture also the source
     VALIDATION = "validation"  # which texts or records are kept for validation
     BAG = "bag"  # which comparisons a member of an ensemble learns, and how often; member
     MEMBER = "member"  # base of the weights of a member of an ensemble; member

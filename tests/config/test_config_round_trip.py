@@ -95,6 +95,8 @@ DRAWN = {
     "ppo.horizon": st.integers(1, 9),
     "gif": SOME_TEXT.map(lambda name: f"{name}.gif") | st.just(""),
     "train.block": st.integers(2, 8),
+    "text.weights": st.just({}),
+    "text.temperature": st.just(1.0),
     "train.early_stopping_metric": st.sampled_from(["validation_loss", "loss"]),
     "perplexity.window": st.integers(99, 999),
     "perplexity.stride": st.integers(0, 98),
@@ -131,7 +133,9 @@ DRAWN_FOR: dict[str, dict[str, Any]] = {
         "data.prompts": st.just(""),
         "distill.mode": st.sampled_from(["logits", "on_policy"]),
         "distill.tokenizer": st.just("teacher"),
+        "train.early_stopping_metric": st.just("validation_agreement"),
     },
+    "pretrain": {"train.curriculum_steps": st.just(0)},
     "reward": {
         "model.packed": st.just(False),
         "ensemble.save": st.just("members"),

@@ -21,7 +21,8 @@ from proxlm.data.supervised import SFTExample, pretrain_blocks
 from proxlm.data.text import read_texts
 from proxlm.data.tokenizer import train_tokenizer
 from proxlm.errors import DataError
-from proxlm.train.supervised.examples import Examples, TokenBatches
+from proxlm.train.supervised.batches import TokenBatches
+from proxlm.train.supervised.examples import Examples
 
 Write = Callable[..., str]
 ROOT = Path(__file__).parents[2]
@@ -149,7 +150,7 @@ def test_batches_keep_to_the_budget_and_deal_every_row_once(
     examples = Examples.from_rows(SFTExample((0,), (0,) * (n - 1), (True,) * (n - 1)) for n in lengths)
     batches = TokenBatches(examples.lengths, budget, seed)
     dealt: list[list[int]] = []
-    while batches.epoch < 2 or len(batches.pending):
+    while batches.order.epoch < 2 or len(batches.order.pending):
         dealt.append(batches.next())
     ends = [i for i in range(len(dealt)) if sorted(chain(*dealt[: i + 1])) == list(range(len(lengths)))]
     assert ends  # the first epoch ends with a batch

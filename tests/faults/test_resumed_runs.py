@@ -33,6 +33,16 @@ JOBS = {
     "pretrain": ["pretrain", *QUIET, *new("new"), "--text.train", "text.txt", "--train.block", "16", *SUPERVISED],
     "sft of a new model": ["sft", *QUIET, *new("scratch"), "--scratch.type", "llama", "--text.train", "pairs.jsonl",
                            *SUPERVISED],
+    "a mixture with its tokens kept and averaged weights": [
+        "pretrain", *QUIET, *new("new"), "--text.train", "text.txt", "--text.train", "other.txt",
+        "--text.weights", "{text = 1, other = 2}", "--text.tokens", "tokens", "--train.block", "16", *SUPERVISED,
+        "--train.average", "ema", "--loss.kind", "focal", "--optim.name", "nadam", "--optim.schedule", "one-cycle",
+    ],
+    "a mixture of records, short ones first": [
+        "sft", *QUIET, "--model.policy", "model", "--text.train", "pairs.jsonl", "--text.train", "more.jsonl",
+        "--text.temperature", "2", "--train.curriculum-steps", "3", "--train.average", "uniform", *SUPERVISED,
+        "--train.validate-every", "1", "--loss.kind", "label-smoothing", "--train.early-stopping-metric", "loss",
+    ],
     "conversations with prefetch": CONVERSATIONS,
     "control": ["control", "CartPole-v1", *QUIET[2:], "--environment.count", "2", "--ppo.horizon", "32",
                 "--environment.steps", "256"],
@@ -53,6 +63,8 @@ def test_a_resumed_run_leaves_the_same_files(tiny_place, monkeypatch, job):  # n
     (tiny_place / "text.txt").write_text(
         "The old dog slept near the door while rain fell on the wall.\n" * 60
     )
+    (tiny_place / "other.txt").write_text("A cat sat. Then it ran to the moon, and the moon was red.\n" * 9)
+    (tiny_place / "more.jsonl").write_text((tiny_place / "pairs.jsonl").read_text("utf-8") * 2, "utf-8")
     assert main([*JOBS[job], "--run.folder", "whole"]) == 0
     save = TrainingLoop.save
 

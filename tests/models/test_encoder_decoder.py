@@ -28,7 +28,7 @@ from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.models.save import save_language_model
 from proxlm.train.supervised.examples import Examples
 from proxlm.train.supervised.loop import SupervisedLoop
-from proxlm.train.supervised.objective import LanguageModelObjective, next_token_loss
+from proxlm.train.supervised.objective import LanguageModelObjective, next_token_losses
 from proxlm.types import Sequences
 from small_models import tiny_model
 
@@ -249,7 +249,7 @@ def test_sft_lowers_the_loss_of_copying(tokenizer, tmp_path, family):
     torch.manual_seed(0)
     new = NewModelSettings(type=family, hidden=32, layers=1, heads=2, context=32)
     model = build_language_model(new, tokenizer, ModelSettings(device="cpu"))
-    before = next_token_loss(model, held_out, 4096)
+    before = next_token_losses(model, held_out, 4096)[0]
     optimiser = OptimiserSettings(lr=1e-2, schedule="cosine", warmup=10)
     settings = SupervisedSettings(steps=300, batch_tokens=448, validate_every=150)
     made = SupervisedLoop(
@@ -258,7 +258,7 @@ def test_sft_lowers_the_loss_of_copying(tokenizer, tmp_path, family):
         tmp_path,
     )
     made.train(SilentLog())
-    after = next_token_loss(model, held_out, 4096)
+    after = next_token_losses(model, held_out, 4096)[0]
     # Knowing the ten words but not the prompt would leave three quarters of log 10, 1.73.
     assert before > 4
     assert after < 1.6

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from proxlm.config.early_stopping import DISTILLATION, early_stopping_problems
+from proxlm.config.mixture import is_mixture
 from proxlm.config.problems import (
     Problems,
     best_is_model_problems,
@@ -122,6 +124,9 @@ class DistillConfig:
         if self.distill.tokenizer == "new" and self.distill.mode != "sequence":
             reason = "its tokens are not the teacher's; set distill.mode = sequence, which learns texts"
             found.append(("distill.tokenizer", reason))
+        found += early_stopping_problems(self.train, DISTILLATION)
+        if is_mixture(self.text):
+            found.append(("text.weights", "and text.temperature are not of distillation; leave them out"))
         return found + optimiser_problems("optim", self.optim)
 
     def best_metric(self) -> str:

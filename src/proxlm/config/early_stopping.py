@@ -16,10 +16,16 @@ BETTER: dict[str, Literal["lowest", "highest"]] = {
     "validation_margin": "highest",
     "validation_error": "lowest",
     "validation_correlation": "highest",
+    "validation_cross_entropy": "lowest",
+    "validation_forward_kl": "lowest",
+    "validation_agreement": "highest",
 }
 """A metric of a validation's row → its better value."""
 
 LANGUAGE_MODEL = ("validation_loss", "loss")
+DISTILLATION = (
+    "validation_loss", "validation_cross_entropy", "validation_forward_kl", "validation_agreement", "loss",
+)  # fmt: skip
 PREFERENCES = ("validation_loss", "validation_accuracy", "validation_margin", "loss")
 REWARD_MODEL = {
     "comparisons": PREFERENCES,

@@ -154,6 +154,7 @@ SWITCHES = (
     Switch("class_field classes", "labels", "objective.kind", *_is("classes")),
     Switch("steps_field step_labels_field separator", "labels", "objective.kind", *_is("steps")),
     Switch("bagging boosting save", "ensemble", "ensemble.size", (lambda value: value > 1), "2 or more"),
+    Switch("curriculum_start", "train", "train.curriculum_steps", *_POSITIVE),
     Switch("average_last", "train", "train.average", *_is("uniform")),
     Switch("ema_decay", "train", "train.average", *_is("ema")),
     Switch("keep_best_is", "run", "run.keep_best", lambda value: value != "none", "the name of a metric"),

@@ -449,6 +449,24 @@ class TextSettings:
         factory=list, help="held-out files; empty: validation_share is set aside", path="input"
     )
     validation_share: float = setting(0.05, "share of the records to set aside for validation", gt=0, lt=1)
+    weights: dict[str, float] = setting(
+        factory=dict,
+        help="a mixture: the proportion of the tokens of each entry of train, by the name of its file or folder"
+        " without endings, {stories = 3, poems = 1}; what is exhausted begins again",
+    )
+    temperature: float = setting(
+        1.0,
+        "a mixture without weights: entries in proportion to tokens^(1 / temperature); 1: as they are; a high one:"
+        " all alike",
+        gt=0,
+    )
+    tokens: str = setting(
+        "",
+        "pretrain: a folder to keep the tokens in, which later runs on the same text read instead of encoding it;"
+        " empty: a temporary file",
+        on_resume="free",
+        path="output",
+    )
     extensions: list[str] = setting(factory=lambda: [".txt", ".md"], help="which files of a folder to read")
     on_bad_record: Literal["fail", "skip"] = setting("fail", ON_BAD_RECORD)
     prompt_field: str = setting("prompt", "sft: field with the prompt (text or messages)")
@@ -489,6 +507,15 @@ class SupervisedSettings:
         "validation_loss",
         "metric of a validation by which the model is kept and patience counted: validation_loss, loss; of reward and"
         " dpo others that they write, validation_accuracy for instance",
+    )
+    curriculum_steps: int = setting(
+        0,
+        "sft, reward, dpo: short records first; in so many steps the share of the records, from the shortest on,"
+        " grows from curriculum_start to all; 0: off",
+        ge=0,
+    )
+    curriculum_start: float = setting(
+        0.1, "share of the records, the shortest ones, to begin with", gt=0, le=1
     )
     average: Literal["none", "uniform", "ema"] = setting(
         "none",

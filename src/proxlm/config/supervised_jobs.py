@@ -7,6 +7,7 @@ from typing import Any
 
 from proxlm.config.early_stopping import LANGUAGE_MODEL, early_stopping_problems
 from proxlm.config.loss import LossSettings
+from proxlm.config.mixture import mixture_problems
 from proxlm.config.problems import (
     Problems,
     best_is_model_problems,
@@ -52,6 +53,14 @@ class PretrainConfig:
         found = required(("text.train", self.text.train)) + optimiser_problems("optim", self.optim)
         found += model_problems(self.model) + best_is_model_problems(self.run)
         found += early_stopping_problems(self.train, LANGUAGE_MODEL)
+        found += mixture_problems(self.text)
+        if self.train.curriculum_steps:
+            found.append(
+                (
+                    "train.curriculum_steps",
+                    "blocks of text are all of the same length; leave it out in pretrain",
+                )
+            )
         if not self.model.policy:
             found += new_model_problems("new", self.new, self.model)
             if not self.new.recurrent and self.train.block > self.new.context:
@@ -83,7 +92,7 @@ class SFTConfig:
         found += chat_problems("text.chat_template_kwargs", self.text.chat_template_kwargs)
         found += model_problems(self.model) + best_is_model_problems(self.run)
         found += early_stopping_problems(self.train, LANGUAGE_MODEL)
-        found += scratch_problems(self.scratch, self.model)
+        found += scratch_problems(self.scratch, self.model) + mixture_problems(self.text)
         return found + optimiser_problems("optim", self.optim)
 
     def best_metric(self) -> str:

@@ -153,12 +153,13 @@ class DocumentParts(Iterable[str]):
     The tokenizers library collects 256 of them before it counts words.
     """
 
-    def __init__(self, documents: Documents, longest: int = 2**16) -> None:
+    def __init__(self, *documents: Documents, longest: int = 2**16) -> None:
         self._documents, self._longest = documents, longest
 
     def __iter__(self) -> Iterator[str]:
-        for i in range(len(self._documents)):
-            yield from self._documents.parts(i, self._longest)
+        for documents in self._documents:
+            for i in range(len(documents)):
+                yield from documents.parts(i, self._longest)
 
 
 def validation_rows(count: int, share: float, seed: int) -> set[int]:

@@ -63,7 +63,7 @@ def pretrain_blocks(tokenizer: Tokenizer, texts: Sequence[str], block: int) -> T
     logged. Raises DataError if there is not even one whole block.
     """
     stream = NumbersOnDisk(torch.int32)
-    for ids in _encoded(tokenizer, texts if isinstance(texts, Documents) else Documents(texts)):
+    for ids in encoded(tokenizer, texts if isinstance(texts, Documents) else Documents(texts)):
         stream.extend(ids)
     count, left_over = divmod(len(stream), block)
     if count == 0:
@@ -76,7 +76,7 @@ def pretrain_blocks(tokenizer: Tokenizer, texts: Sequence[str], block: int) -> T
     return stream.tensor()[: count * block].view(count, block)
 
 
-def _encoded(tokenizer: Tokenizer, documents: Documents) -> Iterator[list[int]]:
+def encoded(tokenizer: Tokenizer, documents: Documents) -> Iterator[list[int]]:
     """Token ids of all documents, a document or a part of a long one at a time."""
     waiting: list[str] = []
     size = 0

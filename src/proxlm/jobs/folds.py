@@ -15,8 +15,9 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from proxlm.config import FoldsConfig, PPOConfig, load_config, to_toml, validate
+from proxlm.config import FoldsConfig, PPOConfig, TextSettings, load_config, to_toml, validate
 from proxlm.config.arguments import as_options
+from proxlm.config.mixture import is_mixture
 from proxlm.config.paths import absolute
 from proxlm.data.folds import parts_of, write_records
 from proxlm.errors import ConfigError, RunError, StoppedBySignalError
@@ -85,6 +86,10 @@ def job_settings(config: FoldsConfig) -> Any:
         used = ("data.eval_prompts", base.data.eval_prompts)
     else:
         used = ("text.validation", base.text.validation)
+        if isinstance(base.text, TextSettings) and is_mixture(base.text):
+            raise ConfigError(
+                "text.weights, text.temperature: the parts of folds are one source; leave them out"
+            )
     if used[1]:
         print(
             f"note: {used[0]} is not used: each part of the training records is held out in turn", flush=True

@@ -7,18 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from proxlm.config import PretrainConfig, settings_or_default, validate
 from proxlm.config.from_run import IN_MEMORY
 from proxlm.config.signature import checked
-from proxlm.data.documents import DocumentParts, Documents
+from proxlm.data.documents import DocumentParts
 from proxlm.data.skipped import Skipped
-from proxlm.data.supervised import pretrain_blocks
-from proxlm.data.text import read_texts
 from proxlm.data.tokenizer import tokenizer_of_new_model
-from proxlm.errors import ConfigError, DataError
+from proxlm.errors import ConfigError
 from proxlm.jobs.model_limits import check_block
+from proxlm.jobs.pretrain_text import PretrainText
 from proxlm.jobs.run_folder import check_run_folder
 from proxlm.jobs.startup import seeded_weights, start_job
 from proxlm.jobs.supervised import print_result, tokenizer_to_resume, train_supervised
@@ -26,9 +23,7 @@ from proxlm.models.load import build_language_model
 from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.models.source import ModelSource
 from proxlm.report.run import Run
-from proxlm.seeds import Purpose, derive_seed
 from proxlm.train.common.callbacks import Callback, Callbacks
-from proxlm.train.supervised.examples import Examples
 
 
 def main(config: PretrainConfig) -> None:
@@ -76,6 +71,8 @@ class PretrainTrainer:
             config = replace(config, text=replace(config.text, train=[IN_MEMORY]))
         config = replace(config, model=self.source.settings)
         self.config = validate(config, {"text.train": "texts"})
+        if self._texts is not None and config.text.tokens:
+            raise ConfigError("text.tokens: texts passed from Python have no file to compare; leave it out")
         self._callbacks = Callbacks(callbacks)
 
     def train(self) -> Run:
@@ -93,13 +90,9 @@ class PretrainTrainer:
         check_run_folder(config.run)
         self._check_kind()
         skipped = Skipped(config.text.on_bad_record == "skip")
-        train, validation = self._documents(skipped)
-        tokenizer = self._tokenizer(train)
-        block = config.train.block
-        # In the order of the files, neighbours in a block would be near-copies of each other.
-        train = train.shuffled(derive_seed(config.run.seed, Purpose.DOCUMENTS))
-        blocks = Examples.from_blocks(pretrain_blocks(tokenizer, train, block))
-        held_out = Examples.from_blocks(_validation_blocks(tokenizer, validation, block))
+        text = PretrainText(config, self._texts, skipped)
+        tokenizer = self._tokenizer(text)
+        blocks, held_out = text.examples(tokenizer)
         with seeded_weights(config.run.seed):
             if config.model.policy:
                 model = self.source.load()
@@ -107,7 +100,15 @@ class PretrainTrainer:
                 model = build_language_model(config.new, tokenizer, config.model)
         in_python = self._texts is not None or self.source.in_memory
         return train_supervised(
-            "pretrain", config, model, blocks, held_out, skipped, self._callbacks, in_python
+            "pretrain",
+            config,
+            model,
+            blocks,
+            held_out,
+            skipped,
+            self._callbacks,
+            in_python,
+            validation_sources=text.validation_names,
         )
 
     def _check_kind(self) -> None:
@@ -119,18 +120,7 @@ class PretrainTrainer:
         elif is_encoder_decoder_type(self.config.new.type):
             raise ConfigError(f'new.type = "{self.config.new.type}": {advice}')
 
-    def _documents(self, skipped: Skipped) -> tuple[Documents, Documents]:
-        text = self.config.text
-        found = (
-            read_texts(text.train, text.extensions, skipped)
-            if self._texts is None
-            else Documents(self._texts)
-        )
-        if text.validation:
-            return found, read_texts(text.validation, text.extensions, skipped)
-        return found.split(text.validation_share, self.config.run.seed)
-
-    def _tokenizer(self, train: Documents) -> Any:
+    def _tokenizer(self, text: PretrainText) -> Any:
         """The tokenizer of the run to resume, or of the model to continue from, or a new one."""
         config = self.config
         if config.run.resume:
@@ -138,12 +128,5 @@ class PretrainTrainer:
         if config.model.policy:
             check_block("train.block", config.train.block, self.source)
             return self.source.tokenizer
-        parts = DocumentParts(train)
+        parts = DocumentParts(*text.documents[0])
         return tokenizer_of_new_model("new", config.new, parts, config.model.trust_remote_code)
-
-
-def _validation_blocks(tokenizer: Any, validation: Documents, block: int) -> torch.Tensor:
-    try:
-        return pretrain_blocks(tokenizer, validation, block)
-    except DataError as error:
-        raise DataError(f"the validation part: {error}; or raise text.validation_share") from error

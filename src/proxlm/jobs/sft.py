@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from proxlm.config import SFTConfig, settings_or_default, validate
+from proxlm.config.mixture import is_mixture, source_names
 from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
-from proxlm.data.supervised import record_texts, sft_examples
+from proxlm.data.supervised import SFTExample, record_texts, sft_examples
 from proxlm.data.text import split_validation
 from proxlm.data.tokenizer import tokenizer_of_new_model
 from proxlm.errors import DataError
@@ -75,6 +79,7 @@ class SFTTrainer:
         self.config = validate(config, {"model.policy": "model", "text.train": "train"})
         self._callbacks = Callbacks(callbacks)
         self._in_python = self._records.in_memory or self.source.in_memory
+        self._mixed = is_mixture(config.text)
 
     def train(self) -> Run:
         """Train, keep the weights with the best validation loss, and write model and report to the run's folder.
@@ -95,9 +100,10 @@ class SFTTrainer:
         eos = [] if config.scratch.type else self.source.eos
 
         def examples(sources: Sequence[Source]) -> Examples:
-            return Examples.from_rows(
-                sft_examples(config.text, sources, tokenizer, limit, two_sides, skipped, eos)
-            )
+            def of(source: Source) -> Iterator[SFTExample | None]:
+                return sft_examples(config.text, [source], tokenizer, limit, two_sides, skipped, eos)
+
+            return Examples.from_sources(map(of, sources), self._mixed)
 
         every = examples(self._records.training)
         if self._records.validation:
@@ -105,7 +111,7 @@ class SFTTrainer:
             validation = held_out.select(range(len(held_out)))
             training = every.select(not_held_out(every, validation))
         else:
-            training, validation = map(every.select, self._split(len(every)))
+            training, validation = map(every.select, self._split(every.sources, len(every)))
         with seeded_weights(config.run.seed):
             if config.scratch.type:
                 model = build_language_model(config.scratch, tokenizer, config.model, "scratch")
@@ -122,11 +128,22 @@ class SFTTrainer:
             self._callbacks,
             self._in_python,
             self._records.by_setting(),
+            source_names(config.text.validation or config.text.train) if self._mixed else (),
         )
 
-    def _split(self, count: int) -> tuple[list[int], list[int]]:
-        """Which of the records are for training and for validation."""
-        return split_validation(range(count), self.config.text.validation_share, self.config.run.seed)
+    def _split(self, sources: Tensor | None, count: int) -> tuple[list[int], list[int]]:
+        """Which of the records are for training and for validation; of a mixture a share of each source.
+
+        sources: the number of each record's source; None: there is one.
+        """
+        share, seed = self.config.text.validation_share, self.config.run.seed
+        if sources is None:
+            return split_validation(range(count), share, seed)
+        parts = [
+            split_validation(torch.nonzero(sources == i)[:, 0].tolist(), share, seed)
+            for i in range(len(self._records.training))
+        ]
+        return [row for train, _ in parts for row in train], [row for _, held in parts for row in held]
 
     def _tokenizer(self, skipped: Skipped) -> Any:
         """The model's; for a new model that of the run to resume, or one trained on the training records."""
@@ -138,8 +155,12 @@ class SFTTrainer:
         held_out: set[int] = set()
         if not self._records.validation:
             # The split depends on the number of records alone, so it is the one that the examples get.
-            count = sum(1 for _ in record_texts(config.text, self._records.training, skipped))
-            held_out.update(self._split(count)[1])
+            counts = [
+                sum(1 for _ in record_texts(config.text, [source], skipped))
+                for source in self._records.training
+            ]
+            numbers = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+            held_out.update(self._split(numbers if self._mixed else None, len(numbers))[1])
         two_sides = is_encoder_decoder_type(config.scratch.type)
         records = enumerate(record_texts(config.text, self._records.training, skipped))
         texts = (part for i, record in records if i not in held_out for part in record)

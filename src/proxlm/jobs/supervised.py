@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from proxlm.checkpoint import newest_checkpoint
-from proxlm.config import PretrainConfig, RunSettings, SFTConfig, SupervisedSettings
+from proxlm.config import PretrainConfig, RunSettings, SFTConfig, SupervisedSettings, TextSettings
 from proxlm.config.early_stopping import is_lowest_best
+from proxlm.config.mixture import shares_of, source_names
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import load_tokenizer
 from proxlm.engine.agreement import check_engine
+from proxlm.errors import DataError
 from proxlm.jobs.run_folder import begin_run, run_folder
 from proxlm.models.agreement import check_gradients
 from proxlm.models.language_model import LanguageModel
@@ -24,6 +26,7 @@ from proxlm.runlog.metric_names import AVERAGE, VALIDATION_LOSS
 from proxlm.runlog.run_log import RunLog
 from proxlm.train.common.callbacks import Callbacks
 from proxlm.train.common.schedules import warmup_note
+from proxlm.train.supervised.batches import Mixture
 from proxlm.train.supervised.examples import Examples
 from proxlm.train.supervised.loop import SupervisedConfig, SupervisedLoop
 from proxlm.train.supervised.objective import LanguageModelObjective, Objective
@@ -39,6 +42,7 @@ def train_supervised(
     callbacks: Callbacks,
     in_python: bool = False,
     sources: Mapping[str, Source] | None = None,
+    validation_sources: Sequence[str] = (),
 ) -> Run:
     """Train a model on examples, in the run's folder, and write the report.
 
@@ -52,6 +56,7 @@ def train_supervised(
         callbacks: Called at the events of the loop.
         in_python: See `RunLog`.
         sources: See `begin_run`.
+        validation_sources: The names of the sources of `validation`, of a mixture.
 
     Raises:
         UserError: See `SupervisedLoop.train`.
@@ -60,8 +65,42 @@ def train_supervised(
         model.check_tokens("the records", examples.tokens)
     check_engine(model)  # what is trained here is generated from later
     check_gradients(model)
-    objective = LanguageModelObjective(model, training, validation, config.loss)
-    return run_supervised(job, config, objective, model.network, skipped, callbacks, in_python, sources)
+    objective = LanguageModelObjective(model, training, validation, config.loss, validation_sources)
+    return run_supervised(
+        job,
+        config,
+        objective,
+        model.network,
+        skipped,
+        callbacks,
+        in_python,
+        sources,
+        mixture=mixture_of(config.text, training),
+    )
+
+
+def mixture_of(text: TextSettings, training: Examples) -> Mixture | None:
+    """The sources of the training rows with their shares of the tokens; None: there is no mixture.
+
+    Raises:
+        DataError: A source has no row to learn.
+    """
+    if training.sources is None:
+        return None
+    names = source_names(text.train)
+    tokens = [int(training.lengths[training.sources == i].sum()) for i in range(len(names))]
+    if 0 in tokens:
+        raise DataError(f"text.train: {names[tokens.index(0)]} has no record to learn from; leave it out")
+    shares = shares_of(text, tokens)
+    print(
+        "mixture: "
+        + ", ".join(
+            f"{name} {share:.1%} of the tokens learnt, {count:,} there"
+            for name, share, count in zip(names, shares, tokens, strict=True)
+        ),
+        flush=True,
+    )
+    return Mixture(tuple(names), training.sources, tuple(shares))
 
 
 def run_supervised(
@@ -75,6 +114,7 @@ def run_supervised(
     sources: Mapping[str, Source | ModelSource] | None = None,
     loop_type: type[SupervisedLoop] = SupervisedLoop,
     after: Callable[[Path], None] = lambda _folder: None,
+    mixture: Mixture | None = None,
 ) -> Run:
     """Minimise an objective, in the run's folder, and write the report.
 
@@ -96,6 +136,7 @@ def run_supervised(
             sources,
             loop_type,
             after,
+            mixture,
         )
 
 
@@ -111,6 +152,7 @@ def train_in_folder(
     sources: Mapping[str, Source | ModelSource] | None = None,
     loop_type: type[SupervisedLoop] = SupervisedLoop,
     after: Callable[[Path], None] = lambda _folder: None,
+    mixture: Mixture | None = None,
 ) -> Run:
     """Minimise an objective in a run's folder that is open, and write the report.
 
@@ -126,6 +168,7 @@ def train_in_folder(
         sources: See `begin_run`.
         loop_type: Its loop.
         after: Called with the run's folder when the loop has ended, before the report is written.
+        mixture: The sources of the training rows; None: there is one.
 
     Raises:
         UserError: See `SupervisedLoop.train`.
@@ -143,7 +186,7 @@ def train_in_folder(
     if note := warmup_note("optim", config.optim, config.train.steps):
         print(f"note: {note}", flush=True)
     skipped.save(folder)
-    loop = loop_type(objective, config, folder)
+    loop = loop_type(objective, config, folder, mixture)
     loop.callbacks = callbacks.fresh()
     begin_run(config, loop, sources)
     with RunLog(

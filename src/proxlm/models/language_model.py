@@ -103,7 +103,10 @@ class LanguageModel:
             tokens: Token ids.
         """
         rows: int = self.network.get_input_embeddings().weight.shape[0]
-        last = int(tokens.max()) if isinstance(tokens, Tensor) else max(tokens, default=0)
+        if isinstance(tokens, Tensor):  # pages of a file, perhaps of a type that torch does not compute with
+            last = max((int(part.int().max()) for part in tokens.split(2**22) if len(part)), default=0)
+        else:
+            last = max(tokens, default=0)
         if last >= rows:
             name = shown(str(self.tokenizer.convert_ids_to_tokens(last)), 40)
             raise ModelError(

@@ -44,6 +44,7 @@ PLOTS = (
         "Loss, nats a token (reward, dpo: a record)",
         (names.LOSS, names.VALIDATION_LOSS, names.AVERAGE(names.VALIDATION_LOSS)),
     ),
+    Plot(MAIN, "Validation loss by source, nats a token", (names.VALIDATION_SOURCE,)),
     Plot(MAIN, "Accuracy on held-out records", (names.VALIDATION_ACCURACY,)),
     Plot(
         MAIN,
@@ -59,6 +60,7 @@ PLOTS = (
         (names.TEACHER_KL, names.EVALUATION(names.TEACHER_KL)),
     ),
     Plot(MAIN, "KL to the reference, nats a response", (names.KL, names.EVALUATION(names.KL))),
+    Plot("Sources", "How many times each was read", (names.EPOCHS,)),
     Plot("Held-out records", "Score: chosen − rejected", (names.VALIDATION_MARGIN,)),
     Plot("Held-out records", "Correlation of scores and labels", (names.VALIDATION_CORRELATION,)),
     Plot("Held-out records", "Mean absolute error of scores", (names.VALIDATION_ERROR,)),

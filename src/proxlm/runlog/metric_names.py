@@ -20,6 +20,7 @@ CONTROL: tuple[Job, ...] = ("control",)
 BOTH: tuple[Job, ...] = ("ppo", "value", "control")
 BOTH_POLICY: tuple[Job, ...] = ("ppo", "control")
 SUPERVISED: tuple[Job, ...] = ("pretrain", "sft", "reward", "dpo", "distill")
+LANGUAGE_MODELS: tuple[Job, ...] = ("pretrain", "sft")
 PREFERENCES: tuple[Job, ...] = ("reward", "dpo")
 DISTILL: tuple[Job, ...] = ("distill",)
 REWARD_MODEL: tuple[Job, ...] = ("reward",)
@@ -114,6 +115,15 @@ VALIDATION_LOSS = _metric(
     NATS_TOKEN,
     "of the validation part, without [loss]; by it the model is kept, or by train.early_stopping_metric",
     SUPERVISED,
+)
+VALIDATION_SOURCE = _family(
+    "validation_loss/{source}",
+    NATS_TOKEN,
+    "of the validation part of one source of a mixture (text.weights)",
+    LANGUAGE_MODELS,
+)
+EPOCHS = _family(
+    "epochs/{source}", "", "how many times a source of a mixture has been read, by tokens", LANGUAGE_MODELS
 )
 AVERAGE = _family("average/{metric}", "", "the same of the averaged weights (train.average)", SUPERVISED)
 VALIDATION_ACCURACY = _metric(

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from helpers import SilentLog
 from line_objective import Line, line
 
 from proxlm.config import DPOConfig, PretrainConfig, RewardConfig, SFTConfig, validate
-from proxlm.config.early_stopping import BETTER, LANGUAGE_MODEL, PREFERENCES, REWARD_MODEL, is_better
+from proxlm.config.early_stopping import (
+    BETTER,
+    DISTILLATION,
+    LANGUAGE_MODEL,
+    PREFERENCES,
+    REWARD_MODEL,
+    is_better,
+)
 from proxlm.errors import ConfigError
 from proxlm.runlog.metric_names import declared
 
@@ -55,7 +63,12 @@ def test_what_is_better(value, other, lower):
     assert not is_better(nan, nan, "validation_accuracy")
 
 
-JOBS = {"pretrain": PretrainConfig, "sft": SFTConfig, "dpo": DPOConfig, "reward": RewardConfig}
+JOBS: dict[str, Any] = {
+    "pretrain": PretrainConfig,
+    "sft": SFTConfig,
+    "dpo": DPOConfig,
+    "reward": RewardConfig,
+}
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -78,7 +91,12 @@ def test_a_metric_that_the_job_does_not_write_is_refused_before_anything_is_read
 
 
 def test_every_metric_is_one_that_its_jobs_declare():
-    for job, written in {"pretrain": LANGUAGE_MODEL, "sft": LANGUAGE_MODEL, "dpo": PREFERENCES}.items():
+    for job, written in {
+        "pretrain": LANGUAGE_MODEL,
+        "sft": LANGUAGE_MODEL,
+        "dpo": PREFERENCES,
+        "distill": DISTILLATION,
+    }.items():
         assert all(job in declared(name).jobs for name in written)
     for written in REWARD_MODEL.values():
         assert all("reward" in declared(name).jobs for name in written)

@@ -7,7 +7,8 @@ from torch import Tensor
 from proxlm.config import PtxSettings
 from proxlm.distributed.ranks import ONE_PROCESS, Ranks
 from proxlm.models.language_model import LanguageModel
-from proxlm.train.supervised.examples import Examples, TokenBatches
+from proxlm.train.supervised.batches import TokenBatches
+from proxlm.train.supervised.examples import Examples
 from proxlm.train.supervised.objective import next_token_gradient
 
 

@@ -1,10 +1,10 @@
-"""Supervised examples as ragged rows, and batches of them by a token budget."""
+"""Supervised examples as ragged rows."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from proxlm.data.on_disk import NumbersOnDisk
 from proxlm.data.supervised import SFTExample
+from proxlm.data.token_streams import TokenStreams
 from proxlm.errors import DataError
 from proxlm.rl.ragged import offsets_of
-from proxlm.seeds import Purpose, derive_seed
 from proxlm.types import Sequences
 
 
@@ -22,8 +22,9 @@ from proxlm.types import Sequences
 class Examples:
     """n rows of tokens with a loss on some: prompt, response, and which tokens count.
 
-    tokens [N] int32 and counted [N] bool hold the rows one after another and may be pages of a file; starts, lengths
-    and prompt_lengths [n] int64 say where each row is. No token of a prompt counts.
+    tokens [N] int32 or uint16 and counted [N] bool hold the rows one after another and may be pages of a file;
+    starts, lengths and prompt_lengths [n] int64 say where each row is. No token of a prompt counts. sources: the
+    number of each row's source [n], where they are of several in a mixture.
     """
 
     tokens: Tensor
@@ -31,6 +32,7 @@ class Examples:
     starts: Tensor
     lengths: Tensor
     prompt_lengths: Tensor
+    sources: Tensor | None = None
 
     @staticmethod
     def from_rows(rows: Iterable[SFTExample | None]) -> Examples:
@@ -56,6 +58,20 @@ class Examples:
         )
 
     @staticmethod
+    def from_sources(sources: Iterable[Iterable[SFTExample | None]], several: bool) -> Examples:
+        """The rows of sources one after another, as `from_rows`; several: the number of each row's source is kept."""
+        numbers = array("q")
+
+        def rows() -> Iterator[SFTExample | None]:
+            for number, source in enumerate(sources):
+                for row in source:
+                    numbers.append(number)
+                    yield row
+
+        made = Examples.from_rows(rows())
+        return replace(made, sources=torch.tensor(numbers)) if several else made
+
+    @staticmethod
     def from_blocks(blocks: Tensor) -> Examples:
         """Packed text [n, block]: each block predicts all its tokens except the first."""
         count, block = blocks.shape
@@ -65,6 +81,44 @@ class Examples:
             torch.arange(count) * block,
             torch.tensor([block]).expand(count),
             torch.ones(1, dtype=torch.int64).expand(count),
+        )
+
+    @staticmethod
+    def from_streams(
+        streams: TokenStreams, wanted: Sequence[int], block: int, names: Sequence[str] = ()
+    ) -> Examples:
+        """Some streams of text cut into blocks, as `from_blocks`.
+
+        Args:
+            streams: Streams of tokens.
+            wanted: The numbers of those to take; each is a source.
+            block: Tokens of a block. Those after the last whole one, fewer than `block`, are left out.
+            names: Of the sources, where they are of a mixture; none: nobody asks which source a block is of.
+
+        Raises:
+            DataError: A stream has not even one block.
+        """
+        starts, sources = list[Tensor](), list[Tensor]()
+        for number, stream in enumerate(wanted):
+            begin, end = streams.span(stream)
+            count = (end - begin) // block
+            if not count:
+                where = f"the text of {names[number]}" if names else "the text"
+                raise DataError(
+                    f"{where} has {end - begin} tokens, less than one block of {block}; give more text or a lower"
+                    " train.block"
+                )
+            starts.append(begin + torch.arange(count) * block)
+            sources.append(torch.full((count,), number))
+        places, ones = torch.cat(starts), torch.ones(1, dtype=torch.bool)
+        count = len(places)
+        return Examples(
+            streams.tokens,
+            ones.expand(len(streams.tokens)),
+            places,
+            torch.tensor([block]).expand(count),
+            torch.ones(1, dtype=torch.int64).expand(count),
+            torch.cat(sources) if names else None,
         )
 
     def __len__(self) -> int:
@@ -82,6 +136,7 @@ class Examples:
             self.starts[chosen],
             self.lengths[chosen],
             self.prompt_lengths[chosen],
+            None if self.sources is None else self.sources[chosen],
         )
 
     def rows_without(self, others: Examples) -> list[int]:
@@ -107,37 +162,3 @@ class Examples:
         tokens = torch.cat([self.tokens[start:end] for start, _, end in spans]).long()
         mask = torch.cat([self.counted[middle:end] for _, middle, end in spans])
         return Sequences(tokens, offsets_of(lengths), prompts), mask
-
-
-class TokenBatches:
-    """Batches of rows by a token budget; each epoch has every row once, in an order made from (seed, epoch).
-
-    `next` must be called once per step; `skip` replays the order for a resume.
-
-    Args:
-        lengths: Tokens of each row, [n].
-        budget: Tokens of a batch; a longer row is a batch of its own.
-        seed: Of the order.
-    """
-
-    def __init__(self, lengths: Tensor, budget: int, seed: int) -> None:
-        self.lengths = lengths
-        self.budget, self.seed, self.epoch = budget, seed, 0
-        self.pending = torch.empty(0, dtype=torch.int64)  # rows of this epoch
-
-    def next(self) -> list[int]:
-        """Row indices of the next batch: as many rows as fit the budget, at least one."""
-        if not len(self.pending):
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, Purpose.EXAMPLES, self.epoch))
-            self.pending = torch.randperm(len(self.lengths), generator=generator)
-            self.epoch += 1
-        # A row has a token or more, so no more than `budget` of them fit.
-        sizes = self.lengths[self.pending[: self.budget]].cumsum(0)
-        count = max(1, int((sizes <= self.budget).sum()))
-        batch, self.pending = self.pending[:count], self.pending[count:]
-        return batch.tolist()
-
-    def skip(self, batches: int) -> None:
-        """Skip the batches of the steps already done."""
-        for _ in range(batches):
-            self.next()

@@ -17,7 +17,7 @@ from proxlm.checkpoint import publish_folder
 from proxlm.config import DistillConfig, DPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from proxlm.config.early_stopping import is_better, is_lowest_best
 from proxlm.errors import RunError
-from proxlm.runlog.metric_names import AVERAGE, LOSS, VALIDATION_LOSS
+from proxlm.runlog.metric_names import AVERAGE, EPOCHS, LOSS, VALIDATION_LOSS
 from proxlm.runlog.run_log import RunLog
 from proxlm.runlog.text import number
 from proxlm.train.common.clock import peak_memory_gb
@@ -25,7 +25,7 @@ from proxlm.train.common.memory import TokenBudget, within_memory
 from proxlm.train.common.optimiser import Optimiser
 from proxlm.train.common.run_loop import LoopState, TrainingLoop
 from proxlm.train.supervised.averaging import WeightAverage
-from proxlm.train.supervised.examples import TokenBatches
+from proxlm.train.supervised.batches import Mixture, batches_of
 from proxlm.train.supervised.objective import Objective
 
 SupervisedConfig = PretrainConfig | SFTConfig | RewardConfig | DPOConfig | DistillConfig
@@ -64,6 +64,7 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
         objective: The model, its data and its loss.
         config: The settings; of the sections only train, optim and run are used.
         folder: The run's folder.
+        mixture: The sources of the training rows; None: there is one.
     """
 
     config: SupervisedConfig
@@ -71,11 +72,13 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
     # The metrics that the view names first.
     headline: ClassVar[tuple[str, ...]] = (LOSS, VALIDATION_LOSS)
 
-    def __init__(self, objective: Objective, config: SupervisedConfig, folder: Path) -> None:
+    def __init__(
+        self, objective: Objective, config: SupervisedConfig, folder: Path, mixture: Mixture | None = None
+    ) -> None:
         super().__init__(config, folder, SupervisedState(rows=len(objective.lengths)))
         self.objective, self.settings = objective, config.train
         self.optimiser = Optimiser(objective.trainable(), config.optim)
-        self.batches = TokenBatches(objective.lengths, self.settings.batch_tokens, config.run.seed)
+        self.batches = batches_of(objective.lengths, config.train, config.run.seed, mixture)
         self.budget = TokenBudget(self.settings.micro_batch_tokens)
         self.average = WeightAverage(objective.trainable(), config.train)
 
@@ -95,6 +98,8 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
                 f"{self.model_folder}/: the {kept} weights of step {state.best_step}, {metric}"
                 f" {number(state.best_value)}; {other} {number(state.best_other)}"
             )
+        if times := self.batches.read():
+            log.note("read: " + ", ".join(f"{name} {count:.2f} times" for name, count in times.items()))
         if self._out_of_patience():
             log.note(
                 f"stopped: the last {state.without_better} validations were no better than step {state.best_step}'s"
@@ -121,7 +126,7 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
         self.count_update(finite, partial(self._described, rows), "row {row}")
         seconds = time.perf_counter() - began
         state.seconds += seconds
-        metrics = {
+        metrics: dict[str, float] = {
             "loss": loss,
             "lr": lr,
             "grad_norm": norm,
@@ -130,6 +135,7 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
             "time/step": seconds,
             "memory_gb": peak_memory_gb(),
         }
+        metrics |= {EPOCHS(name): times for name, times in self.batches.read().items()}
         if self.finished() or state.step % self.settings.validate_every == 0:
             metrics |= self._validate(log, metrics)
         return metrics

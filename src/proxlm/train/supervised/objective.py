@@ -16,6 +16,7 @@ from proxlm.models.save import save_language_model
 from proxlm.rl.ragged import ragged_index
 from proxlm.rl.token_losses import focal_loss, smoothed_losses
 from proxlm.runlog.folder import JsonRow
+from proxlm.runlog.metric_names import VALIDATION_LOSS, VALIDATION_SOURCE
 from proxlm.train.supervised.continuations import continuations
 from proxlm.train.supervised.examples import Examples
 from proxlm.types import Sequences
@@ -79,9 +80,11 @@ class LanguageModelObjective:
         training: Examples,
         validation: Examples,
         loss: LossSettings | None = None,
+        validation_sources: Sequence[str] = (),
     ) -> None:
         self.model, self.training, self.validation = model, training, validation
         self.loss = loss or LossSettings()
+        self.validation_sources = validation_sources
 
     @property
     def lengths(self) -> Tensor:
@@ -98,7 +101,14 @@ class LanguageModelObjective:
         return next_token_gradient(self.model, self.training, rows, micro_batch_tokens, loss=self.loss)
 
     def validate(self, micro_batch_tokens: int) -> dict[str, float]:
-        return {"validation_loss": next_token_loss(self.model, self.validation, micro_batch_tokens)}
+        loss, of_sources = next_token_losses(
+            self.model, self.validation, micro_batch_tokens, len(self.validation_sources)
+        )
+        named = zip(self.validation_sources, of_sources, strict=True)
+        return {
+            VALIDATION_LOSS: loss,
+            **{VALIDATION_SOURCE(name): found for name, found in named if found == found},
+        }
 
     def samples(self, count: int) -> list[JsonRow]:
         return continuations(self.model, self.validation, count)
@@ -154,12 +164,22 @@ def token_losses(model: LanguageModel, sequences: Sequences, loss: LossSettings)
 
 
 @torch.no_grad()
-def next_token_loss(model: LanguageModel, examples: Examples, micro_batch_tokens: int) -> float:
-    """Mean negative log-likelihood per counted token over all examples, in nats."""
+def next_token_losses(
+    model: LanguageModel, examples: Examples, micro_batch_tokens: int, sources: int = 0
+) -> tuple[float, list[float]]:
+    """Mean negative log-likelihood per counted token, in nats: of all examples, and of each source's.
+
+    sources: how many sources `examples.sources` numbers; of one without a counted token it is NaN.
+    """
     total, count = 0.0, 0
+    by_source = torch.zeros(2, sources, dtype=torch.float64)
     for rows in micro_batches(examples.lengths, micro_batch_tokens):
         sequences, mask = examples.batch(rows.tolist())
         logprobs = token_outputs(model, sequences.to(model.device)).logprobs.cpu()
         total -= float(logprobs[mask].double().sum())
         count += int(mask.sum())
-    return total / max(1, count)
+        if examples.sources is not None and sources:
+            of_token = examples.sources[rows].repeat_interleave(sequences.response_lengths.cpu())[mask]
+            by_source[0].index_add_(0, of_token, -logprobs[mask].double())
+            by_source[1] += of_token.bincount(minlength=sources)
+    return total / max(1, count), (by_source[0] / by_source[1]).tolist()
