@@ -13,6 +13,8 @@ import torch
 import proxlm
 from proxlm.__main__ import main
 from proxlm.config import ExportCheckSettings, ExportConfig, LoraSettings, ModelSettings
+from proxlm.config.tokenizer import TokenizerSettings
+from proxlm.data.tokenizer import train_tokenizer
 from proxlm.errors import ConfigError, ModelError, RunError
 from proxlm.jobs.export import export_model
 from proxlm.models.load import load_language_model
@@ -165,6 +167,27 @@ def test_a_tokenizer_that_splits_in_a_way_without_a_name_is_refused(tokenizer: A
         )
 
 
+@gguf
+def test_single_characters_and_bytes_are_written_and_what_llama_cpp_cannot_do_is_refused(
+    tmp_path: Path,
+) -> None:
+    def output(**settings: Any) -> Any:
+        made = train_tokenizer(TEXTS * 5, 400, 64, settings=TokenizerSettings(**settings))
+        return exported(tiny_model(made), tmp_path / str(settings), "gguf")
+
+    done = output(kind="characters", whole_han=1)
+    assert done.agreement.same_ids == done.agreement.texts
+    assert done.agreement.kl < 1e-8
+    for settings, message in (
+        ({"kind": "characters", "unknown": "unk"}, "unknown characters are one token each"),
+        ({"kind": "bpe", "whole_han": 1}, "as llama.cpp's SentencePiece kind does not"),
+        ({"kind": "unigram"}, "of the kind Unigram"),
+        ({"kind": "bpe", "lowercase": True}, "no name for how its tokenizer splits text"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            output(**settings)
+
+
 @pytest.mark.parametrize("weights", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("kind", ["llama", "lstm"])
 def test_safetensors_hold_the_weights_rounded_and_nothing_else(
@@ -238,8 +261,6 @@ def test_classifiers_keep_their_scores(tokenizer: Any, tmp_path: Path, kind: str
 
 
 def test_an_encoder_decoder_is_safetensors_alone(tmp_path: Path) -> None:
-    from proxlm.data.tokenizer import train_tokenizer
-
     save_language_model(tiny_model(train_tokenizer(TEXTS * 20, 300, 64, True), "t5"), tmp_path / "t5")
     done = exported(tmp_path / "t5", tmp_path / "out", "safetensors", "bfloat16")
     assert 0 < done.agreement.kl < 0.02

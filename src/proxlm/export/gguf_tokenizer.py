@@ -109,10 +109,16 @@ def tokenizer_for_gguf(model: LanguageModel) -> GgufTokenizer:
         "chat_template": template if isinstance(template, str) else "",
     }  # fmt: skip
     if found.get("byte_fallback"):
-        space_first = _sentence_piece(model, state)
+        if not found["merges"]:
+            common["tokens"] = _with_space(model, state, tokens)
+            space_first = False
+        else:
+            space_first = _sentence_piece(model, state)
         return GgufTokenizer(
             "llama", "", merges=(), scores=_scores(found, tokens), space_first=space_first, **common
         )
+    if found.get("unk_token") is not None and not _is_byte_level(state):
+        raise _refused(model, "unknown characters are one token each; llama.cpp spells them in bytes")
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in found["merges"]]
     return GgufTokenizer(
         "gpt2", _split_name(model, state), merges=merges, scores=(), space_first=False, **common
@@ -161,6 +167,11 @@ def _split_name(model: LanguageModel, state: Mapping[str, Any]) -> str:
     return name
 
 
+def _is_byte_level(state: Mapping[str, Any]) -> bool:
+    splitter = state["pre_tokenizer"] or {}
+    return any(step.get("type") == "ByteLevel" for step in splitter.get("pretokenizers", [splitter]))
+
+
 def _step(step: Mapping[str, Any]) -> tuple[Any, ...] | None:
     """A step of splitting in the form of _SPLITS; None for one that is in none of them."""
     kind = step.get("type")
@@ -187,6 +198,15 @@ def _sentence_piece(model: LanguageModel, state: Mapping[str, Any]) -> bool:
     raise _refused(
         model, "its tokenizer normalises or splits text as llama.cpp's SentencePiece kind does not"
     )
+
+
+def _with_space(model: LanguageModel, state: Mapping[str, Any], tokens: Sequence[str]) -> list[str]:
+    """The tokens of a tokenizer of single characters, whose space llama.cpp calls ▁."""
+    if state["normalizer"]:
+        raise _refused(model, "its tokenizer changes text before it reads it (normaliser)")
+    if _SPACE in tokens:
+        raise _refused(model, f"its tokenizer has a token {_SPACE}, which llama.cpp takes for a space")
+    return [_SPACE if token == " " else token for token in tokens]
 
 
 def _scores(found: Mapping[str, Any], tokens: Sequence[str]) -> list[float]:
