@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -61,10 +63,8 @@ def write_onnx(network: Any, file: Path, source: str) -> None:
     ids = torch.arange(6).reshape(2, 3)
     mask = torch.ones_like(ids)
     sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    told = io.StringIO()
     try:
-        with warnings.catch_warnings(), redirect_stdout(told), redirect_stderr(told):
-            warnings.simplefilter("ignore")
+        with _quiet():
             program = torch.onnx.export(
                 _Logits(network.eval()),
                 (ids, mask),
@@ -81,3 +81,17 @@ def write_onnx(network: Any, file: Path, source: str) -> None:
         raise ModelError(
             f"{source}: torch cannot make an ONNX graph of {network.config.model_type}: {headline(error, 120)}"
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's progress, and its warnings of packages that no language model needs."""
+    told, log = io.StringIO(), logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(told), redirect_stderr(told):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
