@@ -24,7 +24,7 @@ _HOMES = {
         "ExtendSettings", "TokenizerConfig", "TokenizerReportSettings", "TokenizerSettings", "TokenizerTextSettings",
         "RewardTerm", "RolloutSettings", "RunSettings", "SFTConfig", "ShapingSettings", "SupervisedSettings",
         "TextSettings",
-        "TrustRegionSettings", "ValueConfig", "ValueSettings", "load_config", "validate",
+        "TrustRegionSettings", "ValueConfig", "ValueSettings", "WordVectorSettings", "load_config", "validate",
     ),
     "proxlm.data.prompts": ("PromptStream",),
     "proxlm.data.new_tokens": ("new_tokens",),

@@ -139,6 +139,9 @@ from proxlm.config import (
     ValueSettings as ValueSettings,
 )
 from proxlm.config import (
+    WordVectorSettings as WordVectorSettings,
+)
+from proxlm.config import (
     load_config as load_config,
 )
 from proxlm.config import (

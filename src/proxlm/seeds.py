@@ -15,6 +15,7 @@ class Purpose(enum.StrEnum):
     """What a derived seed is for; the comment says which counters follow it, if any."""
 
     WEIGHTS = "weights"  # new weights: of models, adapters, value heads and control's networks
+    WORD_VECTORS = "word-vectors"  # word2vec on the training text of a new model
     # Data
     PROMPTS = "prompts"  # order of the training prompts; epoch
     HELD_OUT = "held-out"  # which prompts are held out for evaluation

@@ -20,6 +20,7 @@ from proxlm.config.launch import LaunchConfig
 from proxlm.config.likelihood import ChoiceSettings, PerplexitySettings
 from proxlm.config.loss import LossSettings
 from proxlm.config.metrics import MetricSettings
+from proxlm.config.new_model import NewModelSettings, WordVectorSettings
 from proxlm.config.parse import load_config, settings_or_default, to_toml, validate
 from proxlm.config.policy_jobs import PPOConfig, ValueConfig
 from proxlm.config.ppo import (
@@ -48,7 +49,6 @@ from proxlm.config.schema import (
     DataSettings,
     LoraSettings,
     ModelSettings,
-    NewModelSettings,
     OptimiserSettings,
     OptimisersSettings,
     ProcessSettings,
@@ -132,6 +132,7 @@ __all__ = [
     "ValueConfig",
     "ValueSettings",
     "VerifyConfig",
+    "WordVectorSettings",
     "describe",
     "load_config",
     "settings_or_default",

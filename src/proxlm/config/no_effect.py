@@ -49,6 +49,8 @@ def _holds(*names: str) -> tuple[Callable[[Any], bool], str]:
 _POSITIVE = (lambda value: value > 0), "more than 0"
 _GIVEN = bool, "something"
 _EMPTY = (lambda value: not value), "nothing"
+_NAMED = (lambda value: value != "type"), "a named one"
+_TRAINED = (lambda value: value != "none"), "skipgram or cbow"
 _COV = "ppo.covariance"
 _ENVIRONMENT = "args tasks max_turns max_tokens timeout lockstep time_limit"
 _SHOTS = "shots_from response_field answer_separator example_separator"
@@ -67,8 +69,12 @@ _FALLING = (
 _WITH_WARMUP = tuple(name for name in get_args(Schedule) if name != "one-cycle")
 _SAMPLED = " ".join(field.name for field in fields(RolloutSettings))
 _PROMPTS = " ".join(field.name for field in fields(DataSettings) if field.name != "on_bad_record")
-_MODEL = "tokenizer vocabulary hidden layers heads intermediate context tie_embeddings"
+_MODEL = (
+    "tokenizer vocabulary hidden layers heads intermediate context tie_embeddings activation norm_eps initialisation"
+    " std scale_residual"
+)
 _TOKENS = "kind whole_han unknown normalise lowercase strip_accents digits special"
+_VECTORS = "file train epochs window std freeze"
 
 SWITCHES = (
     Switch("alpha targets variant", "model.lora", "model.lora.rank", *_POSITIVE),
@@ -77,12 +83,16 @@ SWITCHES = (
     Switch(_TOKENS, "new.tokens", "model.policy", *_EMPTY),
     Switch(_MODEL, "scratch", "scratch.type", *_GIVEN),
     Switch(_TOKENS, "scratch.tokens", "scratch.type", *_GIVEN),
+    Switch(_VECTORS, "new.embeddings", "model.policy", *_EMPTY),
+    Switch(_VECTORS, "scratch.embeddings", "scratch.type", *_GIVEN),
     *(
         switch
         for section in ("new", "scratch")
         for switch in (
             Switch("vocabulary", section, f"{section}.tokenizer", *_EMPTY),
             Switch(_TOKENS, f"{section}.tokens", f"{section}.tokenizer", *_EMPTY),
+            Switch("std scale_residual", section, f"{section}.initialisation", *_NAMED),
+            Switch("epochs window", f"{section}.embeddings", f"{section}.embeddings.train", *_TRAINED),
         )
     ),
     Switch("tokenizer", "distill", "scratch.type", *_GIVEN),

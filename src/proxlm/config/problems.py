@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of
+from proxlm.config.new_model import NewModelSettings
 from proxlm.config.ppo import CorrectionSettings, PPOSettings
 from proxlm.config.rollout import EvaluationSettings, RolloutSettings, changed_logits, has_too_long_ids
 from proxlm.config.schema import (
     ModelSettings,
-    NewModelSettings,
     OptimiserSettings,
     OptimisersSettings,
     RewardSettings,
@@ -196,10 +196,21 @@ def new_model_problems(key: str, new: NewModelSettings, model: ModelSettings) ->
     found += tokenizer_problems(f"{key}.tokens", new.tokens)
     if model.lora.rank:
         found.append(("model.lora.rank", "adapters need model.policy, a model to continue from"))
-    if model.train_layers:
-        found.append(("model.train_layers", "a new model learns as a whole; set it to 0, or model.policy"))
-    if model.freeze:
-        found.append(("model.freeze", "a new model learns as a whole; leave it out, or set model.policy"))
+    for name, given in (
+        ("activation", new.activation != "type"),
+        ("norm_eps", new.norm_eps > 0),
+        ("scale_residual", new.scale_residual),
+    ):
+        if given and new.recurrent:
+            found.append((f"{key}.{name}", f"{new.type} has none; leave it out"))
+    vectors = new.embeddings
+    if vectors.file and vectors.train != "none":
+        found.append((f"{key}.embeddings.train", f"give this or {key}.embeddings.file, not both"))
+    if vectors.std and not vectors.file and vectors.train == "none":
+        found.append((f"{key}.embeddings.std", f"scales word vectors: set {key}.embeddings.file or train"))
+    if vectors.freeze and new.tie_embeddings:
+        reason = f"would freeze the output head, too: set {key}.tie_embeddings = false"
+        found.append((f"{key}.embeddings.freeze", reason))
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from proxlm.config.early_stopping import REWARD_MODEL, early_stopping_problems
 from proxlm.config.loss import LossSettings
+from proxlm.config.new_model import NewModelSettings
 from proxlm.config.preferences import PreferenceSettings, preference_problems
 from proxlm.config.problems import (
     Problems,
@@ -18,7 +19,6 @@ from proxlm.config.problems import (
 )
 from proxlm.config.schema import (
     ModelSettings,
-    NewModelSettings,
     OptimiserSettings,
     RunSettings,
     SupervisedSettings,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from proxlm.config.setting import setting
-from proxlm.config.tokenizer import TokenizerSettings
 
 ON_BAD_RECORD = (
     "a record that cannot be read or used: stop with an error, or skip it, count it and list it in the run's"
@@ -145,41 +144,6 @@ class ModelSettings:
         False, "allow Python code that comes with the model to run", on_resume="free"
     )
     lora: LoraSettings = setting(factory=LoraSettings)
-
-
-@dataclass(frozen=True)
-class NewModelSettings:
-    """A new model, built from a transformers configuration with random weights."""
-
-    type: str = setting(
-        "llama",
-        "transformers model type: llama, qwen3, gpt2, ...; lstm, which is proxlm's own; with sft also t5, bart",
-    )
-    tokenizer: str = setting(
-        "",
-        "a ready tokenizer, of proxlm tokenizer for instance: a folder or a name on the hub; empty: one is trained on"
-        " the text",
-        path="model",
-    )
-    tokens: TokenizerSettings = setting(factory=TokenizerSettings)
-    vocabulary: int = setting(4096, "size of the tokenizer that is trained on the text", ge=260)
-    hidden: int = setting(256, "width of the residual stream", ge=8)
-    layers: int = setting(4, "number of blocks; of an encoder–decoder, in each half", ge=1)
-    heads: int = setting(4, "number of attention heads (lstm: none)", ge=1)
-    intermediate: int = setting(
-        0, "width of the MLP's inner layer; 0: 8/3 of hidden, rounded to a multiple of 32", ge=0
-    )
-    context: int = setting(
-        512,
-        "longest sequence in tokens (lstm and t5 have no limit of their own; sft applies it to its examples)",
-        ge=8,
-    )
-    tie_embeddings: bool = setting(True, "use the input embedding as the output head")
-
-    @property
-    def recurrent(self) -> bool:
-        """Whether the model has neither attention heads nor a longest sequence."""
-        return self.type == "lstm"
 
 
 @dataclass(frozen=True)

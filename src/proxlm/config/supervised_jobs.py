@@ -8,6 +8,7 @@ from typing import Any
 from proxlm.config.early_stopping import LANGUAGE_MODEL, early_stopping_problems
 from proxlm.config.loss import LossSettings
 from proxlm.config.mixture import mixture_problems
+from proxlm.config.new_model import NewModelSettings
 from proxlm.config.problems import (
     Problems,
     best_is_model_problems,
@@ -20,7 +21,6 @@ from proxlm.config.problems import (
 )
 from proxlm.config.schema import (
     ModelSettings,
-    NewModelSettings,
     OptimiserSettings,
     RunSettings,
     SupervisedSettings,

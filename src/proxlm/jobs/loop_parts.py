@@ -25,11 +25,11 @@ from proxlm.engine.generate import generate as generate_rollout
 from proxlm.engine.native import NativeEngine
 from proxlm.errors import ConfigError
 from proxlm.jobs.in_memory import record_source
+from proxlm.jobs.new_models import new_language_model
 from proxlm.jobs.prompts import load_prompts_of
 from proxlm.jobs.startup import seeded_weights
 from proxlm.models.actor_critic import ActorCritic, actor_critic_of
 from proxlm.models.language_model import LanguageModel
-from proxlm.models.load import build_language_model
 from proxlm.models.save import save_language_model
 from proxlm.models.source import ModelSource
 from proxlm.rewards import Reward, Rewards, build_reward
@@ -80,9 +80,11 @@ def new_model(
         ConfigError: A setting is wrong.
     """
     new, settings = new or NewModelSettings(), settings or ModelSettings()
+    if new.embeddings.train != "none":
+        texts = list(texts)  # which are read again
     tokenizer = tokenizer_of_new_model("new", new, texts, settings.trust_remote_code)
     with seeded_weights(seed):
-        return build_language_model(new, tokenizer, settings)
+        return new_language_model(new, tokenizer, settings, lambda: texts, seed)
 
 
 @checked()

@@ -15,11 +15,11 @@ from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import tokenizer_of_new_model
 from proxlm.errors import ConfigError
 from proxlm.jobs.model_limits import check_block
+from proxlm.jobs.new_models import check_new_model, new_language_model
 from proxlm.jobs.pretrain_text import PretrainText
 from proxlm.jobs.run_folder import check_run_folder
 from proxlm.jobs.startup import seeded_weights, start_job
 from proxlm.jobs.supervised import print_result, tokenizer_to_resume, train_supervised
-from proxlm.models.load import build_language_model
 from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.models.source import ModelSource
 from proxlm.report.run import Run
@@ -97,7 +97,13 @@ class PretrainTrainer:
             if config.model.policy:
                 model = self.source.load()
             else:
-                model = build_language_model(config.new, tokenizer, config.model)
+                model = new_language_model(
+                    config.new,
+                    tokenizer,
+                    config.model,
+                    lambda: DocumentParts(*text.documents[0]),
+                    config.run.seed,
+                )
         in_python = self._texts is not None or self.source.in_memory
         return train_supervised(
             "pretrain",
@@ -119,6 +125,8 @@ class PretrainTrainer:
                 raise ConfigError(f'model.policy = "{self.config.model.policy}": {advice}')
         elif is_encoder_decoder_type(self.config.new.type):
             raise ConfigError(f'new.type = "{self.config.new.type}": {advice}')
+        else:
+            check_new_model(self.config.new)
 
     def _tokenizer(self, text: PretrainText) -> Any:
         """The tokenizer of the run to resume, or of the model to continue from, or a new one."""

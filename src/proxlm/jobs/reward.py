@@ -18,12 +18,12 @@ from proxlm.errors import ConfigError
 from proxlm.jobs.in_memory import GivenRecords
 from proxlm.jobs.judge import HeldOut, print_judgement
 from proxlm.jobs.judge_labels import HeldOutLabels
+from proxlm.jobs.new_models import check_new_model, new_language_model
 from proxlm.jobs.reward_records import RewardRecords
 from proxlm.jobs.run_folder import check_run_folder
 from proxlm.jobs.startup import seeded_weights, start_job
 from proxlm.jobs.supervised import print_result, run_supervised, tokenizer_to_resume
 from proxlm.models.classifier import Classifier, classifier_of_language_model, load_classifier
-from proxlm.models.load import build_language_model
 from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.models.source import ModelSource
 from proxlm.report.run import Run
@@ -134,6 +134,8 @@ class RewardTrainer:
     def _train(self) -> Run:
         config = self.config
         check_run_folder(config.run)
+        if config.scratch.type:
+            check_new_model(config.scratch, "scratch")
         skipped = Skipped(config.text.on_bad_record == "skip")
         records = RewardRecords(config, self._records, skipped)
         members = [self._member(records, i) for i in range(config.ensemble.size)]
@@ -194,7 +196,10 @@ class RewardTrainer:
             texts = records.vocabulary_texts()
             remote = config.model.trust_remote_code
             tokenizer = tokenizer_of_new_model("scratch", config.scratch, texts, remote)
-        model = build_language_model(config.scratch, tokenizer, config.model, "scratch")
+        every = replace(config.model, train_layers=0, freeze=[])  # what learns is up to the classifier
+        model = new_language_model(
+            config.scratch, tokenizer, every, records.vocabulary_texts, config.run.seed, "scratch"
+        )
         return classifier_of_language_model(model, config.model, outputs, per_token)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from proxlm.data.text import split_validation
 from proxlm.data.tokenizer import tokenizer_of_new_model
 from proxlm.errors import DataError
 from proxlm.jobs.in_memory import GivenRecords
+from proxlm.jobs.new_models import check_new_model, new_language_model
 from proxlm.jobs.run_folder import check_run_folder
 from proxlm.jobs.startup import seeded_weights, start_job
 from proxlm.jobs.supervised import print_result, tokenizer_to_resume, train_supervised
-from proxlm.models.load import build_language_model
 from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.models.source import ModelSource
 from proxlm.report.run import Run
@@ -94,6 +95,8 @@ class SFTTrainer:
     def _train(self) -> Run:
         config = self.config
         check_run_folder(config.run)
+        if config.scratch.type:
+            check_new_model(config.scratch, "scratch")
         skipped = Skipped(config.text.on_bad_record == "skip")
         tokenizer = self._tokenizer(skipped)
         limit, two_sides = self._limit()
@@ -114,7 +117,14 @@ class SFTTrainer:
             training, validation = map(every.select, self._split(every.sources, len(every)))
         with seeded_weights(config.run.seed):
             if config.scratch.type:
-                model = build_language_model(config.scratch, tokenizer, config.model, "scratch")
+                model = new_language_model(
+                    config.scratch,
+                    tokenizer,
+                    config.model,
+                    partial(self._training_texts, skipped),
+                    config.run.seed,
+                    "scratch",
+                )
             else:
                 model = self.source.load()
         carry_template(model.tokenizer, config.text.chat_template)
@@ -152,20 +162,24 @@ class SFTTrainer:
             return self.source.tokenizer
         if config.run.resume:
             return tokenizer_to_resume(config.run)
-        held_out: set[int] = set()
+        two_sides = is_encoder_decoder_type(config.scratch.type)
+        texts = self._training_texts(skipped)
+        remote = config.model.trust_remote_code
+        return tokenizer_of_new_model("scratch", config.scratch, texts, remote, two_sides)
+
+    def _training_texts(self, skipped: Skipped) -> Iterator[str]:
+        """The texts of the records that are not held out."""
+        text, held_out = self.config.text, set[int]()
         if not self._records.validation:
             # The split depends on the number of records alone, so it is the one that the examples get.
             counts = [
-                sum(1 for _ in record_texts(config.text, [source], skipped))
-                for source in self._records.training
+                sum(1 for _ in record_texts(text, [source], skipped)) for source in self._records.training
             ]
             numbers = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
             held_out.update(self._split(numbers if self._mixed else None, len(numbers))[1])
-        two_sides = is_encoder_decoder_type(config.scratch.type)
-        records = enumerate(record_texts(config.text, self._records.training, skipped))
-        texts = (part for i, record in records if i not in held_out for part in record)
-        remote = config.model.trust_remote_code
-        return tokenizer_of_new_model("scratch", config.scratch, texts, remote, two_sides)
+        for i, record in enumerate(record_texts(text, self._records.training, skipped)):
+            if i not in held_out:
+                yield from record
 
     def _limit(self) -> tuple[int, bool]:
         """The longest example in tokens, and whether that is for each side of an encoder–decoder."""

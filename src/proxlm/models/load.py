@@ -18,6 +18,7 @@ from proxlm.models.agreement import check_forward, model_runs
 from proxlm.models.forward import check_packing, runs_unpadded
 from proxlm.models.frozen import freeze, frozen_blocks, top_blocks
 from proxlm.models.gguf import imported
+from proxlm.models.initialise import check_parts, initialise, set_parts
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.model_types import SHORT_NAMES, is_encoder_decoder_type, register_model_types
 from proxlm.models.weights import (
@@ -172,6 +173,18 @@ def save_precision(network: Any, config: ModelSettings) -> torch.dtype:
     return saved_precision(name, lambda: read_configuration(name)) if name else torch.float32
 
 
+def check_named_parts(new: NewModelSettings, key: str = "new") -> None:
+    """Raise ConfigError if the model type has no field for what the settings name, before it is built."""
+    from transformers import AutoConfig
+
+    register_model_types()
+    try:
+        config = AutoConfig.for_model(SHORT_NAMES.get(new.type, new.type))
+    except Exception:  # no such type, or none without sizes: `build_language_model` says so
+        return
+    set_parts(config, new, key)
+
+
 def build_language_model(
     new: NewModelSettings, tokenizer: Any, config: ModelSettings, key: str = "new"
 ) -> LanguageModel:
@@ -182,11 +195,11 @@ def build_language_model(
     Args:
         new: Type and sizes.
         tokenizer: For the vocabulary and the special tokens.
-        config: Device and precision.
+        config: Device and precision, and what learns.
         key: The settings' section, for messages.
 
     Raises:
-        ConfigError: transformers knows no such type, or cannot build it with these sizes.
+        ConfigError: transformers knows no such type, or cannot build it with these sizes and names.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -195,13 +208,22 @@ def build_language_model(
         two_sides = is_encoder_decoder_type(new.type)
         kind = AutoModelForSeq2SeqLM if two_sides else AutoModelForCausalLM
         network_config = (_encoder_decoder_config if two_sides else _causal_config)(new, tokenizer)
+        set_parts(network_config, new, key)
         network = kind.from_config(network_config, dtype=torch.float32)
+        check_parts(network, new, key)
         if two_sides:
             _shrink_embedding(network)
+        initialise(network, new, key)
+    except ConfigError:
+        raise
     except Exception as error:  # what a type's own code raises for sizes or settings that it does not take
         reason = f"{type(error).__name__}: {reason_of(error, 160)}"
         raise ConfigError(f'{key}.type = "{new.type}": cannot be built with these sizes: {reason}') from error
-    return wrap(network, tokenizer, replace(config, policy=config.policy or f"new {new.type}"))
+    model = wrap(network, tokenizer, replace(config, policy=config.policy or f"new {new.type}"))
+    if config.train_layers or config.freeze:
+        freeze(network, config.train_layers, config.freeze)
+    model.frozen_blocks = frozen_blocks(model)
+    return model
 
 
 def _causal_config(new: NewModelSettings, tokenizer: Any) -> Any:
