@@ -7,6 +7,7 @@ from typing import Literal
 
 from proxlm.config.early_stopping import DISTILLATION, early_stopping_problems
 from proxlm.config.mixture import is_mixture
+from proxlm.config.new_model import NewModelSettings
 from proxlm.config.problems import (
     Problems,
     best_is_model_problems,
@@ -21,7 +22,6 @@ from proxlm.config.rollout import RolloutSettings
 from proxlm.config.schema import (
     DataSettings,
     ModelSettings,
-    NewModelSettings,
     OptimiserSettings,
     RunSettings,
     SupervisedSettings,

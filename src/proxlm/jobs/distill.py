@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,16 +14,17 @@ from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
 from proxlm.data.prompts import PromptSources
 from proxlm.data.skipped import Skipped
+from proxlm.data.tokenizer import decode
 from proxlm.engine.agreement import check_engine
 from proxlm.jobs.distill_data import DistillData, Texts
 from proxlm.jobs.in_memory import GivenRecords, record_source
+from proxlm.jobs.new_models import check_new_model, new_language_model
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.run_folder import check_run_folder, run_folder
 from proxlm.jobs.startup import seeded_weights, start_job
 from proxlm.jobs.supervised import print_result, train_in_folder
 from proxlm.models.agreement import check_gradients
 from proxlm.models.language_model import LanguageModel
-from proxlm.models.load import build_language_model
 from proxlm.models.source import ModelSource
 from proxlm.models.teacher import teacher_source
 from proxlm.report.run import Run
@@ -137,6 +139,8 @@ class DistillTrainer:
         skipped = Skipped(config.data.on_bad_record == "skip" or config.text.on_bad_record == "skip")
         data = DistillData(config, self.teacher, self.student, self._prompts, self._records, skipped)
         data.check()
+        if config.scratch.type:
+            check_new_model(config.scratch, "scratch")
         with run_folder(config, "distill", self._in_python) as folder:
             texts = data.texts(folder)
             student = self._student(texts)
@@ -172,7 +176,14 @@ class DistillTrainer:
         config = self.config
         with seeded_weights(config.run.seed):
             if config.scratch.type:
-                model = build_language_model(config.scratch, texts.tokenizer, config.model, "scratch")
+                model = new_language_model(
+                    config.scratch,
+                    texts.tokenizer,
+                    config.model,
+                    partial(_read, texts),
+                    config.run.seed,
+                    "scratch",
+                )
             else:
                 model = self.student.load()
         carry_template(model.tokenizer, config.data.chat_template or config.text.chat_template)
@@ -223,3 +234,9 @@ class DistillTrainer:
         if self.teacher.in_memory:
             found["model.teacher"] = self.teacher
         return found
+
+
+def _read(texts: Texts) -> Iterator[str]:
+    """The training texts, one after another."""
+    for row in range(len(texts.training)):
+        yield decode(texts.tokenizer, texts.training.batch([row])[0].tokens.tolist())
