@@ -63,7 +63,8 @@ def test_rhyme_is_that_of_the_even_lines_in_poems_of_the_right_form() -> None:
 
 def test_repeated_lines_and_other_writing() -> None:
     assert parts("春眠不觉晓，" * 3 + "春眠不觉晓。")["distinct"] == 0.25
-    assert parts("春眠a晓<|unk|>。")["han"] == pytest.approx(3 / 11)
+    assert parts(SPRING.replace("花", "<|unk|>"))["han"] == pytest.approx(19 / 26)
+    assert parts("春眠不觉晓，处处闻啼鸟。") == {"form": 0.5, "rhyme": 0.0, "distinct": 0.5, "han": 0.5}
 
 
 def test_the_rhymes_are_those_of_the_fourteen_groups() -> None:

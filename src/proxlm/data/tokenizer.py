@@ -101,11 +101,16 @@ def tokenizer_of_new_model(
     """
     if not new.tokenizer:
         return train_tokenizer(texts, new.vocabulary, new.context, encoder_decoder, new.tokens)
-    if looks_like_path(new.tokenizer) and not Path(new.tokenizer).is_dir():
-        raise ConfigError(f'{key}.tokenizer = "{new.tokenizer}": no such folder')
-    tokenizer = load_tokenizer(new.tokenizer, trust_remote_code)
+    tokenizer = ready_tokenizer(f"{key}.tokenizer", new.tokenizer, trust_remote_code)
     tokenizer.model_max_length = new.context
     return tokenizer
+
+
+def ready_tokenizer(key: str, name: str, trust_remote_code: bool = False) -> Tokenizer:
+    """The tokenizer that the setting `key` names. Raises ConfigError, or ModelError as `load_tokenizer`."""
+    if looks_like_path(name) and not Path(name).is_dir():
+        raise ConfigError(f'{key} = "{name}": no such folder')
+    return load_tokenizer(name, trust_remote_code)
 
 
 def require_folder(path: str) -> None:

@@ -141,7 +141,7 @@ def tokenizer_report(
     if not report.whole.characters:
         raise DataError("texts: there is no text to report on")
     report.used = len(seen - special)
-    plain = (text for token, text in as_text.items() if token not in special | partial)
+    plain = (text for token, text in as_text.items() if len(text) > 1 and token not in special | partial)
     report.longest = sorted(plain, key=lambda text: (-len(text), text))[:longest]
     return report
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from proxlm.checkpoint import publish_folder
 from proxlm.config import ModelSettings, TokenizerConfig
-from proxlm.data.chat import carry_template
+from proxlm.data.chat import carry_template, read_template
 from proxlm.data.documents import DocumentParts, Documents
 from proxlm.data.lines import read_lines
 from proxlm.data.new_tokens import new_tokens
 from proxlm.data.skipped import Skipped
 from proxlm.data.text import read_texts
-from proxlm.data.tokenizer import load_tokenizer, train_tokenizer
+from proxlm.data.tokenizer import ready_tokenizer, train_tokenizer
 from proxlm.data.tokenizer_report import TokenizerReport, tokenizer_report
 from proxlm.engine.agreement import check_engine
 from proxlm.errors import RunError
@@ -35,27 +35,20 @@ _PART = 2**16  # bytes of a text at a time
 def main(config: TokenizerConfig) -> None:
     """Make the tokenizer that is asked for, and print what it makes of held-out text."""
     start_job(config.run.threads)
+    remote = config.trust_remote_code
     if config.report.output:
         check_writable(Path(config.report.output))
-    folder = None if config.tokenizer else _folder(config)
+    read_template(config.chat_template)
+    compared = {name: ready_tokenizer("report.compare", name, remote) for name in config.report.compare}
+    if config.tokenizer:
+        tokenizer = ready_tokenizer("tokenizer", config.tokenizer, remote)
+        _report(config, None, tokenizer, _texts(config)[1], compared)
+        return
+    folder = _folder(config)
     train, held_out = _texts(config)
-    if folder is None:
-        tokenizer = load_tokenizer(config.tokenizer, config.trust_remote_code)
-    elif config.extend.base:
-        tokenizer = _extended(config, train, folder)
-    else:
-        assert train is not None
-        tokenizer = train_tokenizer(
-            DocumentParts(train), config.vocabulary, config.context, config.encoder_decoder, config.tokens
-        )
-        carry_template(tokenizer, config.chat_template)
-        publish_folder(folder, tokenizer.save_pretrained)
-    if held_out:
-        reports = _reports(config, tokenizer, held_out)
-        print(f"\n{tables.as_text(report_tables(reports))}")
-        _write(config, folder, reports)
-    if folder is not None:
-        print(f"\ntokenizer  {folder}  ({len(tokenizer):,} tokens)")
+    tokenizer = _extended(config, train, folder) if config.extend.base else _trained(config, train, folder)
+    _report(config, folder, tokenizer, held_out, compared)
+    print(f"\ntokenizer  {folder}  ({len(tokenizer):,} tokens)")
 
 
 def _folder(config: TokenizerConfig) -> Path:
@@ -101,10 +94,21 @@ def _by_language(texts: Mapping[str, Documents]) -> dict[str, Documents]:
     return dict(sorted(found.items()))
 
 
+def _trained(config: TokenizerConfig, train: Documents | None, folder: Path) -> Any:
+    """A new tokenizer, saved."""
+    texts = DocumentParts(train or Documents())
+    tokenizer = train_tokenizer(
+        texts, config.vocabulary, config.context, config.encoder_decoder, config.tokens
+    )
+    carry_template(tokenizer, config.chat_template)
+    publish_folder(folder, tokenizer.save_pretrained)
+    return tokenizer
+
+
 def _extended(config: TokenizerConfig, train: Documents | None, folder: Path) -> Any:
     """The tokenizer with new tokens, saved with its model if there is one."""
     extend = config.extend
-    tokenizer = load_tokenizer(extend.base, config.trust_remote_code)
+    tokenizer = ready_tokenizer("extend.base", extend.base, config.trust_remote_code)
     wanted = [*extend.tokens]
     if extend.file:
         wanted += [line for line in read_lines(Path(extend.file)) if line.strip()]
@@ -133,17 +137,23 @@ def _extended(config: TokenizerConfig, train: Documents | None, folder: Path) ->
     return tokenizer
 
 
-def _reports(
-    config: TokenizerConfig, tokenizer: Any, texts: Mapping[str, Documents]
-) -> list[TokenizerReport]:
-    names = [config.tokenizer or config.extend.base or "new", *config.report.compare]
-    if config.extend.base:
-        names[0] += " extended"
-    others = [load_tokenizer(name, config.trust_remote_code) for name in config.report.compare]
-    return [
-        tokenizer_report(one, texts, name, config.report.longest)
-        for name, one in zip(names, [tokenizer, *others], strict=True)
+def _report(
+    config: TokenizerConfig,
+    folder: Path | None,
+    tokenizer: Any,
+    texts: Mapping[str, Documents],
+    compared: Mapping[str, Any],
+) -> None:
+    """Print what the tokenizers make of the texts, and write it where it is asked for."""
+    if not texts:
+        return
+    name = config.tokenizer or (f"{config.extend.base} extended" if config.extend.base else "new")
+    reports = [
+        tokenizer_report(one, texts, its, config.report.longest)
+        for its, one in ((name, tokenizer), *compared.items())
     ]
+    print(f"\n{tables.as_text(report_tables(reports))}")
+    _write(config, folder, reports)
 
 
 def report_tables(reports: list[TokenizerReport]) -> list[Table]:

@@ -29,7 +29,8 @@ def chinese_poem(lines: int = 4, characters: int = 0) -> Scorer:
 
     `form`: the share of its lines with the right number of Han characters, of the lines it has or should have.
     `rhyme`: of a poem of the right form, the share of its even lines that rhyme with the second one; a word does not
-    rhyme with itself. `distinct`: different lines / lines. `han`: the share of Han characters, marks apart.
+    rhyme with itself. `distinct`: different lines / lines. `han`: the share of Han characters, marks apart. A
+    poem that is too short has less of all four.
 
     Args:
         lines: Lines of a poem, split at ，。！？；、 and line ends; the last must end with 。！ or ？.
@@ -61,8 +62,9 @@ def poem_parts(text: str, lines: int, characters: int, rhyme: Callable[[str], st
     return {
         "form": form,
         "rhyme": _rhyming(found[1::2], rhyme) if form == 1 else 0.0,
-        "distinct": len({*found}) / max(1, len(found)),
-        "han": len(_HAN.findall(bare)) / max(1, len(bare)),
+        # Of a whole poem: else one that ends early would be the easiest way to have both.
+        "distinct": len({*found}) / max(lines, len(found)),
+        "han": len(_HAN.findall(bare)) / max(1, lines * size, len(bare)),
     }
 
 
