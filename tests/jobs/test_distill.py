@@ -260,6 +260,24 @@ def test_answers_are_written_once_and_go_on_where_they_were(place, tmp_path, mon
         DistillTrainer(config=more).train()
 
 
+def test_answers_of_an_earlier_run_are_taken(place, tmp_path, run):
+    earlier = run.folder / "answers.jsonl"
+    made = config(place, tmp_path / "run", 1, distill={"mode": "sequence", "answers": str(earlier)})
+    other = DistillTrainer(config=made).train()
+    assert (other.folder / "answers.jsonl").read_bytes() == earlier.read_bytes()
+    assert verify_run(other.folder) == []
+    asked_otherwise = replace(made, run=replace(made.run, folder=str(tmp_path / "hot"), seed=3))
+    with pytest.raises(RunError, match="other prompts or settings"):
+        DistillTrainer(config=asked_otherwise).train()
+    (tmp_path / "answers.jsonl").write_bytes(earlier.read_bytes()[:-9])
+    (tmp_path / "answers.json").write_bytes((run.folder / "answers.json").read_bytes())
+    torn = replace(made.distill, answers=str(tmp_path / "answers.jsonl"))
+    with pytest.raises(RunError, match="not all the answers"):
+        DistillTrainer(
+            config=replace(made, distill=torn, run=replace(made.run, folder=str(tmp_path / "torn")))
+        ).train()
+
+
 def test_loaded_models_prompts_and_a_second_opinion(tokenizer, tmp_path):
     teacher, student = tiny_model(tokenizer), tiny_model(tokenizer, seed=1)
     before = {name: p.clone() for name, p in teacher.network.named_parameters()}

@@ -68,6 +68,12 @@ class DistillSettings:
         "of a new student (scratch.type): the teacher's, or one of its own: scratch.tokenizer, or scratch.vocabulary"
         " tokens trained on the answers",
     )
+    answers: str = setting(
+        "",
+        "the answers.jsonl of an earlier run, whose teacher was asked the same in the same way: they are taken from"
+        " there; empty: the teacher is asked",
+        path="input",
+    )
     samples_per_prompt: int = setting(1, "answers of the teacher to each training prompt", ge=1)
     cache_gb: float = setting(
         2.0,

@@ -103,7 +103,7 @@ SWITCHES = (
     ),
     Switch("beta", "distill", "distill.divergence", *_is("jsd")),
     Switch("student_share student_temperature", "distill", "distill.mode", *_is("on_policy")),
-    Switch("samples_per_prompt", "distill", "text.train", *_EMPTY),
+    Switch("samples_per_prompt answers", "distill", "text.train", *_EMPTY),
     Switch(_ENVIRONMENT, "environment", "environment.use", *_GIVEN),
     Switch(f"examples {_SHOTS}", "data", "data.shots", *_POSITIVE),
     Switch("shots", "data", "data.examples", *_GIVEN),

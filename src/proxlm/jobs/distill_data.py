@@ -28,11 +28,11 @@ from proxlm.jobs.progress import progress_line
 from proxlm.jobs.prompts import describe_prompts, load_prompt_sets
 from proxlm.jobs.sft import not_held_out
 from proxlm.jobs.supervised import tokenizer_to_resume
-from proxlm.jobs.teacher_answers import Answer, Asked, answers_of
+from proxlm.jobs.teacher_answers import Answer, Asked, answers_of, take_answers
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
 from proxlm.models.teacher import named_as_teacher
-from proxlm.runlog.folder import has_checkpoint
+from proxlm.runlog.folder import ANSWERS, has_checkpoint
 from proxlm.seeds import Stream
 from proxlm.train.supervised.examples import Examples
 from proxlm.types import Prompt
@@ -160,6 +160,8 @@ class DistillData:
         if not self._only_own_samples:
             count = self.config.distill.samples_per_prompt
             asked += [Asked(prompt, "train", k) for k in range(count) for prompt in train.prompts]
+        if self.config.distill.answers and not (folder / ANSWERS).exists():
+            take_answers(Path(self.config.distill.answers), folder)
         answers = answers_of(folder, asked, self._made_with(), self._ask, progress_line("answers"))
         tokenizer = self._tokenizer(
             [(a, b) for a, b in zip(asked, answers, strict=True) if a.part == "train"]
@@ -191,7 +193,7 @@ class DistillData:
         return {
             "teacher": digests.get("model.teacher", config.model.teacher),
             "rollout": rollout,
-            "seed": config.run.seed,
+            "seed": config.run.seed if config.rollout.temperature else 0,
             "precision": str(self.teacher.states_dtype),
         }
 

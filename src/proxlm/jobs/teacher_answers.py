@@ -18,6 +18,7 @@ from proxlm.runlog.folder import (
     jsonl_lines,
     sync_file,
     truncate_jsonl,
+    write_atomic,
     write_json_atomic,
 )
 from proxlm.text import reason_of, system_reason
@@ -28,7 +29,7 @@ FORMAT = 1
 # How many answers are written at a time; a killed run asks for no more than these again.
 GROUP = 128
 Part = Literal["train", "held_out"]
-_LARGEST_HEADER = 2**16
+_LARGEST_HEADER, _LARGEST_ANSWERS = 2**16, 2**32
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,28 @@ def answers_of(
     if header != done:
         write_json_atomic(folder / HEADER, done)
     return list(_read(path, len(asked)))
+
+
+def take_answers(path: Path, folder: Path) -> None:
+    """Copy the answers of an earlier run to a run's folder; `answers_of` then says whether they are those asked for.
+
+    Args:
+        path: Its answers.jsonl, which must be whole.
+        folder: The run's.
+
+    Raises:
+        RunError: They cannot be read, or are not all there.
+    """
+    header = _read_header(path.with_name(HEADER))
+    if header is None or header.get("sha256") != _sha256(path):
+        raise RunError(f"{path}: not all the answers of a run, as it wrote them; leave out distill.answers")
+    try:
+        text = read_regular(path, _LARGEST_ANSWERS).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = system_reason(error) if isinstance(error, OSError) else reason_of(error)
+        raise RunError(f"{path}: cannot be read: {reason}") from error
+    write_json_atomic(folder / HEADER, header)
+    write_atomic(folder / ANSWERS, text)
 
 
 def _key(asked: Sequence[Asked], made_with: Mapping[str, Any]) -> str:
