@@ -194,7 +194,7 @@ REST: dict[str, dict[str, Any]] = {
     "sft": {"model.policy": "tiny", "text.train": ["pairs.jsonl"]},
     "reward": {"model.policy": "tiny", "text.train": ["pairs.jsonl"]},
     "dpo": {"model.policy": "tiny", "text.train": ["pairs.jsonl"]},
-    "distill": {"model.teacher": "teacher", "data.prompts": "prompts.txt"},
+    "distill": {"data.prompts": "prompts.txt"},
     "pretrain": {"text.train": ["texts"]},
     "compare": {"reward.use": "length"},
     "folds": {},

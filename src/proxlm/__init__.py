@@ -23,7 +23,7 @@ _HOMES = {
         "PreferenceSettings", "PretrainConfig", "ProcessSettings", "PtxSettings", "RewardConfig", "RewardSettings",
         "ExtendSettings", "TokenizerConfig", "TokenizerReportSettings", "TokenizerSettings", "TokenizerTextSettings",
         "RewardTerm", "RolloutSettings", "RunSettings", "SFTConfig", "ShapingSettings", "SupervisedSettings",
-        "TextSettings",
+        "TeacherSettings", "TextSettings",
         "TrustRegionSettings", "ValueConfig", "ValueSettings", "WordVectorSettings", "load_config", "validate",
     ),
     "proxlm.data.prompts": ("PromptStream",),

@@ -127,6 +127,9 @@ from proxlm.config import (
     SupervisedSettings as SupervisedSettings,
 )
 from proxlm.config import (
+    TeacherSettings as TeacherSettings,
+)
+from proxlm.config import (
     TextSettings as TextSettings,
 )
 from proxlm.config import (

@@ -137,6 +137,8 @@ DRAWN_FOR: dict[str, dict[str, Any]] = {
         "distill.mode": st.sampled_from(["logits", "on_policy"]),
         "distill.tokenizer": st.just("teacher"),
         "train.early_stopping_metric": st.just("validation_agreement"),
+        "distill.samples_per_prompt": st.just(1),
+        "teacher.url": st.just(""),
     },
     "pretrain": {"train.curriculum_steps": st.just(0)},
     "reward": {

@@ -2,7 +2,7 @@
 
 from proxlm.config.compare import CompareConfig
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings
-from proxlm.config.distillation import DistillConfig, DistillSettings
+from proxlm.config.distillation import DistillConfig, DistillSettings, TeacherSettings
 from proxlm.config.export import ExportCheckSettings, ExportConfig
 from proxlm.config.folds import FoldsConfig
 from proxlm.config.help import describe
@@ -123,6 +123,7 @@ __all__ = [
     "ShapingSettings",
     "StopConfig",
     "SupervisedSettings",
+    "TeacherSettings",
     "TextSettings",
     "TokenizerConfig",
     "TokenizerReportSettings",

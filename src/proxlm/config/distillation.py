@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from proxlm.config.early_stopping import DISTILLATION, early_stopping_problems
 from proxlm.config.mixture import is_mixture
@@ -27,7 +27,12 @@ from proxlm.config.schema import (
     SupervisedSettings,
     TextSettings,
 )
+from proxlm.config.secrets import PREFIX, SECRET
 from proxlm.config.setting import setting
+
+# What of [rollout] a server is told.
+_TOLD = ("max_new_tokens", "temperature", "top_p", "stop", "batch_size")
+_OF_REQUEST = ("model", "messages", "stream", "n", "temperature", "max_tokens", "top_p", "stop")
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,24 @@ class DistillSettings:
 
 
 @dataclass(frozen=True)
+class TeacherSettings:
+    """A teacher behind a URL: a server that speaks OpenAI's chat completions. Its texts are learnt."""
+
+    url: str = setting("", "instead of model.teacher: http://127.0.0.1:8000/v1 for instance")
+    name: str = setting("", "its name at the server")
+    key: str = setting("", "its key, as env:NAME of a variable that holds it; empty: none", on_resume="free")
+    extra: dict[str, Any] = setting(
+        factory=dict, help="more of each request, as the server knows it: {top_k = 20}"
+    )
+    concurrency: int = setting(8, "requests at a time", ge=1, le=256, on_resume="free")
+    timeout: float = setting(120.0, "seconds for one request", gt=0, le=3600, on_resume="free")
+    retries: int = setting(4, "how often a question that failed is asked again", ge=0, on_resume="free")
+    max_requests: int = setting(
+        0, "most requests of this process, repeated ones too; 0: no limit", ge=0, on_resume="free"
+    )
+
+
+@dataclass(frozen=True)
 class DistillConfig:
     """Train a small model to write like a large one: on its answers, or on its distribution at each token."""
 
@@ -98,6 +121,7 @@ class DistillConfig:
     model: ModelSettings = setting(
         factory=ModelSettings, help="policy: the student; teacher: the teacher; both in the same precision"
     )
+    teacher: TeacherSettings = setting(factory=TeacherSettings)
     distill: DistillSettings = setting(factory=DistillSettings)
     data: DataSettings = setting(factory=DataSettings, help="prompts that the teacher answers")
     rollout: RolloutSettings = setting(factory=RolloutSettings, help="how the teacher answers")
@@ -113,7 +137,7 @@ class DistillConfig:
     run: RunSettings = setting(factory=RunSettings)
 
     def problems(self) -> Problems:
-        found = required(("model.teacher", self.model.teacher))
+        found = _teacher_problems(self)
         if self.data.prompts and self.text.train:
             found.append(("data.prompts", "give prompts to answer or text.train to read, not both"))
         elif not self.text.train:
@@ -138,3 +162,33 @@ class DistillConfig:
     def best_metric(self) -> str:
         """ "": policy/ is the model of the best validation."""
         return ""
+
+
+def _teacher_problems(config: DistillConfig) -> Problems:
+    """What cannot be of the teacher, who is a model or a server."""
+    url, found = config.teacher.url, list[tuple[str, str]]()
+    if config.distill.samples_per_prompt > 1 and config.rollout.temperature == 0:
+        reason = "greedy answers to one prompt are all the same; set it to 1, or rollout.temperature above 0"
+        found.append(("distill.samples_per_prompt", reason))
+    if not url:
+        return found + required(("model.teacher", config.model.teacher))
+    if config.model.teacher:
+        return [*found, ("teacher.url", "give model.teacher or teacher.url, not both")]
+    found += required(("teacher.name", config.teacher.name))
+    if config.distill.mode != "sequence":
+        found.append(
+            ("distill.mode", "a server gives texts alone: set it to sequence, or give model.teacher")
+        )
+    if config.scratch.type and config.distill.tokenizer == "teacher":
+        found.append(("distill.tokenizer", "a server's tokens are not known; set it to new"))
+    if config.teacher.key and not config.teacher.key.startswith(PREFIX):
+        found.append(("teacher.key", SECRET))
+    default = RolloutSettings()
+    untold = (f.name for f in fields(RolloutSettings) if f.name not in _TOLD)
+    found += [
+        (f"rollout.{name}", "a server is not told this one; put what it knows into teacher.extra")
+        for name in untold
+        if getattr(config.rollout, name) != getattr(default, name)
+    ]
+    taken = [name for name in config.teacher.extra if name in _OF_REQUEST]
+    return found + [(f"teacher.extra.{name}", "is set by [teacher] and [rollout]") for name in taken]

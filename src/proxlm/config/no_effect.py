@@ -95,6 +95,8 @@ SWITCHES = (
             Switch("epochs window", f"{section}.embeddings", f"{section}.embeddings.train", *_TRAINED),
         )
     ),
+    Switch("name key extra concurrency timeout retries max_requests", "teacher", "teacher.url", *_GIVEN),
+    Switch("eval_samples cache_gb", "distill", "teacher.url", *_EMPTY),
     Switch("tokenizer", "distill", "scratch.type", *_GIVEN),
     Switch("vocabulary tokenizer", "scratch", "distill.tokenizer", *_is("new")),
     Switch(_TOKENS, "scratch.tokens", "distill.tokenizer", *_is("new")),

@@ -13,22 +13,24 @@ from proxlm.config import DistillConfig
 from proxlm.data.chat import NO_EXTRAS, ChatFormat, carry_template, read_template
 from proxlm.data.formats import Conversation
 from proxlm.data.inputs import inputs_of
-from proxlm.data.prompts import LoadedPrompts, PromptSources
+from proxlm.data.prompts import LoadedPrompts, PromptSources, load_prompts
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.data.supervised import ExampleMaker, SFTExample, sft_examples
 from proxlm.data.text import split_validation
-from proxlm.data.tokenizer import different_tokens, tokenizer_of_new_model
+from proxlm.data.tokenizer import different_tokens, tokenizer_of_new_model, train_tokenizer
 from proxlm.data.turn_end import turn_end_of
 from proxlm.engine.generate import generate
 from proxlm.engine.native import NativeEngine
 from proxlm.errors import DataError, ModelError
 from proxlm.jobs.in_memory import GivenRecords
+from proxlm.jobs.model_limits import prompt_limit
 from proxlm.jobs.progress import progress_line
-from proxlm.jobs.prompts import describe_prompts, load_prompt_sets
+from proxlm.jobs.prompts import describe_prompts
 from proxlm.jobs.sft import not_held_out
 from proxlm.jobs.supervised import tokenizer_to_resume
-from proxlm.jobs.teacher_answers import Answer, Asked, answers_of, take_answers
+from proxlm.jobs.teacher_answers import GROUP, Answer, Asked, answers_of, take_answers
+from proxlm.jobs.teacher_server import TeacherServer
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
 from proxlm.models.teacher import named_as_teacher
@@ -89,6 +91,23 @@ class DistillData:
             UserError: What cannot be.
         """
         config = self.config
+        if self.server is None:
+            self._check_models()
+        if not config.text.train:
+            self._asked = self._read_prompts()
+            print(describe_prompts(*self._asked, self._skipped), flush=True)
+        if self.server is None:
+            _ = self.teacher
+
+    @cached_property
+    def server(self) -> TeacherServer | None:
+        """The teacher, where it is behind a URL. Raises ConfigError."""
+        config = self.config
+        return TeacherServer(config.teacher, config.rollout) if config.teacher.url else None
+
+    def _check_models(self) -> None:
+        """Raise ModelError for a teacher and a student that do not fit each other."""
+        config = self.config
         with named_as_teacher():
             _ = self.source.encoder_decoder, self.source.tokenizer
         for name, source in (("model.teacher", self.source), ("model.policy", self.student)):
@@ -101,16 +120,27 @@ class DistillData:
                     ' distill.mode = "sequence" the student learns its texts, with any tokenizer'
                 )
             print(f"note: the teacher's tokens are others ({difference}): its texts are learnt", flush=True)
-        if not config.text.train:
-            self._asked = load_prompt_sets(
-                self.source, config.data, config.rollout, config.run.seed, self._skipped, self._prompts
+
+    def _read_prompts(self) -> tuple[LoadedPrompts, LoadedPrompts]:
+        """The prompts to train on and those held out, in the tokens of who answers them if these are known."""
+        config = self.config
+        if self.server is None or not config.scratch.type:
+            source = self.source if self.server is None else self.student
+            tokenizer, limit = source.tokenizer, prompt_limit(source, config.data, config.rollout)
+        else:  # nothing is known but their texts
+            tokenizer = train_tokenizer([], 260, config.scratch.context)
+            limit = config.data.max_prompt_tokens or _UNLIMITED
+        train, held_out = (
+            load_prompts(
+                config.data, tokenizer, limit, which, config.run.seed, False, self._skipped, self._prompts
             )
-            if not all(found.prompts for found in self._asked):
-                raise DataError(
-                    "data.prompts: no prompt is left to train on, or none is held out (data.eval_count)"
-                )
-            print(describe_prompts(*self._asked, self._skipped), flush=True)
-        _ = self.teacher
+            for which in ("train", "eval")
+        )
+        if not (train.prompts and held_out.prompts):
+            raise DataError(
+                "data.prompts: no prompt is left to train on, or none is held out (data.eval_count)"
+            )
+        return train, held_out
 
     def _difference(self) -> str:
         """How the student's tokens differ from the teacher's; "": they do not, or are trained later."""
@@ -123,6 +153,8 @@ class DistillData:
     @property
     def shared_tokens(self) -> bool:
         """Whether the teacher can read the student's tokens."""
+        if self.server is not None:
+            return False
         if self.config.scratch.type:
             return self.config.distill.tokenizer == "teacher"
         return not self._difference()
@@ -162,7 +194,17 @@ class DistillData:
             asked += [Asked(prompt, "train", k) for k in range(count) for prompt in train.prompts]
         if self.config.distill.answers and not (folder / ANSWERS).exists():
             take_answers(Path(self.config.distill.answers), folder)
-        answers = answers_of(folder, asked, self._made_with(), self._ask, progress_line("answers"))
+        answers = answers_of(
+            folder,
+            asked,
+            self._made_with(),
+            self.server or self._ask,
+            GROUP if self.server is None else self.server.group,
+            progress_line("answers"),
+        )
+        blank = sum(not answer.text.strip() for answer in answers)
+        if blank and not self.shared_tokens:
+            print(f"note: {blank:,} of {len(answers):,} answers are blank, and left out", flush=True)
         tokenizer = self._tokenizer(
             [(a, b) for a, b in zip(asked, answers, strict=True) if a.part == "train"]
         )
@@ -187,6 +229,8 @@ class DistillData:
 
     def _made_with(self) -> dict[str, Any]:
         config = self.config
+        if self.server is not None:
+            return self.server.made_with()
         passed = {"model.teacher": self.source} if self.source.in_memory else {}
         digests = inputs_of(replace(config, data=type(config.data)()), None, passed).digests()
         rollout = {k: v for k, v in asdict(config.rollout).items() if k != "batch_size"}
@@ -257,14 +301,14 @@ class DistillData:
         new = replace(scratch, tokens=replace(scratch.tokens, special=special))
         texts = (text for asked, answer in pairs for text in (*_contents(asked), answer.text))
         tokenizer = tokenizer_of_new_model("scratch", new, texts, config.model.trust_remote_code)
-        if config.data.chat and not tokenizer.chat_template:
+        if config.data.chat and self.server is None and not tokenizer.chat_template:
             tokenizer.chat_template = self.source.tokenizer.chat_template
         carry_template(tokenizer, config.data.chat_template)
         return tokenizer
 
     def _template_tokens(self) -> list[str]:
         """The teacher's special tokens that its chat template writes: a new tokenizer has them, too."""
-        if not self.config.data.chat:
+        if not self.config.data.chat or self.server is not None:
             return []
         tokenizer = self.source.tokenizer
         template = read_template(self.config.data.chat_template) or str(tokenizer.chat_template)

@@ -26,7 +26,7 @@ from proxlm.types import Finish, Progress, Prompt
 
 HEADER = "answers.json"
 FORMAT = 1
-# How many answers are written at a time; a killed run asks for no more than these again.
+# How many answers a model writes at a time; a killed run asks for no more than these again.
 GROUP = 128
 Part = Literal["train", "held_out"]
 _LARGEST_HEADER, _LARGEST_ANSWERS = 2**16, 2**32
@@ -64,11 +64,12 @@ def answers_of(
     asked: Sequence[Asked],
     made_with: Mapping[str, Any],
     ask: Ask,
+    size: int = GROUP,
     on_progress: Progress | None = None,
 ) -> list[Answer]:
     """The answers that a run's folder holds, and those that are still missing, which are written to it.
 
-    Groups of GROUP are asked for and brought to the disk one after another, so that a run which is killed goes on
+    Groups are asked for and brought to the disk one after another, so that a run which is killed goes on
     where it was, and writes the same bytes. A whole file has its SHA-256 in answers.json.
 
     Args:
@@ -76,6 +77,7 @@ def answers_of(
         asked: What to ask, in order.
         made_with: Everything that the answers depend on besides the prompts.
         ask: A group → its answers.
+        size: Answers of a group.
         on_progress: Called with the answers that are there and all.
 
     Raises:
@@ -94,10 +96,10 @@ def answers_of(
         write_json_atomic(folder / HEADER, {"format": FORMAT, "made_with": key, "answers": len(asked)})
         path.touch()
     there = len(list(jsonl_lines(path)))
-    there = len(asked) if there >= len(asked) else there // GROUP * GROUP
+    there = len(asked) if there >= len(asked) else there // size * size
     truncate_jsonl(path, "id", there - 1)
-    for start in range(there, len(asked), GROUP):
-        group = asked[start : start + GROUP]
+    for start in range(there, len(asked), size):
+        group = asked[start : start + size]
         answers = ask(group)
         append_jsonl(
             path, [_row(start + i, *pair) for i, pair in enumerate(zip(group, answers, strict=True))]

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from proxlm.text import one_line, reason_of, shown
@@ -27,6 +27,7 @@ LARGEST_REPLY = 2**22
 # Seconds: the first wait before a question is asked again (it doubles), and the longest of all.
 FIRST_WAIT, LONGEST_WAIT = 0.5, 120.0
 _SLICE = 0.1
+T = TypeVar("T")
 _TRY_AGAIN = {408, 409, 425, 429, *range(500, 600)}
 # Statuses that every other question would get, too.
 _FOR_ALL = {401, 402, 403, 404, 405, *range(300, 400)}
@@ -51,6 +52,18 @@ class JudgeError(Exception):
 
 class Stopped(Exception):  # noqa: N818 - no error: the answer is not wanted any more
     """Nobody waits for the answer."""
+
+
+class Reply(NamedTuple):
+    """A chat completion.
+
+    Attributes:
+        text: What the model has written.
+        finish: The server's reason why it ended: "stop", "length", "content_filter", …
+    """
+
+    text: str
+    finish: str
 
 
 class Budget:
@@ -123,14 +136,27 @@ class ChatClient:
             JudgeError: There is no answer; the message names the URL.
             Stopped: `stop` was set.
         """
+
+        def number(reply: Reply) -> float:
+            if reply.finish == "length":
+                # What stands in half a reply may be a quotation.
+                raise JudgeError("the reply was cut off; raise max_tokens")
+            found = read(reply.text)
+            if found is None:
+                raise JudgeError(f"no verdict in the reply: {_cut(reply.text)}")
+            return found
+
+        return self.ask(body, number, stop)
+
+    def ask(self, body: Mapping[str, Any], read: Callable[[Reply], T], stop: threading.Event) -> T:
+        """What `read` makes of the server's reply; where it raises a JudgeError, the question is asked again.
+
+        Arguments and errors as in `answer`.
+        """
         for attempt in range(self._retries + 1):
             try:
                 self._budget.take()
-                text = self._ask(body, stop)
-                number = read(text)
-                if number is None:
-                    raise JudgeError(f"no verdict in the reply: {_cut(text)}")
-                return number
+                return read(self._ask(body, stop))
             except JudgeError as error:
                 wait = FIRST_WAIT * 2**attempt if error.wait is None else error.wait
                 if not error.again or attempt == self._retries or wait > LONGEST_WAIT:
@@ -141,8 +167,8 @@ class ChatClient:
                     raise Stopped from None
         raise AssertionError
 
-    def _ask(self, body: Mapping[str, Any], stop: threading.Event) -> str:
-        """The text of one reply. Raises JudgeError."""
+    def _ask(self, body: Mapping[str, Any], stop: threading.Event) -> Reply:
+        """One reply. Raises JudgeError."""
         until = time.monotonic() + self._timeout
         connection = self._connection(until, stop)
         try:
@@ -164,7 +190,7 @@ class ChatClient:
             connection.close()
         if response.status != 200:
             raise _refusal(response, content)
-        return _text(content)
+        return _reply(content)
 
     def _connection(self, until: float, stop: threading.Event) -> http.client.HTTPConnection:
         kind = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
@@ -239,8 +265,8 @@ def _seconds(retry_after: str) -> float | None:
         return None
 
 
-def _text(content: bytes) -> str:
-    """The text of a chat completion. Raises JudgeError if it has none, or if it was cut off."""
+def _reply(content: bytes) -> Reply:
+    """A chat completion. Raises JudgeError if it has no text."""
     try:
         reply = json.loads(content)
         choice = reply["choices"][0]
@@ -253,10 +279,7 @@ def _text(content: bytes) -> str:
         raise JudgeError("a reply without choices[0].message.content") from None
     if not isinstance(text, str):
         raise JudgeError("a reply whose choices[0].message.content is no text")
-    if choice.get("finish_reason") == "length":
-        # What stands in half a reply may be a quotation.
-        raise JudgeError("the reply was cut off; raise max_tokens")
-    return text
+    return Reply(text, str(choice.get("finish_reason")))
 
 
 def _cut(text: str) -> str:
