@@ -48,7 +48,6 @@ DRAWN = {
     "text.train": st.lists(SOME_TEXT, min_size=1, max_size=3),
     "folder": SOME_TEXT,
     "recipe": SOME_TEXT,
-    "model": SOME_TEXT,
     "base": st.just(""),
     "weights": st.just("float32"),
     "runs": st.lists(SOME_TEXT, min_size=1, max_size=3),
@@ -153,7 +152,7 @@ DRAWN_FOR: dict[str, dict[str, Any]] = {
     },
     "generate": {**UNTRAINED, "model.teacher": st.just("")},
     "evaluate": {**UNTRAINED, "output": st.sampled_from(["", "a.json", "b.md", "c.html", "d.txt"])},
-    "export": {"output": SOME_TEXT},
+    "export": {"output": SOME_TEXT, "model": SOME_TEXT},
     "compare": {
         "output": st.sampled_from(["", "a.json", "b.md", "c.html", "d.txt"]),
         "greedy": st.just(False),

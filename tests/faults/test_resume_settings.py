@@ -33,9 +33,9 @@ FREE = {
     "rollout.batch_size", "environment.timeout", "environment.lockstep", "evaluation.every", "evaluation.greedy",
     "reward.timeout", "reward.on_error", "reward.isolate", "reward.memory_gb", "ppo.steps",
     "ppo.micro_batch_tokens", "train.steps", "train.minutes", "train.micro_batch_tokens", "train.patience",
-    "environment.steps", "gif", "text.tokens", "distill.cache_gb", "teacher.key", "teacher.concurrency", "teacher.timeout",
-    "teacher.retries", "teacher.max_requests", "distributed.timeout", "test.files",
-    "test.best_of", "test.baselines",
+    "environment.steps", "gif", "text.tokens", "distill.cache_gb", "teacher.key", "teacher.concurrency",
+    "teacher.timeout", "teacher.retries", "teacher.max_requests", "distributed.timeout",
+    "test.files", "test.best_of", "test.baselines",
 }  # fmt: skip
 
 
