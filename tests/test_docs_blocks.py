@@ -198,6 +198,8 @@ REST: dict[str, dict[str, Any]] = {
     "pretrain": {"text.train": ["texts"]},
     "compare": {"reward.use": "length"},
     "folds": {},
+    "search": {},
+    "sweep": {},
     "launch": {},
     "evaluate": {"models": ["tiny"], "data.eval_prompts": "prompts.txt"},
     "generate": {"model.policy": "tiny", "prompt": "Once"},

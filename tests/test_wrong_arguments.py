@@ -55,6 +55,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
         "DistillTrainer": {"teacher": policy, "student": policy, "prompts": ["a", "b"]},
         "RewardTrainer": {"model": policy, "train": [{"prompt": "a", "chosen": "b", "rejected": "c"}]},
         "load_run": {"folder": "nowhere"},
+        "search_settings": {
+            "base": proxlm.ControlConfig(
+                environment=proxlm.GymSettings(id="CartPole-v1", count=1, steps=16),
+                ppo=proxlm.ControlPPOSettings(horizon=8, minibatches=1),
+            ),
+            "space": {"ppo.lam": [0.9]},
+            "config": proxlm.SearchConfig(folder="searched", trials=1),
+        },
         "build_reward": {"config": proxlm.RewardSettings(), "function": lengths},
         "build_learner": {"models": models, "config": settings},
         "prepare": {

@@ -118,6 +118,9 @@ from proxlm.config import (
     RunSettings as RunSettings,
 )
 from proxlm.config import (
+    SearchConfig as SearchConfig,
+)
+from proxlm.config import (
     SFTConfig as SFTConfig,
 )
 from proxlm.config import (
@@ -265,6 +268,9 @@ from proxlm.jobs.pretrain import (
 from proxlm.jobs.reward import (
     RewardTrainer as RewardTrainer,
 )
+from proxlm.jobs.search import (
+    search_settings as search_settings,
+)
 from proxlm.jobs.sft import (
     SFTTrainer as SFTTrainer,
 )
@@ -336,6 +342,12 @@ from proxlm.sandbox.run import (
 )
 from proxlm.sandbox.run import (
     run_python as run_python,
+)
+from proxlm.search.results import (
+    SearchResults as SearchResults,
+)
+from proxlm.search.study import (
+    Trial as Trial,
 )
 from proxlm.train.common.callbacks import (
     Callback as Callback,

@@ -37,6 +37,8 @@ JOB_MODULES = {
     "generate": "proxlm.jobs.generate:main",
     "evaluate": "proxlm.jobs.evaluate:main",
     "compare": "proxlm.jobs.compare:main",
+    "search": "proxlm.jobs.search:main",
+    "sweep": "proxlm.jobs.sweep:main",
     "folds": "proxlm.jobs.folds:main",
     "export": "proxlm.jobs.export:main",
     "launch": "proxlm.jobs.launch:main",

@@ -31,6 +31,8 @@ class Purpose(enum.StrEnum):
     # Evaluation
     RESAMPLES = "resamples"  # the prompts, seeds, signs and assignments of intervals and tests
     FOLD = "fold"  # which records each part of `proxlm folds` holds
+    # Search
+    SAMPLER = "sampler"  # where a search's sampler puts a trial; its number
     # Updates
     PASS = "pass"  # order of the rows in one pass over a rollout; step, pass
     COVARIANCE = "covariance"  # which tokens Clip-Cov leaves out; step, prompt id, repeat

@@ -162,6 +162,12 @@ DRAWN_FOR: dict[str, dict[str, Any]] = {
         "report.output": st.sampled_from(["", "a.json", "b.md", "c.html", "d.txt"]),
         "extend.tokens": st.lists(SOME_TEXT, min_size=1, max_size=2),
     },
+    "search": {
+        "space": SOME_TEXT,
+        "best_is": st.just([]),
+        "objective": st.just(["reward"]),
+    },
+    "sweep": {"over": st.lists(SOME_TEXT, min_size=1, max_size=2)},
     "value": {
         "ptx.coef": st.just(0.0),
         "ppo.critic_warmup": st.just(0),

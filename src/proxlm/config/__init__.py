@@ -59,6 +59,7 @@ from proxlm.config.schema import (
     TextSettings,
     ValueSettings,
 )
+from proxlm.config.search import SearchConfig, SweepConfig
 from proxlm.config.supervised_jobs import PretrainConfig, SFTConfig
 from proxlm.config.tokenizer import TokenizerSettings
 from proxlm.config.tokenizer_job import (
@@ -120,9 +121,11 @@ __all__ = [
     "RolloutWeights",
     "RunSettings",
     "SFTConfig",
+    "SearchConfig",
     "ShapingSettings",
     "StopConfig",
     "SupervisedSettings",
+    "SweepConfig",
     "TeacherSettings",
     "TextSettings",
     "TokenizerConfig",

@@ -18,7 +18,8 @@ _WIDTH = 100
 _GROUPS = {
     "Prepare": ("tokenizer",),
     "Train": ("pretrain", "sft", "reward", "dpo", "distill", "value", "ppo", "control", "launch"),
-    "Use and compare models": ("generate", "evaluate", "compare", "folds"),
+    "Search settings": ("search", "sweep", "folds"),
+    "Use and compare models": ("generate", "evaluate", "compare"),
     "Make small and deploy": ("export",),
     "Look at a run": ("report", "doctor", "verify"),
     "End a run": ("stop",),

@@ -28,6 +28,7 @@ from proxlm.config.schema import (
     OptimisersSettings,
     RunSettings,
 )
+from proxlm.config.search import SearchConfig, SweepConfig
 from proxlm.config.setting import setting
 from proxlm.config.supervised_jobs import PretrainConfig, SFTConfig
 from proxlm.config.tokenizer_job import TokenizerConfig
@@ -151,6 +152,8 @@ JOBS: dict[str, type] = {
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
+    "search": SearchConfig,
+    "sweep": SweepConfig,
     "folds": FoldsConfig,
     "export": ExportConfig,
     "launch": LaunchConfig,

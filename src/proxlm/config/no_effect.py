@@ -172,6 +172,10 @@ SWITCHES = (
     Switch("keep_best_is", "run", "run.keep_best", lambda value: value != "none", "the name of a metric"),
     Switch("watchdog_stop", "run", "run.watchdog", *_POSITIVE),
     Switch("accept_changes", "run", "run.resume", *_is(True)),
+    Switch("prune_by prune_from", "", "pruner", lambda value: value != "none", "median, for instance"),
+    Switch("factor", "", "pruner", *_is("halving", "hyperband")),
+    Switch("random_first", "", "sampler", *_is("tpe", "gp")),
+    Switch("confirm_best", "", "confirm", *_POSITIVE),
     Switch("minutes", "", "chat", *_is(False)),
     Switch("output", "", "prompt", *_EMPTY),
     *(

@@ -6,17 +6,14 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from proxlm.config import FoldsConfig, PPOConfig, TextSettings, load_config, to_toml, validate
-from proxlm.config.arguments import as_options
+from proxlm.config import FoldsConfig, PPOConfig, TextSettings, to_toml
 from proxlm.config.mixture import is_mixture
 from proxlm.config.paths import absolute
 from proxlm.data.folds import parts_of, write_records
@@ -25,19 +22,14 @@ from proxlm.evaluation import tables
 from proxlm.evaluation.intervals import Estimate, mean_with_interval
 from proxlm.evaluation.tables import Table
 from proxlm.jobs.startup import start_job
-from proxlm.jobs.supervised import best_validation
-from proxlm.report.run import Run
-from proxlm.runlog.folder import folder_to_resume, free_name, write_atomic, write_json_atomic
+from proxlm.jobs.trained_runs import held_out_numbers, recipe_settings, trained, trainer_of
+from proxlm.runlog.folder import free_name, write_atomic, write_json_atomic
 from proxlm.runlog.interrupt import SIGNAL_NAMES
-from proxlm.runlog.lock import refuse_if_held
 from proxlm.runlog.metric_names import GREEDY, METRICS, SHARE
 from proxlm.runlog.text import number
 
-_TRAINERS = {"sft": "SFT", "reward": "Reward", "dpo": "DPO", "pretrain": "Pretrain", "ppo": "PPO"}
 # What a folder of folds belongs to, and what each fold has found.
 PLAN, RESULTS = "folds.json", "results.json"
-# Files in which a reward model is compared with others: its own evaluation.
-_MODEL, _AFTER = "model", "after"
 _NOTES = (
     "(held-out numbers of each fold; interval: Student's t over the folds at 95%. The folds share most of their",
     "training records, so they are not independent and the interval tends to be too narrow: no unbiased estimate of",
@@ -75,9 +67,7 @@ def job_settings(config: FoldsConfig) -> Any:
     Raises:
         ConfigError: They are wrong, or there are no records to split.
     """
-    base = load_config(config.command, config.recipe, arguments=as_options(config.set))
-    if base.run.folder or base.run.resume:
-        print("note: run.folder and run.resume are those of the folds; the recipe's are not used", flush=True)
+    base = recipe_settings(config.command, config.recipe, config.set, "folds")
     if isinstance(base, PPOConfig):
         if base.environment.use and not base.data.prompts:
             raise ConfigError(
@@ -94,7 +84,7 @@ def job_settings(config: FoldsConfig) -> Any:
         print(
             f"note: {used[0]} is not used: each part of the training records is held out in turn", flush=True
         )
-    return replace(base, run=replace(base.run, folder="", resume=False))
+    return base
 
 
 @dataclass(frozen=True)
@@ -133,24 +123,6 @@ def _within_bounds(name: str, found: Estimate) -> Estimate:
     if known is None or known.unit != SHARE:
         return found
     return Estimate(found.mean, max(0.0, found.low), min(1.0, found.high))
-
-
-def held_out_numbers(run: Run) -> dict[str, float]:
-    """What a finished run says of its held-out records.
-
-    Of ppo its evaluation after training, of reward its judgement; else the validation of the step whose model was
-    kept, the best one, which is therefore a little too good.
-    """
-    evaluation = run.evaluations.get(_AFTER if run.job == "ppo" else _MODEL)
-    if evaluation is not None:
-        return evaluation.means()
-    _, _, best = best_validation(run)
-    row = {
-        name: values[best]
-        for name, values in run.metrics.items()
-        if name.startswith(("validation", "average/"))
-    }
-    return {name: value for name, value in row.items() if value is not None}
 
 
 def _begin(folder: Path, config: FoldsConfig, base: Any, parts: Sequence[Sequence[Any]]) -> None:
@@ -213,16 +185,15 @@ def _fold(
         flush=True,
     )
     own = folder / f"fold-{i + 1}"
-    run = replace(base.run, folder=str(own), resume=_can_resume(own))
+    run = replace(base.run, folder=str(own))
     training, held_out = str(_training(folder, i)), str(_held_out(folder, i))
     if isinstance(base, PPOConfig):
         data = replace(base.data, prompts=training, eval_prompts=held_out, eval_count=len(parts[i]))
         settings = replace(base, run=run, data=data)
     else:
         settings = replace(base, run=run, text=replace(base.text, train=[training], validation=[held_out]))
-    trainer = getattr(import_module(f"proxlm.jobs.{config.command}"), f"{_TRAINERS[config.command]}Trainer")
     try:
-        run_of_fold = trainer(config=validate(settings)).train()
+        run_of_fold = trained(trainer_of(config.command), settings)
     except StoppedBySignalError as stopped:
         raise StoppedBySignalError(
             f"stopped by {SIGNAL_NAMES[Signals(stopped.signal)]} in fold {i + 1} of {config.k}; it is kept, go on"
@@ -239,16 +210,3 @@ def command_of(config: FoldsConfig, folder: Path) -> str:
     words = ["proxlm", "folds", config.command, config.recipe, "--folder", str(folder), "--k", str(config.k)]
     words += ["--seed", str(config.seed)] if config.seed else []
     return shlex.join([*words, *(word for one in config.set for word in ("--set", one))])
-
-
-def _can_resume(folder: Path) -> bool:
-    """Whether a fold goes on from a checkpoint; one that was ended before its first begins again."""
-    if not folder.exists():
-        return False
-    refuse_if_held(folder)
-    try:
-        folder_to_resume(str(folder))
-    except RunError:
-        shutil.rmtree(folder)
-        return False
-    return True
