@@ -201,6 +201,7 @@ REST: dict[str, dict[str, Any]] = {
     "search": {},
     "sweep": {},
     "launch": {},
+    "check": {},
     "evaluate": {"models": ["tiny"], "data.eval_prompts": "prompts.txt"},
     "generate": {"model.policy": "tiny", "prompt": "Once"},
     "control": {"environment.id": "CartPole-v1"},

@@ -26,6 +26,8 @@ from proxlm.system_errors import refused, system_error
 from proxlm.text import on_screen
 
 JOB_MODULES = {
+    "new": "proxlm.jobs.new:main",
+    "check": "proxlm.jobs.check:main",
     "ppo": "proxlm.jobs.ppo:main",
     "value": "proxlm.jobs.value:main",
     "pretrain": "proxlm.jobs.pretrain:main",

@@ -1,5 +1,6 @@
 """One typed tree of settings per job. Nothing here imports torch."""
 
+from proxlm.config.check import CheckConfig
 from proxlm.config.compare import CompareConfig
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings
 from proxlm.config.distillation import DistillConfig, DistillSettings, TeacherSettings
@@ -20,6 +21,7 @@ from proxlm.config.launch import LaunchConfig
 from proxlm.config.likelihood import ChoiceSettings, PerplexitySettings
 from proxlm.config.loss import LossSettings
 from proxlm.config.metrics import MetricSettings
+from proxlm.config.new import NewConfig
 from proxlm.config.new_model import NewModelSettings, WordVectorSettings
 from proxlm.config.parse import load_config, settings_or_default, to_toml, validate
 from proxlm.config.policy_jobs import PPOConfig, ValueConfig
@@ -71,6 +73,7 @@ from proxlm.config.tokenizer_job import (
 
 __all__ = [
     "JOBS",
+    "CheckConfig",
     "ChoiceSettings",
     "CompareConfig",
     "ComparisonTestSettings",
@@ -102,6 +105,7 @@ __all__ = [
     "MetricSettings",
     "ModelSettings",
     "NetworkSettings",
+    "NewConfig",
     "NewModelSettings",
     "ObjectiveSettings",
     "OptimiserSettings",

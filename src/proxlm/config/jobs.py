@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from proxlm.config.check import CheckConfig
 from proxlm.config.compare import CompareConfig
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings, control_optimisers
 from proxlm.config.distillation import DistillConfig
@@ -15,6 +16,7 @@ from proxlm.config.export import ExportConfig
 from proxlm.config.folds import FoldsConfig
 from proxlm.config.inference_jobs import EvaluateConfig, GenerateConfig
 from proxlm.config.launch import LaunchConfig
+from proxlm.config.new import NewConfig
 from proxlm.config.policy_jobs import PPOConfig, ValueConfig
 from proxlm.config.preferences import DPOConfig
 from proxlm.config.problems import (
@@ -141,6 +143,8 @@ class ControlConfig:
 
 
 JOBS: dict[str, type] = {
+    "new": NewConfig,
+    "check": CheckConfig,
     "ppo": PPOConfig,
     "value": ValueConfig,
     "pretrain": PretrainConfig,

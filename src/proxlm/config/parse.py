@@ -210,6 +210,14 @@ def _is_path(section: Any, key: Key) -> bool:
     return field is not None and bool(field.metadata.get("path")) and kinds(section)[name] is str
 
 
+def recipe_job(file: Path) -> str:
+    """The command that a recipe's line `job` names; "": it has none. Raises ConfigError."""
+    job = _read_toml(file).get(JOB, "")
+    if not isinstance(job, str):
+        raise ConfigError(f"{file}: {JOB}: expected text, got {shown_value(job)}")
+    return job
+
+
 def job_class(name: str) -> type:
     """The settings of the job called `name`. Raises ConfigError that names the nearest job."""
     if name not in JOBS:
