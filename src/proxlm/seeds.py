@@ -33,6 +33,8 @@ class Purpose(enum.StrEnum):
     FOLD = "fold"  # which records each part of `proxlm folds` holds
     # Search
     SAMPLER = "sampler"  # where a search's sampler puts a trial; its number
+    # Rollouts
+    SERVER = "server"  # a request's seed on a server; stream, step, prompt id, repeat, position
     # Updates
     PASS = "pass"  # order of the rows in one pass over a rollout; step, pass
     COVARIANCE = "covariance"  # which tokens Clip-Cov leaves out; step, prompt id, repeat

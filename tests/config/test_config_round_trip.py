@@ -304,6 +304,7 @@ def test_the_text_is_plain_toml_in_the_order_of_the_settings() -> None:
         "[model.lora]",
         "[data]",
         "[rollout]",
+        "[engine]",
         "[environment]",
         "[reward]",
         "[shaping]",

@@ -107,6 +107,22 @@ def test_two_processes_take_the_run_of_one(place: Path) -> None:
     same_run(place / "one", place / "two", 1e-6)
 
 
+def test_sharded_weights_give_the_run_of_one_and_a_checkpoint_for_any(place: Path) -> None:
+    done = launched(place, "sharded", "--set", "distributed.strategy=fsdp")
+    assert done.returncode == 0, done.stderr
+    same_run(place / "one", place / "sharded", 1e-6)
+    for name, strategy in (("sharded", "ddp"), ("one", "fsdp")):
+        folder = f"{name}-to-{strategy}"
+        shutil.copytree(place / name, place / folder)
+        for step in (2, 3):
+            shutil.rmtree(place / folder / "checkpoints" / f"step-{step:08d}")
+        done = launched(
+            place, folder, "--set", "run.resume=true", "--set", f"distributed.strategy={strategy}"
+        )
+        assert done.returncode == 0, done.stderr
+        same_run(place / "one", place / folder, 1e-6)
+
+
 @pytest.mark.parametrize("first", ["one", "two"])
 def test_a_run_goes_on_with_another_number_of_processes(place: Path, first: str) -> None:
     folder = place / f"from-{first}"

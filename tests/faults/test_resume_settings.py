@@ -34,7 +34,8 @@ FREE = {
     "reward.timeout", "reward.on_error", "reward.isolate", "reward.memory_gb", "ppo.steps",
     "ppo.micro_batch_tokens", "train.steps", "train.minutes", "train.micro_batch_tokens", "train.patience",
     "environment.steps", "gif", "text.tokens", "distill.cache_gb", "teacher.key", "teacher.concurrency",
-    "teacher.timeout", "teacher.retries", "teacher.max_requests", "distributed.timeout",
+    "teacher.timeout", "teacher.retries", "teacher.max_requests", "distributed.timeout", "distributed.strategy",
+    "engine.url", "engine.timeout", "engine.retries", "engine.tolerance", "engine.folder",
     "test.files", "test.best_of", "test.baselines",
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
 from proxlm.models.actor_critic import ActorCritic, make_actor_critic
 from proxlm.models.adapters import add_lora
+from proxlm.models.sharded import whole
 from proxlm.models.value_head import bins_of, ensemble_of
 from proxlm.train.ppo.learner import step_parameters
 from proxlm.train.ppo.loop import PPOLoop
@@ -185,7 +186,7 @@ def parameters(made: PPOLoop) -> dict[str, torch.Tensor]:
         *made.models.policy_parameters(),
         *((f"critic.{n}", p) for n, p in made.models.critic_parameters()),
     ]
-    return {name: p.detach().clone() for name, p in both}
+    return {name: whole(p.detach()).clone() for name, p in both}
 
 
 def with_ppo(config: PPOConfig, **ppo: Any) -> PPOConfig:

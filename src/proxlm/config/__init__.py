@@ -4,6 +4,8 @@ from proxlm.config.check import CheckConfig
 from proxlm.config.compare import CompareConfig
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings
 from proxlm.config.distillation import DistillConfig, DistillSettings, TeacherSettings
+from proxlm.config.distributed import DistributedSettings
+from proxlm.config.engine import EngineSettings
 from proxlm.config.export import ExportCheckSettings, ExportConfig
 from proxlm.config.folds import FoldsConfig
 from proxlm.config.help import describe
@@ -87,7 +89,9 @@ __all__ = [
     "DemoConfig",
     "DistillConfig",
     "DistillSettings",
+    "DistributedSettings",
     "DoctorConfig",
+    "EngineSettings",
     "EnsembleSettings",
     "EnvironmentSettings",
     "EvaluateConfig",

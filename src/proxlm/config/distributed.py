@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from proxlm.config.setting import setting
 
@@ -11,6 +12,12 @@ from proxlm.config.setting import setting
 class DistributedSettings:
     """Several processes that train together, started by torchrun or `proxlm launch`."""
 
+    strategy: Literal["ddp", "fsdp"] = setting(
+        "ddp",
+        "what each process holds: all weights (ddp), or a share of the weights, gradients and moments of the blocks"
+        " that learn, besides a whole copy of the policy that samples (fsdp: torch's fully_shard)",
+        on_resume="free",
+    )
     timeout: float = setting(
         60.0,
         "minutes that a process waits for the others, for rank 0's reward for instance, before the run ends with an"

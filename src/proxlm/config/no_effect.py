@@ -77,6 +77,7 @@ _TOKENS = "kind whole_han unknown normalise lowercase strip_accents digits speci
 _VECTORS = "file train epochs window std freeze"
 
 SWITCHES = (
+    Switch("url timeout retries tolerance folder", "engine", "engine.use", *_is("vllm")),
     Switch("alpha targets variant", "model.lora", "model.lora.rank", *_POSITIVE),
     Switch("low high bins sigma head_rate", "model.value", "model.value.head", *_is("categorical")),
     Switch(f"type {_MODEL}", "new", "model.policy", *_EMPTY),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from proxlm.config.algorithms import ADVANTAGES
 from proxlm.config.distributed import DistributedSettings
+from proxlm.config.engine import EngineSettings
 from proxlm.config.metrics import MetricSettings, metric_problems
 from proxlm.config.ppo import KL_ERROR_LIMIT, PPOSettings, PtxSettings, ShapingSettings
 from proxlm.config.problems import (
@@ -29,6 +30,7 @@ from proxlm.config.schema import (
     RunSettings,
 )
 from proxlm.config.setting import setting
+from proxlm.text import shown
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class PPOConfig:
     model: ModelSettings = setting(factory=ModelSettings)
     data: DataSettings = setting(factory=DataSettings)
     rollout: RolloutSettings = setting(factory=RolloutSettings)
+    engine: EngineSettings = setting(factory=EngineSettings)
     environment: EnvironmentSettings = setting(factory=EnvironmentSettings)
     reward: RewardSettings = setting(factory=RewardSettings)
     shaping: ShapingSettings = setting(factory=ShapingSettings)
@@ -72,7 +75,8 @@ class PPOConfig:
         if self.ppo.minibatches > self.ppo.batch_size * self.ppo.samples_per_prompt:
             found.append(("ppo.minibatches", "more minibatches than responses in a step"))
         found += algorithm_problems(self.ppo, self.model) + model_problems(self.model)
-        found += _stability_problems(self) + metric_problems(self.metrics)
+        found += _engine_problems(self)
+        found += _stability_problems(self) + metric_problems(self.metrics) + _sharding_problems(self)
         if self.metrics.use and not (self.data.eval_prompts or self.data.eval_count):
             found.append(("metrics.use", "there are no held-out prompts: set data.eval_count to 1 or more"))
         return found + optimisers_problems(self.optim)
@@ -97,10 +101,57 @@ class ValueConfig(PPOConfig):
             ("ppo.critic_warmup", self.ppo.critic_warmup, "every step trains the critic alone; leave it out"),
             ("evaluation.every", self.evaluation.every, "the policy does not change; set it to 0"),
             ("metrics.use", self.metrics.use, "the policy does not change; leave it out"),
+            (
+                "distributed.strategy",
+                self.distributed.strategy != "ddp",
+                "the critic is saved from whole weights; set it to ddp",
+            ),
         ):
             if used:
                 found.append((key, reason))
         return found
+
+
+def _engine_problems(job: PPOConfig) -> Problems:
+    """What servers cannot be used for."""
+    if job.engine.use == "native":
+        return []
+    found = required(("engine.url", job.engine.url))
+    for url in job.engine.url:
+        if not url.startswith(("http://", "https://")):
+            found.append(("engine.url", f'"{shown(url, 60)}": must begin with http:// or https://'))
+    unfit = {
+        "ppo.prefetch": (job.ppo.prefetch, "set it to false"),
+        "rollout.weights": (
+            job.rollout.weights != "policy",
+            "the servers choose their precision; set it to policy",
+        ),
+        "rollout.keep_sampling_mask": (
+            job.rollout.filtered and job.rollout.keep_sampling_mask,
+            "servers do not give the sets that tokens are sampled from; set it to false, or leave out the filters",
+        ),
+    }
+    return found + [(key, f"with engine.use = vllm: {fix}") for key, (used, fix) in unfit.items() if used]
+
+
+def _sharding_problems(job: PPOConfig) -> Problems:
+    """What sharded weights cannot be used for."""
+    if job.distributed.strategy == "ddp":
+        return []
+    whole = ("muon", "lbfgs", "adafactor")
+    optim, model = job.optim, job.model
+    unfit = {
+        "ppo.prefetch": job.ppo.prefetch,
+        "ppo.loss": job.ppo.loss == "trpo",
+        "model.train_layers": model.train_layers,
+        "model.freeze": model.freeze,
+        "model.activation_checkpointing": model.activation_checkpointing,
+        "optim.policy.name": optim.policy.name in whole,
+        "optim.critic.name": optim.critic.name in whole,
+    }
+    return [
+        (key, "not with distributed.strategy = fsdp; set that to ddp") for key, used in unfit.items() if used
+    ]
 
 
 def _stability_problems(job: PPOConfig) -> Problems:

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 import torch.distributed
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from proxlm.errors import RAISED_ON_RANK_0
 
@@ -46,7 +47,7 @@ class Ranks(Protocol):
         ...
 
     def sum_in_place(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor, a gradient for instance, by its sum over ranks."""
+        """Replace each tensor, a gradient for instance, by its sum over ranks; sharded ones are such sums already."""
         ...
 
     def broadcast(self, make: Callable[[], T]) -> T:
@@ -154,7 +155,8 @@ class TorchRanks:
 
     def sum_in_place(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
-            torch.distributed.all_reduce(tensor, group=self.group)
+            if not isinstance(tensor, DTensor):  # what is sharded is added up in the backward pass
+                torch.distributed.all_reduce(tensor, group=self.group)
 
     def broadcast(self, make: Callable[[], T]) -> T:
         if self.rank > 0:

@@ -42,7 +42,7 @@ class HeldOutEvaluations:
 
     def __init__(self, loop: PPOLoop, prompts: list[Prompt], metrics: TaskMetrics | None = None) -> None:
         self._loop, self._prompts, self._metrics = loop, prompts, metrics
-        self._models = _at_the_start(loop.models, loop.config)
+        self._models = _at_the_start(loop.whole_models, loop.config)
         self._found: dict[str, Evaluation] = {}
         # The newest evaluation during the run, and the step after which it was made.
         self._newest: tuple[int, Evaluation] | None = None

@@ -227,6 +227,7 @@ class PPOTrainer:
             print(f"the run is finished: nothing is left to do after step {loop.state.step}", flush=True)
             return load_run(folder)
         loop.synchronise()
+        loop.refresh()
         evaluations.before()
         with RunLog(
             folder,
@@ -237,6 +238,7 @@ class PPOTrainer:
             in_python=self._in_python,
         ) as log:
             loop.train(log)
+        loop.refresh()
         publish_folder(folder / loop.model_folder, loop.save_model)
         evaluations.after()
         if config.run.report:

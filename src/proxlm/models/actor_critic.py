@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -119,13 +120,16 @@ class ActorCritic:
         return token_outputs(self.teacher, sequences, temperature, mask=wider).logprobs
 
     @torch.no_grad()
-    def move_reference(self, decay: float) -> None:
-        """reference ← decay · reference + (1 − decay) · policy, weight by weight."""
+    def move_reference(self, decay: float, whole: Callable[[Tensor], Tensor] = Tensor.detach) -> None:
+        """reference ← decay · reference + (1 − decay) · policy, weight by weight.
+
+        whole: gives the whole of a policy's weight that is sharded.
+        """
         if self.reference is None:
             raise ValueError("with adapters the reference is the frozen base; it cannot move")
         moved = dict(self.policy.network.named_parameters())
         for name, p in self.reference.network.named_parameters():
-            p.lerp_(moved[name].detach(), 1.0 - decay)
+            p.lerp_(whole(moved[name]), 1.0 - decay)
 
     def policy_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters that the policy's optimiser updates, by name."""

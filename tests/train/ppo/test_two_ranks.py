@@ -15,7 +15,9 @@ import torch.multiprocessing
 from helpers import SilentLog, blank_rollout, job, parameters, trainer, vowels, weights_of
 
 from proxlm.config import CovarianceSettings, PPOConfig, PtxSettings, ShapingSettings, ValueSettings
+from proxlm.config.distributed import DistributedSettings
 from proxlm.distributed.ranks import ONE_PROCESS, Ranks, TorchRanks
+from proxlm.models.sharded import is_sharded
 from proxlm.train.ppo import update as update_module
 from proxlm.train.ppo.loop import PPOLoop
 from proxlm.train.ppo.plan import Minibatch, plan_update
@@ -53,11 +55,41 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def made_on(tokenizer: Any, name: str, ranks: Ranks, **more: Any) -> PPOLoop:
-    settings = TWO | CASES[name]
+# Where weights are sharded, too; a case's kind of model is in it.
+SHARDED: dict[str, dict[str, Any]] = {
+    **{
+        name: CASES[name]
+        for name in (
+            "separate",
+            "shared",
+            "without a critic",
+            "heads",
+            "more ranks than rows",
+            "a teacher",
+            "ends early",
+        )
+    },
+    "adapters": {"critic": "separate", "lora": 2},
+    "adapters, of the critic too": {"critic": "adapter", "lora": 2},
+    "a reference that moves": {"critic": "shared", "reference_decay": 0.9, "shaping": SHAPED},
+    "encoder-decoder": {"critic": "separate", "family": "t5"},
+    "filtered groups": {
+        "critic": "separate",
+        "filter_groups": True,
+        "samples_per_prompt": 2,
+        "batch_size": 5,
+    },
+}
+
+
+def made_on(tokenizer: Any, name: str, ranks: Ranks, sharded: bool = False, **more: Any) -> PPOLoop:
+    settings = TWO | (SHARDED if sharded else CASES)[name]
     top_p, taught = settings.pop("top_p", 1.0), settings.pop("taught", False)
+    more |= {key: settings.pop(key) for key in ("lora", "family") if key in settings}
     config = job(**settings)
     config = replace(config, rollout=replace(config.rollout, top_p=top_p))
+    if sharded:
+        config = replace(config, distributed=DistributedSettings(strategy="fsdp"))
     made = trainer(tokenizer, config, Path("nowhere"), ranks=ranks, **more)
     if taught:
         made.models.teacher = tiny_model(tokenizer, "gpt2", seed=9)
@@ -74,6 +106,17 @@ def plain(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
         made, log = made_on(tokenizer, name, ranks), SilentLog()
         rows = [made.step(log) for _ in range(2 if "shaping" in settings else 1)]  # type: ignore[arg-type]
         found[name] = {"parameters": parameters(made), "rows": rows, "state": made.state}
+    return found
+
+
+def sharded(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
+    """The same with sharded weights, and what a checkpoint would hold."""
+    found = {}
+    for name, settings in SHARDED.items():
+        made, log = made_on(tokenizer, name, ranks, sharded=True), SilentLog()
+        rows = [made.step(log) for _ in range(2 if "shaping" in settings else 1)]  # type: ignore[arg-type]
+        share = [is_sharded(p) for _, p in made.models.policy_parameters()]
+        found[name] = {"parameters": parameters(made), "rows": rows, "state": made.state, "sharded": share}
     return found
 
 
@@ -137,6 +180,7 @@ def fails_on_rank_0(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
 
 WORK: list[Callable[[Any, Ranks], dict[str, Any]]] = [
     plain,
+    sharded,
     mixed_text,
     not_finite,
     out_of_memory,
@@ -199,6 +243,16 @@ def test_two_ranks_take_the_steps_of_one_process(found, name: str) -> None:
         torch.equal(p, ranks[1]["plain"][name]["parameters"][n])
         for n, p in ranks[0]["plain"][name]["parameters"].items()
     )
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_weights_take_the_steps_of_one_process(found, name: str) -> None:
+    whole, ranks = found
+    assert not any(whole["sharded"][name]["sharded"])
+    for rank in ranks:
+        same(whole["sharded"][name], rank["sharded"][name], name)
+        assert {row["first_minibatch/ratio_error"] for row in rank["sharded"][name]["rows"]} == {0.0}
+        assert sum(rank["sharded"][name]["sharded"]) >= len(rank["sharded"][name]["sharded"]) / 2
 
 
 def test_an_early_end_is_decided_together(found) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from proxlm.config import OptimiserSettings
+from proxlm.models.sharded import is_sharded
+from proxlm.train.common.clipping import clip_gradient
 from proxlm.train.common.layer_rates import layer_rates
 from proxlm.train.common.lbfgs_state import lbfgs_tensors, load_lbfgs_tensors
 from proxlm.train.common.schedules import learning_rate
@@ -87,7 +89,7 @@ class Optimiser:
         for group in self.param_groups:
             group["lr"] = lr * group.get(RATE, 1.0)
         limit = self.config.max_grad_norm or float("inf")
-        norm = float(nn.utils.clip_grad_norm_([p for _, p in self.named], limit))
+        norm = clip_gradient([p for _, p in self.named], limit)
         if norm == norm and norm != float("inf"):
             for part in self.parts:
                 if isinstance(part, torch.optim.LBFGS):
@@ -104,8 +106,9 @@ class Optimiser:
 
     def clear(self) -> None:
         """Set the gradients to 0."""
-        for part in self.parts:
-            part.zero_grad(set_to_none=False)
+        for _, p in self.named:
+            if p.grad is not None:
+                p.grad.detach_().zero_()
 
     def release(self) -> None:
         """Free the gradients."""
@@ -194,13 +197,13 @@ def _adamw(named: Named, config: OptimiserSettings, rates: Mapping[str, float]) 
 
 
 def _groups(named: Named, config: OptimiserSettings, rates: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Matrices first, which alone decay; each in groups of one rate."""
-    found: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    """Matrices first, which alone decay; each in groups of one rate, sharded parameters apart from whole ones."""
+    found: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for name, p in named:
-        found.setdefault((p.dim() < 2, rates.get(name, 1.0)), []).append(p)
+        found.setdefault((is_sharded(p), p.dim() < 2, rates.get(name, 1.0)), []).append(p)
     return [
-        {"params": found[vector, rate], "weight_decay": 0.0 if vector else config.weight_decay, RATE: rate}
-        for vector, rate in sorted(found)
+        {"params": parameters, "weight_decay": 0.0 if vector else config.weight_decay, RATE: rate}
+        for (_, vector, rate), parameters in sorted(found.items(), key=lambda group: group[0])
     ]
 
 

@@ -280,7 +280,7 @@ class TrainingLoop(ABC, Generic[S]):
             rows: How many rows the run's files hold, which a resume must find again.
             rows_sha256: Of these rows, by the names of `rows`.
         """
-        tensors = self.weights() | self._optimiser_tensors()
+        tensors = self.whole_tensors()
         tensors |= {f"extra.{name}": t for name, t in self.extra_tensors().items()}
         # How a run was started is not what it is: a resumed one writes the same as one that was not.
         run = replace(self.config.run, resume=False, accept_changes=False)
@@ -308,6 +308,17 @@ class TrainingLoop(ABC, Generic[S]):
         if problem := damage_of(best_folder(self.folder, state.best_step)):
             print(f"note: the best step is chosen again, from here on: {problem}", flush=True)
             state.best_step, state.best_value = 0, math.nan
+
+    def whole_tensors(self) -> dict[str, Tensor]:
+        """The weights and the optimisers' state, by their names in a checkpoint."""
+        return self.weights() | self._optimiser_tensors()
+
+    def take_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy a checkpoint's weights and optimisers' state back in place."""
+        for name, p in self.weights().items():
+            p.copy_(tensors[name])
+        for name, optimiser in self.optimisers_by_name().items():
+            optimiser.load_state_tensors(with_prefix(tensors, f"optimiser.{name}."))
 
     def _optimiser_tensors(self) -> dict[str, Tensor]:
         """The state of the optimisers, by its names in a checkpoint."""
@@ -339,9 +350,6 @@ class TrainingLoop(ABC, Generic[S]):
         set_aside_newer(checkpoint)
         remove_old(self.folder, self.config.run.keep)
         self._find_best(state)
-        for name, p in weights.items():
-            p.copy_(tensors[name])
-        for name, optimiser in self.optimisers_by_name().items():
-            optimiser.load_state_tensors(with_prefix(tensors, f"optimiser.{name}."))
+        self.take_tensors(tensors)
         self.state = state
         return checkpoint

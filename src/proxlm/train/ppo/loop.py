@@ -19,8 +19,11 @@ from proxlm.doctor import Facts, facts_of
 from proxlm.engine.generate import Generate, generate
 from proxlm.engine.native import NativeEngine
 from proxlm.engine.protocol import Engine
+from proxlm.engine.vllm import VLLMEngine
 from proxlm.models.actor_critic import ActorCritic
+from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
+from proxlm.models.sharded import assign, shard, whole
 from proxlm.rl.kl import adapt_kl_coefficient
 from proxlm.rl.running_statistics import RunningStatistics, with_values
 from proxlm.rl.shaping import response_rewards
@@ -41,13 +44,21 @@ from proxlm.train.ppo.metrics import sample_rows
 from proxlm.train.ppo.minibatch_statistics import MinibatchStats, summarise
 from proxlm.train.ppo.offending_rows import offending_rows
 from proxlm.train.ppo.plan import plan_update
-from proxlm.train.ppo.prefetch import Collector, Prefetcher
+from proxlm.train.ppo.prefetch import Collector, Prefetcher, frozen_copy
 from proxlm.train.ppo.prepare import prepare
 from proxlm.train.ppo.ptx import PtxText
 from proxlm.train.ppo.shared_generate import SharedGenerate, can_be_shared
 from proxlm.train.ppo.state import PPOState
 from proxlm.train.ppo.update import update
 from proxlm.types import Progress, Rollout, Scores
+
+
+def engine_of(policy: LanguageModel, config: PPOConfig, folder: Path) -> Engine:
+    """What writes the responses of a step; folder: of the run."""
+    if config.engine.use == "native":
+        return NativeEngine(policy, config.rollout)
+    served = Path(config.engine.folder) if config.engine.folder else folder / "served"
+    return VLLMEngine(policy, config.engine, served, config.rollout.batch_size)
 
 
 class PPOLoop(TrainingLoop[PPOState]):
@@ -82,12 +93,21 @@ class PPOLoop(TrainingLoop[PPOState]):
         super().__init__(config, folder, PPOState(kl_coef=config.ppo.kl_coef))
         self.models, self.prompts, self.reward = models, prompts, reward
         self.ptx, self.generate, self.ranks = ptx, generate, ranks
+        self.sharded = ranks.size > 1 and config.distributed.strategy == "fsdp"
+        # What samples, is evaluated and is saved: the policy, or a whole copy of one whose weights are sharded.
+        self.whole_models = models
+        if self.sharded:
+            self.whole_models = replace(models, policy=frozen_copy(models.policy))
+            shard(models, ranks.size)
+        policy = self.whole_models.policy
         self.learner = build_learner(models, config, algorithm, ptx)
-        self.engine: Engine = NativeEngine(models.policy, config.rollout)
+        self.engine = (
+            engine_of(policy, config, folder) if ranks.rank == 0 else NativeEngine(policy, config.rollout)
+        )
         self.collector = (
-            Prefetcher(models.policy, config.rollout, config.ppo.steps)
+            Prefetcher(policy, config.rollout, config.ppo.steps)
             if config.ppo.prefetch
-            else Collector(models.policy, self.engine)
+            else Collector(policy, self.engine)
         )
         self.budget = TokenBudget(config.ppo.micro_batch_tokens)
         shares = can_be_shared(config, generate) and ranks.size > 1
@@ -95,10 +115,13 @@ class PPOLoop(TrainingLoop[PPOState]):
         ranks.offer(
             {
                 "synchronise": self._synchronise,
+                "whole": self._whole_tensors,
+                "refresh": self._refresh,
                 "step": lambda: self.step(NoLog()),
                 "generate": SharedGenerate(ranks, self.engine).own_share,
             }
         )
+        self._resumed: Mapping[str, Tensor] = {}
         # Metrics on held-out prompts, for evaluation.every; it may use the reward and the policy.
         self.evaluate: Callable[[Progress], Mapping[str, float]] | None = None
 
@@ -109,6 +132,7 @@ class PPOLoop(TrainingLoop[PPOState]):
     def step(self, log: RunLog | NoLog) -> dict[str, float]:
         """One PPO step; returns its metrics. All ranks take it together."""
         config, state, clock = self.config, self.state, Clock(log)
+        self._refresh()
         self._measure_reference(log)
         rollout, scores, draws, metrics = self.ranks.broadcast(
             lambda: self.collector.take(self._collect, state.step, state.draws, clock)
@@ -132,6 +156,8 @@ class PPOLoop(TrainingLoop[PPOState]):
             stats = update(self.learner, prepared, log.progress)
         metrics |= prepared.metrics | summarise(stats) | self._own_metrics(parameters, rollout)
         self._advance(metrics["kl"], len(rollout), stats)
+        if config.evaluation.every and state.step % config.evaluation.every == 0:
+            self._refresh()
         metrics |= self.ranks.broadcast(lambda: self._evaluated(clock) | clock.metrics(len(rollout.logprobs)))
         self.count_update(
             finite_update([s.grad_norm for s in stats]),
@@ -223,7 +249,7 @@ class PPOLoop(TrainingLoop[PPOState]):
                 state.kl_coef, kl, ppo.kl_target, responses, ppo.kl_horizon, KL_ERROR_LIMIT
             )
         if ppo.reference_decay < 1 and any(s.policy for s in stats):
-            self.models.move_reference(ppo.reference_decay)
+            self.models.move_reference(ppo.reference_decay, whole)
         state.ptx_batches = self.ptx.used if self.ptx is not None else 0
         state.lowered_budget = self.budget.lowered
         state.step += 1
@@ -247,7 +273,7 @@ class PPOLoop(TrainingLoop[PPOState]):
         return dict(self.learner.optimisers)
 
     def save_model(self, folder: Path) -> None:
-        save_language_model(self.models.policy, folder)
+        save_language_model(self.whole_models.policy, folder)
 
     def restore(self, checkpoint: Path, state: PPOState, extra: Mapping[str, Tensor]) -> None:  # noqa: ARG002
         self.collector.resume(state.step)
@@ -269,10 +295,47 @@ class PPOLoop(TrainingLoop[PPOState]):
         finally:
             self.close()
 
+    def refresh(self) -> None:
+        """On rank 0, before its whole policy is used outside `step`: bring it up to date, where it is a copy."""
+        if self.sharded:
+            self.ranks.call("refresh")
+            self._refresh()
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        if self.sharded:
+            copies = dict(self.whole_models.policy.network.named_parameters())
+            for name, p in self.models.policy.trainable():
+                copies[name].copy_(whole(p))
+
+    def whole_tensors(self) -> dict[str, Tensor]:
+        if not self.sharded:
+            return super().whole_tensors()
+        self.refresh()  # the model is saved, too
+        self.ranks.call("whole")
+        return self._whole_tensors()
+
+    def _whole_tensors(self) -> dict[str, Tensor]:
+        return {name: whole(t) for name, t in super().whole_tensors().items()}
+
+    def take_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        if self.sharded:
+            self._resumed = tensors  # `synchronise` gives each rank its part
+        else:
+            super().take_tensors(tensors)
+
     @torch.no_grad()
     def _synchronise(self) -> None:
         self.state = self.ranks.broadcast(lambda: self.state)
-        self.ranks.copy_from_first((self.weights() | self._optimiser_tensors()).values())
+        own = super().whole_tensors()
+        if not self.sharded:
+            self.ranks.copy_from_first(own.values())
+        elif self.state.step:
+            for name, tensor in own.items():
+                value = self._resumed.get(name, torch.empty(tensor.shape, dtype=tensor.dtype))
+                self.ranks.copy_from_first([value])
+                assign(tensor, value)
+            self._resumed = {}
         if self.ranks.rank > 0 and self.state.step:
             self.restore(self.folder, self.state, {})
 

@@ -15,10 +15,11 @@ from proxlm.types import Progress, Prompt, Rollout
 
 
 def can_be_shared(config: PPOConfig, sampler: Generate) -> bool:
-    """Whether ranks can share the sampling: not of conversations, whose environments live on rank 0, and not beside
-    scoring or an update, whose order of calls would not be that of the other ranks.
+    """Whether ranks can share the sampling: not of conversations and with servers, which belong to rank 0, and not
+    beside scoring or an update, whose order of calls would not be that of the others.
     """
-    return sampler is generate and not config.ppo.prefetch and not config.reward.overlap
+    alone = config.ppo.prefetch or config.reward.overlap or config.engine.use != "native"
+    return sampler is generate and not alone
 
 
 class SharedGenerate:

@@ -1,0 +1,165 @@
+"""The engine on servers: what it promises, and every way in which a server can fail it. The servers are stand-ins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from proxlm.__main__ import main
+from proxlm.config import EngineSettings, RolloutSettings
+from proxlm.engine.generate import generate
+from proxlm.engine.vllm import VLLMEngine
+from proxlm.errors import RunError
+from proxlm.models.forward import token_outputs
+from proxlm.models.save import save_language_model
+from proxlm.types import Prompt, Rollout
+from small_models import TEXTS, WORDS, tiny_model
+from vllm_stand_in import StandIn, serving
+
+SETTINGS = RolloutSettings(max_new_tokens=10, temperature=0.8)
+
+
+@pytest.fixture
+def policy(tokenizer):
+    return tiny_model(tokenizer)
+
+
+@pytest.fixture
+def servers(policy, tmp_path):
+    """Two servers that have the policy as it was at the start."""
+    save_language_model(policy, tmp_path / "model")
+    with serving(tmp_path / "model") as one, serving(tmp_path / "model") as two:
+        yield one, two
+
+
+def engine_on(policy, servers, folder: Path, **settings) -> VLLMEngine:
+    urls = [server.url for server in servers]
+    engine = VLLMEngine(policy, EngineSettings(use="vllm", url=urls, **settings), folder / "served", most=4)
+    engine.load_weights((), 0)
+    return engine
+
+
+def rollout_of(engine: VLLMEngine, step: int = 0) -> Rollout:
+    tokenizer = engine.tokenizer
+    prompts = [Prompt(i, tuple(tokenizer(text).input_ids), text) for i, text in enumerate(WORDS * 2)]
+    return generate(engine, prompts, SETTINGS, seed=0, step=step)
+
+
+def check_logprobs(policy, rollout: Rollout) -> None:
+    """Those of the trainer, at the temperature of sampling."""
+    own = token_outputs(policy, rollout.sequences, SETTINGS.temperature).logprobs
+    assert torch.allclose(own, rollout.logprobs, atol=1e-4)
+
+
+def test_tokens_and_logprobs_are_those_of_the_policy(policy, servers, tmp_path):
+    engine = engine_on(policy, servers, tmp_path)
+    rollout = rollout_of(engine)
+    assert len(rollout) == 12
+    assert set(rollout.finish) <= {"eos", "stop", "length"}
+    check_logprobs(policy, rollout)
+    assert all(server.answered >= 3 for server in servers)  # the work is shared
+    assert rollout_of(engine).sequences.tokens.equal(rollout.sequences.tokens)  # and repeats itself
+    assert not rollout_of(engine, step=1).sequences.tokens.equal(rollout.sequences.tokens)
+    engine.close()
+
+
+def test_new_weights_are_loaded_and_checked(policy, servers, tmp_path):
+    engine = engine_on(policy, servers, tmp_path)
+    with torch.no_grad():
+        for p in policy.network.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    engine.load_weights((), 7)
+    rollout = rollout_of(engine)
+    check_logprobs(policy, rollout)
+    assert set(rollout.policy_versions.tolist()) == {7}
+    assert servers[0].calls == ["/pause", "/collective_rpc", "/reset_prefix_cache", "/resume"] * 2
+    assert [path.name for path in (tmp_path / "served").iterdir()] == ["version-7"]
+    config = json.loads((tmp_path / "served" / "version-7" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False  # a tied head may stay stale on a server
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"), [("stale", "the weights of the step before"), ("stale head", "stale weights")]
+)
+def test_stale_weights_end_the_run(policy, servers, tmp_path, fault, message):
+    engine = engine_on(policy, servers, tmp_path)
+    with torch.no_grad():
+        for p in policy.network.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    servers[1].fault = fault
+    with pytest.raises(RunError, match=message) as caught:
+        engine.load_weights((), 1)
+    assert servers[1].url in str(caught.value)
+    engine.close()
+
+
+@pytest.mark.parametrize("fault", ["none", "busy", "half", "slow"])
+def test_a_response_that_is_not_written_is_asked_for_again(policy, servers, tmp_path, fault):
+    whole = rollout_of(engine_on(policy, servers, tmp_path))
+    servers[0].fault, servers[0].faults = fault, 2
+    engine = engine_on(policy, servers, tmp_path, timeout=2.0 if fault == "slow" else 60.0)
+    rollout = rollout_of(engine)
+    assert rollout.sequences.tokens.equal(whole.sequences.tokens)
+    assert not servers[0].faults
+    engine.close()
+
+
+def test_a_dead_server_is_left_out_and_taken_again_with_new_weights(policy, servers, tmp_path):
+    engine = engine_on(policy, servers, tmp_path)
+    servers[0].fault = "dead"
+    engine.load_weights((), 1)
+    before = servers[0].answered
+    check_logprobs(policy, rollout_of(engine))
+    assert servers[0].answered == before
+    servers[0].fault = ""
+    check_logprobs(policy, rollout_of(engine, 2))
+    assert servers[0].answered == before  # it lives, but its weights are old
+    engine.load_weights((), 2)
+    check_logprobs(policy, rollout_of(engine, 3))
+    assert servers[0].answered > before
+    engine.close()
+
+
+def test_without_a_server_the_run_ends(policy, servers, tmp_path):
+    engine = engine_on(policy, servers, tmp_path)
+    for server in servers:
+        server.fault = "dead"
+    with pytest.raises(RunError, match=r"no server has taken the weights of step 1: .* does not answer"):
+        engine.load_weights((), 1)
+    engine.close()
+
+
+def test_what_a_server_refuses_is_not_asked_again(policy, servers, tmp_path):
+    engine = engine_on(policy, servers, tmp_path)
+    for server in servers:
+        server.fault = "refuses"
+    with pytest.raises(RunError, match=r"after 1 attempts: .*400: .*too long"):
+        rollout_of(engine)
+    engine.reset()
+    engine.close()
+
+
+def test_a_run_on_a_server_from_the_command_line(
+    policy, servers: tuple[StandIn, StandIn], tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    prompts = [json.dumps({"prompt": f"{text[:12]} {i}"}) for i in range(4) for text in TEXTS]
+    Path("prompts.jsonl").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+    Path("reward.py").write_text(
+        "def score(completions):\n    return [len(c.text) / 20 for c in completions]\n"
+    )
+    arguments = [
+        "ppo", "--model.policy", "model", "--data.prompts", "prompts.jsonl", "--data.eval-count", "2",
+        "--reward.use", "reward.py:score", "--ppo.steps", "2", "--ppo.batch-size", "4", "--ppo.minibatches", "1",
+        "--rollout.max-new-tokens", "8", "--optim.policy.lr", "1e-3", "--run.folder", "run", "--run.threads", "1",
+        "--run.report", "false", "--engine.use", "vllm", "--engine.url", servers[0].url, "--model.device", "cpu",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(row["rollout_gap"] < 1e-4 for row in rows)
+    assert servers[0].answered == 8

@@ -1,0 +1,141 @@
+"""A server that speaks the part of vLLM's interface that proxlm uses, over the native engine; it can fail."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from proxlm.config import ModelSettings, RolloutSettings
+from proxlm.engine.native import NativeEngine
+from proxlm.engine.request import Request, SampleSeed, SamplingParams
+from proxlm.models.forward import token_outputs
+from proxlm.models.load import load_language_model
+from proxlm.types import Sequences
+
+
+class StandIn:
+    """The server's state.
+
+    Attributes:
+        url: Where it listens.
+        fault: What is wrong with it: "", "half" (a response without its last log-prob), "none" (no answer), "slow",
+            "busy" (503), "stale" (loads nothing), "stale head", "refuses".
+        faults: How many requests are still to go wrong; −1: all.
+        answered: How many completions it has given.
+        calls: What it was asked for, in order, but completions.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.lock = threading.Lock()
+        self.fault, self.faults, self.answered = "", -1, 0
+        self.calls: list[str] = []
+        self.url = ""
+        self.load(folder)
+
+    def load(self, folder: Path) -> None:
+        settings = ModelSettings(policy=str(folder), device="cpu")
+        before = getattr(self, "model", None)
+        if before is not None and self.fault == "stale":
+            return
+        self.model = load_language_model(settings)
+        if before is not None and self.fault == "stale head":
+            head = before.network.get_output_embeddings().weight.detach()
+            self.model.network.get_output_embeddings().weight.data.copy_(head)
+        self.engine = NativeEngine(self.model, RolloutSettings())
+
+    def goes_wrong(self, fault: str) -> bool:
+        """Whether this request is to have a fault."""
+        if self.fault != fault or not self.faults:
+            return False
+        self.faults -= 1
+        return True
+
+    def completion(self, body: dict[str, Any]) -> dict[str, Any]:
+        ids = body["prompt"]
+        if "prompt_logprobs" in body:
+            found = token_outputs(self.model, Sequences.from_lists([ids[:1]], [ids[1:]])).logprobs.tolist()
+            rows = [{str(t): {"logprob": x}} for t, x in zip(ids[1:], found, strict=True)]
+            return {"prompt_logprobs": [None, *rows]}
+        params = SamplingParams(
+            temperature=body["temperature"],
+            max_new_tokens=body["max_tokens"],
+            stop=tuple(body["stop"]),
+            stop_token_ids=tuple(body["stop_token_ids"]),
+            seed=SampleSeed(seed=body["seed"]),
+        )
+        self.engine.submit([Request(0, ids, params)])
+        done = []
+        while not done:
+            done = self.engine.step()
+        self.engine.reset()
+        logprobs = done[0].logprobs[:-1] if self.goes_wrong("half") else done[0].logprobs
+        ended = "length" if done[0].finish == "length" else "stop"
+        return {"token_ids": done[0].tokens, "logprobs": {"token_logprobs": logprobs}, "finish_reason": ended}
+
+    def reply(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if path == "/health":
+            return (200 if self.fault != "dead" else 500), None
+        if path == "/v1/models":
+            return 200, {"data": [{"id": "policy"}]}
+        if path == "/v1/completions":
+            if "prompt_logprobs" not in body and self.goes_wrong("slow"):
+                time.sleep(3.0)
+            with self.lock:
+                if "prompt_logprobs" not in body:
+                    if self.goes_wrong("busy"):
+                        return 503, {"error": "busy"}
+                    if self.goes_wrong("refuses"):
+                        return 400, {"error": "too long"}
+                    self.answered += 1
+                return 200, {"choices": [self.completion(body)]}
+        self.calls.append(path)
+        if path == "/collective_rpc":
+            assert body["method"] == "reload_weights"
+            with self.lock:
+                self.load(Path(body["kwargs"]["weights_path"]))
+        return 200, {}
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[StandIn]:
+    """A server in a thread of its own, with the model in a folder."""
+    state = StandIn(folder)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer({})
+
+        def do_POST(self) -> None:
+            self.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+        def answer(self, body: dict[str, Any]) -> None:
+            if self.path == "/v1/completions" and "prompt_logprobs" not in body and state.goes_wrong("none"):
+                self.connection.close()
+                return
+            status, reply = state.reply(self.path, body)
+            content = b"" if reply is None else json.dumps(reply).encode()
+            with suppress(BrokenPipeError):  # nobody waits for it any more
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
