@@ -117,8 +117,8 @@ def test_a_jobs_own_bare_argument() -> None:
         (["--lam", "1"], "lam: unknown key; did you mean ppo.lam?"),
         (
             ["--zzz"],
-            "zzz: unknown key; allowed here: model, data, rollout, engine, environment, reward, shaping, ppo, evaluation,"
-            " metrics, ptx, optim, distributed, run",
+            "zzz: unknown key; allowed here: model, data, rollout, engine, environment, reward, shaping, ppo,"
+            " evaluation, metrics, ptx, optim, distributed, run",
         ),
         (["--ppo.lam.x", "1"], "ppo.lam.x: unknown key; ppo.lam is a single value"),
         (["--ppo.lam", "1.5"], "ppo.lam = 1.5: must be at most 1"),
