@@ -16,7 +16,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # A module may import from its own layer and those before it.
 LAYERS = [
     "masking", "text", "errors", "system_errors", "files", "user_code", "seeds", "rl", "types", "distributed",
-    "threads", "config", "runlog", "doctor", "checkpoint", "data", "kernels", "models", "engine", "sandbox",
+    "threads", "config", "runlog", "doctor", "checkpoint", "data", "corpus", "kernels", "models", "engine", "sandbox",
     "rewards", "environments", "train", "control", "evaluation", "export", "report", "search", "jobs", "__main__",
 ]  # fmt: skip
 

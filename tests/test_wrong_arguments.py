@@ -72,6 +72,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
         "PromptStream": {"prompts": stream.prompts, "batch_size": 2, "seed": 0},
         "load_config": {"job": "ppo"},
         "validate": {"config": proxlm.ControlConfig()},
+        "prepare_data": {"config": proxlm.CorpusConfig()},
         "update": {},
     }  # fmt: skip
 

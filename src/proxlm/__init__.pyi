@@ -1,17 +1,21 @@
 """The public interface for type checkers and editors; `__init__.py` has the same names for Python."""
 
+from proxlm.config import ChatSettings as ChatSettings
+from proxlm.config import ChineseSettings as ChineseSettings
 from proxlm.config import (
     ChoiceSettings as ChoiceSettings,
 )
 from proxlm.config import (
     ComparisonTestSettings as ComparisonTestSettings,
 )
+from proxlm.config import ContaminationSettings as ContaminationSettings
 from proxlm.config import (
     ControlConfig as ControlConfig,
 )
 from proxlm.config import (
     ControlPPOSettings as ControlPPOSettings,
 )
+from proxlm.config import CorpusConfig as CorpusConfig
 from proxlm.config import (
     CorrectionSettings as CorrectionSettings,
 )
@@ -45,6 +49,7 @@ from proxlm.config import (
 from proxlm.config import (
     EvaluationSettings as EvaluationSettings,
 )
+from proxlm.config import ExactSettings as ExactSettings
 from proxlm.config import (
     ExportCheckSettings as ExportCheckSettings,
 )
@@ -54,9 +59,11 @@ from proxlm.config import (
 from proxlm.config import (
     GymSettings as GymSettings,
 )
+from proxlm.config import HtmlSettings as HtmlSettings
 from proxlm.config import (
     LabelSettings as LabelSettings,
 )
+from proxlm.config import LanguageSettings as LanguageSettings
 from proxlm.config import (
     LoraSettings as LoraSettings,
 )
@@ -66,6 +73,7 @@ from proxlm.config import (
 from proxlm.config import (
     ModelSettings as ModelSettings,
 )
+from proxlm.config import NearSettings as NearSettings
 from proxlm.config import (
     NetworkSettings as NetworkSettings,
 )
@@ -84,6 +92,7 @@ from proxlm.config import (
 from proxlm.config import (
     PerplexitySettings as PerplexitySettings,
 )
+from proxlm.config import PiiSettings as PiiSettings
 from proxlm.config import (
     PPOConfig as PPOConfig,
 )
@@ -102,6 +111,7 @@ from proxlm.config import (
 from proxlm.config import (
     PtxSettings as PtxSettings,
 )
+from proxlm.config import QualitySettings as QualitySettings
 from proxlm.config import (
     RewardConfig as RewardConfig,
 )
@@ -126,6 +136,7 @@ from proxlm.config import (
 from proxlm.config import (
     ShapingSettings as ShapingSettings,
 )
+from proxlm.config import SplitSettings as SplitSettings
 from proxlm.config import (
     SupervisedSettings as SupervisedSettings,
 )
@@ -138,12 +149,14 @@ from proxlm.config import (
 from proxlm.config import (
     TrustRegionSettings as TrustRegionSettings,
 )
+from proxlm.config import UnicodeSettings as UnicodeSettings
 from proxlm.config import (
     ValueConfig as ValueConfig,
 )
 from proxlm.config import (
     ValueSettings as ValueSettings,
 )
+from proxlm.config import WordSettings as WordSettings
 from proxlm.config import (
     WordVectorSettings as WordVectorSettings,
 )
@@ -224,6 +237,8 @@ from proxlm.jobs.compare import compare as compare
 from proxlm.jobs.control import (
     ControlTrainer as ControlTrainer,
 )
+from proxlm.jobs.data import PreparedData as PreparedData
+from proxlm.jobs.data import prepare_data as prepare_data
 from proxlm.jobs.distill import (
     DistillTrainer as DistillTrainer,
 )

@@ -28,6 +28,8 @@ class Purpose(enum.StrEnum):
     STATEMENTS = "statements"  # which of the demo's statements are used
     ON_POLICY = "on-policy"  # which rows of a batch the student of a distillation samples itself; step
     PREFIXES = "prefixes"  # where the demo's statements are cut
+    MINHASH = "minhash"  # the permutations of MinHash signatures
+    SPLIT = "split"  # which groups of records are for validation and test
     # Evaluation
     RESAMPLES = "resamples"  # the prompts, seeds, signs and assignments of intervals and tests
     FOLD = "fold"  # which records each part of `proxlm folds` holds

@@ -48,6 +48,13 @@ def visible(text: str, keep: str = "") -> str:
     return _CONTROL.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
 
 
+def without_controls(text: str, keep: str = "") -> str:
+    """The text without its control characters, except those in `keep`; a joiner inside a word or an emoji stays."""
+    while (less := _CONTROL.sub(lambda found: found[0] if found[0] in keep else "", text)) != text:
+        text = less  # a joiner may have lost its neighbour
+    return text
+
+
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 

@@ -129,6 +129,37 @@ DRAWN = {
 UNTRAINED = {f"model.{name}": st.just(getattr(ModelSettings(), name)) for name in OF_TRAINING}
 # The same for one job.
 DRAWN_FOR: dict[str, dict[str, Any]] = {
+    "data": {
+        "input": st.lists(SOME_TEXT, min_size=1, max_size=3),
+        "steps": st.sampled_from(
+            [
+                [
+                    "unicode",
+                    "html",
+                    "chinese",
+                    "language",
+                    "quality",
+                    "exact",
+                    "near",
+                    "contamination",
+                    "pii",
+                    "split",
+                ],
+                ["chat", "stem", "stop_words", "my file.py:step"],
+            ]
+        ),
+        "contamination.against": st.lists(SOME_TEXT, min_size=1, max_size=2),
+        "quality.max_units": st.just(0),
+        "quality.max_word_length": st.just(0.0),
+        "pii.kinds": st.sampled_from([[], ["email"], ["ip", "card"]]),
+        "pii.mask": st.sampled_from(["<{kind}>", ""]),
+        "split.by": st.sampled_from(["near", "exact", "field", "record"]),
+        "split.field": SOME_TEXT,
+        "split.validation": st.floats(0.01, 0.4),
+        "split.test": st.floats(0, 0.4),
+        "split.folds": st.integers(2, 9),
+        "output": SOME_TEXT,
+    },
     "dpo": {"text.pair": st.just(False)},
     "distill": {
         "model.teacher": SOME_TEXT,

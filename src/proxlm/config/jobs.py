@@ -11,6 +11,7 @@ from typing import ClassVar
 from proxlm.config.check import CheckConfig
 from proxlm.config.compare import CompareConfig
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings, control_optimisers
+from proxlm.config.corpus import CorpusConfig
 from proxlm.config.distillation import DistillConfig
 from proxlm.config.export import ExportConfig
 from proxlm.config.folds import FoldsConfig
@@ -145,6 +146,7 @@ class ControlConfig:
 JOBS: dict[str, type] = {
     "new": NewConfig,
     "check": CheckConfig,
+    "data": CorpusConfig,
     "ppo": PPOConfig,
     "value": ValueConfig,
     "pretrain": PretrainConfig,

@@ -12,6 +12,19 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, NamedTuple, get_args
 
 from proxlm.config.algorithms import ADVANTAGES, LOSSES
+from proxlm.config.corpus_steps import (
+    ChatSettings,
+    ChineseSettings,
+    ContaminationSettings,
+    ExactSettings,
+    HtmlSettings,
+    LanguageSettings,
+    NearSettings,
+    PiiSettings,
+    QualitySettings,
+    SplitSettings,
+    UnicodeSettings,
+)
 from proxlm.config.ppo import PPOSettings
 from proxlm.config.rollout import RolloutSettings
 from proxlm.config.schema import DataSettings, Schedule
@@ -51,6 +64,7 @@ _GIVEN = bool, "something"
 _EMPTY = (lambda value: not value), "nothing"
 _NAMED = (lambda value: value != "type"), "a named one"
 _TRAINED = (lambda value: value != "none"), "skipgram or cbow"
+_ZERO = (lambda value: value == 0), "0"
 _COV = "ppo.covariance"
 _ENVIRONMENT = "args tasks max_turns max_tokens timeout lockstep time_limit"
 _SHOTS = "shots_from response_field answer_separator example_separator"
@@ -75,6 +89,21 @@ _MODEL = (
 )
 _TOKENS = "kind whole_han unknown normalise lowercase strip_accents digits special"
 _VECTORS = "file train epochs window std freeze"
+
+# The sections of `proxlm data` that are for the step of their name.
+_OF_STEPS: tuple[tuple[str, type], ...] = (
+    ("unicode", UnicodeSettings),
+    ("html", HtmlSettings),
+    ("chinese", ChineseSettings),
+    ("language", LanguageSettings),
+    ("quality", QualitySettings),
+    ("exact", ExactSettings),
+    ("near", NearSettings),
+    ("contamination", ContaminationSettings),
+    ("pii", PiiSettings),
+    ("chat", ChatSettings),
+    ("split", SplitSettings),
+)
 
 SWITCHES = (
     Switch("url timeout retries tolerance folder", "engine", "engine.use", *_is("vllm")),
@@ -178,6 +207,16 @@ SWITCHES = (
     Switch("random_first", "", "sampler", *_is("tpe", "gp")),
     Switch("confirm_best", "", "confirm", *_POSITIVE),
     Switch("minutes", "", "chat", *_is(False)),
+    *(
+        Switch(" ".join(field.name for field in fields(kind)), section, "steps", *_holds(section))
+        for section, kind in _OF_STEPS
+    ),
+    Switch("language", "words", "steps", *_holds("stem", "lemma")),
+    Switch("stop_words", "words", "steps", *_holds("stop_words")),
+    Switch("validation test", "split", "split.folds", *_ZERO),
+    Switch("threshold ngram permutations", "split", "split.by", *_is("near")),
+    Switch("field", "split", "split.by", *_is("field", "time")),
+    Switch("fields", "split", "split.by", *_is("near", "exact")),
     Switch("output", "", "prompt", *_EMPTY),
     *(
         switch

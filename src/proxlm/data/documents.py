@@ -171,6 +171,15 @@ def validation_rows(count: int, share: float, seed: int) -> set[int]:
     return set(order[: min(max(1, round(share * count)), count - 1)])
 
 
+def drawn_parts(count: int, k: int, seed: int) -> list[int]:
+    """For each of `count` groups of records the number of its part, 0 to k - 1, drawn by `seed`."""
+    order, parts = list(range(count)), [0] * count
+    random.Random(derive_seed(seed, Purpose.FOLD)).shuffle(order)
+    for place, number in enumerate(order):
+        parts[number] = place % k
+    return parts
+
+
 def _spans(spans: Iterable[tuple[int, int]]) -> tuple[list[int], list[int]]:
     """Starts and ends of the spans that are not empty."""
     kept = [(start, end) for start, end in spans if start < end]

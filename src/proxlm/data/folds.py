@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from proxlm.config import PPOConfig, PreferenceSettings, PretrainConfig, TextSettings
+from proxlm.data.documents import drawn_parts
 from proxlm.data.fields import field_at
 from proxlm.data.formats import training_content
 from proxlm.data.preferences import read_comparison
@@ -17,7 +17,6 @@ from proxlm.data.skipped import Record, Skipped
 from proxlm.data.text import read_texts
 from proxlm.errors import BadRecordError, DataError
 from proxlm.runlog.folder import write_atomic
-from proxlm.seeds import Purpose, derive_seed
 from proxlm.text import reason_of
 
 Fields = dict[str, Any]
@@ -39,9 +38,7 @@ def parts_of(config: Any, k: int, seed: int) -> list[list[Fields]]:
     if len(prompts) < k:
         what = "texts" if isinstance(config, PretrainConfig) else "different prompts"
         raise DataError(f"k = {k}: there are only {len(prompts)} {what}; lower k, or give more records")
-    order = list(range(len(prompts)))
-    random.Random(derive_seed(seed, Purpose.FOLD)).shuffle(order)
-    part_of = {prompts[number]: place % k for place, number in enumerate(order)}
+    part_of = dict(zip(prompts, drawn_parts(len(prompts), k, seed), strict=True))
     parts: list[list[Fields]] = [[] for _ in range(k)]
     for prompt, fields in records:
         parts[part_of[prompt]].append(fields)

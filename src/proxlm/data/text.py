@@ -37,7 +37,7 @@ def read_texts(paths: Sequence[str], extensions: Sequence[str], skipped: Skipped
     """
     skipped = skipped if skipped is not None else Skipped()
     documents = Documents()
-    for source, named in _sources(paths, extensions):
+    for source, named in text_sources(paths, extensions):
         before = len(documents)
         if _holds_records(source):
             for record in iter_records(source, skipped):
@@ -85,7 +85,7 @@ def split_validation(records: Sequence[T], share: float, seed: int) -> tuple[lis
     )
 
 
-def _sources(paths: Sequence[str], extensions: Sequence[str]) -> Iterator[tuple[str, bool]]:
+def text_sources(paths: Sequence[str], extensions: Sequence[str]) -> Iterator[tuple[str, bool]]:
     """Files and data sets to read, each once, and whether it was named itself or found in a folder."""
     found: dict[str, str] = {}
     named: set[str] = set()
