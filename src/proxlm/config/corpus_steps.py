@@ -160,9 +160,8 @@ class WordSettings:
     language: str = setting(
         "english", "stem: the name of a Snowball stemmer; lemma: its language, english or an ISO code"
     )
-    stop_words: str = setting(
-        "english", "stop_words: english, chinese, or a file with a word a line", path="input"
-    )
+    stop_words: Literal["english", "chinese"] = setting("english", "stop_words: the built-in list")
+    stop_word_file: str = setting("", "stop_words: a file with a word a line instead", path="input")
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,8 @@ SWITCHES = (
         for section, kind in _OF_STEPS
     ),
     Switch("language", "words", "steps", *_holds("stem", "lemma")),
-    Switch("stop_words", "words", "steps", *_holds("stop_words")),
+    Switch("stop_words stop_word_file", "words", "steps", *_holds("stop_words")),
+    Switch("stop_words", "words", "words.stop_word_file", *_EMPTY),
     Switch("validation test", "split", "split.folds", *_ZERO),
     Switch("threshold ngram permutations", "split", "split.by", *_is("near")),
     Switch("field", "split", "split.by", *_is("field", "time")),

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from proxlm import __version__
 from proxlm.config.corpus import STEPS, CorpusConfig
 from proxlm.corpus.state import State
 from proxlm.corpus.tally import Profile
@@ -53,7 +52,7 @@ def versions(config: CorpusConfig) -> dict[str, str]:
     if "split" in config.steps and config.split.by == "near":
         packages.add(STEPS["near"])
     found = {
-        "proxlm": __version__,
+        "proxlm": _version("proxlm"),
         "python": platform.python_version(),
         "unicode": unicodedata.unidata_version,
     }

@@ -288,7 +288,11 @@ _MAKERS: dict[str, _Maker] = {
     "contamination": ContaminationStep,
     "pii": PiiStep,
     "segment": _text_step(lambda _: segmenter()),
-    "stop_words": _text_step(lambda config: stop_word_remover(read_stop_words(config.words.stop_words))),
+    "stop_words": _text_step(
+        lambda config: stop_word_remover(
+            read_stop_words(config.words.stop_words, config.words.stop_word_file)
+        )
+    ),
     "stem": _text_step(lambda config: stemmer(config.words.language)),
     "lemma": _text_step(lambda config: lemmatiser(config.words.language)),
     "chat": lambda config, _: ChatConversion(config.chat),

@@ -88,13 +88,13 @@ def stop_word_remover(words: Collection[str]) -> Change:
     return remove
 
 
-def read_stop_words(name: str) -> list[str]:
+def read_stop_words(name: str, file: str = "") -> list[str]:
     """The words of a built-in list, or of a file with a word a line. Raises DataError, ConfigError."""
-    if name in STOP_WORDS:
+    if not file:
         return STOP_WORDS[name]
-    words = [line.strip() for line in read_lines(Path(name)) if line.strip()]
+    words = [line.strip() for line in read_lines(Path(file)) if line.strip()]
     if not words:
-        raise ConfigError(f"words.stop_words: {name} holds no words; built in are {listed(STOP_WORDS)}")
+        raise ConfigError(f"words.stop_word_file: {file} holds no words; write one a line")
     return words
 
 
