@@ -51,6 +51,7 @@ PPO = [
     "--optim.critic.schedule", "cosine", "--evaluation.every", "1",
 ]  # fmt: skip
 PROMPTS = ["--data.prompts", "prompts.jsonl", "--data.eval-count", "2", "--reward.use", "reward.py:score"]
+ASKED = ["--data.prompts", "prompts.jsonl", "--data.eval-count", "2"]
 TALK = ["--environment.use", "environment.py:Vowels", "--environment.tasks", "12", "--environment.max-turns", "2",
         "--data.eval-count", "2", "--ppo.gae-steps", "turn"]  # fmt: skip
 TRAIN = ["--train.steps", "3", "--train.batch-tokens", "60", "--train.validate-every", "1", "--train.patience", "0",
@@ -75,6 +76,10 @@ JOBS: dict[str, list[str]] = {
         "--ensemble.size", "2", *TRAIN,
     ],
     "dpo": ["dpo", *COMMON, *MODEL, "--model.policy", "model", "--text.train", "comparisons.jsonl", *TRAIN],
+    "distill": [
+        "distill", *COMMON, *MODEL, "--model.policy", "model", "--model.teacher", "model", *ASKED,
+        "--distill.mode", "on_policy", "--rollout.max-new-tokens", "4", *TRAIN,
+    ],
     "pretrain": [
         "pretrain", *COMMON, *MODEL, "--text.train", "text.txt", "--new.type", "llama", "--new.hidden", "16",
         "--new.layers", "1", "--new.heads", "2", "--new.context", "32", "--new.vocabulary", "280",

@@ -84,6 +84,16 @@ def test_a_student_comes_nearer_to_its_teacher(run):
     assert run.samples[0]["expected"]
 
 
+def test_the_card_shows_teacher_and_student(run):
+    card = (run.folder / "card.md").read_text("utf-8")
+    best = values(run, "validation_forward_kl")[-1]
+    assert f"{best:.4f}" in card
+    assert card.count("M |") == 2
+    shown = run.samples[-1]
+    assert len(card.splitlines()) > 15
+    assert "".join(c for c in shown["response"] if c.isalnum())[:6] in "".join(c for c in card if c.isalnum())
+
+
 def test_the_metrics_are_those_of_two_transformers_models(run, place, tokenizer):
     """Forward KL, cross-entropy and agreement on the held-out answers, by transformers alone."""
     teacher, student = (AutoModelForCausalLM.from_pretrained(path) for path in (place / "teacher", run.model))
@@ -248,6 +258,9 @@ def test_answers_are_written_once_and_go_on_where_they_were(place, tmp_path, mon
     header = json.loads((straight.folder / "answers.json").read_text("utf-8"))
     del header["sha256"]
     (broken / "answers.json").write_text(json.dumps(header), "utf-8")
+    (broken / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 9.0}\n', "utf-8"
+    )  # of a step that was not saved
     more = proxlm.load_config("distill", broken / "config.toml", {"run.resume": True})
     resumed = DistillTrainer(config=more).train()
     assert (broken / "answers.jsonl").read_bytes() == whole
@@ -297,6 +310,14 @@ def test_loaded_models_prompts_and_a_second_opinion(tokenizer, tmp_path):
     assert any(
         not torch.equal(saved[n], p) for n, p in tiny_model(tokenizer, seed=1).network.state_dict().items()
     )
+
+
+def test_one_model_cannot_be_both(tokenizer, tmp_path):
+    model = tiny_model(tokenizer)
+    made = DistillConfig(run=RunSettings(folder=str(tmp_path / "run")), data=DataSettings(eval_count=2))
+    with pytest.raises(ModelError, match="one model"):
+        DistillTrainer(model, WORDS, made, student=model).train()
+    assert all(p.requires_grad for p in model.network.parameters())
 
 
 @pytest.mark.parametrize(

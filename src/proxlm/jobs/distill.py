@@ -16,6 +16,7 @@ from proxlm.data.prompts import PromptSources
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import decode
 from proxlm.engine.agreement import check_engine
+from proxlm.jobs.distill_card import write_card
 from proxlm.jobs.distill_data import DistillData, Texts
 from proxlm.jobs.in_memory import GivenRecords, record_source
 from proxlm.jobs.new_models import check_new_model, new_language_model
@@ -170,7 +171,14 @@ class DistillTrainer:
                 self._in_python,
                 self._sources(),
                 DistillLoop,
+                partial(self._write_card, data, student),
             )
+
+    def _write_card(self, data: DistillData, student: LanguageModel, folder: Path) -> None:
+        """What was made: teacher and student side by side."""
+        config, known = self.config, data.server is None
+        name = config.model.teacher if known else config.teacher.name
+        write_card(folder, name, data.teacher if known else None, student)
 
     def _student(self, texts: Texts) -> LanguageModel:
         config = self.config

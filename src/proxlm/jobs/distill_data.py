@@ -91,6 +91,8 @@ class DistillData:
             UserError: What cannot be.
         """
         config = self.config
+        if self.source.network is not None and self.source.network is self.student.network:
+            raise ModelError("teacher and student are one model, and a teacher never learns; load it twice")
         if self.server is None:
             self._check_models()
         if not config.text.train:

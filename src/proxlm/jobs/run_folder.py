@@ -22,13 +22,12 @@ from proxlm.runlog.folder import (
     has_checkpoint,
     open_run,
     refuse_if_taken,
-    truncate_jsonl,
     write_atomic,
 )
 from proxlm.runlog.interrupt import StopSignals, stopped_outside_message
 from proxlm.runlog.lock import locked, refuse_if_held
 from proxlm.runlog.loggers import check_loggers
-from proxlm.runlog.metric_names import EVALUATION, METRICS, STEP, is_metric_of
+from proxlm.runlog.metric_names import EVALUATION, METRICS, is_metric_of
 from proxlm.runlog.rows import METRICS as METRICS_FILE
 from proxlm.runlog.rows import SAMPLES as SAMPLES_FILE
 from proxlm.runlog.stop_request import forget
@@ -117,9 +116,9 @@ def begin_run(
             checkpoint = loop.resume()
             done = ", after which no step is left" if loop.finished() else ""
             print(f"resumed from {checkpoint}{done}", flush=True)
-        else:  # what a first step has left that was not saved
+        else:  # rows of steps that were not saved
             for name in (METRICS_FILE, SAMPLES_FILE):
-                truncate_jsonl(folder / name, STEP, 0)
+                (folder / name).unlink(missing_ok=True)
         write_atomic(folder / "config.toml", config_of_run(config, folder))
     write_inputs(folder, loop.inputs)
 

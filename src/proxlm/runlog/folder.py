@@ -9,6 +9,7 @@ skipped.jsonl     records of the data that were left out, where there are any
 evaluation.json   before and after, on held-out prompts
 checkpoints/      step-NNNNNNNN folders
 best/             the model of the best step by run.keep_best, in a folder step-NNNNNNNN
+card.md           of a distillation: teacher and student side by side
 policy/           the final model, in Hugging Face format
 tensorboard/      events
 report.html       all of this in a browser
