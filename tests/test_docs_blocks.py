@@ -200,6 +200,7 @@ REST: dict[str, dict[str, Any]] = {
     "folds": {},
     "search": {},
     "sweep": {},
+    "probe": {},
     "launch": {},
     "check": {},
     "evaluate": {"models": ["tiny"], "data.eval_prompts": "prompts.txt"},

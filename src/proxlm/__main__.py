@@ -33,6 +33,7 @@ JOB_MODULES = {
     "value": "proxlm.jobs.value:main",
     "pretrain": "proxlm.jobs.pretrain:main",
     "tokenizer": "proxlm.jobs.tokenizer:main",
+    "probe": "proxlm.jobs.probe:main",
     "sft": "proxlm.jobs.sft:main",
     "reward": "proxlm.jobs.reward:main",
     "dpo": "proxlm.jobs.dpo:main",

@@ -51,6 +51,7 @@ from proxlm.config.ppo import (
     TrustRegionSettings,
 )
 from proxlm.config.preferences import DPOConfig, DPOSettings, PreferenceSettings
+from proxlm.config.probe import ProbeConfig
 from proxlm.config.reward_model import (
     ComparisonTestSettings,
     EnsembleSettings,
@@ -143,6 +144,7 @@ __all__ = [
     "PiiSettings",
     "PreferenceSettings",
     "PretrainConfig",
+    "ProbeConfig",
     "ProcessSettings",
     "PtxSettings",
     "QualitySettings",

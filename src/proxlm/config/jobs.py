@@ -20,6 +20,7 @@ from proxlm.config.launch import LaunchConfig
 from proxlm.config.new import NewConfig
 from proxlm.config.policy_jobs import PPOConfig, ValueConfig
 from proxlm.config.preferences import DPOConfig
+from proxlm.config.probe import ProbeConfig
 from proxlm.config.problems import (
     Problems,
     dual_clip_problems,
@@ -151,6 +152,7 @@ JOBS: dict[str, type] = {
     "value": ValueConfig,
     "pretrain": PretrainConfig,
     "tokenizer": TokenizerConfig,
+    "probe": ProbeConfig,
     "sft": SFTConfig,
     "reward": RewardConfig,
     "dpo": DPOConfig,

@@ -19,11 +19,18 @@ from proxlm.jobs.new_models import check_new_model, new_language_model
 from proxlm.jobs.pretrain_text import PretrainText
 from proxlm.jobs.run_folder import check_run_folder
 from proxlm.jobs.startup import seeded_weights, start_job
-from proxlm.jobs.supervised import print_result, tokenizer_to_resume, train_supervised
+from proxlm.jobs.supervised import (
+    language_model_objective,
+    mixture_of,
+    print_result,
+    run_supervised,
+    tokenizer_to_resume,
+)
 from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.models.source import ModelSource
 from proxlm.report.run import Run
 from proxlm.train.common.callbacks import Callback, Callbacks
+from proxlm.train.supervised.objective import LanguageModelObjective
 
 
 def main(config: PretrainConfig) -> None:
@@ -88,8 +95,23 @@ class PretrainTrainer:
     def _train(self) -> Run:
         config = self.config
         check_run_folder(config.run)
-        self._check_kind()
         skipped = Skipped(config.text.on_bad_record == "skip")
+        objective = self.objective(skipped)
+        return run_supervised(
+            "pretrain",
+            config,
+            objective,
+            objective.model.network,
+            skipped,
+            self._callbacks,
+            self._texts is not None or self.source.in_memory,
+            mixture=mixture_of(config.text, objective.training),
+        )
+
+    def objective(self, skipped: Skipped) -> LanguageModelObjective:
+        """The model and the blocks that it learns; skipped: receives what is left out. Within `source.lent()`."""
+        config = self.config
+        self._check_kind()
         text = PretrainText(config, self._texts, skipped)
         tokenizer = self._tokenizer(text)
         blocks, held_out = text.examples(tokenizer)
@@ -104,18 +126,7 @@ class PretrainTrainer:
                     lambda: DocumentParts(*text.documents[0]),
                     config.run.seed,
                 )
-        in_python = self._texts is not None or self.source.in_memory
-        return train_supervised(
-            "pretrain",
-            config,
-            model,
-            blocks,
-            held_out,
-            skipped,
-            self._callbacks,
-            in_python,
-            validation_sources=text.validation_names,
-        )
+        return language_model_objective(config, model, blocks, held_out, text.validation_names)
 
     def _check_kind(self) -> None:
         """Raise ConfigError for an encoder–decoder: plain text has no prompt for its encoder."""

@@ -25,12 +25,19 @@ from proxlm.jobs.in_memory import GivenRecords
 from proxlm.jobs.new_models import check_new_model, new_language_model
 from proxlm.jobs.run_folder import check_run_folder
 from proxlm.jobs.startup import seeded_weights, start_job
-from proxlm.jobs.supervised import print_result, tokenizer_to_resume, train_supervised
+from proxlm.jobs.supervised import (
+    language_model_objective,
+    mixture_of,
+    print_result,
+    run_supervised,
+    tokenizer_to_resume,
+)
 from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.models.source import ModelSource
 from proxlm.report.run import Run
 from proxlm.train.common.callbacks import Callback, Callbacks
 from proxlm.train.supervised.examples import Examples
+from proxlm.train.supervised.objective import LanguageModelObjective
 
 
 def main(config: SFTConfig) -> None:
@@ -95,9 +102,25 @@ class SFTTrainer:
     def _train(self) -> Run:
         config = self.config
         check_run_folder(config.run)
+        skipped = Skipped(config.text.on_bad_record == "skip")
+        objective = self.objective(skipped)
+        return run_supervised(
+            "sft",
+            config,
+            objective,
+            objective.model.network,
+            skipped,
+            self._callbacks,
+            self._in_python,
+            self._records.by_setting(),
+            mixture=mixture_of(config.text, objective.training),
+        )
+
+    def objective(self, skipped: Skipped) -> LanguageModelObjective:
+        """The model and the examples that it learns; skipped: receives what is left out. Within `source.lent()`."""
+        config = self.config
         if config.scratch.type:
             check_new_model(config.scratch, "scratch")
-        skipped = Skipped(config.text.on_bad_record == "skip")
         tokenizer = self._tokenizer(skipped)
         limit, two_sides = self._limit()
         eos = [] if config.scratch.type else self.source.eos
@@ -128,18 +151,8 @@ class SFTTrainer:
             else:
                 model = self.source.load()
         carry_template(model.tokenizer, config.text.chat_template)
-        return train_supervised(
-            "sft",
-            config,
-            model,
-            training,
-            validation,
-            skipped,
-            self._callbacks,
-            self._in_python,
-            self._records.by_setting(),
-            source_names(config.text.validation or config.text.train) if self._mixed else (),
-        )
+        names = source_names(config.text.validation or config.text.train) if self._mixed else []
+        return language_model_objective(config, model, training, validation, names)
 
     def _split(self, sources: Tensor | None, count: int) -> tuple[list[int], list[int]]:
         """Which of the records are for training and for validation; of a mixture a share of each source.

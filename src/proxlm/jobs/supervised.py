@@ -32,51 +32,30 @@ from proxlm.train.supervised.loop import SupervisedConfig, SupervisedLoop
 from proxlm.train.supervised.objective import LanguageModelObjective, Objective
 
 
-def train_supervised(
-    job: str,
+def language_model_objective(
     config: PretrainConfig | SFTConfig,
     model: LanguageModel,
     training: Examples,
     validation: Examples,
-    skipped: Skipped,
-    callbacks: Callbacks,
-    in_python: bool = False,
-    sources: Mapping[str, Source] | None = None,
     validation_sources: Sequence[str] = (),
-) -> Run:
-    """Train a model on examples, in the run's folder, and write the report.
+) -> LanguageModelObjective:
+    """What a model and examples are to learn, once model and tokens were checked.
 
     Args:
-        job: The command's name.
-        config: Its settings.
+        config: The job's settings.
         model: Trained in place.
         training: The examples to learn.
         validation: The examples that choose the best weights.
-        skipped: The records that were left out, for the run's folder.
-        callbacks: Called at the events of the loop.
-        in_python: See `RunLog`.
-        sources: See `begin_run`.
         validation_sources: The names of the sources of `validation`, of a mixture.
 
     Raises:
-        UserError: See `SupervisedLoop.train`.
+        ModelError: The model cannot be trained, or not generated from.
     """
     for examples in (training, validation):
         model.check_tokens("the records", examples.tokens)
     check_engine(model)  # what is trained here is generated from later
     check_gradients(model)
-    objective = LanguageModelObjective(model, training, validation, config.loss, validation_sources)
-    return run_supervised(
-        job,
-        config,
-        objective,
-        model.network,
-        skipped,
-        callbacks,
-        in_python,
-        sources,
-        mixture=mixture_of(config.text, training),
-    )
+    return LanguageModelObjective(model, training, validation, config.loss, validation_sources)
 
 
 def mixture_of(text: TextSettings, training: Examples) -> Mixture | None:
