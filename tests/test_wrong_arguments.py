@@ -37,6 +37,10 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
         "NativeEngine": {"model": policy, "settings": settings.rollout},
         "evaluate": {"models": [policy], "prompts": ["the cat"], "reward": lengths, "config": evaluation},
         "compare": {"runs": proxlm.evaluate([policy, policy], ["the cat"], lengths, evaluation)},
+        "compress_model": {
+            "model": "nowhere", "output": "smaller",
+            "config": proxlm.CompressConfig(cost=proxlm.CostSettings(text=["nowhere"])),
+        },
         "export_model": {"model": policy, "output": "exported"},
         "generate": {"model": policy, "prompts": ["the cat"], "rollout": settings.rollout},
         "actor_critic": {"policy": policy, "config": settings},

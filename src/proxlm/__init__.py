@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 # Where each name is. `__init__.pyi` says the same to type checkers and editors, and a test compares the two.
 _HOMES = {
     "proxlm.config": (
+        "BlockSettings", "CalibrationSettings", "CompressConfig", "CostSettings", "MagnitudeSettings",
+        "RecoverSettings", "StructuredSettings",
         "ChoiceSettings", "ComparisonTestSettings", "ControlConfig", "ControlPPOSettings", "CorrectionSettings",
         "CovarianceSettings", "DPOConfig", "DPOSettings", "DataSettings", "DistillConfig", "DistillSettings",
         "EnsembleSettings", "EnvironmentSettings", "EvaluateConfig", "EvaluationSettings", "ExportCheckSettings",
@@ -51,7 +53,9 @@ _HOMES = {
     "proxlm.evaluation.intervals": ("Estimate",),
     "proxlm.evaluation.results": ("Evaluation",),
     "proxlm.evaluation.differences": ("Difference",),
+    "proxlm.compression.cost": ("Cost",),
     "proxlm.jobs.compare": ("compare",),
+    "proxlm.jobs.compress": ("Compression", "compress_model"),
     "proxlm.jobs.control": ("ControlTrainer",),
     "proxlm.jobs.data": ("PreparedData", "prepare_data"),
     "proxlm.jobs.distill": ("DistillTrainer",),

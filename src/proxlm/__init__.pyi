@@ -1,5 +1,12 @@
 """The public interface for type checkers and editors; `__init__.py` has the same names for Python."""
 
+from proxlm.compression.cost import Cost as Cost
+from proxlm.config import (
+    BlockSettings as BlockSettings,
+)
+from proxlm.config import (
+    CalibrationSettings as CalibrationSettings,
+)
 from proxlm.config import ChatSettings as ChatSettings
 from proxlm.config import ChineseSettings as ChineseSettings
 from proxlm.config import (
@@ -7,6 +14,9 @@ from proxlm.config import (
 )
 from proxlm.config import (
     ComparisonTestSettings as ComparisonTestSettings,
+)
+from proxlm.config import (
+    CompressConfig as CompressConfig,
 )
 from proxlm.config import ContaminationSettings as ContaminationSettings
 from proxlm.config import (
@@ -18,6 +28,9 @@ from proxlm.config import (
 from proxlm.config import CorpusConfig as CorpusConfig
 from proxlm.config import (
     CorrectionSettings as CorrectionSettings,
+)
+from proxlm.config import (
+    CostSettings as CostSettings,
 )
 from proxlm.config import (
     CovarianceSettings as CovarianceSettings,
@@ -68,6 +81,9 @@ from proxlm.config import (
     LoraSettings as LoraSettings,
 )
 from proxlm.config import (
+    MagnitudeSettings as MagnitudeSettings,
+)
+from proxlm.config import (
     MetricSettings as MetricSettings,
 )
 from proxlm.config import (
@@ -113,6 +129,9 @@ from proxlm.config import (
 )
 from proxlm.config import QualitySettings as QualitySettings
 from proxlm.config import (
+    RecoverSettings as RecoverSettings,
+)
+from proxlm.config import (
     RewardConfig as RewardConfig,
 )
 from proxlm.config import (
@@ -137,6 +156,9 @@ from proxlm.config import (
     ShapingSettings as ShapingSettings,
 )
 from proxlm.config import SplitSettings as SplitSettings
+from proxlm.config import (
+    StructuredSettings as StructuredSettings,
+)
 from proxlm.config import (
     SupervisedSettings as SupervisedSettings,
 )
@@ -234,6 +256,8 @@ from proxlm.evaluation.results import (
     Evaluation as Evaluation,
 )
 from proxlm.jobs.compare import compare as compare
+from proxlm.jobs.compress import Compression as Compression
+from proxlm.jobs.compress import compress_model as compress_model
 from proxlm.jobs.control import (
     ControlTrainer as ControlTrainer,
 )

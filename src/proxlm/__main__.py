@@ -44,6 +44,7 @@ JOB_MODULES = {
     "search": "proxlm.jobs.search:main",
     "sweep": "proxlm.jobs.sweep:main",
     "folds": "proxlm.jobs.folds:main",
+    "compress": "proxlm.jobs.compress:main",
     "export": "proxlm.jobs.export:main",
     "launch": "proxlm.jobs.launch:main",
     "control": "proxlm.jobs.control:main",

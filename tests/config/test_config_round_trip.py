@@ -184,6 +184,16 @@ DRAWN_FOR: dict[str, dict[str, Any]] = {
     "generate": {**UNTRAINED, "model.teacher": st.just("")},
     "evaluate": {**UNTRAINED, "output": st.sampled_from(["", "a.json", "b.md", "c.html", "d.txt"])},
     "export": {"output": SOME_TEXT, "model": SOME_TEXT},
+    "compress": {
+        "output": SOME_TEXT,
+        "method": st.sampled_from(["magnitude", "structured", "blocks"]),
+        "magnitude.pattern": st.just("none"),
+        "structured.channels": st.floats(0.1, 0.9),
+        "calibration.text": st.lists(SOME_TEXT, min_size=1, max_size=2),
+        "cost.text": st.lists(SOME_TEXT, min_size=1, max_size=2),
+        "recover.recipe": SOME_TEXT,
+        "model.policy": SOME_TEXT,
+    },
     "compare": {
         "output": st.sampled_from(["", "a.json", "b.md", "c.html", "d.txt"]),
         "greedy": st.just(False),

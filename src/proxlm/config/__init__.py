@@ -2,6 +2,15 @@
 
 from proxlm.config.check import CheckConfig
 from proxlm.config.compare import CompareConfig
+from proxlm.config.compress import (
+    BlockSettings,
+    CalibrationSettings,
+    CompressConfig,
+    CostSettings,
+    MagnitudeSettings,
+    RecoverSettings,
+    StructuredSettings,
+)
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings
 from proxlm.config.corpus import CorpusConfig
 from proxlm.config.corpus_steps import (
@@ -91,17 +100,21 @@ from proxlm.config.tokenizer_job import (
 
 __all__ = [
     "JOBS",
+    "BlockSettings",
+    "CalibrationSettings",
     "ChatSettings",
     "CheckConfig",
     "ChineseSettings",
     "ChoiceSettings",
     "CompareConfig",
     "ComparisonTestSettings",
+    "CompressConfig",
     "ContaminationSettings",
     "ControlConfig",
     "ControlPPOSettings",
     "CorpusConfig",
     "CorrectionSettings",
+    "CostSettings",
     "CovarianceSettings",
     "DPOConfig",
     "DPOSettings",
@@ -129,6 +142,7 @@ __all__ = [
     "LaunchConfig",
     "LoraSettings",
     "LossSettings",
+    "MagnitudeSettings",
     "MetricSettings",
     "ModelSettings",
     "NearSettings",
@@ -148,6 +162,7 @@ __all__ = [
     "ProcessSettings",
     "PtxSettings",
     "QualitySettings",
+    "RecoverSettings",
     "ReportConfig",
     "RewardConfig",
     "RewardSettings",
@@ -160,6 +175,7 @@ __all__ = [
     "ShapingSettings",
     "SplitSettings",
     "StopConfig",
+    "StructuredSettings",
     "SupervisedSettings",
     "SweepConfig",
     "TeacherSettings",

@@ -20,7 +20,7 @@ _GROUPS = {
     "Train": ("pretrain", "sft", "reward", "dpo", "distill", "value", "ppo", "control", "launch"),
     "Search settings": ("search", "sweep", "folds"),
     "Use and compare models": ("generate", "evaluate", "compare"),
-    "Make small and deploy": ("export",),
+    "Make small and deploy": ("compress", "export"),
     "Look at a run": ("report", "doctor", "verify"),
     "End a run": ("stop",),
     "See it work": ("demo",),

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from proxlm.config.check import CheckConfig
 from proxlm.config.compare import CompareConfig
+from proxlm.config.compress import CompressConfig
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings, control_optimisers
 from proxlm.config.corpus import CorpusConfig
 from proxlm.config.distillation import DistillConfig
@@ -163,6 +164,7 @@ JOBS: dict[str, type] = {
     "search": SearchConfig,
     "sweep": SweepConfig,
     "folds": FoldsConfig,
+    "compress": CompressConfig,
     "export": ExportConfig,
     "launch": LaunchConfig,
     "control": ControlConfig,

@@ -206,6 +206,12 @@ SWITCHES = (
     Switch("factor", "", "pruner", *_is("halving", "hyperband")),
     Switch("random_first", "", "sampler", *_is("tpe", "gp")),
     Switch("confirm_best", "", "confirm", *_POSITIVE),
+    Switch("sparsity scope pattern", "magnitude", "method", *_is("magnitude")),
+    Switch("heads channels", "structured", "method", *_is("structured")),
+    Switch("drop", "blocks", "method", *_is("blocks")),
+    Switch("text count tokens", "calibration", "method", *_is("structured", "blocks")),
+    Switch("command set", "recover", "recover.recipe", *_GIVEN),
+    Switch("scope", "magnitude", "magnitude.pattern", *_is("none")),
     Switch("minutes", "", "chat", *_is(False)),
     *(
         Switch(" ".join(field.name for field in fields(kind)), section, "steps", *_holds(section))

@@ -145,7 +145,7 @@ def compare(
         found = reader.outputs(ids)
         gap = max(gap, float((wanted - found).abs().nan_to_num(nan=math.inf).max()))
         if not expected.scores:
-            divergences.append(_kl(wanted, found))
+            divergences.append(divergence(wanted, found))
             same.append(wanted.argmax(-1) == found.argmax(-1))
         if response:
             agreed += _agreed(response, reader.greedy(ids, len(response)), expected.ends)
@@ -172,7 +172,7 @@ def compare(
     )
 
 
-def _kl(wanted: Tensor, found: Tensor) -> Tensor:
+def divergence(wanted: Tensor, found: Tensor) -> Tensor:
     """KL(wanted ‖ found) of each row of log-probs, in float64, where the sum of their probabilities is 1."""
     p, q = wanted.double().log_softmax(-1), found.double().log_softmax(-1)
     return torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1).clamp(min=0.0)

@@ -47,6 +47,13 @@ class LlamaCpp:
         """The most likely tokens one after another, up to what llama.cpp takes for an end."""
         return list(self._complete(ids, count, {})["tokens"])
 
+    def seconds_per_token(self, ids: Sequence[int], count: int) -> float:
+        """How long one token of a greedy response of `count` takes, by llama.cpp's own clock."""
+        return (
+            float(self._complete(ids, count, {"ignore_eos": True})["timings"]["predicted_per_token_ms"])
+            / 1000
+        )
+
     def _next(self, ids: Sequence[int]) -> Tensor:
         """Of one token generated behind `ids`, the log-probs of all that it could have been."""
         forced = {"n_probs": self._vocabulary, "logit_bias": [[self._letter, 1e6]]}

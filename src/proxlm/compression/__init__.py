@@ -1,0 +1,1 @@
+"""Smaller models: weights, heads, channels and blocks left out, and what that costs."""
