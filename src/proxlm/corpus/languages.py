@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
+from functools import cache
+from typing import Any
 
 from proxlm.errors import ConfigError
 
@@ -20,16 +23,13 @@ def language_of(among: Sequence[str] = (), least_characters: int = 20) -> Callab
     Raises:
         ConfigError: The package is missing, or does not know a language.
     """
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError as error:
-        raise ConfigError('step language needs py3langid: pip install "proxlm[corpus]"') from error
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier = _identifier()
     if unknown := [name for name in among if name not in identifier.labels]:
         raise ConfigError(
             f"language: py3langid knows no {unknown[0]!r}; it knows {' '.join(sorted(identifier.labels))}"
         )
     if among:
+        identifier = copy(identifier)
         identifier.set_languages(list(among))
 
     def classify(text: str) -> tuple[str, float]:
@@ -40,3 +40,13 @@ def language_of(among: Sequence[str] = (), least_characters: int = 20) -> Callab
         return str(name), float(probability)
 
     return classify
+
+
+@cache
+def _identifier() -> Any:
+    """The model of all languages, which takes a second to read."""
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError as error:
+        raise ConfigError('step language needs py3langid: pip install "proxlm[corpus]"') from error
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -34,8 +34,9 @@ from proxlm.text import listed, reason_of, system_reason
 STATE = "state.json"
 DATA = "data"
 _MIB = 2**20
+_BUFFER = 2**20
 # Whose language the data card looks at, without a step language: the first ones, then each so many-th.
-_FIRST, _EACH = 500, 100
+_FIRST, _EACH = 100, 1000
 
 Report = Callable[[int, int, float, int], None]
 """Called with the pass, how many there are, the share of it that is done, and the records that it has read."""
@@ -291,7 +292,7 @@ class Passes:
     def _opened(self, name: str) -> BinaryIO:
         """A file of this pass, as it was when the state was written."""
         path = self._folder / name
-        file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115  # closed by the caller
+        file = open(path, "r+b" if path.exists() else "w+b", _BUFFER)  # noqa: SIM115  # closed by the caller
         file.truncate(self.state.sizes.get(name, 0))
         file.seek(0, os.SEEK_END)
         return file

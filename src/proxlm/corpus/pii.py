@@ -49,8 +49,13 @@ def mask_pii(text: str, kinds: Sequence[str], mask: str = "[{kind}]") -> tuple[s
         mask: What stands in its place; {kind} is the kind in capital letters.
     """
     found: dict[str, int] = {}
+    digits = sum(map(text.count, "0123456789")) >= 4  # the fewest that a number or an address has
     for kind, rules in RULES.items():
-        if kind not in kinds:
+        if (
+            kind not in kinds
+            or (kind == "email" and "@" not in text)
+            or (kind not in ("email", "ip") and not digits)
+        ):
             continue
         mark = mask.replace("{kind}", kind.upper())
         for pattern, length in rules:

@@ -47,7 +47,7 @@ def _amounts(units: Sequence[str], bounds: QualitySettings) -> list[Check]:
     if len(words) * 2 > len(units):  # a text in a script with spaces
         mean = sum(words) / len(words)
         checks.append(("mean word length", mean, bounds.min_word_length, bounds.max_word_length))
-    letters = sum(any(c.isalpha() for c in unit) for unit in units) / max(1, len(units))
+    letters = sum(not unit.isdigit() for unit in units) / max(1, len(units))
     stop_words = len(_STOP_WORDS.intersection(units)) if bounds.min_stop_words else 0
     checks.append(("share of units with a letter", letters, bounds.min_letters, None))
     checks.append(("stop words", stop_words, bounds.min_stop_words, None))
@@ -92,6 +92,8 @@ def _repeated(units: Sequence[str], bounds: QualitySettings) -> tuple[str, str]:
         _, first, where, counts = np.unique(
             ngram_hashes(hashes, n), return_index=True, return_inverse=True, return_counts=True
         )
+        if len(counts) == len(where):  # none occurs twice, nor does a longer one
+            break
         if n in top and (share := _top_share(lengths, n, first, counts)) > (limit := max(0.0, top[n])):
             return f"most frequent {n}-gram above {limit:g}", f"{share:.3g}"
         if n in again and (share := _repeated_share(lengths, n, first, where)) > (

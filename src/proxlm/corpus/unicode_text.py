@@ -25,8 +25,9 @@ def normalised(
             between letters or emoji stays.
         spaces: Leave out white space at the ends of lines, and blank lines after the first of several.
     """
-    text = _LINE_END.sub("\n", text)
-    if controls:
+    plain = text.isascii() and text.replace("\n", "").replace("\t", "").isprintable()
+    text = text if plain else _LINE_END.sub("\n", text)
+    if controls and not plain:
         text = without_controls(text, keep="\n\t")
     if form != "none" and not unicodedata.is_normalized(form, text):
         text = unicodedata.normalize(form, text)
