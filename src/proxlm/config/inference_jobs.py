@@ -24,6 +24,10 @@ from proxlm.config.schema import (
     RewardSettings,
 )
 from proxlm.config.setting import setting
+from proxlm.text import shown
+
+# How one of several responses is chosen.
+PICKS = ("majority", "reward")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class GenerateConfig:
     model: ModelSettings = setting(factory=ModelSettings)
     data: DataSettings = setting(factory=DataSettings)
     rollout: RolloutSettings = setting(factory=RolloutSettings)
+    models: list[str] = setting(
+        factory=list,
+        help="more models of the same tokenizer: each token is sampled from the mean of the probabilities of all",
+        path="model",
+    )
     prompt: str = setting(
         "",
         "one prompt, instead of data.prompts; without either: lines of standard input, up to an empty one",
@@ -81,6 +90,15 @@ class EvaluateConfig:
         "", "JSONL file for every response of every model, with its rewards; empty: none", path="output"
     )
     greedy: bool = setting(True, GREEDY)
+    average: bool = setting(
+        False,
+        "also evaluate all the models together: each token is sampled from the mean of their probabilities",
+    )
+    pick: list[str] = setting(
+        factory=list,
+        help="also report one of the metrics.samples_per_prompt responses to each prompt: majority, of the answers"
+        " that metrics.read finds (self-consistency), or reward, the best of n",
+    )
     samples: int = setting(3, "number of each model's completions to show", ge=0)
     micro_batch_tokens: int = setting(4096, "most tokens in one forward pass", ge=1)
     seed: int = setting(0, "seed of the sampling", ge=0, lt=2**32)
@@ -96,6 +114,7 @@ class EvaluateConfig:
                 "greedy responses to one prompt are all the same; set it to 1, or rollout.temperature above 0"
             )
             found.append(("metrics.samples_per_prompt", reason))
+        found += _pick_problems(self)
         found += perplexity_problems(self.perplexity)
         found += chat_problems(
             "data.chat_template_kwargs", self.data.chat_template_kwargs
@@ -105,6 +124,20 @@ class EvaluateConfig:
         found += _overwritten("output", self.output, [self.responses], self.data, self.perplexity.text)
         found += _overwritten("responses", self.responses, [], self.data, self.perplexity.text)
         return found + reward_problems(self.reward) + metric_problems(self.metrics)
+
+
+def _pick_problems(job: EvaluateConfig) -> Problems:
+    """Picks and averages that cannot be."""
+    found: Problems = []
+    if unknown := [name for name in job.pick if name not in PICKS]:
+        found.append(("pick", f"{shown(unknown[0])}: not one of {' and '.join(PICKS)}"))
+    if job.pick and job.metrics.samples_per_prompt < 2:
+        found.append(("metrics.samples_per_prompt", "must be 2 or more for pick, which chooses one of them"))
+    if job.pick and job.rollout.temperature == 0:
+        found.append(("rollout.temperature", "must be above 0 for pick: greedy responses are all the same"))
+    if job.average and (job.environment.use or job.choices.field or job.perplexity.text):
+        found.append(("average", "of responses to prompts alone; set it to false"))
+    return found
 
 
 def _overwritten(

@@ -12,7 +12,7 @@ from proxlm.config import RolloutSettings
 from proxlm.config.signature import checked
 from proxlm.data.turn_end import TurnEnd
 from proxlm.engine.agreement import check_engine
-from proxlm.engine.decoders import make_decoder
+from proxlm.engine.decoders import Decoder, make_decoder
 from proxlm.engine.request import Request, RequestOutput
 from proxlm.engine.scheduler import Scheduler
 from proxlm.errors import ModelError
@@ -71,24 +71,28 @@ class NativeEngine:
                 weights that this model type does not have.
         """
         requests = list(requests)
-        self._check_lengths(requests)
-        for request in requests:
-            self.model.check_tokens("a prompt", request.prompt)
+        self._check(self.model, requests)
         check_engine(self.model)
         if self._scheduler is None:
-            keep_states = any(request.keep_states for request in requests)
-            decoder = make_decoder(self.model, self._settings.weights, keep_states)
+            decoder = self._decoder(any(request.keep_states for request in requests))
             self._scheduler = Scheduler(self.model, decoder, self._settings.batch_size)
         self._scheduler.add(requests)
 
-    def _check_lengths(self, requests: list[Request]) -> None:
-        """Raise ModelError if a prompt with all the tokens it may get is longer than the model's context."""
+    def _decoder(self, keep_states: bool) -> Decoder:
+        return make_decoder(self.model, self._settings.weights, keep_states)
+
+    def _check(self, model: LanguageModel, requests: list[Request]) -> None:
+        """Raise ModelError if a prompt with all the tokens it may get is longer than a model's context, or has a
+        token without an embedding.
+        """
         lengths = [(len(request.prompt), request.params.max_new_tokens) for request in requests]
         if self.encoder_decoder:  # a response begins with the start token
             longest = max((max(prompt, 1 + response) for prompt, response in lengths), default=0)
         else:
             longest = max((prompt + response for prompt, response in lengths), default=0)
-        self.model.check_length(longest)
+        model.check_length(longest)
+        for request in requests:
+            model.check_tokens("a prompt", request.prompt)
 
     def step(self) -> list[RequestOutput]:
         """One token of each running request; returns those that finished with it."""

@@ -14,6 +14,7 @@ from proxlm.engine.generate import Generate, generate
 from proxlm.engine.protocol import Engine
 from proxlm.evaluation.intervals import Estimate
 from proxlm.evaluation.metrics import distinct_n, perplexity, words_of
+from proxlm.evaluation.picks import picked_metrics
 from proxlm.evaluation.responses import Responses, of_prompt
 from proxlm.evaluation.results import Evaluation
 from proxlm.evaluation.task_metrics.task_metrics import TaskMetrics
@@ -43,6 +44,8 @@ def evaluate_model(
     generate: Generate = generate,
     teacher_logprobs: Callable[[Sequences, float], Tensor] | None = None,
     metrics: TaskMetrics | None = None,
+    own_logprobs: Callable[[Sequences, float], Tensor] | None = None,
+    pick: Sequence[str] = (),
 ) -> Evaluation:
     """Responses to each prompt, with the same random numbers for every model evaluated (and the same `draw`).
 
@@ -65,7 +68,12 @@ def evaluate_model(
         generate: Samples the rollout.
         teacher_logprobs: As the reference's, of a teacher to which the KL is reported, too; None: there is none.
         metrics: Of the responses beside their reward.
+        own_logprobs: As the reference's, of what is evaluated; None: the model's.
+        pick: Ways to choose one of each prompt's responses (picks.py), which are reported beside all of them.
     """
+    log_probs = own_logprobs or (
+        lambda sequences, temperature: token_outputs(model, sequences, temperature).logprobs
+    )
     repeats = metrics.metrics.samples_per_prompt if metrics is not None and settings.temperature > 0 else 1
 
     def respond(how: RolloutSettings, repeats: int) -> Responses:
@@ -82,9 +90,7 @@ def evaluate_model(
 
     def logprobs_of(rollout: Rollout) -> list[float]:
         """Of whole responses, at temperature 1."""
-        found = _score_tokens(
-            lambda s: token_outputs(model, s, 1.0).logprobs, rollout, model.device, micro_batch_tokens
-        )
+        found = _score_tokens(lambda s: log_probs(s, 1.0), rollout, model.device, micro_batch_tokens)
         kept = found.where(rollout.action_mask, 0.0)
         return segment_sum(kept, rollout.sequences.response_offsets).tolist()
 
@@ -94,7 +100,7 @@ def evaluate_model(
     def score(logprobs: Callable[[Sequences, float], Tensor], temperature: float) -> Tensor:
         return _score_tokens(lambda s: logprobs(s, temperature), rollout, model.device, micro_batch_tokens)
 
-    own = score(lambda s, temperature: token_outputs(model, s, temperature).logprobs, t)
+    own = score(log_probs, t)
     reference = score(reference_logprobs, t)
     plain = reference if t == 1.0 else score(reference_logprobs, 1.0)
     mask, offsets = rollout.action_mask, rollout.sequences.response_offsets
@@ -123,6 +129,8 @@ def evaluate_model(
         for b, prompt in enumerate(rollout.prompts)
     ]
     confusion = {"sampled": sampled.measured.confusion}
+    for way in pick:
+        found |= picked_metrics(way, sampled, metrics)
     if greedy and settings.temperature > 0:
         likeliest = respond(replace(settings, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0), 1)
         beside = likeliest.reward_metrics() | likeliest.task_metrics() | likeliest.response_metrics()

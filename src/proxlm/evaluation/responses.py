@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from proxlm.data.tokenizer import decode
 from proxlm.data.turn_end import special_ids
 from proxlm.evaluation.bootstrap import mean_over_prompts
 from proxlm.evaluation.intervals import Estimate, mean_with_interval
+from proxlm.evaluation.task_metrics.answers import Answer
 from proxlm.evaluation.task_metrics.measured import Measured
 from proxlm.evaluation.task_metrics.task_metrics import TaskMetrics
 from proxlm.rl.ragged import segment_sum
@@ -35,6 +38,7 @@ class Responses:
         lengths: The tokens that the policy wrote in each.
         measured: The task metrics.
         measured_rows: What they say of each response.
+        answers: The responses as metrics see them; without metrics none.
     """
 
     rollout: Rollout
@@ -44,6 +48,7 @@ class Responses:
     lengths: list[float]
     measured: Measured
     measured_rows: list[dict[str, Any]]
+    answers: list[Answer] = field(default_factory=list)
 
     @staticmethod
     def of(
@@ -71,6 +76,7 @@ class Responses:
             rewards = response_rewards(scores.total, scores.per_token, offsets).tolist()
         measured = Measured()
         rows: list[dict[str, Any]] = [{} for _ in texts]
+        answers: list[Answer] = []
         if metrics is not None:
             earned = [None if math.isnan(r) else r for r in rewards] or [None] * len(texts)
             answers = metrics.answers(
@@ -83,7 +89,26 @@ class Responses:
             measured = metrics(answers)
             rows = metrics.rows(answers, measured)
         lengths = segment_sum(rollout.action_mask.float(), rollout.sequences.response_offsets).tolist()
-        return Responses(rollout, texts, scores, rewards, lengths, measured, rows)
+        return Responses(rollout, texts, scores, rewards, lengths, measured, rows, answers)
+
+    def select(self, rows: Tensor, metrics: TaskMetrics | None) -> Responses:
+        """The responses of these rows, measured by themselves; rows [b] int64."""
+        chosen, answers, measured = rows.tolist(), list[Answer](), Measured()
+        if metrics is not None:
+            answers = [self.answers[b] for b in chosen]
+            measured = metrics(answers)
+        return Responses(
+            self.rollout.select(rows),
+            [self.texts[b] for b in chosen],
+            None
+            if self.scores is None
+            else self.scores.select(rows, self.rollout.sequences.response_offsets),
+            [self.rewards[b] for b in chosen] if self.rewards else [],
+            [self.lengths[b] for b in chosen],
+            measured,
+            [] if metrics is None else metrics.rows(answers, measured),
+            answers,
+        )
 
     def over_prompts(
         self, values: Sequence[float], interval: Callable[[Sequence[float]], Estimate] = mean_with_interval

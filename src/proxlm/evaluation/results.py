@@ -48,6 +48,9 @@ DESCRIPTIONS: dict[str, str] = {
     names.TASK.pattern: "a metric of the settings [metrics], with its 95% interval over prompts",
     **{str(metric): metric.meaning for metric in names.LIKELIHOOD},
     names.GREEDY.pattern: "the metric, of greedy responses: the likeliest token each time",
+    names.MAJORITY.pattern: names.MAJORITY.meaning,
+    names.BEST_BY_REWARD.pattern: names.BEST_BY_REWARD.meaning,
+    names.TOKENS_WRITTEN: names.TOKENS_WRITTEN.meaning,
 }
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from proxlm.data.chat import carry_template
 from proxlm.data.prompts import LoadedPrompts
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
-from proxlm.data.tokenizer import different_tokens
+from proxlm.engine.averaging import AveragingEngine, averaged_logprobs
 from proxlm.engine.native import NativeEngine
 from proxlm.environments.protocol import MakeEnvironment
 from proxlm.environments.resolve import task_prompts
-from proxlm.errors import ConfigError, DataError, ModelError
+from proxlm.errors import ConfigError, DataError
 from proxlm.evaluation.differences import (
     Arm,
     Difference,
@@ -39,7 +40,7 @@ from proxlm.evaluation.task_metrics.task_metrics import task_metrics
 from proxlm.evaluation.task_metrics.user_metrics import MetricFunction, UserMetric, user_metrics
 from proxlm.jobs.choices import evaluate_choices_of
 from proxlm.jobs.in_memory import record_source
-from proxlm.jobs.model_limits import prompt_limit
+from proxlm.jobs.model_limits import check_same_tokens, prompt_limit
 from proxlm.jobs.perplexity import evaluate_texts_of
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.prompts import held_out_prompts
@@ -157,6 +158,7 @@ def evaluate(
     config = validate(config, {"model.policy": "models", "data.eval_prompts": "prompts"})
     has_reward = reward is not None or config.reward.use or config.reward.terms
     built = build_reward(config.reward, reward) if has_reward else None
+    _check_picks(config, bool(has_reward or config.environment.use), len(sources))
     functions = user_metrics(config.metrics, metrics, config.reward.timeout)
     if needs_reward(config.metrics) and not (has_reward or config.environment.use):
         raise ConfigError("metrics.right = reward: there is no reward; set reward.use, or name a metric")
@@ -200,7 +202,7 @@ def _side_by_side(
         check_teacher(first, 0, config.rollout.max_new_tokens)
     longest = limit + (0 if first.encoder_decoder else config.rollout.max_new_tokens)
     for other in sources[1:]:
-        _check_same_tokens(first, other, longest)
+        check_same_tokens(first, other, longest)
     reference = first.load()
     teacher = load_teacher(reference, config.model) if config.model.teacher else None
     carry_template(reference.tokenizer, config.data.chat_template)
@@ -210,12 +212,21 @@ def _side_by_side(
         raise DataError("data.eval_count = 0: no prompts to evaluate on; set it to 1 or more")
     metrics = task_metrics(config.metrics, functions, loaded.prompts, config.seed)
     evaluations: list[Evaluation] = []
-    for number, source in enumerate(sources):
-        model = source.load() if number else reference
-        carry_template(model.tokenizer, config.data.chat_template)
-        name = short(source.settings.policy)
-        print(f"evaluating {name} ({number + 1}/{len(sources)}) …", file=sys.stderr, flush=True)
-        with closing(NativeEngine(model, config.rollout)) as engine:
+    models: list[LanguageModel] = []
+    count = len(sources) + config.average
+    for number in range(count):
+        together = number == len(sources)
+        if together:
+            model, name = reference, f"average of {len(models)} models"
+        else:
+            model = sources[number].load() if number else reference
+            carry_template(model.tokenizer, config.data.chat_template)
+            name = short(sources[number].settings.policy)
+        if config.average and not together:
+            models.append(model)
+        print(f"evaluating {name} ({number + 1}/{count}) …", file=sys.stderr, flush=True)
+        engine_of_all = partial(AveragingEngine, models) if together else partial(NativeEngine, model)
+        with closing(engine_of_all(config.rollout)) as engine:
             evaluation = evaluate_model(
                 name,
                 model,
@@ -232,9 +243,19 @@ def _side_by_side(
                 generate=sampler,
                 teacher_logprobs=None if teacher is None else _logprobs_of(teacher),
                 metrics=metrics,
+                own_logprobs=partial(averaged_logprobs, models) if together else None,
+                pick=config.pick,
             )
         evaluations.append(evaluation)
     return evaluations
+
+
+def _check_picks(config: EvaluateConfig, rewarded: bool, models: int) -> None:
+    """Raise ConfigError for picks and averages of what is not there."""
+    if "reward" in config.pick and not rewarded:
+        raise ConfigError("pick = reward: there is no reward; set reward.use")
+    if config.average and models < 2:
+        raise ConfigError("average: there is one model; name others in models")
 
 
 def _logprobs_of(model: LanguageModel) -> Callable[[Sequences, float], Tensor]:
@@ -251,20 +272,3 @@ def _held_out(
     loaded = held_out_prompts(data, given, reference, limit, config.seed, skipped)
     skipped.print_summary()
     return loaded
-
-
-def _check_same_tokens(reference: ModelSource, model: ModelSource, longest: int) -> None:
-    """The same ids must mean the same to both models, and fit their contexts. Reads no weights."""
-    name, other = short(model.settings.policy), short(reference.settings.policy)
-    if difference := different_tokens(model.tokenizer, reference.tokenizer, "the other's"):
-        raise ModelError(
-            f"{name}: another tokenizer than {other}'s: {difference}. Evaluate each by itself with --responses FILE,"
-            " and give both files to proxlm compare"
-        )
-    if model.encoder_decoder != reference.encoder_decoder:
-        raise ModelError(f"{name}: it and {other} are not both encoder–decoders: their prompts differ")
-    if reference.context and model.context and model.context < min(longest, reference.context):
-        raise ModelError(
-            f"{name}: its context of {model.context} tokens is shorter than {longest}; lower"
-            " data.max_prompt_tokens or rollout.max_new_tokens"
-        )

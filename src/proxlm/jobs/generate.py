@@ -24,12 +24,13 @@ from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.prompts import PromptSources, load_prompts
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import encode_prompt, encode_source
+from proxlm.engine.averaging import AveragingEngine
 from proxlm.engine.generate import generate as generate_rollout
 from proxlm.engine.native import NativeEngine
 from proxlm.engine.protocol import Engine
 from proxlm.errors import ConfigError, DataError
 from proxlm.jobs.in_memory import record_source
-from proxlm.jobs.model_limits import prompt_limit
+from proxlm.jobs.model_limits import check_same_tokens, prompt_limit
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.prompts import load_prompts_of
 from proxlm.jobs.startup import start_job
@@ -50,7 +51,7 @@ def main(config: GenerateConfig) -> None:
     start_job(config.run.threads, config.model)
     source = ModelSource(config.model)
     limit = prompt_limit(source, config.data, config.rollout)
-    with closing(NativeEngine(_with_template(source, config.data), config.rollout)) as engine:
+    with closing(_engine(config, source, limit)) as engine:
         if config.prompt and _made_of_records(config.data):
             print(_response_to(_of_record(engine, config, limit, config.prompt), engine, config, turn=0))
         elif config.prompt:
@@ -106,6 +107,20 @@ def generate(
     encoded = load_prompts_of(records, source, data, rollout, seed)
     with source.lent(), closing(NativeEngine(_with_template(source, data), rollout)) as engine:
         return generate_rollout(engine, encoded, rollout, seed=seed, step=0).completions()
+
+
+def _engine(config: GenerateConfig, source: ModelSource, limit: int) -> NativeEngine:
+    """The engine of the model, or of the mean of several models' probabilities."""
+    others = [ModelSource(replace(config.model, policy=name)) for name in config.models]
+    for other in others:
+        check_same_tokens(source, other, limit + config.rollout.max_new_tokens)
+    models = [_with_template(one, config.data) for one in (source, *others)]
+    if not others:
+        return NativeEngine(models[0], config.rollout)
+    print(
+        f"note: {len(models)} models, so each token costs {len(models)} passes", file=sys.stderr, flush=True
+    )
+    return AveragingEngine(models, config.rollout)
 
 
 def _made_of_records(data: DataSettings) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from proxlm.config import DataSettings, RolloutSettings
+from proxlm.config.paths import short
 from proxlm.config.rollout import bias_ids
 from proxlm.config.values import shown_value
+from proxlm.data.tokenizer import different_tokens
 from proxlm.engine.logit_processors import spellings
-from proxlm.errors import ConfigError, DataError
+from proxlm.errors import ConfigError, DataError, ModelError
 from proxlm.models.context import context_of
 from proxlm.models.source import ModelSource
 
@@ -65,3 +67,20 @@ def check_tokens(model: ModelSource, rollout: RolloutSettings) -> None:
     for setting, text in texts:
         if not spellings(model.tokenizer, text):
             raise ConfigError(f"{setting}: {shown_value(text)} has no tokens; leave it out")
+
+
+def check_same_tokens(reference: ModelSource, model: ModelSource, longest: int) -> None:
+    """The same ids must mean the same to both models, and fit their contexts. Reads no weights."""
+    name, other = short(model.settings.policy), short(reference.settings.policy)
+    if difference := different_tokens(model.tokenizer, reference.tokenizer, "the other's"):
+        raise ModelError(
+            f"{name}: another tokenizer than {other}'s: {difference}. Evaluate each by itself with --responses FILE,"
+            " and give both files to proxlm compare"
+        )
+    if model.encoder_decoder != reference.encoder_decoder:
+        raise ModelError(f"{name}: it and {other} are not both encoder–decoders: their prompts differ")
+    if reference.context and model.context and model.context < min(longest, reference.context):
+        raise ModelError(
+            f"{name}: its context of {model.context} tokens is shorter than {longest}; lower"
+            " data.max_prompt_tokens or rollout.max_new_tokens"
+        )

@@ -431,6 +431,22 @@ GREEDY = _family(
     "greedy/{metric}", "", "the metric of greedy responses, the likeliest token each time", EVALUATE
 )
 
+MAJORITY = _family(
+    "majority/{metric}",
+    "",
+    "the metric of one of a prompt's responses: the first with the answer that most of them have",
+    EVALUATE,
+)
+BEST_BY_REWARD = _family(
+    "best_by_reward/{metric}",
+    "",
+    "the metric of one of a prompt's responses: the one with the highest reward",
+    EVALUATE,
+)
+TOKENS_WRITTEN = _metric(
+    "tokens_written", "tokens", "tokens of all responses to a prompt, of which one is picked", EVALUATE
+)
+
 # --- evaluation by log-likelihood ---
 CHOICE_ACCURACY = _metric(
     "choice/accuracy", SHARE, "questions whose right choice has the highest log-prob; ties share", EVALUATE
