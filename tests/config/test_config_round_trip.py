@@ -182,7 +182,12 @@ DRAWN_FOR: dict[str, dict[str, Any]] = {
         "labels.separator": SOME_TEXT,
     },
     "generate": {**UNTRAINED, "model.teacher": st.just("")},
-    "evaluate": {**UNTRAINED, "output": st.sampled_from(["", "a.json", "b.md", "c.html", "d.txt"])},
+    "evaluate": {
+        **UNTRAINED,
+        "pick": st.just([]),
+        "average": st.just(False),
+        "output": st.sampled_from(["", "a.json", "b.md", "c.html", "d.txt"]),
+    },
     "export": {"output": SOME_TEXT, "model": SOME_TEXT},
     "compress": {
         "output": SOME_TEXT,
