@@ -56,7 +56,12 @@ def _is(*values: Any) -> tuple[Callable[[Any], bool], str]:
 
 
 def _holds(*names: str) -> tuple[Callable[[Any], bool], str]:
-    return (lambda values: any(name in values for name in names)), f"a list with {' or '.join(names)}"
+    """A setting of this name that is no list, as steps is in some jobs, switches nothing."""
+
+    def on(values: Any) -> bool:
+        return not isinstance(values, list) or any(name in values for name in names)
+
+    return on, f"a list with {' or '.join(names)}"
 
 
 _POSITIVE = (lambda value: value > 0), "more than 0"
