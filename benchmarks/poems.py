@@ -30,7 +30,7 @@ from proxlm.runlog.folder import write_atomic, write_json_atomic
 LINES, SAMPLES = 4, 6
 ROWS = {
     "form": "right form",
-    "rhyme": "right form and rhyme",
+    "rhyme": "right form and the rhyme asked for",
     "different": "different poems",
     "distinct_1": "distinct characters",
     "distinct_2": "distinct pairs of characters",
@@ -44,11 +44,15 @@ def lines_of(text: str) -> list[str]:
     return [line for line in re.split(rf"[^{HAN}]+", text) if line]
 
 
-def measured(poems: Sequence[str], prompts: Sequence[str], known: set[str]) -> dict[str, Any]:
-    """The numbers of one model; poems: with their first line."""
+def measured(responses: Sequence[str], prompts: Sequence[str], known: set[str]) -> dict[str, Any]:
+    """The numbers of one model."""
     rhyme = rhymes_by_pinyin()
-    parts = [poem_parts(poem, LINES, 0, rhyme) for poem in poems]
-    written = [lines_of(poem[len(prompt) :]) for poem, prompt in zip(poems, prompts, strict=True)]
+    asked = [prompt.partition("，") for prompt in prompts]  # the name of the rhyme, and the first line
+    parts = [
+        poem_parts(first + response, LINES, 0, rhyme, name)
+        for (name, _, first), response in zip(asked, responses, strict=True)
+    ]
+    written = [lines_of(response) for response in responses]
     ends = [lines[-1] for lines, part in zip(written, parts, strict=True) if lines and part["form"] == 1]
     groups = Counter(rhyme(line) for line in ends)
     every = [line for lines in written for line in lines]
@@ -56,7 +60,7 @@ def measured(poems: Sequence[str], prompts: Sequence[str], known: set[str]) -> d
     form = wilson_interval(sum(part["form"] == 1 for part in parts), len(parts))
     rhyming = wilson_interval(sum(part["rhyme"] == 1 for part in parts), len(parts))
     return {
-        "poems": len(poems),
+        "poems": len(texts),
         "form": [form.mean, form.low, form.high],
         "rhyme": [rhyming.mean, rhyming.low, rhyming.high],
         "different": len(set(texts)) / len(texts),
@@ -77,8 +81,9 @@ def of_run(folder: Path, known: set[str]) -> dict[str, Any]:
         prompts = [row["prompt"] for row in evaluation.responses]
         for how in ("sampled", "greedy"):
             rows = [row if how == "sampled" else row["greedy"] for row in evaluation.responses]
-            poems = [prompt + row["response"] for prompt, row in zip(prompts, rows, strict=True)]
-            found[f"{how}, {when}"] = {**measured(poems, prompts, known), "samples": poems[:SAMPLES]}
+            responses = [row["response"] for row in rows]
+            samples = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+            found[f"{how}, {when}"] = {**measured(responses, prompts, known), "samples": samples[:SAMPLES]}
     return found
 
 

@@ -9,8 +9,9 @@ with the same first line stay together. They are dealt out by a hash of that lin
 same file:
 
     text.jsonl     for proxlm pretrain
-    prompts.jsonl  first lines for proxlm ppo, of poems that are not in text.jsonl
-    held-out.jsonl first lines to evaluate on, of poems that are in neither
+    rhymes.jsonl   for proxlm sft: its poems that rhyme; a prompt is the name of the rhyme and the first line
+    prompts.jsonl  such prompts for proxlm ppo, of poems that are not in text.jsonl
+    held-out.jsonl such prompts to evaluate on, of poems that are in neither
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from proxlm.data.han import HAN
+from proxlm.rewards.poem import poem_parts, rhymes_by_pinyin
 
 # Shares of the poems for prompts and to hold out; never more than so many.
 PROMPTS, HELD_OUT = (0.15, 2048), (0.1, 512)
@@ -53,18 +55,25 @@ def written(lines: list[str]) -> str:
     return "".join(line + "，。"[i % 2] for i, line in enumerate(lines))
 
 
-def dealt(kept: dict[str, list[str]]) -> dict[str, list[str]]:
-    """First line → poems, dealt out to the three files."""
+def dealt(kept: dict[str, list[list[str]]]) -> dict[str, list[dict[str, str]]]:
+    """First line → poems, dealt out to the four files."""
+    rhyme = rhymes_by_pinyin()
+
+    def asked(lines: list[str]) -> dict[str, str]:
+        first = lines[0] + "，"
+        return {"prompt": f"{rhyme(lines[1])}，{first}", "response": written(lines).removeprefix(first)}
+
     order = sorted(kept, key=lambda first: hashlib.sha256(first.encode()).digest())
     held_out, prompts = (min(most, round(share * len(order))) for share, most in (HELD_OUT, PROMPTS))
-    rest = order[held_out + prompts :]
+    text = [lines for first in order[held_out + prompts :] for lines in kept[first]]
     return {
-        "held-out.jsonl": [json.dumps({"prompt": first + "，", "poem": kept[first][0]}, ensure_ascii=False)
-                           for first in order[:held_out]],
-        "prompts.jsonl": [json.dumps({"prompt": first + "，"}, ensure_ascii=False)
-                          for first in order[held_out : held_out + prompts]],
-        "text.jsonl": [json.dumps({"text": poem}, ensure_ascii=False) for first in rest for poem in kept[first]],
-    }  # fmt: skip
+        "held-out.jsonl": [asked(kept[first][0]) for first in order[:held_out]],
+        "prompts.jsonl": [asked(kept[first][0]) for first in order[held_out : held_out + prompts]],
+        "text.jsonl": [{"text": written(lines)} for lines in text],
+        "rhymes.jsonl": [
+            asked(lines) for lines in text if poem_parts(written(lines), len(lines), 0, rhyme)["rhyme"] == 1
+        ],
+    }
 
 
 def main() -> None:
@@ -83,18 +92,19 @@ def main() -> None:
 
         convert = OpenCC("t2s").convert
     counts: Counter[str] = Counter()
-    kept: dict[str, list[str]] = {}
+    kept: dict[str, list[list[str]]] = {}
     seen: set[str] = set()
     for lines in poems(options, convert, counts):
         if (poem := written(lines)) in seen:
             counts["left out: a second time"] += 1
             continue
         seen.add(poem)
-        kept.setdefault(lines[0], []).append(poem)
+        kept.setdefault(lines[0], []).append(lines)
         counts[f"of {len(lines[0])} characters a line"] += 1
     options.output.mkdir(parents=True, exist_ok=True)
     for name, rows in dealt(kept).items():
-        (options.output / name).write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (options.output / name).write_text("".join(lines), encoding="utf-8")
         counts[f"→ {name}"] = len(rows)
     for what, count in counts.items():
         print(f"{count:>7,}  {what}")

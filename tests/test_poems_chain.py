@@ -42,7 +42,12 @@ def test_the_whole_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     poem = rows("poems/text.jsonl")[0]["text"]
     assert tokenizer.tokenize(poem) == [*poem]  # whole characters
     line = (
-        f"ppo {RECIPES}/poems-ppo.toml --model.policy p/policy --data.prompts poems/prompts.jsonl"
+        f"sft {RECIPES}/poems-sft.toml --model.policy p/policy --text.train poems/rhymes.jsonl --train.steps 4"
+        " --text.validation_share 0.1 --train.batch_tokens 256 --run.folder s --run.report false"
+    )
+    assert main(line.split()) == 0
+    line = (
+        f"ppo {RECIPES}/poems-ppo.toml --model.policy s/policy --data.prompts poems/prompts.jsonl"
         " --data.eval_prompts poems/held-out.jsonl --data.eval_count 4 --ppo.steps 2 --ppo.batch_size 8"
         " --rollout.max_new_tokens 12 --run.folder r --run.report false"
     )
@@ -58,12 +63,15 @@ def test_poems_are_dealt_out_without_leaks_and_always_alike(
     monkeypatch.chdir(tmp_path)
     prepare(monkeypatch, str(SAMPLE), "--output", "a")
     prepare(monkeypatch, str(SAMPLE), str(SAMPLE), "--output", "b")
-    names = ("text.jsonl", "prompts.jsonl", "held-out.jsonl")
+    names = ("text.jsonl", "prompts.jsonl", "held-out.jsonl", "rhymes.jsonl")
     for name in names:
         assert Path("a", name).read_bytes() == Path("b", name).read_bytes()
-    texts, prompts, held_out = (rows(f"a/{name}") for name in names)
+    texts, prompts, held_out, rhymes = (rows(f"a/{name}") for name in names)
     firsts = [{row["text"][: row["text"].index("，") + 1] for row in texts}]
-    firsts += [{row["prompt"] for row in part} for part in (prompts, held_out)]
+    firsts += [{row["prompt"][2:] for row in part} for part in (prompts, held_out)]
+    poems = {row["text"] for row in texts}
+    assert rhymes
+    assert all(row["prompt"][2:] + row["response"] in poems for row in rhymes)
     assert all(firsts)
     assert not firsts[0] & firsts[1] | firsts[0] & firsts[2] | firsts[1] & firsts[2]
     assert sum(map(len, (texts, prompts, held_out))) == len(json.loads(SAMPLE.read_text(encoding="utf-8")))

@@ -37,9 +37,13 @@ def test_parts_of_characters_are_counted() -> None:
     assert (found.parts, found.changed, found.unknown) == (3, 0, 0)  # the comma is one byte, and whole
 
 
-def test_a_long_document_is_read_in_parts() -> None:
-    tokenizer = train_tokenizer(["the cat sat"] * 9, 300, 64)
-    text = "the cat sat on the mat\n" * 9000
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece", "characters"])
+@pytest.mark.parametrize("han", [0, 1])
+def test_the_parts_of_a_long_document_have_the_tokens_of_the_whole(kind: str, han: int) -> None:
+    line = "the cat's 12 mats, 春眠不觉晓，处处é\n"
+    settings = TokenizerSettings(kind=kind, whole_han=han)  # type: ignore[arg-type]
+    tokenizer = train_tokenizer([line] * 9, 330, 64, settings=settings)
+    text = line * 1500
     whole = len(tokenizer(text, add_special_tokens=False)["input_ids"])
     assert tokenizer_report(tokenizer, [text]).whole.tokens == whole
 

@@ -61,6 +61,17 @@ def test_rhyme_is_that_of_the_even_lines_in_poems_of_the_right_form() -> None:
     assert parts(eight, lines=8)["distinct"] == pytest.approx(5 / 8)
 
 
+def test_a_rhyme_may_be_asked_for() -> None:
+    rest = "黄河入海流。欲穷千里目，更上一层楼。"
+    assert parts(rest, "尤，白日依山尽，", named=True)["rhyme"] == 1.0
+    assert parts(rest, "寒，白日依山尽，", named=True)["rhyme"] == 0.0
+    assert parts(rest.replace("层楼", "层天"), "尤，白日依山尽，", named=True)["rhyme"] == 0.5
+    assert (
+        parts(rest.replace("层楼", "层流"), "尤，白日依山尽，", named=True)["rhyme"] == 0.5
+    )  # the word itself
+    assert parts(rest, "尤，白日依山尽，", named=True)["form"] == 1.0
+
+
 def test_repeated_lines_and_other_writing() -> None:
     assert parts("春眠不觉晓，" * 3 + "春眠不觉晓。")["distinct"] == 0.25
     assert parts(SPRING.replace("花", "<|unk|>"))["han"] == pytest.approx(19 / 26)

@@ -24,7 +24,7 @@ _RHYME_OF = {final: name for name, finals in RHYMES.items() for final in finals.
 _FLAT = ("zh", "ch", "sh", "r", "z", "c", "s")  # after these an i is another vowel
 
 
-def chinese_poem(lines: int = 4, characters: int = 0) -> Scorer:
+def chinese_poem(lines: int = 4, characters: int = 0, named: bool = False) -> Scorer:
     """How far prompt + response is a poem of so many lines; a dict of four parts, each from 0 to 1.
 
     `form`: the share of its lines with the right number of Han characters, of the lines it has or should have.
@@ -35,6 +35,8 @@ def chinese_poem(lines: int = 4, characters: int = 0) -> Scorer:
     Args:
         lines: Lines of a poem, split at ，。！？；、 and line ends; the last must end with 。！ or ？.
         characters: Han characters of a line, 5 or 7 say; 0: as many as the first line has.
+        named: The prompt begins with the rhyme that is asked for, as in 尤，白日依山尽，: `rhyme` is then the share
+            of the even lines that have that one.
     """
     if lines < 2:
         raise ValueError(f"lines = {lines}: must be at least 2")
@@ -42,15 +44,29 @@ def chinese_poem(lines: int = 4, characters: int = 0) -> Scorer:
         raise ValueError(f"characters = {characters}: must be at least 0 (0: as the first line)")
     rhyme = rhymes_by_pinyin()
 
+    def parts_of(completion: Completion) -> dict[str, float]:
+        name, _, first = completion.prompt.partition("，") if named else ("", "", completion.prompt)
+        return poem_parts(first + completion.text, lines, characters, rhyme, name)
+
     def score(completions: list[Completion]) -> dict[str, list[float]]:
-        parts = [poem_parts(c.prompt + c.text, lines, characters, rhyme) for c in completions]
-        return {name: [part[name] for part in parts] for name in PARTS}
+        found = [parts_of(completion) for completion in completions]
+        return {name: [parts[name] for parts in found] for name in PARTS}
 
     return score
 
 
-def poem_parts(text: str, lines: int, characters: int, rhyme: Callable[[str], str]) -> dict[str, float]:
-    """The four parts of `chinese_poem` for a text; rhyme: the rhyme of a line's last character."""
+def poem_parts(
+    text: str, lines: int, characters: int, rhyme: Callable[[str], str], name: str = ""
+) -> dict[str, float]:
+    """The four parts of `chinese_poem` for a text.
+
+    Args:
+        text: The poem.
+        lines: As of `chinese_poem`.
+        characters: As of `chinese_poem`.
+        rhyme: The rhyme of a line's last character.
+        name: The rhyme that is asked for; "": that of the second line.
+    """
     text = text.strip()
     found = [line for line in re.split(rf"[{MARKS}\s]+", text) if line]
     bare = "".join(found)
@@ -61,17 +77,22 @@ def poem_parts(text: str, lines: int, characters: int, rhyme: Callable[[str], st
     form = sum(right) / max(lines, len(found))
     return {
         "form": form,
-        "rhyme": _rhyming(found[1::2], rhyme) if form == 1 else 0.0,
+        "rhyme": _rhyming(found[1::2], rhyme, name) if form == 1 else 0.0,
         # Of a whole poem: else one that ends early would be the easiest way to have both.
         "distinct": len({*found}) / max(lines, len(found)),
         "han": len(_HAN.findall(bare)) / max(1, lines * size, len(bare)),
     }
 
 
-def _rhyming(lines: Sequence[str], rhyme: Callable[[str], str]) -> float:
-    """The share of the lines behind the first that rhyme with it."""
-    first, *others = lines
-    return sum(line[-1] != first[-1] and rhyme(line) == rhyme(first) for line in others) / max(1, len(others))
+def _rhyming(lines: Sequence[str], rhyme: Callable[[str], str], name: str) -> float:
+    """The share of the lines that have the named rhyme, or of those behind the first that have its rhyme."""
+    used: set[str] = set() if name else {lines[0][-1]}
+    wanted, asked = (name, lines) if name else (rhyme(lines[0]), lines[1:])
+    count = 0
+    for line in asked:
+        count += line[-1] not in used and rhyme(line) == wanted
+        used.add(line[-1])
+    return count / max(1, len(asked))
 
 
 def rhymes_by_pinyin() -> Callable[[str], str]:
