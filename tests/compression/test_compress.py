@@ -141,6 +141,27 @@ def _interrupted(place: Path, tmp_path: Path, config: CompressConfig) -> None:
         compress_model(place / "model", tmp_path / "part", config)
 
 
+@pytest.mark.parametrize("command", ["sft", "distill"])
+def test_recovery_by_answers_or_by_the_original_as_teacher(place: Path, tmp_path: Path, command: str) -> None:
+    records = [json.dumps({"prompt": t[:9], "response": t[9:]}, ensure_ascii=False) for t in TEXTS * 4]
+    (tmp_path / "train.jsonl").write_text("\n".join(records), encoding="utf-8")
+    recipe = "\n".join(
+        [
+            f'[text]\ntrain = ["{tmp_path / "train.jsonl"}"]\nvalidation_share = 0.25',
+            "[train]\nsteps = 3\nbatch_tokens = 96\n[optim]\nlr = 1e-2\nwarmup = 0\n[run]\nreport = false",
+        ]
+    )
+    (tmp_path / "recipe.toml").write_text(recipe, encoding="utf-8")
+    config = settings(place, recover=RecoverSettings(command=command, recipe=str(tmp_path / "recipe.toml")))
+    done = compress_model(place / "model", tmp_path / "out", config)
+    _, pruned, recovered = done.costs
+    assert recovered.zeros == 0.5
+    assert recovered.kl != pruned.kl
+    if command == "distill":
+        saved = (tmp_path / "out" / "recovery" / "config.toml").read_text("utf-8")
+        assert f'teacher = "{place / "model"}"' in saved
+
+
 @pytest.mark.parametrize("method", ["structured", "blocks"])
 def test_a_smaller_model_is_a_plain_one_of_transformers(place: Path, tmp_path: Path, method: str) -> None:
     config = settings(

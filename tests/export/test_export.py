@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -334,3 +336,45 @@ def test_a_model_in_memory_is_as_it_was(tokenizer: Any, tmp_path: Path) -> None:
     assert done.agreement.kl == 0.0
     assert all(torch.equal(p, before[name]) for name, p in model.network.state_dict().items())
     assert proxlm.export_model is export_model
+
+
+def test_held_out_texts_come_first_and_a_runs_folder_is_its_model(folders: Any, tmp_path: Path) -> None:
+    run, text = tmp_path / "run", tmp_path / "held-out.txt"
+    run.mkdir()
+    (run / "config.toml").write_text('job = "sft"\n', encoding="utf-8")
+    with pytest.raises(ModelError, match="a run without a model yet"):
+        exported(run, tmp_path / "out", "safetensors")
+    (run / "policy").symlink_to(folders["llama"])
+    text.write_text("The cat sat.", encoding="utf-8")
+    check = ExportCheckSettings(text=[str(text)], count=1, greedy=0)
+    done = export_model(run, tmp_path / "out", ExportConfig(check=check))
+    ids = load_language_model(ModelSettings(policy=str(folders["llama"]), device="cpu")).tokenizer(
+        "The cat sat."
+    )
+    assert done.agreement.outputs == len(ids["input_ids"])
+    assert done.agreement.greedy is None
+
+
+def test_the_original_is_let_go_before_the_export_is_read(
+    folders: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    from proxlm.export import formats
+    from proxlm.jobs import export
+
+    seen: list[Any] = []
+    load, read = export.load_original, formats.plain_transformers
+
+    def loaded(source: Any) -> Any:
+        original = load(source)
+        seen.append(weakref.ref(original.network))
+        return original
+
+    def reading(folder: Path, original: Any) -> Any:
+        gc.collect()
+        seen.append(seen[0]() is None)
+        return read(folder, original)
+
+    monkeypatch.setattr(export, "load_original", loaded)
+    monkeypatch.setattr(formats, "plain_transformers", reading)
+    exported(folders["llama"], tmp_path / "out", "safetensors")
+    assert seen[1] is True

@@ -21,9 +21,9 @@ from proxlm.data.text import read_texts
 from proxlm.errors import ModelError, RunError
 from proxlm.evaluation import tables
 from proxlm.evaluation.tables import Table
-from proxlm.export.compare import TEXTS, Agreement, compare, expected_of
+from proxlm.export.compare import TEXTS, Agreement, Expected, compare, expected_of
 from proxlm.export.formats import FORMATS
-from proxlm.export.original import load_original, model_of_run
+from proxlm.export.original import Original, load_original, model_of_run
 from proxlm.export.readers import Transformers
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.startup import start_job
@@ -117,17 +117,7 @@ def _export(source: ModelSource, config: ExportConfig) -> Export:
         raise RunError(f"{folder}: is there already; choose another output, or remove it")
     original, form = load_original(source), FORMATS[config.format]
     form.check(original, config)
-    own = Transformers(original.network, original.tokenizer, original)
-    check = config.check
-    expected = expected_of(
-        own,
-        _texts(config, original.tokenizer),
-        original.ends,
-        count=check.count,
-        tokens=check.tokens,
-        greedy=check.greedy if original.kind == "language model" else 0,
-        scores=original.scores,
-    )
+    expected = _expected(original, config)
     found: list[Export] = []
 
     def write(temporary: Path) -> None:
@@ -145,6 +135,20 @@ def _export(source: ModelSource, config: ExportConfig) -> Export:
     folder.parent.mkdir(parents=True, exist_ok=True)
     publish_folder(folder, write)
     return found[0]
+
+
+def _expected(original: Original, config: ExportConfig) -> Expected:
+    """What the original gives; nothing of it holds the weights."""
+    check = config.check
+    return expected_of(
+        Transformers(original.network, original.tokenizer, original),
+        _texts(config, original.tokenizer),
+        original.ends,
+        count=check.count,
+        tokens=check.tokens,
+        greedy=check.greedy if original.kind == "language model" else 0,
+        scores=original.scores,
+    )
 
 
 def _texts(config: ExportConfig, tokenizer: Any) -> list[str]:
