@@ -21,6 +21,10 @@ import proxlm
 from proxlm.config import SearchConfig, load_config
 from proxlm.errors import ConfigError, RunError
 from proxlm.jobs.search import search_settings
+from proxlm.runlog.text import number
+from proxlm.search.results import summary
+from proxlm.search.search import Search
+from proxlm.search.space import space_of
 from proxlm.search.study import Study
 
 
@@ -249,6 +253,27 @@ def test_two_objectives_have_a_front() -> None:
     assert len(list(Path("s/front").iterdir())) == 2
     with pytest.raises(ConfigError, match="not with several objectives"):
         searched(objective=["loss", "validation_loss"], pruner="median")
+
+
+def test_a_best_trial_that_is_far_from_the_reference_is_said_to_be() -> None:
+    class Far(FakeTrainer):
+        def train(self) -> Any:
+            run = super().train()
+            run.metrics["kl"] = [1000 * self.settings.optim.lr] * STEPS
+            return run
+
+    base = replace(BASE, optim=replace(BASE.optim, lr=2e-3))
+    config = SearchConfig(folder="s", sampler="grid")
+    found = search_settings(base, {"optim.lr": [2e-3, 1e-2]}, config, trainer=Far)
+    space = space_of({"optim.lr": [2e-3, 1e-2]}, base)
+    search = Search(base, space, replace(config, command="sft"), Path("s"), lambda *_: {})
+    text = summary(search, found)
+    assert "the best trial is 10.0 nats from the reference, the recipe 2.00" in text
+    rows = [row.split()[1:3] for row in text.splitlines() if row.startswith(("1 ", "2 "))]
+    assert rows[:2] == [
+        [number(found.trials[1].objective[0]), "10.0"],
+        [number(found.trials[0].objective[0]), "2.00"],
+    ]
 
 
 def test_a_search_whose_first_trials_all_fail_ends() -> None:

@@ -16,7 +16,14 @@ from proxlm.config.signature import checked
 from proxlm.config.values import shown_value
 from proxlm.errors import ConfigError
 from proxlm.jobs.startup import start_job
-from proxlm.jobs.trained_runs import MakeTrainer, numbers_of, recipe_settings, trained, trainer_of
+from proxlm.jobs.trained_runs import (
+    MakeTrainer,
+    numbers_of,
+    recipe_settings,
+    saying_how_to_go_on,
+    trained,
+    trainer_of,
+)
 from proxlm.jobs.workers import run_workers
 from proxlm.runlog.folder import free_name, write_atomic
 from proxlm.search.confirm import confirmed
@@ -38,9 +45,10 @@ def main(config: SearchConfig) -> None:
     """Run the trials that are left, and print what all of them have found."""
     search = _of_recipe(config)
     start_job(search.base.run.threads, getattr(search.base, "model", None))
-    if config.workers > 1:
-        run_workers(_work, replace(config, folder=str(search.folder)), config.workers)
-    print(summary(search, _searched(search)))
+    with saying_how_to_go_on("search", config, search.folder):
+        if config.workers > 1:
+            run_workers(_work, replace(config, folder=str(search.folder)), config.workers)
+        print(summary(search, _searched(search)))
 
 
 def _work(config: SearchConfig) -> None:

@@ -16,7 +16,13 @@ from proxlm.config.values import dotted
 from proxlm.errors import ConfigError
 from proxlm.evaluation import tables
 from proxlm.jobs.startup import start_job
-from proxlm.jobs.trained_runs import numbers_of, recipe_settings, trained, trainer_of
+from proxlm.jobs.trained_runs import (
+    numbers_of,
+    recipe_settings,
+    saying_how_to_go_on,
+    trained,
+    trainer_of,
+)
 from proxlm.jobs.workers import run_workers
 from proxlm.runlog.folder import free_name, write_atomic, write_json_atomic
 from proxlm.search.folder import begin
@@ -35,9 +41,10 @@ def main(config: SweepConfig) -> None:
     names = [config.objective] if config.objective else []
     (objective,) = objectives(config.command, names, [], sweep.base)
     start_job(sweep.base.run.threads, getattr(sweep.base, "model", None))
-    if config.workers > 1:
-        run_workers(_work, replace(config, folder=str(sweep.folder)), config.workers)
-    sweep.work()
+    with saying_how_to_go_on("sweep", config, sweep.folder):
+        if config.workers > 1:
+            run_workers(_work, replace(config, folder=str(sweep.folder)), config.workers)
+        sweep.work()
     table = sweep_table(sweep, objective)
     write_json_atomic(sweep.folder / RESULTS, {"job": config.command, "combinations": as_json(sweep)})
     write_atomic(sweep.folder / TABLE, tables.as_markdown([table]))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, fields, replace
 from importlib import import_module
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from proxlm.config import load_config, validate
 from proxlm.config.arguments import as_options
-from proxlm.errors import RunError
+from proxlm.errors import RunError, StoppedBySignalError
 from proxlm.jobs.supervised import best_validation
 from proxlm.report.run import Run
 from proxlm.runlog.folder import folder_to_resume
+from proxlm.runlog.interrupt import SIGNAL_NAMES
 from proxlm.runlog.lock import refuse_if_held
 from proxlm.runlog.metric_names import VALIDATION_LOSS
 from proxlm.train.common.callbacks import Callback
@@ -61,6 +65,36 @@ def trained(make: MakeTrainer, settings: Any, callbacks: Sequence[Callback] = ()
     run = replace(settings.run, resume=_can_resume(Path(settings.run.folder)))
     found: Run = make(validate(replace(settings, run=run)), callbacks).train()
     return found
+
+
+@contextmanager
+def saying_how_to_go_on(name: str, config: Any, folder: Path) -> Iterator[None]:
+    """A signal that ends one of many runs says how all of them go on.
+
+    Args:
+        name: The command.
+        config: Its settings.
+        folder: Of all its runs.
+    """
+    try:
+        yield
+    except StoppedBySignalError as stopped:
+        words = ["proxlm", name, config.command, config.recipe, "--folder", str(folder)]
+        for field in fields(config):
+            value = getattr(config, field.name)
+            if field.name in ("command", "recipe", "folder") or value == _default(field):
+                continue
+            for one in value if isinstance(value, list) else [value]:
+                text = str(one).lower() if isinstance(one, bool) else str(one)
+                words += [f"--{field.name.replace('_', '-')}", text]
+        by = SIGNAL_NAMES[Signals(stopped.signal)]
+        raise StoppedBySignalError(
+            f"stopped by {by}; go on with: {shlex.join(words)}", stopped.signal
+        ) from stopped
+
+
+def _default(field: Any) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def held_out_numbers(run: Run) -> dict[str, float]:

@@ -53,10 +53,11 @@ def _numbers(values: Sequence[float], log: bool) -> Axis:
     if low == high:
         return Axis(lambda _: 0.5, [low])
     first, width = scale(low), scale(high) - scale(low)
-    middle = [first + width * share for share in (0, 0.25, 0.5, 0.75, 1)]
-    return Axis(
-        lambda value: (scale(value) - first) / width, [math.exp(one) if log else one for one in middle]
-    )
+    places = [first + width * share for share in (0, 0.25, 0.5, 0.75, 1)]
+    ticks = [math.exp(place) if log else place for place in places]
+    if all(value.is_integer() for value in values):
+        ticks = sorted({float(round(tick)) for tick in ticks})
+    return Axis(lambda value: (scale(value) - first) / width, ticks)
 
 
 def points_chart(

@@ -11,6 +11,7 @@ from proxlm.config import to_toml
 from proxlm.config.paths import absolute
 from proxlm.evaluation.tables import Table, as_text
 from proxlm.runlog.folder import write_atomic, write_json_atomic
+from proxlm.runlog.metric_names import KL
 from proxlm.runlog.text import duration, number
 from proxlm.search.confirm import Confirmed, confirmed_table
 from proxlm.search.points import in_short
@@ -19,6 +20,8 @@ from proxlm.search.study import Trial
 
 RESULTS, PAGE, BEST, FRONT = "results.json", "search.html", "best.toml", "front"
 _SHOWN = 20
+# How many times as far from the reference as the recipe's a best trial is said to be.
+_FURTHER = 1.5
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,13 @@ def trial_table(search: Search, found: SearchResults, most: int | None = _SHOWN)
     ranked = search.ranked()
     trials = [*ranked, *(trial for trial in found.trials if trial.state != "finished")]
     keys = [one.key for one in search.space]
-    head = ["trial", *(name for name, _ in search.objectives), *keys, "time", ""]
+    more = [KL] if any(KL in trial.numbers for trial in trials) and KL not in dict(search.objectives) else []
+    head = ["trial", *(name for name, _ in search.objectives), *more, *keys, "time", ""]
     rows = [
         [
             str(trial.number + 1),
             *_judged(trial, len(search.objectives)),
+            *(number(trial.numbers[name]) if name in trial.numbers else "–" for name in more),
             *(in_short(trial.values[key]) if key in trial.values else "–" for key in keys),
             duration(trial.seconds) if trial.seconds else "–",
             ": ".join(filter(None, ["" if trial.objective else trial.state, trial.reason])),
@@ -136,6 +141,19 @@ def summary(search: Search, found: SearchResults) -> str:
     return "\n".join(["", as_text(tables), "", *_last_lines(search, found)])
 
 
+def _bought_with_kl(search: Search, found: SearchResults) -> list[str]:
+    """A note where the best trial is far further from the reference than the first one, the recipe's own."""
+    first, best = found.trials[0], found.front[0]
+    ends = [trial.numbers.get(KL, 0.0) for trial in (first, best)]
+    if KL in dict(search.objectives) or first.values != search.own or ends[1] < max(_FURTHER * ends[0], 1.0):
+        return []
+    recipe, far = map(number, ends)
+    return [
+        f"note    the best trial is {far} nats from the reference, the recipe {recipe}: a search for the reward",
+        "        alone buys it with KL. --objective reward --objective kl shows what each nat buys",
+    ]
+
+
 def _last_lines(search: Search, found: SearchResults) -> list[str]:
     lines = [
         f"{len(found.trials)} trials: {', '.join(f'{count} {state}' for state, count in found.counts().items())}"
@@ -148,6 +166,7 @@ def _last_lines(search: Search, found: SearchResults) -> list[str]:
     else:
         recipe = search.folder / BEST
         lines.append(f"best    trial {found.front[0].number + 1}: proxlm {search.config.command} {recipe}")
+    lines += _bought_with_kl(search, found)
     if not found.confirmed:
         lines.append(
             "note    the best of many values is too good, for it was chosen for its luck, too: --confirm 3"

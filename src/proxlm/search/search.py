@@ -59,6 +59,7 @@ class Search:
         train: Trains one run.
 
     Attributes:
+        own: The recipe's own values of the space; None: the space does not hold them.
         objectives: The metrics that trials are judged by, with "highest" or "lowest".
         planned: How many trials there will be.
     """
@@ -69,7 +70,8 @@ class Search:
         self.objectives = objectives(config.command, config.objective, config.best_is, base)
         self._pruned_by = "" if config.pruner == "none" else pruned_by(config, base, self.objectives[0])[0]
         self._grid = grid(base, space) if config.sampler == "grid" else []
-        self._first = own_values(base, space) if config.recipe_first and not self._grid else None
+        self.own = own_values(base, space)
+        self._first = self.own if config.recipe_first and not self._grid else None
         self.planned = min(config.trials, len(self._grid)) if self._grid else config.trials
         self._steps = planned_steps(base)
         best_is = [best for _, best in self.objectives]

@@ -27,6 +27,8 @@ from proxlm.seeds import Purpose, derive_seed
 DATABASE, _NAME = "study.db", "search"
 # Seconds to wait for another process that writes to the file.
 _PATIENCE = 120
+# Finished trials of which it is said which settings mattered.
+_FEWEST = 8
 STATES = {
     "RUNNING": "running",
     "COMPLETE": "finished",
@@ -281,8 +283,8 @@ class Study:
         keys = [one.key for one in self._space if all(one.key in trial.values for trial in finished)]
         varied = [key for key in keys if len({toml_value(trial.values[key]) for trial in finished}) > 1]
         if (
-            len(finished) < 4
-            or len(varied) < 1
+            len(finished) < _FEWEST
+            or not varied
             or len({trial.objective[objective] for trial in finished}) < 2
         ):
             return {}, name
