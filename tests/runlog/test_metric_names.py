@@ -74,7 +74,11 @@ PPO_RUNS = {
         *("--environment.max-turns", "2", "--reward.use", "reward.py:score"),
     ],
 }
-SUPERVISED = ["--train.steps", "2", "--train.batch-tokens", "60", "--train.validate-every", "1"]
+SUPERVISED = [
+    "--train.steps", "2", "--train.batch-tokens", "60", "--train.validate-every", "1", "--train.average", "ema",
+]  # fmt: skip
+# A mixture of two sources, of which the second one is more.jsonl or more.txt.
+MIXED = ["--text.temperature", "2"]
 NEW = [
     "--new.vocabulary", "300", "--new.hidden", "16", "--new.layers", "1", "--new.heads", "2", "--new.context", "32",
     "--train.block", "16", "--text.train", "text.txt", "--text.validation-share", "0.3",
@@ -133,7 +137,12 @@ def written(tokenizer, tmp_path_factory) -> dict[str, set[str]]:
         run("ppo", name, *policy, *DEVICE, *data, *SHORT, *arguments)
         if name not in ("trust-region", "evaluation"):
             run("value", f"value {name}", *policy, *DEVICE, *data, *SHORT, *arguments)
-    run("sft", "sft", "--model.policy", "model", "--text.train", "pairs.jsonl", *DEVICE, *SUPERVISED)
+    (place / "more.jsonl").write_text((place / "pairs.jsonl").read_text("utf-8"), "utf-8")
+    (place / "more.txt").write_text("\n".join(TEXTS * 8), "utf-8")
+    run(
+        "sft", "sft", "--model.policy", "model", "--text.train", "pairs.jsonl", "--text.train", "more.jsonl", *MIXED,
+        *DEVICE, *SUPERVISED,
+    )  # fmt: skip
     (place / "four.jsonl").write_text(
         json.dumps({"prompt": "The", "chosen": ["a"], "rejected": ["b", "c", "d"], "kind": "k"}) + "\n",
         "utf-8",
@@ -145,7 +154,7 @@ def written(tokenizer, tmp_path_factory) -> dict[str, set[str]]:
     )  # fmt: skip
     run(
         "reward", "ensemble", "--model.policy", "model", "--text.train", "comparisons.jsonl", "--ensemble.size", "2",
-        *DEVICE, *SUPERVISED,
+        *DEVICE, *SUPERVISED, "--train.average", "none",
     )  # fmt: skip
     labelled = [
         {
@@ -175,7 +184,7 @@ def written(tokenizer, tmp_path_factory) -> dict[str, set[str]]:
         "distill", "distill", "--model.policy", "model", "--model.teacher", "model", "--data.prompts",
         "prompts.jsonl", "--data.eval-count", "2", "--rollout.max-new-tokens", "6", *DEVICE, *SUPERVISED,
     )  # fmt: skip
-    run("pretrain", "pretrain", *DEVICE, *SUPERVISED, *NEW)
+    run("pretrain", "pretrain", *DEVICE, *SUPERVISED, *NEW, "--text.train", "more.txt", *MIXED)
     run("control", "control", *CONTROL)
     questions = [{"prompt": text[:6], "choices": [text[6:12], "x"], "answer": 0} for text in TEXTS]
     (place / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions), "utf-8")
