@@ -98,6 +98,7 @@ DRAWN = {
     "gif": SOME_TEXT.map(lambda name: f"{name}.gif") | st.just(""),
     "train.block": st.integers(2, 8),
     "text.weights": st.just({}),
+    "text.tokens": st.just(""),
     "text.temperature": st.just(1.0),
     "train.early_stopping_metric": st.sampled_from(["validation_loss", "loss"]),
     "perplexity.window": st.integers(99, 999),

@@ -180,14 +180,25 @@ def test_fine_tuning_holds_out_a_share_of_each_source(place, tokenizer, capsys):
     assert last["epochs/few"] > 3 * last["epochs/many"]
 
 
-def test_what_cannot_be_is_refused_before_anything_is_read(place):
+def test_what_cannot_be_is_refused_before_anything_is_read(place, capsys):
     cases = {
         "text.weights": [*PRETRAIN, "--text.weights", "{stories = 1}"],
         "train.curriculum_steps": [*PRETRAIN, "--train.curriculum-steps", "5"],
+        "text.tokens": [
+            "sft",
+            *QUIET,
+            "--model.policy",
+            "m",
+            "--text.train",
+            "no.jsonl",
+            "--text.tokens",
+            "t",
+        ],
         "train.curriculum_start": [*PRETRAIN, "--train.curriculum-start", "0.5"],
     }
-    for arguments in cases.values():
+    for key, arguments in cases.items():
         assert main([*arguments, "--run.folder", "run"]) == 2
+        assert key in capsys.readouterr().err
     assert not Path("run").exists()
     with pytest.raises(ConfigError, match=r"text\.tokens: texts passed from Python"):
         PretrainTrainer(["a text"], PretrainConfig(text=TextSettings(tokens="tokens")))

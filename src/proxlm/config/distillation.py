@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from proxlm.config.early_stopping import DISTILLATION, early_stopping_problems
-from proxlm.config.mixture import is_mixture
+from proxlm.config.mixture import is_mixture, kept_tokens_problems
 from proxlm.config.new_model import NewModelSettings
 from proxlm.config.problems import (
     Problems,
@@ -155,6 +155,7 @@ class DistillConfig:
             reason = "its tokens are not the teacher's; set distill.mode = sequence, which learns texts"
             found.append(("distill.tokenizer", reason))
         found += early_stopping_problems(self.train, DISTILLATION)
+        found += kept_tokens_problems(self.text)
         if is_mixture(self.text):
             found.append(("text.weights", "and text.temperature are not of distillation; leave them out"))
         return found + optimiser_problems("optim", self.optim)

@@ -19,6 +19,11 @@ def source_names(paths: Sequence[str]) -> list[str]:
     return [path.rstrip("/").rpartition("/")[2].rpartition(":")[2].split(".")[0] or path for path in paths]
 
 
+def kept_tokens_problems(text: TextSettings) -> Problems:
+    """text.tokens in a job that learns records."""
+    return [("text.tokens", "is of pretrain alone; leave it out")] if text.tokens else []
+
+
 def mixture_problems(text: TextSettings) -> Problems:
     """Weights and temperature that cannot be."""
     if not is_mixture(text):

@@ -7,7 +7,7 @@ from typing import Any
 
 from proxlm.config.early_stopping import LANGUAGE_MODEL, early_stopping_problems
 from proxlm.config.loss import LossSettings
-from proxlm.config.mixture import mixture_problems
+from proxlm.config.mixture import kept_tokens_problems, mixture_problems
 from proxlm.config.new_model import NewModelSettings
 from proxlm.config.problems import (
     Problems,
@@ -92,7 +92,8 @@ class SFTConfig:
         found += chat_problems("text.chat_template_kwargs", self.text.chat_template_kwargs)
         found += model_problems(self.model) + best_is_model_problems(self.run)
         found += early_stopping_problems(self.train, LANGUAGE_MODEL)
-        found += scratch_problems(self.scratch, self.model) + mixture_problems(self.text)
+        found += scratch_problems(self.scratch, self.model)
+        found += mixture_problems(self.text) + kept_tokens_problems(self.text)
         return found + optimiser_problems("optim", self.optim)
 
     def best_metric(self) -> str:
