@@ -183,6 +183,15 @@ def test_commands_that_only_use_models(recipe: Path, capsys: pytest.CaptureFixtu
     assert "0 prompts to train on, 24 held out" in said
     assert "parameters, loaded" in said
     assert "nowhere/x.json: cannot be written" in check(capsys, "--set", "output=nowhere/x.json", status=1)
+    questions = ['{"prompt": "a", "c": ["x", "y"], "answer": 0}', '{"prompt": "b", "c": 3, "answer": 0}']
+    (recipe.parent / "questions.jsonl").write_text("\n".join(questions), encoding="utf-8")
+    asked = ["--set", "choices.field=c", "--set", "data.eval_prompts=questions.jsonl"]
+    said = check(capsys, *asked, "--set", "models=./gone", status=1)
+    assert "questions.jsonl:2:" in said
+    assert "1 question" in said
+    assert "./gone" in said
+    missing = check(capsys, "--set", "data.eval_prompts=gone.jsonl", status=1)
+    assert "data.eval_prompts: gone.jsonl: no such file" in missing
 
 
 def test_control(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from proxlm.config import CheckConfig, ModelSettings, PPOConfig, load_config
 from proxlm.config.arguments import as_options
 from proxlm.config.no_effect import unused_by_algorithm
 from proxlm.config.parse import recipe_job
+from proxlm.config.paths import is_named_source, path_settings
 from proxlm.errors import ConfigError, UserError
 from proxlm.jobs.checked_data import CheckedData, checked_data
 from proxlm.jobs.door import cannot_play
@@ -113,6 +116,10 @@ def _settings(job: str, settings: Any, found: Report) -> None:
                 check_writable(Path(path))
             except UserError as error:
                 found.error("settings", f"{key}: {error}")
+    if job not in TRIED:  # a trial says it in the command's own words
+        for path in path_settings(settings):
+            if path.kind == "input" and not os.path.exists(path.value) and not is_named_source(path.value):
+                found.error("settings", f"{path.key}: {path.value}: no such file")
     if isinstance(settings, PPOConfig):
         for note in unused_by_algorithm(settings.ppo):
             found.warning("settings", note)
@@ -122,8 +129,9 @@ def _trial(job: str, settings: Any, steps: int, folder: Path, found: Report) -> 
     """A few steps, the model loaded and the reward called with them; None where the command has none."""
     if not steps or job not in TRIED:
         model = getattr(settings, "model", None)
-        if isinstance(model, ModelSettings) and model.policy:
-            _load(model, found)
+        if isinstance(model, ModelSettings):
+            for name in _models(settings):
+                _load(replace(model, policy=name), found)
         return None
     print(f"{'':<{_WIDTH}}running {counted(steps, 'step')} on throw-away weights …", flush=True)
     try:
@@ -146,6 +154,12 @@ def _of_warmup(settings: Any) -> list[str]:
     else:
         return []
     return [note for key, optim in optims.items() if (note := warmup_note(key, optim, updates))]
+
+
+def _models(settings: Any) -> list[str]:
+    """The models that a command without steps begins with."""
+    named = [settings.model.policy, *getattr(settings, "models", [])]
+    return [name for name in named if name]
 
 
 def _load(settings: ModelSettings, found: Report) -> None:

@@ -17,7 +17,10 @@ from proxlm.config import (
     SFTConfig,
 )
 from proxlm.data.chat import ChatFormat
+from proxlm.data.choices import read_choices
+from proxlm.data.preferences import comparisons
 from proxlm.data.prompts import LoadedPrompts, PromptSources, load_prompts
+from proxlm.data.records import iter_records
 from proxlm.data.seams import seam_problem
 from proxlm.data.skipped import Skipped
 from proxlm.data.supervised import sft_examples
@@ -83,6 +86,10 @@ def checked_data(config: Any, folder: Path | None, samples: int) -> CheckedData 
     Raises:
         UserError: Nothing can be read.
     """
+    if isinstance(config, EvaluateConfig):
+        config = replace(config, model=replace(config.model, policy=config.model.policy or config.models[0]))
+        if config.perplexity.text or config.choices.field:
+            return _of_likelihood(config)
     if isinstance(config, PPOConfig | EvaluateConfig | GenerateConfig):
         return _prompts(config, samples)
     if not isinstance(config, PretrainConfig | RewardConfig | DPOConfig | SFTConfig):
@@ -90,7 +97,7 @@ def checked_data(config: Any, folder: Path | None, samples: int) -> CheckedData 
     source = ModelSource(replace(config.model, policy=str(folder)) if folder else config.model)
     bad, found = AllBad(), CheckedData()
     if isinstance(config, PretrainConfig):
-        documents = read_texts(config.text.train, config.text.extensions, bad)
+        documents = read_texts([*config.text.train, *config.text.validation], config.text.extensions, bad)
         tokens = [
             encode_prompt(source.tokenizer, documents[i][:20_000])
             for i in range(min(samples, len(documents)))
@@ -119,12 +126,11 @@ def _completions(config: RewardConfig | DPOConfig, bad: AllBad) -> Iterator[tupl
     given = GivenRecords.of(None, None, config.text, config.text.chosen_field)
     if isinstance(config, RewardConfig):
         records = RewardRecords(config, given, bad)
-        for record, found in records.examples(given.training, bad):
+        for record, found in records.examples([*given.training, *given.validation], bad):
             yield record, list(found.sides)
     else:
-        from proxlm.data.preferences import comparisons
-
-        for record, comparison in comparisons(config.text, given.training, bad):
+        every = [*given.training, *given.validation]
+        for record, comparison in comparisons(config.text, every, bad):
             yield record, list(comparison.sides)
 
 
@@ -133,8 +139,9 @@ def _examples(config: SFTConfig, source: ModelSource, bad: AllBad, found: Checke
     scratch = config.scratch
     limit = scratch.context if scratch.type else source.context or 2**31
     lengths, learnt = list[int](), 0
+    files = [*config.text.train, *config.text.validation]
     for example in sft_examples(
-        config.text, config.text.train, source.tokenizer, limit, source.encoder_decoder, bad, source.eos
+        config.text, files, source.tokenizer, limit, source.encoder_decoder, bad, source.eos
     ):
         if example is None:
             continue
@@ -157,7 +164,7 @@ def _prompts(config: PPOConfig | EvaluateConfig | GenerateConfig, samples: int) 
         tasks = config.environment.use and not config.data.prompts
         train, held_out = prompts_of(config, source, bad, None if tasks else PromptSources.of(config.data))
     elif isinstance(config, EvaluateConfig):
-        if not (config.data.prompts or config.data.eval_prompts) or config.choices.field:
+        if not (config.data.prompts or config.data.eval_prompts):
             return None
         named = PromptSources(
             config.data.prompts or config.data.eval_prompts, config.data.eval_prompts or None
@@ -196,6 +203,23 @@ def _prompts(config: PPOConfig | EvaluateConfig | GenerateConfig, samples: int) 
             f"{counted(count, 'prompt')} too long{first}: data.on_long_prompt = fail would stop the run; shorten them"
             " or set it to skip"
         )
+    return found
+
+
+def _of_likelihood(config: EvaluateConfig) -> CheckedData:
+    """Texts, or questions with their choices."""
+    bad, found = AllBad(), CheckedData()
+    if config.perplexity.text:
+        documents = read_texts(config.perplexity.text, config.perplexity.extensions, bad)
+        found.counts = counted(len(documents), "document")
+    else:
+        good = 0
+        for record in iter_records(config.data.eval_prompts or config.data.prompts, bad):
+            with bad.judging(record):
+                read_choices(record, config.choices)
+                good += 1
+        found.counts = counted(good, "question")
+    _take_bad(found, bad, config.data.on_bad_record == "fail")
     return found
 
 

@@ -34,7 +34,7 @@ class Trial:
     """What a few steps have found.
 
     Attributes:
-        start: Seconds from the beginning to the first step, evaluations left out.
+        start: Seconds from the beginning of the process to the first step, evaluations left out.
         step: Seconds of the last step.
         phases: Seconds of its phases, where it has some.
         validation: Seconds of an evaluation of the job's held-out part, as far as it was evaluated here.
@@ -121,7 +121,8 @@ def trial_run(job: str, config: Any, steps: int, keep_model: Path) -> Trial:
         UserError: What the job itself would raise.
     """
     watch, said = _Watch(), io.StringIO()
-    found = Trial(before_gb=peak_memory_gb())
+    # Of the start of Python and its libraries as much as the processor had to do; a run begins with the same.
+    found = Trial(before_gb=peak_memory_gb(), start=time.process_time())
     with tempfile.TemporaryDirectory(prefix="proxlm-check-") as folder:
         short = validate(shortened(config, str(Path(folder) / "run"), steps))
         began = time.perf_counter()
@@ -155,7 +156,7 @@ def _take_times(found: Trial, watch: _Watch, began: float, done: float) -> None:
         if name.startswith("time/")
     }
     found.end = done - marks["end"]
-    found.start = marks["start"] - began
+    found.start += marks["start"] - began
     if "after" in marks:  # PPO: as long as the one before the first step
         found.validation = marks["after"] - marks["end"]
         found.start, found.end = max(0.0, found.start - found.validation), done - marks["after"]
@@ -171,7 +172,7 @@ def shortened(config: Any, folder: str, steps: int) -> Any:
     """The settings of a trial."""
     run = replace(
         config.run, folder=folder, resume=False, accept_changes=False, save_every=0, keep_best="auto",
-        keep_best_is="highest", report=False, tensorboard=False, wandb="", watchdog=0.0, watchdog_stop=False,
+        keep_best_is="highest", tensorboard=False, wandb="", watchdog=0.0, watchdog_stop=False,
     )  # fmt: skip
     if isinstance(config, ControlConfig):
         rollout = config.environment.count * config.ppo.horizon
