@@ -12,7 +12,7 @@ from proxlm.seeds import Purpose, Stream, derive_seed
 ROOT = Path(__file__).parents[1]
 FILES = [*sorted((ROOT / "src").rglob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py"))]
 # What a run's seed means: results of earlier versions hold as long as these values do.
-STREAMS = {"TRAINING": 0, "EVALUATION": 1, "TRIAL": 2, "REFERENCE": 3}
+STREAMS = {"TRAINING": 0, "EVALUATION": 1, "TRIAL": 2, "REFERENCE": 3, "TEACHER": 4}
 
 
 def calls(name: str) -> list[tuple[str, ast.Call]]:
