@@ -245,11 +245,17 @@ def test_settings_that_do_not_fit_are_errors_before_a_model_is_read(
     assert not (tmp_path / "out").exists()
 
 
-def test_adapters_that_would_fill_the_zeros_are_refused(place: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_done_is_an_error_and_what_is_corrected_goes_on(place: Path, tmp_path: Path) -> None:
     config = settings(
         place, recover=RecoverSettings(recipe=str(place / "recipe.toml"), set=["model.lora.rank=2"])
     )
     with pytest.raises(ConfigError, match="merged adapters would fill the weights"):
         compress_model(place / "model", tmp_path / "out", config)
+    calibration = CalibrationSettings(text=[str(place / "train.jsonl")], count=1, tokens=8)
+    blocks = settings(place, method="blocks", calibration=calibration, blocks=BlockSettings(drop=2))
+    with pytest.raises(ModelError, match="has 2 blocks"):
+        compress_model(place / "model", tmp_path / "wrong", blocks)
+    corrected = replace(blocks, blocks=BlockSettings(drop=1))
+    assert len(compress_model(place / "model", tmp_path / "wrong", corrected).costs) == 2
     with pytest.raises(ModelError, match=r"no such folder|cannot be loaded"):
         compress_model(tmp_path / "nothing", tmp_path / "other", settings(place))

@@ -19,6 +19,7 @@ from proxlm.compression.structured import importance, without_heads_and_channels
 from proxlm.config import (
     CompressConfig,
     EvaluateConfig,
+    ExportCheckSettings,
     ExportConfig,
     ModelSettings,
     to_toml,
@@ -50,6 +51,8 @@ PLAN, COSTS, NOTES, PRUNED, RECOVERY, GGUF = (
     "compress.json", "costs.json", "pruning.json", "pruned", "recovery", "gguf",
 )  # fmt: skip
 _BYTES_OF_A_TEXT = 2**16
+# llama.cpp gives every probability as text, which is slow for large vocabularies; the cost is measured on more.
+_CHECK = ExportCheckSettings(count=4, tokens=16, greedy=8)
 _TRAINERS = {"pretrain": "PretrainTrainer", "sft": "SFTTrainer", "distill": "DistillTrainer"}
 
 
@@ -117,7 +120,9 @@ def _compress(config: CompressConfig) -> Compression:
     if config.quantise != "none":
         if not (folder / GGUF).is_dir():
             print(f"quantising ({config.quantise}) …", flush=True)
-            export_model(last, folder / GGUF, ExportConfig(format="gguf", weights=config.quantise))
+            export_model(
+                last, folder / GGUF, ExportConfig(format="gguf", weights=config.quantise, check=_CHECK)
+            )
         (file,) = (folder / GGUF).glob("*.gguf")
         stages.append((config.quantise, str(file)))
     costs = _costs(folder, config, model, stages, texts, scored)
@@ -154,10 +159,11 @@ def _begin(folder: Path, config: CompressConfig) -> None:
         except (OSError, ValueError) as error:
             raise RunError(f"{file}: cannot be read; give another output") from error
         other = [name for name in plan if not isinstance(known, dict) or known.get(name) != plan[name]]
-        if other:
+        if other and len(os.listdir(folder)) > 1:  # of the plan alone nothing was made
             raise RunError(
                 f"{folder}: of a compression with other {' and '.join(other)}; give another output"
             )
+        write_json_atomic(file, plan)
         return
     if os.path.isdir(folder) and any(folder.iterdir()):
         raise RunError(f"{folder}: holds something else than a compression; give another output")
