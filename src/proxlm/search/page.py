@@ -64,9 +64,12 @@ def _tiles(search: Search, found: SearchResults) -> str:
             (f"{name}, {best_is} is best", number(value))
             for (name, best_is), value in zip(search.objectives, best.objective, strict=True)
         ]
-        tiles.append(("Best trial", f"{best.number + 1}: {in_words(best.values)}"))
+        tiles.append(("Best trial", str(best.number + 1)))
     items = "".join(f"<div><dt>{in_html(name)}</dt><dd>{in_html(value)}</dd></div>" for name, value in tiles)
-    return f'<dl class="tiles">{items}</dl>'
+    named = "".join(
+        f"<p>Trial {one.number + 1}: {in_html(in_words(one.values))}</p>" for one in found.front[:1]
+    )
+    return f'<dl class="tiles">{items}</dl>{named}'
 
 
 def _title(search: Search, trial: Trial) -> str:
