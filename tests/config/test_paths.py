@@ -142,8 +142,20 @@ def test_the_home_folder_in_every_setting_that_is_a_path(
             "environment.id": "CartPole-v1",
             "runs": ["a"],
             "recipe": "r",
+            "model": "m",
+            "input": ["i"],
+            "space": "ppo",
+            "over": ["optim.lr=1"],
         }
-        if key == "new.tokenizer":
+        if job in ("data", "compress", "export"):
+            needed |= {"output": "o", "cost.text": ["t"]}
+        if job == "distill":  # prompts to answer or texts to read, not both, and a new student or a given one
+            needed["model.teacher"] = "t"
+            del needed["data.prompts" if key.startswith("text.") else "text.train"]
+            if key.startswith("scratch."):
+                del needed["model.policy"]
+                needed["scratch.type"] = "llama"
+        if key in ("new.tokenizer", "new.embeddings.file"):
             del needed["model.policy"]  # beside a model that is continued it has no effect
         if key == "output":
             del needed["prompt"]  # beside it a recipe's file for responses has no effect, and is left out
@@ -153,7 +165,12 @@ def test_the_home_folder_in_every_setting_that_is_a_path(
         known = {
             n: v
             for n, v in known.items()
-            if "." not in n or n.split(".")[1] in kinds(kinds(JOBS[job])[n.split(".")[0]])
+            if (
+                not is_section(kinds(JOBS[job])[n])
+                if "." not in n
+                else is_section(kinds(JOBS[job])[n.split(".")[0]])
+                and n.split(".")[1] in kinds(kinds(JOBS[job])[n.split(".")[0]])
+            )
         }
         recipe = tmp_path / "r.toml"
         recipe.write_text(f"{key} = {toml_value(value)}\n" if where == "recipe" else "")

@@ -80,7 +80,7 @@ def test_drawings_and_a_users_function(tmp_path):
     drawn = told("gymnasium:FrozenLake-v1", ["down"], Task(), describe="ansi", prompt="", **lake)
     assert drawn[0] == "[S]FFF\nFHFH\nFFFH\nHFFG"
     assert drawn[1][0].endswith("SFFF\n[F]HFH\nFFFH\nHFFG")
-    file = tmp_path / "words.py"
+    file = tmp_path / "word_game.py"
     file.write_text("def tell(place, lake):\n    return f'{place} of {lake.observation_space.n} >'\n")
     told_by_user = told(
         "gymnasium:FrozenLake-v1", ["down"], Task(), describe=f"{file}:tell", prompt="", **lake

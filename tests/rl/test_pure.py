@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import proxlm.rl
+from proxlm.rl.distillation import SoftTargets
 from proxlm.rl.estimators import AdvantageInputs
 from proxlm.rl.policy_losses import LossInputs
 from proxlm.rl.running_statistics import RunningStatistics
@@ -55,6 +56,7 @@ ESTIMATE = AdvantageInputs(
     bootstrap=flat(2, 4),
 )
 LOSS = LossInputs(flat(3), flat(4), flat(5), MASK, OFFSETS, covariant=flat(6) > 0)
+TEACHER, STUDENT = flat(7, 6, 4).log_softmax(-1), flat(8, 6, 4).log_softmax(-1)
 STATISTICS = RunningStatistics(3.0, 0.5, 2.0)
 BINS = ValueBins(-1.0, 1.0, 5)
 GAE = (flat(0), flat(1), MASK, OFFSETS, 0.9, 0.8, flat(2, 3))
@@ -82,6 +84,13 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "advantages.whiten": (flat(0), MASK),
     "advantages.explained_variance": (flat(0), flat(1), MASK),
     "advantages.explained_variance_by_position": (flat(0), flat(1), MASK, OFFSETS),
+    "distillation.forward_kl": (TEACHER, STUDENT),
+    "distillation.reverse_kl": (TEACHER, STUDENT),
+    "distillation.jensen_shannon": (TEACHER, STUDENT, 0.3),
+    "distillation.top_and_rest": (STUDENT, torch.tensor([[0, 2]] * 6)),
+    "distillation.divergence": (TEACHER, STUDENT, "jsd"),
+    "distillation.soft_targets": (STUDENT, 2.0, 2),
+    "distillation.distillation_loss": (SoftTargets(TEACHER), STUDENT, torch.arange(6) % 4),
     "calibration.calibration": (flat(0), flat(1), MASK),
     "calibration.mean_by_position": (flat(0), MASK, OFFSETS),
     "corrections.split_log_weights": (flat(0), flat(1), flat(2), ~MASK),

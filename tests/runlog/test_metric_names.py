@@ -191,7 +191,12 @@ def written(tokenizer, tmp_path_factory) -> dict[str, set[str]]:
     for measured in (
         ("--data.eval-prompts", "questions.jsonl", "--choices.field", "choices"),
         ("--perplexity.text", '["text.txt"]'),
-    ):
+        (
+            "--data.eval-prompts", "questions.jsonl", "--pick", '["majority", "reward"]', "--metrics.use",
+            '["exact_match"]', "--metrics.answer-fields", '["choices"]', "--metrics.samples-per-prompt", "2",
+            "--reward.use", "length", "--rollout.max-new-tokens", "4",
+        ),
+    ):  # fmt: skip
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(place)
             arguments = ["--model.policy", "model", *measured, "--output", "found.json", *DEVICE]

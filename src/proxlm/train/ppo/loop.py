@@ -110,8 +110,6 @@ class PPOLoop(TrainingLoop[PPOState]):
             else Collector(policy, self.engine)
         )
         self.budget = TokenBudget(config.ppo.micro_batch_tokens)
-        shares = can_be_shared(config, generate) and ranks.size > 1
-        self._generate = SharedGenerate(ranks, self.engine) if shares else generate
         ranks.offer(
             {
                 "synchronise": self._synchronise,
@@ -181,7 +179,7 @@ class PPOLoop(TrainingLoop[PPOState]):
             temperature=temperature,
             draw=draw,
             clock=clock,
-            generate=self._generate,
+            generate=self._sampler(),
         )
         stale = engine.version != step and config.ppo.engine_correction.mode != "none"
         if not stale or not isinstance(engine, NativeEngine):
@@ -191,6 +189,12 @@ class PPOLoop(TrainingLoop[PPOState]):
             return found._replace(
                 rollout=with_trainer_logprobs(found.rollout, engine.model, temperature, budget)
             )
+
+    def _sampler(self) -> Generate:
+        """What samples a step's responses: all ranks together, where that can be."""
+        if self.ranks.size > 1 and can_be_shared(self.config, self.generate):
+            return SharedGenerate(self.ranks, self.engine)
+        return self.generate
 
     def _evaluated(self, clock: Clock) -> dict[str, float]:
         """Metrics on held-out prompts, in the steps that evaluate."""
@@ -210,7 +214,9 @@ class PPOLoop(TrainingLoop[PPOState]):
         if self.config.shaping.scale == "reference" and self.state.score_statistics.n == 0:
             log.phase("reference")
             rewards = self.ranks.broadcast(
-                lambda: reference_rewards(self.engine, self.prompts, self.reward, self.config, self._generate)
+                lambda: reference_rewards(
+                    self.engine, self.prompts, self.reward, self.config, self._sampler()
+                )
             )
             self.state.score_statistics = with_values(RunningStatistics(), rewards)
 
