@@ -50,7 +50,7 @@ def seeded_weights(seed: int) -> Iterator[None]:
 def after_restart(config: C) -> C:
     """The settings of a run that torchrun has started again: it goes on from its newest checkpoint.
 
-    Without one it begins anew, and rank 0 sets the folder of the failed start aside.
+    Without one it starts from the beginning, and rank 0 renames the folder of the failed start.
 
     Raises:
         ConfigError: The run has no folder of its own that could be found again.

@@ -163,7 +163,7 @@ def _numbers(path: Path, number: int, fields: list[bytes], width: int) -> npt.ND
         vector = np.empty(0)
     if len(vector) != width or not (np.abs(vector) <= np.finfo(np.float32).max).all():
         raise DataError(
-            f"{path}:{number}: not a word and {width} finite numbers; make the file anew, or leave it out"
+            f"{path}:{number}: not a word and {width} finite numbers; write the file again, or leave it out"
         )
     return vector.astype(np.float32)
 
