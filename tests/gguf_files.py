@@ -38,7 +38,9 @@ def tiny_llama(tokenizer: Any, **settings: Any) -> Any:
     return network
 
 
-def write_gguf(path: Path, network: Any, tokenizer: Any, kind: str = "F32", **changes: Any) -> Path:
+def write_gguf(
+    path: Path, network: Any, tokenizer: Any, kind: str = "F32", pre: str = "default", **changes: Any
+) -> Path:
     """Write a Llama; its matrices as blocks of `kind` ("Q8_0"), its vectors in float32.
 
     Args:
@@ -46,6 +48,7 @@ def write_gguf(path: Path, network: Any, tokenizer: Any, kind: str = "F32", **ch
         network: The model.
         tokenizer: A byte-level BPE tokenizer.
         kind: The name of one of gguf's kinds of weights.
+        pre: llama.cpp's name of how text is split before merging.
         changes: Settings that the file is to have instead, "llama.block_count" for instance; None: leave it out.
     """
     from gguf import GGMLQuantizationType, GGUFWriter, quants
@@ -64,7 +67,7 @@ def write_gguf(path: Path, network: Any, tokenizer: Any, kind: str = "F32", **ch
             writer.add_uint32(name, value)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    _add_tokenizer(writer, tokenizer)
+    _add_tokenizer(writer, tokenizer, pre)
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     block = GGMLQuantizationType[kind]
     for name, p in network.named_parameters():
@@ -103,12 +106,12 @@ def _gguf_name(name: str) -> str:
     return f"{_NAMES[stem]}.{end}"
 
 
-def _add_tokenizer(writer: Any, tokenizer: Any) -> None:
+def _add_tokenizer(writer: Any, tokenizer: Any, pre: str) -> None:
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     special = set(tokenizer.all_special_tokens)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list([token for token, _ in tokens])
     writer.add_token_types([3 if token in special else 1 for token, _ in tokens])
     writer.add_token_merges([" ".join(pair) for pair in model["merges"]])

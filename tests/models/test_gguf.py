@@ -94,6 +94,27 @@ def test_tokenizer_chat_template_and_special_tokens_come_along(file, tokenizer):
     assert chat == "<|user|>Hi<|eos|>"
 
 
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        ("gpt-2", ["a", "Ċ", "Ċ", "12"]),  # a regular expression that keeps numbers whole
+        ("smollm", ["a", "ĊĊ", "1", "2"]),  # every digit alone, before that expression
+        ("qwen2", ["a", "ĊĊ", "1", "2"]),
+        ("llama-bpe", ["a", "ĊĊ", "12"]),
+    ],
+)
+def test_text_is_split_as_the_file_says(tokenizer, tmp_path, pre, pieces):
+    file = write_gguf(tmp_path / "m.gguf", tiny_llama(tokenizer), tokenizer, pre=pre)
+    splitter = ModelSource(settings(file)).tokenizer.backend_tokenizer.pre_tokenizer
+    assert [piece for piece, _ in splitter.pre_tokenize_str("a\n\n12")] == pieces
+
+
+def test_an_unknown_split_is_an_error(tokenizer, tmp_path):
+    file = write_gguf(tmp_path / "m.gguf", tiny_llama(tokenizer), tokenizer, pre="new\x1bone")
+    with pytest.raises(ModelError, match=r"m\.gguf.*splits text the way.*new.*tokenizer\.json"):
+        imported(str(file))
+
+
 def test_a_file_is_imported_once_wherever_it_lies_and_again_when_it_changes(tokenizer, tmp_path, capsys):
     network = tiny_llama(tokenizer)
     with torch.no_grad():

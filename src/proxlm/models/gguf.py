@@ -36,12 +36,17 @@ from proxlm.system_errors import cannot_write, system_error
 from proxlm.text import reason_of, shown, system_reason
 
 # Part of the folder's name: what this module makes of a file.
-_FORMAT = 1
+_FORMAT = 2
 _ADVICE = 'model.policy: a GGUF file needs the packages gguf and accelerate: pip install "proxlm[gguf]"'
 _WRITING = ".writing-"
 _A_DAY = 86_400.0
 # Tensors that transformers passes over although they change what the model computes.
 _UNREAD = {"rope_freqs.weight": "it stretches the rotary positions (Llama 3.1 and later)"}
+
+# llama.cpp's names of ways to split text before merging: GPT-2's, and GPT-2's with every digit alone. transformers
+# knows others, and would take GPT-2's for these and for every name that it does not know.
+_GPT2_SPLITS = ("", "default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "trillion")
+_DIGIT_SPLITS = ("smollm", "starcoder", "refact", "command-r", "codeshell")
 
 # Every file has one of them, without which transformers takes a default that may not be the model's.
 _EPSILONS = ("layer_norm_rms_epsilon", "layer_norm_epsilon", "group_norm_epsilon")
@@ -143,7 +148,7 @@ def _convert(file: Path, header: GgufHeader, what: str, folder: Path) -> None:
             # One of its bars cannot be switched off.
             with no_progress_bars(), redirect_stderr(io.StringIO()):
                 _read(alone, header, what).save_pretrained(folder)
-                _tokenizer(alone, header).save_pretrained(folder)
+                _tokenizer(alone, header, what).save_pretrained(folder)
         except UserError:
             raise
         except Exception as error:  # what the settings of a file lead to: KeyError, ZeroDivisionError, …
@@ -214,17 +219,34 @@ def _check_size(kind: Any, config: Any, header: GgufHeader, what: str) -> None:
         )
 
 
-def _tokenizer(folder: str, header: GgufHeader) -> Any:
+def _tokenizer(folder: str, header: GgufHeader, what: str) -> Any:
     """The tokenizer, with the file's tokens and no other."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
+    _split_as_the_file_says(tokenizer, header, what)
     count = header.settings.get("tokenizer.ggml.tokens", 0)
     if max(tokenizer.get_vocab().values(), default=-1) >= count:
         tokenizer = _without_others(tokenizer, count)
     for name in ("is_local", "local_files_only", "gguf_file"):
         tokenizer.init_kwargs.pop(name, None)
     return tokenizer
+
+
+def _split_as_the_file_says(tokenizer: Any, header: GgufHeader, what: str) -> None:
+    """Give a byte-level tokenizer the file's way of splitting where transformers has not. Raises ModelError."""
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    name = str(header.settings.get("tokenizer.ggml.pre", ""))
+    backend = tokenizer.backend_tokenizer
+    if not isinstance(backend.pre_tokenizer, ByteLevel) or name in _GPT2_SPLITS:
+        return
+    if name not in _DIGIT_SPLITS:
+        raise ModelError(
+            f'{what}: its tokenizer splits text the way "{shown(name, 40)}", which cannot be read from GGUF; use the'
+            " folder of its safetensors and tokenizer.json"
+        )
+    backend.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
 
 
 def _without_others(tokenizer: Any, count: int) -> Any:
