@@ -118,6 +118,7 @@ DRAWN = {
     "metrics.use": st.sampled_from(
         [[], ["exact_match"], ["my file.py:metric", "exact_match"], ["exact_match", "pass_at_k"]]
     ),
+    "metrics.baseline": st.just(""),
     "metrics.right": st.just("exact_match"),
     "metrics.k": st.just([1]),
     "metrics.labels": st.just([]),

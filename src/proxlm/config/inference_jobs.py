@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from os.path import abspath
 
 from proxlm.config.likelihood import ChoiceSettings, PerplexitySettings, perplexity_problems
-from proxlm.config.metrics import MetricSettings, metric_problems
+from proxlm.config.metrics import MetricSettings, baseline_problems, metric_problems
 from proxlm.config.problems import (
     Problems,
     chat_problems,
@@ -115,6 +115,8 @@ class EvaluateConfig:
             )
             found.append(("metrics.samples_per_prompt", reason))
         found += _pick_problems(self)
+        if not self.perplexity.text:
+            found += baseline_problems(self.metrics, bool(self.choices.field), bool(self.environment.use))
         found += perplexity_problems(self.perplexity)
         found += chat_problems(
             "data.chat_template_kwargs", self.data.chat_template_kwargs

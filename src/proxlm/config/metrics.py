@@ -116,6 +116,12 @@ class MetricSettings:
     samples_per_prompt: int = setting(
         1, "responses sampled to each held-out prompt; intervals are over prompts", ge=1
     )
+    baseline: str = setting(
+        "",
+        "file of records as the held-out ones, for classes: what logistic regression on TF-IDF learns from it stands"
+        " beside the models; empty: no such judge",
+        path="input",
+    )
     resamples: int = setting(
         1000, "bootstrap samples of the prompts for the interval of a metric of all responses", ge=1
     )
@@ -138,7 +144,21 @@ def metric_problems(metrics: MetricSettings) -> Problems:
         package = TASK_METRICS[name].package
         if package and find_spec(package) is None:
             found.append(("metrics.use", f'{name} needs {package}: pip install "proxlm[metrics]"'))
+    if metrics.baseline and find_spec("sklearn") is None:
+        found.append(("metrics.baseline", 'needs scikit-learn: pip install "proxlm[metrics]"'))
     return found + _reading_problems(metrics) + _right_problems(metrics)
+
+
+def baseline_problems(metrics: MetricSettings, choices: bool, conversations: bool) -> Problems:
+    """Why the judge of words cannot stand beside the models; choices: of multiple choice."""
+    if not metrics.baseline:
+        return []
+    if conversations:
+        return [("metrics.baseline", "of prompts in a file, not of an environment's; leave it out")]
+    if not choices and not set(CLASSIFICATION) & set(metrics.use):
+        reason = f"stands beside metrics of classes; add one to metrics.use: {', '.join(CLASSIFICATION)}"
+        return [("metrics.baseline", reason)]
+    return []
 
 
 def built_in(metrics: MetricSettings) -> list[str]:

@@ -178,7 +178,7 @@ SWITCHES = (
     Switch("delta iterations damping halvings fisher_share", "ppo.trpo", "ppo.loss", *_is("trpo")),
     Switch("text extensions block batch_tokens", "ptx", "ptx.coef", *_POSITIVE),
     Switch("use samples_per_prompt", "metrics", "choices.field", *_EMPTY),
-    Switch("use samples_per_prompt", "metrics", "perplexity.text", *_EMPTY),
+    Switch("use samples_per_prompt baseline", "metrics", "perplexity.text", *_EMPTY),
     Switch(_METRICS, "metrics", "metrics.use", *_GIVEN),
     Switch("entities", "metrics", "metrics.use", *_holds("entity_f1")),
     Switch("k", "metrics", "metrics.use", *_holds("pass_at_k")),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from proxlm.config.algorithms import ADVANTAGES
 from proxlm.config.distributed import DistributedSettings
 from proxlm.config.engine import EngineSettings
-from proxlm.config.metrics import MetricSettings, metric_problems
+from proxlm.config.metrics import MetricSettings, baseline_problems, metric_problems
 from proxlm.config.ppo import KL_ERROR_LIMIT, PPOSettings, PtxSettings, ShapingSettings
 from proxlm.config.problems import (
     Problems,
@@ -77,6 +77,7 @@ class PPOConfig:
         found += algorithm_problems(self.ppo, self.model) + model_problems(self.model)
         found += _engine_problems(self)
         found += _stability_problems(self) + metric_problems(self.metrics) + _sharding_problems(self)
+        found += baseline_problems(self.metrics, choices=False, conversations=bool(self.environment.use))
         if self.metrics.use and not (self.data.eval_prompts or self.data.eval_count):
             found.append(("metrics.use", "there are no held-out prompts: set data.eval_count to 1 or more"))
         return found + optimisers_problems(self.optim)

@@ -39,6 +39,21 @@ def evaluate_choices(
         on_progress: Called with the number of questions answered and of all.
     """
     scores = choice_logprobs(model, questions, micro_batch_tokens, on_progress)
+    return evaluation_of_choices(name, model.source, questions, scores, samples)
+
+
+def evaluation_of_choices(
+    name: str, source: str, questions: Sequence[Question], scores: Sequence[Sequence[float]], samples: int
+) -> Evaluation:
+    """What log-probs of the choices say of whoever gave them.
+
+    Args:
+        name: What that is called in the table.
+        source: Where it comes from.
+        questions: The questions.
+        scores: The log-prob of each choice of each question.
+        samples: How many answers to keep in `samples`.
+    """
     rows = [_row(question, logprobs) for question, logprobs in zip(questions, scores, strict=True)]
 
     def column(metric: str) -> list[float]:
@@ -57,7 +72,7 @@ def evaluate_choices(
         {"prompt_id": row["prompt_id"], "prompt": row["prompt"], "response": row["picked"], "reward": None}
         for row in rows[:samples]
     ]
-    return Evaluation(name, model.source, metrics, shown, len(rows), 0, rows)
+    return Evaluation(name, source, metrics, shown, len(rows), 0, rows)
 
 
 def choice_logprobs(

@@ -97,6 +97,10 @@ def evaluation_of_classes(
             "class": classes[int(found.numbers[0])],
             "answer": classes[_likeliest(said)],
             "probabilities": dict(zip(classes, said, strict=True)),
+            "metrics": {
+                names.ACCURACY: float(_likeliest(said) == int(found.numbers[0])),
+                names.LOG_LOSS: _log_loss(said, int(found.numbers[0])),
+            },
         }
         for found, said in answers
     ]
@@ -131,7 +135,7 @@ def _of_probabilities(wanted: Sequence[int], said: Sequence[Sequence[float]]) ->
     answers = [_likeliest(row) for row in said]
     right = [float(answer == label) for answer, label in zip(answers, wanted, strict=True)]
     error = calibration_error([max(row) for row in said], right, lowest=1 / len(said[0]))
-    losses = [-math.log(max(row[label], 1e-12)) for row, label in zip(said, wanted, strict=True)]
+    losses = [_log_loss(row, label) for row, label in zip(said, wanted, strict=True)]
     metrics: dict[str, Estimate] = {names.ACCURACY: wilson_interval(sum(right), len(right))}
     if (score := _macro_f1(wanted, answers)) is not None:
         metrics[names.MACRO_F1] = Estimate(score, score, score)
@@ -147,6 +151,10 @@ def _macro_f1(wanted: Sequence[int], answers: Sequence[int]) -> float | None:
     except ImportError:
         return None
     return float(f1_score(wanted, answers, average="macro", zero_division=0.0))
+
+
+def _log_loss(probabilities: Sequence[float], label: int) -> float:
+    return -math.log(max(probabilities[label], 1e-12))
 
 
 def _likeliest(probabilities: Sequence[float]) -> int:

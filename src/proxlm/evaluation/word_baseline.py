@@ -1,12 +1,33 @@
-"""A judge that sees words alone: what of a preference single words explain."""
+"""A judge that sees words alone: what of a preference, a score or a class single words explain."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from proxlm.rewards.phrases import UNSPACED
+
 # How little weights are held back is chosen among these values, by so many folds of the training part.
 _STRENGTHS, _FOLDS, _FEWEST = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), 4, 20
+# A run of a script without spaces, a word of another one, or a sign.
+_PIECE = re.compile(rf"([{UNSPACED}]+)|[^\W{UNSPACED}]+|[^\w\s]")
+
+
+def word_features(text: str) -> list[str]:
+    """What a judge of words counts: words and signs in lower case; of scripts without spaces, n-grams of characters.
+
+    Which of both it is, is decided character by character: a run of Han characters or kana gives its single
+    characters and its neighbouring pairs, everything else its words, so that mixed texts need no setting.
+    """
+    found = list[str]()
+    for piece in _PIECE.finditer(text.lower()):
+        if (run := piece[1]) is None:
+            found.append(piece[0])
+        else:
+            found += [*run, *(run[i : i + 2] for i in range(len(run) - 1))]
+    return found
 
 
 def word_scores(chosen: Sequence[str], rejected: Sequence[str], texts: Sequence[str]) -> list[float] | None:
@@ -23,7 +44,7 @@ def word_scores(chosen: Sequence[str], rejected: Sequence[str], texts: Sequence[
     Returns:
         None if scikit-learn is not installed, there are too few comparisons, or they hold no words.
     """
-    words = _words_of([*chosen, *rejected])
+    words = words_of([*chosen, *rejected])
     if words is None or len(chosen) < _FEWEST:
         return None
     from sklearn.linear_model import LogisticRegression
@@ -38,7 +59,7 @@ def word_scores(chosen: Sequence[str], rejected: Sequence[str], texts: Sequence[
 
 def word_values(learnt: Sequence[str], values: Sequence[float], texts: Sequence[str]) -> list[float] | None:
     """Values of texts by a ridge regression on the words of texts with known values; None as of `word_scores`."""
-    words = _words_of(learnt)
+    words = words_of(learnt)
     if words is None:
         return None
     from sklearn.linear_model import Ridge
@@ -57,27 +78,43 @@ def word_classes(
     Returns:
         None as of `word_scores`, or where a class has too few texts to learn from.
     """
-    words, known = _words_of(learnt), sorted(set(classes))
-    if words is None or len(known) < 2 or min(map(list(classes).count, known)) < _FOLDS:
+    words = words_of(learnt)
+    if words is None or too_few(classes) is not None:
         return None
-    from sklearn.linear_model import LogisticRegression
-
-    search = _best(LogisticRegression(max_iter=500), "C", "neg_log_loss")
-    search.fit(words.transform(learnt), list(classes))
+    regression = word_regression(words, learnt, classes)
     found = [[0.0] * count for _ in texts]
-    for row, probabilities in zip(found, search.predict_proba(words.transform(texts)).tolist(), strict=True):
-        for number, p in zip(known, probabilities, strict=True):
+    for row, said in zip(found, regression.predict_proba(words.transform(texts)).tolist(), strict=True):
+        for number, p in zip(regression.classes_.tolist(), said, strict=True):
             row[number] = p
     return found
 
 
-def _words_of(texts: Sequence[str]) -> Any:
+def too_few(classes: Sequence[Any]) -> str | None:
+    """Why no classifier of words can be learnt from texts of these classes; None: one can."""
+    counts = Counter(classes)
+    if len(classes) < _FEWEST or len(counts) < 2:
+        return f"needs {_FEWEST} records of two classes or more, and has {len(classes)} of {len(counts)}"
+    rarest = min(counts, key=lambda name: (counts[name], str(name)))
+    if counts[rarest] < _FOLDS:
+        return f"needs {_FOLDS} records of each class, and has {counts[rarest]} of {rarest!r}"
+    return None
+
+
+def word_regression(words: Any, learnt: Sequence[str], classes: Sequence[int]) -> Any:
+    """scikit-learn's logistic regression from the words of texts to their classes."""
+    from sklearn.linear_model import LogisticRegression
+
+    search = _best(LogisticRegression(max_iter=500), "C", "neg_log_loss")
+    return search.fit(words.transform(learnt), list(classes)).best_estimator_
+
+
+def words_of(texts: Sequence[str]) -> Any:
     """The weights of words by tf-idf, fitted to texts; None: scikit-learn is not there, or too few of them."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ImportError:
         return None
-    words: Any = TfidfVectorizer(sublinear_tf=True, min_df=2, token_pattern=r"(?u)\w+|[^\w\s]")
+    words: Any = TfidfVectorizer(sublinear_tf=True, min_df=2, analyzer=word_features)
     try:
         return words.fit(texts) if len(texts) >= _FEWEST else None
     except ValueError:  # no word stands in two of them

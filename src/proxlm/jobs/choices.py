@@ -16,8 +16,10 @@ from proxlm.data.tokenizer import encode_continuation
 from proxlm.errors import DataError
 from proxlm.evaluation.choices import evaluate_choices
 from proxlm.evaluation.results import Evaluation
+from proxlm.evaluation.words_beside import evaluate_word_choices
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.prompts import held_out_prompts
+from proxlm.jobs.words import read_known_prompts
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
 from proxlm.types import Prompt
@@ -45,12 +47,15 @@ def evaluate_choices_of(
         examples = solved_records(data.examples, data, config.choices, skipped)
         skipped.print_summary()
     config = replace(config, data=data)
+    known = read_known_prompts(config.metrics, data, config.choices)
     evaluations: list[Evaluation] = []
+    asked: list[Question] = []
     for number, source in enumerate(sources):
         model = source.load()
         carry_template(model.tokenizer, data.chat_template)
         name = short(source.settings.policy)
         questions = _questions(model, config, given, examples, number == 0)
+        asked = asked or questions
         print(f"evaluating {name} ({number + 1}/{len(sources)}) …", file=sys.stderr, flush=True)
         evaluations.append(
             evaluate_choices(
@@ -62,6 +67,8 @@ def evaluate_choices_of(
                 progress_line("questions"),
             )
         )
+    if known is not None:
+        evaluations.append(evaluate_word_choices(known, asked, max(config.samples, 16)))
     return evaluations
 
 

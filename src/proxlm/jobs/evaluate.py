@@ -38,6 +38,7 @@ from proxlm.evaluation.results import Evaluation, as_json
 from proxlm.evaluation.tables import FORMATS, as_table, evaluation_tables
 from proxlm.evaluation.task_metrics.task_metrics import task_metrics
 from proxlm.evaluation.task_metrics.user_metrics import MetricFunction, UserMetric, user_metrics
+from proxlm.evaluation.words_beside import WORDS, less_words
 from proxlm.jobs.choices import evaluate_choices_of
 from proxlm.jobs.in_memory import record_source
 from proxlm.jobs.model_limits import check_same_tokens, prompt_limit
@@ -46,6 +47,7 @@ from proxlm.jobs.progress import progress_line
 from proxlm.jobs.prompts import held_out_prompts
 from proxlm.jobs.sampling import check_conversations, data_of, sampler_of
 from proxlm.jobs.startup import start_job
+from proxlm.jobs.words import read_known_prompts, words_beside
 from proxlm.models.forward import token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
@@ -63,15 +65,19 @@ def main(config: EvaluateConfig) -> None:
     evaluations = evaluate(config=config)
     unit = "document" if config.perplexity.text else "question" if config.choices.field else "held-out prompt"
     print(as_table(evaluations, unit))
-    compared = differences([Arm(e.name, [e.responses]) for e in evaluations], config.seed)
-    if len(evaluations) > 1:
+    models = [e for e in evaluations if WORDS not in e.notes]
+    compared = differences([Arm(e.name, [e.responses]) for e in models], config.seed)
+    beside = less_words(evaluations, config.seed)
+    if len(models) > 1:
         print(f"\n{as_text(compared)}")
+    if beside:
+        print(f"\n{as_text(beside)}")
     for i in range(min(config.samples, evaluations[0].prompts)):
         print(f"\nprompt  {evaluations[0].samples[i]['prompt']}")
         for e in evaluations:
             print(f"{e.name}: {e.samples[i]['response'].strip()}")
     if config.output:
-        _write(Path(config.output), evaluations, compared, config.seed, unit)
+        _write(Path(config.output), evaluations, [compared, beside], config.seed, unit)
         print(f"\nwritten to {config.output}")
     if config.responses:
         write_jsonl_atomic(
@@ -81,14 +87,22 @@ def main(config: EvaluateConfig) -> None:
 
 
 def _write(
-    file: Path, evaluations: Sequence[Evaluation], compared: Sequence[Difference], seed: int, unit: str
+    file: Path,
+    evaluations: Sequence[Evaluation],
+    compared: Sequence[Sequence[Difference]],
+    seed: int,
+    unit: str,
 ) -> None:
     """Write the results as the file's name ends."""
     if file.suffix == ".json":
-        content = {**as_json(evaluations, seed), "differences": [asdict(one) for one in compared]}
+        content = {
+            **as_json(evaluations, seed),
+            "differences": [asdict(one) for part in compared for one in part],
+        }
         write_json_atomic(file, content)
     else:
-        tables = [*evaluation_tables(evaluations, unit), *difference_tables(compared)]
+        tables = evaluation_tables(evaluations, unit)
+        tables += [table for part in compared for table in difference_tables(part)]
         write_atomic(file, FORMATS[file.suffix](tables, "Evaluation"))
 
 
@@ -121,7 +135,8 @@ def evaluate(
             does not apply), to a dict of such lists, or to one number for all.
 
     Returns:
-        Metrics with 95% intervals, and samples, of each model in the order given.
+        Metrics with 95% intervals, and samples, of each model in the order given; with `metrics.baseline` also those
+        of the judge of words, the last.
 
     Raises:
         UserError: A model, a prompt or the reward cannot be used.
@@ -197,6 +212,7 @@ def _side_by_side(
     """The evaluation of each model, on prompts that are passed or that the settings name."""
     first = sources[0]
     check_conversations(config, first)
+    known = read_known_prompts(config.metrics, config.data)
     limit = prompt_limit(first, config.data, config.rollout)
     if config.model.teacher:
         check_teacher(first, 0, config.rollout.max_new_tokens)
@@ -247,6 +263,10 @@ def _side_by_side(
                 pick=config.pick,
             )
         evaluations.append(evaluation)
+    if known is not None:
+        greedy = config.greedy and config.rollout.temperature > 0
+        words = partial(words_beside, known, loaded.prompts, config.data, config.metrics)
+        evaluations.append(words(seed=config.seed, samples=max(config.samples, 16), greedy=greedy))
     return evaluations
 
 

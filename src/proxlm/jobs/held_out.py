@@ -35,13 +35,20 @@ class HeldOutEvaluations:
         loop: The run.
         prompts: The held-out prompts; none: nothing is evaluated.
         metrics: Of their responses, beside the reward.
+        words: What the judge of words answers to them; None: there is none.
     """
 
     # Whether the critic has to be able to read the held-out prompts.
     reads_critic: ClassVar[bool] = False
 
-    def __init__(self, loop: PPOLoop, prompts: list[Prompt], metrics: TaskMetrics | None = None) -> None:
-        self._loop, self._prompts, self._metrics = loop, prompts, metrics
+    def __init__(
+        self,
+        loop: PPOLoop,
+        prompts: list[Prompt],
+        metrics: TaskMetrics | None = None,
+        words: Evaluation | None = None,
+    ) -> None:
+        self._loop, self._prompts, self._metrics, self._words = loop, prompts, metrics, words
         self._models = _at_the_start(loop.whole_models, loop.config)
         self._found: dict[str, Evaluation] = {}
         # The newest evaluation during the run, and the step after which it was made.
@@ -114,6 +121,9 @@ class HeldOutEvaluations:
     def _add(self, found: Evaluation) -> None:
         self._found[found.name] = found
         in_order = [self._found[name] for name in ("before", "best", "after") if name in self._found]
+        if self._words is not None:
+            write_responses(self._loop.folder, self._words)
+            in_order.append(self._words)
         write_evaluations(self._loop.folder, in_order, self._loop.config.run.seed, self._chosen())
 
     def _known(self) -> list[Evaluation]:

@@ -26,8 +26,14 @@ class HeldOutValues(HeldOutEvaluations):
 
     reads_critic: ClassVar[bool] = True
 
-    def __init__(self, loop: PPOLoop, prompts: list[Prompt], metrics: TaskMetrics | None = None) -> None:
-        super().__init__(loop, prompts, metrics)
+    def __init__(
+        self,
+        loop: PPOLoop,
+        prompts: list[Prompt],
+        metrics: TaskMetrics | None = None,
+        words: Evaluation | None = None,
+    ) -> None:
+        super().__init__(loop, prompts, metrics, words)
         self._before = self._known_before() if prompts else None
         # A resume is about to change the critic's weights.
         again = loop.config.run.resume and prompts and self._before is None

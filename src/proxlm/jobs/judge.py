@@ -13,6 +13,7 @@ from proxlm.data.preferences import Choice, Comparison, choices, comparisons
 from proxlm.data.skipped import Skipped
 from proxlm.errors import DataError, RewardError
 from proxlm.evaluation.comparisons import Judged, evaluation_of
+from proxlm.evaluation.differences import Arm, Difference, as_text, differences
 from proxlm.evaluation.results import Evaluation
 from proxlm.evaluation.tables import as_table
 from proxlm.evaluation.word_baseline import word_scores
@@ -90,9 +91,10 @@ class HeldOut:
 
 
 def write_judgement(folder: Path, found: Sequence[Evaluation], seed: int) -> None:
-    """Write evaluation.json with all judges, and every answer of the model."""
+    """Write evaluation.json with all judges, and every answer of the model and of the judge by words."""
     kept = [
-        evaluation if evaluation.name == MODEL else replace(evaluation, responses=[]) for evaluation in found
+        evaluation if evaluation.name in (MODEL, WORDS) else replace(evaluation, responses=[])
+        for evaluation in found
     ]
     for evaluation in kept:
         if evaluation.responses:
@@ -106,10 +108,20 @@ def print_judgement(run: Run) -> None:
     if not found:
         return
     print("\n" + as_table(found, "held-out comparison" if LENGTH in run.evaluations else "held-out record"))
+    of_words = [run.evaluations[name] for name in (WORDS, MODEL) if name in run.evaluations]
+    if len(of_words) > 1 and (compared := _less_words(*of_words)):
+        print("\n" + as_text(compared))
     if len(found) > 1 and WORDS not in run.evaluations:
         print(
             'no judge by single words: it needs scikit-learn (pip install "proxlm[metrics]") and 20 records'
         )
+
+
+def _less_words(words: Evaluation, model: Evaluation) -> list[Difference]:
+    """The model less the judge by words, on what both could judge."""
+    read = {row["record"] for row in words.responses} & {row["record"] for row in model.responses}
+    both = [[row for row in judge.responses if row["record"] in read] for judge in (words, model)]
+    return differences([Arm(WORDS, both[:1]), Arm(MODEL, both[1:])]) if read else []
 
 
 def _quiet(config: RewardConfig) -> Skipped:

@@ -27,6 +27,7 @@ from proxlm.engine.generate import Generate
 from proxlm.engine.native import NativeEngine
 from proxlm.environments.protocol import MakeEnvironment
 from proxlm.errors import ConfigError, RewardError, RunError
+from proxlm.evaluation.results import Evaluation
 from proxlm.evaluation.task_metrics.task_metrics import TaskMetrics, task_metrics
 from proxlm.evaluation.task_metrics.user_metrics import user_metrics
 from proxlm.jobs.doctor import examine
@@ -37,6 +38,7 @@ from proxlm.jobs.prompts import describe_prompts
 from proxlm.jobs.run_folder import begin_run, check_best_metric, check_run_folder, run_folder
 from proxlm.jobs.sampling import prompts_of, rewarded, sampler_of, without_reward
 from proxlm.jobs.startup import after_restart, seeded_weights, start_job
+from proxlm.jobs.words import words_of_run
 from proxlm.models.actor_critic import ActorCritic, actor_critic_of
 from proxlm.models.agreement import check_gradients
 from proxlm.models.source import ModelSource
@@ -174,6 +176,7 @@ class PPOTrainer:
         has_tasks = config.environment.use and not config.data.prompts
         train, held_out = prompts_of(config, self.source, skipped, None if has_tasks else self._sources)
         metrics = task_metrics(config.metrics, self._functions, held_out.prompts, config.run.seed)
+        words = words_of_run(config, held_out.prompts)
         stream = PromptStream(train.prompts, config.ppo.batch_size, config.run.seed)
         print(describe_prompts(train, held_out, skipped), flush=True)
         unused = [] if self._own_algorithm else unused_by_algorithm(config.ppo)
@@ -205,17 +208,19 @@ class PPOTrainer:
             skipped.save(folder)
             loop = self._loop(config, models, stream, scorer, folder, self._algorithm, ptx, sampler, ranks)
             loop.callbacks = self._callbacks.fresh()
-            return self._run(loop, held_out.prompts, metrics)
+            return self._run(loop, held_out.prompts, metrics, words)
 
     def _models(self) -> ActorCritic:
         """Policy, critic and reference at the start."""
         with seeded_weights(self.config.run.seed):
             return actor_critic_of(self.source.load(), self.config.model, self._algorithm.critic)
 
-    def _run(self, loop: PPOLoop, held_out: list[Prompt], metrics: TaskMetrics | None) -> Run:
+    def _run(
+        self, loop: PPOLoop, held_out: list[Prompt], metrics: TaskMetrics | None, words: Evaluation | None
+    ) -> Run:
         """Evaluation, the loop, evaluation; everything the run leaves is in its folder."""
         config, folder = self.config, loop.folder
-        evaluations = self._held_out(loop, held_out, metrics)
+        evaluations = self._held_out(loop, held_out, metrics, words)
         passed: dict[str, Any] = {
             "data.prompts": self._sources.train,
             "data.eval_prompts": self._sources.eval,
