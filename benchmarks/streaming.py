@@ -43,7 +43,8 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(WRITERS))
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    print("| data | file, MB | peak memory, MB | of it not pages of files, MB | tokens or texts | seconds | CPU seconds |")
+    columns = ["peak memory, MB", "of it not pages of files, MB", "tokens or texts", "seconds", "CPU seconds"]
+    print("| data | file, MB |", " | ".join(columns), "|")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for kind in arguments.kinds.split(","):
         for size in [*map(int, arguments.sizes.split(",")), *([LONG] if arguments.long else [])]:

@@ -40,7 +40,7 @@ from proxlm.jobs.trained_runs import recipe_settings, trained
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import language_model_of
 from proxlm.models.save import save_language_model
-from proxlm.models.source import ModelSource
+from proxlm.models.source import ModelSource, named_as
 from proxlm.rewards.resolve import resolve_terms
 from proxlm.runlog.folder import write_atomic, write_json_atomic
 from proxlm.runlog.metric_names import REWARD
@@ -178,7 +178,8 @@ def _loaded(name: str, config: CompressConfig) -> LanguageModel:
     settings = ModelSettings(
         policy=name, device="cpu", save_dtype="source", trust_remote_code=config.trust_remote_code
     )
-    return load_original(ModelSource(settings)).language_model
+    with named_as("model"):
+        return load_original(ModelSource(settings)).language_model
 
 
 def _texts(paths: Sequence[str], count: int, tokens: int, model: LanguageModel, key: str) -> list[list[int]]:

@@ -32,8 +32,8 @@ from proxlm.jobs.supervised import tokenizer_to_resume
 from proxlm.jobs.teacher_answers import GROUP, Answer, Asked, answers_of, take_answers
 from proxlm.jobs.teacher_server import TeacherServer
 from proxlm.models.language_model import LanguageModel
-from proxlm.models.source import ModelSource
-from proxlm.models.teacher import named_as_teacher
+from proxlm.models.source import ModelSource, named_as
+from proxlm.models.teacher import KEY
 from proxlm.runlog.folder import ANSWERS, has_checkpoint
 from proxlm.seeds import Stream
 from proxlm.train.supervised.examples import Examples
@@ -110,7 +110,7 @@ class DistillData:
     def _check_models(self) -> None:
         """Raise ModelError for a teacher and a student that do not fit each other."""
         config = self.config
-        with named_as_teacher():
+        with named_as(KEY):
             _ = self.source.encoder_decoder, self.source.tokenizer
         for name, source in (("model.teacher", self.source), ("model.policy", self.student)):
             if (name == "model.teacher" or not config.scratch.type) and source.encoder_decoder:
@@ -164,7 +164,7 @@ class DistillData:
     @cached_property
     def teacher(self) -> LanguageModel:
         """The teacher, with its weights, which never learn."""
-        with named_as_teacher():
+        with named_as(KEY):
             model = self.source.load()
         model.network.requires_grad_(False)
         carry_template(model.tokenizer, self.config.data.chat_template)

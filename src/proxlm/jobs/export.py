@@ -27,7 +27,7 @@ from proxlm.export.original import Original, load_original, model_of_run
 from proxlm.export.readers import Transformers
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.startup import start_job
-from proxlm.models.source import ModelSource
+from proxlm.models.source import ModelSource, named_as
 from proxlm.runlog.folder import write_json_atomic
 from proxlm.runlog.text import number
 from proxlm.text import shown
@@ -115,7 +115,9 @@ def _export(source: ModelSource, config: ExportConfig) -> Export:
     folder = Path(config.output)
     if folder.exists() or folder.is_symlink():
         raise RunError(f"{folder}: is there already; choose another output, or remove it")
-    original, form = load_original(source), FORMATS[config.format]
+    with named_as("model"):
+        original = load_original(source)
+    form = FORMATS[config.format]
     form.check(original, config)
     expected = _expected(original, config)
     found: list[Export] = []

@@ -260,3 +260,12 @@ def _as_loaded(settings: ModelSettings, model: LanguageModel) -> ModelSettings:
         activation_checkpointing=model.activation_checkpointing,
         save_dtype=cast("Literal['float32', 'bfloat16', 'source']", kept),
     )
+
+
+@contextmanager
+def named_as(key: str) -> Iterator[None]:
+    """Errors in this block name the setting `key`: other models are read by the code that reads a policy."""
+    try:
+        yield
+    except (ModelError, ConfigError) as error:
+        raise type(error)(str(error).replace("model.policy", key)) from error

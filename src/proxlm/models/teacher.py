@@ -6,8 +6,6 @@ hashes of its files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +13,7 @@ from proxlm.config import ModelSettings
 from proxlm.data.tokenizer import different_tokens
 from proxlm.errors import ConfigError, ModelError
 from proxlm.models.language_model import LanguageModel
-from proxlm.models.source import ModelSource
+from proxlm.models.source import ModelSource, named_as
 from proxlm.text import shown
 
 KEY = "model.teacher"
@@ -34,7 +32,7 @@ def check_teacher(policy: ModelSource, longest_prompt: int, longest_response: in
         ConfigError: Its context is too short.
     """
     teacher = _source_of(policy.settings)
-    with named_as_teacher():
+    with named_as(KEY):
         _check_kind(teacher, policy.encoder_decoder)
         _check_tokens(teacher, policy.tokenizer, _rows_of(policy.configuration))
         limit = teacher.context
@@ -52,7 +50,7 @@ def check_teacher(policy: ModelSource, longest_prompt: int, longest_response: in
 
 def note_on_ends(policy: ModelSource) -> str:
     """A note, where no token that ends a text of the policy's ends one of the teacher's; else ""."""
-    with named_as_teacher():
+    with named_as(KEY):
         own, others = ({m.tokenizer.eos_token_id, *m.eos} for m in (policy, _source_of(policy.settings)))
     if own & others:
         return ""
@@ -86,7 +84,7 @@ def load_teacher(policy: LanguageModel, settings: ModelSettings) -> LanguageMode
         ModelError: It cannot be loaded, has other tokens, or is no decoder where the policy is one, or the reverse.
     """
     teacher = _source_of(settings, policy)
-    with named_as_teacher():
+    with named_as(KEY):
         _check_kind(teacher, policy.encoder_decoder)
         _check_tokens(teacher, policy.tokenizer, len(policy.network.get_output_embeddings().weight))
         model = teacher.load()
@@ -102,15 +100,6 @@ def _source_of(settings: ModelSettings, policy: LanguageModel | None = None) -> 
             plain, device=str(policy.device), precision="bfloat16" if policy.bfloat16 else "float32"
         )
     return ModelSource(plain)
-
-
-@contextmanager
-def named_as_teacher() -> Iterator[None]:
-    """Errors in this block are the teacher's: it is read by the code that reads a policy, which names that one."""
-    try:
-        yield
-    except (ModelError, ConfigError) as error:
-        raise type(error)(str(error).replace("model.policy", KEY)) from error
 
 
 def _check_kind(teacher: ModelSource, encoder_decoder: bool) -> None:

@@ -36,9 +36,10 @@ def counts_table(card: Card) -> Table:
 
 def as_markdown(card: Card) -> str:
     """The whole card as Markdown."""
-    parts = ["# Data card", "", markdown_tables(_tables(card)), "## Examples", ""]
-    for title, examples in _examples(card):
-        parts += [markdown_tables([_example_table(title, examples)])]
+    parts = ["# Data card", "", markdown_tables(_tables(card))]
+    if examples := _examples(card):
+        parts += ["## Examples", ""]
+    parts += [markdown_tables([_example_table(*one)]) for one in examples]
     return "\n".join(parts)
 
 
@@ -60,7 +61,7 @@ def as_page(card: Card) -> str:
         bars(
             dict(list(card["languages"]["counts"].items())[:_LONGEST_LIST]), f"of {card['languages']['of']}"
         ),
-        "<h2>Examples</h2>",
+        *(["<h2>Examples</h2>"] if _examples(card) else []),
         *(f'<div class="wide">{html_table(_example_table(*one))}</div>' for one in _examples(card)),
         f"<h2>Settings</h2><details><summary>config.toml</summary><pre>{in_html(card['plan']['settings'])}</pre></details>",
     ]
@@ -100,9 +101,7 @@ def _tables(card: Card) -> list[Table]:
     lengths, plan = card["lengths"], card["plan"]
     rows = [[name, f"{lengths[name]['records']:,}", f"{lengths[name]['characters']:,}"] for name in lengths]
     facts = [
-        [step["step"], name, _counted(value) if isinstance(value, Mapping) else str(value)]
-        for step in card["steps"]
-        for name, value in step["facts"].items()
+        [step["step"], name, _fact(value)] for step in card["steps"] for name, value in step["facts"].items()
     ]
     return [
         counts_table(card),
@@ -134,6 +133,12 @@ def _examples(card: Card) -> list[tuple[str, Sequence[Mapping[str, str]]]]:
 def _example_table(title: str, examples: Sequence[Mapping[str, str]]) -> Table:
     head = list(dict.fromkeys(name for example in examples for name in example))
     return Table(head, [[example.get(name, "") for name in head] for example in examples], title)
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return _counted(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _counted(counts: Mapping[str, Any]) -> str:
