@@ -30,7 +30,8 @@ from proxlm.runlog.folder import write_atomic, write_json_atomic
 LINES, SAMPLES = 4, 6
 ROWS = {
     "form": "right form",
-    "rhyme": "right form and the rhyme asked for",
+    "rhyme_lines": "even lines of the rhyme asked for",
+    "rhyme": "right form and both of them",
     "different": "different poems",
     "distinct_1": "distinct characters",
     "distinct_2": "distinct pairs of characters",
@@ -62,6 +63,7 @@ def measured(responses: Sequence[str], prompts: Sequence[str], known: set[str]) 
     return {
         "poems": len(texts),
         "form": [form.mean, form.low, form.high],
+        "rhyme_lines": sum(part["rhyme"] for part in parts) / len(parts),
         "rhyme": [rhyming.mean, rhyming.low, rhyming.high],
         "different": len(set(texts)) / len(texts),
         "distinct_1": distinct_n(texts, 1),
@@ -77,7 +79,8 @@ def of_run(folder: Path, known: set[str]) -> dict[str, Any]:
     run = load_run(folder)
     found: dict[str, Any] = {}
     for when, evaluation in (("before", run.before), ("after", run.after)):
-        assert evaluation is not None
+        if evaluation is None:
+            raise SystemExit(f"{folder}: not evaluated {when} training; has it ended?")
         prompts = [row["prompt"] for row in evaluation.responses]
         for how in ("sampled", "greedy"):
             rows = [row if how == "sampled" else row["greedy"] for row in evaluation.responses]
