@@ -204,6 +204,7 @@ REST: dict[str, dict[str, Any]] = {
     "probe": {},
     "launch": {},
     "check": {},
+    "plan": {},
     "data": {},
     "evaluate": {"models": ["tiny"], "data.eval_prompts": "prompts.txt"},
     "generate": {"model.policy": "tiny", "prompt": "Once"},

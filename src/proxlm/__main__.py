@@ -28,6 +28,7 @@ from proxlm.text import on_screen
 JOB_MODULES = {
     "new": "proxlm.jobs.new:main",
     "check": "proxlm.jobs.check:main",
+    "plan": "proxlm.jobs.plan:main",
     "data": "proxlm.jobs.data:main",
     "ppo": "proxlm.jobs.ppo:main",
     "value": "proxlm.jobs.value:main",

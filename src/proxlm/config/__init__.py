@@ -50,6 +50,7 @@ from proxlm.config.metrics import MetricSettings
 from proxlm.config.new import NewConfig
 from proxlm.config.new_model import NewModelSettings, WordVectorSettings
 from proxlm.config.parse import load_config, settings_or_default, to_toml, validate
+from proxlm.config.plan import PlanConfig
 from proxlm.config.policy_jobs import PPOConfig, ValueConfig
 from proxlm.config.ppo import (
     CorrectionSettings,
@@ -156,6 +157,7 @@ __all__ = [
     "PPOSettings",
     "PerplexitySettings",
     "PiiSettings",
+    "PlanConfig",
     "PreferenceSettings",
     "PretrainConfig",
     "ProbeConfig",

@@ -19,6 +19,7 @@ from proxlm.config.folds import FoldsConfig
 from proxlm.config.inference_jobs import EvaluateConfig, GenerateConfig
 from proxlm.config.launch import LaunchConfig
 from proxlm.config.new import NewConfig
+from proxlm.config.plan import PlanConfig
 from proxlm.config.policy_jobs import PPOConfig, ValueConfig
 from proxlm.config.preferences import DPOConfig
 from proxlm.config.probe import ProbeConfig
@@ -148,6 +149,7 @@ class ControlConfig:
 JOBS: dict[str, type] = {
     "new": NewConfig,
     "check": CheckConfig,
+    "plan": PlanConfig,
     "data": CorpusConfig,
     "ppo": PPOConfig,
     "value": ValueConfig,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from proxlm.config import CheckConfig, ModelSettings, PPOConfig, load_config
+from proxlm.config import CheckConfig, ModelSettings, PlanConfig, PPOConfig, load_config
 from proxlm.config.arguments import as_options
 from proxlm.config.no_effect import unused_by_algorithm
 from proxlm.config.parse import recipe_job
@@ -68,7 +68,7 @@ class Report:
         self.line(part, f"{WARNING}  {text}")
 
 
-def job_and_settings(config: CheckConfig) -> tuple[str, Any]:
+def job_and_settings(config: CheckConfig | PlanConfig) -> tuple[str, Any]:
     """The command that a recipe is for, and its settings.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Any
 
 from proxlm.config import ControlConfig, PPOConfig
 from proxlm.jobs.trial_run import Trial
+from proxlm.planning.memory import learning_parts
 from proxlm.runlog.text import duration, number
 from proxlm.text import counted
 
@@ -95,14 +96,10 @@ def memory_parts(settings: Any, trial: Trial) -> dict[str, float]:
         for name, size in trial.sizes.items()
         if not name.startswith(("optimiser", "extra")) and size > 0
     }
-    found = dict(weights)
     if isinstance(settings, ControlConfig) or not weights:
-        return {**found, **({"optimiser": optimiser} if optimiser else {})}
-    found["gradients"] = sum(weights.values())
-    found["optimiser"] = optimiser
-    if isinstance(settings, PPOConfig) and not settings.model.lora.rank:
-        found["reference"] = trial.model_gb
-    return found
+        return {**weights, **({"optimiser": optimiser} if optimiser else {})}
+    frozen = isinstance(settings, PPOConfig) and not settings.model.lora.rank
+    return learning_parts(weights, optimiser, trial.model_gb if frozen else 0.0)
 
 
 def _seconds(value: float) -> str:
