@@ -56,7 +56,7 @@ def test_only_the_engine_knows_its_scheduler_and_decoders():
         "decoders",
         "block_decoder",
         "kv_cache",
-        "philox",
+        "uniforms",
     }
     for path in FILES:
         if path.parent.name != "engine":

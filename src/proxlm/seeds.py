@@ -26,6 +26,7 @@ class Purpose(enum.StrEnum):
     BAG = "bag"  # which comparisons a member of an ensemble learns, and how often; member
     MEMBER = "member"  # base of the weights of a member of an ensemble; member
     STATEMENTS = "statements"  # which of the demo's statements are used
+    DROPOUT = "dropout"  # which states a training pass sets to 0; step
     ON_POLICY = "on-policy"  # which rows of a batch the student of a distillation samples itself; step
     PREFIXES = "prefixes"  # where the demo's statements are cut
     MINHASH = "minhash"  # the permutations of MinHash signatures
@@ -56,7 +57,7 @@ class Purpose(enum.StrEnum):
 
 @enum.unique
 class Stream(enum.IntEnum):
-    """Streams of the engine's counter-based numbers (engine/philox.py), so that none repeats another's samples."""
+    """Streams of the engine's counter-based numbers (engine/uniforms.py), so that none repeats another's samples."""
 
     TRAINING = 0
     EVALUATION = 1

@@ -166,7 +166,7 @@ DRAWN_FOR: dict[str, dict[str, Any]] = {
         "split.folds": st.integers(2, 9),
         "output": SOME_TEXT,
     },
-    "dpo": {"text.pair": st.just(False)},
+    "dpo": {"text.pair": st.just(False), "train.dropout": st.just(0.0)},
     "distill": {
         "model.teacher": SOME_TEXT,
         "data.prompts": st.just(""),

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from proxlm.engine.philox import philox, request_uniforms
 from proxlm.engine.request import SampleSeed
+from proxlm.engine.uniforms import request_uniforms
+from proxlm.kernels.philox import philox
 
 KNOWN = [
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -20,10 +21,12 @@ KNOWN = [
 ]
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch"])
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN)
-def test_known_answers(counter, key, answer):
+def test_known_answers(counter, key, answer, library):
     def words(numbers):
-        return tuple(np.array([n], dtype=np.uint64) for n in numbers)
+        of_numpy = [np.array([n], dtype=np.uint64) for n in numbers]
+        return tuple(of_numpy if library == "numpy" else map(torch.tensor, ([n] for n in numbers)))
 
     assert tuple(int(x[0]) for x in philox(words(counter), words(key))) == answer
 

@@ -26,6 +26,9 @@ class Line:
     def trainable(self):
         return list(self.model.named_parameters())
 
+    def begin_step(self, step):
+        pass
+
     def gradient(self, rows, micro_batch_tokens):
         loss = self.loss(self.x[rows])
         loss.backward()

@@ -12,6 +12,7 @@ from proxlm.config.problems import (
     Problems,
     best_is_model_problems,
     chat_problems,
+    dropout_problems,
     model_problems,
     optimiser_problems,
     required,
@@ -145,6 +146,7 @@ class DistillConfig:
         found += chat_problems("data.chat_template_kwargs", self.data.chat_template_kwargs)
         found += chat_problems("text.chat_template_kwargs", self.text.chat_template_kwargs)
         found += model_problems(self.model) + best_is_model_problems(self.run)
+        found += dropout_problems(self.train, self.model)
         found += scratch_problems(self.scratch, self.model) + rollout_problems(self.rollout)
         if self.text.train and self.distill.mode == "sequence":
             reason = (

@@ -117,6 +117,8 @@ class DPOConfig:
         found += early_stopping_problems(self.train, PREFERENCES)
         if self.text.pair:
             found.append(("text.pair", "a policy goes on with its prompt; set it to false"))
+        if self.train.dropout:
+            found.append(("train.dropout", "log-probs are compared with the reference's; set it to 0 in dpo"))
         return found + optimiser_problems("optim", self.optim)
 
     def best_metric(self) -> str:

@@ -15,6 +15,7 @@ from proxlm.config.schema import (
     OptimisersSettings,
     RewardSettings,
     RunSettings,
+    SupervisedSettings,
 )
 from proxlm.config.tokenizer import tokenizer_problems
 from proxlm.text import shown, suggestion
@@ -60,6 +61,13 @@ def keep_best_problems(run: RunSettings, evaluation: EvaluationSettings) -> Prob
     elif metric.startswith("evaluation/greedy/") and not evaluation.greedy:
         problem = "is not measured: evaluation.greedy = false"
     return [("run.keep_best", f"{shown(metric)} {problem}")] if problem else []
+
+
+def dropout_problems(train: SupervisedSettings, model: ModelSettings) -> Problems:
+    """Dropout where passes cannot have it."""
+    if not (train.dropout and model.activation_checkpointing):
+        return []
+    return [("train.dropout", "works without model.activation_checkpointing; set one of them to its default")]
 
 
 def best_is_model_problems(run: RunSettings) -> Problems:

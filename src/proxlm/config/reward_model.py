@@ -12,6 +12,7 @@ from proxlm.config.preferences import PreferenceSettings, preference_problems
 from proxlm.config.problems import (
     Problems,
     best_is_model_problems,
+    dropout_problems,
     model_problems,
     optimiser_problems,
     required,
@@ -163,6 +164,7 @@ class RewardConfig:
     def problems(self) -> Problems:
         found = required(("text.train", self.text.train)) + preference_problems(self.text)
         found += model_problems(self.model) + _model_problems(self.model) + best_is_model_problems(self.run)
+        found += dropout_problems(self.train, self.model)
         found += _ensemble_problems(self) + _label_problems(self)
         found += early_stopping_problems(self.train, REWARD_MODEL[self.objective.kind])
         found += scratch_problems(self.scratch, self.model)

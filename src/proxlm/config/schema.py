@@ -481,6 +481,13 @@ class SupervisedSettings:
     curriculum_start: float = setting(
         0.1, "share of the records, the shortest ones, to begin with", gt=0, le=1
     )
+    dropout: float = setting(
+        0.0,
+        "not of dpo: probability that a number is set to 0 in a training pass, of the embeddings and of what each"
+        " block's attention and MLP add to the residual stream; 0: none",
+        ge=0,
+        lt=1,
+    )
     average: Literal["none", "uniform", "ema"] = setting(
         "none",
         "validate a mean of the weights, too, and keep it where it is better: of the last validations (uniform), or"

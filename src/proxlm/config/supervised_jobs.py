@@ -13,6 +13,7 @@ from proxlm.config.problems import (
     Problems,
     best_is_model_problems,
     chat_problems,
+    dropout_problems,
     model_problems,
     new_model_problems,
     optimiser_problems,
@@ -52,6 +53,7 @@ class PretrainConfig:
     def problems(self) -> Problems:
         found = required(("text.train", self.text.train)) + optimiser_problems("optim", self.optim)
         found += model_problems(self.model) + best_is_model_problems(self.run)
+        found += dropout_problems(self.train, self.model)
         found += early_stopping_problems(self.train, LANGUAGE_MODEL)
         found += mixture_problems(self.text)
         if self.train.curriculum_steps:
@@ -91,6 +93,7 @@ class SFTConfig:
         found = required(("text.train", self.text.train))
         found += chat_problems("text.chat_template_kwargs", self.text.chat_template_kwargs)
         found += model_problems(self.model) + best_is_model_problems(self.run)
+        found += dropout_problems(self.train, self.model)
         found += early_stopping_problems(self.train, LANGUAGE_MODEL)
         found += scratch_problems(self.scratch, self.model)
         found += mixture_problems(self.text) + kept_tokens_problems(self.text)

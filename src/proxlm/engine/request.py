@@ -20,7 +20,7 @@ from proxlm.types import Finish
 
 @dataclass(frozen=True)
 class SampleSeed:
-    """The counters that determine the random numbers of one request, all in [0, 2**32); see philox.py.
+    """The counters that determine the random numbers of one request, all in [0, 2**32); see uniforms.py.
 
     Attributes:
         seed: of the run.

@@ -19,10 +19,10 @@ from torch import Tensor
 from proxlm.engine.admission import Admission
 from proxlm.engine.decoders import Decoder
 from proxlm.engine.logit_processors import LogitProcessor, LogitProcessors
-from proxlm.engine.philox import request_uniforms
 from proxlm.engine.request import Request, RequestOutput
 from proxlm.engine.sampling import Distribution, Kept, sample_rows
 from proxlm.engine.stopping import StopCheck
+from proxlm.engine.uniforms import request_uniforms
 from proxlm.errors import ModelError
 from proxlm.models.agreement import why_not_finite
 from proxlm.models.language_model import LanguageModel

@@ -30,9 +30,9 @@ from proxlm.models.source import ModelSource
 from proxlm.models.teacher import teacher_source
 from proxlm.report.run import Run
 from proxlm.runlog.metric_names import LOSS, VALIDATION_AGREEMENT, VALIDATION_FORWARD_KL, VALIDATION_LOSS
-from proxlm.runlog.run_log import RunLog
 from proxlm.train.common.callbacks import Callback, Callbacks
 from proxlm.train.supervised.distill_objective import DistillObjective
+from proxlm.train.supervised.dropout import Dropout
 from proxlm.train.supervised.loop import SupervisedLoop
 from proxlm.train.supervised.teacher_reading import GIB, KeptReading, Teacher, bytes_of_reading
 
@@ -47,11 +47,6 @@ class DistillLoop(SupervisedLoop):
     """Supervised training whose batches may hold the student's own samples."""
 
     headline: ClassVar[tuple[str, ...]] = (LOSS, VALIDATION_LOSS, VALIDATION_FORWARD_KL, VALIDATION_AGREEMENT)
-    objective: DistillObjective
-
-    def step(self, log: RunLog) -> dict[str, float]:
-        self.objective.begin_step(self.state.step)
-        return super().step(log)
 
 
 class DistillTrainer:
@@ -159,6 +154,7 @@ class DistillTrainer:
                 config.rollout.max_new_tokens,
                 config.run.seed,
                 self._kept(teacher, texts),
+                Dropout([student.network], config.train.dropout, config.run.seed),
             )
             return train_in_folder(
                 folder,

@@ -209,6 +209,7 @@ def _train(
     )
     for step in range(steps):
         optimiser.hold()
+        objective.begin_step(step)
         objective.gradient(batches.next(), budget.tokens)
         optimiser.step(step, steps)
     optimiser.release()

@@ -39,6 +39,7 @@ from proxlm.seeds import Purpose, derive_seed
 from proxlm.train.common.callbacks import Callback, Callbacks
 from proxlm.train.supervised.completion_tokens import CompletionTokens
 from proxlm.train.supervised.criteria import criterion_of
+from proxlm.train.supervised.dropout import Dropout
 from proxlm.train.supervised.ensemble_objective import EnsembleObjective
 from proxlm.train.supervised.loop import SupervisedLoop
 from proxlm.train.supervised.reward_objective import RewardObjective
@@ -150,7 +151,9 @@ class RewardTrainer:
         held = HeldOut(records) if records.kind == "comparisons" else HeldOutLabels(records)
         held.check()
         criterion = criterion_of(config, records.outputs, members, training)
-        objective = RewardObjective(members[0], training, validation, criterion)
+        networks = [member.network for member in members]
+        dropout = Dropout(networks, config.train.dropout, config.run.seed)
+        objective = RewardObjective(members[0], training, validation, criterion, dropout)
         if len(members) > 1:
             objective = EnsembleObjective(
                 members,
@@ -160,6 +163,7 @@ class RewardTrainer:
                 config.ensemble,
                 config.run.seed,
                 config.train.micro_batch_tokens,
+                dropout,
             )
         try:
             return run_supervised(

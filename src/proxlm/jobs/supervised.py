@@ -27,6 +27,7 @@ from proxlm.runlog.run_log import RunLog
 from proxlm.train.common.callbacks import Callbacks
 from proxlm.train.common.schedules import warmup_note
 from proxlm.train.supervised.batches import Mixture
+from proxlm.train.supervised.dropout import Dropout
 from proxlm.train.supervised.examples import Examples
 from proxlm.train.supervised.loop import SupervisedConfig, SupervisedLoop
 from proxlm.train.supervised.objective import LanguageModelObjective, Objective
@@ -50,12 +51,14 @@ def language_model_objective(
 
     Raises:
         ModelError: The model cannot be trained, or not generated from.
+        ConfigError: It is not known where its type has dropout.
     """
     for examples in (training, validation):
         model.check_tokens("the records", examples.tokens)
     check_engine(model)  # what is trained here is generated from later
     check_gradients(model)
-    return LanguageModelObjective(model, training, validation, config.loss, validation_sources)
+    dropout = Dropout([model.network], config.train.dropout, config.run.seed)
+    return LanguageModelObjective(model, training, validation, config.loss, validation_sources, dropout)
 
 
 def mixture_of(text: TextSettings, training: Examples) -> Mixture | None:

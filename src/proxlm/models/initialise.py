@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 from proxlm.config import NewModelSettings
 from proxlm.errors import ConfigError
-from proxlm.models.few_blocks import stacks
+from proxlm.models.residual import residual_modules
 from proxlm.text import listed
 
-# Names that model types give the matrices whose products are added to the residual stream.
-RESIDUAL = ("o_proj", "down_proj", "c_proj", "out_proj", "fc2", "dense_4h_to_h", "attention.dense", "o", "wo")
 # Names of a configuration's fields.
 _ACTIVATIONS = ("hidden_act", "activation_function", "hidden_activation", "activation")
 _EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
@@ -115,11 +113,10 @@ def _drawing(new: NewModelSettings) -> Callable[[Tensor], object]:
 
 def _scale_residual(network: nn.Module, new: NewModelSettings, key: str) -> None:
     """Divide the matrices that add to the residual stream of a stack of blocks by the root of their number."""
-    blocks = [stack for _, _, stack in stacks(network)]
-    for stack in blocks:
-        added = [[module for name, module in block.named_modules() if _adds(name)] for block in stack]
+    blocks = residual_modules(network)
+    for added in blocks:
         number = sum(map(len, added))
-        if {len(modules) for modules in added} != {number // len(stack)} or number < 2 * len(stack):
+        if {len(modules) for modules in added} != {number // len(added)} or number < 2 * len(added):
             break
         for weight in (module.weight for modules in added for module in modules):
             assert isinstance(weight, Tensor)
@@ -131,10 +128,6 @@ def _scale_residual(network: nn.Module, new: NewModelSettings, key: str) -> None
         f"{key}.scale_residual: it is not known which matrices of {new.type} add to its residual stream; set it to"
         " false"
     )
-
-
-def _adds(name: str) -> bool:
-    return any(f".{name}".endswith(f".{ending}") for ending in RESIDUAL)
 
 
 def _set_activation(config: Any, name: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence, pad_sequence
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GenericForSequenceClassification
@@ -25,7 +25,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 class LSTMConfig(PreTrainedConfig):
     """The shape of the model. A recurrence has no longest sequence and no attention heads, so neither is kept.
 
-    dropout: on the embedding, between layers and before the head, in training mode; proxlm trains in evaluation mode.
+    dropout: on the embedding, between layers and before the head, in training mode; proxlm trains in evaluation
+    mode, where train.dropout acts at the same places.
     """
 
     model_type = "proxlm_lstm"
@@ -139,15 +140,13 @@ class LSTMModel(LSTMPreTrainedModel):
     def __init__(self, config: LSTMConfig) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        between = config.dropout if config.num_hidden_layers > 1 else 0.0
         self.lstm = nn.LSTM(
-            config.hidden_size,
-            config.hidden_size,
-            config.num_hidden_layers,
-            batch_first=True,
-            dropout=between,
+            config.hidden_size, config.hidden_size, config.num_hidden_layers, batch_first=True
         )
-        self.dropout = nn.Dropout(config.dropout)
+        # On the embeddings and on what each layer gives (Zaremba et al. 2014, arXiv 1409.2329).
+        self.dropouts = nn.Sequential(
+            *(nn.Dropout(config.dropout) for _ in range(config.num_hidden_layers + 1))
+        )
         self.post_init()
 
     def forward(
@@ -173,33 +172,50 @@ class LSTMModel(LSTMPreTrainedModel):
         """
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        embeds = self.dropout(inputs_embeds)
+        states = self.dropouts[0](inputs_embeds)
         keep = self.config.use_cache if use_cache is None else use_cache
-        state, columns = past_key_values, embeds.shape[1]
+        state, columns = past_key_values, states.shape[1]
         mask = None if attention_mask is None else attention_mask[:, -columns:].bool()
         if mask is not None and bool(mask.all()):
             mask = None
-        if position_ids is not None and attention_mask is None and state is None and not keep:
-            return BaseModelOutputWithPast(last_hidden_state=self._packed(embeds, position_ids))
-        before = None if state is None else (state.hidden, state.cell)
-        hidden, after = self._masked(embeds, mask, before) if mask is not None else self._run(embeds, before)
+        packed = position_ids is not None and attention_mask is None and state is None and not keep
+        afters = []
+        for layers, dropout in self._stages():
+            before = None if state is None else (state.hidden[layers], state.cell[layers])
+            if packed:
+                states, after = self._packed(states, position_ids, layers)
+            elif mask is not None:
+                states, after = self._masked(states, mask, layers, before)
+            else:
+                states, after = self._run(states, layers, before)
+            states = dropout(states)
+            afters.append(after)
+        hidden, cell = (torch.cat(parts) for parts in zip(*afters, strict=True))
         if state is None:
-            state = LSTMState(*after)
+            state = LSTMState(hidden, cell)
         else:
-            state.hidden, state.cell = after
+            state.hidden, state.cell = hidden, cell
         state.read += columns
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.dropout(hidden), past_key_values=state if keep else None
-        )
+        return BaseModelOutputWithPast(last_hidden_state=states, past_key_values=state if keep else None)
 
-    def _run(self, embeds: Any, before: tuple[Tensor, Tensor] | None) -> tuple[Any, tuple[Tensor, Tensor]]:
+    def _stages(self) -> list[tuple[slice, Any]]:
+        """The layers that run in one go, and the dropout behind them: all of them where there is none between."""
+        if self.training or any(dropout._forward_hooks for dropout in self.dropouts):
+            return [(slice(i, i + 1), self.dropouts[i + 1]) for i in range(self.lstm.num_layers)]
+        return [(slice(None), self.dropouts[-1])]
+
+    def _run(
+        self, states: Any, layers: slice, before: tuple[Tensor, Tensor] | None
+    ) -> tuple[Any, tuple[Tensor, Tensor]]:
         """The layers over rows that are all there, or over torch's packed rows."""
         with plain_kernels():
-            hidden, after = self.lstm(embeds, before)
-        return hidden, after
+            if layers == slice(None):
+                return self.lstm(states, before)
+            (weights,) = self.lstm.all_weights[layers]
+            return _one_layer(states, weights, before)
 
     def _masked(
-        self, embeds: Tensor, mask: Tensor, before: tuple[Tensor, Tensor] | None
+        self, embeds: Tensor, mask: Tensor, layers: slice, before: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Real tokens are moved to the front of their row, read, and their states moved back. mask [b, t] bool."""
         lengths = mask.sum(-1)
@@ -208,14 +224,16 @@ class LSTMModel(LSTMPreTrainedModel):
         packed = pack_padded_sequence(
             embeds.gather(1, order), lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
         )
-        read, (hidden, cell) = self._run(packed, before)
+        read, (hidden, cell) = self._run(packed, layers, before)
         states = pad_packed_sequence(read, batch_first=True, total_length=embeds.shape[1])[0]
         states = torch.zeros_like(states).scatter(1, order, states) * mask[..., None]
         some = (lengths > 0)[:, None]
         old = before or (torch.zeros_like(hidden), torch.zeros_like(cell))
         return states, (torch.where(some, hidden, old[0]), torch.where(some, cell, old[1]))
 
-    def _packed(self, embeds: Tensor, position_ids: Tensor) -> Tensor:
+    def _packed(
+        self, embeds: Tensor, position_ids: Tensor, layers: slice
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Sequences that start where position_ids [b, t] are 0, run as rows of a batch. → [b, t, H]"""
         starts = position_ids.expand(embeds.shape[:2]) == 0
         starts = starts.clone()
@@ -223,9 +241,27 @@ class LSTMModel(LSTMPreTrainedModel):
         first = starts.flatten().nonzero().squeeze(-1).tolist()
         lengths = [b - a for a, b in zip(first, [*first[1:], starts.numel()], strict=True)]
         rows = pad_sequence(list(embeds.flatten(0, 1).split(lengths)), batch_first=True)
-        hidden = self._run(rows, None)[0]
+        hidden, after = self._run(rows, layers, None)
         joined = torch.cat([row[:n] for row, n in zip(hidden, lengths, strict=True)])
-        return self.dropout(joined.view(*embeds.shape[:2], -1))
+        return joined.view(*embeds.shape[:2], -1), after
+
+
+def _one_layer(
+    states: Any, weights: list[Tensor], before: tuple[Tensor, Tensor] | None
+) -> tuple[Any, tuple[Tensor, Tensor]]:
+    """What nn.LSTM does of one layer, over rows [b, t, H] or over torch's packed rows."""
+    packed = isinstance(states, PackedSequence)
+    data = states.data if packed else states
+    rows = int(states.batch_sizes[0]) if packed else len(data)
+    start = before or tuple(data.new_zeros(1, rows, weights[1].shape[1]) for _ in range(2))
+    if not packed:
+        read, hidden, cell = torch.lstm(data, start, weights, True, 1, 0.0, False, False, True)
+        return read, (hidden, cell)
+    if before is not None:
+        start = tuple(part.index_select(1, states.sorted_indices) for part in before)
+    read, hidden, cell = torch.lstm(data, states.batch_sizes, start, weights, True, 1, 0.0, False, False)
+    hidden, cell = (part.index_select(1, states.unsorted_indices) for part in (hidden, cell))
+    return PackedSequence(read, *states[1:]), (hidden, cell)
 
 
 class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):

@@ -19,6 +19,7 @@ from proxlm.rl.logprobs import spans
 from proxlm.rl.ragged import ragged_index
 from proxlm.runlog import metric_names as names
 from proxlm.seeds import Purpose, Stream, derive_seed
+from proxlm.train.supervised.dropout import NO_DROPOUT, Dropout
 from proxlm.train.supervised.examples import Examples
 from proxlm.train.supervised.objective import LanguageModelObjective
 from proxlm.train.supervised.teacher_reading import KeptReading, Said, Teacher, over_chunks
@@ -53,6 +54,7 @@ class DistillObjective(LanguageModelObjective):
         longest_sample: Most tokens of a response that the student samples.
         seed: Of the run.
         kept: What the teacher says of the training and of the validation texts; None: they are read when needed.
+        dropout: In the student's passes on what it learns; its samples are drawn without.
     """
 
     def __init__(
@@ -65,8 +67,9 @@ class DistillObjective(LanguageModelObjective):
         longest_sample: int,
         seed: int,
         kept: tuple[KeptReading | None, KeptReading | None] = (None, None),
+        dropout: Dropout = NO_DROPOUT,
     ) -> None:
-        super().__init__(model, training, validation)
+        super().__init__(model, training, validation, dropout=dropout)
         self.teacher, self.settings, self.seed, self.kept = teacher, settings, seed, kept
         self.sampling = RolloutSettings(
             max_new_tokens=longest_sample, temperature=settings.student_temperature
@@ -75,7 +78,8 @@ class DistillObjective(LanguageModelObjective):
         self._sampled: tuple[int, list[int], Sequences] | None = None
 
     def begin_step(self, step: int) -> None:
-        """The step, from 0, whose batch comes next: the student's samples depend on it."""
+        """The step, from 0, whose batch comes next: the student's samples and its dropout depend on it."""
+        super().begin_step(step)
         self._step = step
 
     def gradient(self, rows: Sequence[int], micro_batch_tokens: int) -> tuple[float, int]:
@@ -92,7 +96,8 @@ class DistillObjective(LanguageModelObjective):
             sequences = part.sequences.select(micro).to(self.model.device)
             counted = part.mask[ragged_index(offsets, micro)].to(self.model.device)
             said = part.said(teacher, micro, sequences, counted)
-            states = response_states(self.model, sequences)[0]
+            with self.dropout.on(part.rows[micro], sequences.lengths if self.model.packed else None):
+                states = response_states(self.model, sequences)[0]
             tokens = sequences.response_tokens[counted]
 
             def chunk_loss(span: slice, logits: Tensor, said: Said = said, tokens: Tensor = tokens) -> Tensor:

@@ -139,6 +139,9 @@ class DPOObjective:
     def trainable(self) -> Sequence[tuple[str, nn.Parameter]]:
         return self.model.trainable()
 
+    def begin_step(self, step: int) -> None:
+        """Nothing here is random."""
+
     def gradient(self, rows: Sequence[int], micro_batch_tokens: int) -> tuple[float, int]:
         loss, chosen = 0.0, torch.tensor(rows)
         for micro in micro_batches(self.lengths[chosen], micro_batch_tokens):

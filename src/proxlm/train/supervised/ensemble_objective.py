@@ -19,7 +19,8 @@ from proxlm.runlog import metric_names as names
 from proxlm.runlog.folder import JsonRow
 from proxlm.seeds import Purpose, derive_seed
 from proxlm.train.supervised.criteria import Criterion
-from proxlm.train.supervised.labelled_texts import LabelledTexts, all_outputs, outputs_of
+from proxlm.train.supervised.dropout import NO_DROPOUT, Dropout
+from proxlm.train.supervised.labelled_texts import LabelledTexts, all_outputs
 from proxlm.train.supervised.reward_objective import RewardObjective
 from proxlm.train.supervised.stacking import stacking_weights
 
@@ -45,6 +46,7 @@ class EnsembleObjective(RewardObjective):
         ensemble: The section [ensemble].
         seed: The run's.
         micro_batch_tokens: Most tokens in a pass when a checkpoint needs the members' weights in the sum.
+        dropout: Of the members.
     """
 
     def __init__(
@@ -56,8 +58,9 @@ class EnsembleObjective(RewardObjective):
         ensemble: EnsembleSettings,
         seed: int,
         micro_batch_tokens: int,
+        dropout: Dropout = NO_DROPOUT,
     ) -> None:
-        super().__init__(members[0], training, validation, criterion)
+        super().__init__(members[0], training, validation, criterion, dropout)
         self.members, self.settings = members, ensemble
         count = len(training)
         self.bags = [
@@ -77,8 +80,8 @@ class EnsembleObjective(RewardObjective):
         for micro in micro_batches(self.lengths[chosen], micro_batch_tokens):
             part = [rows[i] for i in micro.tolist()]
             before: Tensor | float = 0.0
-            for member, weights in zip(self.members, self.bags, strict=True):
-                outputs = outputs_of(member, self.training, part) + before
+            for number, (member, weights) in enumerate(zip(self.members, self.bags, strict=True)):
+                outputs = self.training_outputs(member, part, number) + before
                 losses = self.losses_of(outputs, part)
                 share = (weights[part].to(losses.device) * losses).sum() / len(rows)
                 share.backward()

@@ -112,6 +112,7 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
         began = time.perf_counter()
         self.optimiser.hold()
         rows = self.batches.next()
+        self.objective.begin_step(state.step)
         loss, tokens = within_memory(
             self.budget,
             partial(self.objective.gradient, rows),

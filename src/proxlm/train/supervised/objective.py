@@ -18,6 +18,7 @@ from proxlm.rl.token_losses import focal_loss, smoothed_losses
 from proxlm.runlog.folder import JsonRow
 from proxlm.runlog.metric_names import VALIDATION_LOSS, VALIDATION_SOURCE
 from proxlm.train.supervised.continuations import continuations
+from proxlm.train.supervised.dropout import NO_DROPOUT, Dropout
 from proxlm.train.supervised.examples import Examples
 from proxlm.types import Sequences
 
@@ -41,6 +42,9 @@ class Objective(Protocol):
 
     def trainable(self) -> Sequence[tuple[str, nn.Parameter]]:
         """The named parameters that learn."""
+
+    def begin_step(self, step: int) -> None:
+        """The step, from 0, whose batch comes next: what is random in a gradient depends on it."""
 
     def gradient(self, rows: Sequence[int], micro_batch_tokens: int) -> tuple[float, int]:
         """Add the gradient of the rows' mean loss to the parameters' `.grad`, in passes of limited size.
@@ -81,9 +85,10 @@ class LanguageModelObjective:
         validation: Examples,
         loss: LossSettings | None = None,
         validation_sources: Sequence[str] = (),
+        dropout: Dropout = NO_DROPOUT,
     ) -> None:
         self.model, self.training, self.validation = model, training, validation
-        self.loss = loss or LossSettings()
+        self.loss, self.dropout = loss or LossSettings(), dropout
         self.validation_sources = validation_sources
 
     @property
@@ -97,8 +102,13 @@ class LanguageModelObjective:
     def trainable(self) -> Sequence[tuple[str, nn.Parameter]]:
         return self.model.trainable()
 
+    def begin_step(self, step: int) -> None:
+        self.dropout.begin_step(step)
+
     def gradient(self, rows: Sequence[int], micro_batch_tokens: int) -> tuple[float, int]:
-        return next_token_gradient(self.model, self.training, rows, micro_batch_tokens, loss=self.loss)
+        return next_token_gradient(
+            self.model, self.training, rows, micro_batch_tokens, loss=self.loss, dropout=self.dropout
+        )
 
     def validate(self, micro_batch_tokens: int) -> dict[str, float]:
         loss, of_sources = next_token_losses(
@@ -132,22 +142,31 @@ def next_token_gradient(
     micro_batch_tokens: int,
     factor: float = 1.0,
     loss: LossSettings | None = None,
+    dropout: Dropout = NO_DROPOUT,
 ) -> tuple[float, int]:
     """Add `factor` times the gradient of the rows' mean next-token loss to the parameters' `.grad`.
 
-    loss: of each token; None: cross-entropy.
+    Args:
+        model: The model.
+        examples: All texts.
+        rows: Those that are read.
+        micro_batch_tokens: Most tokens in a pass.
+        factor: Of the gradient.
+        loss: Of each token; None: cross-entropy.
+        dropout: In the passes.
 
     Returns:
         The loss in nats per counted token, and the number of tokens read.
     """
     sequences, mask = examples.batch(rows)
     total = max(1, int(mask.sum()))
-    mean = 0.0
+    mean, numbers = 0.0, torch.tensor(rows)
     offsets = sequences.response_offsets
     for micro in micro_batches(sequences.lengths, micro_batch_tokens):
         part = sequences.select(micro).to(model.device)
         weights = mask[ragged_index(offsets, micro)].to(model.device) / total
-        share = (weights * token_losses(model, part, loss or LossSettings())).sum()
+        with dropout.on(numbers[micro], part.lengths if model.packed else None):
+            share = (weights * token_losses(model, part, loss or LossSettings())).sum()
         torch.mul(share, factor).backward()
         mean += float(share.detach())
     return mean, len(sequences.tokens)

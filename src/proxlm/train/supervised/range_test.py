@@ -72,6 +72,7 @@ def sweep(
     for step in range(steps):
         optimiser.hold()
         rows = batches.next()
+        objective.begin_step(step)
         loss, _ = within_memory(
             budget, partial(objective.gradient, rows), objective.lengths[rows], optimiser.clear
         )

@@ -14,6 +14,7 @@ from proxlm.models.forward import micro_batches
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.folder import JsonRow
 from proxlm.train.supervised.criteria import Criterion
+from proxlm.train.supervised.dropout import NO_DROPOUT, Dropout
 from proxlm.train.supervised.labelled_texts import LabelledTexts, all_outputs, outputs_of
 
 
@@ -21,9 +22,15 @@ class RewardObjective:
     """The mean of a criterion's losses over the records."""
 
     def __init__(
-        self, model: Classifier, training: LabelledTexts, validation: LabelledTexts, criterion: Criterion
+        self,
+        model: Classifier,
+        training: LabelledTexts,
+        validation: LabelledTexts,
+        criterion: Criterion,
+        dropout: Dropout = NO_DROPOUT,
     ) -> None:
         self.model, self.training, self.validation, self.criterion = model, training, validation, criterion
+        self.dropout = dropout
 
     @property
     def lengths(self) -> Tensor:
@@ -36,16 +43,26 @@ class RewardObjective:
     def trainable(self) -> Sequence[tuple[str, nn.Parameter]]:
         return self.model.trainable()
 
+    def begin_step(self, step: int) -> None:
+        self.dropout.begin_step(step)
+
     def gradient(self, rows: Sequence[int], micro_batch_tokens: int) -> tuple[float, int]:
         lengths = self.lengths[torch.tensor(rows)]
         loss, tokens = 0.0, int(self.training.text_lengths[torch.tensor(rows)].sum())
         for micro in micro_batches(lengths, micro_batch_tokens):
             part = [rows[i] for i in micro.tolist()]
-            losses = self.losses_of(outputs_of(self.model, self.training, part), part)
+            losses = self.losses_of(self.training_outputs(self.model, part), part)
             share = losses.sum() / len(rows)
             share.backward()
             loss += float(share.detach())
         return loss, tokens
+
+    def training_outputs(self, model: Classifier, rows: Sequence[int], number: int = 0) -> Tensor:
+        """A model's outputs for training records, with dropout; number: of the model in an ensemble."""
+        group = self.training.group
+        texts = (torch.tensor(rows)[:, None] * group + torch.arange(group)).flatten()
+        with self.dropout.on(texts, network=number):
+            return outputs_of(model, self.training, rows)
 
     def validate(self, micro_batch_tokens: int) -> dict[str, float]:
         return self.metrics_of(all_outputs(self.model, self.validation, micro_batch_tokens))
