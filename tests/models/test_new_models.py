@@ -170,7 +170,7 @@ def builtin_name(module):
         ("llamma", {"initialisation": "normal"}, 'new.type = "llamma": cannot be built'),
         ("mixtral", {"initialisation": "normal"}, "weights that are no linear layers"),
         (
-            "bloom",
+            "lstm",
             {"initialisation": "normal", "scale_residual": True},
             "new.scale_residual: it is not known",
         ),

@@ -178,12 +178,12 @@ class LSTMModel(LSTMPreTrainedModel):
         mask = None if attention_mask is None else attention_mask[:, -columns:].bool()
         if mask is not None and bool(mask.all()):
             mask = None
-        packed = position_ids is not None and attention_mask is None and state is None and not keep
+        starts = position_ids if attention_mask is None and state is None and not keep else None
         afters = []
         for layers, dropout in self._stages():
             before = None if state is None else (state.hidden[layers], state.cell[layers])
-            if packed:
-                states, after = self._packed(states, position_ids, layers)
+            if starts is not None:
+                states, after = self._packed(states, starts, layers)
             elif mask is not None:
                 states, after = self._masked(states, mask, layers, before)
             else:
@@ -212,7 +212,7 @@ class LSTMModel(LSTMPreTrainedModel):
             if layers == slice(None):
                 return self.lstm(states, before)
             (weights,) = self.lstm.all_weights[layers]
-            return _one_layer(states, weights, before)
+            return _one_layer(states, list(weights), before)
 
     def _masked(
         self, embeds: Tensor, mask: Tensor, layers: slice, before: tuple[Tensor, Tensor] | None
@@ -247,7 +247,7 @@ class LSTMModel(LSTMPreTrainedModel):
 
 
 def _one_layer(
-    states: Any, weights: list[Tensor], before: tuple[Tensor, Tensor] | None
+    states: Any, weights: list[Any], before: tuple[Tensor, Tensor] | None
 ) -> tuple[Any, tuple[Tensor, Tensor]]:
     """What nn.LSTM does of one layer, over rows [b, t, H] or over torch's packed rows."""
     packed = isinstance(states, PackedSequence)
