@@ -16,7 +16,7 @@ FAST := tests/rl tests/config tests/test_layout.py tests/test_types.py tests/tes
 	"tests/engine/test_generate.py::test_logprobs_are_the_teacher_forced_ones[llama]" \
 	"tests/train/ppo/test_ppo.py::test_first_minibatch_has_ratio_exactly_1"
 
-.PHONY: demo test fast lint format mutation clean
+.PHONY: demo test fast test-vllm lint format mutation clean
 
 demo: $(READY)
 	$(BIN)/proxlm demo
@@ -26,6 +26,17 @@ test: $(READY)
 
 fast: $(READY)
 	$(PYTEST) $(FAST)
+
+# The engine on vLLM itself, on the CPU. Its environment needs Python 3.11, torch's CPU build in the package index and 2.5 GB.
+VLLM_PYTHON ?= python3.11
+VLLM := .venv-vllm
+test-vllm: $(READY) $(VLLM)/.ready
+	PROXLM_TEST_VLLM=$(VLLM)/bin/python $(BIN)/pytest tests/engine/test_real_vllm.py
+
+$(VLLM)/.ready: constraints-vllm.txt
+	$(VLLM_PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
+	touch $(VLLM)/.ready
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -46,4 +57,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -25,7 +25,8 @@ class StandIn:
     Attributes:
         url: Where it listens.
         fault: What is wrong with it: "", "half" (a response without its last log-prob), "none" (no answer), "slow",
-            "busy" (503), "stale" (loads nothing), "stale head", "refuses".
+            "busy" (503), "stale" (loads nothing), "stale head", "stale cache" (samples with its first weights),
+            "full cache" (does not empty it), "raw" (log-probs from before the temperature), "refuses".
         faults: How many requests are still to go wrong; −1: all.
         answered: How many completions it has given.
         calls: What it was asked for, in order, but completions.
@@ -35,8 +36,9 @@ class StandIn:
         self.lock = threading.Lock()
         self.fault, self.faults, self.answered = "", -1, 0
         self.calls: list[str] = []
-        self.url = ""
+        self.url, self.weights = "", "default"
         self.load(folder)
+        self.first = self.model
 
     def load(self, folder: Path) -> None:
         settings = ModelSettings(policy=str(folder), device="cpu")
@@ -47,7 +49,6 @@ class StandIn:
         if before is not None and self.fault == "stale head":
             head = before.network.get_output_embeddings().weight.detach()
             self.model.network.get_output_embeddings().weight.data.copy_(head)
-        self.engine = NativeEngine(self.model, RolloutSettings())
 
     def goes_wrong(self, fault: str) -> bool:
         """Whether this request is to have a fault."""
@@ -58,6 +59,7 @@ class StandIn:
 
     def completion(self, body: dict[str, Any]) -> dict[str, Any]:
         ids = body["prompt"]
+        model = self.first if self.fault == "stale cache" else self.model
         if "prompt_logprobs" in body:
             found = token_outputs(self.model, Sequences.from_lists([ids[:1]], [ids[1:]])).logprobs.tolist()
             rows = [{str(t): {"logprob": x}} for t, x in zip(ids[1:], found, strict=True)]
@@ -65,29 +67,34 @@ class StandIn:
         params = SamplingParams(
             temperature=body["temperature"],
             max_new_tokens=body["max_tokens"],
-            stop=tuple(body["stop"]),
-            stop_token_ids=tuple(body["stop_token_ids"]),
+            stop=tuple(body.get("stop", ())),
+            stop_token_ids=tuple(body.get("stop_token_ids", ())),
             seed=SampleSeed(seed=body["seed"]),
         )
-        self.engine.submit([Request(0, ids, params)])
+        engine = NativeEngine(model, RolloutSettings())
+        engine.submit([Request(0, ids, params)])
         done = []
         while not done:
-            done = self.engine.step()
-        self.engine.reset()
-        logprobs = done[0].logprobs[:-1] if self.goes_wrong("half") else done[0].logprobs
+            done = engine.step()
+        logprobs = done[0].logprobs[:-1] if "stop" in body and self.goes_wrong("half") else done[0].logprobs
+        if self.fault == "raw":
+            logprobs = token_outputs(model, Sequences.from_lists([ids], [done[0].tokens])).logprobs.tolist()
         ended = "length" if done[0].finish == "length" else "stop"
         return {"token_ids": done[0].tokens, "logprobs": {"token_logprobs": logprobs}, "finish_reason": ended}
 
     def reply(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         if path == "/health":
-            return (200 if self.fault != "dead" else 500), None
+            return (500 if self.goes_wrong("dead") else 200), None
         if path == "/v1/models":
-            return 200, {"data": [{"id": "policy"}]}
+            return 200, {"object": "list", "data": [{"id": "policy", "max_model_len": self.model.context}]}
+        if path == "/weight_info":
+            return 200, {"weight_version": self.weights}
         if path == "/v1/completions":
-            if "prompt_logprobs" not in body and self.goes_wrong("slow"):
+            sampled = "stop" in body  # not the probe
+            if sampled and self.goes_wrong("slow"):
                 time.sleep(3.0)
             with self.lock:
-                if "prompt_logprobs" not in body:
+                if sampled:
                     if self.goes_wrong("busy"):
                         return 503, {"error": "busy"}
                     if self.goes_wrong("refuses"):
@@ -99,7 +106,13 @@ class StandIn:
             assert body["method"] == "reload_weights"
             with self.lock:
                 self.load(Path(body["kwargs"]["weights_path"]))
-        return 200, {}
+            return 200, {"results": [None]}
+        if path == "/reset_prefix_cache":
+            return 200, {"success": self.fault != "full cache"}
+        if path == "/update_weight_version":
+            self.weights = body["new_version"]
+            return 200, {"success": True, "new_version": self.weights}
+        return 200, {"status": path[1:]}
 
 
 @contextmanager
@@ -115,7 +128,7 @@ def serving(folder: Path) -> Iterator[StandIn]:
             self.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
         def answer(self, body: dict[str, Any]) -> None:
-            if self.path == "/v1/completions" and "prompt_logprobs" not in body and state.goes_wrong("none"):
+            if self.path == "/v1/completions" and "stop" in body and state.goes_wrong("none"):
                 self.connection.close()
                 return
             status, reply = state.reply(self.path, body)

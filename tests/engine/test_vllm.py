@@ -37,6 +37,7 @@ def servers(policy, tmp_path):
 
 def engine_on(policy, servers, folder: Path, **settings) -> VLLMEngine:
     urls = [server.url for server in servers]
+    settings = {"wait": 0.0} | settings
     engine = VLLMEngine(policy, EngineSettings(use="vllm", url=urls, **settings), folder / "served", most=4)
     engine.load_weights((), 0)
     return engine
@@ -75,7 +76,8 @@ def test_new_weights_are_loaded_and_checked(policy, servers, tmp_path):
     rollout = rollout_of(engine)
     check_logprobs(policy, rollout)
     assert set(rollout.policy_versions.tolist()) == {7}
-    assert servers[0].calls == ["/pause", "/collective_rpc", "/reset_prefix_cache", "/resume"] * 2
+    calls = ["/pause", "/collective_rpc", "/reset_prefix_cache", "/update_weight_version", "/resume"]
+    assert servers[0].calls == calls * 2
     assert [path.name for path in (tmp_path / "served").iterdir()] == ["version-7"]
     config = json.loads((tmp_path / "served" / "version-7" / "config.json").read_text())
     assert config["tie_word_embeddings"] is False  # a tied head may stay stale on a server
@@ -83,7 +85,13 @@ def test_new_weights_are_loaded_and_checked(policy, servers, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"), [("stale", "the weights of the step before"), ("stale head", "stale weights")]
+    ("fault", "message"),
+    [
+        ("stale", "the weights of the step before"),
+        ("stale head", "stale weights"),
+        ("stale cache", "its prefix cache is stale"),
+        ("raw", "start it with --logprobs-mode processed_logprobs"),
+    ],
 )
 def test_stale_weights_end_the_run(policy, servers, tmp_path, fault, message):
     engine = engine_on(policy, servers, tmp_path)
@@ -108,6 +116,15 @@ def test_a_response_that_is_not_written_is_asked_for_again(policy, servers, tmp_
     engine.close()
 
 
+def test_failures_of_earlier_steps_do_not_count(policy, servers, tmp_path):
+    engine = engine_on(policy, servers[:1], tmp_path, retries=1)
+    for step in range(3):
+        servers[0].fault, servers[0].faults = "busy", 1
+        rollout_of(engine, step)
+        assert not servers[0].faults
+    engine.close()
+
+
 def test_a_dead_server_is_left_out_and_taken_again_with_new_weights(policy, servers, tmp_path):
     engine = engine_on(policy, servers, tmp_path)
     servers[0].fault = "dead"
@@ -124,11 +141,44 @@ def test_a_dead_server_is_left_out_and_taken_again_with_new_weights(policy, serv
     engine.close()
 
 
+@pytest.mark.parametrize("again", ["another has its place", "it waits for it"])
+def test_a_server_that_was_started_again_is_found_by_its_weights(policy, servers, tmp_path, again):
+    servers = servers[:1] if again == "it waits for it" else servers
+    engine = engine_on(policy, servers, tmp_path, wait=60.0)
+    whole = rollout_of(engine)
+    servers[0].weights = "default"
+    before = len(servers[0].calls)
+    assert rollout_of(engine).sequences.tokens.equal(whole.sequences.tokens)
+    loaded_again = "/collective_rpc" in servers[0].calls[before:]
+    assert loaded_again == (again == "it waits for it")
+    engine.close()
+
+
+def test_a_run_waits_for_its_only_server(policy, servers, tmp_path, capsys):
+    engine = engine_on(policy, servers[:1], tmp_path, wait=60.0)
+    whole = rollout_of(engine)
+    servers[0].fault, servers[0].faults = "dead", 1
+    servers[0].weights = "default"
+    assert rollout_of(engine).sequences.tokens.equal(whole.sequences.tokens)
+    said = capsys.readouterr().out
+    assert "is left out" in said
+    assert "takes part again, with the newest weights" in said
+    engine.close()
+
+
+def test_a_cache_that_is_not_emptied_counts_as_no_weights(policy, servers, tmp_path):
+    engine = engine_on(policy, servers, tmp_path)
+    servers[0].fault = servers[1].fault = "full cache"
+    with pytest.raises(RunError, match="the cache was not emptied"):
+        engine.load_weights((), 1)
+    engine.close()
+
+
 def test_without_a_server_the_run_ends(policy, servers, tmp_path):
     engine = engine_on(policy, servers, tmp_path)
     for server in servers:
         server.fault = "dead"
-    with pytest.raises(RunError, match=r"no server has taken the weights of step 1: .* does not answer"):
+    with pytest.raises(RunError, match=r"no server has the weights of step 1: .* does not answer"):
         engine.load_weights((), 1)
     engine.close()
 

@@ -21,9 +21,15 @@ class EngineSettings:
         ge=0,
         on_resume="free",
     )
+    wait: float = setting(
+        300.0,
+        "seconds to wait for a server when none is left; one that is started again gets the newest weights",
+        ge=0,
+        on_resume="free",
+    )
     tolerance: float = setting(
         0.01,
-        "largest difference, in nats, of a server's log-probs from the trainer's on a fixed text after each update;"
+        "largest difference, in nats, of a server's log-probs from the trainer's on fixed texts after each update;"
         " more ends the run (with a server in bfloat16 some 0.3 are usual)",
         gt=0,
         on_resume="free",

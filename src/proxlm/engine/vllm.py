@@ -1,19 +1,22 @@
 """The engine on vLLM servers: token ids in, token ids and log-probs out, over HTTP.
 
 After each update the policy is written to a folder that the servers can read, and each loads it. Then the log-probs
-of a fixed sequence must be the trainer's: a server that samples with older weights, in a tied head or a cached prefix
-for instance, ends the run instead of spoiling it.
+of fixed texts must be the trainer's (vllm_probe.py): a server that samples with older weights, in a tied head or a
+cached prefix for instance, ends the run instead of spoiling it. After each response a server says which weights it
+has, so that one that was started again in between is found.
 """
 
 from __future__ import annotations
 
 import math
+import secrets
 import shutil
+import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,22 +25,26 @@ from proxlm.checkpoint import publish_folder
 from proxlm.config import EngineSettings
 from proxlm.data.turn_end import TurnEnd
 from proxlm.engine.request import Request, RequestOutput
+from proxlm.engine.vllm_probe import Probe
 from proxlm.engine.vllm_server import Server, ServerError
 from proxlm.errors import ModelError, RunError
-from proxlm.models.forward import token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_served_model
 from proxlm.seeds import Purpose, derive_seed
-from proxlm.types import Finish, Sequences
+from proxlm.text import shown
+from proxlm.types import Finish
 
-_PROBE_TOKENS = 24
+
+class OtherWeightsError(ServerError):
+    """A server that was started again, or that another run has given its weights."""
 
 
 class VLLMEngine:
     """Samples with one or more vLLM servers; see `protocol.Engine` for the methods.
 
     A request goes to the server with the fewest. One that does not answer is marked dead, and its requests go
-    elsewhere; it takes part again when it lives and has the newest weights.
+    elsewhere; it takes part again, from the next step on, when it lives and has the newest weights. When none is
+    left, the engine waits for one.
 
     Args:
         model: The policy: its tokenizer, context and weights.
@@ -54,10 +61,11 @@ class VLLMEngine:
         self._waiting: list[Request] = []
         self._running: dict[Future[RequestOutput], tuple[Request, Server]] = {}
         self._failures: dict[int, list[str]] = {}
-        self._probed: list[float] = []
         self._rows = len(model.network.get_input_embeddings().weight)
         self._last_error = "none is there"
-        self._probe = [(7 * i + 3) % self._rows for i in range(_PROBE_TOKENS)]
+        self._left_out: set[Server] = set()
+        self._probe = Probe(model)
+        self._newest, self._run = self._folder, secrets.token_hex(4)
 
     @property
     def tokenizer(self) -> Any:
@@ -98,6 +106,7 @@ class VLLMEngine:
                 server.running -= 1
                 try:
                     finished.append(future.result())
+                    self._failures.pop(request.id, None)  # a later request may have its id
                 except ServerError as error:
                     self._failed(request, server, error)
         return finished
@@ -118,20 +127,15 @@ class VLLMEngine:
                 raise ModelError(f"{self.model.source}: no weights of the name {name}")
             if own[name].data_ptr() != tensor.data_ptr():
                 own[name].copy_(tensor)
-        folder = self._folder / f"version-{version}"
-        publish_folder(folder, partial(save_served_model, self.model))
-        probe = self._trainer_logprobs()
+        self.version, self._newest = version, self._folder / f"version-{version}"
+        publish_folder(self._newest, partial(save_served_model, self.model))
+        self._probe.expect()
         for server in self.servers:
-            self._refit(server, folder, probe)
-        if not any(server.state == "ready" for server in self.servers):
-            raise RunError(
-                f"engine.url: no server has taken the weights of step {version}: {self._last_error}; start it again"
-                f" with the model in {folder}, and go on with --resume"
-            )
+            self._refit(server)
+        self._await_a_server()
         for old in self._folder.glob("version-*"):
-            if old != folder:
+            if old != self._newest:
                 shutil.rmtree(old, ignore_errors=True)
-        self._probed, self.version = probe, version
 
     def reset(self) -> None:
         """Drop unfinished requests; those that a server has begun are answered to nobody."""
@@ -145,62 +149,51 @@ class VLLMEngine:
         self.reset()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _refit(self, server: Server, folder: Path, probe: list[float]) -> None:
+    def _refit(self, server: Server) -> None:
         """Give a server the newest weights, and compare what it computes with them."""
-        if not server.is_alive():
-            server.state, self._last_error = "dead", f"{server.url} does not answer"
-            return
         server.state = "stale"
         try:
-            server.post("/pause")
-            server.post(
-                "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
-            )
-            server.post("/reset_prefix_cache")
-            server.post("/resume")
-            found = self._server_logprobs(server)
+            if not server.is_alive():
+                raise ServerError(f"{server.url} does not answer")
+            server.load(self._newest, self._name())
+            self._probe.check(server, self._settings.tolerance)
         except ServerError as error:
-            server.state, self._last_error = "dead", str(error)
+            self._leave_out(server, "dead", str(error))
             return
-        worst = max(abs(a - b) for a, b in zip(found, probe, strict=True))
-        if not worst <= self._settings.tolerance:
-            raise RunError(
-                f"engine.url: {server.url}: {self._what_is_stale(found)}; off by up to {worst:.3g} nats"
-            )
         server.state = "ready"
+        if server in self._left_out:
+            self._left_out.remove(server)
+            print(f"note: {server.url} takes part again, with the newest weights", flush=True)
 
-    def _what_is_stale(self, found: list[float]) -> str:
-        """What a server's log-probs of the probe say of its weights."""
-        if self._probed and max(abs(a - b) for a, b in zip(found, self._probed, strict=True)) < 1e-3:
-            return (
-                "samples with the weights of the step before: it has loaded nothing, or answers from a cache"
-            )
-        return (
-            "computes other log-probs than the trainer: another model, or stale weights (of a tied output head: serve"
-            f" {self._folder}, whose head is its own)"
-        )
+    def _name(self) -> str:
+        """What servers call the newest weights: those of another run, or of a server's start, have another name."""
+        return f"{self._run}-{self.version}"
 
-    def _trainer_logprobs(self) -> list[float]:
-        """Of each token of the probe but the first, at temperature 1."""
-        probe = Sequences.from_lists([self._probe[:1]], [self._probe[1:]]).to(self.model.device)
-        found: list[float] = token_outputs(self.model, probe).logprobs.tolist()
-        return found
+    def _leave_out(self, server: Server, state: Literal["stale", "dead"], why: str) -> None:
+        """Give a server no requests, and say so once."""
+        server.state, self._last_error = state, why
+        if server not in self._left_out:
+            self._left_out.add(server)
+            print(f"note: {server.url} is left out: {why}", flush=True)
 
-    def _server_logprobs(self, server: Server) -> list[float]:
-        body = {"prompt": self._probe, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
-        rows = server.complete(body).get("prompt_logprobs")
-        try:
-            assert isinstance(rows, list)
-            pairs = zip(self._probe[1:], rows[1:], strict=True)
-            return [float(row[str(token)]["logprob"]) for token, row in pairs]
-        except (AssertionError, KeyError, TypeError, ValueError) as error:
-            raise ServerError(f"{server.url}: no log-probs of the prompt in its reply") from error
+    def _await_a_server(self) -> None:
+        """Wait until a server has the newest weights. Raises RunError when none comes within engine.wait."""
+        end = time.monotonic() + self._settings.wait
+        while not any(server.state == "ready" for server in self.servers):
+            if time.monotonic() > end:
+                raise RunError(
+                    f"engine.url: no server has the weights of step {self.version}: {self._last_error}; start it"
+                    f" again, with the model in {self._newest}, and go on with --resume"
+                )
+            time.sleep(min(1.0, self._settings.wait))
+            for server in self.servers:
+                self._refit(server)
 
     def _start(self) -> None:
         """Send waiting requests to the servers that have the fewest."""
+        if self._waiting and not self._running:
+            self._await_a_server()
         ready = [server for server in self.servers if server.state == "ready"]
-        if self._waiting and not ready and not self._running:
-            raise RunError(f"engine.url: no server is left: {self._last_error}; go on with --resume")
         while ready and self._waiting and len(self._running) < self._most:
             request = self._waiting.pop(0)
             server = min(ready, key=lambda server: server.running)
@@ -215,9 +208,10 @@ class VLLMEngine:
             raise RunError(
                 f"engine.url: a response was not written after {len(why)} attempts: {error}"
             ) from error
-        self._last_error = str(error)
         if not server.is_alive():
-            server.state = "dead"
+            self._leave_out(server, "dead", str(error))
+        elif isinstance(error, OtherWeightsError):
+            self._leave_out(server, "stale", str(error))
         self._waiting.insert(0, request)
 
     def _sampled(self, request: Request, server: Server) -> RequestOutput:
@@ -245,6 +239,8 @@ class VLLMEngine:
                 "skip_special_tokens": False,
             }
         )
+        if (name := server.weights()) != self._name():
+            raise OtherWeightsError(f"it has other weights, {shown(name, 40)}; was it started again?")
         return _output(request, server, choice, self.turn_end.tokens, self._rows)
 
 

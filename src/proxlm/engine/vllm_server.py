@@ -6,6 +6,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from proxlm.text import reason_of, shown
@@ -14,6 +15,7 @@ from proxlm.text import reason_of, shown
 LARGEST_REPLY = 2**26
 # Answers that mean the server lives and the request was wrong: it would be so with every server.
 _REFUSED = range(400, 500)
+_HEALTH_SECONDS = 10.0
 
 
 class ServerError(Exception):
@@ -45,42 +47,72 @@ class Server:
         self.url, self._timeout = url.rstrip("/").removesuffix("/v1"), timeout
         self.state: Literal["stale", "ready", "dead"] = "stale"
         self.running = 0
-        self._model = ""
+        self._model: dict[str, Any] = {}
 
     def is_alive(self) -> bool:
         """Whether it says that it can work."""
         try:
-            self._ask("/health", None)
+            self._ask("/health", None, min(self._timeout, _HEALTH_SECONDS))
         except ServerError:
             return False
         return True
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """The JSON reply to a request.
+    def load(self, folder: Path, name: str) -> None:
+        """Have it load a policy in place of its own, forget what it has read, and call these weights `name`.
+
+        Raises:
+            ServerError: It does not.
+        """
+        self._model = {}
+        try:
+            self.post("/pause")
+            load = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+            self.post("/collective_rpc", load)
+            if self.post("/reset_prefix_cache").get("success") is not True:
+                raise ServerError(f"{self.url}/reset_prefix_cache: the cache was not emptied")
+            self.post("/update_weight_version", {"new_version": name})
+            self.post("/resume")
+        except ServerError as error:
+            why = " (was it started with VLLM_SERVER_DEV_MODE=1?)" if error.refused else ""
+            raise ServerError(f"{error}{why}", error.refused) from error
+
+    def weights(self) -> str:
+        """What it calls its weights; a server that was started again has forgotten the name. Raises ServerError."""
+        return str(_member(self._ask("/weight_info", None), "weight_version"))
+
+    def context(self) -> int:
+        """The most tokens of a prompt and a response. Raises ServerError."""
+        found = self._served().get("max_model_len")
+        return found if isinstance(found, int) else 2**31
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The JSON object in reply to a request; {} for another reply.
 
         Raises:
             ServerError: There is none.
         """
-        return self._ask(path, body or {})
+        reply = self._ask(path, body or {})
+        return reply if isinstance(reply, dict) else {}
 
     def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """The one choice of a completion. Raises ServerError."""
-        if not self._model:
-            self._model = str(self._ask("/v1/models", None)["data"][0]["id"])
-        reply = self._ask("/v1/completions", {"model": self._model, **body})
-        try:
-            choice: dict[str, Any] = reply["choices"][0]
-        except (KeyError, IndexError, TypeError) as error:
-            raise ServerError(f"{self.url}: a reply without a choice: {shown(str(reply), 60)}") from error
+        choice: dict[str, Any] = _first(
+            self.post("/v1/completions", {"model": self._served()["id"], **body}), "choices", self.url
+        )
         return choice
 
-    def _ask(self, path: str, body: Mapping[str, Any] | None) -> Any:
+    def _served(self) -> dict[str, Any]:
+        if not self._model:
+            self._model = {"id": "", **_first(self._ask("/v1/models", None), "data", self.url)}
+        return self._model
+
+    def _ask(self, path: str, body: Mapping[str, Any] | None, timeout: float | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode("ascii")
         request = urllib.request.Request(
             self.url + path, data=data, headers={"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout) as reply:
+            with urllib.request.urlopen(request, timeout=timeout or self._timeout) as reply:
                 content = reply.read(LARGEST_REPLY + 1)
         except urllib.error.HTTPError as error:
             said = error.read(2000).decode("utf-8", "replace")
@@ -96,3 +128,15 @@ class Server:
             return json.loads(content)
         except ValueError as error:
             raise ServerError(f"{self.url}{path}: a reply that is no JSON") from error
+
+
+def _member(reply: Any, name: str) -> Any:
+    return reply.get(name) if isinstance(reply, dict) else None
+
+
+def _first(reply: Any, name: str, url: str) -> dict[str, Any]:
+    """The first object of a list in a reply. Raises ServerError."""
+    listed = _member(reply, name)
+    if not isinstance(listed, list) or not listed or not isinstance(listed[0], dict):
+        raise ServerError(f"{url}: a reply without {name}: {shown(str(reply), 60)}")
+    return listed[0]
