@@ -198,6 +198,7 @@ REST: dict[str, dict[str, Any]] = {
     "pretrain": {"text.train": ["texts"]},
     "compare": {"reward.use": "length"},
     "folds": {},
+    "classify": {},
     "compress": {},
     "search": {},
     "sweep": {},

@@ -17,8 +17,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     "masking", "text", "errors", "system_errors", "files", "user_code", "seeds", "rl", "types", "distributed",
     "threads", "config", "runlog", "doctor", "checkpoint", "data", "corpus", "kernels", "models", "engine", "sandbox",
-    "rewards", "environments", "train", "control", "evaluation", "export", "compression", "report", "search",
-    "planning", "jobs", "__main__",
+    "rewards", "environments", "train", "control", "evaluation", "classification", "export", "compression", "report",
+    "search", "planning", "jobs", "__main__",
 ]  # fmt: skip
 
 

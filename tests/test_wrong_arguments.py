@@ -41,6 +41,12 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
             "model": "nowhere", "output": "smaller",
             "config": proxlm.CompressConfig(cost=proxlm.CostSettings(text=["nowhere"])),
         },
+        "fit_classifiers": {
+            "config": proxlm.ClassifyConfig(
+                model="nowhere", data=proxlm.ClassTextSettings(train=["nowhere.jsonl"]), output="fitted"
+            ),
+        },
+        "load_text_classifier": {"folder": "nowhere"},
         "export_model": {"model": policy, "output": "exported"},
         "generate": {"model": policy, "prompts": ["the cat"], "rollout": settings.rollout},
         "actor_critic": {"policy": policy, "config": settings},

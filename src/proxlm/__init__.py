@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 # Where each name is. `__init__.pyi` says the same to type checkers and editors, and a test compares the two.
 _HOMES = {
     "proxlm.config": (
+        "BaggingSettings", "BoostingSettings", "ClassTextSettings", "ClassifyConfig", "FeatureSettings",
         "BlockSettings", "CalibrationSettings", "CompressConfig", "CostSettings", "MagnitudeSettings",
         "RecoverSettings", "StructuredSettings",
         "ChoiceSettings", "ComparisonTestSettings", "ControlConfig", "ControlPPOSettings", "CorrectionSettings",
@@ -53,7 +54,9 @@ _HOMES = {
     "proxlm.evaluation.intervals": ("Estimate",),
     "proxlm.evaluation.results": ("Evaluation",),
     "proxlm.evaluation.differences": ("Difference",),
+    "proxlm.classification.text_classifier": ("TextClassifier", "load_text_classifier"),
     "proxlm.compression.cost": ("Cost",),
+    "proxlm.jobs.classify": ("Classification", "fit_classifiers"),
     "proxlm.jobs.compare": ("compare",),
     "proxlm.jobs.compress": ("Compression", "compress_model"),
     "proxlm.jobs.control": ("ControlTrainer",),

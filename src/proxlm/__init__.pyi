@@ -1,9 +1,13 @@
 """The public interface for type checkers and editors; `__init__.py` has the same names for Python."""
 
+from proxlm.classification.text_classifier import TextClassifier as TextClassifier
+from proxlm.classification.text_classifier import load_text_classifier as load_text_classifier
 from proxlm.compression.cost import Cost as Cost
+from proxlm.config import BaggingSettings as BaggingSettings
 from proxlm.config import (
     BlockSettings as BlockSettings,
 )
+from proxlm.config import BoostingSettings as BoostingSettings
 from proxlm.config import (
     CalibrationSettings as CalibrationSettings,
 )
@@ -12,6 +16,8 @@ from proxlm.config import ChineseSettings as ChineseSettings
 from proxlm.config import (
     ChoiceSettings as ChoiceSettings,
 )
+from proxlm.config import ClassifyConfig as ClassifyConfig
+from proxlm.config import ClassTextSettings as ClassTextSettings
 from proxlm.config import (
     ComparisonTestSettings as ComparisonTestSettings,
 )
@@ -69,6 +75,7 @@ from proxlm.config import (
 from proxlm.config import (
     ExportConfig as ExportConfig,
 )
+from proxlm.config import FeatureSettings as FeatureSettings
 from proxlm.config import (
     GymSettings as GymSettings,
 )
@@ -255,6 +262,8 @@ from proxlm.evaluation.intervals import (
 from proxlm.evaluation.results import (
     Evaluation as Evaluation,
 )
+from proxlm.jobs.classify import Classification as Classification
+from proxlm.jobs.classify import fit_classifiers as fit_classifiers
 from proxlm.jobs.compare import compare as compare
 from proxlm.jobs.compress import Compression as Compression
 from proxlm.jobs.compress import compress_model as compress_model

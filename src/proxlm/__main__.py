@@ -37,6 +37,7 @@ JOB_MODULES = {
     "probe": "proxlm.jobs.probe:main",
     "sft": "proxlm.jobs.sft:main",
     "reward": "proxlm.jobs.reward:main",
+    "classify": "proxlm.jobs.classify:main",
     "dpo": "proxlm.jobs.dpo:main",
     "distill": "proxlm.jobs.distill:main",
     "generate": "proxlm.jobs.generate:main",

@@ -195,6 +195,15 @@ DRAWN_FOR: dict[str, dict[str, Any]] = {
         "output": st.sampled_from(["", "a.json", "b.md", "c.html", "d.txt"]),
     },
     "export": {"output": SOME_TEXT, "model": SOME_TEXT},
+    "classify": {
+        "output": SOME_TEXT,
+        "model": SOME_TEXT,
+        "data.train": st.lists(SOME_TEXT, min_size=1, max_size=2),
+        "features.label_texts": st.sampled_from([{}, {"a": " x", "b b": "y"}]),
+        "features.template": st.just("A {text}\nB"),
+        "use": st.sampled_from([["logistic"], ["boosting", "stacking"]]),
+        "choose": st.sampled_from(["auto", "words"]),
+    },
     "compress": {
         "output": SOME_TEXT,
         "method": st.sampled_from(["magnitude", "structured", "blocks"]),

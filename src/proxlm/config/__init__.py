@@ -1,6 +1,13 @@
 """One typed tree of settings per job. Nothing here imports torch."""
 
 from proxlm.config.check import CheckConfig
+from proxlm.config.classify import (
+    BaggingSettings,
+    BoostingSettings,
+    ClassifyConfig,
+    ClassTextSettings,
+    FeatureSettings,
+)
 from proxlm.config.compare import CompareConfig
 from proxlm.config.compress import (
     BlockSettings,
@@ -101,12 +108,16 @@ from proxlm.config.tokenizer_job import (
 
 __all__ = [
     "JOBS",
+    "BaggingSettings",
     "BlockSettings",
+    "BoostingSettings",
     "CalibrationSettings",
     "ChatSettings",
     "CheckConfig",
     "ChineseSettings",
     "ChoiceSettings",
+    "ClassTextSettings",
+    "ClassifyConfig",
     "CompareConfig",
     "ComparisonTestSettings",
     "CompressConfig",
@@ -134,6 +145,7 @@ __all__ = [
     "ExportCheckSettings",
     "ExportConfig",
     "ExtendSettings",
+    "FeatureSettings",
     "FoldsConfig",
     "GenerateConfig",
     "GymSettings",

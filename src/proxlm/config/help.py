@@ -17,7 +17,7 @@ from proxlm.config.values import Key, choices, is_table, toml_value
 _WIDTH = 100
 _GROUPS = {
     "Prepare": ("new", "check", "plan", "data", "tokenizer", "probe"),
-    "Train": ("pretrain", "sft", "reward", "dpo", "distill", "value", "ppo", "control", "launch"),
+    "Train": ("pretrain", "sft", "reward", "classify", "dpo", "distill", "value", "ppo", "control", "launch"),
     "Search settings": ("search", "sweep", "folds"),
     "Use and compare models": ("generate", "evaluate", "compare"),
     "Make small and deploy": ("compress", "export"),

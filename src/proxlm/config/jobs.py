@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from proxlm.config.check import CheckConfig
+from proxlm.config.classify import ClassifyConfig
 from proxlm.config.compare import CompareConfig
 from proxlm.config.compress import CompressConfig
 from proxlm.config.control import ControlPPOSettings, GymSettings, NetworkSettings, control_optimisers
@@ -158,6 +159,7 @@ JOBS: dict[str, type] = {
     "probe": ProbeConfig,
     "sft": SFTConfig,
     "reward": RewardConfig,
+    "classify": ClassifyConfig,
     "dpo": DPOConfig,
     "distill": DistillConfig,
     "generate": GenerateConfig,

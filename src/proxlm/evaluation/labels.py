@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
+
 from proxlm.data.labelled import Labelled
+from proxlm.evaluation.bootstrap import Bootstrap, Counts
+from proxlm.evaluation.differences import Difference
 from proxlm.evaluation.intervals import (
     Estimate,
     correlation,
@@ -16,7 +21,10 @@ from proxlm.evaluation.intervals import (
 )
 from proxlm.evaluation.metrics import calibration_error
 from proxlm.evaluation.results import Evaluation
+from proxlm.evaluation.task_metrics.classification import class_scores
 from proxlm.runlog import metric_names as names
+
+_RESAMPLES = 1000
 
 # Records, and what the judge says of each: its scores, or the probabilities of the classes, or of the steps.
 Answers = Sequence[tuple[Labelled, Sequence[float]]]
@@ -74,9 +82,9 @@ def _named(fields: Sequence[str], found: Labelled) -> dict[str, float | None]:
 
 
 def evaluation_of_classes(
-    name: str, model: str, classes: Sequence[str], answers: Answers, failed: int = 0
+    name: str, model: str, classes: Sequence[str], answers: Answers, failed: int = 0, seed: int = 0
 ) -> Evaluation:
-    """Accuracy, macro-F1, log loss and calibration of classes; accuracy also by slice.
+    """Accuracy, macro-F1 with a bootstrap interval, log loss and calibration of classes; accuracy also by slice.
 
     Args:
         name: What the judge is called in the table.
@@ -84,9 +92,16 @@ def evaluation_of_classes(
         classes: The names of the classes.
         answers: The records and the probabilities of the classes.
         failed: How many could not be judged.
+        seed: Of the bootstrap samples.
     """
     wanted = [int(found.numbers[0]) for found, _ in answers]
     metrics = _of_probabilities(wanted, [said for _, said in answers])
+    if names.MACRO_F1 in metrics:
+        given = [_likeliest(said) for _, said in answers]
+        f1 = partial(macro_f1, np.array(wanted), np.array(given), len(classes))
+        bootstrap = Bootstrap(range(len(wanted)), _RESAMPLES, seed)
+        found_f1: dict[str, float] = {names.MACRO_F1: metrics[names.MACRO_F1].mean}
+        metrics |= bootstrap.intervals(found_f1, lambda counts: {names.MACRO_F1: f1(counts)})
     right = [(found.slice, float(_likeliest(said) == int(found.numbers[0]))) for found, said in answers]
     for part in dict.fromkeys(part for part, _ in right if part):
         own = [value for other, value in right if other == part]
@@ -105,6 +120,37 @@ def evaluation_of_classes(
         for found, said in answers
     ]
     return Evaluation(name, model, metrics, [], len(answers), failed, rows)
+
+
+def macro_f1(wanted: Counts, given: Counts, classes: int, counts: Counts | None = None) -> float:
+    """The mean over classes of F1, of the classes that are right or given somewhere.
+
+    Args:
+        wanted: [n] the right classes.
+        given: [n] the answers.
+        classes: K.
+        counts: [n] how often each record counts; None: once.
+    """
+    pairs = np.bincount(wanted * (classes + 1) + given, weights=counts, minlength=classes * (classes + 1))
+    scores = class_scores(pairs.reshape(classes, -1).astype(np.float64))
+    return float(scores.numbers[2][scores.there].mean())
+
+
+def macro_f1_difference(
+    words: Evaluation, model: Evaluation, classes: Sequence[str], seed: int
+) -> Difference:
+    """Macro-F1 of the second, less that of the first, on the same records in the same order; a bootstrap interval."""
+    number = {name: i for i, name in enumerate(classes)}
+    wanted = np.array([number[row["class"]] for row in words.responses])
+    given = [np.array([number[row["answer"]] for row in one.responses]) for one in (words, model)]
+
+    def lead(counts: Counts | None = None) -> float:
+        base, own = (macro_f1(wanted, answers, len(classes), counts) for answers in given)
+        return own - base
+
+    bootstrap = Bootstrap(range(len(wanted)), _RESAMPLES, seed)
+    found = bootstrap.intervals({"lead": lead()}, lambda counts: {"lead": lead(counts)})["lead"]
+    return Difference(names.MACRO_F1, model.name, words.name, len(wanted), found, None, None, None, None)
 
 
 def evaluation_of_steps(name: str, model: str, answers: Answers, failed: int = 0) -> Evaluation:

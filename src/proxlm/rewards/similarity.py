@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from proxlm.data.tokenizer import read_tokenizer
-from proxlm.errors import ModelError, RewardError
+from proxlm.errors import RewardError
 from proxlm.kernels.device import resolve_device
+from proxlm.models.encoder import Encoder, load_encoder
 from proxlm.models.model_types import register_model_types
-from proxlm.models.weights import check_files, check_vocabulary, read_configuration, read_network
+from proxlm.models.weights import check_files, read_configuration
 from proxlm.rewards.fields import field_of
 from proxlm.text import reason_of
 from proxlm.types import Completion
@@ -63,25 +62,14 @@ class Similarity:
             )
         self.path, self.field, self.max_length, self.batch_size = path, field, max_length, batch_size
         self.device = resolve_device(device)
-        self._model: Any = None
-        self._tokenizer: Any = None
+        self._encoder: Encoder | None = None
         self._kept: dict[str, Tensor] = {}
 
     def prepare(self) -> None:
         """Load the encoder and its tokenizer, once. Raises ModelError."""
-        if self._model is not None:
-            return
-        from transformers import AutoModel
-
-        try:
-            tokenizer = read_tokenizer(self.path)
-        except (OSError, ValueError, ImportError) as error:
-            raise ModelError(f"encoder {self.path}: no tokenizer: {reason_of(error)}") from error
-        model = read_network(AutoModel, self.path, f"encoder {self.path}")
-        check_vocabulary(f"encoder {self.path}", tokenizer, model)
-        limit = getattr(model.config, "max_position_embeddings", None) or 10**9
-        self.max_length = min(self.max_length or 10**9, limit, tokenizer.model_max_length)
-        self._model, self._tokenizer = model.to(self.device).eval(), tokenizer
+        if self._encoder is None:
+            self._encoder = load_encoder(self.path, self.device)
+            self.max_length = min(self.max_length or 10**9, self._encoder.limit)
 
     def __call__(self, completions: list[Completion]) -> list[float | RewardError]:
         """The similarities, [B]; each is independent of the rest of the batch, up to rounding."""
@@ -110,24 +98,14 @@ class Similarity:
     @torch.inference_mode()
     def _embeddings(self, texts: list[str]) -> list[Tensor]:
         """Texts [n] → n vectors of length 1 on the CPU; zeros for a text without tokens."""
-        rows = [
-            self._tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"] for text in texts
-        ]
+        assert self._encoder is not None
+        read = self._encoder.tokenizer
+        rows = [read(text, truncation=True, max_length=self.max_length)["input_ids"] for text in texts]
         found = [torch.zeros(0)] * len(rows)
         ordered = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for start in range(0, len(ordered), self.batch_size):
             batch = ordered[start : start + self.batch_size]
-            for i, vector in zip(batch, self._pooled([rows[i] for i in batch]), strict=True):
+            means, _ = self._encoder.pooled([rows[i] for i in batch])
+            for i, vector in zip(batch, torch.nn.functional.normalize(means, dim=-1).cpu(), strict=True):
                 found[i] = vector
         return found
-
-    def _pooled(self, rows: list[list[int]]) -> Tensor:
-        """b rows of token ids → mean states [b, d], normalised."""
-        longest = max(1, *(len(row) for row in rows))
-        pad = getattr(self._model.config, "pad_token_id", None) or 0
-        ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=self.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=self.device)
-        states = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-        states = states.masked_fill(~mask.bool()[..., None], 0.0)
-        mean = states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-        return torch.nn.functional.normalize(mean, dim=-1).cpu()

@@ -1,0 +1,175 @@
+"""A classifier's folder: classifier.json says what it is, classifier.safetensors holds its numbers. No pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from proxlm.classification.heads import Head, LabelHead, LinearHead, StackedHead, TreesHead, WordsHead
+from proxlm.errors import ModelError
+from proxlm.files import open_regular
+from proxlm.system_errors import refused
+from proxlm.text import shown
+
+NAME, NUMBERS, FORMAT = "classifier.json", "classifier.safetensors", 1
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class SavedClassifier:
+    """What a folder holds.
+
+    Attributes:
+        head: The classifier.
+        classes: The names of the K classes.
+        about: Model, features, and from what it was learnt, as written.
+    """
+
+    head: Head
+    classes: list[str]
+    about: dict[str, Any]
+
+
+def save(head: Head, classes: list[str], about: Mapping[str, Any], folder: Path) -> None:
+    """Write a classifier into a folder that is made here."""
+    from safetensors.numpy import save_file
+
+    arrays: Arrays = {}
+    content = {"format": FORMAT, "classes": classes, "head": _described(head, "", arrays), **about}
+    folder.mkdir(parents=True)
+    (folder / NAME).write_text(
+        json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / NUMBERS)
+
+
+def load(folder: Path) -> SavedClassifier:
+    """The classifier in a folder.
+
+    Raises:
+        ModelError: There is none, or what is there is not what `save` writes.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as arrays_of
+
+    try:
+        with open_regular(folder / NAME) as file:
+            content = json.loads(file.read().decode("utf-8"))
+        with open_regular(folder / NUMBERS) as file:
+            arrays = arrays_of(file.read())
+    except OSError as error:
+        raise ModelError(f"{folder}: no classifier: {refused(error)}") from error
+    except (ValueError, RecursionError, SafetensorError) as error:
+        raise ModelError(f"{folder}: a damaged classifier: {shown(str(error), 80)}") from error
+    try:
+        if content["format"] != FORMAT:
+            raise ModelError(
+                f"{folder}: format {shown(repr(content['format']), 40)}, where {FORMAT} is known"
+            )
+        classes = content["classes"]
+        if len(classes) < 2 or not all(isinstance(name, str) for name in classes):
+            raise ValueError("classes")
+        head = _head(content["head"], "", arrays, len(classes), 0)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ModelError(f"{folder}: not a classifier of proxlm: {shown(str(error), 80)}") from error
+    return SavedClassifier(head, classes, content)
+
+
+def _described(head: Head, at: str, arrays: Arrays) -> dict[str, Any]:
+    """What classifier.json says of a head; its numbers go into arrays under names that begin with `at`."""
+    if isinstance(head, LabelHead):
+        return {"kind": "label_texts"}
+    if isinstance(head, StackedHead):
+        arrays |= {f"{at}weights": head.weights, f"{at}biases": head.biases}
+        parts = {name: _described(part, f"{at}{name}.", arrays) for name, part in head.parts.items()}
+        return {"kind": "stacking", "order": list(parts), "parts": parts}
+    if isinstance(head, WordsHead):
+        arrays |= {f"{at}idf": head.idf, f"{at}weights": head.weights, f"{at}biases": head.biases}
+        return {"kind": "words", "words": list(head.words)}
+    names = _TREES if isinstance(head, TreesHead) else _LINEAR
+    arrays |= {f"{at}{name}": getattr(head, name) for name in names}
+    return {"kind": "trees", "rate": head.rate} if isinstance(head, TreesHead) else {"kind": "linear"}
+
+
+_LINEAR = ("mean", "scale", "weights", "biases")
+_TREES = ("start", "roots", "left", "right", "feature", "threshold", "value")
+
+
+def _head(found: Mapping[str, Any], at: str, arrays: Arrays, count: int, depth: int) -> Head:
+    """Inverse of `_described`. Raises ValueError, TypeError or KeyError for what it cannot have written."""
+    kind = found["kind"]
+    if kind == "label_texts":
+        return LabelHead()
+    if kind == "stacking" and depth == 0:
+        parts = {
+            str(name): _head(found["parts"][name], f"{at}{name}.", arrays, count, 1)
+            for name in found["order"]
+        }
+        width = len(parts) * (1 if count == 2 else count)
+        return StackedHead(
+            parts,
+            _floats(arrays, f"{at}weights", (count, width)),
+            _floats(arrays, f"{at}biases", (count,)),
+        )
+    if kind == "words":
+        words = found["words"]
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError("words")
+        weights = _floats(arrays, f"{at}weights", (count, len(words)))
+        return WordsHead(
+            words,
+            _floats(arrays, f"{at}idf", (len(words),)),
+            weights,
+            _floats(arrays, f"{at}biases", (count,)),
+        )
+    if kind == "linear":
+        members, _, size = arrays[f"{at}weights"].shape
+        return LinearHead(
+            _floats(arrays, f"{at}mean", (size,)),
+            _floats(arrays, f"{at}scale", (size,)),
+            _floats(arrays, f"{at}weights", (members, count, size)),
+            _floats(arrays, f"{at}biases", (members, count)),
+        )
+    if kind == "trees":
+        return _trees(found, at, arrays, count)
+    raise ValueError(f"kind {kind!r}")
+
+
+def _trees(found: Mapping[str, Any], at: str, arrays: Arrays, count: int) -> TreesHead:
+    """Trees whose nodes come before their children, so that none is walked for ever."""
+    size = len(arrays[f"{at}value"])
+    whole = {name: arrays[f"{at}{name}"] for name in ("roots", "left", "right", "feature")}
+    left, right, roots = whole["left"], whole["right"], whole["roots"]
+    inner = left >= 0
+    if (
+        any(array.dtype != np.int64 or array.ndim != 1 for array in whole.values())
+        or not len(left) == len(right) == len(whole["feature"]) == size
+        or ((left[inner] <= np.flatnonzero(inner)) | (right[inner] <= np.flatnonzero(inner))).any()
+        or max(left.max(initial=0), right[inner].max(initial=0), roots.max(initial=0)) >= size
+        or roots.min(initial=0) < 0
+        or whole["feature"][inner].min(initial=0) < 0
+    ):
+        raise ValueError("trees")
+    return TreesHead(
+        _floats(arrays, f"{at}start", (1 if count == 2 else count,)),
+        float(found["rate"]),
+        roots,
+        left,
+        right,
+        whole["feature"],
+        _floats(arrays, f"{at}threshold", (size,)),
+        _floats(arrays, f"{at}value", (size,)),
+    )
+
+
+def _floats(arrays: Arrays, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    array = arrays[name]
+    if array.dtype != np.float64 or array.shape != shape or not np.isfinite(array).all():
+        raise ValueError(f"{name}: {array.dtype} {array.shape}")
+    return array

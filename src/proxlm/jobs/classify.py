@@ -1,0 +1,306 @@
+"""`proxlm classify`: classifiers on a model's features, compared on held-out texts; the chosen one is saved."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from proxlm.checkpoint.write import publish_folder
+from proxlm.classification import fit
+from proxlm.classification.features import FeatureReader
+from proxlm.classification.heads import Head, StackedHead
+from proxlm.classification.inputs import Floats, Inputs, Rows
+from proxlm.classification.saved import save
+from proxlm.classification.text_classifier import model_digest
+from proxlm.config import ClassifyConfig, ModelSettings, to_toml, validate
+from proxlm.config.classify import LABEL_TEXTS, WORDS
+from proxlm.config.paths import absolute
+from proxlm.config.signature import checked
+from proxlm.data.class_texts import ClassText, read_class_texts
+from proxlm.data.inputs import inputs_of
+from proxlm.data.labelled import Labelled
+from proxlm.data.preferences import split_by_prompt
+from proxlm.data.skipped import Skipped
+from proxlm.errors import DataError, RunError
+from proxlm.evaluation import tables
+from proxlm.evaluation.differences import Arm, Difference, difference_tables, differences
+from proxlm.evaluation.labels import evaluation_of_classes, macro_f1_difference
+from proxlm.evaluation.results import Evaluation
+from proxlm.evaluation.tables import Table, evaluation_tables
+from proxlm.evaluation.word_baseline import too_few
+from proxlm.export.original import model_of_run
+from proxlm.jobs.progress import progress_line
+from proxlm.jobs.startup import start_job
+from proxlm.report.evaluation_files import write_evaluations, write_responses
+from proxlm.runlog.folder import write_atomic, write_json_atomic
+from proxlm.text import counted, listed, shown
+from proxlm.types import Completion
+
+PLAN, TRAIN, EVAL, SAVED = "classify.json", "features-train", "features-eval", "classifier"
+
+
+@dataclass(frozen=True)
+class Classification:
+    """What was fitted.
+
+    Attributes:
+        folder: Where everything is.
+        chosen: The classifier that is saved in classifier/.
+        log_losses: Of each by cross-validation on the training texts, by which it was chosen.
+        evaluations: Of each on the held-out texts.
+        differences: Of each, less the judge of words.
+    """
+
+    folder: Path
+    chosen: str
+    log_losses: dict[str, float]
+    evaluations: list[Evaluation]
+    differences: list[Difference]
+
+
+def main(config: ClassifyConfig) -> None:
+    """Fit, compare and save, and print the tables."""
+    start_job(config.run.threads)
+    done = fit_classifiers(config)
+    print("\n" + tables.as_text(_tables(done)))
+    print(f"\nsaved  {done.folder / SAVED}  ({done.chosen})")
+
+
+@checked("config")
+def fit_classifiers(config: ClassifyConfig) -> Classification:
+    """Fit classifiers to a model's features, compare them and save one, as `proxlm classify` does.
+
+    Args:
+        config: Model, texts, classifiers and the folder.
+
+    Raises:
+        UserError: The texts or the model cannot be used, or the folder holds something else.
+    """
+    config = validate(config)
+    config = replace(config, model=model_of_run(config.model))
+    train, held_out = _texts(config)
+    classes = sorted({found.label for found in train})
+    numbers = np.array([classes.index(found.label) for found in train])
+    folder = Path(config.output)
+    _begin(folder, config)
+    read = _Features(folder, config, classes)
+    learnt, asked = read(TRAIN, train), read(EVAL, held_out)
+    heads, losses = _fitted(config, learnt, numbers, len(classes))
+    chosen = min(losses, key=lambda name: losses[name]) if config.choose == "auto" else config.choose
+    about = _about(config, learnt)
+    publish_folder(folder / SAVED, partial(_save, heads[chosen], classes, about))
+    found = _evaluations(heads, asked, held_out, classes, config)
+    done = Classification(folder, chosen, losses, found, _less_words(found, classes, config.seed))
+    _write(done, config)
+    return done
+
+
+def _texts(config: ClassifyConfig) -> tuple[list[ClassText], list[ClassText]]:
+    """The texts to learn from and the held-out ones; no text is in both. Raises DataError."""
+    data = config.data
+    skipped = Skipped(data.on_bad_record == "skip")
+    read = partial(
+        read_class_texts, text_field=data.text_field, label_field=data.label_field, skipped=skipped
+    )
+    train = read(data.train)
+    if data.eval:
+        held_out = read(data.eval)
+        there = {found.text for found in held_out}
+        left = [found for found in train if found.text not in there]
+        if len(left) < len(train):
+            print(f"left out: {counted(len(train) - len(left), 'training text')} that are also held out")
+        train = left
+    else:
+        rows = split_by_prompt([found.text for found in train], data.eval_share, config.seed)
+        train, held_out = ([train[i] for i in some] for some in rows)
+    if len(skipped):
+        print(f"left out: {skipped.report()}", flush=True)
+    counts = Counter(found.label for found in train)
+    if (problem := too_few([found.label for found in train])) is not None:
+        raise DataError(f"data.train: learning {problem}")
+    if min(counts.values()) < 2 * config.folds:
+        rarest = min(counts, key=lambda name: (counts[name], name))
+        raise DataError(
+            f"data.train: {counts[rarest]} of class {shown(repr(rarest), 40)}; folds = {config.folds} needs"
+            f" {2 * config.folds} of each; lower folds, or leave the class out"
+        )
+    if unknown := sorted({found.label for found in held_out} - set(counts)):
+        raise DataError(
+            f"data.eval: class {shown(repr(unknown[0]), 40)} is not in the training texts, which have"
+            f" {listed(sorted(counts), most=8)}"
+        )
+    print(
+        f"{len(train):,} texts to learn from, {len(held_out):,} held out, {len(counts)} classes", flush=True
+    )
+    return train, held_out
+
+
+def _begin(folder: Path, config: ClassifyConfig) -> None:
+    """Write what the features are of, or see that the folder is of the same. Raises RunError."""
+    same = ClassifyConfig(
+        model=config.model, data=config.data, features=config.features, output="", seed=config.seed
+    )
+    plan = {"features_of": to_toml(absolute(same)), "inputs": inputs_of(same).digests()}
+    file = folder / PLAN
+    if file.exists():
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{file}: cannot be read; give another output") from error
+        if known != plan:
+            raise RunError(f"{folder}: of other texts, another model or another seed; give another output")
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder}: holds something else than classifiers; give another output")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be made: {error.strerror}; give another output") from error
+    write_json_atomic(file, plan)
+
+
+class _Features:
+    """The features of texts: from the folder, or else read by the model, which is loaded once, and kept there."""
+
+    def __init__(self, folder: Path, config: ClassifyConfig, classes: Sequence[str]) -> None:
+        self._folder, self._config, self._classes = folder, config, classes
+        self._reader: FeatureReader | None = None
+
+    def __call__(self, name: str, texts: Sequence[ClassText]) -> Inputs:
+        from safetensors.numpy import load_file, save_file
+
+        kept, config = self._folder / name, self._config
+        if kept.is_dir():
+            found = load_file(kept / "features.safetensors")
+            return Inputs([one.text for one in texts], found["features"], found["label_probabilities"])
+        if self._reader is None:
+            print(f"reading {len(texts):,} texts with {config.model} …", flush=True)
+            settings = ModelSettings(
+                policy=config.model, device=config.device, trust_remote_code=config.trust_remote_code
+            )
+            truncate = config.data.on_long_text == "truncate"
+            self._reader = FeatureReader(settings, config.features, self._classes, truncate)
+        inputs = self._reader.read(
+            [one.text for one in texts], [one.where for one in texts], progress_line("texts")
+        )
+        arrays = {"features": inputs.features, "label_probabilities": inputs.label_probabilities}
+
+        def write(folder: Path) -> None:
+            folder.mkdir()
+            save_file(arrays, folder / "features.safetensors")
+
+        publish_folder(kept, write)
+        return inputs
+
+
+def _fitted(
+    config: ClassifyConfig, inputs: Inputs, classes: Rows, count: int
+) -> tuple[dict[str, Head], dict[str, float]]:
+    """Each classifier, fitted to all training texts; and its log loss on those that it has not learnt from."""
+    fits: Mapping[str, fit.Fit] = {
+        WORDS: fit.words,
+        LABEL_TEXTS: fit.label_texts,
+        "logistic": fit.logistic,
+        "bagging": fit.bagging(config.bagging, config.seed),
+        "boosting": fit.boosting(config.boosting, config.seed),
+    }
+    folds = fit.fold_of_each(classes, inputs.texts, config.folds, config.seed)
+    alone = [name for name in config.names if name in fits]
+    heads: dict[str, Head] = {}
+    said: dict[str, Floats] = {}
+    for name in alone:
+        print(f"fitting {name} …", flush=True)
+        said[name] = fit.out_of_fold(fits[name], inputs, classes, count, folds)
+        heads[name] = fits[name](inputs, classes, count)
+    if "stacking" in config.names:
+        every = [said[name] for name in alone]
+        said["stacking"] = fit.stacked_out_of_fold(every, classes, count, folds)
+        heads["stacking"] = fit.stacked({name: heads[name] for name in alone}, every, classes, count)
+    rows = np.arange(len(classes))
+    losses = {
+        name: float(-np.log(np.maximum(found[rows, classes], 1e-12)).mean()) for name, found in said.items()
+    }
+    return heads, losses
+
+
+def _about(config: ClassifyConfig, inputs: Inputs) -> dict[str, Any]:
+    """What is written beside a classifier, so that it can be applied."""
+    return {
+        "model": absolute(config).model,
+        "model_sha256": model_digest(config),
+        "features": asdict(config.features),
+        "truncate": config.data.on_long_text == "truncate",
+        "width": inputs.features.shape[1],
+    }
+
+
+def _save(head: Head, classes: list[str], about: Mapping[str, Any], folder: Path) -> None:
+    save(head, classes, about, folder)
+
+
+def _evaluations(
+    heads: Mapping[str, Head],
+    inputs: Inputs,
+    texts: Sequence[ClassText],
+    classes: Sequence[str],
+    config: ClassifyConfig,
+) -> list[Evaluation]:
+    records = [
+        Labelled(Completion("", one.text), (float(classes.index(one.label)),), where=one.where)
+        for one in texts
+    ]
+    said: dict[str, Floats] = {}
+    for name, head in heads.items():
+        if isinstance(head, StackedHead):
+            said[name] = head.of([said[part] for part in head.parts])
+        else:
+            said[name] = head.probabilities(inputs)
+    what = {WORDS: "TF-IDF and logistic regression", LABEL_TEXTS: "the language model itself"}
+    return [
+        evaluation_of_classes(
+            name,
+            what.get(name, f"{name} on the features"),
+            classes,
+            list(zip(records, said[name].tolist(), strict=True)),
+            seed=config.seed,
+        )
+        for name in heads
+    ]
+
+
+def _less_words(found: Sequence[Evaluation], classes: Sequence[str], seed: int) -> list[Difference]:
+    """Of each classifier, less the baseline: accuracy and log loss, and macro-F1 with the bootstrap's interval."""
+    done = differences([Arm(e.name, [e.responses]) for e in found], seed)
+    return [*done, *(macro_f1_difference(found[0], other, classes, seed) for other in found[1:])]
+
+
+def _tables(done: Classification) -> list[Table]:
+    chosen = [
+        [name, f"{loss:.4f}", "saved" if name == done.chosen else ""]
+        for name, loss in done.log_losses.items()
+    ]
+    by = Table(["classifier", "log loss by cross-validation", ""], chosen)
+    return [*evaluation_tables(done.evaluations, "held-out text"), *difference_tables(done.differences), by]
+
+
+def _write(done: Classification, config: ClassifyConfig) -> None:
+    """The tables, and every answer."""
+    for evaluation in done.evaluations:
+        write_responses(done.folder, evaluation)
+    write_evaluations(done.folder, done.evaluations, config.seed)
+    write_json_atomic(
+        done.folder / "classification.json",
+        {
+            "chosen": done.chosen,
+            "log_loss_by_cross_validation": done.log_losses,
+            "differences": [asdict(one) for one in done.differences],
+        },
+    )
+    write_atomic(done.folder / "classification.md", tables.as_markdown(_tables(done)))
