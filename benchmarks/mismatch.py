@@ -31,7 +31,7 @@ from proxlm.models.language_model import LanguageModel
 from proxlm.train.common.clock import Clock
 from proxlm.train.ppo.collect import Collected
 from proxlm.train.ppo.loop import PPOLoop
-from proxlm.train.ppo.prefetch import Collect, Collector, frozen_copy
+from proxlm.train.ppo.rollout_queue import Collect, Collector, frozen_copy
 
 RESULTS = Path(__file__).parent / "results"
 MODES = (

@@ -56,12 +56,12 @@ TALK = ["--environment.use", "environment.py:Vowels", "--environment.tasks", "12
         "--data.eval-count", "2", "--ppo.gae-steps", "turn"]  # fmt: skip
 TRAIN = ["--train.steps", "3", "--train.batch-tokens", "60", "--train.validate-every", "1", "--train.patience", "0",
          "--optim.lr", "1e-2", "--optim.warmup", "2"]  # fmt: skip
-PREFETCH = ["--ppo.prefetch", "true", "--ppo.staleness-correction.mode", "token_truncate"]
+AHEAD = ["--ppo.max-staleness", "1", "--ppo.staleness-correction.mode", "token_truncate"]
 JOBS: dict[str, list[str]] = {
     "ppo": [*PPO, *PROMPTS],
-    "ppo, prefetched": [*PPO, *PROMPTS, *PREFETCH],
+    "ppo, ahead": [*PPO, *PROMPTS, *AHEAD],
     "ppo, conversations": [*PPO, *TALK],
-    "ppo, conversations, prefetched": [*PPO, *TALK, *PREFETCH],
+    "ppo, conversations, ahead": [*PPO, *TALK, *AHEAD],
     "ppo, distilled": [*PPO, *PROMPTS, "--model.teacher", "model"],
     # A categorical critic: its head starts in the first step.
     "value": [

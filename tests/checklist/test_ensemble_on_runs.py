@@ -261,7 +261,7 @@ def test_shares_keep_heads_apart_and_without_them_they_become_one(tokenizer, tmp
         ("adapter", "llama", 4, {}),
         ("separate", "t5", 0, {}),
         ("shared", "bart", 0, {}),
-        ("separate", "llama", 0, {"prefetch": True}),
+        ("separate", "llama", 0, {"max_staleness": 1}),
         ("shared", "gpt2", 0, {"old_logprobs": "rollout"}),
         ("separate", "llama", 0, {"loss": "trpo", "packed": True}),
         ("separate", "lstm", 0, {"advantage": "vtrace"}),

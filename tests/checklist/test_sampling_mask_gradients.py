@@ -51,7 +51,7 @@ def nucleus(config, **more):
         {"family": "lstm"},
         {"family": "gpt2"},
         {"lora": 4},
-        {"prefetch": True, "staleness_correction": CorrectionSettings(mode="sequence")},
+        {"max_staleness": 1, "staleness_correction": CorrectionSettings(mode="sequence")},
     ],
     ids=str,
 )

@@ -35,17 +35,17 @@ def test_responses_of_another_policy_need_the_correction_of_their_cause(mode):
     stale = PPOSettings(staleness_correction=CorrectionSettings(mode=mode))
     mend = "to token_truncate for instance"
     wanted = {
-        "ppo.prefetch": f"its responses come from an older policy: set ppo.staleness_correction.mode, {mend}",
+        "ppo.max_staleness": f"its responses come from an older policy: set ppo.staleness_correction.mode, {mend}",
         "rollout.weights": "its responses come from a policy with rounded weights: set ppo.engine_correction.mode,"
         f" {mend}",
     }
     both = problems(
-        replace(stale, prefetch=True, engine_correction=engine.engine_correction),
+        replace(stale, max_staleness=1, engine_correction=engine.engine_correction),
         RolloutSettings(weights="int8"),
     )
     assert {key: text for key, text in both.items() if key in wanted} == (wanted if mode == "none" else {})
     # A weight for the other cause is not enough.
-    assert problems(replace(engine, prefetch=True))["ppo.prefetch"] == wanted["ppo.prefetch"]
+    assert problems(replace(engine, max_staleness=1))["ppo.max_staleness"] == wanted["ppo.max_staleness"]
     assert problems(stale, RolloutSettings(weights="int8"))["rollout.weights"] == wanted["rollout.weights"]
     assert not problems(engine).keys() & wanted.keys()
 

@@ -113,7 +113,7 @@ DRAWN = {
     "text.completion_fields": st.just(["left", "right"]),
     "text.winner_values": st.just([]),
     "rollout.stop": st.lists(SOME_TEXT, max_size=3),
-    "ppo.prefetch": st.just(False),
+    "ppo.max_staleness": st.just(0),
     "ppo.old_logprobs": st.just("recomputed"),
     "metrics.use": st.sampled_from(
         [[], ["exact_match"], ["my file.py:metric", "exact_match"], ["exact_match", "pass_at_k"]]

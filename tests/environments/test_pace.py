@@ -92,9 +92,9 @@ def test_one_that_is_too_slow_is_left_behind_and_told_of_once(tokenizer, monkeyp
     assert not spec.pace.slow
 
 
-def test_equal_runs_with_prefetch_have_equal_weights(tokenizer, tmp_path):
+def test_equal_runs_with_rollouts_ahead_have_equal_weights(tokenizer, tmp_path):
     correction = CorrectionSettings(mode="token_truncate")
-    config = job(steps=3, prefetch=True, staleness_correction=correction, gae_steps="turn")
+    config = job(steps=3, max_staleness=1, staleness_correction=correction, gae_steps="turn")
     results, rows = [], []
     for folder in ("a", "b"):
         made: PPOLoop = trainer(tokenizer, config, tmp_path / folder, reward=with_environment(None))

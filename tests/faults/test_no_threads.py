@@ -25,7 +25,7 @@ CONTROL = [
     "control", "--environment.id", "CartPole-v1", "--environment.count", "2", "--environment.steps", "64",
     "--ppo.horizon", "16", "--run.folder", "run", "--run.threads", "1", "--run.save-every", "1",
 ]  # fmt: skip
-PREFETCH = ["--ppo.prefetch", "true", "--ppo.staleness-correction.mode", "token_truncate"]
+AHEAD = ["--ppo.max-staleness", "1", "--ppo.staleness-correction.mode", "token_truncate"]
 # A user that nobody else is, whose processes are this one alone.
 USER = 54321
 _CAPABILITIES = (21, 24)  # CAP_SYS_ADMIN and CAP_SYS_RESOURCE, which know no limit
@@ -70,9 +70,9 @@ def _the_limit_can_be_set():
         pytest.skip("the limit of processes cannot be set here")
 
 
-@pytest.mark.parametrize("job", ["ppo", "ppo, prefetched", "sft", "control"])
+@pytest.mark.parametrize("job", ["ppo", "ppo, ahead", "sft", "control"])
 def test_each_thread_that_cannot_be_started_is_one_line(tiny_place, job):  # noqa: F811
-    arguments = {"ppo": PPO, "ppo, prefetched": [*PPO, *PREFETCH], "sft": SFT, "control": CONTROL}[job]
+    arguments = {"ppo": PPO, "ppo, ahead": [*PPO, *AHEAD], "sft": SFT, "control": CONTROL}[job]
     refused = 0
     for number in range(1, 12):
         ended = run(arguments, number)

@@ -26,7 +26,7 @@ def new(section):
 SUPERVISED = ["--train.batch-tokens", "120", "--train.validate-every", "3", "--train.steps", "4"]
 CONVERSATIONS = [
     "ppo", "recipe.toml", "--reward.use", "", "--environment.use", "number-game", "--environment.max-turns", "3",
-    "--data.prompts", "", "--ppo.prefetch", "true", "--ppo.staleness-correction.mode", "token_truncate",
+    "--data.prompts", "", "--ppo.max-staleness", "1", "--ppo.staleness-correction.mode", "token_truncate",
     "--model.critic", "shared",
 ]  # fmt: skip
 JOBS = {
@@ -43,7 +43,7 @@ JOBS = {
         "--text.temperature", "2", "--train.curriculum-steps", "3", "--train.average", "uniform", *SUPERVISED,
         "--train.validate-every", "1", "--loss.kind", "label-smoothing", "--train.early-stopping-metric", "loss",
     ],
-    "conversations with prefetch": CONVERSATIONS,
+    "conversations ahead": CONVERSATIONS,
     "control": ["control", "CartPole-v1", *QUIET[2:], "--environment.count", "2", "--ppo.horizon", "32",
                 "--environment.steps", "256"],
 }  # fmt: skip

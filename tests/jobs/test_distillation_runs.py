@@ -187,7 +187,7 @@ def test_a_resume_is_exact_and_takes_no_other_teacher(place, tmp_path):
     "more",
     [
         {"ppo": {"advantage": "gae", "kl_coef": 0.05}},
-        {"ppo": {"prefetch": True, "staleness_correction": CorrectionSettings(mode="token_truncate")}},
+        {"ppo": {"max_staleness": 1, "staleness_correction": CorrectionSettings(mode="token_truncate")}},
         {"reward": RewardSettings(use="length", args={"target": 5}, overlap=4)},
         {"rollout": RolloutSettings(max_new_tokens=8, top_p=0.9)},
         {"shaping": ShapingSettings(missing_eos="subtract"), "ppo": {"advantage": "gae"}},

@@ -62,11 +62,11 @@ def test_held_out_metrics_during_a_run_end_at_those_after_it(place):
 
 
 @pytest.mark.parametrize(
-    "prefetch", [[], ["--ppo.prefetch", "true", "--ppo.staleness-correction.mode", "token_truncate"]]
+    "queue", [[], ["--ppo.max-staleness", "1", "--ppo.staleness-correction.mode", "token_truncate"]]
 )
-def test_evaluating_changes_nothing_of_the_run(place, prefetch):
-    assert main([*PPO, *prefetch, "--run.folder", "with", "--evaluation.every", "1"]) == 0
-    assert main([*PPO, *prefetch, "--run.folder", "without"]) == 0
+def test_evaluating_changes_nothing_of_the_run(place, queue):
+    assert main([*PPO, *queue, "--run.folder", "with", "--evaluation.every", "1"]) == 0
+    assert main([*PPO, *queue, "--run.folder", "without"]) == 0
     assert (place / "with" / "samples.jsonl").read_bytes() == (
         place / "without" / "samples.jsonl"
     ).read_bytes()

@@ -67,7 +67,7 @@ PPO_RUNS = {
         "--reward.use",
         "reward.py:score",
     ],
-    "prefetch": ["--ppo.prefetch", *CORRECTED, "--reward.use", "reward.py:score"],
+    "ahead": ["--ppo.max-staleness", "2", *CORRECTED, "--reward.use", "reward.py:score"],
     "environment": ["--environment.use", "number-game", "--environment.max-turns", "2"],
     "tools": [
         *("--environment.use", "tools", "--environment.args", "{describe = false}"),

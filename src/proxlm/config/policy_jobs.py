@@ -122,7 +122,6 @@ def _engine_problems(job: PPOConfig) -> Problems:
         if not url.startswith(("http://", "https://")):
             found.append(("engine.url", f'"{shown(url, 60)}": must begin with http:// or https://'))
     unfit = {
-        "ppo.prefetch": (job.ppo.prefetch, "set it to false"),
         "rollout.weights": (
             job.rollout.weights != "policy",
             "the servers choose their precision; set it to policy",
@@ -142,7 +141,7 @@ def _sharding_problems(job: PPOConfig) -> Problems:
     whole = ("muon", "lbfgs", "adafactor")
     optim, model = job.optim, job.model
     unfit = {
-        "ppo.prefetch": job.ppo.prefetch,
+        "ppo.max_staleness": job.ppo.max_staleness,
         "ppo.loss": job.ppo.loss == "trpo",
         "model.train_layers": model.train_layers,
         "model.freeze": model.freeze,
@@ -185,18 +184,24 @@ def _stability_problems(job: PPOConfig) -> Problems:
             "engine_correction",
             ppo.engine_correction,
         ),
-        ("ppo.prefetch", ppo.prefetch, "an older policy", "staleness_correction", ppo.staleness_correction),
+        (
+            "ppo.max_staleness",
+            ppo.max_staleness,
+            "an older policy",
+            "staleness_correction",
+            ppo.staleness_correction,
+        ),
     ):
         if used and correction.mode == "none":
             fix = f"set ppo.{weight}.mode, to token_truncate for instance"
             found.append((key, f"its responses come from {written_by}: {fix}"))
     if ppo.old_logprobs == "rollout":
         found += _sampled_by_another_policy(job)
-    if ppo.prefetch and ppo.loss == "trpo":
+    if ppo.max_staleness and ppo.loss == "trpo":
         reason = (
             "cannot be used with ppo.loss = trpo, which switches the kernels that a concurrent rollout uses"
         )
-        found.append(("ppo.prefetch", reason))
+        found.append(("ppo.max_staleness", reason))
     if ppo.loss == "trpo":
         for key, used in (
             ("ppo.kl_in", ppo.kl_in == "loss"),
@@ -215,7 +220,7 @@ def _sampled_by_another_policy(job: PPOConfig) -> Problems:
     others = {
         "rollout.keep_sampling_mask = false": rollout.unlike_policy,
         "rollout.weights": rollout.weights != "policy",
-        "ppo.prefetch": ppo.prefetch,
+        "ppo.max_staleness": ppo.max_staleness > 0,
         "ppo.engine_correction.mode": ppo.engine_correction.mode != "none",
         "ppo.staleness_correction.mode": ppo.staleness_correction.mode != "none",
     }

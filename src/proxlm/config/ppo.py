@@ -207,10 +207,12 @@ class PPOSettings:
         False, "replace prompts whose responses all got the same reward by others (dynamic sampling)"
     )
     filter_rounds: int = setting(3, "filter_groups: how many times a step may draw prompts", ge=1)
-    prefetch: bool = setting(
-        False,
-        "one-step off-policy: generate and score the next step's responses during this step's update, with the"
-        " policy from before it",
+    max_staleness: int = setting(
+        0,
+        "k: generate and score the responses of up to k later steps during the updates, each with the policy from k"
+        " updates before it; 0: each step waits for its own",
+        ge=0,
+        le=64,
     )
     old_logprobs: Literal["recomputed", "rollout"] = setting(
         "recomputed",

@@ -43,9 +43,8 @@ class ValueLoop(PPOLoop):
         return replace(super()._parameters(rollout, scores), critic_only=True)
 
     def weights(self) -> dict[str, Tensor]:
-        """The critic's alone, and the older policy of a prefetching run."""
-        critic = {f"critic.{name}": p for name, p in self.models.critic_parameters()}
-        return {**critic, **self.collector.tensors()}
+        """The critic's alone."""
+        return {f"critic.{name}": p for name, p in self.models.critic_parameters()}
 
     def optimisers_by_name(self) -> dict[str, Optimiser]:
         return {name: optimiser for name, optimiser in self.learner.optimisers if name == "critic"}

@@ -319,7 +319,13 @@ DROPPED_MASS = _metric(
     "dropped_mass", SHARE,
     "mean probability of the tokens outside that set, which top_k, top_p and min_p keep from being sampled", PPO,
 )  # fmt: skip
-STALENESS = _metric("staleness", "steps", "updates between sampling and learning (ppo.prefetch: 1)", PPO)
+STALENESS = _metric("staleness", "steps", "updates between sampling and learning, mean over tokens", PPO)
+STALENESS_SHARE = _family(
+    "staleness/share_{age}",
+    SHARE,
+    "tokens that were sampled this many updates before (ppo.max_staleness)",
+    PPO,
+)
 CAUSES = ("engine", "staleness")
 WEIGHT_MEAN = _family("{cause}_weight/mean", "", "mean weight of the correction for this cause", PPO, CAUSES)
 WEIGHT_MAX = _family("{cause}_weight/max", "", "largest weight", PPO, CAUSES)

@@ -99,9 +99,9 @@ def test_words_of_an_environment_have_no_kl(tokenizer):
             {"engine_correction": CorrectionSettings(mode="token_truncate")},
         ),
         (
-            "ppo.prefetch",
+            "ppo.max_staleness",
             {},
-            {"prefetch": True, "staleness_correction": CorrectionSettings(mode="token_truncate")},
+            {"max_staleness": 1, "staleness_correction": CorrectionSettings(mode="token_truncate")},
         ),
         ("ppo.engine_correction.mode", {}, {"engine_correction": CorrectionSettings(mode="token_mask")}),
         ("ppo.staleness_correction.mode", {}, {"staleness_correction": CorrectionSettings(mode="sequence")}),

@@ -154,7 +154,7 @@ def test_advantages_by_hand_beside_rewards_and_the_reference(tokenizer):
         {"top_p": 0.8, "mask_reference": False, "teacher": "gpt2"},
         {"temperature": 0.7},
         {"old_logprobs": "rollout"},
-        {"prefetch": True, "staleness_correction": CorrectionSettings(mode="token_truncate")},
+        {"max_staleness": 1, "staleness_correction": CorrectionSettings(mode="token_truncate")},
         {"critic": "separate", "advantage": "gae", "kl_coef": 0.1, "kl_in": "advantage"},
         {"advantage": "grpo", "kl_coef": 0.1, "kl_in": "loss", "kl_estimator": "k3", **TOGETHER},
         {"advantage": "rloo", "loss": "gspo", **TOGETHER},

@@ -27,9 +27,10 @@ class StopTraining(Exception):  # noqa: N818 (a request, not an error)
 class Callback:
     """Base class of callbacks: override the events of interest; all others do nothing.
 
-    Callbacks run in the main thread, in the order in which they were passed, and not while a rollout is being
-    prefetched. An exception from a callback ends the run, as an exception anywhere else would; `StopTraining` ends it
-    as finished, and the callbacks after this one still get the event.
+    Callbacks run in the main thread, in the order in which they were passed; with ppo.max_staleness another thread
+    may sample and score the rollouts of later steps meanwhile. An exception from a callback ends the run, as an
+    exception anywhere else would; `StopTraining` ends it as finished, and the callbacks after this one still get the
+    event.
     """
 
     def on_start(self, folder: Path, step: int) -> None:

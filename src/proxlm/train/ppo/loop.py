@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +41,20 @@ from proxlm.train.ppo.algorithms import Algorithm
 from proxlm.train.ppo.behaviour import with_trainer_logprobs
 from proxlm.train.ppo.collect import Collected, collect, reference_rewards
 from proxlm.train.ppo.learner import StepParameters, build_learner, step_parameters
-from proxlm.train.ppo.metrics import sample_rows
+from proxlm.train.ppo.metrics import sample_rows, staleness_metrics
 from proxlm.train.ppo.minibatch_statistics import MinibatchStats, summarise
 from proxlm.train.ppo.offending_rows import offending_rows
 from proxlm.train.ppo.plan import plan_update
-from proxlm.train.ppo.prefetch import Collector, Prefetcher, frozen_copy
 from proxlm.train.ppo.prepare import prepare
 from proxlm.train.ppo.ptx import PtxText
+from proxlm.train.ppo.rollout_queue import Collector, CopyEngine, RolloutQueue, frozen_copy
 from proxlm.train.ppo.shared_generate import SharedGenerate, can_be_shared
 from proxlm.train.ppo.state import PPOState
 from proxlm.train.ppo.update import update
 from proxlm.types import Progress, Rollout, Scores
 
 
-def engine_of(policy: LanguageModel, config: PPOConfig, folder: Path) -> Engine:
+def engine_of(policy: LanguageModel, config: PPOConfig, folder: Path) -> CopyEngine:
     """What writes the responses of a step; folder: of the run."""
     if config.engine.use == "native":
         return NativeEngine(policy, config.rollout)
@@ -104,11 +105,10 @@ class PPOLoop(TrainingLoop[PPOState]):
         self.engine = (
             engine_of(policy, config, folder) if ranks.rank == 0 else NativeEngine(policy, config.rollout)
         )
-        self.collector = (
-            Prefetcher(policy, config.rollout, config.ppo.steps)
-            if config.ppo.prefetch
-            else Collector(policy, self.engine)
-        )
+        self.collector = Collector(policy, self.engine)
+        if config.ppo.max_staleness and ranks.rank == 0:
+            ppo, make = config.ppo, partial(engine_of, config=config, folder=folder)
+            self.collector = RolloutQueue(policy, ppo.max_staleness, ppo.steps, make)
         self.budget = TokenBudget(config.ppo.micro_batch_tokens)
         ranks.offer(
             {
@@ -168,7 +168,7 @@ class PPOLoop(TrainingLoop[PPOState]):
         return metrics
 
     def _collect(self, engine: Engine, step: int, draw: int, clock: Clock) -> Collected:
-        """The scored rollout of a step. May run beside an update: see prefetch.py."""
+        """The scored rollout of a step. May run beside an update: see rollout_queue.py."""
         config = self.config
         temperature = temperature_at(config.rollout, step, config.ppo.steps)
         found = collect(
@@ -182,7 +182,7 @@ class PPOLoop(TrainingLoop[PPOState]):
             generate=self._sampler(),
         )
         stale = engine.version != step and config.ppo.engine_correction.mode != "none"
-        if not stale or not isinstance(engine, NativeEngine):
+        if not stale or not isinstance(engine, CopyEngine):
             return found
         with clock("trainer_logprobs"):
             budget = config.ppo.micro_batch_tokens
@@ -213,6 +213,8 @@ class PPOLoop(TrainingLoop[PPOState]):
         """Before the first step: statistics of the reference's rewards, if scores are scaled by them."""
         if self.config.shaping.scale == "reference" and self.state.score_statistics.n == 0:
             log.phase("reference")
+            if self.ranks.rank == 0:
+                self.engine.load_weights((), self.state.step)
             rewards = self.ranks.broadcast(
                 lambda: reference_rewards(
                     self.engine, self.prompts, self.reward, self.config, self._sampler()
@@ -240,7 +242,7 @@ class PPOLoop(TrainingLoop[PPOState]):
             "kl_coef": parameters.kl_coef,
             "temperature": parameters.temperature,
             "warmup": float(parameters.critic_only),
-            "staleness": float((self.state.step - rollout.policy_versions).double().mean()),
+            **staleness_metrics(rollout, self.state.step, self.config.ppo.max_staleness),
         }
         if self.config.shaping.scale != "none":
             statistics = parameters.score_statistics
@@ -267,13 +269,17 @@ class PPOLoop(TrainingLoop[PPOState]):
         return facts_of(self.config)
 
     def weights(self) -> dict[str, Tensor]:
-        """Policy, critic, the reference if it moves, and the older policy of a prefetching run."""
+        """Policy, critic, and the reference if it moves."""
         models = self.models
         weights: dict[str, Tensor] = {f"policy.{name}": p for name, p in models.policy_parameters()}
         weights |= {f"critic.{name}": p for name, p in models.critic_parameters()}
         if self.config.ppo.reference_decay < 1 and models.reference is not None:
             weights |= {f"reference.{name}": p for name, p in models.reference.network.named_parameters()}
-        return weights | self.collector.tensors()
+        return weights
+
+    def extra_tensors(self) -> dict[str, Tensor]:
+        """The older policies that later rollouts are sampled with."""
+        return self.collector.tensors()
 
     def optimisers_by_name(self) -> dict[str, Optimiser]:
         return dict(self.learner.optimisers)
@@ -281,8 +287,8 @@ class PPOLoop(TrainingLoop[PPOState]):
     def save_model(self, folder: Path) -> None:
         save_language_model(self.whole_models.policy, folder)
 
-    def restore(self, checkpoint: Path, state: PPOState, extra: Mapping[str, Tensor]) -> None:  # noqa: ARG002
-        self.collector.resume(state.step)
+    def restore(self, checkpoint: Path, state: PPOState, extra: Mapping[str, Tensor]) -> None:
+        self.collector.resume(checkpoint, state.step, extra)
         self.budget.restore(state.lowered_budget)
         if self.ptx is not None:
             self.ptx.skip(state.ptx_batches)

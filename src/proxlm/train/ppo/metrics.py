@@ -150,6 +150,16 @@ def weight_metrics(rollout: Rollout, log_weights: Weights, weights: Weights, ppo
     return found
 
 
+def staleness_metrics(rollout: Rollout, step: int, max_staleness: int) -> Metrics:
+    """How many updates old the policy was that sampled each token: the mean, and the share of each age."""
+    ages = step - rollout.policy_versions
+    found = {"staleness": float(ages.double().mean())}
+    if max_staleness:
+        counts = torch.bincount(ages, minlength=max_staleness + 1).double()
+        found |= {f"staleness/share_{age}": float(c) / len(ages) for age, c in enumerate(counts)}
+    return found
+
+
 def correlation(x: Tensor, y: Tensor) -> float | None:
     """Pearson's correlation of two [B] tensors; None where one varies by no more than rounding."""
     a, b = x.double() - x.double().mean(), y.double() - y.double().mean()

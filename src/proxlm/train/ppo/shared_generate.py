@@ -18,7 +18,7 @@ def can_be_shared(config: PPOConfig, sampler: Generate) -> bool:
     """Whether ranks can share the sampling: not of conversations and with servers, which belong to rank 0, and not
     beside scoring or an update, whose order of calls would not be that of the others.
     """
-    alone = config.ppo.prefetch or config.reward.overlap or config.engine.use != "native"
+    alone = config.ppo.max_staleness or config.reward.overlap or config.engine.use != "native"
     return sampler is generate and not alone
 
 

@@ -19,8 +19,8 @@ from proxlm.__main__ import main
 from proxlm.checkpoint import load_checkpoint, newest_checkpoint
 
 AHEAD = [
-    "--ppo.prefetch",
-    "true",
+    "--ppo.max-staleness",
+    "1",
     "--ppo.staleness-correction.mode",
     "token_truncate",
     "--data.eval-count",
@@ -54,7 +54,7 @@ def rows_of(folder: Path):
 def same_end(one: Path, two: Path):
     first, second = (load_checkpoint(newest_checkpoint(folder))[0] for folder in (one, two))
     assert first.keys() == second.keys()
-    assert any(name.startswith("prefetch.") for name in first)
+    assert any(name.startswith("extra.version-") for name in first)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert rows_of(one) == rows_of(two)
 

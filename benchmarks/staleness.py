@@ -1,11 +1,11 @@
-"""PPO steps with and without ppo.prefetch: seconds per step, and the reward that both reach.
+"""PPO steps with ppo.max_staleness 0 and 1: seconds per step, and the reward that both reach.
 
-    python benchmarks/prefetch.py [--threads 2] [--repeats 3] [--steps 8] [--seeds 3] [--learn-steps 80]
+    python benchmarks/staleness.py [--threads 2] [--repeats 3] [--steps 8] [--seeds 3] [--learn-steps 80]
 
 Seconds: a random Llama, and rewards of three kinds: one that waits for each response in turn (a remote judge), one
-that computes for as long in Python, and one that takes no time. The two modes alternate, a run each, and the first
-step is left out: nothing was prefetched for it. Reward: a smaller model is paid for vowels, with and without the
-mode, for each of the seeds. Writes benchmarks/results/prefetch.json.
+that computes for as long in Python, and one that takes no time. The two values alternate, a run each, and the first
+step is left out: nothing was sampled ahead for it. Reward: a smaller model is paid for vowels, with both values,
+for each of the seeds. Writes benchmarks/results/staleness.json.
 """
 
 from __future__ import annotations
@@ -53,46 +53,47 @@ def computing(seconds: float) -> Callable[[Rollout], Scores]:
 
 
 def run(
-    prefetch: bool, seed: int, steps: int, size: Size, reward: Callable[[Rollout], Scores], lr: float = 1e-3
+    k: int, seed: int, steps: int, size: Size, reward: Callable[[Rollout], Scores], lr: float = 1e-3
 ) -> list[Row]:
-    """The rows of metrics of a run with or without the mode, which has truncated weights."""
-    correction = CorrectionSettings(mode="token_truncate" if prefetch else "none")
-    ppo = {"prefetch": prefetch, "staleness_correction": correction}
+    """The rows of metrics of a run; weights are truncated where it is stale."""
+    correction = CorrectionSettings(mode="token_truncate" if k else "none")
+    ppo = {"max_staleness": k, "staleness_correction": correction}
     return learn(seed, steps, lr, size, ppo=ppo, reward=reward)
 
 
 def seconds(given: argparse.Namespace, reward: Any) -> dict[str, Any]:
-    """Medians of a step's seconds by phase, of all runs of each mode, which alternate."""
-    rows: dict[str, list[Row]] = {"off": [], "prefetch": []}
+    """Medians of a step's seconds by phase, of all runs of each value, which alternate."""
+    rows: dict[str, list[Row]] = {"0": [], "1": []}
     size = Size(given.hidden, given.layers, batch=32, length=32)
     for repeat in range(given.repeats):
-        for mode, found in rows.items():
-            found += run(mode == "prefetch", repeat, given.steps, size, reward)[1:]
+        for k, found in rows.items():
+            found += run(int(k), repeat, given.steps, size, reward)[1:]
     result: dict[str, Any] = {
-        mode: {
+        k: {
             phase: statistics.median(values)
             for phase in PHASES
             if (values := [row[f"time/{phase}"] for row in found if f"time/{phase}" in row])
         }
-        for mode, found in rows.items()
+        for k, found in rows.items()
     }
-    result["steps_measured"] = len(rows["off"])
-    result["quicker"] = result["off"]["step"] / result["prefetch"]["step"]
+    result["steps_measured"] = len(rows["0"])
+    result["quicker"] = result["0"]["step"] / result["1"]["step"]
     return result
 
 
 def learning(given: argparse.Namespace) -> dict[str, Any]:
-    """For each mode and seed: the mean reward of the first and the last tenth of the steps, and the mismatch."""
+    """For each value and seed: the mean reward of the first and the last tenth of the steps, and the mismatch."""
     share = max(1, given.learn_steps // 10)
-    result: dict[str, Any] = {"off": [], "prefetch": []}
+    result: dict[str, Any] = {"0": [], "1": []}
     for seed in range(given.seeds):
-        for mode, found in result.items():
-            rows = run(mode == "prefetch", seed, given.learn_steps, Size(), vowels, lr=3e-3)
+        for k, found in result.items():
+            rows = run(int(k), seed, given.learn_steps, Size(), vowels, lr=3e-3)
             means = {name: statistics.fmean(row.get(name, 1.0) for row in rows) for name in SEEN}
             first, last = (statistics.fmean(r["reward"] for r in p) for p in (rows[:share], rows[-share:]))
             found.append({"seed": seed, "first": first, "last": last, **means})
             print(
-                f"seed {seed}, {mode}: reward {first:.3f} → {last:.3f}, KL to what sampled {means['rollout_kl']:.2g}",
+                f"seed {seed}, max_staleness {k}: reward {first:.3f} → {last:.3f},"
+                f" KL to what sampled {means['rollout_kl']:.2g}",
                 flush=True,
             )
     return result
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--waits", type=float, default=0.05)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--output", type=Path, default=RESULTS / "prefetch.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "staleness.json")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     kinds = {"waits": waiting(given.waits), "computes": computing(given.waits), "takes no time": vowels}
@@ -120,9 +121,10 @@ def main() -> None:
     }
     for name, reward in kinds.items():
         found["seconds"][name] = row = seconds(given, reward)
-        off, on = row["off"]["step"], row["prefetch"]["step"]
+        off, on = row["0"]["step"], row["1"]["step"]
         print(
-            f"reward {name}: {off:.2f} s a step, prefetch {on:.2f} s, {row['quicker']:.2f} times", flush=True
+            f"reward {name}: {off:.2f} s a step, one step ahead {on:.2f} s, {row['quicker']:.2f} times",
+            flush=True,
         )
     found["learning"] = learning(given)
     given.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Rollouts made ahead: one update stale, the same whatever the timing, beside the update, exact after a resume."""
+"""Rollouts made ahead: k updates stale, the same whatever the timing, beside the updates, exact after a resume."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from proxlm.errors import ConfigError, RewardError, RunError
 from proxlm.models.forward import token_outputs
 from proxlm.models.lstm import plain_kernels
 from proxlm.train.ppo import loop as ppo
-from proxlm.train.ppo import prefetch
+from proxlm.train.ppo import rollout_queue
 from small_models import tiny_model
 
 TIMED = ("time", "tokens_per_second", "memory_gb")
 LONG = 60.0  # seconds until something that hangs is given up
 
 
-def prefetch_job(critic="shared", mode="token_truncate", **more):
-    return job(critic, prefetch=True, staleness_correction=CorrectionSettings(mode=mode), **more)
+def stale_job(critic="shared", mode="token_truncate", k=1, **more):
+    return job(critic, max_staleness=k, staleness_correction=CorrectionSettings(mode=mode), **more)
 
 
 def saving(config):
@@ -50,18 +50,17 @@ def alike(one, two):
 
 
 class ByHand:
-    """One thing after another: keep the policy from before each update, and sample the next step with that."""
+    """One thing after another: keep the policy from before every update, and sample each step with one of them."""
 
-    def __init__(self, policy, settings):
-        self.policy, self.settings, self.old = policy, settings, None
+    def __init__(self, policy, settings, k):
+        self.policy, self.settings, self.k, self.old = policy, settings, k, []
 
     def take(self, collect, step, draw, clock):
-        version, old = (step, self.policy) if self.old is None else (step - 1, self.old)
-        engine = NativeEngine(old, self.settings)
+        self.old.append(copy.deepcopy(self.policy))
+        version = max(0, step - self.k)
+        engine = NativeEngine(self.old[version], self.settings)
         engine.load_weights([], version)
-        found = collect(engine, step, draw, clock)
-        self.old = copy.deepcopy(self.policy)
-        return found
+        return collect(engine, step, draw, clock)
 
     def tensors(self):
         return {}
@@ -89,20 +88,20 @@ def sleepy(rollout):
 
 
 def forced(made, monkeypatch, order):
-    """In each step the whole update comes before the rollout made beside it ("update"), or after it ("rollout")."""
+    """In each step the update comes before the rollouts made beside it ("update"), or after them ("rollout")."""
     sample, learn, done = made.generate, ppo.update, threading.Semaphore(0)
 
     def generate(*given, **more):
-        job = made.collector.in_flight
-        if order == "update" and threading.current_thread().name == "proxlm-prefetch" and job not in waited:
-            waited.append(job)
+        beside = threading.current_thread().name == "proxlm-rollouts"
+        begun = next((job for job in made.collector.jobs if not job.done.is_set()), None) if beside else None
+        if order == "update" and begun is not None and begun not in waited:
+            waited.append(begun)
             assert done.acquire(timeout=LONG)
         return sample(*given, **more)
 
     def update(*given):
-        job = made.collector.in_flight
-        if order == "rollout" and job is not None:
-            assert job.done.wait(LONG)
+        if order == "rollout":
+            made.collector.wait()
         stats = learn(*given)
         done.release()
         return stats
@@ -113,8 +112,9 @@ def forced(made, monkeypatch, order):
 
 
 @pytest.mark.checklist(21)
-def test_every_later_step_learns_from_the_policy_before_the_newest_update(tokenizer, tmp_path, monkeypatch):
-    config = saving(prefetch_job(mode="token", steps=4, lr=3e-3))
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_a_step_learns_from_the_policy_k_updates_before_it(tokenizer, tmp_path, monkeypatch, k):
+    config = saving(stale_job(mode="token", k=k, steps=5, lr=3e-3))
     rollouts, experiences = [], []
     made = trainer(tokenizer, config, tmp_path, reward=lambda r: (rollouts.append(r), vowels(r))[1])
     prepare = ppo.prepare
@@ -127,19 +127,26 @@ def test_every_later_step_learns_from_the_policy_before_the_newest_update(tokeni
     monkeypatch.setattr(ppo, "prepare", kept)
     start = {name: p.detach().clone() for name, p in made.models.policy_parameters()}
     rows = run(made)
-    assert [row["staleness"] for row in rows] == [0.0, 1.0, 1.0, 1.0]
-    assert [r.policy_versions.unique().tolist() for r in rollouts] == [[0], [0], [1], [2]]
-    policies = [start] + [load_checkpoint(folder)[0] for folder in checkpoints(tmp_path)]
+    ages = [min(step, k) for step in range(5)]
+    assert [row["staleness"] for row in rows] == ages
+    assert [[row[f"staleness/share_{age}"] for age in range(k + 1)] for row in rows] == [
+        [float(age == own) for age in range(k + 1)] for own in ages
+    ]
+    assert [r.policy_versions.unique().tolist() for r in rollouts] == [[max(0, s - k)] for s in range(5)]
+    policies = [{f"policy.{name}": p for name, p in start.items()}]
+    policies += [load_checkpoint(folder)[0] for folder in checkpoints(tmp_path)]
     for step, (rollout, experience) in enumerate(zip(rollouts, experiences, strict=True)):
-        by = tiny_model(tokenizer)
-        saved = start if step == 0 else policies[step]
-        prefix = "" if step == 0 else "prefetch."
+        by, version = tiny_model(tokenizer), max(0, step - k)
         with torch.no_grad():
             for name, p in by.network.named_parameters():
-                p.copy_(saved[prefix + name])
+                p.copy_(policies[version][f"policy.{name}"])
             again = token_outputs(by, rollout.sequences, 1.0).logprobs
-            if step >= 2:  # what a checkpoint holds for the step after it is the policy of the one before it
-                assert all(torch.equal(p, policies[step - 1][f"policy.{n}"]) for n, p in by.trainable())
+        for held in range(version, step):  # what a checkpoint holds: the policies of the steps before it
+            for name, _ in by.trainable():
+                kept = policies[step][f"extra.version-{held}.{name}"]
+                assert torch.equal(kept, policies[held][f"policy.{name}"])
+        copies = {name.split(".")[1] for name in policies[step] if name.startswith("extra.")}
+        assert copies == {f"version-{held}" for held in range(version, step)}
         assert torch.allclose(again, rollout.logprobs, atol=1e-5)
         weights = torch.exp(experience.old_logprobs - rollout.logprobs)
         off = float((weights - 1).abs().max())
@@ -155,14 +162,14 @@ def test_every_later_step_learns_from_the_policy_before_the_newest_update(tokeni
     assert all(row["rollout_gap"] > 0.01 and row["rollout_kl"] > 1e-4 for row in rows[1:])
 
 
-def settings(name):
-    """A job, what its trainer is given, and what it samples with."""
+def settings(name, k=1):
+    """A job, and what its trainer is given."""
     more = {
         "adapter": {"critic": "adapter"},
         "separate": {"critic": "separate", "critic_warmup": 1, "reference_decay": 0.9},
         "groups": {"samples_per_prompt": 3, "batch_size": 4, "filter_groups": True, "filter_rounds": 3},
     }
-    config = prefetch_job(**more.get(name, {}), steps=4, lr=3e-3)
+    config = stale_job(**more.get(name, {}), k=k, steps=4 if k == 1 else 6, lr=3e-3)
     given = {"lora": 4} if name in ("lora", "adapter") else {}
     if name in ("lstm", "t5", "gpt2"):
         given["family"] = name
@@ -175,12 +182,26 @@ def settings(name):
     return config, given
 
 
+ONE_AHEAD = [
+    "plain",
+    "lora",
+    "adapter",
+    "separate",
+    "groups",
+    "temperature",
+    "lstm",
+    "t5",
+    "gpt2",
+    "multi-turn",
+]
+
+
 @pytest.mark.parametrize(
-    "name",
-    ["plain", "lora", "adapter", "separate", "groups", "temperature", "lstm", "t5", "gpt2", "multi-turn"],
+    ("name", "k"),
+    [(name, 1) for name in ONE_AHEAD] + [("plain", 4), ("lora", 2), ("groups", 3), ("multi-turn", 2)],
 )
-def test_it_is_the_same_as_one_thing_after_another(tokenizer, tmp_path, monkeypatch, name):
-    config, given = settings(name)
+def test_it_is_the_same_as_one_thing_after_another(tokenizer, tmp_path, monkeypatch, name, k):
+    config, given = settings(name, k)
     results = []
     for way in ("beside", "by hand"):
         made = trainer(tokenizer, config, tmp_path / way, **{"reward": sleepy, **given})
@@ -190,7 +211,7 @@ def test_it_is_the_same_as_one_thing_after_another(tokenizer, tmp_path, monkeypa
             made.generate = MultiTurn(Answers, PlainMessageTokens(tokenizer), talks)
         with monkeypatch.context() as patch:
             if way == "by hand":
-                made.collector = ByHand(made.models.policy, config.rollout)
+                made.collector = ByHand(made.models.policy, config.rollout, k)
             else:
                 forced(made, patch, "update")
             results.append((numbers(run(made)), parameters(made), made.state))
@@ -198,18 +219,20 @@ def test_it_is_the_same_as_one_thing_after_another(tokenizer, tmp_path, monkeypa
     assert rows == rows_by_hand
     assert state == state_by_hand
     assert alike(weights, weights_by_hand)
-    assert rows[-1]["staleness"] == 1.0
+    assert rows[-1]["staleness"] == k
     assert rows[-1]["rollout_gap"] > 1e-3
     if name == "groups":
         assert state.draws > 4
 
 
-@pytest.mark.parametrize(("critic", "lora"), [("separate", 0), ("adapter", 4)])
-def test_timing_changes_nothing(tokenizer, tmp_path, monkeypatch, critic, lora):
+@pytest.mark.parametrize(("critic", "lora", "k"), [("separate", 0, 1), ("adapter", 4, 1), ("shared", 0, 3)])
+def test_timing_changes_nothing(tokenizer, tmp_path, monkeypatch, critic, lora, k):
     results = []
     for order in ("as it comes", "update", "rollout", "by chance"):
         reward = sleepy if order == "by chance" else vowels
-        made = trainer(tokenizer, prefetch_job(critic), tmp_path / order, lora, reward)
+        made = trainer(
+            tokenizer, stale_job(critic, k=k, steps=3 if k == 1 else 5), tmp_path / order, lora, reward
+        )
         with monkeypatch.context() as patch:
             if order in ("update", "rollout"):
                 forced(made, patch, order)
@@ -220,9 +243,11 @@ def test_timing_changes_nothing(tokenizer, tmp_path, monkeypatch, critic, lora):
 
 
 @pytest.mark.checklist(38)
-@pytest.mark.parametrize(("lora", "steps"), [(0, (1, 2, 3)), (4, (2,))])
-def test_a_resume_from_each_checkpoint_ends_the_same(tokenizer, tmp_path, lora, steps):
-    config = saving(prefetch_job("separate", steps=4, lr=3e-3))
+@pytest.mark.parametrize(
+    ("lora", "k", "steps"), [(0, 1, (1, 2, 3)), (4, 1, (2,)), (0, 3, (1, 3, 4)), (4, 2, (3,))]
+)
+def test_a_resume_from_each_checkpoint_ends_the_same(tokenizer, tmp_path, lora, k, steps):
+    config = saving(stale_job("separate", k=k, steps=3 + k if k > 1 else 4, lr=3e-3))
     whole = trainer(tokenizer, config, tmp_path / "whole", lora)
     rows = numbers(run(whole))
     for step in steps:
@@ -232,27 +257,31 @@ def test_a_resume_from_each_checkpoint_ends_the_same(tokenizer, tmp_path, lora, 
             first.step(SilentLog())
         first.save()
         first.collector.close()
-        saved = {name for name in load_checkpoint(checkpoints(parts)[-1])[0] if name.startswith("prefetch.")}
-        assert saved == {f"prefetch.{name}" for name, _ in first.models.policy_parameters()}
+        saved = {name for name in load_checkpoint(checkpoints(parts)[-1])[0] if name.startswith("extra.")}
+        learning = [name for name, _ in first.models.policy_parameters()]  # with LoRA, the adapters alone
+        versions = range(max(0, step - k), step)
+        assert saved == {f"extra.version-{version}.{name}" for version in versions for name in learning}
         second = trainer(tokenizer, config, parts, lora)
         second.resume()
         assert numbers(run(second)) == rows[step:]
         assert alike(parameters(second), parameters(whole))
 
 
-def test_a_finished_run_may_be_made_longer(tokenizer, tmp_path):
-    whole = trainer(tokenizer, saving(prefetch_job(steps=4, lr=3e-3)), tmp_path / "whole")
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_finished_run_may_be_made_longer(tokenizer, tmp_path, k):
+    whole = trainer(tokenizer, saving(stale_job(k=k, steps=4, lr=3e-3)), tmp_path / "whole")
     rows = numbers(run(whole))
-    run(trainer(tokenizer, saving(prefetch_job(steps=2, lr=3e-3)), tmp_path / "parts"))
-    longer = trainer(tokenizer, saving(prefetch_job(steps=4, lr=3e-3)), tmp_path / "parts")
+    run(trainer(tokenizer, saving(stale_job(k=k, steps=2, lr=3e-3)), tmp_path / "parts"))
+    longer = trainer(tokenizer, saving(stale_job(k=k, steps=4, lr=3e-3)), tmp_path / "parts")
     longer.resume()
     assert numbers(run(longer)) == rows[2:]
     assert alike(parameters(longer), parameters(whole))
 
 
-def test_going_back_in_the_same_process(tokenizer, tmp_path):
-    """A trainer that has a rollout ahead reads an older checkpoint: that rollout is not used."""
-    config = saving(prefetch_job(steps=4, lr=3e-3))
+@pytest.mark.parametrize("k", [1, 3])
+def test_going_back_in_the_same_process(tokenizer, tmp_path, k):
+    """A trainer that has rollouts ahead reads an older checkpoint: they are not used."""
+    config = saving(stale_job(k=k, steps=4, lr=3e-3))
     made = trainer(tokenizer, config, tmp_path)
     for _ in range(2):
         made.step(SilentLog())
@@ -266,10 +295,10 @@ def test_going_back_in_the_same_process(tokenizer, tmp_path):
 
 
 def test_switching_the_mode_is_refused_on_resume(tokenizer, tmp_path):
-    config = prefetch_job(steps=1)
+    config = stale_job(steps=1)
     run(trainer(tokenizer, config, tmp_path))
-    other = replace(config, ppo=replace(config.ppo, prefetch=False, steps=2))
-    with pytest.raises(RunError, match=r"made with ppo\.prefetch = true, not false"):
+    other = replace(config, ppo=replace(config.ppo, max_staleness=0, steps=2))
+    with pytest.raises(RunError, match=r"made with ppo\.max_staleness = 1, not 0"):
         trainer(tokenizer, other, tmp_path).resume()
 
 
@@ -277,21 +306,21 @@ def test_without_the_mode_nothing_of_it_is_there(tokenizer, tmp_path):
     rows = run(trainer(tokenizer, job(steps=2), tmp_path))
     assert [row["staleness"] for row in rows] == [0.0, 0.0]
     assert all("time/waiting" not in row and row["rollout_kl"] < 1e-8 for row in rows)
-    assert not [name for row in rows for name in row if "_weight/" in name]
+    assert not [name for row in rows for name in row if "_weight/" in name or "staleness/" in name]
     tensors = load_checkpoint(checkpoints(tmp_path)[-1])[0]
-    assert not [name for name in tensors if name.startswith("prefetch.")]
+    assert not [name for name in tensors if name.startswith("extra.")]
 
 
 def test_a_policy_that_stays_gives_the_synchronous_run(tokenizer, tmp_path):
     results = []
-    for on in (True, False):
-        config = prefetch_job("separate", steps=4)
+    for k in (2, 0):
+        config = stale_job("separate", steps=4)
         config = replace(
             config,
-            ppo=replace(config.ppo, prefetch=on),
+            ppo=replace(config.ppo, max_staleness=k),
             optim=OptimisersSettings(OptimiserSettings(lr=0.0), OptimiserSettings(lr=1e-2)),
         )
-        made = trainer(tokenizer, config, tmp_path / str(on))
+        made = trainer(tokenizer, config, tmp_path / str(k))
         rows = [
             # The engine's rounding counts as staleness where the rollout is stale.
             {n: v for n, v in row.items() if not n.startswith("staleness")}
@@ -322,9 +351,9 @@ def test_the_update_and_the_next_rollout_run_at_the_same_time(tokenizer, tmp_pat
         return learn(*given)
 
     monkeypatch.setattr(ppo, "update", waiting_update)
-    rows = run(trainer(tokenizer, prefetch_job(steps=3), tmp_path, reward=reward))
+    rows = run(trainer(tokenizer, stale_job(steps=3), tmp_path, reward=reward))
     assert heard == [True] * 4
-    assert calls == ["MainThread", "proxlm-prefetch", "proxlm-prefetch"]
+    assert calls == ["MainThread", "proxlm-rollouts", "proxlm-rollouts"]
     for row in rows:
         assert {"time/generate", "time/score", "time/waiting", "time/prepare", "time/update"} <= row.keys()
         own = row["time/waiting"] + row["time/prepare"] + row["time/update"]
@@ -342,7 +371,7 @@ def test_a_reward_that_fails_ends_the_run_at_its_own_step(tokenizer, tmp_path):
             raise RewardError("reward x: the judge has gone home")
         return vowels(rollout)
 
-    config = saving(prefetch_job(steps=5))
+    config = saving(stale_job(steps=5))
     made = trainer(tokenizer, config, tmp_path, reward=reward)
     log = SilentLog()
     with pytest.raises(RewardError, match="the judge has gone home"):
@@ -367,12 +396,12 @@ def test_the_same_trainer_may_go_on_after_an_error(tokenizer, tmp_path):
             raise RewardError("once")
         return vowels(rollout)
 
-    made = trainer(tokenizer, prefetch_job(steps=4), tmp_path / "a", reward=reward)
+    made = trainer(tokenizer, stale_job(steps=4), tmp_path / "a", reward=reward)
     log = SilentLog()
     with pytest.raises(RewardError):
         made.train(log)
     made.train(log)
-    whole = trainer(tokenizer, prefetch_job(steps=4), tmp_path / "b")
+    whole = trainer(tokenizer, stale_job(steps=4), tmp_path / "b")
     assert numbers(log.rows) == numbers(run(whole))
     assert alike(parameters(made), parameters(whole))
 
@@ -386,20 +415,20 @@ def test_out_of_memory_beside_an_update_is_tried_again_alone(tokenizer, tmp_path
             raise torch.OutOfMemoryError("out of memory")
         return vowels(rollout)
 
-    made, log = trainer(tokenizer, prefetch_job(steps=3), tmp_path / "a", reward=reward), SilentLog()
+    made, log = trainer(tokenizer, stale_job(steps=3), tmp_path / "a", reward=reward), SilentLog()
     notes = []
     log.note = notes.append  # type: ignore[method-assign]
     made.train(log)
-    assert calls == ["MainThread", "proxlm-prefetch", "MainThread", "proxlm-prefetch"]
+    assert calls == ["MainThread", "proxlm-rollouts", "MainThread", "proxlm-rollouts"]
     assert [note for note in notes if "out of memory" in note] == [
         "out of memory while responses were generated beside an update; they are generated alone"
     ]
-    whole = trainer(tokenizer, prefetch_job(steps=3), tmp_path / "b")
+    whole = trainer(tokenizer, stale_job(steps=3), tmp_path / "b")
     assert numbers(log.rows) == numbers(run(whole))
 
 
 def test_a_run_that_is_stopped_waits_for_no_rollout(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(prefetch, "LEAVE_SECONDS", 0.2)
+    monkeypatch.setattr(rollout_queue, "LEAVE_SECONDS", 0.2)
     calls, release = [], threading.Event()
 
     def reward(rollout):
@@ -408,7 +437,7 @@ def test_a_run_that_is_stopped_waits_for_no_rollout(tokenizer, tmp_path, monkeyp
             release.wait(LONG)
         return vowels(rollout)
 
-    made, log = trainer(tokenizer, prefetch_job(steps=4), tmp_path, reward=reward), SilentLog()
+    made, log = trainer(tokenizer, stale_job(steps=4), tmp_path, reward=reward), SilentLog()
 
     def stop(save, due):
         if len(log.rows) == 1:
@@ -421,18 +450,18 @@ def test_a_run_that_is_stopped_waits_for_no_rollout(tokenizer, tmp_path, monkeyp
     assert time.monotonic() - began < LONG / 2
     release.set()
     made.train(log)
-    whole = trainer(tokenizer, prefetch_job(steps=4), tmp_path / "b")
+    whole = trainer(tokenizer, stale_job(steps=4), tmp_path / "b")
     assert numbers(log.rows) == numbers(run(whole))
 
 
 def test_a_rollout_that_nobody_waits_for_ends_between_two_tokens(tokenizer, tmp_path):
-    config = prefetch_job(steps=3)
+    config = stale_job(steps=3)
     made = trainer(tokenizer, config, tmp_path)
     short, endless = made.generate, RolloutSettings(max_new_tokens=100, temperature=1.0)
     begun = threading.Event()
 
     def generate(engine, prompts, sampling, **more):
-        if threading.current_thread().name != "proxlm-prefetch":
+        if threading.current_thread().name != "proxlm-rollouts":
             return short(engine, prompts, sampling, **more)
         begun.set()
         while True:
@@ -441,16 +470,16 @@ def test_a_rollout_that_nobody_waits_for_ends_between_two_tokens(tokenizer, tmp_
     made.generate = generate
     made.step(SilentLog())
     assert begun.wait(LONG)
-    endless_job = made.collector.in_flight
+    (endless_job,) = made.collector.jobs
     made.collector.close()
     assert endless_job.done.wait(LONG)
-    assert isinstance(endless_job.error, prefetch.AbandonedError)
+    assert isinstance(endless_job.error, rollout_queue.AbandonedError)
 
 
 def test_the_copy_shares_what_never_learns_and_nothing_else(tokenizer, tmp_path):
     for lora in (0, 4):
-        policy = trainer(tokenizer, prefetch_job(), tmp_path, lora).models.policy
-        twin = prefetch.frozen_copy(policy)
+        policy = trainer(tokenizer, stale_job(), tmp_path, lora).models.policy
+        twin = rollout_queue.frozen_copy(policy)
         own, other = (dict(model.network.named_parameters()) for model in (policy, twin))
         assert own.keys() == other.keys()
         learning = {name for name, _ in policy.trainable()}
@@ -464,10 +493,10 @@ def test_the_copy_shares_what_never_learns_and_nothing_else(tokenizer, tmp_path)
 
 def test_the_thread_ends_with_its_trainer(tokenizer, tmp_path):
     def threads():
-        return {t for t in threading.enumerate() if t.name == "proxlm-prefetch"}
+        return {t for t in threading.enumerate() if t.name == "proxlm-rollouts"}
 
     before = threads()
-    made = trainer(tokenizer, prefetch_job(), tmp_path)
+    made = trainer(tokenizer, stale_job(), tmp_path)
     run(made)
     (own,) = threads() - before
     assert own.daemon
@@ -500,21 +529,24 @@ def test_kernels_are_switched_back_by_the_last_of_two_threads():
 
 def test_what_cannot_be_combined_is_refused(tokenizer):
     def said(config):
-        return [message for key, message in config.problems() if key == "ppo.prefetch"]
+        return [message for key, message in config.problems() if key == "ppo.max_staleness"]
 
-    for allowed in (job(), prefetch_job(), prefetch_job(mode="token_mask"), prefetch_job(mode="sequence")):
+    for allowed in (job(), stale_job(), stale_job(mode="token_mask"), stale_job(mode="sequence")):
         assert said(allowed) == []
-    assert said(prefetch_job(mode="none")) == [
+    assert said(stale_job(mode="none")) == [
         "its responses come from an older policy: set ppo.staleness_correction.mode, to token_truncate for instance"
     ]
-    assert "ppo.loss = trpo" in said(prefetch_job(loss="trpo"))[0]
+    assert "ppo.loss = trpo" in said(stale_job(loss="trpo"))[0]
     recurrent = replace(tiny_model(tokenizer, "lstm"), bfloat16=True)
-    with pytest.raises(ConfigError, match=r"prefetch: a recurrent policy needs model\.precision = float32"):
-        prefetch.Prefetcher(recurrent, RolloutSettings(), 3)
+    with pytest.raises(
+        ConfigError, match=r"max_staleness: a recurrent policy needs model\.precision = float32"
+    ):
+        rollout_queue.RolloutQueue(recurrent, 1, 3, lambda model: NativeEngine(model, RolloutSettings()))
 
 
-def test_it_learns(tokenizer, tmp_path):
-    config = prefetch_job("separate", steps=25, lr=3e-3, kl_coef=0.01)
+@pytest.mark.parametrize("k", [1, 3])
+def test_it_learns(tokenizer, tmp_path, k):
+    config = stale_job("separate", k=k, steps=25, lr=3e-3, kl_coef=0.01)
     rows = run(trainer(tokenizer, config, tmp_path))
     first, last = (sum(r["reward"] for r in part) / 5 for part in (rows[:5], rows[-5:]))
     assert last > first + 0.1
@@ -523,11 +555,11 @@ def test_it_learns(tokenizer, tmp_path):
 
 @pytest.mark.checklist(20)
 @pytest.mark.checklist(21)
-@pytest.mark.parametrize("weights", ["policy", "int8"])
-def test_mismatch_and_staleness_are_told_apart(tokenizer, tmp_path, monkeypatch, weights):
+@pytest.mark.parametrize(("weights", "k"), [("policy", 1), ("int8", 1), ("int8", 2)])
+def test_mismatch_and_staleness_are_told_apart(tokenizer, tmp_path, monkeypatch, weights, k):
     """With a weight for each, the trainer's passes compute the older policy's log-probs, before it is gone."""
     truncate = CorrectionSettings(mode="token_truncate")
-    config = job(steps=3, prefetch=True, engine_correction=truncate, staleness_correction=truncate)
+    config = job(steps=4, max_staleness=k, engine_correction=truncate, staleness_correction=truncate)
     config = replace(config, rollout=replace(config.rollout, weights=weights, top_p=0.9))
     made = trainer(tokenizer, config, tmp_path)
     seen, plain = [], ppo.prepare
@@ -539,6 +571,7 @@ def test_mismatch_and_staleness_are_told_apart(tokenizer, tmp_path, monkeypatch,
 
     monkeypatch.setattr(ppo, "prepare", kept)
     rows = run(made)
+    assert rows[-1]["staleness"] == k
     assert seen[0][0].trainer_logprobs is None  # of the present version: the update's own passes tell
     assert rows[0]["staleness_weight/kl"] == 0.0
     assert rows[0]["staleness_weight/max"] == rows[0]["staleness_weight/mean"] == 1.0
