@@ -187,7 +187,16 @@ DRAWN_FOR: dict[str, dict[str, Any]] = {
         "labels.classes": st.lists(SOME_TEXT, min_size=2, max_size=3, unique=True),
         "labels.separator": SOME_TEXT,
     },
-    "generate": {**UNTRAINED, "model.teacher": st.just("")},
+    "generate": {
+        **UNTRAINED,
+        "model.teacher": st.just(""),
+        "pick.by": st.just("majority"),
+        "pick.read": st.just("whole"),
+        "rollout.temperature": st.floats(0.1, 2),
+        "pick.labels": st.just([]),
+        "reward.use": st.just(""),
+        "reward.terms": st.just({}),
+    },
     "evaluate": {
         **UNTRAINED,
         "pick": st.just([]),

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from contextlib import closing
 
 import pytest
 
 from proxlm import EvaluateConfig, evaluate
 from proxlm.__main__ import main
 from proxlm.config import DataSettings, MetricSettings, ModelSettings, RolloutSettings
+from proxlm.data.tokenizer import encode_prompt
+from proxlm.engine.generate import generate as generate_rollout
+from proxlm.engine.native import NativeEngine
 from proxlm.errors import ConfigError
 from proxlm.evaluation.picks import best, majority
 from proxlm.models.save import save_language_model
+from proxlm.types import Prompt
 from small_models import tiny_model
 
 
@@ -113,3 +119,61 @@ def test_what_cannot_be_picked_is_refused(tokenizer):
     refused("must be 2 or more for pick", pick=["majority"])
     refused("there is no reward", pick=["reward"], metrics=twice)
     refused("there is one model", average=True)
+
+
+def test_generate_writes_the_picked_response(tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = tiny_model(tokenizer)
+    save_language_model(model, tmp_path / "m")
+    (tmp_path / "prompts.txt").write_text("The cat\nmoon\n", encoding="utf-8")
+    code = "def vowels(completions):\n    return [float(sum(c in 'aeiou' for c in x.text)) for x in completions]\n"
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    shared = ["generate", "--model.policy", "m", "--model.device", "cpu", "--rollout.max-new-tokens", "4"]
+    several = [
+        *shared,
+        "--data.prompts",
+        "prompts.txt",
+        "--pick.count",
+        "6",
+        "--output",
+        "o.jsonl",
+        "--pick.by",
+    ]
+
+    settings = RolloutSettings(max_new_tokens=4)
+    prompts = [
+        Prompt(i, tuple(encode_prompt(tokenizer, text)), text) for i, text in enumerate(["The cat", "moon"])
+    ]
+    with closing(NativeEngine(model, settings)) as engine:
+        repeated = [prompt for prompt in prompts for _ in range(6)]
+        texts = generate_rollout(engine, repeated, settings, seed=0, step=0).texts
+
+    def rows(way, *more):
+        assert main([*several, way, *more]) == 0
+        return [json.loads(line) for line in (tmp_path / "o.jsonl").read_text("utf-8").splitlines()]
+
+    found = rows("reward", "--reward.use", "mine.py:vowels")
+    for row, some in zip(found, (texts[:6], texts[6:]), strict=True):
+        earned = [sum(c in "aeiou" for c in text) for text in some]
+        assert (row["response"], row["reward"], row["of"]) == (some[best(earned)], max(earned), 6)
+    found = rows(
+        "majority", "--pick.read", "pattern", "--pick.pattern", "[a-z]", "--pick.ignore-case", "true"
+    )
+    for row, some in zip(found, (texts[:6], texts[6:]), strict=True):
+        answers = [letters[-1] if (letters := re.findall("[a-z]", text)) else None for text in some]
+        assert row["response"] == some[majority(answers)]
+        assert row["answer"] == answers[majority(answers)]
+        assert row["votes"] == answers.count(row["answer"])
+    capsys.readouterr()
+    assert main([*shared, "--prompt", "The cat", "--pick.by", "majority", "--pick.count", "6"]) == 0
+    assert capsys.readouterr().out.removesuffix("\n") == texts[majority([text.strip() for text in texts[:6]])]
+    for more, message in (
+        (["--pick.by", "reward"], "required with pick.by = reward"),
+        (["--reward.use", "mine.py:vowels"], "is for pick.by = reward"),
+        (["--pick.by", "majority", "--pick.read", "label"], "required with pick.read = label"),
+        (["--pick.by", "majority", "--pick.read", "pattern"], "pick.pattern"),
+        (["--pick.by", "majority", "--rollout.temperature", "0"], "greedy responses are all the same"),
+        (["--pick.count", "3"], "has no effect with pick.by"),
+    ):
+        assert main([*shared, "--prompt", "The cat", *more]) == 2
+        assert message in capsys.readouterr().err

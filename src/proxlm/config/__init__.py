@@ -40,7 +40,7 @@ from proxlm.config.engine import EngineSettings
 from proxlm.config.export import ExportCheckSettings, ExportConfig
 from proxlm.config.folds import FoldsConfig
 from proxlm.config.help import describe
-from proxlm.config.inference_jobs import EvaluateConfig, GenerateConfig
+from proxlm.config.inference_jobs import EvaluateConfig, GenerateConfig, PickSettings
 from proxlm.config.jobs import (
     JOBS,
     ControlConfig,
@@ -168,6 +168,7 @@ __all__ = [
     "PPOConfig",
     "PPOSettings",
     "PerplexitySettings",
+    "PickSettings",
     "PiiSettings",
     "PlanConfig",
     "PreferenceSettings",

@@ -59,6 +59,8 @@ def settings_of_run(
     if job in ("control", "value", "reward"):
         raise ConfigError(f"{folder}: a run of proxlm {job}, which leaves no language model")
     found = {name: saved[name] for name in SECTIONS if name in saved and name in kinds(kind)}
+    if kind is GenerateConfig:
+        found.pop("reward", None)  # it is for picking one of several responses, which is asked for by itself
     text, run = _table(saved, "text"), _table(saved, "run")
     if job in ("sft", "dpo") or (job == "distill" and text.get("train")):
         found["data"] = _data_of_text(text)

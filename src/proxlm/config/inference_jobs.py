@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import abspath
+from typing import Literal
 
 from proxlm.config.likelihood import ChoiceSettings, PerplexitySettings, perplexity_problems
 from proxlm.config.metrics import MetricSettings, baseline_problems, metric_problems
@@ -31,6 +32,30 @@ PICKS = ("majority", "reward")
 
 
 @dataclass(frozen=True)
+class PickSettings:
+    """One of several responses to each prompt, as `proxlm evaluate --pick` measures it."""
+
+    by: Literal["none", "majority", "reward"] = setting(
+        "none",
+        "majority: the response with the answer that most have (self-consistency); reward: the one with the highest"
+        " reward.use (best of n); none: one response is sampled",
+    )
+    count: int = setting(8, "responses sampled to each prompt", ge=2, le=10_000)
+    read: Literal["whole", "first_line", "last_line", "number", "label", "pattern"] = setting(
+        "whole", "majority: what of a response is its answer, as metrics.read of evaluate"
+    )
+    pattern: str = setting("", "read = pattern: a regular expression; its first group is the answer")
+    labels: list[str] = setting(factory=list, help="read = label: the labels")
+    ignore_case: bool = setting(False, "majority: whether upper and lower case are the same in an answer")
+
+    def reading(self) -> MetricSettings:
+        """How an answer is read, in the words of the section [metrics]."""
+        return MetricSettings(
+            read=self.read, pattern=self.pattern, labels=self.labels, ignore_case=self.ignore_case
+        )
+
+
+@dataclass(frozen=True)
 class GenerateConfig:
     """Generate text with a model, for one prompt, a file of prompts, or a conversation."""
 
@@ -42,6 +67,8 @@ class GenerateConfig:
         help="more models of the same tokenizer: each token is sampled from the mean of the probabilities of all",
         path="model",
     )
+    pick: PickSettings = setting(factory=PickSettings)
+    reward: RewardSettings = setting(factory=RewardSettings, help="with pick.by = reward")
     prompt: str = setting(
         "",
         "one prompt, instead of data.prompts; without either: lines of standard input, up to an empty one",
@@ -56,6 +83,7 @@ class GenerateConfig:
             found.append(("model.teacher", "is about training or evaluation; leave it out"))
         if self.output and not self.data.prompts:
             found.append(("output", "is for the responses to data.prompts: set that, or leave it out"))
+        found += _generate_pick_problems(self)
         return (
             found
             + _overwritten("output", self.output, [], self.data)
@@ -126,6 +154,25 @@ class EvaluateConfig:
         found += _overwritten("output", self.output, [self.responses], self.data, self.perplexity.text)
         found += _overwritten("responses", self.responses, [], self.data, self.perplexity.text)
         return found + reward_problems(self.reward) + metric_problems(self.metrics)
+
+
+def _generate_pick_problems(job: GenerateConfig) -> Problems:
+    """Picks that cannot be."""
+    found: Problems = []
+    pick, has_reward = job.pick, bool(job.reward.use or job.reward.terms)
+    if pick.by == "reward" and not has_reward:
+        found.append(("reward.use", "required with pick.by = reward: what says which response is best"))
+    if pick.by != "reward" and has_reward:
+        found.append(("reward.use", "is for pick.by = reward; set that, or leave it out"))
+    if pick.by != "none" and job.rollout.temperature == 0:
+        found.append(("rollout.temperature", "must be above 0 for pick: greedy responses are all the same"))
+    if pick.by == "majority":
+        if pick.read == "label" and not pick.labels:
+            found.append(("pick.labels", "required with pick.read = label"))
+        renamed = {"metrics.pattern": "pick.pattern", "metrics.labels": "pick.labels"}
+        reading = metric_problems(pick.reading())
+        found += [(renamed.get(key, key), reason.replace("metrics.", "pick.")) for key, reason in reading]
+    return found + reward_problems(job.reward)
 
 
 def _pick_problems(job: EvaluateConfig) -> Problems:

@@ -230,6 +230,10 @@ SWITCHES = (
     Switch("field", "split", "split.by", *_is("field", "time")),
     Switch("fields", "split", "split.by", *_is("near", "exact")),
     Switch("output", "", "prompt", *_EMPTY),
+    Switch("count", "pick", "pick.by", *_is("majority", "reward")),
+    Switch("read ignore_case", "pick", "pick.by", *_is("majority")),
+    Switch("pattern", "pick", "pick.read", *_is("pattern")),
+    Switch("labels", "pick", "pick.read", *_is("label")),
     *(
         switch
         for section in ("optim", "optim.policy", "optim.critic")

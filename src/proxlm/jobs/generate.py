@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from proxlm.engine.generate import generate as generate_rollout
 from proxlm.engine.native import NativeEngine
 from proxlm.engine.protocol import Engine
 from proxlm.errors import ConfigError, DataError
+from proxlm.evaluation.picks import Picker, picker
 from proxlm.jobs.in_memory import record_source
 from proxlm.jobs.model_limits import check_same_tokens, prompt_limit
 from proxlm.jobs.progress import progress_line
@@ -37,11 +39,14 @@ from proxlm.jobs.startup import start_job
 from proxlm.masking import masked_tree
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
+from proxlm.rewards import build_reward
 from proxlm.runlog.folder import check_writable, write_atomic
 from proxlm.text import on_screen
-from proxlm.types import Completion, Prompt
+from proxlm.types import Completion, Progress, Prompt
 
 Message = dict[str, Any]
+# Prompts, and which turn it is, → a row for each.
+Respond = Callable[..., list[dict[str, Any]]]
 
 
 def main(config: GenerateConfig) -> None:
@@ -49,18 +54,21 @@ def main(config: GenerateConfig) -> None:
     if config.output:
         check_writable(Path(config.output))
     start_job(config.run.threads, config.model)
+    picked = picker(config.pick, build_reward(config.reward) if config.pick.by == "reward" else None)
     source = ModelSource(config.model)
     limit = prompt_limit(source, config.data, config.rollout)
     with closing(_engine(config, source, limit)) as engine:
+        respond = partial(_responses, engine, config, picked)
         if config.prompt and _made_of_records(config.data):
-            print(_response_to(_of_record(engine, config, limit, config.prompt), engine, config, turn=0))
+            print(respond([_of_record(engine, config, limit, config.prompt)])[0]["response"])
         elif config.prompt:
             history = with_system([{"role": "user", "content": config.prompt}], config.data.system)
-            print(_respond(engine, config, limit, history if config.data.chat else config.prompt, turn=0))
+            asked = history if config.data.chat else config.prompt
+            print(respond([_prompt(engine, config, limit, asked)])[0]["response"])
         elif config.data.prompts:
-            _from_file(engine, config, limit)
+            _from_file(engine, config, limit, respond)
         else:
-            _conversation(engine, config, limit)
+            _conversation(engine, config, limit, respond)
 
 
 @checked("prompts")
@@ -135,7 +143,40 @@ def _with_template(source: ModelSource, data: DataSettings) -> LanguageModel:
     return model
 
 
-def _from_file(engine: Engine, config: GenerateConfig, limit: int) -> None:
+def _responses(
+    engine: Engine,
+    config: GenerateConfig,
+    picked: Picker,
+    prompts: Sequence[Prompt],
+    turn: int = 0,
+    on_progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """A row for each prompt: its response, or that of several which is picked, and why.
+
+    `turn` selects the random numbers, so that asking again gives another answer.
+    """
+    count = 1 if config.pick.by == "none" else config.pick.count
+    rollout = generate_rollout(
+        engine,
+        [prompt for prompt in prompts for _ in range(count)],
+        replace(config.rollout, keep_sampling_mask=False),
+        seed=config.seed,
+        step=turn,
+        on_progress=on_progress,
+    )
+    done = rollout.completions()
+    return [
+        {
+            "prompt": done[row].prompt,
+            "response": done[row].text,
+            "finish": done[row].finish,
+            **why,
+        }
+        for row, why in picked(rollout, count)
+    ]
+
+
+def _from_file(engine: Engine, config: GenerateConfig, limit: int, respond: Respond) -> None:
     skipped = Skipped(config.data.on_bad_record == "skip")
     loaded = load_prompts(
         replace(config.data, eval_count=0, eval_prompts=""),
@@ -146,18 +187,7 @@ def _from_file(engine: Engine, config: GenerateConfig, limit: int) -> None:
         engine.encoder_decoder,
         skipped,
     )
-    rollout = generate_rollout(
-        engine,
-        loaded.prompts,
-        replace(config.rollout, keep_sampling_mask=False),
-        seed=config.seed,
-        step=0,
-        on_progress=progress_line("responses"),
-    )
-    rows = [
-        {"prompt": done.prompt, "response": done.text, "finish": done.finish}
-        for done in rollout.completions()
-    ]
+    rows = respond(loaded.prompts, on_progress=progress_line("responses"))
     lines = "".join(json.dumps(masked_tree(row), ensure_ascii=False) + "\n" for row in rows)
     if config.output:
         write_atomic(Path(config.output), lines)
@@ -168,7 +198,7 @@ def _from_file(engine: Engine, config: GenerateConfig, limit: int) -> None:
     skipped.print_summary()
 
 
-def _conversation(engine: Engine, config: GenerateConfig, limit: int) -> None:
+def _conversation(engine: Engine, config: GenerateConfig, limit: int, respond: Respond) -> None:
     """Ask for prompts until an empty line or the end of the input; with data.chat the history is kept."""
     kind = "your message" if config.data.chat else "a text to continue"
     print(f"Enter {kind}; an empty line ends.", file=sys.stderr)
@@ -184,21 +214,19 @@ def _conversation(engine: Engine, config: GenerateConfig, limit: int) -> None:
         if not text.strip():
             return
         if not config.data.chat and _made_of_records(config.data):
-            print(_response_to(_of_record(engine, config, limit, text), engine, config, turn), flush=True)
+            print(respond([_of_record(engine, config, limit, text)], turn)[0]["response"], flush=True)
         elif not config.data.chat:
-            print(_respond(engine, config, limit, text, turn), flush=True)
+            print(respond([_prompt(engine, config, limit, text)], turn)[0]["response"], flush=True)
         else:
             history.append({"role": "user", "content": text})
-            reply = _respond(engine, config, limit, history, turn)
+            reply = respond([_prompt(engine, config, limit, history)], turn)[0]["response"]
             history.append({"role": "assistant", "content": reply})
             print(reply, flush=True)
         turn += 1
 
 
-def _respond(
-    engine: Engine, config: GenerateConfig, limit: int, asked: str | list[Message], turn: int
-) -> str:
-    """One response. `turn` selects the random numbers, so that asking again gives another answer."""
+def _prompt(engine: Engine, config: GenerateConfig, limit: int, asked: str | list[Message]) -> Prompt:
+    """A text or a conversation as tokens."""
     if isinstance(asked, str):
         ids = (encode_source if engine.encoder_decoder else encode_prompt)(engine.tokenizer, asked)
     else:
@@ -210,8 +238,9 @@ def _respond(
         raise DataError(
             f"the prompt has {len(ids)} tokens, the limit is {limit}; shorten it or lower rollout.max_new_tokens"
         )
-    text = asked if isinstance(asked, str) else ""
-    return _response_to(Prompt(0, tuple(ids), text), engine, config, turn)
+    if isinstance(asked, str):
+        return Prompt(0, tuple(ids), asked)
+    return Prompt(0, tuple(ids), str(asked[-1].get("content") or ""), messages=asked)
 
 
 def _of_record(engine: Engine, config: GenerateConfig, limit: int, text: str) -> Prompt:
@@ -222,8 +251,3 @@ def _of_record(engine: Engine, config: GenerateConfig, limit: int, text: str) ->
         data, engine.tokenizer, limit, "train", config.seed, engine.encoder_decoder, sources=sources
     )
     return loaded.prompts[0]
-
-
-def _response_to(prompt: Prompt, engine: Engine, config: GenerateConfig, turn: int) -> str:
-    settings = replace(config.rollout, keep_sampling_mask=False)
-    return generate_rollout(engine, [prompt], settings, seed=config.seed, step=turn).texts[0]
