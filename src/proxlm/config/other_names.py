@@ -47,5 +47,8 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "eval_steps": ("evaluation.every", "train.validate_every"),
     "model_name_or_path": ("model.policy",),
     "per_device_train_batch_size": ("ppo.batch_size", "train.batch_tokens"),
+    "resid_pdrop": ("train.dropout",),
+    "hidden_dropout": ("train.dropout",),
+    "dropout_rate": ("train.dropout",),
     "report_to": ("run.tensorboard", "run.wandb"),
 }

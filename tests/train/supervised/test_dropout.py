@@ -86,11 +86,11 @@ def test_channels_that_do_not_fill_a_counter_are_the_first_ones():
 
 
 def test_what_is_kept_is_scaled_so_that_the_mean_stays(tokenizer):
-    """Of the embeddings that go into the first block, over 300 steps: share dropped, and the mean within 5 errors."""
-    model, p, steps = tiny_model(tokenizer), 0.3, 300
+    """Of the embeddings that go into the first block, over 100 steps: share dropped, and the mean within 5 errors."""
+    model, p, steps = tiny_model(tokenizer), 0.3, 100
     dropout, seen = Dropout([model.network], p, 1), []
     block = model.trunk.layers[0]
-    ids = torch.tensor([[5, 9, 12, 40], [7, 7, 30, 11]])
+    ids = torch.arange(5, 45).view(2, 20)
     handle = block.input_layernorm.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     with torch.no_grad():
         for step in range(steps):

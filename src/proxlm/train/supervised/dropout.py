@@ -102,9 +102,9 @@ def kept(tokens: Tokens, channels: int, site: int, key: tuple[Tensor, Tensor], t
     device = tokens.rows.device
     lanes = torch.arange(-(-channels // _LANES), device=device)
     counter = tokens.positions[:, None], lanes, tokens.rows[:, None], torch.tensor([site], device=device)
-    words = philox(counter, key)
-    parts = [part >= threshold for word in words for part in (word & (_LEVELS - 1), word >> 16)]
-    return torch.stack(parts, -1).flatten(-2)[:, :channels]
+    a, b, c, d = philox(counter, key)
+    bits = torch.stack((a | b << 32, c | d << 32), -1).view(torch.int16).flatten(1)  # from −2**15 on
+    return bits[:, :channels] >= threshold - _LEVELS // 2
 
 
 def sites_of(network: Any) -> list[Site]:
