@@ -212,6 +212,7 @@ DRAWN_FOR: dict[str, dict[str, Any]] = {
         "features.template": st.just("A {text}\nB"),
         "use": st.sampled_from([["logistic"], ["boosting", "stacking"]]),
         "choose": st.sampled_from(["auto", "words"]),
+        "classifier": st.just(""),
     },
     "compress": {
         "output": SOME_TEXT,

@@ -151,6 +151,9 @@ def test_the_home_folder_in_every_setting_that_is_a_path(
             needed |= {"output": "o", "cost.text": ["t"]}
         if job == "classify":
             needed |= {"output": "o", "data.train": ["t"]}
+            if key == "classifier":  # applied to texts, it learns from none
+                needed |= {"data.eval": ["e"]}
+                del needed["data.train"], needed["model"]
         if job == "distill":  # prompts to answer or texts to read, not both, and a new student or a given one
             needed["model.teacher"] = "t"
             del needed["data.prompts" if key.startswith("text.") else "text.train"]

@@ -79,6 +79,15 @@ def test_a_table_and_a_saved_classifier(place: Path, capsys: pytest.CaptureFixtu
     np.testing.assert_allclose(said[:, 1], [row["probabilities"]["yes"] for row in rows], atol=1e-6)
     assert classifier.labels(texts) == [row["answer"] for row in rows]
     assert said.tobytes() == proxlm.load_text_classifier("out", "cpu").probabilities(texts).tobytes()
+    apply = ["classify", "--classifier", "out", "--data.eval", "new.jsonl", "--device", "cpu", "--output"]
+    (place / "new.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    assert main([*apply, "labels.jsonl"]) == 0
+    labels = [json.loads(line) for line in (place / "labels.jsonl").read_text("utf-8").splitlines()]
+    assert [row["label"] for row in labels] == classifier.labels(texts)
+    assert [row["probabilities"]["yes"] for row in labels] == said[:, 1].tolist()
+    assert main([*apply, "new.jsonl"]) == 2
+    assert main([*apply, "other.jsonl", "--folds", "3"]) == 2
+    assert "has no effect with classifier" in capsys.readouterr().err
     with pytest.raises(DataError, match="expected some texts"):
         classifier.probabilities([" "])
 

@@ -85,6 +85,12 @@ class ClassifyConfig:
     folds: int = setting(5, "parts of the training texts for cross-validation and stacking", ge=2, le=100)
     bagging: BaggingSettings = setting(factory=BaggingSettings)
     boosting: BoostingSettings = setting(factory=BoostingSettings)
+    classifier: str = setting(
+        "",
+        "apply this saved one (an output folder from before) to the texts of data.eval, which need no class, instead"
+        " of fitting any: output is then a JSONL file of labels and probabilities",
+        path="input",
+    )
     choose: str = setting(
         "auto",
         "which one is saved: its name, or auto, the lowest log loss by cross-validation on the training texts",
@@ -109,6 +115,11 @@ class ClassifyConfig:
         return [*own, *(name for name in CLASSIFIERS if name in self.use)]
 
     def problems(self) -> Problems:
+        if self.classifier:
+            found = required(("data.eval", self.data.eval), ("output", self.output))
+            if self.output in self.data.eval:
+                found.append(("output", "is a file of data.eval; name a new one"))
+            return found
         found = required(("model", self.model), ("data.train", self.data.train), ("output", self.output))
         if find_spec("sklearn") is None:
             found.append(("use", 'scikit-learn is not installed: pip install "proxlm[metrics]"'))

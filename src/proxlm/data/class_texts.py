@@ -20,7 +20,7 @@ class ClassText:
 
     Attributes:
         text: The text.
-        label: The name of its class.
+        label: The name of its class; "": it was not asked for.
         where: file:line of its record.
     """
 
@@ -33,6 +33,12 @@ def read_class_texts(
     sources: Sequence[Source], text_field: str, label_field: str, skipped: Skipped
 ) -> list[ClassText]:
     """The texts of some files.
+
+    Args:
+        sources: The files.
+        text_field: Of the text.
+        label_field: Of the class; "": the texts need none.
+        skipped: Receives records that cannot be used.
 
     Raises:
         DataError: With file and line: a record has no text or no class, and `skipped` does not take it; or there is
@@ -50,9 +56,10 @@ def read_class_texts(
                         f'{record.where}: field "{shown(text_field, 40)}" must hold a text that is not empty',
                         "no text",
                     )
-                if field_at(record.fields, label_field) is None:
+                if label_field and field_at(record.fields, label_field) is None:
                     raise missing_field(record, label_field, "data.label_field")
-                found.append(ClassText(text, class_name(record, label_field), record.where))
+                label = class_name(record, label_field) if label_field else ""
+                found.append(ClassText(text, label, record.where))
     if not found:
         raise DataError(
             f"{shown(', '.join(map(str, sources)), 80)}: no record can be used {skipped.first}".rstrip()

@@ -18,7 +18,7 @@ from proxlm.classification.features import FeatureReader
 from proxlm.classification.heads import Head, StackedHead
 from proxlm.classification.inputs import Floats, Inputs, Rows
 from proxlm.classification.saved import save
-from proxlm.classification.text_classifier import model_digest
+from proxlm.classification.text_classifier import load_text_classifier, model_digest
 from proxlm.config import ClassifyConfig, ModelSettings, to_toml, validate
 from proxlm.config.classify import LABEL_TEXTS, WORDS
 from proxlm.config.paths import absolute
@@ -28,7 +28,7 @@ from proxlm.data.inputs import inputs_of
 from proxlm.data.labelled import Labelled
 from proxlm.data.preferences import split_by_prompt
 from proxlm.data.skipped import Skipped
-from proxlm.errors import DataError, RunError
+from proxlm.errors import ConfigError, DataError, RunError
 from proxlm.evaluation import tables
 from proxlm.evaluation.differences import Arm, Difference, difference_tables, differences
 from proxlm.evaluation.labels import evaluation_of_classes, macro_f1_difference
@@ -39,7 +39,7 @@ from proxlm.export.original import model_of_run
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.startup import start_job
 from proxlm.report.evaluation_files import write_evaluations, write_responses
-from proxlm.runlog.folder import write_atomic, write_json_atomic
+from proxlm.runlog.folder import check_writable, write_atomic, write_json_atomic, write_jsonl_atomic
 from proxlm.text import counted, listed, shown
 from proxlm.types import Completion
 
@@ -67,10 +67,35 @@ class Classification:
 
 def main(config: ClassifyConfig) -> None:
     """Fit, compare and save, and print the tables."""
+    if config.classifier:
+        check_writable(Path(config.output))
     start_job(config.run.threads)
+    if config.classifier:
+        _apply(config)
+        return
     done = fit_classifiers(config)
     print("\n" + tables.as_text(_tables(done)))
     print(f"\nsaved  {done.folder / SAVED}  ({done.chosen})")
+
+
+def _apply(config: ClassifyConfig) -> None:
+    """Write what a saved classifier says of texts."""
+    skipped = Skipped(config.data.on_bad_record == "skip")
+    classifier = load_text_classifier(config.classifier, config.device)
+    texts = read_class_texts(config.data.eval, config.data.text_field, "", skipped)
+    skipped.print_summary()
+    said = classifier.probabilities([one.text for one in texts]).tolist()
+    rows = [
+        {
+            "record": one.where,
+            "text": one.text,
+            "label": max(zip(row, classifier.classes, strict=True), key=lambda pair: pair[0])[1],
+            "probabilities": dict(zip(classifier.classes, row, strict=True)),
+        }
+        for one, row in zip(texts, said, strict=True)
+    ]
+    write_jsonl_atomic(Path(config.output), rows)
+    print(f"{counted(len(rows), 'label')} written to {config.output}")
 
 
 @checked("config")
@@ -84,6 +109,10 @@ def fit_classifiers(config: ClassifyConfig) -> Classification:
         UserError: The texts or the model cannot be used, or the folder holds something else.
     """
     config = validate(config)
+    if config.classifier:
+        raise ConfigError(
+            "classifier: is applied with proxlm.load_text_classifier; leave it out to fit others"
+        )
     config = replace(config, model=model_of_run(config.model))
     train, held_out = _texts(config)
     classes = sorted({found.label for found in train})
