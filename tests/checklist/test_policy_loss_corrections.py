@@ -197,6 +197,29 @@ def test_untruncated_sequence_weights_are_unbiased_by_enumeration(vocabulary, lo
 
 
 @pytest.mark.checklist(20)
+@pytest.mark.checklist(21)
+@pytest.mark.parametrize("vocabulary", [2, 3])
+def test_each_token_is_weighed_by_the_version_that_sampled_it(vocabulary):
+    """The first token is four updates old and the second one update, and an engine rounds both: two weights each."""
+    for seed in range(5):
+        case = Enumerated(vocabulary, seed)
+        older, newer, rounding = (case.normal(vocabulary + 1, vocabulary) for _ in range(3))
+        versions = torch.cat([older[:1], newer[1:]])  # row 0 is of the first token
+        sampled = versions + 0.1 * rounding
+        logs = split_log_weights(
+            *(case.logprobs(table) for table in (case.policy, sampled, versions)),
+            torch.ones(2 * vocabulary**2, dtype=torch.bool),
+        )
+        of_policy, of_older, of_newer = (table.softmax(-1) for table in (case.policy, older, newer))
+        for (x, y), (first, second) in zip(case.responses, logs.staleness.view(-1, 2).exp(), strict=True):
+            assert float(first) == pytest.approx(float(of_policy[0, x] / of_older[0, x]))
+            assert float(second) == pytest.approx(float(of_policy[1 + x, y] / of_newer[1 + x, y]))
+        assert torch.allclose(logs.engine, case.logprobs(versions) - case.logprobs(sampled))
+        found = case.expected(("sequence",), ("sequence",), behaviour=sampled, trainer=versions)
+        assert torch.allclose(found, case.exact(), atol=1e-12)
+
+
+@pytest.mark.checklist(20)
 @pytest.mark.parametrize("vocabulary", [2, 3])
 @pytest.mark.parametrize(
     "weight",

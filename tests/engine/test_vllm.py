@@ -193,10 +193,28 @@ def test_what_a_server_refuses_is_not_asked_again(policy, servers, tmp_path):
     engine.close()
 
 
-def test_a_run_on_a_server_from_the_command_line(
-    policy, servers: tuple[StandIn, StandIn], tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
+def test_a_run_on_a_server_from_the_command_line(servers: tuple[StandIn, StandIn], tmp_path, monkeypatch):
+    rows = run_on(servers, tmp_path, monkeypatch, "--ppo.steps", "2", "--shaping.scale", "reference",
+                  "--shaping.reference-samples", "4")  # fmt: skip
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(row["rollout_gap"] < 1e-4 for row in rows)
+    assert servers[0].answered == 12
+
+
+def test_servers_sample_ahead_with_each_version_in_turn(servers, tmp_path, monkeypatch):
+    """What they sample with is the copy of the version that the rule names, whose log-probs the trainer computes."""
+    rows = run_on(servers, tmp_path, monkeypatch, "--ppo.steps", "5", "--ppo.max-staleness", "2",
+                  "--ppo.staleness-correction.mode", "token_truncate",
+                  "--ppo.engine-correction.mode", "token")  # fmt: skip
+    assert [row["staleness"] for row in rows] == [0, 1, 2, 2, 2]
+    assert servers[0].calls.count("/collective_rpc") == 3  # versions 0, 1 and 2, for steps 0 to 2, 3 and 4
+    assert all(row["engine_weight/kl"] < 1e-8 for row in rows)
+    assert all(row["staleness_weight/kl"] > 1e-6 for row in rows[1:])
+
+
+def run_on(servers, folder: Path, monkeypatch, *more: str) -> list[dict[str, float]]:
+    """The rows of a small run on the first server."""
+    monkeypatch.chdir(folder)
     prompts = [json.dumps({"prompt": f"{text[:12]} {i}"}) for i in range(4) for text in TEXTS]
     Path("prompts.jsonl").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     Path("reward.py").write_text(
@@ -204,12 +222,9 @@ def test_a_run_on_a_server_from_the_command_line(
     )
     arguments = [
         "ppo", "--model.policy", "model", "--data.prompts", "prompts.jsonl", "--data.eval-count", "2",
-        "--reward.use", "reward.py:score", "--ppo.steps", "2", "--ppo.batch-size", "4", "--ppo.minibatches", "1",
+        "--reward.use", "reward.py:score", "--ppo.batch-size", "4", "--ppo.minibatches", "1",
         "--rollout.max-new-tokens", "8", "--optim.policy.lr", "1e-3", "--run.folder", "run", "--run.threads", "1",
         "--run.report", "false", "--engine.use", "vllm", "--engine.url", servers[0].url, "--model.device", "cpu",
     ]  # fmt: skip
-    assert main(arguments) == 0
-    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2]
-    assert all(row["rollout_gap"] < 1e-4 for row in rows)
-    assert servers[0].answered == 8
+    assert main([*arguments, *more]) == 0
+    return [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]

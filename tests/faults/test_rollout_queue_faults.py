@@ -106,6 +106,17 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(place):
     same_end(place / "run", place / "whole")
 
 
+def test_a_killed_run_with_a_longer_queue_goes_on_too(tiny_place):  # noqa: F811
+    """Killed while step 6's rollout is scored, up to three steps ahead of the updates."""
+    longer = [*AHEAD, "--ppo.max-staleness", "3", "--ppo.steps", "8"]
+    assert main([*PPO, *longer, "--run.folder", "whole"]) == 0
+    sends = reward_that_sends(tiny_place, "SIGKILL", call=7, waits=(600.0,))
+    assert in_a_process(*longer, *sends).returncode == -signal.SIGKILL
+    assert 2 <= len(rows_of(tiny_place / "run")) <= 5
+    assert main([*PPO, *longer, *reward_that_sends(tiny_place), "--run.resume", "true", *ACCEPT]) == 0
+    same_end(tiny_place / "run", tiny_place / "whole")
+
+
 def test_a_reward_in_a_process_of_its_own_outlives_the_steps(place, capfd):
     """Its process dies and is started again beside an update; the evaluation after the run still has it."""
     (place / "dies.py").write_text(DIES)

@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from proxlm.environments.resolve import with_environment
 from proxlm.errors import ConfigError, RewardError, RunError
 from proxlm.models.forward import token_outputs
 from proxlm.models.lstm import plain_kernels
+from proxlm.train.common.callbacks import Callback, Callbacks, StopTraining
 from proxlm.train.ppo import loop as ppo
 from proxlm.train.ppo import rollout_queue
 from small_models import tiny_model
@@ -292,6 +294,69 @@ def test_going_back_in_the_same_process(tokenizer, tmp_path, k):
     made.resume()
     assert made.state.step == 2
     assert numbers(run(made)) == numbers(rows)
+
+
+def test_there_are_never_more_than_k_copies(tokenizer, tmp_path, monkeypatch):
+    """They are made as they are needed, and of what learns alone; the queue is never longer than k."""
+    made_copies, copy_of = [], rollout_queue.frozen_copy
+
+    def counted(policy):
+        made_copies.append(copy_of(policy))
+        return made_copies[-1]
+
+    monkeypatch.setattr(rollout_queue, "frozen_copy", counted)
+    made = trainer(tokenizer, stale_job(k=2, steps=6), tmp_path, lora=4)
+    assert made.collector.tensors() == {}
+    learning = sum(p.numel() for _, p in made.models.policy.trainable())
+    for step in range(6):
+        made.step(SilentLog())
+        assert len(made_copies) == min(step + 1, 2)
+        assert len(made.collector.jobs) <= 2
+        assert sum(t.numel() for t in made.collector.tensors().values()) == len(made_copies) * learning
+    made.close()
+    base = {id(p) for p in made.models.policy.network.parameters() if not p.requires_grad}
+    for twin in made_copies:
+        own = [p for p in twin.network.parameters() if id(p) not in base]
+        assert sum(p.numel() for p in own) == learning
+
+
+def test_a_run_that_is_ended_early_leaves_nothing_behind(tokenizer, tmp_path):
+    config = saving(stale_job(k=3, steps=8, lr=3e-3))
+    made = trainer(tokenizer, config, tmp_path)
+
+    class Ends(Callback):
+        def on_step(self, step, metrics):
+            if step == 2:
+                jobs.extend(made.collector.jobs)
+                raise StopTraining
+
+    jobs = []
+    made.callbacks = Callbacks((Ends(),))
+    assert len(run(made)) == 2
+    assert not made.collector.jobs
+    assert len(jobs) == 3
+    assert all(job.done.wait(LONG) for job in jobs)
+    again = trainer(tokenizer, config, tmp_path)
+    again.resume()
+    rest = numbers(run(again))
+    whole = trainer(tokenizer, config, tmp_path / "whole")
+    assert rest == numbers(run(whole))[2:]
+    assert alike(parameters(again), parameters(whole))
+
+
+def test_a_checkpoint_without_the_copies_is_refused(tokenizer, tmp_path):
+    config = saving(stale_job(k=2, steps=4))
+    made = trainer(tokenizer, config, tmp_path)
+    for _ in range(3):
+        made.step(SilentLog())
+    found = made.collector.tensors()
+    made.close()
+    name = next(iter(found))
+    for tensors in ({}, {n: t for n, t in found.items() if n != name}, {**found, name: torch.zeros(7)}):
+        with pytest.raises(
+            RunError, match=r"^there: does not hold the policies from before its last 2 updates"
+        ):
+            made.collector.resume(Path("there"), 3, tensors)
 
 
 def test_switching_the_mode_is_refused_on_resume(tokenizer, tmp_path):

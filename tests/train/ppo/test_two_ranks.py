@@ -16,6 +16,7 @@ from helpers import SilentLog, blank_rollout, job, parameters, trainer, vowels, 
 
 from proxlm.config import CovarianceSettings, PPOConfig, PtxSettings, ShapingSettings, ValueSettings
 from proxlm.config.distributed import DistributedSettings
+from proxlm.config.ppo import CorrectionSettings
 from proxlm.distributed.ranks import ONE_PROCESS, Ranks, TorchRanks
 from proxlm.models.sharded import is_sharded
 from proxlm.train.ppo import update as update_module
@@ -52,6 +53,12 @@ CASES: dict[str, dict[str, Any]] = {
     "more ranks than rows": {"critic": "separate", "batch_size": 1, "minibatches": 1},
     "a teacher": {"advantage": "reinforce", "taught": True, "teacher_lam": 0.5},
     "ends early": {"critic": "separate", "target_kl": 1e-6, "lr": 1e-2},
+    "rollouts ahead": {
+        "critic": "shared",
+        "shaping": SHAPED,
+        "max_staleness": 2,
+        "staleness_correction": CorrectionSettings(mode="token_truncate"),
+    },
 }
 
 

@@ -1,0 +1,91 @@
+"""The recipe of the stories with rollouts 0, 1 and 4 updates stale, with and without the weights for it.
+
+    python benchmarks/stale_stories.py [--steps 24] [--batch 48] [--rate 1e-3] [--seeds 3]
+
+Reward and KL of held-out prompts at the end, seconds of a step. "No weights" is geometric_mask with bounds that keep
+every response. Writes benchmarks/results/stale_stories.json after each run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from proxlm import PPOTrainer, load_config
+from proxlm.kernels.startup import start
+from proxlm.runlog.folder import read_jsonl
+
+RESULT = Path(__file__).parent / "results" / "stale_stories.json"
+RECIPE = Path(__file__).parents[1] / "recipes" / "stories-sentiment.toml"
+WEIGHTS: dict[str, dict[str, Any]] = {
+    "truncated": {"mode": "token_truncate"},
+    "no weights": {"mode": "geometric_mask", "low": 0.0, "high": 1e9},
+}
+ARMS = [(0, "no weights"), (1, "truncated"), (1, "no weights"), (4, "truncated"), (4, "no weights")]
+
+
+def run(k: int, weights: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """The numbers of one run."""
+    settings = {
+        "ppo.max_staleness": k,
+        "ppo.steps": given.steps,
+        "ppo.batch_size": given.batch,
+        "data.eval_count": 64,
+        "optim.policy.lr": given.rate,
+        "run.seed": seed,
+        "run.save_every": 0,
+        "run.report": False,
+        "run.tensorboard": False,
+        "run.threads": 1,
+        **({f"ppo.staleness_correction.{name}": value for name, value in WEIGHTS[weights].items()} if k else {}),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        config = load_config("ppo", str(RECIPE), {**settings, "run.folder": f"{folder}/run"})
+        began = time.process_time()
+        found = PPOTrainer(config=config).train()
+        rows = read_jsonl(Path(folder) / "run" / "metrics.jsonl")
+    late = rows[given.steps // 2 :]
+    assert found.before is not None
+    assert found.after is not None
+    return {
+        "k": k,
+        "weights": weights,
+        "seed": seed,
+        "before": found.before.metrics["reward"].mean,
+        "reward": found.after.metrics["reward"].mean,
+        "kl": found.after.metrics["kl"].mean,
+        "rollout_kl": statistics.fmean(row["rollout_kl"] for row in late),
+        "seconds": statistics.median(row["time/step"] for row in rows[1:]),
+        "cpu": time.process_time() - began,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=RESULT)
+    given = parser.parse_args()
+    start(threads=1)
+    rows: list[dict[str, Any]] = []
+    for seed in range(given.seeds):
+        for k, weights in ARMS:
+            rows.append(run(k, weights, seed, given))
+            print(rows[-1], flush=True)
+            settings = {name: value for name, value in vars(given).items() if name != "output"}
+            given.output.write_text(
+                json.dumps({"settings": settings, "runs": rows}, indent=1) + "\n", encoding="utf-8"
+            )
+
+
+if __name__ == "__main__":
+    main()
