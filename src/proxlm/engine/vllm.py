@@ -47,7 +47,8 @@ class VLLMEngine:
     left, the engine waits for one.
 
     Args:
-        model: The policy: its tokenizer, context and weights.
+        model: The policy: its tokenizer, context and weights. A copy with other weights may take its place before
+            `load_weights`.
         settings: Where the servers are and how they are treated.
         folder: Where policies are written for the servers; the newest one stays.
         most: How many requests run at once.
@@ -129,7 +130,7 @@ class VLLMEngine:
                 own[name].copy_(tensor)
         self.version, self._newest = version, self._folder / f"version-{version}"
         publish_folder(self._newest, partial(save_served_model, self.model))
-        self._probe.expect()
+        self._probe.expect(self.model)
         for server in self.servers:
             self._refit(server)
         self._await_a_server()

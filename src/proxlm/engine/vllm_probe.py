@@ -36,8 +36,9 @@ class Probe:
         self._own: list[float] = []
         self._before: list[float] = []
 
-    def expect(self) -> None:
-        """Compute what servers have to answer with the weights of now."""
+    def expect(self, model: LanguageModel) -> None:
+        """Compute what servers have to answer with the weights of now, of the policy or a copy of it."""
+        self._model = model
         self._before, self._own = self._own, self._logprobs(self._text[:1], self._text[1:])
 
     def check(self, server: Server, tolerance: float) -> None:

@@ -427,7 +427,8 @@ def test_the_update_and_the_next_rollout_run_at_the_same_time(tokenizer, tmp_pat
     assert first["time/waiting"] == pytest.approx(first["time/generate"] + first["time/score"], rel=0.5)
 
 
-def test_a_reward_that_fails_ends_the_run_at_its_own_step(tokenizer, tmp_path):
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_reward_that_fails_ends_the_run_at_its_own_step(tokenizer, tmp_path, k):
     calls = []
 
     def reward(rollout):
@@ -436,7 +437,7 @@ def test_a_reward_that_fails_ends_the_run_at_its_own_step(tokenizer, tmp_path):
             raise RewardError("reward x: the judge has gone home")
         return vowels(rollout)
 
-    config = saving(stale_job(steps=5))
+    config = saving(stale_job(k=k, steps=5))
     made = trainer(tokenizer, config, tmp_path, reward=reward)
     log = SilentLog()
     with pytest.raises(RewardError, match="the judge has gone home"):
@@ -471,7 +472,8 @@ def test_the_same_trainer_may_go_on_after_an_error(tokenizer, tmp_path):
     assert alike(parameters(made), parameters(whole))
 
 
-def test_out_of_memory_beside_an_update_is_tried_again_alone(tokenizer, tmp_path):
+@pytest.mark.parametrize("k", [1, 3])
+def test_out_of_memory_beside_an_update_is_tried_again_alone(tokenizer, tmp_path, k):
     calls = []
 
     def reward(rollout):
@@ -480,7 +482,7 @@ def test_out_of_memory_beside_an_update_is_tried_again_alone(tokenizer, tmp_path
             raise torch.OutOfMemoryError("out of memory")
         return vowels(rollout)
 
-    made, log = trainer(tokenizer, stale_job(steps=3), tmp_path / "a", reward=reward), SilentLog()
+    made, log = trainer(tokenizer, stale_job(k=k, steps=3), tmp_path / "a", reward=reward), SilentLog()
     notes = []
     log.note = notes.append  # type: ignore[method-assign]
     made.train(log)
@@ -488,7 +490,7 @@ def test_out_of_memory_beside_an_update_is_tried_again_alone(tokenizer, tmp_path
     assert [note for note in notes if "out of memory" in note] == [
         "out of memory while responses were generated beside an update; they are generated alone"
     ]
-    whole = trainer(tokenizer, stale_job(steps=3), tmp_path / "b")
+    whole = trainer(tokenizer, stale_job(k=k, steps=3), tmp_path / "b")
     assert numbers(log.rows) == numbers(run(whole))
 
 
