@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from causal_types import sharp_network, small_config
-from proxlm.config import DistillSettings, LoraSettings, ModelSettings, ObjectiveSettings
+from proxlm.config import DistillSettings, EnsembleSettings, LoraSettings, ModelSettings, ObjectiveSettings
 from proxlm.data.supervised import SFTExample
 from proxlm.errors import ConfigError
 from proxlm.models.adapters import add_lora
@@ -17,6 +17,7 @@ from proxlm.models.classifier import classifier_of, classifier_of_language_model
 from proxlm.train.supervised.criteria import Comparisons
 from proxlm.train.supervised.distill_objective import DistillObjective
 from proxlm.train.supervised.dropout import Dropout, Tokens, kept
+from proxlm.train.supervised.ensemble_objective import EnsembleObjective
 from proxlm.train.supervised.examples import Examples
 from proxlm.train.supervised.labelled_texts import LabelledTexts
 from proxlm.train.supervised.objective import LanguageModelObjective
@@ -242,6 +243,25 @@ def test_a_reward_model_has_the_same_gradient_for_every_split(tokenizer, type):
     twins = LabelledTexts.of([([rows[1], rows[1]], (0.0,), ())], 2)
     objective.training = twins
     assert abs(gradient(objective, rows=(0,))[0] - 0.6931472) > 1e-5
+
+
+def test_equal_members_of_an_ensemble_have_masks_of_their_own(tokenizer):
+    settings, members = ModelSettings(policy="llama", device="cpu"), []
+    for _ in range(2):
+        member = classifier_of_language_model(tiny_model(tokenizer), settings)
+        torch.nn.init.normal_(member.output_layer.weight, generator=torch.Generator().manual_seed(0))
+        members.append(member)
+    rows = [list(tokenizer(text)["input_ids"])[: 9 + 5 * i] for i, text in enumerate(TEXTS)]
+    texts = LabelledTexts.of([(rows[:2], (0.0,), ()), (rows[2:], (0.0,), ())], 2)
+    ensemble, criterion = EnsembleSettings(size=2, bagging=False), Comparisons(ObjectiveSettings())
+    networks = [member.network for member in members]
+    for p, alike in ((0.0, True), (0.2, False)):
+        dropout = Dropout(networks, p, 7)
+        objective = EnsembleObjective(members, texts, texts, criterion, ensemble, 7, ALL, dropout)
+        whole = gradient(objective, rows=(0, 1))[1]
+        first, second = whole.chunk(2)
+        assert same(first, second) == alike
+        assert same(whole, gradient(objective, rows=(0, 1), budget=1)[1])
 
 
 def test_a_student_samples_without_dropout_and_learns_with_it(tokenizer):
