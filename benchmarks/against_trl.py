@@ -44,6 +44,7 @@ WORKLOADS = {
     "smollm2-16": replace(SMOLLM2, batch=16),
     # For a GPU: the shapes of Qwen2.5 0.5B and 1.5B (their heads have 128 numbers in the second; here 64).
     "gpu-0.5b": Work(896, 24, 151_936, 256, 512, 256, intermediate=4864, groups=2),
+    "gpu-0.5b-short": Work(896, 24, 151_936, 256, 512, 64, epochs=1, intermediate=4864, groups=2),
     "gpu-1.5b": Work(1536, 28, 151_936, 256, 512, 256, intermediate=8960, groups=4),
 }
 RANK = 8

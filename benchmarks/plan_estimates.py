@@ -1,0 +1,219 @@
+"""How near the plan's bytes and seconds come: small runs on this machine, and runs that others have published.
+
+    python benchmarks/plan_estimates.py [--only NAME ...]
+
+This machine's rates (operations and bytes in a second, seconds of a call) are fitted once, to three short runs of
+sizes that are not compared later, by least squares of relative errors. Seconds are the processor's, of one thread,
+the least of three steps in each phase, so that others may use the machine. Bytes are those of tensors, as plan_run.py
+counts them. Writes benchmarks/results/plan_estimates.json and .md; runs that are not measured now stay there.
+Published runs are predicted from data sheets, without a fit. Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy
+import plan_run
+from plan_published import published_table
+from step_models import Work as Sizes
+from step_models import make_models
+
+from proxlm import load_config
+from proxlm.jobs.startup import start_job
+from proxlm.planning.cost import Cost, phases_of
+from proxlm.planning.machine import Machine
+from proxlm.planning.memory import Share, memory_of
+from proxlm.planning.work import Work, work_of
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+# The models, by name; heads are 64 wide.
+MODELS = {
+    "fit-192": Sizes(192, 3, 3000),
+    "fit-320": Sizes(320, 4, 6000),
+    "128": Sizes(128, 2, 2048),
+    "256": Sizes(256, 4, 4096),
+    "256-grouped": Sizes(256, 4, 4096, groups=2),
+    "256-wide-head": Sizes(256, 2, 16384),
+    "384": Sizes(384, 6, 8192),
+}
+PPO = {
+    "model.device": "cpu", "data.prompts": "none.txt", "reward.use": "length", "ppo.batch_size": 16,
+    "rollout.batch_size": 16, "rollout.max_new_tokens": 48, "ppo.micro_batch_tokens": 640, "ppo.epochs": 2,
+    "ppo.steps": 8, "run.save_every": 0,
+}  # fmt: skip
+SFT = {
+    "model.device": "cpu", "text.train": ["none.jsonl"], "train.batch_tokens": 2048, "train.micro_batch_tokens": 1024,
+}  # fmt: skip
+RLOO = {"ppo.advantage": "rloo", "ppo.samples_per_prompt": 2, "ppo.batch_size": 8}
+# Name → job, model, settings, tokens of a prompt and of a response.
+FITTED = {
+    "fit ppo separate": ("ppo", "fit-192", {}, 24, 40),
+    "fit ppo shared": ("ppo", "fit-320", {"model.critic": "shared", "ppo.batch_size": 8}, 16, 32),
+    "fit sft": ("sft", "fit-320", {}, 24, 40),
+}
+RUNS = {
+    "ppo separate, 128": ("ppo", "128", {}, 16, 48),
+    "ppo shared, 128": ("ppo", "128", {"model.critic": "shared"}, 16, 48),
+    "ppo separate, 256": ("ppo", "256", {}, 16, 48),
+    "ppo shared, 256": ("ppo", "256", {"model.critic": "shared"}, 16, 48),
+    "ppo LoRA, 256": ("ppo", "256", {"model.lora.rank": 8}, 16, 48),
+    "ppo LoRA, adapter critic, 256": ("ppo", "256", {"model.lora.rank": 8, "model.critic": "adapter"}, 16, 48),
+    "ppo long, grouped heads": ("ppo", "256-grouped", {"ppo.batch_size": 8}, 64, 96),
+    "ppo rloo, no critic": ("ppo", "256", RLOO, 16, 48),
+    "ppo wide head": ("ppo", "256-wide-head", {}, 16, 48),
+    "ppo checkpointing": ("ppo", "256", {"model.activation_checkpointing": True}, 16, 48),
+    "ppo top 2 blocks": ("ppo", "256", {"model.train_layers": 2}, 16, 48),
+    "ppo separate, 384": ("ppo", "384", {"ppo.batch_size": 8, "ppo.epochs": 1}, 16, 32),
+    "sft 128": ("sft", "128", {}, 16, 48),
+    "sft 256": ("sft", "256", {}, 16, 48),
+    "sft LoRA, 256": ("sft", "256", {"model.lora.rank": 8}, 16, 48),
+    "sft 384": ("sft", "384", {}, 32, 96),
+    "ppo fsdp, 2 ranks": ("ppo", "256", {"distributed.strategy": "fsdp"}, 16, 48),
+    "ppo fsdp, shared, 2 ranks": ("ppo", "256", {"distributed.strategy": "fsdp", "model.critic": "shared"}, 16, 48),
+}  # fmt: skip
+Run = tuple[str, str, dict[str, Any], int, int]
+
+
+def settings_of(run: Run, models: Path) -> dict[str, Any]:
+    job, model, more, _, response = run
+    base = PPO | {"rollout.max_new_tokens": response} if job == "ppo" else SFT
+    return {**base, "model.policy": str(models / model / "policy"), **more}
+
+
+def share_of(run: Run) -> Share:
+    sharded = run[2].get("distributed.strategy") == "fsdp"
+    return Share(2 if sharded else 1, sharded)
+
+
+def planned(run: Run, models: Path) -> Work:
+    job, _, _, prompt, response = run
+    return work_of(load_config(job, None, settings_of(run, models)), prompt, float(response))
+
+
+def measured(run: Run, models: Path) -> dict[str, Any]:
+    """Bytes and seconds of a run: two passes, because counting bytes takes time."""
+    job, _, _, prompt, response = run
+    shapes, settings = {"prompt": prompt, "response": response}, settings_of(run, models)
+    if share_of(run).ranks == 1:
+        calls = {"ppo": plan_run.ppo, "sft": plan_run.sft}
+        found = [calls[job](settings, shapes, memory) for memory in (True, False)]
+    else:
+        found = [_launched(job, settings, shapes, more) for more in (["--memory"], [])]
+    seconds = {name: min(values) for name, values in found[1]["seconds"].items()}
+    return {
+        "bytes": found[0]["kept"] + max(found[0]["above"].values()),
+        "by phase": found[0],
+        "seconds": seconds,
+    }
+
+
+def _launched(job: str, settings: dict[str, Any], shapes: dict[str, int], more: list[str]) -> dict[str, Any]:
+    """The same in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(HERE / "plan_run.py"), job, json.dumps(settings), json.dumps(shapes), *more]
+    path = os.pathsep.join((str(HERE), str(HERE.parent / "src")))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if not lines:
+        raise RuntimeError(done.stderr[-2000:])
+    return json.loads(lines[0])
+
+
+def fitted(rows: list[tuple[Cost, float]]) -> Machine:
+    """The rates for which the costs take the seconds, with the least sum of squared relative errors; none below 0."""
+    from scipy.optimize import nnls
+
+    terms = numpy.array([[cost.flops, cost.moved, cost.calls] for cost, _ in rows])
+    seconds = numpy.array([taken for _, taken in rows])
+    scale = (terms / seconds[:, None]).max(0)
+    each, _ = nnls(terms / seconds[:, None] / scale, numpy.ones(len(rows)))
+    per_flop, per_byte, per_call = numpy.maximum(each / scale, 1e-15)
+    return Machine(1 / per_flop, 1 / per_flop, 1 / per_byte, call=per_call)
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown: predicted beside measured."""
+    machine = Machine(**found["machine"])
+    lines = [
+        "| run | peak MB, planned | counted | error | s, planned | measured | error |",
+        "| --- " * 7 + "|",
+    ]
+    for name, row in found["runs"].items():
+        errors = [
+            row["planned bytes"] / row["bytes"] - 1,
+            row["planned seconds"] / row["seconds"]["step"] - 1,
+        ]
+        cells = [f"{row['planned bytes'] / 1e6:.1f}", f"{row['bytes'] / 1e6:.1f}", f"{errors[0]:+.1%}"]
+        cells += [f"{row['planned seconds']:.2f}", f"{row['seconds']['step']:.2f}", f"{errors[1]:+.0%}"]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    rates = (
+        f"{machine.flops / 1e9:.1f} GFLOP/s, {machine.bandwidth / 1e9:.1f} GB/s, {machine.call * 1e6:.0f} µs"
+    )
+    return (
+        "\n".join(lines)
+        + f"\n\nRates of this machine, fitted to three other runs: {rates}.\n\n"
+        + published_table()
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=list(RUNS), help="names of runs, or the beginning of some"
+    )
+    options = parser.parse_args()
+    start_job(1)
+    plan_run.time.perf_counter = plan_run.time.process_time
+    file = RESULTS / "plan_estimates.json"
+    found: dict[str, Any] = {"fit": {}, "runs": {}}
+    if file.exists():
+        found = json.loads(file.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        models = Path(folder)
+        for name, sizes in MODELS.items():
+            make_models(sizes, models / name)
+        for name, run in FITTED.items():
+            if name not in found["fit"]:
+                found["fit"][name] = measured(run, models)
+                print(name, found["fit"][name]["seconds"], flush=True)
+        rows = []
+        for name, run in FITTED.items():
+            costs = phases_of(planned(run, models), share_of(run))
+            rows += [(cost, found["fit"][name]["seconds"][phase]) for phase, cost in costs.items()]
+        machine = fitted(rows)
+        found["machine"] = asdict(machine)
+        for name, run in RUNS.items():
+            if any(name.startswith(one) for one in options.only):
+                found["runs"][name] = measured(run, models)
+            if (row := found["runs"].get(name)) is not None:
+                work, share = planned(run, models), share_of(run)
+                row["planned bytes"] = memory_of(work, share).peak
+                by_phase = {phase: machine.seconds(cost) for phase, cost in phases_of(work, share).items()}
+                row["planned by phase"], row["planned seconds"] = by_phase, sum(by_phase.values())
+                file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                print(
+                    name,
+                    f"{row['planned bytes'] / row['bytes'] - 1:+.1%}",
+                    row["seconds"],
+                    by_phase,
+                    flush=True,
+                )
+    (RESULTS / "plan_estimates.md").write_text(table(found), encoding="utf-8")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
