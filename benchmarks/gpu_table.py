@@ -104,6 +104,7 @@ def main() -> None:
         make_models(sizes, folder)
         for title, setting in SETTINGS.items():
             arguments = [*setting.arguments(), "--steps", str(given.steps), "--device", given.device]
+            arguments += ["--cpu"] * (given.device == "cpu")
             found = medians([one_run(sys.executable, "step_proxlm.py", folder, sizes, arguments)])
             plan = planned(sizes, setting, folder, machine, given.device)
             rows[title] = {"measured": found, "planned": plan}

@@ -4,9 +4,9 @@
 
 This machine's rates (operations and bytes in a second, seconds of a call) are fitted once, to three short runs of
 sizes that are not compared later, by least squares of relative errors. Seconds are the processor's, of one thread,
-the least of three steps in each phase, so that others may use the machine. Bytes are those of tensors, as plan_run.py
-counts them. Writes benchmarks/results/plan_estimates.json and .md; runs that are not measured now stay there.
-Published runs are predicted from data sheets, without a fit. Linux.
+the least of the steps in each phase, so that others may use the machine; started again, it keeps the least of both
+times. Bytes are those of tensors, as plan_run.py counts them. Writes benchmarks/results/plan_estimates.json and .md;
+runs that are not measured now stay there. Published runs are predicted from data sheets, without a fit. Linux.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from proxlm.planning.memory import Share, memory_of
 from proxlm.planning.work import Work, work_of
 
 HERE = Path(__file__).parent
+# That are timed each time.
+STEPS = 4
 RESULTS = HERE / "results"
 # The models, by name; heads are 64 wide.
 MODELS = {
@@ -79,6 +81,7 @@ RUNS = {
     "sft LoRA, 256": ("sft", "256", {"model.lora.rank": 8}, 16, 48),
     "sft 384": ("sft", "384", {}, 32, 96),
     "ppo fsdp, 2 ranks": ("ppo", "256", {"distributed.strategy": "fsdp"}, 16, 48),
+    "ppo fsdp, LoRA, 2 ranks": ("ppo", "256", {"distributed.strategy": "fsdp", "model.lora.rank": 8}, 16, 48),
     "ppo fsdp, shared, 2 ranks": ("ppo", "256", {"distributed.strategy": "fsdp", "model.critic": "shared"}, 16, 48),
 }  # fmt: skip
 Run = tuple[str, str, dict[str, Any], int, int]
@@ -100,21 +103,27 @@ def planned(run: Run, models: Path) -> Work:
     return work_of(load_config(job, None, settings_of(run, models)), prompt, float(response))
 
 
-def measured(run: Run, models: Path) -> dict[str, Any]:
-    """Bytes and seconds of a run: two passes, because counting bytes takes time."""
+def measured(run: Run, models: Path, before: dict[str, Any] | None) -> dict[str, Any]:
+    """Bytes and seconds of a run. Bytes are the same every time and counted once; of seconds the least are kept."""
     job, _, _, prompt, response = run
-    shapes, settings = {"prompt": prompt, "response": response}, settings_of(run, models)
-    if share_of(run).ranks == 1:
-        calls = {"ppo": plan_run.ppo, "sft": plan_run.sft}
-        found = [calls[job](settings, shapes, memory) for memory in (True, False)]
-    else:
-        found = [_launched(job, settings, shapes, more) for more in (["--memory"], [])]
-    seconds = {name: min(values) for name, values in found[1]["seconds"].items()}
-    return {
-        "bytes": found[0]["kept"] + max(found[0]["above"].values()),
-        "by phase": found[0],
-        "seconds": seconds,
+    shapes, settings = {"prompt": prompt, "response": response, "steps": STEPS}, settings_of(run, models)
+
+    def one(memory: bool) -> dict[str, Any]:
+        if share_of(run).ranks > 1:
+            return _launched(job, settings, shapes, ["--memory"] * memory)
+        return {"ppo": plan_run.ppo, "sft": plan_run.sft}[job](settings, shapes, memory)
+
+    found = dict(before or {})
+    if not found:
+        counted = one(memory=True)
+        found = {"bytes": counted["kept"] + max(counted["above"].values()), "by phase": counted}
+    known = found.get("seconds", {})
+    seconds = {
+        name: min([*values, known.get(name, float("inf"))])
+        for name, values in one(memory=False)["seconds"].items()
+        if name != "step"
     }
+    return {**found, "seconds": {**seconds, "step": sum(seconds.values())}}
 
 
 def _launched(job: str, settings: dict[str, Any], shapes: dict[str, int], more: list[str]) -> dict[str, Any]:
@@ -139,7 +148,7 @@ def fitted(rows: list[tuple[Cost, float]]) -> Machine:
     scale = (terms / seconds[:, None]).max(0)
     each, _ = nnls(terms / seconds[:, None] / scale, numpy.ones(len(rows)))
     per_flop, per_byte, per_call = numpy.maximum(each / scale, 1e-15)
-    return Machine(1 / per_flop, 1 / per_flop, 1 / per_byte, call=per_call)
+    return Machine(float(1 / per_flop), float(1 / per_flop), float(1 / per_byte), call=float(per_call))
 
 
 def table(found: dict[str, Any]) -> str:
@@ -186,9 +195,8 @@ def main() -> None:
         for name, sizes in MODELS.items():
             make_models(sizes, models / name)
         for name, run in FITTED.items():
-            if name not in found["fit"]:
-                found["fit"][name] = measured(run, models)
-                print(name, found["fit"][name]["seconds"], flush=True)
+            found["fit"][name] = measured(run, models, found["fit"].get(name))
+            print(name, found["fit"][name]["seconds"], flush=True)
         rows = []
         for name, run in FITTED.items():
             costs = phases_of(planned(run, models), share_of(run))
@@ -197,7 +205,7 @@ def main() -> None:
         found["machine"] = asdict(machine)
         for name, run in RUNS.items():
             if any(name.startswith(one) for one in options.only):
-                found["runs"][name] = measured(run, models)
+                found["runs"][name] = measured(run, models, found["runs"].get(name))
             if (row := found["runs"].get(name)) is not None:
                 work, share = planned(run, models), share_of(run)
                 row["planned bytes"] = memory_of(work, share).peak

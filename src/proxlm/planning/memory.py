@@ -88,6 +88,9 @@ def memory_of(work: Work, share: Share = ONE_PROCESS) -> Memory:
         kept["reference"] = 4.0 * _copied(work)
     if work.teacher is not None:
         kept["teacher"] = 4.0 * work.teacher.parameters
+    if share.sharded and work.rank:  # the base stays whole in the copy that samples, and is sharded beside it
+        trunks = 1 + (work.critic == "separate" and work.critic_shape is work.policy)
+        kept["sharded base"] = 4.0 * trunks * work.policy.blocks / share.ranks
     if share.sharded and work.job == "ppo":
         kept["sampling copy"] = 4.0 * (work.of_policy if work.rank else work.policy.parameters)
     phases = {"update": update_parts(work, share, policy, critic)}
