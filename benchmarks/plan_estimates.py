@@ -3,10 +3,11 @@
     python benchmarks/plan_estimates.py [--only NAME ...]
 
 This machine's rates (operations and bytes in a second, seconds of a call) are fitted once, to three short runs of
-sizes that are not compared later, by least squares of relative errors. Seconds are the processor's, of one thread,
-the least of the steps in each phase, so that others may use the machine; started again, it keeps the least of both
-times. Bytes are those of tensors, as plan_run.py counts them. Writes benchmarks/results/plan_estimates.json and .md;
-runs that are not measured now stay there. Published runs are predicted from data sheets, without a fit. Linux.
+sizes that are not compared later, by least squares of relative errors. Seconds are the processor's, of one thread:
+medians of the steps, at the speed at which a fixed piece of work, done before and after each, was at its fastest, so
+that others may use the machine. Started again, it adds to the times there are. Bytes are those of tensors, as
+plan_run.py counts them. Writes benchmarks/results/plan_estimates.json and .md. Published runs are predicted from data
+sheets, without a fit. Linux.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,7 +38,7 @@ from proxlm.planning.work import Work, work_of
 
 HERE = Path(__file__).parent
 # That are timed each time.
-STEPS = 4
+STEPS = 3
 RESULTS = HERE / "results"
 # The models, by name; heads are 64 wide.
 MODELS = {
@@ -104,7 +106,7 @@ def planned(run: Run, models: Path) -> Work:
 
 
 def measured(run: Run, models: Path, before: dict[str, Any] | None) -> dict[str, Any]:
-    """Bytes and seconds of a run. Bytes are the same every time and counted once; of seconds the least are kept."""
+    """Bytes and times of a run. Bytes are the same every time and counted once; times are added to those known."""
     job, _, _, prompt, response = run
     shapes, settings = {"prompt": prompt, "response": response, "steps": STEPS}, settings_of(run, models)
 
@@ -114,16 +116,24 @@ def measured(run: Run, models: Path, before: dict[str, Any] | None) -> dict[str,
         return {"ppo": plan_run.ppo, "sft": plan_run.sft}[job](settings, shapes, memory)
 
     found = dict(before or {})
-    if not found:
+    if "bytes" not in found:
         counted = one(memory=True)
         found = {"bytes": counted["kept"] + max(counted["above"].values()), "by phase": counted}
-    known = found.get("seconds", {})
-    seconds = {
-        name: min([*values, known.get(name, float("inf"))])
-        for name, values in one(memory=False)["seconds"].items()
-        if name != "step"
+    known = found.get("times", {})
+    return {
+        **found,
+        "times": {name: known.get(name, []) + new for name, new in one(False)["seconds"].items()},
     }
-    return {**found, "seconds": {**seconds, "step": sum(seconds.values())}}
+
+
+def seconds_of(row: dict[str, Any], least: float) -> dict[str, float]:
+    """Median seconds of each phase, of a machine on which the reference takes `least`."""
+    times = row["times"]
+    return {
+        name: statistics.median(t / r for t, r in zip(values, times["reference"], strict=True)) * least
+        for name, values in times.items()
+        if name != "reference"
+    }
 
 
 def _launched(job: str, settings: dict[str, Any], shapes: dict[str, int], more: list[str]) -> dict[str, Any]:
@@ -151,29 +161,38 @@ def fitted(rows: list[tuple[Cost, float]]) -> Machine:
     return Machine(float(1 / per_flop), float(1 / per_flop), float(1 / per_byte), call=float(per_call))
 
 
+def compare(found: dict[str, Any], models: Path) -> None:
+    """Fit the machine's rates, and put the plan's figures beside those of each run."""
+    timed = [row for row in (*found["fit"].values(), *found["runs"].values()) if "times" in row]
+    least = min(min(row["times"]["reference"]) for row in timed)
+    rows = []
+    for name, run in FITTED.items():
+        seconds = seconds_of(found["fit"][name], least)
+        costs = phases_of(planned(run, models), share_of(run))
+        rows += [(cost, seconds[phase]) for phase, cost in costs.items()]
+    machine = fitted(rows)
+    found["machine"] = asdict(machine)
+    for name, row in found["runs"].items():
+        if "times" in row:
+            work, share = planned(RUNS[name], models), share_of(RUNS[name])
+            row["planned bytes"], row["seconds"] = memory_of(work, share).peak, seconds_of(row, least)
+            row["planned"] = {phase: machine.seconds(cost) for phase, cost in phases_of(work, share).items()}
+
+
 def table(found: dict[str, Any]) -> str:
     """Markdown: predicted beside measured."""
-    machine = Machine(**found["machine"])
-    lines = [
-        "| run | peak MB, planned | counted | error | s, planned | measured | error |",
-        "| --- " * 7 + "|",
-    ]
+    machine, columns = Machine(**found["machine"]), "s, planned | measured | error"
+    lines = [f"| run | peak MB, planned | counted | error | {columns} |", "| --- " * 7 + "|"]
     for name, row in found["runs"].items():
-        errors = [
-            row["planned bytes"] / row["bytes"] - 1,
-            row["planned seconds"] / row["seconds"]["step"] - 1,
-        ]
-        cells = [f"{row['planned bytes'] / 1e6:.1f}", f"{row['bytes'] / 1e6:.1f}", f"{errors[0]:+.1%}"]
-        cells += [f"{row['planned seconds']:.2f}", f"{row['seconds']['step']:.2f}", f"{errors[1]:+.0%}"]
-        lines.append("| " + " | ".join([name, *cells]) + " |")
-    rates = (
-        f"{machine.flops / 1e9:.1f} GFLOP/s, {machine.bandwidth / 1e9:.1f} GB/s, {machine.call * 1e6:.0f} µs"
-    )
-    return (
-        "\n".join(lines)
-        + f"\n\nRates of this machine, fitted to three other runs: {rates}.\n\n"
-        + published_table()
-    )
+        if "times" in row:
+            seconds, taken = sum(row["planned"].values()), sum(row["seconds"].values())
+            errors = [row["planned bytes"] / row["bytes"] - 1, seconds / taken - 1]
+            cells = [f"{row['planned bytes'] / 1e6:.1f}", f"{row['bytes'] / 1e6:.1f}", f"{errors[0]:+.1%}"]
+            cells += [f"{seconds:.2f}", f"{taken:.2f}", f"{errors[1]:+.0%}"]
+            lines.append("| " + " | ".join([name, *cells]) + " |")
+    rates = f"{machine.flops / 1e9:.1f} GFLOP/s, {machine.bandwidth / 1e9:.1f} GB/s"
+    rates = f"Rates fitted to three other runs: {rates}, {machine.call * 1e6:.0f} µs a call."
+    return "\n".join(lines) + f"\n\n{rates}\n\n" + published_table()
 
 
 def main() -> None:
@@ -181,7 +200,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", nargs="+", default=list(RUNS), help="names of runs, or the beginning of some"
+        "--only",
+        nargs="*",
+        default=[*FITTED, *RUNS],
+        help="names of runs, or the beginning of some; none: the table again",
     )
     options = parser.parse_args()
     start_job(1)
@@ -194,31 +216,14 @@ def main() -> None:
         models = Path(folder)
         for name, sizes in MODELS.items():
             make_models(sizes, models / name)
-        for name, run in FITTED.items():
-            found["fit"][name] = measured(run, models, found["fit"].get(name))
-            print(name, found["fit"][name]["seconds"], flush=True)
-        rows = []
-        for name, run in FITTED.items():
-            costs = phases_of(planned(run, models), share_of(run))
-            rows += [(cost, found["fit"][name]["seconds"][phase]) for phase, cost in costs.items()]
-        machine = fitted(rows)
-        found["machine"] = asdict(machine)
-        for name, run in RUNS.items():
-            if any(name.startswith(one) for one in options.only):
-                found["runs"][name] = measured(run, models, found["runs"].get(name))
-            if (row := found["runs"].get(name)) is not None:
-                work, share = planned(run, models), share_of(run)
-                row["planned bytes"] = memory_of(work, share).peak
-                by_phase = {phase: machine.seconds(cost) for phase, cost in phases_of(work, share).items()}
-                row["planned by phase"], row["planned seconds"] = by_phase, sum(by_phase.values())
-                file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-                print(
-                    name,
-                    f"{row['planned bytes'] / row['bytes'] - 1:+.1%}",
-                    row["seconds"],
-                    by_phase,
-                    flush=True,
-                )
+        for part, runs in (("fit", FITTED), ("runs", RUNS)):
+            for name, run in runs.items():
+                if any(name.startswith(one) for one in options.only):
+                    found[part][name] = measured(run, models, found[part].get(name))
+                    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                    print(name, found[part][name]["times"], flush=True)
+        compare(found, models)
+    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "plan_estimates.md").write_text(table(found), encoding="utf-8")
     print(table(found))
 

@@ -11,6 +11,7 @@ import ast
 import json
 import re
 import shlex
+import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -296,6 +297,15 @@ def check_python(words: list[str]) -> None:
             assert f'"{word.partition("=")[0]}"' in source, word
 
 
+def check_bash(words: list[str]) -> None:
+    """A script of this repository can be read by bash, and its options are options that it has."""
+    script = ROOT / words[0]
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    source = script.read_text(encoding="utf-8")
+    for word in words:
+        assert not word.startswith("--") or f"        {word})" in source, word
+
+
 def check_torchrun(words: list[str]) -> None:
     """What torchrun runs: -m proxlm and a job."""
     job = words.index("-m") + 1
@@ -325,6 +335,8 @@ def test_commands_exist(block: Block, tmp_path: Path, monkeypatch: pytest.Monkey
                 check_python(words)
             case "pytest":
                 check_pytest(words)
+            case "bash":
+                check_bash(words)
             case "torchrun" | "srun":
                 check_torchrun(words)
             case "git" | "cd" | "source" | "lm_eval":

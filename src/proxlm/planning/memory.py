@@ -126,7 +126,9 @@ def _sharded(work: Work, share: Share, critic: bool) -> float:
 
 
 def _saved(work: Work, share: Share, policy: float, critic: float) -> float:
-    """Bytes of the whole tensors of a checkpoint, which every rank gathers from the shares of all."""
+    """Bytes of a checkpoint's whole tensors on rank 0, gathered one by one; of a GPU they leave it at once."""
+    if share.gpu:
+        return 4.0 * work.policy.largest + _gathered(work.policy) / 2
     sharded = [
         (count - own) * share.ranks / (share.ranks - 1) * (1 + moments) if share.ranks > 1 else 0.0
         for count, own, moments in zip(

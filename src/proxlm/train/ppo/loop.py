@@ -328,7 +328,13 @@ class PPOLoop(TrainingLoop[PPOState]):
         return self._whole_tensors()
 
     def _whole_tensors(self) -> dict[str, Tensor]:
-        return {name: whole(t) for name, t in super().whole_tensors().items()}
+        """On rank 0 the whole tensors, in the processor's memory; the others give their parts and keep none."""
+        found = dict[str, Tensor]()
+        for name, tensor in super().whole_tensors().items():
+            value = whole(tensor)
+            if self.ranks.rank == 0:
+                found[name] = value.cpu()
+        return found
 
     def take_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         if self.sharded:
