@@ -142,6 +142,16 @@ def test_ways_that_fit_come_first_and_the_fastest_of_them():
     assert small[0].fullest == min(way.fullest for way in small)
 
 
+def test_responses_ahead_hide_the_shorter_side_and_hold_a_policy_more():
+    sizes = shape_of(CONFIG, "tiny")
+    work = Work(sizes, sizes)
+    turns, beside = (split_of(replace(work, ahead=n), "ddp", 2, 2, 2**40, GPUS["h100"]) for n in (0, 2))
+    writing = turns.seconds["generate"] + turns.seconds["weights to servers"]
+    assert beside.step == pytest.approx(max(writing, turns.step - writing))
+    assert beside.memory.kept["older policies"] == 2 * 4 * sizes.parameters
+    assert "older policies" not in turns.memory.kept
+
+
 def test_what_ranks_exchange():
     """ddp: a ring gives and takes each gradient nearly twice; one process exchanges nothing."""
     sizes = shape_of(CONFIG, "tiny")

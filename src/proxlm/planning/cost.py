@@ -66,7 +66,9 @@ def phases_of(work: Work, share: Share = ONE_PROCESS) -> dict[str, Cost]:
     if work.job == "texts":
         return {"update": _update(work, share)}
     found = {"score": _score(work, share), "update": _update(work, share)}
-    return ({"generate": generate_cost(work, share.ranks)} if share.samples else {}) | found
+    # Beside an update rank 0 writes alone.
+    workers = 1 if work.ahead else share.ranks
+    return ({"generate": generate_cost(work, workers)} if share.samples else {}) | found
 
 
 def generate_cost(work: Work, workers: int, graphs: bool = False) -> Cost:

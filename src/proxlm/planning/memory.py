@@ -86,6 +86,8 @@ def memory_of(work: Work, share: Share = ONE_PROCESS) -> Memory:
     }
     if work.job == "ppo" and not work.rank:
         kept["reference"] = 4.0 * _copied(work)
+    if work.ahead:
+        kept["older policies"] = 4.0 * work.ahead * work.of_policy
     if work.teacher is not None:
         kept["teacher"] = 4.0 * work.teacher.parameters
     if share.sharded and work.rank:  # the base stays whole in the copy that samples, and is sharded beside it

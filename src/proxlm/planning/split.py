@@ -29,6 +29,7 @@ class Split:
         server_bytes: Of one server's GPU: weights, and keys and values of its rows; 0: there is none.
         seconds: By phase of a step.
         fits: Whether both fit.
+        beside: Whether servers write the next steps' responses while this one is learnt from.
     """
 
     strategy: Strategy
@@ -38,11 +39,14 @@ class Split:
     server_bytes: float
     seconds: dict[str, float]
     fits: bool
+    beside: bool = False
 
     @property
     def step(self) -> float:
-        """Seconds of a step: one phase after the other, as proxlm runs them."""
-        return sum(self.seconds.values())
+        """Seconds of a step: one phase after the other, as proxlm runs them, or the longer of both sides."""
+        writing = sum(self.seconds.get(name, 0.0) for name in ("generate", "weights to servers"))
+        learning = sum(self.seconds.values()) - writing
+        return max(writing, learning) if self.beside else writing + learning
 
     @property
     def fullest(self) -> float:
@@ -68,7 +72,7 @@ def _ways(work: Work, gpus: int) -> Iterator[tuple[Strategy, int, int]]:
         yield "ddp", 1, 0
         return
     strategies: list[Strategy] = ["ddp"]
-    if not (work.top or work.checkpointing):
+    if not (work.top or work.checkpointing or work.ahead):
         strategies.append("fsdp")
     for servers in sorted({0, *(2**i for i in range(gpus.bit_length())), gpus // 2, 3 * gpus // 4}):
         trainers = gpus - servers
@@ -103,6 +107,7 @@ def split_of(
         of_server,
         {name: seconds[name] for name in order if name in seconds},
         fits,
+        beside=bool(servers and work.ahead),
     )
 
 

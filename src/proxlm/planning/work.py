@@ -41,6 +41,7 @@ class Work:
         minibatches: Optimiser steps of a pass.
         pass_tokens: Most tokens in a pass.
         slots: Responses written at once.
+        ahead: Steps whose responses may be written before their turn (`ppo.max_staleness`).
         rank: Of adapters; 0: none.
         top: Blocks that learn; 0: all.
         bfloat16: Whether products are in bf16.
@@ -65,6 +66,7 @@ class Work:
     minibatches: int = 1
     pass_tokens: int = 4096
     slots: int = 64
+    ahead: int = 0
     rank: int = 0
     top: int = 0
     bfloat16: bool = False
@@ -148,6 +150,7 @@ def _of_ppo(job: PPOConfig, prompt: int, response: float) -> Work:
         minibatches=ppo.minibatches,
         pass_tokens=ppo.micro_batch_tokens,
         slots=min(job.rollout.batch_size, ppo.batch_size * ppo.samples_per_prompt),
+        ahead=ppo.max_staleness,
         rank=job.model.lora.rank,
         top=job.model.train_layers,
         bfloat16=bfloat16,
