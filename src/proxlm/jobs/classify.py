@@ -19,7 +19,7 @@ from proxlm.classification.heads import Head, StackedHead
 from proxlm.classification.inputs import Floats, Inputs, Rows
 from proxlm.classification.saved import save
 from proxlm.classification.text_classifier import load_text_classifier, model_digest
-from proxlm.config import ClassifyConfig, ModelSettings, to_toml, validate
+from proxlm.config import ClassifyConfig, ModelSettings, validate
 from proxlm.config.classify import LABEL_TEXTS, WORDS
 from proxlm.config.paths import absolute
 from proxlm.config.signature import checked
@@ -173,10 +173,14 @@ def _texts(config: ClassifyConfig) -> tuple[list[ClassText], list[ClassText]]:
 
 def _begin(folder: Path, config: ClassifyConfig) -> None:
     """Write what the features are of, or see that the folder is of the same. Raises RunError."""
-    same = ClassifyConfig(
-        model=config.model, data=config.data, features=config.features, output="", seed=config.seed
-    )
-    plan = {"features_of": to_toml(absolute(same)), "inputs": inputs_of(same).digests()}
+    same = absolute(config)
+    plan = {
+        "model": same.model,
+        "data": asdict(same.data),
+        "features": asdict(same.features),
+        "seed": None if same.data.eval else same.seed,  # of what is set aside
+        "inputs": inputs_of(same).digests(),
+    }
     file = folder / PLAN
     if file.exists():
         try:
@@ -184,7 +188,10 @@ def _begin(folder: Path, config: ClassifyConfig) -> None:
         except (OSError, ValueError) as error:
             raise RunError(f"{file}: cannot be read; give another output") from error
         if known != plan:
-            raise RunError(f"{folder}: of other texts, another model or another seed; give another output")
+            other = [name for name in plan if not isinstance(known, dict) or known.get(name) != plan[name]]
+            raise RunError(
+                f"{folder}: holds features of other settings ({listed(other)}); give another output"
+            )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder}: holds something else than classifiers; give another output")
