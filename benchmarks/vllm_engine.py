@@ -3,7 +3,7 @@
     python benchmarks/vllm_engine.py POLICY_FOLDER http://127.0.0.1:8000 [OUT]
 
 The server is started by hand, as docs/cluster.md says, with the policy or another of its shape. Three seeds of each
-engine, in turn. The reward is 1 for a response of 110 characters, less for shorter and longer ones.
+engine, in turn. The reward is ten times the share of a response's characters that are an "e".
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from proxlm.runlog.folder import read_jsonl
 
 SEEDS, STEPS, LAST = (0, 1, 2), 20, 5
 T_95 = 4.303  # Student's, two degrees of freedom
+REWARD = "def score(completions):\n    return [10 * c.text.count('e') / max(len(c.text), 1) for c in completions]\n"
 PROMPTS = [
     "First Citizen:\n",
     "KING RICHARD:\n",
@@ -34,12 +35,13 @@ def run(policy: str, engine: list[str], seed: int, folder: Path) -> None:
     """One run of PPO."""
     prompts = folder.parent / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS * 8), encoding="utf-8")
+    reward = folder.parent / "reward.py"
+    reward.write_text(REWARD, encoding="utf-8")
     status = main([
         "ppo", "--model.policy", policy, "--model.device", "cpu", "--data.prompts", str(prompts),
-        "--data.eval-count", "4", "--reward.use", "length", "--reward.args.target", "110",
-        "--reward.args.unit", "characters", "--ppo.steps", str(STEPS), "--ppo.batch-size", "32",
-        "--rollout.max-new-tokens", "32", "--optim.policy.lr", "3e-4", "--run.seed", str(seed),
-        "--run.folder", str(folder), "--run.threads", "1", "--run.report", "false", *engine,
+        "--data.eval-count", "4", "--reward.use", f"{reward}:score", "--ppo.steps", str(STEPS),
+        "--ppo.batch-size", "32", "--rollout.max-new-tokens", "32", "--optim.policy.lr", "5e-4",
+        "--run.seed", str(seed), "--run.folder", str(folder), "--run.threads", "1", "--run.report", "false", *engine,
     ])  # fmt: skip
     if status:
         raise SystemExit(status)
@@ -66,7 +68,7 @@ def compare(policy: str, url: str, out: Path) -> None:
             lines.append(
                 f"| {name} | {seed} | {mean(folder, 'reward', slice(1)):.3f} | {rewards[name][-1]:.3f}"
                 f" | {mean(folder, 'time/step', slice(1, None)):.2f}"
-                f" | {mean(folder, 'time/rollout', slice(1, None)):.2f} | {gap:.1e} |"
+                f" | {mean(folder, 'time/generate', slice(1, None)):.2f} | {gap:.1e} |"
             )
     lines.insert(1, "| --- " * 7 + "|")
     differences = [a - b for a, b in zip(rewards["vllm"], rewards["native"], strict=True)]

@@ -27,6 +27,8 @@ ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
+    "VLLM_SERVER_DEV_MODE": "1",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
 }
 START_SECONDS = 900.0  # of 25 seconds' work, on a busy machine
 
@@ -44,21 +46,20 @@ class RealServer:
     Args:
         folder: The model that it starts with.
         log: Where its output goes.
-        developer: Whether it offers what proxlm needs beside completions.
         mode: Of its log-probs.
+        more: Further arguments.
     """
 
-    def __init__(
-        self, folder: Path, log: Path, developer: bool = True, mode: str = "processed_logprobs"
-    ) -> None:
+    def __init__(self, folder: Path, log: Path, *more: str, mode: str = "processed_logprobs") -> None:
         self._port, self._log = free_port(), log
         self.url = f"http://127.0.0.1:{self._port}"
         # The command `vllm` of the CPU package ends at once: it asks for the version of a package named vllm.
         self._command = [
             PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--host", "127.0.0.1",
             "--port", str(self._port), "--dtype", "float32", "--logprobs-mode", mode, "--enforce-eager",
+            *more,
         ]  # fmt: skip
-        self._environment = os.environ | ENVIRONMENT | {"VLLM_SERVER_DEV_MODE": str(int(developer))}
+        self._environment = os.environ | ENVIRONMENT
         self._environment.pop("PYTHONPATH", None)
         self.start()
 

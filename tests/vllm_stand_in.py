@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+
 from proxlm.config import ModelSettings, RolloutSettings
 from proxlm.engine.native import NativeEngine
 from proxlm.engine.request import Request, SampleSeed, SamplingParams
@@ -26,7 +28,8 @@ class StandIn:
         url: Where it listens.
         fault: What is wrong with it: "", "half" (a response without its last log-prob), "none" (no answer), "slow",
             "busy" (503), "stale" (loads nothing), "stale head", "stale cache" (samples with its first weights),
-            "full cache" (does not empty it), "raw" (log-probs from before the temperature), "refuses".
+            "full cache" (does not empty it), "raw" (log-probs from before the temperature), "refuses",
+            "plain" (no development mode).
         faults: How many requests are still to go wrong; −1: all.
         answered: How many completions it has given.
         calls: What it was asked for, in order, but completions.
@@ -37,6 +40,7 @@ class StandIn:
         self.fault, self.faults, self.answered = "", -1, 0
         self.calls: list[str] = []
         self.url, self.weights = "", "default"
+        self.base, self.adapters = folder, list[str]()
         self.load(folder)
         self.first = self.model
 
@@ -86,10 +90,14 @@ class StandIn:
         if path == "/health":
             return (500 if self.goes_wrong("dead") else 200), None
         if path == "/v1/models":
-            return 200, {"object": "list", "data": [{"id": "policy", "max_model_len": self.model.context}]}
+            adapters = [{"id": name, "parent": "policy"} for name in self.adapters]
+            base = {"id": "policy", "parent": None, "max_model_len": self.model.context}
+            return 200, {"object": "list", "data": [base, *adapters]}
         if path == "/weight_info":
             return 200, {"weight_version": self.weights}
         if path == "/v1/completions":
+            if body["model"] not in ("policy", *self.adapters):
+                return 404, {"error": {"message": "The model does not exist.", "code": 404}}
             sampled = "stop" in body  # not the probe
             if sampled and self.goes_wrong("slow"):
                 time.sleep(3.0)
@@ -101,7 +109,18 @@ class StandIn:
                         return 400, {"error": "too long"}
                     self.answered += 1
                 return 200, {"choices": [self.completion(body)]}
+        if self.fault == "plain" and not path.startswith("/v1/"):
+            return 404, {"detail": "Not Found"}
         self.calls.append(path)
+        if path == "/v1/unload_lora_adapter":
+            self.adapters.remove(body["lora_name"])
+            return 200, "Success: removed"
+        if path == "/v1/load_lora_adapter":
+            with self.lock:
+                self.load(self.base)
+                PeftModel.from_pretrained(self.model.network, body["lora_path"]).merge_and_unload()
+            self.adapters.append(body["lora_name"])
+            return 200, "Success: added"
         if path == "/collective_rpc":
             assert body["method"] == "reload_weights"
             with self.lock:
@@ -133,6 +152,7 @@ def serving(folder: Path) -> Iterator[StandIn]:
                 return
             status, reply = state.reply(self.path, body)
             content = b"" if reply is None else json.dumps(reply).encode()
+            content = reply.encode() if isinstance(reply, str) else content  # as vLLM does for adapters
             with suppress(BrokenPipeError):  # nobody waits for it any more
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))

@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
 import torch
 
 from proxlm.__main__ import main
-from proxlm.config import EngineSettings, ModelSettings, NewModelSettings, RolloutSettings
+from proxlm.config import EngineSettings, LoraSettings, ModelSettings, NewModelSettings, RolloutSettings
 from proxlm.engine.generate import generate
 from proxlm.engine.vllm import VLLMEngine
 from proxlm.engine.vllm_server import Server
@@ -206,6 +207,43 @@ def test_a_head_of_its_own_replaces_a_tied_one_and_raw_logprobs_are_refused(poli
     changed(policy)
     with pytest.raises(RunError, match="start it with --logprobs-mode processed_logprobs"):
         engine_on(policy, tied_server, tmp_path)  # only the sampled token's log-prob is another
+
+
+@pytest.fixture(scope="module")
+def adapter_server(folder: Path) -> Iterator[RealServer]:
+    found = RealServer(
+        folder / "model", folder / "adapter.log", "--enable-lora", "--max-lora-rank", "8", "--max-loras", "1"
+    )
+    with serving(found):
+        yield found
+
+
+def test_adapters_are_loaded_by_themselves_and_stale_ones_end_the_run(
+    folder, adapter_server, tmp_path, monkeypatch
+):
+    model = ModelSettings(policy=str(folder / "model"), device="cpu", lora=LoraSettings(rank=4))
+    policy = load_language_model(model)
+    settings = EngineSettings(use="vllm", url=[adapter_server.url], sink="adapter", wait=0.0)
+    engine = VLLMEngine(policy, settings, tmp_path / "served", 8)
+    random = torch.Generator().manual_seed(1)
+    for version in range(3):
+        with torch.no_grad():
+            for _, p in policy.trainable():
+                p.add_(0.1 * torch.randn(p.shape, generator=random))
+        if version:
+            assert largest_gap(policy, rollout_of(engine)) > 0.01  # the old ones are others
+        engine.load_weights((), version)
+        assert largest_gap(policy, rollout_of(engine)) < 1e-4
+    before = tmp_path / "served/version-2"
+    monkeypatch.setattr(
+        "proxlm.engine.vllm.save_adapter", lambda _, to: copytree(before, to, dirs_exist_ok=True)
+    )
+    with torch.no_grad():
+        for _, p in policy.trainable():
+            p.add_(0.1 * torch.randn(p.shape, generator=random))
+    with pytest.raises(RunError, match="samples with the weights of the step before"):
+        engine.load_weights((), 3)
+    engine.close()
 
 
 def ppo(folder: Path, run: Path, server: RealServer, *more: str) -> list[dict[str, Any]]:

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from proxlm.__main__ import main
-from proxlm.config import EngineSettings, RolloutSettings
+from proxlm.config import EngineSettings, LoraSettings, ModelSettings, RolloutSettings
 from proxlm.engine.generate import generate
 from proxlm.engine.vllm import VLLMEngine
 from proxlm.errors import RunError
 from proxlm.models.forward import token_outputs
+from proxlm.models.load import load_language_model
 from proxlm.models.save import save_language_model
 from proxlm.types import Prompt, Rollout
 from small_models import TEXTS, WORDS, tiny_model
@@ -41,6 +42,14 @@ def engine_on(policy, servers, folder: Path, **settings) -> VLLMEngine:
     engine = VLLMEngine(policy, EngineSettings(use="vllm", url=urls, **settings), folder / "served", most=4)
     engine.load_weights((), 0)
     return engine
+
+
+def change_adapters(policy) -> None:
+    """Other adapters, as after an update."""
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for _, p in policy.trainable():
+            p.add_(0.3 * torch.randn(p.shape, generator=random))
 
 
 def rollout_of(engine: VLLMEngine, step: int = 0) -> Rollout:
@@ -82,6 +91,27 @@ def test_new_weights_are_loaded_and_checked(policy, servers, tmp_path):
     config = json.loads((tmp_path / "served" / "version-7" / "config.json").read_text())
     assert config["tie_word_embeddings"] is False  # a tied head may stay stale on a server
     engine.close()
+
+
+def test_an_adapter_is_loaded_by_itself(tokenizer, tmp_path):
+    save_language_model(tiny_model(tokenizer), tmp_path / "model")
+    settings = ModelSettings(policy=str(tmp_path / "model"), device="cpu", lora=LoraSettings(rank=2))
+    policy = load_language_model(settings)
+    with serving(tmp_path / "model") as one:
+        engine = engine_on(policy, [one], tmp_path, sink="adapter")
+        change_adapters(policy)
+        engine.load_weights((), 1)
+        check_logprobs(policy, rollout_of(engine))
+        assert len(one.adapters) == 1  # the older one is gone
+        assert not (tmp_path / "served/version-1/model.safetensors").exists()
+        one.adapters, one.weights = [], "default"  # started again
+        one.load(tmp_path / "model")
+        with pytest.raises(RunError, match="no server has the weights"):
+            rollout_of(engine)  # with wait = 0
+        engine.reset()
+        engine.load_weights((), 2)
+        check_logprobs(policy, rollout_of(engine))
+        engine.close()
 
 
 @pytest.mark.parametrize(
@@ -166,10 +196,14 @@ def test_a_run_waits_for_its_only_server(policy, servers, tmp_path, capsys):
     engine.close()
 
 
-def test_a_cache_that_is_not_emptied_counts_as_no_weights(policy, servers, tmp_path):
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("full cache", "the cache was not emptied"), ("plain", r"was it started as docs/cluster\.md says")],
+)
+def test_a_server_that_cannot_take_weights_is_left_out(policy, servers, tmp_path, fault, message):
     engine = engine_on(policy, servers, tmp_path)
-    servers[0].fault = servers[1].fault = "full cache"
-    with pytest.raises(RunError, match="the cache was not emptied"):
+    servers[0].fault = servers[1].fault = fault
+    with pytest.raises(RunError, match=message):
         engine.load_weights((), 1)
     engine.close()
 

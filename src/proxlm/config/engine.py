@@ -14,6 +14,10 @@ class EngineSettings:
 
     use: Literal["native", "vllm"] = setting("native", "this process, or the vLLM servers at url")
     url: list[str] = setting(factory=list, help="the servers' addresses, http://host:port", on_resume="free")
+    sink: Literal["weights", "adapter"] = setting(
+        "weights",
+        "what the servers load after an update: all weights, LoRA merged in, or the LoRA adapter alone",
+    )
     timeout: float = setting(300.0, "seconds that one request to a server may take", gt=0, on_resume="free")
     retries: int = setting(
         3,

@@ -122,6 +122,10 @@ def _engine_problems(job: PPOConfig) -> Problems:
         if not url.startswith(("http://", "https://")):
             found.append(("engine.url", f'"{shown(url, 60)}": must begin with http:// or https://'))
     unfit = {
+        "engine.sink": (
+            job.engine.sink == "adapter" and not job.model.lora.rank,
+            "there is no adapter without model.lora.rank; set it to weights",
+        ),
         "rollout.weights": (
             job.rollout.weights != "policy",
             "the servers choose their precision; set it to policy",

@@ -14,7 +14,6 @@ import shutil
 import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,14 +28,9 @@ from proxlm.engine.vllm_probe import Probe
 from proxlm.engine.vllm_server import Server, ServerError
 from proxlm.errors import ModelError, RunError
 from proxlm.models.language_model import LanguageModel
-from proxlm.models.save import save_served_model
+from proxlm.models.save import save_adapter, save_served_model
 from proxlm.seeds import Purpose, derive_seed
-from proxlm.text import shown
 from proxlm.types import Finish
-
-
-class OtherWeightsError(ServerError):
-    """A server that was started again, or that another run has given its weights."""
 
 
 class VLLMEngine:
@@ -129,7 +123,7 @@ class VLLMEngine:
             if own[name].data_ptr() != tensor.data_ptr():
                 own[name].copy_(tensor)
         self.version, self._newest = version, self._folder / f"version-{version}"
-        publish_folder(self._newest, partial(save_served_model, self.model))
+        publish_folder(self._newest, self._write)
         self._probe.expect(self.model)
         for server in self.servers:
             self._refit(server)
@@ -150,13 +144,20 @@ class VLLMEngine:
         self.reset()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def _write(self, folder: Path) -> None:
+        """What the servers load."""
+        if self._settings.sink == "adapter":
+            save_adapter(self.model.adapters, folder)
+        else:
+            save_served_model(self.model, folder)
+
     def _refit(self, server: Server) -> None:
         """Give a server the newest weights, and compare what it computes with them."""
         server.state = "stale"
         try:
             if not server.is_alive():
                 raise ServerError(f"{server.url} does not answer")
-            server.load(self._newest, self._name())
+            server.load(self._newest, self._name(), self._settings.sink == "adapter")
             self._probe.check(server, self._settings.tolerance)
         except ServerError as error:
             self._leave_out(server, "dead", str(error))
@@ -167,8 +168,15 @@ class VLLMEngine:
             print(f"note: {server.url} takes part again, with the newest weights", flush=True)
 
     def _name(self) -> str:
-        """What servers call the newest weights: those of another run, or of a server's start, have another name."""
+        """What servers call the newest weights; those of other runs have other names."""
         return f"{self._run}-{self.version}"
+
+    def _has_newest(self, server: Server) -> bool:
+        """Whether it says so; one that was started again, or serves another run, does not."""
+        try:
+            return server.weights() == self._name()
+        except ServerError:
+            return False
 
     def _leave_out(self, server: Server, state: Literal["stale", "dead"], why: str) -> None:
         """Give a server no requests, and say so once."""
@@ -184,7 +192,7 @@ class VLLMEngine:
             if time.monotonic() > end:
                 raise RunError(
                     f"engine.url: no server has the weights of step {self.version}: {self._last_error}; start it"
-                    f" again, with the model in {self._newest}, and go on with --resume"
+                    " again, and go on with --resume"
                 )
             time.sleep(min(1.0, self._settings.wait))
             for server in self.servers:
@@ -211,7 +219,7 @@ class VLLMEngine:
             ) from error
         if not server.is_alive():
             self._leave_out(server, "dead", str(error))
-        elif isinstance(error, OtherWeightsError):
+        elif not self._has_newest(server):
             self._leave_out(server, "stale", str(error))
         self._waiting.insert(0, request)
 
@@ -240,8 +248,8 @@ class VLLMEngine:
                 "skip_special_tokens": False,
             }
         )
-        if (name := server.weights()) != self._name():
-            raise OtherWeightsError(f"it has other weights, {shown(name, 40)}; was it started again?")
+        if not self._has_newest(server):
+            raise ServerError(f"{server.url} has other weights than those of step {self.version}")
         return _output(request, server, choice, self.turn_end.tokens, self._rows)
 
 

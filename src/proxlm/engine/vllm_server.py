@@ -13,8 +13,9 @@ from proxlm.text import reason_of, shown
 
 # Bytes of a reply.
 LARGEST_REPLY = 2**26
-# Answers that mean the server lives and the request was wrong: it would be so with every server.
-_REFUSED = range(400, 500)
+# Answers that mean the server lives and the request was wrong: it would be so with every server. Not 404: one
+# that was started again does not know its adapter.
+_REFUSED = {*range(400, 500)} - {404}
 _HEALTH_SECONDS = 10.0
 
 
@@ -57,8 +58,13 @@ class Server:
             return False
         return True
 
-    def load(self, folder: Path, name: str) -> None:
+    def load(self, folder: Path, name: str, adapter: bool = False) -> None:
         """Have it load a policy in place of its own, forget what it has read, and call these weights `name`.
+
+        Args:
+            folder: A model, or an adapter in PEFT's format.
+            name: One that it has not had yet.
+            adapter: Whether it is an adapter, of the model that the server was started with.
 
         Raises:
             ServerError: It does not.
@@ -66,15 +72,27 @@ class Server:
         self._model = {}
         try:
             self.post("/pause")
-            load = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
-            self.post("/collective_rpc", load)
+            if adapter:
+                self._load_adapter(folder, name)
+            else:
+                load = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+                self.post("/collective_rpc", load)
             if self.post("/reset_prefix_cache").get("success") is not True:
                 raise ServerError(f"{self.url}/reset_prefix_cache: the cache was not emptied")
             self.post("/update_weight_version", {"new_version": name})
             self.post("/resume")
         except ServerError as error:
-            why = " (was it started with VLLM_SERVER_DEV_MODE=1?)" if error.refused else ""
+            why = " (was it started as docs/cluster.md says?)" if " 404: " in str(error) else ""
             raise ServerError(f"{error}{why}", error.refused) from error
+
+    def _load_adapter(self, folder: Path, name: str) -> None:
+        """In place of those it has."""
+        models = _member(self._ask("/v1/models", None), "data")
+        for model in models if isinstance(models, list) else []:
+            if _member(model, "parent"):
+                self._tell("/v1/unload_lora_adapter", {"lora_name": model["id"]})
+        self._tell("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+        self._model = {**self._served(), "id": name}
 
     def weights(self) -> str:
         """What it calls its weights; a server that was started again has forgotten the name. Raises ServerError."""
@@ -107,13 +125,23 @@ class Server:
         return self._model
 
     def _ask(self, path: str, body: Mapping[str, Any] | None, timeout: float | None = None) -> Any:
+        content = self._tell(path, body, timeout)
+        if not content:
+            return {}
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise ServerError(f"{self.url}{path}: a reply that is no JSON") from error
+
+    def _tell(self, path: str, body: Mapping[str, Any] | None, timeout: float | None = None) -> bytes:
+        """The reply to a request. Raises ServerError where there is none, or one of an error."""
         data = None if body is None else json.dumps(body).encode("ascii")
         request = urllib.request.Request(
             self.url + path, data=data, headers={"Content-Type": "application/json"}
         )
         try:
             with urllib.request.urlopen(request, timeout=timeout or self._timeout) as reply:
-                content = reply.read(LARGEST_REPLY + 1)
+                content: bytes = reply.read(LARGEST_REPLY + 1)
         except urllib.error.HTTPError as error:
             said = error.read(2000).decode("utf-8", "replace")
             refused = error.code in _REFUSED
@@ -122,12 +150,7 @@ class Server:
             raise ServerError(f"{self.url}{path}: {reason_of(error, 80)}") from error
         if len(content) > LARGEST_REPLY:
             raise ServerError(f"{self.url}{path}: a reply of more than {LARGEST_REPLY} bytes")
-        if not content:
-            return {}
-        try:
-            return json.loads(content)
-        except ValueError as error:
-            raise ServerError(f"{self.url}{path}: a reply that is no JSON") from error
+        return content
 
 
 def _member(reply: Any, name: str) -> Any:

@@ -34,7 +34,7 @@ def save_language_model(model: LanguageModel, folder: Path) -> None:
             save_network(model.network, model.save_dtype, folder)
         else:
             save_network(merged(copy.deepcopy(model.adapters)), model.save_dtype, folder)
-            _save_adapter(model.adapters, folder / ADAPTER_FOLDER)
+            save_adapter(model.adapters, folder / ADAPTER_FOLDER)
             model.tokenizer.save_pretrained(folder / ADAPTER_FOLDER)
         model.tokenizer.save_pretrained(folder)
     _save_turn_end(model, folder / "generation_config.json")
@@ -127,8 +127,13 @@ def _save_turn_end(model: LanguageModel, file: Path) -> None:
         _correct(file, truth)
 
 
-def _save_adapter(adapters: Any, folder: Path) -> None:
-    """Write the policy's adapters as PEFT does, but with the same bytes each time: it writes sets in any order."""
+def save_adapter(adapters: Any, folder: Path) -> None:
+    """Write the policy's adapters as PEFT does, but with the same bytes each time: it writes sets in any order.
+
+    Args:
+        adapters: PEFT's model.
+        folder: Where.
+    """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
