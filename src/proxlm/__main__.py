@@ -20,7 +20,7 @@ from proxlm.config.help import describe, overview
 from proxlm.config.parse import load_config
 from proxlm.distributed.environment import rank, world_size
 from proxlm.errors import RAISED_ON_RANK_0, ConfigError, StoppedBySignalError, UserError
-from proxlm.runlog.interrupt import HANDLED, SIGNAL_NAMES, StopSignals
+from proxlm.runlog.interrupt import SIGNAL_NAMES, StopSignals
 from proxlm.runlog.output import discard, open_standard_streams, print_uncaught
 from proxlm.system_errors import refused, system_error
 from proxlm.text import on_screen
@@ -58,7 +58,7 @@ JOB_MODULES = {
 }
 
 # The jobs that several processes do together, started by torchrun.
-SHARED_JOBS = ("ppo", "value")
+SHARED_JOBS = ("ppo", "value", "pretrain", "sft", "reward", "dpo", "distill")
 
 # Seconds that rank 0 may take to end with its message.
 _LONGEST_END = 60
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (by default the process's own) and return the exit status."""
     open_standard_streams()
     if follower := rank() > 0:
-        _follow()
+        discard(sys.stdout)  # rank 0 alone speaks, and answers signals; the others end with it
     sys.excepthook = print_uncaught
     if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
         signal.signal(
@@ -83,18 +83,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )  # ignored, as by trap '' CHLD, it hides how children end
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without λ or 中 gets ?, not a traceback
+    signals = StopSignals(_stopped, (lambda _line: None) if follower else None)
     try:
-        with StopSignals(_stopped):
+        with signals:
             status = _run(sys.argv[1:] if arguments is None else list(arguments))
             print(end="", flush=True)
         return status
     except UserError as error:
+        if follower and signals.received is not None:  # rank 0 has ended with the same signal, and says so
+            return 128 + signals.received
         if follower and RAISED_ON_RANK_0 in getattr(error, "__notes__", ()):
             return _leave_it_to_rank_0()
         return _fail(str(error))
     except StoppedBySignalError as stopped:
         return _end(str(stopped), 128 + stopped.signal)
     except KeyboardInterrupt:
+        if follower:
+            return 130
         return _end("interrupted", 130)
     except Exception as error:
         found = system_error(error)
@@ -119,7 +124,7 @@ def _run(arguments: list[str]) -> int:
         if world_size() > 1 and job not in SHARED_JOBS:
             raise ConfigError(
                 f"proxlm {job} runs in one process; several, as torchrun has started here, are for"
-                f" {' and '.join(SHARED_JOBS)}"
+                f" {', '.join(SHARED_JOBS)}"
             )
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -135,13 +140,6 @@ def _stopped(stop: signal.Signals) -> str:
         return ""  # whoever closed the output knows
     name = SIGNAL_NAMES[stop]
     return "interrupted" if stop == signal.SIGINT else f"stopped by {name} before it was done; start it again"
-
-
-def _follow() -> None:
-    """A process that is not the first of several shows nothing, and leaves signals to rank 0, with which it ends."""
-    discard(sys.stdout)
-    for number in HANDLED:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _leave_it_to_rank_0() -> int:

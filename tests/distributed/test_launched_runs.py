@@ -7,14 +7,11 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from launched import ENVIRONMENT, alone, begun, command, launched, same_run, wait_for, worker
 
-import proxlm
 from proxlm.models.save import save_language_model
 from small_models import TEXTS, tiny_model
 
@@ -48,28 +45,6 @@ keep = 9
 report = false
 threads = 1
 """
-ENVIRONMENT = os.environ | {
-    "PYTHONPATH": str(Path(proxlm.__file__).parents[1]),
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "proxlm", *arguments]
-
-
-def launched(place: Path, folder: str, *more: str) -> subprocess.CompletedProcess[str]:
-    """The recipe in two processes, to its end."""
-    given = command("launch", "ppo", "recipe.toml", "--workers", "2", "--set", f"run.folder={folder}", *more)
-    return subprocess.run(
-        given, cwd=place, env=ENVIRONMENT, capture_output=True, text=True, timeout=200, check=False
-    )
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -80,27 +55,12 @@ def place(tokenizer, tmp_path_factory) -> Path:
     prompts = [json.dumps({"prompt": f"{text[:12]} {i}"}) for i in range(4) for text in TEXTS]
     (folder / "prompts.jsonl").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     (folder / "reward.py").write_text(REWARD, encoding="utf-8")
-    (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
-    one = command("ppo", "recipe.toml", "--run.folder", "one")
-    subprocess.run(one, cwd=folder, env=ENVIRONMENT, capture_output=True, timeout=200, check=True)
-    done = launched(folder, "two")
+    (folder / "ppo.toml").write_text(RECIPE, encoding="utf-8")
+    assert alone(folder, "ppo", "ppo.toml", "--run.folder", "one").returncode == 0
+    done = launched(folder, "ppo", "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("evaluating on") == 2  # rank 0 alone speaks
     return folder
-
-
-def same_run(one: Path, two: Path, tolerance: float) -> None:
-    """The same weights, and the same metrics of every step, up to rounding."""
-    weights, others = (load_file(folder / "policy" / "model.safetensors") for folder in (one, two))
-    assert weights.keys() == others.keys()
-    for name, p in weights.items():
-        assert float((p - others[name]).abs().max()) <= tolerance, name
-    measured = ("time", "tokens_per_second", "memory")
-    for row, wanted in zip(rows(two), rows(one), strict=True):
-        assert row.keys() == wanted.keys()
-        for name, value in wanted.items():
-            if not name.startswith(measured) and isinstance(value, float):
-                assert row[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
 
 
 def test_two_processes_take_the_run_of_one(place: Path) -> None:
@@ -108,7 +68,7 @@ def test_two_processes_take_the_run_of_one(place: Path) -> None:
 
 
 def test_sharded_weights_give_the_run_of_one_and_a_checkpoint_for_any(place: Path) -> None:
-    done = launched(place, "sharded", "--set", "distributed.strategy=fsdp")
+    done = launched(place, "ppo", "sharded", "--set", "distributed.strategy=fsdp")
     assert done.returncode == 0, done.stderr
     same_run(place / "one", place / "sharded", 1e-6)
     for name, strategy in (("sharded", "ddp"), ("one", "fsdp")):
@@ -117,7 +77,7 @@ def test_sharded_weights_give_the_run_of_one_and_a_checkpoint_for_any(place: Pat
         for step in (2, 3):
             shutil.rmtree(place / folder / "checkpoints" / f"step-{step:08d}")
         done = launched(
-            place, folder, "--set", "run.resume=true", "--set", f"distributed.strategy={strategy}"
+            place, "ppo", folder, "--set", "run.resume=true", "--set", f"distributed.strategy={strategy}"
         )
         assert done.returncode == 0, done.stderr
         same_run(place / "one", place / folder, 1e-6)
@@ -130,12 +90,9 @@ def test_a_run_goes_on_with_another_number_of_processes(place: Path, first: str)
     for step in (2, 3):
         shutil.rmtree(folder / "checkpoints" / f"step-{step:08d}")
     if first == "one":
-        done = launched(place, folder.name, "--set", "run.resume=true")
+        done = launched(place, "ppo", folder.name, "--set", "run.resume=true")
     else:
-        resume = command("ppo", "recipe.toml", "--run.folder", folder.name, "--resume")
-        done = subprocess.run(
-            resume, cwd=place, env=ENVIRONMENT, capture_output=True, text=True, timeout=200, check=False
-        )
+        done = alone(place, "ppo", "ppo.toml", "--run.folder", folder.name, "--resume")
     assert done.returncode == 0, done.stderr
     assert "resumed from" in done.stdout
     same_run(place / "one", folder, 1e-6)
@@ -144,22 +101,10 @@ def test_a_run_goes_on_with_another_number_of_processes(place: Path, first: str)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_is_started_again_and_the_run_ends_as_it_would_have(place: Path, rank: int) -> None:
     folder = f"killed-{rank}"
-    given = command(
-        "launch",
-        "ppo",
-        "recipe.toml",
-        "--workers",
-        "2",
-        "--max-restarts",
-        "1",
-        "--set",
-        f"run.folder={folder}",
-    )
-    with (place / f"{folder}.txt").open("w") as shown:
-        run = subprocess.Popen(given, cwd=place, env=ENVIRONMENT, stdout=shown, stderr=shown)
-        wait_for(place / folder / "checkpoints" / "step-00000001", run)
-        os.kill(worker(run.pid, rank), signal.SIGKILL)
-        assert run.wait(timeout=200) == 0, (place / f"{folder}.txt").read_text()
+    run = begun(place, "ppo", folder, "--max-restarts", "1")
+    wait_for(place / folder / "checkpoints" / "step-00000001", run)
+    os.kill(worker(run.pid, rank), signal.SIGKILL)
+    assert run.wait(timeout=200) == 0, (place / f"{folder}.txt").read_text()
     files = ("policy/model.safetensors", "samples.jsonl")
     for name in files:
         assert (place / folder / name).read_bytes() == (place / "two" / name).read_bytes(), name
@@ -167,7 +112,7 @@ def test_a_killed_process_is_started_again_and_the_run_ends_as_it_would_have(pla
 
 def test_an_error_is_shown_once(place: Path) -> None:
     (place / "none.py").write_text("def score(completions):\n    return [None] * len(completions)\n")
-    done = launched(place, "refused", "--set", "reward.use=none.py:score")
+    done = launched(place, "ppo", "refused", "--set", "reward.use=none.py:score")
     assert done.returncode == 2
     assert done.stderr.count("proxlm: error:") == 1
     assert "the reward returned None" in done.stderr
@@ -184,20 +129,3 @@ def test_a_job_for_one_process_is_refused_in_several() -> None:
     )
     assert done.returncode == 2
     assert "runs in one process" in done.stderr
-
-
-def wait_for(path: Path, run: subprocess.Popen[bytes]) -> None:
-    began = time.monotonic()
-    while not path.exists():
-        assert run.poll() is None, f"ended before there was {path}"
-        assert time.monotonic() - began < 200
-        time.sleep(0.02)
-
-
-def worker(agent: int, rank: int) -> int:
-    """The process of a rank among the agent's children."""
-    children = [int(child) for child in Path(f"/proc/{agent}/task/{agent}/children").read_text().split()]
-    for child in children:
-        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-            return child
-    raise AssertionError(f"no rank {rank} among {children}")

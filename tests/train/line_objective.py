@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from proxlm.config import OptimiserSettings, RunSettings, SFTConfig, SupervisedSettings
+from proxlm.distributed.ranks import ONE_PROCESS
 from proxlm.train.supervised.loop import SupervisedLoop
 
 
@@ -29,13 +30,13 @@ class Line:
     def begin_step(self, step):
         pass
 
-    def gradient(self, rows, micro_batch_tokens):
+    def gradient(self, rows, micro_batch_tokens, ranks=ONE_PROCESS):
         loss = self.loss(self.x[rows])
         loss.backward()
         return float(loss.detach()), len(rows)
 
     @torch.no_grad()
-    def validate(self, micro_batch_tokens):
+    def validate(self, micro_batch_tokens, ranks=ONE_PROCESS):
         return {"validation_loss": float(self.loss(self.x[-4:])), "slope": float(self.model.weight)}
 
     def save(self, folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from proxlm.config.distributed import DistributedSettings
 from proxlm.config.early_stopping import DISTILLATION, early_stopping_problems
 from proxlm.config.mixture import is_mixture, kept_tokens_problems
 from proxlm.config.new_model import NewModelSettings
@@ -135,6 +136,7 @@ class DistillConfig:
             lr=1e-3, schedule="cosine", warmup=20, final=0.1, beta2=0.95, eps=1e-8, weight_decay=0.1
         )
     )
+    distributed: DistributedSettings = setting(factory=DistributedSettings)
     run: RunSettings = setting(factory=RunSettings)
 
     def problems(self) -> Problems:
@@ -157,6 +159,7 @@ class DistillConfig:
             reason = "its tokens are not the teacher's; set distill.mode = sequence, which learns texts"
             found.append(("distill.tokenizer", reason))
         found += early_stopping_problems(self.train, DISTILLATION)
+        found += self.distributed.unsharded_problems()
         found += kept_tokens_problems(self.text)
         if is_mixture(self.text):
             found.append(("text.weights", "and text.temperature are not of distillation; leave them out"))

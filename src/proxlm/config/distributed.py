@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from proxlm.config.problems import Problems
 from proxlm.config.setting import setting
 
 
@@ -25,3 +26,9 @@ class DistributedSettings:
         gt=0,
         on_resume="free",
     )
+
+    def unsharded_problems(self) -> Problems:
+        """Of a job whose processes all hold whole weights."""
+        if self.strategy == "ddp":
+            return []
+        return [("distributed.strategy", "sharded weights are for proxlm ppo; set it to ddp")]

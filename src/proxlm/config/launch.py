@@ -13,7 +13,9 @@ from proxlm.config.setting import setting
 class LaunchConfig:
     """Run a recipe in several processes of this machine that train together, with torchrun's agent."""
 
-    command: Literal["ppo", "value"] = setting("ppo", "the command that the recipe is for")
+    command: Literal["ppo", "value", "pretrain", "sft", "reward", "dpo", "distill"] = setting(
+        "ppo", "the command that the recipe is for"
+    )
     recipe: str = setting("", "the recipe (also: proxlm launch COMMAND RECIPE)", path="input")
     set: list[str] = setting(
         factory=list, help="a setting of the job over the recipe's, section.key=VALUE; may be repeated"
@@ -23,6 +25,13 @@ class LaunchConfig:
         0,
         "how often all processes are started again when one of them fails; they go on from the newest checkpoint",
         ge=0,
+    )
+
+    grace: float = setting(
+        120.0,
+        "seconds that the processes have for their end after Ctrl-C or SIGTERM, or when one of them has failed; then"
+        " they are killed",
+        ge=1,
     )
 
     positional: ClassVar[str] = "command recipe"

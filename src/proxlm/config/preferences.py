@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from proxlm.config.distributed import DistributedSettings
 from proxlm.config.early_stopping import PREFERENCES, early_stopping_problems
 from proxlm.config.problems import (
     Problems,
@@ -107,6 +108,7 @@ class DPOConfig:
     optim: OptimiserSettings = setting(
         factory=lambda: OptimiserSettings(lr=1e-6, schedule="linear", warmup=20, eps=1e-8)
     )
+    distributed: DistributedSettings = setting(factory=DistributedSettings)
     run: RunSettings = setting(factory=RunSettings)
 
     def problems(self) -> Problems:
@@ -115,6 +117,7 @@ class DPOConfig:
             preference_problems(self.text) + model_problems(self.model) + best_is_model_problems(self.run)
         )
         found += early_stopping_problems(self.train, PREFERENCES)
+        found += self.distributed.unsharded_problems()
         if self.text.pair:
             found.append(("text.pair", "a policy goes on with its prompt; set it to false"))
         if self.train.dropout:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from proxlm.config.distributed import DistributedSettings
 from proxlm.config.early_stopping import REWARD_MODEL, early_stopping_problems
 from proxlm.config.loss import LossSettings
 from proxlm.config.new_model import NewModelSettings
@@ -159,6 +160,7 @@ class RewardConfig:
     )
     optim: OptimiserSettings = setting(factory=_reward_optimiser)
     test: ComparisonTestSettings = setting(factory=ComparisonTestSettings)
+    distributed: DistributedSettings = setting(factory=DistributedSettings)
     run: RunSettings = setting(factory=RunSettings)
 
     def problems(self) -> Problems:
@@ -167,6 +169,7 @@ class RewardConfig:
         found += dropout_problems(self.train, self.model)
         found += _ensemble_problems(self) + _label_problems(self)
         found += early_stopping_problems(self.train, REWARD_MODEL[self.objective.kind])
+        found += self.distributed.unsharded_problems()
         found += scratch_problems(self.scratch, self.model)
         return found + optimiser_problems("optim", self.optim)
 

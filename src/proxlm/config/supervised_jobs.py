@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from proxlm.config.distributed import DistributedSettings
 from proxlm.config.early_stopping import LANGUAGE_MODEL, early_stopping_problems
 from proxlm.config.loss import LossSettings
 from proxlm.config.mixture import kept_tokens_problems, mixture_problems
@@ -48,6 +49,7 @@ class PretrainConfig:
     loss: LossSettings = setting(factory=LossSettings)
     train: SupervisedSettings = setting(factory=SupervisedSettings)
     optim: OptimiserSettings = setting(factory=lambda: _optim(2e-3))
+    distributed: DistributedSettings = setting(factory=DistributedSettings)
     run: RunSettings = setting(factory=RunSettings)
 
     def problems(self) -> Problems:
@@ -55,6 +57,7 @@ class PretrainConfig:
         found += model_problems(self.model) + best_is_model_problems(self.run)
         found += dropout_problems(self.train, self.model)
         found += early_stopping_problems(self.train, LANGUAGE_MODEL)
+        found += self.distributed.unsharded_problems()
         found += mixture_problems(self.text)
         if self.train.curriculum_steps:
             found.append(
@@ -87,6 +90,7 @@ class SFTConfig:
     loss: LossSettings = setting(factory=LossSettings)
     train: SupervisedSettings = setting(factory=SupervisedSettings)
     optim: OptimiserSettings = setting(factory=lambda: _optim(1e-4))
+    distributed: DistributedSettings = setting(factory=DistributedSettings)
     run: RunSettings = setting(factory=RunSettings)
 
     def problems(self) -> Problems:
@@ -95,6 +99,7 @@ class SFTConfig:
         found += model_problems(self.model) + best_is_model_problems(self.run)
         found += dropout_problems(self.train, self.model)
         found += early_stopping_problems(self.train, LANGUAGE_MODEL)
+        found += self.distributed.unsharded_problems()
         found += scratch_problems(self.scratch, self.model)
         found += mixture_problems(self.text) + kept_tokens_problems(self.text)
         return found + optimiser_problems("optim", self.optim)

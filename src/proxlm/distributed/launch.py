@@ -13,6 +13,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from proxlm.distributed.environment import rank, restarts, world_size
+from proxlm.distributed.heartbeat import Heartbeat
 from proxlm.distributed.ranks import ONE_PROCESS, Ranks, TorchRanks
 from proxlm.errors import ConfigError, RunError
 from proxlm.text import reason_of
@@ -41,7 +42,7 @@ def joined_ranks(timeout_minutes: float) -> Iterator[Ranks]:
             f"WORLD_SIZE is {world_size()}, but {', '.join(missing)} is not set: start the processes with torchrun or"
             " proxlm launch, or unset WORLD_SIZE"
         )
-    device = None
+    device, heartbeat = None, None
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -53,18 +54,24 @@ def joined_ranks(timeout_minutes: float) -> Iterator[Ranks]:
         torch.distributed.init_process_group(
             "gloo" if device is None else "nccl", timeout=timeout, store=store, rank=number, world_size=size
         )
-        yield TorchRanks(device=device)
+        heartbeat = Heartbeat(store, number, size, timeout.total_seconds())
+        yield TorchRanks(device=device, on_phase=heartbeat.enter)
     except RuntimeError as error:
         if not _is_lost(error):
             raise
-        lost = RunError(
-            f"rank {rank()} of {world_size()}: another rank has ended or does not answer ({reason_of(error, 90)});"
-            " its own message says why; go on with --resume"
+        reason = (
+            f"another rank has ended or does not answer ({reason_of(error, 90)}); its own message says why"
         )
+        if heartbeat is not None and "time" in str(error).lower():
+            waited = f"{timeout_minutes:g} minutes (distributed.timeout)"
+            reason = f"waited {waited} for the others; {heartbeat.others()}"
+        lost = RunError(f"rank {rank()} of {world_size()}: {reason}; go on with --resume")
         for note in getattr(error, "__notes__", ()):
             lost.add_note(note)
         raise lost from error
     finally:
+        if heartbeat is not None:
+            heartbeat.close()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 

@@ -12,6 +12,7 @@ for what it calls (`call`); while it makes something for all of them (`broadcast
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -37,6 +38,10 @@ class Ranks(Protocol):
 
     @property
     def size(self) -> int: ...
+
+    def phase(self, name: str) -> None:
+        """This rank begins a part of its work; alone of all methods it may be called by one rank only."""
+        ...
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The elementwise sum over ranks; the same bits on all of them. `tensor` stays as it is."""
@@ -94,6 +99,9 @@ class OneProcess:
     rank = 0
     size = 1
 
+    def phase(self, name: str) -> None:
+        pass
+
     def sum(self, tensor: Tensor) -> Tensor:
         return tensor
 
@@ -125,19 +133,45 @@ class OneProcess:
 ONE_PROCESS = OneProcess()
 
 
+def made_on_all(ranks: Ranks, make: Callable[[], T]) -> T:
+    """What `make`, which must not communicate, returns on each rank. Where it fails on rank 0, all raise that error.
+
+    Raises:
+        Exception: What `make` has raised, of rank 0 or else of this rank.
+    """
+    made, error = list[T](), None
+    try:
+        made.append(make())
+    except Exception as raised:  # kept until rank 0 has said the same, or that it has none
+        error = raised
+
+    def first() -> None:
+        if error is not None:
+            raise error
+
+    ranks.broadcast(first)
+    first()
+    return made[0]
+
+
 class TorchRanks:
     """The ranks of a torch.distributed process group, which must be initialised.
 
     Args:
         group: The process group; None for the default one, of all processes.
         device: Where the backend wants tensors: None leaves them where they are (gloo), a GPU for NCCL.
+        on_phase: Called with the name of each part of the work.
     """
 
     def __init__(
-        self, group: torch.distributed.ProcessGroup | None = None, device: torch.device | None = None
+        self,
+        group: torch.distributed.ProcessGroup | None = None,
+        device: torch.device | None = None,
+        on_phase: Callable[[str], None] = lambda _name: None,
     ) -> None:
-        self.group, self.device = group, device
+        self.group, self.device, self.phase = group, device, on_phase
         self._handlers: Mapping[str, Callable[..., object]] = {}
+        self._raised: Exception | None = None
 
     @property
     def rank(self) -> int:
@@ -165,7 +199,10 @@ class TorchRanks:
         try:
             made = make()
         except Exception as error:
-            self._send(_RAISE, error)
+            if error is not self._raised:  # else the others have it from a broadcast inside this one
+                self._raised = error
+                with suppress(RuntimeError):  # they may be gone; why is in the error
+                    self._send(_RAISE, error)
             raise
         self._send(_RETURN, made)
         return made
@@ -197,6 +234,7 @@ class TorchRanks:
 
     def serve(self) -> Any:
         while True:
+            self.phase("waiting for rank 0")
             name, given = self._received()
             if name == _RETURN:
                 return given

@@ -15,15 +15,17 @@ from proxlm.data.chat import carry_template
 from proxlm.data.prompts import PromptSources
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import decode
+from proxlm.distributed.launch import joined_ranks
+from proxlm.distributed.ranks import Ranks, made_on_all
 from proxlm.engine.agreement import check_engine
 from proxlm.jobs.distill_card import write_card
 from proxlm.jobs.distill_data import DistillData, Texts
 from proxlm.jobs.in_memory import GivenRecords, record_source
 from proxlm.jobs.new_models import check_new_model, new_language_model
 from proxlm.jobs.progress import progress_line
-from proxlm.jobs.run_folder import check_run_folder, run_folder
-from proxlm.jobs.startup import seeded_weights, start_job
-from proxlm.jobs.supervised import print_result, train_in_folder
+from proxlm.jobs.run_folder import run_folder
+from proxlm.jobs.startup import after_restart, seeded_weights, start_job
+from proxlm.jobs.supervised import made_for_run, print_result, train_in_folder
 from proxlm.models.agreement import check_gradients
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
@@ -40,13 +42,18 @@ from proxlm.train.supervised.teacher_reading import GIB, KeptReading, Teacher, b
 def main(config: DistillConfig) -> None:
     """Run the job and print where everything is."""
     start_job(config.run.threads, config.model)
-    print_result(DistillTrainer(config=config).train())
+    print_result(DistillTrainer(config=after_restart(config)).train())
 
 
 class DistillLoop(SupervisedLoop):
     """Supervised training whose batches may hold the student's own samples."""
 
     headline: ClassVar[tuple[str, ...]] = (LOSS, VALIDATION_LOSS, VALIDATION_FORWARD_KL, VALIDATION_AGREEMENT)
+    objective: DistillObjective
+
+    def gradient(self, rows: list[int]) -> tuple[float, int]:
+        self.objective.share_samples(rows, self.ranks)
+        return super().gradient(rows)
 
 
 class DistillTrainer:
@@ -127,48 +134,52 @@ class DistillTrainer:
         with ExitStack() as stack:
             stack.enter_context(self.teacher.lent())
             stack.enter_context(self.student.lent())
-            return self._train()
+            return self._train(stack.enter_context(joined_ranks(self.config.distributed.timeout)))
 
-    def _train(self) -> Run:
+    def _train(self, ranks: Ranks) -> Run:
         config = self.config
-        check_run_folder(config.run)
         skipped = Skipped(config.data.on_bad_record == "skip" or config.text.on_bad_record == "skip")
         data = DistillData(config, self.teacher, self.student, self._prompts, self._records, skipped)
-        data.check()
         if config.scratch.type:
             check_new_model(config.scratch, "scratch")
-        with run_folder(config, "distill", self._in_python) as folder:
-            texts = data.texts(folder)
-            student = self._student(texts)
-            teacher = self._teacher(data, texts, student)
-            for part in (texts.training, texts.validation):
-                student.check_tokens("the texts", part.tokens)
-            check_engine(student)  # what is trained here is generated from later
-            check_gradients(student)
-            objective = DistillObjective(
-                student,
-                teacher,
-                texts.training,
-                texts.validation,
-                config.distill,
-                config.rollout.max_new_tokens,
-                config.run.seed,
-                self._kept(teacher, texts),
-                Dropout([student.network], config.train.dropout, config.run.seed),
-            )
+        made_for_run(ranks, config.run, data.check)
+        with run_folder(config, "distill", self._in_python, ranks) as folder:
+            texts = ranks.broadcast(lambda: data.texts(folder))
+            objective = made_on_all(ranks, lambda: self._objective(data, texts))
             return train_in_folder(
                 folder,
                 "distill",
                 config,
                 objective,
-                student.network,
+                objective.model.network,
                 skipped,
                 self._callbacks,
                 self._in_python,
                 self._sources(),
                 DistillLoop,
-                partial(self._write_card, data, student),
+                partial(self._write_card, data, objective.model),
+                ranks=ranks,
             )
+
+    def _objective(self, data: DistillData, texts: Texts) -> DistillObjective:
+        """The student at its start, and what it is to learn."""
+        config, student = self.config, self._student(texts)
+        teacher = self._teacher(data, texts, student)
+        for part in (texts.training, texts.validation):
+            student.check_tokens("the texts", part.tokens)
+        check_engine(student)  # what is trained here is generated from later
+        check_gradients(student)
+        return DistillObjective(
+            student,
+            teacher,
+            texts.training,
+            texts.validation,
+            config.distill,
+            config.rollout.max_new_tokens,
+            config.run.seed,
+            self._kept(teacher, texts),
+            Dropout([student.network], config.train.dropout, config.run.seed),
+        )
 
     def _write_card(self, data: DistillData, student: LanguageModel, folder: Path) -> None:
         """What was made: teacher and student side by side."""

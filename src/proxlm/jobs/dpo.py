@@ -16,12 +16,14 @@ from proxlm.data.chat import carry_template
 from proxlm.data.preferences import Comparison, split_by_prompt
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
+from proxlm.distributed.launch import joined_ranks
+from proxlm.distributed.ranks import Ranks
 from proxlm.engine.agreement import check_engine
 from proxlm.jobs.in_memory import GivenRecords
-from proxlm.jobs.run_folder import check_run_folder
-from proxlm.jobs.startup import seeded_weights, start_job
-from proxlm.jobs.supervised import print_result, run_supervised
+from proxlm.jobs.startup import after_restart, seeded_weights, start_job
+from proxlm.jobs.supervised import made_for_run, print_result, run_supervised
 from proxlm.models.agreement import check_gradients
+from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
 from proxlm.report.run import Run
 from proxlm.runlog.metric_names import LOSS, VALIDATION_ACCURACY, VALIDATION_LOSS
@@ -34,7 +36,7 @@ from proxlm.train.supervised.loop import SupervisedLoop
 def main(config: DPOConfig) -> None:
     """Run the job and print where everything is."""
     start_job(config.run.threads, config.model)
-    print_result(DPOTrainer(config=config).train())
+    print_result(DPOTrainer(config=after_restart(config)).train())
 
 
 class DPOLoop(SupervisedLoop):
@@ -92,13 +94,42 @@ class DPOTrainer:
             UserError: The data or the model cannot be used, or the run cannot continue.
             StoppedBySignalError: A signal has ended the run; its newest step is saved.
         """
-        with self.source.lent():
-            return self._train()
+        with self.source.lent(), joined_ranks(self.config.distributed.timeout) as ranks:
+            return self._train(ranks)
 
-    def _train(self) -> Run:
+    def _train(self, ranks: Ranks) -> Run:
+        config = self.config
+        skipped = Skipped(config.text.on_bad_record == "skip")
+        model, parts = made_for_run(ranks, config.run, lambda: self._model_and_parts(skipped))
+        (training, margins), (validation, validation_margins) = parts
+        objective = DPOObjective(
+            model,
+            training,
+            validation,
+            (margins, validation_margins),
+            config.dpo,
+            config.train.micro_batch_tokens,
+            ranks,
+        )
+        sources: dict[str, Source | ModelSource] = {**self._records.by_setting()}
+        if self.source.in_memory:  # its weights at the start are the reference
+            sources["model.policy"] = self.source
+        return run_supervised(
+            "dpo",
+            config,
+            objective,
+            model.network,
+            skipped,
+            self._callbacks,
+            self._in_python,
+            sources,
+            DPOLoop,
+            ranks=ranks,
+        )
+
+    def _model_and_parts(self, skipped: Skipped) -> tuple[LanguageModel, list[tuple[Examples, Tensor]]]:
+        """The policy at its start, and the comparisons of training and of validation with their margins."""
         config, text = self.config, self.config.text
-        check_run_folder(config.run)
-        skipped = Skipped(text.on_bad_record == "skip")
         with seeded_weights(config.run.seed):
             model = self.source.load()
         carry_template(model.tokenizer, text.chat_template)
@@ -118,33 +149,11 @@ class DPOTrainer:
         else:
             rows = split_by_prompt([found.group for found in noted], text.validation_share, config.run.seed)
             parts = [_part(every, noted, of_part) for of_part in rows]
-        (training, margins), (validation, validation_margins) = parts
-        for part in (training, validation):
+        for part, _ in parts:
             model.check_tokens("the records", part.tokens)
         check_engine(model)  # what is trained here is generated from later
         check_gradients(model)
-        objective = DPOObjective(
-            model,
-            training,
-            validation,
-            (margins, validation_margins),
-            config.dpo,
-            config.train.micro_batch_tokens,
-        )
-        sources: dict[str, Source | ModelSource] = {**self._records.by_setting()}
-        if self.source.in_memory:  # its weights at the start are the reference
-            sources["model.policy"] = self.source
-        return run_supervised(
-            "dpo",
-            config,
-            objective,
-            model.network,
-            skipped,
-            self._callbacks,
-            self._in_python,
-            sources,
-            DPOLoop,
-        )
+        return model, parts
 
 
 def _part(every: Examples, noted: Sequence[Comparison], rows: Sequence[int]) -> tuple[Examples, Tensor]:

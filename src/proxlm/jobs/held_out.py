@@ -150,6 +150,7 @@ class HeldOutEvaluations:
 
     def _measure(self, name: str, model: LanguageModel, on_progress: Progress, draw: int = 0) -> Evaluation:
         config = self._loop.config
+        self._loop.ranks.phase("evaluate")
         with closing(NativeEngine(model, config.rollout)) as engine:
             return evaluate_model(
                 name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import uuid
@@ -40,6 +41,7 @@ def main(config: LaunchConfig) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=config.max_restarts,
         monitor_interval=1,
+        shutdown_timeout=math.ceil(config.grace),
     )
     try:
         elastic_launch(agent, sys.executable)("-m", "proxlm", config.command, config.recipe, *options)

@@ -241,6 +241,7 @@ class PPOTrainer:
             config.run,
             start_step=loop.state.step,
             in_python=self._in_python,
+            on_phase=loop.ranks.phase,
         ) as log:
             loop.train(log)
         loop.refresh()

@@ -13,14 +13,16 @@ from proxlm.config.signature import checked
 from proxlm.data.documents import DocumentParts
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import tokenizer_of_new_model
+from proxlm.distributed.launch import joined_ranks
+from proxlm.distributed.ranks import Ranks
 from proxlm.errors import ConfigError
 from proxlm.jobs.model_limits import check_block
 from proxlm.jobs.new_models import check_new_model, new_language_model
 from proxlm.jobs.pretrain_text import PretrainText
-from proxlm.jobs.run_folder import check_run_folder
-from proxlm.jobs.startup import seeded_weights, start_job
+from proxlm.jobs.startup import after_restart, seeded_weights, start_job
 from proxlm.jobs.supervised import (
     language_model_objective,
+    made_for_run,
     mixture_of,
     print_result,
     run_supervised,
@@ -30,13 +32,14 @@ from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.models.source import ModelSource
 from proxlm.report.run import Run
 from proxlm.train.common.callbacks import Callback, Callbacks
+from proxlm.train.supervised.batches import Mixture
 from proxlm.train.supervised.objective import LanguageModelObjective
 
 
 def main(config: PretrainConfig) -> None:
     """Run the job and print where everything is."""
     start_job(config.run.threads, config.model)
-    print_result(PretrainTrainer(config=config).train())
+    print_result(PretrainTrainer(config=after_restart(config)).train())
 
 
 class PretrainTrainer:
@@ -89,14 +92,18 @@ class PretrainTrainer:
             UserError: The text or the model cannot be used, or the run cannot continue.
             StoppedBySignalError: A signal has ended the run; its newest step is saved.
         """
-        with self.source.lent():
-            return self._train()
+        with self.source.lent(), joined_ranks(self.config.distributed.timeout) as ranks:
+            return self._train(ranks)
 
-    def _train(self) -> Run:
+    def _train(self, ranks: Ranks) -> Run:
         config = self.config
-        check_run_folder(config.run)
         skipped = Skipped(config.text.on_bad_record == "skip")
-        objective = self.objective(skipped)
+
+        def made() -> tuple[LanguageModelObjective, Mixture | None]:
+            objective = self.objective(skipped)
+            return objective, mixture_of(config.text, objective.training)
+
+        objective, mixture = made_for_run(ranks, config.run, made)
         return run_supervised(
             "pretrain",
             config,
@@ -105,7 +112,8 @@ class PretrainTrainer:
             skipped,
             self._callbacks,
             self._texts is not None or self.source.in_memory,
-            mixture=mixture_of(config.text, objective.training),
+            mixture=mixture,
+            ranks=ranks,
         )
 
     def objective(self, skipped: Skipped) -> LanguageModelObjective:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,15 +14,16 @@ from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import tokenizer_of_new_model
+from proxlm.distributed.launch import joined_ranks
+from proxlm.distributed.ranks import Ranks
 from proxlm.errors import ConfigError
 from proxlm.jobs.in_memory import GivenRecords
 from proxlm.jobs.judge import HeldOut, print_judgement
 from proxlm.jobs.judge_labels import HeldOutLabels
 from proxlm.jobs.new_models import check_new_model, new_language_model
 from proxlm.jobs.reward_records import RewardRecords
-from proxlm.jobs.run_folder import check_run_folder
-from proxlm.jobs.startup import seeded_weights, start_job
-from proxlm.jobs.supervised import print_result, run_supervised, tokenizer_to_resume
+from proxlm.jobs.startup import after_restart, seeded_weights, start_job
+from proxlm.jobs.supervised import made_for_run, print_result, run_supervised, tokenizer_to_resume
 from proxlm.models.classifier import Classifier, classifier_of_language_model, load_classifier
 from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.models.source import ModelSource
@@ -48,7 +49,7 @@ from proxlm.train.supervised.reward_objective import RewardObjective
 def main(config: RewardConfig) -> None:
     """Run the job and print where everything is."""
     start_job(config.run.threads, config.model)
-    run = RewardTrainer(config=config).train()
+    run = RewardTrainer(config=after_restart(config)).train()
     print_judgement(run)
     print_result(run)
     use = "reward_ensemble" if members_of(run.model) else "reward_model"
@@ -129,15 +130,38 @@ class RewardTrainer:
             UserError: The data or the model cannot be used, or the run cannot continue.
             StoppedBySignalError: A signal has ended the run; its newest step is saved.
         """
-        with self.source.lent():
-            return self._train()
+        with self.source.lent(), joined_ranks(self.config.distributed.timeout) as ranks:
+            return self._train(ranks)
 
-    def _train(self) -> Run:
+    def _train(self, ranks: Ranks) -> Run:
         config = self.config
-        check_run_folder(config.run)
+        skipped = Skipped(config.text.on_bad_record == "skip")
+        objective, members, judge = made_for_run(ranks, config.run, lambda: self._objective(skipped))
+        try:
+            return run_supervised(
+                "reward",
+                config,
+                objective,
+                members[0].network,
+                skipped,
+                self._callbacks,
+                self._in_python,
+                self._records.by_setting(),
+                RewardLoop,
+                after=judge,
+                ranks=ranks,
+            )
+        finally:
+            for member in members:
+                objective.criterion.finish(member)
+
+    def _objective(
+        self, skipped: Skipped
+    ) -> tuple[RewardObjective, list[Classifier], Callable[[Path], None]]:
+        """What is to be learnt, the models at their start, and what judges them on held-out records at the end."""
+        config = self.config
         if config.scratch.type:
             check_new_model(config.scratch, "scratch")
-        skipped = Skipped(config.text.on_bad_record == "skip")
         records = RewardRecords(config, self._records, skipped)
         members = [self._member(records, i) for i in range(config.ensemble.size)]
         if len(members) > 1 and not (config.ensemble.bagging or config.ensemble.boosting):
@@ -165,22 +189,7 @@ class RewardTrainer:
                 config.train.micro_batch_tokens,
                 dropout,
             )
-        try:
-            return run_supervised(
-                "reward",
-                config,
-                objective,
-                members[0].network,
-                skipped,
-                self._callbacks,
-                self._in_python,
-                self._records.by_setting(),
-                RewardLoop,
-                after=lambda folder: held.judge(folder, reading.limit),
-            )
-        finally:
-            for member in members:
-                criterion.finish(member)
+        return objective, members, lambda folder: held.judge(folder, reading.limit)
 
     def _member(self, records: RewardRecords, number: int) -> Classifier:
         """A model of an ensemble at its start; the first one is what a run without one begins with."""

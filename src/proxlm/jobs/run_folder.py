@@ -15,6 +15,7 @@ from proxlm.config.paths import absolute
 from proxlm.data.in_memory import InMemoryRecords
 from proxlm.data.inputs import inputs_of, read_inputs, write_inputs
 from proxlm.data.records import Source
+from proxlm.distributed.ranks import ONE_PROCESS, Ranks
 from proxlm.errors import ConfigError
 from proxlm.models.source import ModelSource
 from proxlm.runlog.folder import (
@@ -51,7 +52,9 @@ def check_run_folder(run: RunSettings) -> None:
 
 
 @contextmanager
-def run_folder(config: TrainingConfig, job: str, in_python: bool = False) -> Iterator[Path]:
+def run_folder(
+    config: TrainingConfig, job: str, in_python: bool = False, ranks: Ranks = ONE_PROCESS
+) -> Iterator[Path]:
     """Make a new run's folder with its config.toml, or find the one to resume, and lock it while the context lasts.
 
     Signals end the run at once, with a line that says what is saved; those that arrive in its loop, see `RunLog`.
@@ -60,10 +63,14 @@ def run_folder(config: TrainingConfig, job: str, in_python: bool = False) -> Ite
         config: The run's settings.
         job: The command's name.
         in_python: See `RunLog`.
+        ranks: Rank 0 alone has the folder; the others get an empty path.
 
     Raises:
         RunError: Another process holds it, or it cannot be written.
     """
+    if ranks.rank > 0:
+        yield Path()
+        return
     folder = open_run(config.run.folder, job, config.run.resume, lambda folder: config_of_run(config, folder))
     with locked(folder), StopSignals(lambda stop: stopped_outside_message(stop, job, folder, in_python)):
         forget(folder)  # a request to an earlier process; one to this process may come before its loop begins

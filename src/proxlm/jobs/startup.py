@@ -11,14 +11,23 @@ from typing import TypeVar
 import torch
 
 from proxlm.checkpoint import checkpoints
-from proxlm.config import ModelSettings, PPOConfig
+from proxlm.config import (
+    DistillConfig,
+    DPOConfig,
+    ModelSettings,
+    PPOConfig,
+    PretrainConfig,
+    RewardConfig,
+    SFTConfig,
+    ValueConfig,
+)
 from proxlm.distributed.environment import rank, restarts
 from proxlm.errors import ConfigError
 from proxlm.kernels.device import lacks_bfloat16
 from proxlm.kernels.startup import start
 from proxlm.seeds import Purpose, derive_seed
 
-C = TypeVar("C", bound=PPOConfig)
+C = TypeVar("C", PPOConfig, ValueConfig, PretrainConfig, SFTConfig, RewardConfig, DPOConfig, DistillConfig)
 
 
 def start_job(threads: int = 0, model: ModelSettings | None = None) -> None:

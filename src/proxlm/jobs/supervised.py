@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from proxlm.checkpoint import newest_checkpoint
 from proxlm.config import PretrainConfig, RunSettings, SFTConfig, SupervisedSettings, TextSettings
@@ -13,9 +13,10 @@ from proxlm.config.mixture import shares_of, source_names
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import load_tokenizer
+from proxlm.distributed.ranks import ONE_PROCESS, Ranks, made_on_all
 from proxlm.engine.agreement import check_engine
 from proxlm.errors import DataError
-from proxlm.jobs.run_folder import begin_run, run_folder
+from proxlm.jobs.run_folder import begin_run, check_run_folder, run_folder
 from proxlm.models.agreement import check_gradients
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
@@ -31,6 +32,8 @@ from proxlm.train.supervised.dropout import Dropout
 from proxlm.train.supervised.examples import Examples
 from proxlm.train.supervised.loop import SupervisedConfig, SupervisedLoop
 from proxlm.train.supervised.objective import LanguageModelObjective, Objective
+
+T = TypeVar("T")
 
 
 def language_model_objective(
@@ -85,6 +88,21 @@ def mixture_of(text: TextSettings, training: Examples) -> Mixture | None:
     return Mixture(tuple(names), training.sources, tuple(shares))
 
 
+def made_for_run(ranks: Ranks, run: RunSettings, make: Callable[[], T]) -> T:
+    """What `make`, which must not communicate, returns on each rank, once rank 0 has looked at the run's folder.
+
+    Raises:
+        UserError: See `check_run_folder` and `made_on_all`.
+    """
+
+    def made() -> T:
+        if ranks.rank == 0:
+            check_run_folder(run)
+        return make()
+
+    return made_on_all(ranks, made)
+
+
 def run_supervised(
     job: str,
     config: SupervisedConfig,
@@ -97,6 +115,7 @@ def run_supervised(
     loop_type: type[SupervisedLoop] = SupervisedLoop,
     after: Callable[[Path], None] = lambda _folder: None,
     mixture: Mixture | None = None,
+    ranks: Ranks = ONE_PROCESS,
 ) -> Run:
     """Minimise an objective, in the run's folder, and write the report.
 
@@ -105,7 +124,7 @@ def run_supervised(
     Raises:
         UserError: See `SupervisedLoop.train`.
     """
-    with run_folder(config, job, in_python) as folder:
+    with run_folder(config, job, in_python, ranks) as folder:
         return train_in_folder(
             folder,
             job,
@@ -119,6 +138,7 @@ def run_supervised(
             loop_type,
             after,
             mixture,
+            ranks,
         )
 
 
@@ -135,6 +155,7 @@ def train_in_folder(
     loop_type: type[SupervisedLoop] = SupervisedLoop,
     after: Callable[[Path], None] = lambda _folder: None,
     mixture: Mixture | None = None,
+    ranks: Ranks = ONE_PROCESS,
 ) -> Run:
     """Minimise an objective in a run's folder that is open, and write the report.
 
@@ -151,10 +172,44 @@ def train_in_folder(
         loop_type: Its loop.
         after: Called with the run's folder when the loop has ended, before the report is written.
         mixture: The sources of the training rows; None: there is one.
+        ranks: The processes that train together; only rank 0 uses the folder, the callbacks and `after`.
 
     Raises:
         UserError: See `SupervisedLoop.train`.
     """
+    loop = loop_type(objective, config, folder, mixture, ranks)
+    if ranks.rank > 0:
+        run: Run = loop.follow()
+        return run
+    loop.callbacks = callbacks.fresh()
+
+    def lead() -> Run:
+        _announce(config, objective, network, skipped)
+        skipped.save(folder)
+        begin_run(config, loop, sources)
+        loop.synchronise()
+        with RunLog(
+            folder,
+            job,
+            config.train.steps,
+            config.run,
+            loop.state.step,
+            headline=loop.headline,
+            limit_seconds=max(0.0, config.train.minutes * 60 - loop.state.seconds),
+            in_python=in_python,
+            on_phase=ranks.phase,
+        ) as log:
+            loop.train(log)
+        after(folder)
+        if config.run.report:
+            write_report(folder)
+        return load_run(folder)
+
+    return ranks.broadcast(lead)
+
+
+def _announce(config: SupervisedConfig, objective: Objective, network: Any, skipped: Skipped) -> None:
+    """Print how large the model and the data are."""
     parameters = sum(p.numel() for p in network.parameters()) / 1e6
     tokens, validation_tokens = (
         int(lengths.sum()) for lengths in (objective.lengths, objective.validation_lengths)
@@ -167,25 +222,6 @@ def train_in_folder(
     )
     if note := warmup_note("optim", config.optim, config.train.steps):
         print(f"note: {note}", flush=True)
-    skipped.save(folder)
-    loop = loop_type(objective, config, folder, mixture)
-    loop.callbacks = callbacks.fresh()
-    begin_run(config, loop, sources)
-    with RunLog(
-        folder,
-        job,
-        config.train.steps,
-        config.run,
-        loop.state.step,
-        headline=loop.headline,
-        limit_seconds=max(0.0, config.train.minutes * 60 - loop.state.seconds),
-        in_python=in_python,
-    ) as log:
-        loop.train(log)
-    after(folder)
-    if config.run.report:
-        write_report(folder)
-    return load_run(folder)
 
 
 def best_validation(run: Run) -> tuple[str, float, int]:

@@ -40,6 +40,7 @@ class RunLog:
         headline: metrics whose whole history is shown.
         limit_seconds: when the run ends even if steps are left; 0: no limit.
         in_python: the run has arguments that the command line cannot give, so that only Python can resume it.
+        on_phase: called with the name of each part of a step when it begins.
 
     Raises:
         RunError: the folder cannot be written, or a logger that is asked for is not installed.
@@ -56,8 +57,9 @@ class RunLog:
         headline: Sequence[str] = (names.REWARD, names.TEACHER_KL, names.KL),
         limit_seconds: float = 0.0,
         in_python: bool = False,
+        on_phase: Callable[[str], None] = lambda _name: None,
     ) -> None:
-        self.folder, self.run = folder, run
+        self.folder, self.run, self._on_phase = folder, run, on_phase
         check_loggers(run)
         self._rows = RowFiles(folder, start_step)
         past = self._rows.read_metrics()
@@ -157,6 +159,7 @@ class RunLog:
     def phase(self, name: str) -> None:
         """Show that a part of the step begins: generate, score, prepare, update, validate ..."""
         self.state.enter(name)
+        self._on_phase(name)
 
     def progress(self, done: int, total: int) -> None:
         """Show how far the phase is."""
@@ -168,13 +171,16 @@ class RunLog:
 
 
 class NoLog:
-    """Stands in for a run's log on the ranks that record and show nothing."""
+    """Stands in for a run's log on the ranks that record and show nothing; on_phase: see `RunLog`."""
+
+    def __init__(self, on_phase: Callable[[str], None] = lambda _name: None) -> None:
+        self._on_phase = on_phase
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         pass
 
     def phase(self, name: str) -> None:
-        pass
+        self._on_phase(name)
 
     def progress(self, done: int, total: int) -> None:
         pass

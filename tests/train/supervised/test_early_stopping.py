@@ -18,6 +18,7 @@ from proxlm.config.early_stopping import (
     REWARD_MODEL,
     is_better,
 )
+from proxlm.distributed.ranks import ONE_PROCESS
 from proxlm.errors import ConfigError
 from proxlm.runlog.metric_names import declared
 
@@ -27,7 +28,7 @@ class Rising(Line):
 
     script = (0.2, 0.6, 0.9, None, 0.9, 0.7)
 
-    def validate(self, micro_batch_tokens):
+    def validate(self, micro_batch_tokens, ranks=ONE_PROCESS):
         self.count = getattr(self, "count", -1) + 1
         value = self.script[min(self.count, len(self.script) - 1)]
         return {**super().validate(micro_batch_tokens)} | (

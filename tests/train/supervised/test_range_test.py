@@ -9,6 +9,7 @@ import torch
 from line_objective import Line
 
 from proxlm.config import OptimiserSettings
+from proxlm.distributed.ranks import ONE_PROCESS
 from proxlm.train.common.memory import TokenBudget
 from proxlm.train.supervised import pass_sizes
 from proxlm.train.supervised.batches import TokenBatches
@@ -67,7 +68,7 @@ class Passes(Line):
         self.lengths = torch.tensor([4, 2, 1, 3] * 10)
         self.limit, self.seen = limit, []
 
-    def gradient(self, rows, micro_batch_tokens):
+    def gradient(self, rows, micro_batch_tokens, ranks=ONE_PROCESS):
         if int(self.lengths[rows].sum()) > self.limit:
             raise torch.OutOfMemoryError("out of memory")
         self.seen.append(list(rows))
@@ -100,7 +101,7 @@ def test_on_a_processor_a_pass_that_would_take_the_machines_memory_is_not_tried(
 
 def test_other_errors_are_not_taken_for_memory():
     class Broken(Passes):
-        def gradient(self, rows, micro_batch_tokens):
+        def gradient(self, rows, micro_batch_tokens, ranks=ONE_PROCESS):
             raise ValueError("a bug")
 
     with pytest.raises(ValueError, match="a bug"):

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from proxlm.config import SupervisedSettings
+from proxlm.distributed.ranks import ONE_PROCESS
 from proxlm.train.supervised.averaging import WeightAverage
 
 
@@ -55,7 +56,7 @@ class Noisy(Line):
 
     fresh = False
 
-    def gradient(self, rows, micro_batch_tokens):
+    def gradient(self, rows, micro_batch_tokens, ranks=ONE_PROCESS):
         self.calls = getattr(self, "calls", 0) + 1
         seed = self.calls if self.fresh else rows[0] + 7 * rows[-1]
         noise = torch.randn(len(rows), 1, generator=torch.Generator().manual_seed(seed))

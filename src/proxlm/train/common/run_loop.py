@@ -44,6 +44,7 @@ from proxlm.config import (
 )
 from proxlm.config.from_run import BEST
 from proxlm.data.inputs import Inputs
+from proxlm.distributed.ranks import ONE_PROCESS, Ranks
 from proxlm.doctor import Doctor, Facts
 from proxlm.errors import RunError
 from proxlm.runlog.folder import JsonRow
@@ -116,6 +117,8 @@ class TrainingLoop(ABC, Generic[S]):
 
     config: TrainingConfig
     inputs: Inputs | None = None
+    # The processes that take the steps together.
+    ranks: Ranks = ONE_PROCESS
     # Whether `stopped_early` belongs to a run's end, so that it cannot end once a step is saved.
     ends_with_a_validation: ClassVar[bool] = False
     # The folder of a run, and of a checkpoint, that `save_model` writes.
@@ -263,7 +266,7 @@ class TrainingLoop(ABC, Generic[S]):
         """
         state, limit = self.state, self.config.run.max_skipped_updates
         state.non_finite = 0 if finite else state.non_finite + 1
-        if 0 < limit <= state.non_finite:
+        if 0 < limit <= state.non_finite and self.ranks.rank == 0:
             self.problem = save_offending_rows(self.folder, state.step, state.non_finite, samples(), name)
             state.non_finite = 0  # a resume is a new attempt
 

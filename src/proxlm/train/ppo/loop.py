@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from proxlm.config import PPOConfig
@@ -24,7 +23,7 @@ from proxlm.engine.vllm import VLLMEngine
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
-from proxlm.models.sharded import assign, shard, whole
+from proxlm.models.sharded import shard, whole
 from proxlm.rl.kl import adapt_kl_coefficient
 from proxlm.rl.running_statistics import RunningStatistics, with_values
 from proxlm.rl.shaping import response_rewards
@@ -35,8 +34,8 @@ from proxlm.train.common.clock import Clock
 from proxlm.train.common.memory import TokenBudget
 from proxlm.train.common.non_finite import finite_update
 from proxlm.train.common.optimiser import Optimiser
-from proxlm.train.common.run_loop import TrainingLoop
 from proxlm.train.common.schedules import temperature_at
+from proxlm.train.common.shared_loop import SharedLoop
 from proxlm.train.ppo.algorithms import Algorithm
 from proxlm.train.ppo.behaviour import with_trainer_logprobs
 from proxlm.train.ppo.collect import Collected, collect, reference_rewards
@@ -62,7 +61,7 @@ def engine_of(policy: LanguageModel, config: PPOConfig, folder: Path) -> CopyEng
     return VLLMEngine(policy, config.engine, served, config.rollout.batch_size)
 
 
-class PPOLoop(TrainingLoop[PPOState]):
+class PPOLoop(SharedLoop[PPOState]):
     """One PPO run. `train` is the loop; everything it calls is a function you can call yourself.
 
     Args:
@@ -91,10 +90,10 @@ class PPOLoop(TrainingLoop[PPOState]):
         generate: Generate = generate,
         ranks: Ranks = ONE_PROCESS,
     ) -> None:
-        super().__init__(config, folder, PPOState(kl_coef=config.ppo.kl_coef))
+        sharded = ranks.size > 1 and config.distributed.strategy == "fsdp"
+        super().__init__(config, folder, PPOState(kl_coef=config.ppo.kl_coef), ranks, sharded)
         self.models, self.prompts, self.reward = models, prompts, reward
-        self.ptx, self.generate, self.ranks = ptx, generate, ranks
-        self.sharded = ranks.size > 1 and config.distributed.strategy == "fsdp"
+        self.ptx, self.generate = ptx, generate
         # What samples, is evaluated and is saved: the policy, or a whole copy of one whose weights are sharded.
         self.whole_models = models
         if self.sharded:
@@ -110,22 +109,14 @@ class PPOLoop(TrainingLoop[PPOState]):
             ppo, make = config.ppo, partial(engine_of, config=config, folder=folder)
             self.collector = RolloutQueue(policy, ppo.max_staleness, ppo.steps, make)
         self.budget = TokenBudget(config.ppo.micro_batch_tokens)
-        ranks.offer(
-            {
-                "synchronise": self._synchronise,
-                "whole": self._whole_tensors,
-                "refresh": self._refresh,
-                "step": lambda: self.step(NoLog()),
-                "generate": SharedGenerate(ranks, self.engine).own_share,
-            }
-        )
-        self._resumed: Mapping[str, Tensor] = {}
         # Metrics on held-out prompts, for evaluation.every; it may use the reward and the policy.
         self.evaluate: Callable[[Progress], Mapping[str, float]] | None = None
 
-    def next_step(self, log: RunLog) -> dict[str, float]:
-        self.ranks.call("step")
-        return self.step(log)
+    def handlers(self) -> dict[str, Callable[..., object]]:
+        return {**super().handlers(), "generate": self._sample_share}
+
+    def _sample_share(self, *given: Any) -> None:
+        SharedGenerate(self.ranks, self.engine).own_share(*given)
 
     def step(self, log: RunLog | NoLog) -> dict[str, float]:
         """One PPO step; returns its metrics. All ranks take it together."""
@@ -293,69 +284,10 @@ class PPOLoop(TrainingLoop[PPOState]):
         if self.ptx is not None:
             self.ptx.skip(state.ptx_batches)
 
-    def synchronise(self) -> None:
-        """Give the other ranks what rank 0 has: weights, the optimisers' state and counters. Once, before `train`."""
-        self.ranks.call("synchronise")
-        self._synchronise()
-
-    def follow(self) -> Any:
-        """What a rank other than 0 does instead of `train`: its share of what rank 0 calls, until that has made what
-        this returns (`Ranks.broadcast`).
-        """
-        try:
-            return self.ranks.serve()
-        finally:
-            self.close()
-
-    def refresh(self) -> None:
-        """On rank 0, before its whole policy is used outside `step`: bring it up to date, where it is a copy."""
-        if self.sharded:
-            self.ranks.call("refresh")
-            self._refresh()
-
-    @torch.no_grad()
-    def _refresh(self) -> None:
+    def copies(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.sharded:
             copies = dict(self.whole_models.policy.network.named_parameters())
-            for name, p in self.models.policy.trainable():
-                copies[name].copy_(whole(p))
-
-    def whole_tensors(self) -> dict[str, Tensor]:
-        if not self.sharded:
-            return super().whole_tensors()
-        self.refresh()  # the model is saved, too
-        self.ranks.call("whole")
-        return self._whole_tensors()
-
-    def _whole_tensors(self) -> dict[str, Tensor]:
-        """On rank 0 the whole tensors, in the processor's memory; the others give their parts and keep none."""
-        found = dict[str, Tensor]()
-        for name, tensor in super().whole_tensors().items():
-            value = whole(tensor)
-            if self.ranks.rank == 0:
-                found[name] = value.cpu()
-        return found
-
-    def take_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        if self.sharded:
-            self._resumed = tensors  # `synchronise` gives each rank its part
-        else:
-            super().take_tensors(tensors)
-
-    @torch.no_grad()
-    def _synchronise(self) -> None:
-        self.state = self.ranks.broadcast(lambda: self.state)
-        own = super().whole_tensors()
-        if not self.sharded:
-            self.ranks.copy_from_first(own.values())
-        elif self.state.step:
-            for name, tensor in own.items():
-                value = self._resumed.get(name, torch.empty(tensor.shape, dtype=tensor.dtype))
-                self.ranks.copy_from_first([value])
-                assign(tensor, value)
-            self._resumed = {}
-        if self.ranks.rank > 0 and self.state.step:
-            self.restore(self.folder, self.state, {})
+            yield from ((p, copies[name]) for name, p in self.models.policy.trainable())
 
     def close(self) -> None:
         self.collector.close()

@@ -20,6 +20,7 @@ from proxlm.rl.losses import token_weights
 from proxlm.rl.ragged import offsets_of, ragged_index
 from proxlm.seeds import Purpose, derive_seed
 from proxlm.train.common.memory import TokenBudget, within_memory
+from proxlm.train.common.passes import shares
 from proxlm.types import Experience, Rollout
 
 T = TypeVar("T")
@@ -154,14 +155,8 @@ class UpdatePlan:
         return [rows[i] for i in micro_batches(self.lengths[rows], self.budget.tokens)]
 
     def _shares(self, rows: Tensor) -> list[Tensor]:
-        """Each rank's rows, so that all have about as many tokens: the longest first, to the rank with the fewest."""
-        if self.ranks.size == 1:
-            return [rows]
-        tokens, owner = [0] * self.ranks.size, torch.empty(len(rows), dtype=torch.int64)
-        for i in torch.argsort(self.lengths[rows], descending=True, stable=True).tolist():
-            owner[i] = tokens.index(min(tokens))
-            tokens[int(owner[i])] += int(self.lengths[rows[i]])
-        return [rows[owner == rank] for rank in range(self.ranks.size)]
+        """Each rank's rows."""
+        return [rows[own] for own in shares(self.lengths[rows], self.ranks.size)]
 
 
 def plan_update(

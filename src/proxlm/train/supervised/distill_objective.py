@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from proxlm.config import DistillSettings, RolloutSettings
+from proxlm.distributed.ranks import ONE_PROCESS, Ranks
 from proxlm.engine.generate import generate
 from proxlm.engine.native import NativeEngine
 from proxlm.models.forward import logit_chunk, micro_batches, response_states
@@ -19,6 +21,8 @@ from proxlm.rl.logprobs import spans
 from proxlm.rl.ragged import ragged_index
 from proxlm.runlog import metric_names as names
 from proxlm.seeds import Purpose, Stream, derive_seed
+from proxlm.train.common.memory import failing_together
+from proxlm.train.common.passes import passes
 from proxlm.train.supervised.dropout import NO_DROPOUT, Dropout
 from proxlm.train.supervised.examples import Examples
 from proxlm.train.supervised.objective import LanguageModelObjective
@@ -82,17 +86,29 @@ class DistillObjective(LanguageModelObjective):
         super().begin_step(step)
         self._step = step
 
-    def gradient(self, rows: Sequence[int], micro_batch_tokens: int) -> tuple[float, int]:
+    def share_samples(self, rows: Sequence[int], ranks: Ranks) -> None:
+        """Have several ranks sample together, before `gradient`, what the student samples for a step's rows."""
+        own = self._own_rows(rows)
+        if ranks.size > 1 and own:
+            self._sampled = (self._step, own, self._sampled_together(own, ranks))
+
+    def gradient(
+        self, rows: Sequence[int], micro_batch_tokens: int, ranks: Ranks = ONE_PROCESS
+    ) -> tuple[float, int]:
         if self.settings.mode == "sequence" or self.teacher is None:
-            return super().gradient(rows, micro_batch_tokens)
+            return super().gradient(rows, micro_batch_tokens, ranks)
         parts = list(self._parts(rows))
         total = max(1, sum(int(part.mask.sum()) for part in parts))
-        loss = sum(self._part_gradient(self.teacher, part, micro_batch_tokens, total) for part in parts)
+        loss = sum(
+            self._part_gradient(self.teacher, part, micro_batch_tokens, total, ranks) for part in parts
+        )
         return loss, sum(len(part.sequences.tokens) for part in parts)
 
-    def _part_gradient(self, teacher: Teacher, part: _Part, micro_batch_tokens: int, total: int) -> float:
+    def _part_gradient(
+        self, teacher: Teacher, part: _Part, micro_batch_tokens: int, total: int, ranks: Ranks
+    ) -> float:
         loss, settings, offsets = 0.0, self.settings, part.sequences.response_offsets
-        for micro in micro_batches(part.sequences.lengths, micro_batch_tokens):
+        for micro, weight in passes(part.sequences.lengths, micro_batch_tokens, ranks):
             sequences = part.sequences.select(micro).to(self.model.device)
             counted = part.mask[ragged_index(offsets, micro)].to(self.model.device)
             said = part.said(teacher, micro, sequences, counted)
@@ -100,7 +116,13 @@ class DistillObjective(LanguageModelObjective):
                 states = response_states(self.model, sequences)[0]
             tokens = sequences.response_tokens[counted]
 
-            def chunk_loss(span: slice, logits: Tensor, said: Said = said, tokens: Tensor = tokens) -> Tensor:
+            def chunk_loss(
+                span: slice,
+                logits: Tensor,
+                said: Said = said,
+                tokens: Tensor = tokens,
+                weight: float = weight,
+            ) -> Tensor:
                 losses = distillation_loss(
                     said.targets(span),
                     logits,
@@ -110,7 +132,7 @@ class DistillObjective(LanguageModelObjective):
                     temperature=settings.temperature,
                     cross_entropy=settings.cross_entropy,
                 )
-                return losses.sum() / total
+                return weight * losses.sum() / total
 
             share, of_counted = over_chunks(self.model, states[counted], chunk_loss)
             gradient = torch.zeros_like(states)
@@ -142,42 +164,66 @@ class DistillObjective(LanguageModelObjective):
     def _samples_of(self, rows: list[int]) -> Sequences:
         """The student's responses to the prompts of these rows, sampled once in a step."""
         if self._sampled is None or self._sampled[:2] != (self._step, rows):
-            prompts = prompts_of(self.training, rows)
-            found = sampled(self.model, prompts, self.sampling, self.seed, self._step, Stream.TRAINING)
-            self._sampled = (self._step, rows, found)
+            self._sampled = (self._step, rows, self._sample(rows))
         return self._sampled[2]
 
+    def _sampled_together(self, rows: list[int], ranks: Ranks) -> Sequences:
+        """The responses of these rows, of which each rank samples about equally many; repeats of a row together."""
+        place = {row: i % ranks.size for i, row in enumerate(dict.fromkeys(rows))}
+        by_rank = [[i for i, row in enumerate(rows) if place[row] == rank] for rank in range(ranks.size)]
+        own = [rows[i] for i in by_rank[ranks.rank]]
+        parts = ranks.gather(lambda: self._sample(own) if own else None)
+
+        def joined() -> Sequences:
+            whole = Sequences.join([part for part in parts if part is not None])
+            return whole.select(torch.tensor([i for share in by_rank for i in share]).argsort())
+
+        return ranks.broadcast(joined)
+
+    def _sample(self, rows: list[int]) -> Sequences:
+        prompts = prompts_of(self.training, rows)
+        return sampled(self.model, prompts, self.sampling, self.seed, self._step, Stream.TRAINING)
+
     @torch.no_grad()
-    def validate(self, micro_batch_tokens: int) -> dict[str, float]:
+    def validate(self, micro_batch_tokens: int, ranks: Ranks = ONE_PROCESS) -> dict[str, float]:
         if self.teacher is None:
-            found = super().validate(micro_batch_tokens)
+            found = super().validate(micro_batch_tokens, ranks)
             return found | {names.VALIDATION_CROSS_ENTROPY: found[names.VALIDATION_LOSS]}
-        found = self._against_teacher(self.teacher, micro_batch_tokens)
+        found = self._against_teacher(self.teacher, micro_batch_tokens, ranks)
         if (count := self.settings.eval_samples) > 0:
-            found[names.VALIDATION_REVERSE_KL] = self._reverse_kl(self.teacher, count, micro_batch_tokens)
+            teacher = self.teacher
+            found[names.VALIDATION_REVERSE_KL] = ranks.broadcast(
+                lambda: self._reverse_kl(teacher, count, micro_batch_tokens)
+            )
         return found
 
-    def _against_teacher(self, teacher: Teacher, micro_batch_tokens: int) -> dict[str, float]:
+    def _against_teacher(self, teacher: Teacher, micro_batch_tokens: int, ranks: Ranks) -> dict[str, float]:
         """Loss, cross-entropy, forward KL and greedy agreement on the held-out texts."""
-        sums, count = torch.zeros(4, dtype=torch.float64), 0
-        lengths = self.validation.lengths
-        for rows in micro_batches(lengths, micro_batch_tokens):
-            sequences, mask = self.validation.batch(rows.tolist())
-            part = _Part(sequences, mask, rows, self.kept[1])
-            sequences, mask = sequences.to(self.model.device), mask.to(self.model.device)
-            said = part.said(teacher, torch.arange(len(rows)), sequences, mask)
-            states = response_states(self.model, sequences)[0][mask]
-            tokens = sequences.response_tokens[mask]
-            count += len(tokens)
-            for span in spans(len(tokens), logit_chunk(self.model, entropy=True)):
-                sums += self._sums(teacher, said, self.model.logits(states[span]).float(), tokens, span)
-        loss, cross_entropy, kl, agreement = (sums / max(1, count)).tolist()
+        sums = ranks.sum(failing_together(ranks, partial(self._own_sums, teacher, micro_batch_tokens, ranks)))
+        *means, _ = (sums / sums[-1].clamp(min=1)).tolist()
+        loss, cross_entropy, kl, agreement = means
         return {
             names.VALIDATION_LOSS: cross_entropy if self.settings.mode == "sequence" else loss,
             names.VALIDATION_CROSS_ENTROPY: cross_entropy,
             names.VALIDATION_FORWARD_KL: kl,
             names.VALIDATION_AGREEMENT: agreement,
         }
+
+    def _own_sums(self, teacher: Teacher, micro_batch_tokens: int, ranks: Ranks) -> Tensor:
+        """This rank's sums of these four over its tokens, and how many tokens, [5] float64."""
+        sums = torch.zeros(5, dtype=torch.float64)
+        for rows, weight in passes(self.validation.lengths, micro_batch_tokens, ranks):
+            sequences, mask = self.validation.batch(rows.tolist())
+            part = _Part(sequences, mask, rows, self.kept[1])
+            sequences, mask = sequences.to(self.model.device), mask.to(self.model.device)
+            said = part.said(teacher, torch.arange(len(rows)), sequences, mask)
+            states = response_states(self.model, sequences)[0][mask]
+            tokens = sequences.response_tokens[mask]
+            sums[-1] += weight * len(tokens)
+            for span in spans(len(tokens), logit_chunk(self.model, entropy=True)):
+                logits = self.model.logits(states[span]).float()
+                sums[:-1] += weight * self._sums(teacher, said, logits, tokens, span)
+        return sums
 
     def _sums(self, teacher: Teacher, said: Said, logits: Tensor, tokens: Tensor, span: slice) -> Tensor:
         """Loss, cross-entropy, forward KL and agreement, summed over the tokens of a span, [4] float64."""

@@ -18,14 +18,17 @@ from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.data.supervised import ExampleMaker, SFTExample
 from proxlm.data.turn_end import turn_end_of
+from proxlm.distributed.ranks import ONE_PROCESS, Ranks
 from proxlm.errors import BadRecordError
-from proxlm.models.forward import micro_batches, token_outputs
+from proxlm.models.forward import token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
 from proxlm.rl.preference_losses import bradley_terry_loss, implicit_rewards, share_preferred
 from proxlm.rl.ragged import segment_sum
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.folder import JsonRow
+from proxlm.train.common.memory import failing_together
+from proxlm.train.common.passes import passes
 from proxlm.train.supervised.completion_tokens import LONG
 from proxlm.train.supervised.examples import Examples
 from proxlm.types import Completion
@@ -111,6 +114,7 @@ class DPOObjective:
         margins: Of the comparisons of both, [n].
         settings: The section [dpo].
         micro_batch_tokens: Most tokens in a pass of the reference.
+        ranks: They share these passes.
     """
 
     def __init__(
@@ -121,11 +125,12 @@ class DPOObjective:
         margins: tuple[Tensor, Tensor],
         settings: DPOSettings,
         micro_batch_tokens: int,
+        ranks: Ranks = ONE_PROCESS,
     ) -> None:
         self.model, self.training, self.validation, self.settings = model, training, validation, settings
         self.margins = margins
         self.references = tuple(
-            response_logprobs(model, part, micro_batch_tokens) for part in (training, validation)
+            response_logprobs(model, part, micro_batch_tokens, ranks) for part in (training, validation)
         )
 
     @property
@@ -142,18 +147,20 @@ class DPOObjective:
     def begin_step(self, step: int) -> None:
         """Nothing here is random."""
 
-    def gradient(self, rows: Sequence[int], micro_batch_tokens: int) -> tuple[float, int]:
+    def gradient(
+        self, rows: Sequence[int], micro_batch_tokens: int, ranks: Ranks = ONE_PROCESS
+    ) -> tuple[float, int]:
         loss, chosen = 0.0, torch.tensor(rows)
-        for micro in micro_batches(self.lengths[chosen], micro_batch_tokens):
+        for micro, weight in passes(self.lengths[chosen], micro_batch_tokens, ranks):
             part = chosen[micro]
             logprobs = _logprobs(self.model, self.training, _texts(part).tolist())
-            share = self._losses(0, part, logprobs.view(-1, 2)).sum() / len(rows)
+            share = weight * self._losses(0, part, logprobs.view(-1, 2)).sum() / len(rows)
             share.backward()
             loss += float(share.detach())
         return loss, int(self.training.lengths[_texts(chosen)].sum())
 
-    def validate(self, micro_batch_tokens: int) -> dict[str, float]:
-        logprobs = response_logprobs(self.model, self.validation, micro_batch_tokens)
+    def validate(self, micro_batch_tokens: int, ranks: Ranks = ONE_PROCESS) -> dict[str, float]:
+        logprobs = response_logprobs(self.model, self.validation, micro_batch_tokens, ranks)
         rows = torch.arange(len(logprobs))
         rewards = self._rewards(1, rows, logprobs).double()
         leads = rewards[:, 0] - rewards[:, 1]
@@ -228,12 +235,18 @@ def _logprobs(model: LanguageModel, part: Examples, texts: Sequence[int]) -> Ten
 
 
 @torch.no_grad()
-def response_logprobs(model: LanguageModel, part: Examples, micro_batch_tokens: int) -> Tensor:
-    """log π of both responses of every comparison, [n, 2], on the CPU."""
-    found = torch.zeros(len(part.lengths) // 2, 2)
-    for rows in micro_batches(_pair_lengths(part), micro_batch_tokens):
-        found[rows] = _logprobs(model, part, _texts(rows).tolist()).cpu().view(-1, 2)
-    return found
+def response_logprobs(
+    model: LanguageModel, part: Examples, micro_batch_tokens: int, ranks: Ranks = ONE_PROCESS
+) -> Tensor:
+    """log π of both responses of every comparison, [n, 2], on the CPU; ranks: they share the passes."""
+
+    def own() -> Tensor:
+        found = torch.zeros(len(part.lengths) // 2, 2)
+        for rows, weight in passes(_pair_lengths(part), micro_batch_tokens, ranks):
+            found[rows] += weight * _logprobs(model, part, _texts(rows).tolist()).cpu().view(-1, 2)
+        return found
+
+    return ranks.sum(failing_together(ranks, own))
 
 
 def as_examples(

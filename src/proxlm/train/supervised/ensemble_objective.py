@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from proxlm.config import EnsembleSettings
+from proxlm.distributed.ranks import ONE_PROCESS, Ranks
 from proxlm.models.classifier import Classifier, averaged, save_classifier
-from proxlm.models.forward import micro_batches
 from proxlm.rewards.reward_ensemble import ENSEMBLE
 from proxlm.rewards.reward_model import MEMBER
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.folder import JsonRow
 from proxlm.seeds import Purpose, derive_seed
+from proxlm.train.common.passes import passes
 from proxlm.train.supervised.criteria import Criterion
 from proxlm.train.supervised.dropout import NO_DROPOUT, Dropout
 from proxlm.train.supervised.labelled_texts import LabelledTexts, all_outputs
@@ -66,7 +67,8 @@ class EnsembleObjective(RewardObjective):
         self.bags = [
             bag(count, seed, i) if ensemble.bagging else torch.ones(count) for i in range(len(members))
         ]
-        self._outputs: Tensor | None = None  # of the validation records, if no step was made since
+        # Of the validation records, and the versions of the weights that they are of.
+        self._outputs: tuple[list[int], Tensor] = [], torch.zeros(0)
         self._micro_batch_tokens = micro_batch_tokens
 
     def trainable(self) -> Sequence[tuple[str, nn.Parameter]]:
@@ -74,39 +76,44 @@ class EnsembleObjective(RewardObjective):
             (f"{MEMBER}{i}.{name}", p) for i, one in enumerate(self.members, 1) for name, p in one.trainable()
         ]
 
-    def gradient(self, rows: Sequence[int], micro_batch_tokens: int) -> tuple[float, int]:
+    def gradient(
+        self, rows: Sequence[int], micro_batch_tokens: int, ranks: Ranks = ONE_PROCESS
+    ) -> tuple[float, int]:
         chosen, loss = torch.tensor(rows), 0.0
-        self._outputs = None
-        for micro in micro_batches(self.lengths[chosen], micro_batch_tokens):
+        for micro, weight in passes(self.lengths[chosen], micro_batch_tokens, ranks):
             part = [rows[i] for i in micro.tolist()]
             before: Tensor | float = 0.0
             for number, (member, weights) in enumerate(zip(self.members, self.bags, strict=True)):
                 outputs = self.training_outputs(member, part, number) + before
                 losses = self.losses_of(outputs, part)
-                share = (weights[part].to(losses.device) * losses).sum() / len(rows)
+                share = weight * (weights[part].to(losses.device) * losses).sum() / len(rows)
                 share.backward()
                 loss += float(share.detach()) / len(self.members)
                 before = outputs.detach() if self.settings.boosting else 0.0
         return loss, int(self.training.text_lengths[chosen].sum())
 
-    def validate(self, micro_batch_tokens: int) -> dict[str, float]:
+    def validate(self, micro_batch_tokens: int, ranks: Ranks = ONE_PROCESS) -> dict[str, float]:
         """Of the mean (boosted: the sum) of the members' outputs, or of the averaged model; and their spread."""
         self._micro_batch_tokens = micro_batch_tokens  # fewer than before, where memory ran out
-        found = self._member_outputs()
+        found = self._measure(ranks)
         outputs = found.sum(0) if self.settings.boosting else found.mean(0)
         if self.settings.save == "average":
-            outputs = all_outputs(averaged(self.members), self.validation, micro_batch_tokens)
+            outputs = all_outputs(averaged(self.members), self.validation, micro_batch_tokens, ranks)
         return {
             **self.metrics_of(outputs),
             names.VALIDATION_SPREAD: float(found.double().std(0, correction=0).mean()),
         }
 
-    def _member_outputs(self) -> Tensor:
+    def _measure(self, ranks: Ranks = ONE_PROCESS) -> Tensor:
         """Each member's outputs for all validation records, [M, n, group, K]."""
-        if self._outputs is None:
-            tokens = self._micro_batch_tokens
-            self._outputs = torch.stack([all_outputs(one, self.validation, tokens) for one in self.members])
-        return self._outputs
+        tokens = self._micro_batch_tokens
+        found = torch.stack([all_outputs(one, self.validation, tokens, ranks) for one in self.members])
+        self._outputs = self._versions(), found
+        return found
+
+    def _versions(self) -> list[int]:
+        """How often each weight has changed."""
+        return [p._version for _, p in self.trainable()]
 
     def samples(self, count: int) -> list[JsonRow]:
         """As of one model, with the members' scores combined and their standard deviation."""
@@ -139,6 +146,7 @@ class EnsembleObjective(RewardObjective):
                 save_classifier(member, folder / f"{MEMBER}{i}")
         content: dict[str, object] = {"boosted": self.settings.boosting}
         if self.validation.group == 2:
-            outputs = self._member_outputs()[..., 0].double()
+            known, found = self._outputs
+            outputs = (found if known == self._versions() else self._measure())[..., 0].double()
             content["stacked"] = stacking_weights((outputs[:, :, 0] - outputs[:, :, 1]).T).tolist()
         (folder / ENSEMBLE).write_text(json.dumps(content) + "\n", encoding="utf-8")

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from proxlm.distributed.ranks import ONE_PROCESS, Ranks
 from proxlm.errors import DataError
 from proxlm.models.classifier import Classifier
-from proxlm.models.forward import micro_batches
 from proxlm.rl.ragged import offsets_of
+from proxlm.train.common.memory import failing_together
+from proxlm.train.common.passes import passes
 
 
 @dataclass(frozen=True)
@@ -132,13 +134,22 @@ def outputs_of(model: Classifier, texts: LabelledTexts, rows: Sequence[int]) -> 
 
 
 @torch.no_grad()
-def all_outputs(model: Classifier, texts: LabelledTexts, micro_batch_tokens: int) -> Tensor:
-    """Its outputs for all examples, as `outputs_of`, on the CPU; 0 where an example has fewer numbers."""
-    found = torch.zeros(0)
+def all_outputs(
+    model: Classifier, texts: LabelledTexts, micro_batch_tokens: int, ranks: Ranks = ONE_PROCESS
+) -> Tensor:
+    """Its outputs for all examples, as `outputs_of`, on the CPU; 0 where an example has fewer numbers.
+
+    ranks: They share the passes, and all get all outputs.
+    """
     most = int((texts.number_offsets[1:] - texts.number_offsets[:-1]).max()) if len(texts.places) else 0
-    for rows in micro_batches(texts.lengths, micro_batch_tokens):
-        part = outputs_of(model, texts, rows.tolist()).cpu()
-        if not len(found):
-            found = torch.zeros(len(texts), most or part.shape[1], part.shape[2])
-        found[rows, : part.shape[1]] = part
-    return found
+
+    def own() -> Tensor:
+        found = torch.zeros(0)
+        for rows, weight in passes(texts.lengths, micro_batch_tokens, ranks):
+            part = weight * outputs_of(model, texts, rows.tolist()).cpu()
+            if not len(found):
+                found = torch.zeros(len(texts), most or part.shape[1], part.shape[2])
+            found[rows, : part.shape[1]] += part
+        return found
+
+    return ranks.sum(failing_together(ranks, own))

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from proxlm.checkpoint import publish_folder
 from proxlm.config import DistillConfig, DPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from proxlm.config.early_stopping import is_better, is_lowest_best
+from proxlm.distributed.ranks import ONE_PROCESS, Ranks
 from proxlm.errors import RunError
 from proxlm.runlog.metric_names import AVERAGE, EPOCHS, LOSS, VALIDATION_LOSS
-from proxlm.runlog.run_log import RunLog
+from proxlm.runlog.run_log import NoLog, RunLog
 from proxlm.runlog.text import number
 from proxlm.train.common.clock import peak_memory_gb
-from proxlm.train.common.memory import TokenBudget, within_memory
+from proxlm.train.common.memory import TokenBudget, failing_together, within_memory
 from proxlm.train.common.optimiser import Optimiser
-from proxlm.train.common.run_loop import LoopState, TrainingLoop
+from proxlm.train.common.run_loop import LoopState
+from proxlm.train.common.shared_loop import SharedLoop
 from proxlm.train.supervised.averaging import WeightAverage
 from proxlm.train.supervised.batches import Mixture, batches_of
-from proxlm.train.supervised.objective import Objective
+from proxlm.train.supervised.objective import Objective, check_same_rows, rows_sha256
 
 SupervisedConfig = PretrainConfig | SFTConfig | RewardConfig | DPOConfig | DistillConfig
 
@@ -57,7 +60,7 @@ class SupervisedState(LoopState):
         return super().problem()
 
 
-class SupervisedLoop(TrainingLoop[SupervisedState]):
+class SupervisedLoop(SharedLoop[SupervisedState]):
     """Minimises an objective; the model with the best validation metric is kept in the folder `model_folder`.
 
     Args:
@@ -65,6 +68,7 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
         config: The settings; of the sections only train, optim and run are used.
         folder: The run's folder.
         mixture: The sources of the training rows; None: there is one.
+        ranks: The processes that train together. All draw the same rows and share the passes over them.
     """
 
     config: SupervisedConfig
@@ -73,9 +77,14 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
     headline: ClassVar[tuple[str, ...]] = (LOSS, VALIDATION_LOSS)
 
     def __init__(
-        self, objective: Objective, config: SupervisedConfig, folder: Path, mixture: Mixture | None = None
+        self,
+        objective: Objective,
+        config: SupervisedConfig,
+        folder: Path,
+        mixture: Mixture | None = None,
+        ranks: Ranks = ONE_PROCESS,
     ) -> None:
-        super().__init__(config, folder, SupervisedState(rows=len(objective.lengths)))
+        super().__init__(config, folder, SupervisedState(rows=len(objective.lengths)), ranks, sharded=False)
         self.objective, self.settings = objective, config.train
         self.optimiser = Optimiser(objective.trainable(), config.optim)
         self.batches = batches_of(objective.lengths, config.train, config.run.seed, mixture)
@@ -105,27 +114,30 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
                 f"stopped: the last {state.without_better} validations were no better than step {state.best_step}'s"
             )
 
-    def step(self, log: RunLog) -> dict[str, float]:
-        """One optimiser step, and a validation if it is due; returns the metrics."""
+    def handlers(self) -> dict[str, Callable[..., object]]:
+        return {
+            **super().handlers(),
+            "validate": lambda metrics: self._validate(NoLog(self.ranks.phase), metrics),
+        }
+
+    def step(self, log: RunLog | NoLog) -> dict[str, float]:
+        """One optimiser step, and a validation if it is due; returns the metrics. All ranks take it together."""
         state = self.state
         log.phase("train")
         began = time.perf_counter()
         self.optimiser.hold()
         rows = self.batches.next()
         self.objective.begin_step(state.step)
-        loss, tokens = within_memory(
-            self.budget,
-            partial(self.objective.gradient, rows),
-            self.objective.lengths[rows],
-            self.optimiser.clear,
-        )
+        loss, tokens = self.gradient(rows)
         norm, lr = self.optimiser.step(state.step, self.planned_steps())
         self.average.after_step()
         state.step += 1
         state.lowered_budget = self.budget.lowered
         finite = math.isfinite(norm)
         self.count_update(finite, partial(self._described, rows), "row {row}")
-        seconds = time.perf_counter() - began
+        seconds = self.ranks.broadcast(
+            lambda: time.perf_counter() - began
+        )  # a limit of time ends all ranks' run
         state.seconds += seconds
         metrics: dict[str, float] = {
             "loss": loss,
@@ -141,8 +153,30 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
             metrics |= self._validate(log, metrics)
         return metrics
 
+    def _synchronise(self) -> None:
+        if self.ranks.size > 1:
+            found = self.ranks.gather(lambda: rows_sha256(self.objective))
+            self.ranks.broadcast(lambda: check_same_rows(found))
+        super()._synchronise()
+
+    def gradient(self, rows: list[int]) -> tuple[float, int]:
+        """Leave the gradient of the rows' loss, of all ranks, in `.grad`; returns the loss and the tokens read."""
+        ranks = self.ranks
+
+        def attempt(micro_batch_tokens: int) -> tuple[float, int]:
+            own = partial(self.objective.gradient, rows, micro_batch_tokens, ranks)
+            return failing_together(ranks, own)
+
+        lengths = self.objective.lengths[rows]
+        loss, tokens = within_memory(self.budget, attempt, lengths, self.optimiser.clear)
+        ranks.sum_in_place(p.grad for _, p in self.optimiser.named if p.grad is not None)
+        return float(ranks.sum(torch.tensor(loss, dtype=torch.float64))), tokens
+
     def stopped_early(self, log: RunLog, metrics: Mapping[str, float]) -> dict[str, float]:
-        return {} if VALIDATION_LOSS in metrics else self._validate(log, metrics)
+        if VALIDATION_LOSS in metrics:
+            return {}
+        self.ranks.call("validate", dict(metrics))
+        return self._validate(log, metrics)
 
     def _described(self, rows: list[int]) -> list[dict[str, object]]:
         return [{"step": self.state.step, **row} for row in self.objective.describe(rows)]
@@ -155,7 +189,7 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
         pace = self.state.seconds / self.state.step
         return min(self.settings.steps, max(self.state.step + 1, int(limit / pace)))
 
-    def _validate(self, log: RunLog, of_step: Mapping[str, float]) -> dict[str, float]:
+    def _validate(self, log: RunLog | NoLog, of_step: Mapping[str, float]) -> dict[str, float]:
         """The validation metrics; keeps the model, plain or averaged, if its metric is the best so far."""
         log.phase("validate")
         metrics = self._measured()
@@ -172,16 +206,19 @@ class SupervisedLoop(TrainingLoop[SupervisedState]):
             value, other = other, value
         if state.take_if_best(value, is_lowest_best(metric)):
             state.without_better, state.best_average, state.best_other = 0, int(averaged), other
-            with self.average.in_place() if averaged else nullcontext():
-                publish_folder(self.folder / self.model_folder, self.objective.save)
+            if self.ranks.rank == 0:
+                with self.average.in_place() if averaged else nullcontext():
+                    publish_folder(self.folder / self.model_folder, self.objective.save)
         else:
             state.without_better += 1
-        log.samples(state.step, self.objective.samples(self.config.run.log_samples))
+        if self.ranks.rank == 0:
+            log.samples(state.step, self.objective.samples(self.config.run.log_samples))
         self.callbacks.on_evaluation(state.step, "validation", metrics)
         return metrics
 
     def _measured(self) -> dict[str, float]:
-        return within_memory(self.budget, self.objective.validate, self.objective.validation_lengths)
+        measure = partial(self.objective.validate, ranks=self.ranks)
+        return within_memory(self.budget, measure, self.objective.validation_lengths)
 
     def _out_of_patience(self) -> bool:
         return 0 < self.settings.patience <= self.state.without_better

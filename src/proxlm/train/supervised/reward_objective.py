@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from proxlm.distributed.ranks import ONE_PROCESS, Ranks
 from proxlm.models.classifier import Classifier, save_classifier
-from proxlm.models.forward import micro_batches
 from proxlm.runlog import metric_names as names
 from proxlm.runlog.folder import JsonRow
+from proxlm.train.common.passes import passes
 from proxlm.train.supervised.criteria import Criterion
 from proxlm.train.supervised.dropout import NO_DROPOUT, Dropout
 from proxlm.train.supervised.labelled_texts import LabelledTexts, all_outputs, outputs_of
@@ -46,13 +47,15 @@ class RewardObjective:
     def begin_step(self, step: int) -> None:
         self.dropout.begin_step(step)
 
-    def gradient(self, rows: Sequence[int], micro_batch_tokens: int) -> tuple[float, int]:
+    def gradient(
+        self, rows: Sequence[int], micro_batch_tokens: int, ranks: Ranks = ONE_PROCESS
+    ) -> tuple[float, int]:
         lengths = self.lengths[torch.tensor(rows)]
         loss, tokens = 0.0, int(self.training.text_lengths[torch.tensor(rows)].sum())
-        for micro in micro_batches(lengths, micro_batch_tokens):
+        for micro, weight in passes(lengths, micro_batch_tokens, ranks):
             part = [rows[i] for i in micro.tolist()]
             losses = self.losses_of(self.training_outputs(self.model, part), part)
-            share = losses.sum() / len(rows)
+            share = weight * losses.sum() / len(rows)
             share.backward()
             loss += float(share.detach())
         return loss, tokens
@@ -64,8 +67,8 @@ class RewardObjective:
         with self.dropout.on(texts, network=number):
             return outputs_of(model, self.training, rows)
 
-    def validate(self, micro_batch_tokens: int) -> dict[str, float]:
-        return self.metrics_of(all_outputs(self.model, self.validation, micro_batch_tokens))
+    def validate(self, micro_batch_tokens: int, ranks: Ranks = ONE_PROCESS) -> dict[str, float]:
+        return self.metrics_of(all_outputs(self.model, self.validation, micro_batch_tokens, ranks))
 
     def metrics_of(self, outputs: Tensor) -> dict[str, float]:
         """The validation metrics of the outputs for all validation records."""

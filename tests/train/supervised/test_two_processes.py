@@ -1,0 +1,374 @@
+"""Two real processes over gloo take the supervised steps of one process, for each objective."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from helpers import SilentLog
+
+from proxlm.config import (
+    DistillSettings,
+    DPOSettings,
+    EnsembleSettings,
+    LoraSettings,
+    ModelSettings,
+    ObjectiveSettings,
+    OptimiserSettings,
+    RunSettings,
+    SFTConfig,
+    SupervisedSettings,
+)
+from proxlm.data.supervised import SFTExample
+from proxlm.distributed.ranks import ONE_PROCESS, Ranks, TorchRanks, made_on_all
+from proxlm.errors import RunError
+from proxlm.jobs.distill import DistillLoop
+from proxlm.models.adapters import add_lora
+from proxlm.models.classifier import Classifier, classifier_of_language_model
+from proxlm.models.sharded import whole
+from proxlm.train.common.passes import passes
+from proxlm.train.supervised import objective as objectives
+from proxlm.train.supervised.batches import Mixture
+from proxlm.train.supervised.criteria import Comparisons
+from proxlm.train.supervised.distill_objective import DistillObjective
+from proxlm.train.supervised.dpo_objective import DPOObjective
+from proxlm.train.supervised.ensemble_objective import EnsembleObjective
+from proxlm.train.supervised.examples import Examples
+from proxlm.train.supervised.labelled_texts import LabelledTexts
+from proxlm.train.supervised.loop import SupervisedLoop
+from proxlm.train.supervised.objective import LanguageModelObjective
+from proxlm.train.supervised.reward_objective import RewardObjective
+from proxlm.train.supervised.teacher_reading import Teacher
+from small_models import tiny_model
+
+LENGTHS = [3, 14, 2, 5, 21, 4, 9, 2, 6, 3, 11, 2]
+
+
+def examples(count: int = 12, mixed: bool = False) -> Examples:
+    """Prompts with responses of very different lengths; of some not every token counts."""
+    generator = torch.Generator().manual_seed(3)
+    rows = []
+    for i, length in enumerate(LENGTHS[:count]):
+        tokens = torch.randint(5, 300, (2 + i % 3 + length,), generator=generator).tolist()
+        prompt, response = tokens[: 2 + i % 3], tokens[2 + i % 3 :]
+        rows.append(SFTExample(tuple(prompt), tuple(response), tuple(k % 4 != 1 for k in range(length))))
+    if mixed:
+        return Examples.from_sources([rows[:5], rows[5:]], several=True)
+    return Examples.from_rows(rows)
+
+
+def comparisons() -> LabelledTexts:
+    generator = torch.Generator().manual_seed(4)
+    rows = [torch.randint(5, 300, (length,), generator=generator).tolist() for length in LENGTHS]
+    return LabelledTexts.of(
+        [((rows[i], rows[i + 1]), (0.1 * i,), ()) for i in range(0, len(rows), 2)], group=2
+    )
+
+
+def language_model(tokenizer: Any, ranks: Ranks, type: str = "llama", lora: int = 0, **_: Any) -> Any:
+    model = tiny_model(tokenizer, type)
+    if lora:
+        model = add_lora(model, LoraSettings(rank=lora), 0)
+    sources = ["a", "b"] if _.get("mixed") else []
+    data = examples(mixed=bool(sources))
+    return LanguageModelObjective(model, data, data, validation_sources=sources)
+
+
+def classifier(tokenizer: Any, seed: int = 0) -> Classifier:
+    torch.manual_seed(seed)
+    model = tiny_model(tokenizer, seed=seed)
+    return classifier_of_language_model(model, ModelSettings(device="cpu"), 1, per_token=False)
+
+
+def reward(tokenizer: Any, ranks: Ranks) -> Any:
+    data, settings = comparisons(), ObjectiveSettings()
+    return RewardObjective(classifier(tokenizer), data, data, Comparisons(settings))
+
+
+def ensemble(tokenizer: Any, ranks: Ranks) -> Any:
+    data, criterion = comparisons(), Comparisons(ObjectiveSettings())
+    members, settings = [classifier(tokenizer, seed) for seed in (0, 1)], EnsembleSettings(size=2)
+    return EnsembleObjective(members, data, data, criterion, settings, 0, 60)
+
+
+def dpo(tokenizer: Any, ranks: Ranks) -> Any:
+    data, none = examples(), torch.zeros(6)
+    return DPOObjective(tiny_model(tokenizer), data, data, (none, none), DPOSettings(), 60, ranks)
+
+
+def distill(tokenizer: Any, ranks: Ranks, **settings: Any) -> Any:
+    student, teacher = tiny_model(tokenizer, seed=1), tiny_model(tokenizer, seed=2)
+    made, data = DistillSettings(eval_samples=2, **settings), examples()
+    reader = Teacher(teacher, len(student.network.get_output_embeddings().weight))
+    return DistillObjective(student, reader, data, data, made, 6, 0)
+
+
+CASES: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = {
+    "language model": (language_model, {}, {}),
+    "a row a step": (language_model, {}, {"batch_tokens": 1}),
+    "a mixture": (language_model, {"mixed": True}, {}),
+    "adapters": (language_model, {"lora": 2}, {}),
+    "encoder-decoder": (language_model, {"type": "t5"}, {}),
+    "uniform average": (language_model, {}, {"average": "uniform", "average_last": 2}),
+    "moving average": (language_model, {}, {"average": "ema", "ema_decay": 0.5}),
+    "patience": (language_model, {}, {"patience": 1}),
+    "reward": (reward, {}, {}),
+    "ensemble": (ensemble, {}, {"average": "ema", "ema_decay": 0.5}),
+    "dpo": (dpo, {}, {}),
+    "distill": (distill, {"mode": "logits"}, {}),
+    "distill, own samples": (distill, {"mode": "on_policy", "student_share": 0.6}, {}),
+}
+
+
+def loop_of(
+    tokenizer: Any, name: str, ranks: Ranks, folder: Path, train: dict[str, Any] | None = None, **optim: Any
+) -> SupervisedLoop:
+    make, given, own = CASES[name]
+    torch.manual_seed(0)
+    made = make(tokenizer, ranks, **given)
+    settings = {"steps": 3, "batch_tokens": 50, "micro_batch_tokens": 40, "validate_every": 1, **own}
+    config = SFTConfig(
+        train=SupervisedSettings(**settings | (train or {})),
+        optim=OptimiserSettings(**{"lr": 1e-3, "eps": 1e-3} | optim),
+        run=RunSettings(save_every=0, log_samples=0, max_skipped_updates=0),
+    )
+    mixture = Mixture(("a", "b"), made.training.sources, (0.7, 0.3)) if given.get("mixed") else None
+    loop = DistillLoop if name.startswith("distill") else SupervisedLoop
+    return loop(made, config, folder / name, mixture, ranks)
+
+
+def taken(made: SupervisedLoop) -> dict[str, Any]:
+    """What the steps of a run have left."""
+    made.folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    start = {name: whole(p.detach()).clone() for name, p in made.objective.trainable()}
+    while not made.finished():
+        rows.append(made.step(SilentLog()))  # type: ignore[arg-type]
+    parameters = {name: whole(p.detach()).clone() for name, p in made.objective.trainable()}
+    return {
+        "parameters": parameters,
+        "moved": max(float((p - start[name]).abs().max()) for name, p in parameters.items()),
+        "rows": rows,
+        "state": asdict(made.state),
+        "tokens": made.budget.tokens,
+    }
+
+
+def plain(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
+    return {name: taken(loop_of(tokenizer, name, ranks, folder)) for name in CASES}
+
+
+def out_of_memory(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """The last rank's memory fails once in training, and once in validation."""
+    real, calls = objectives.token_outputs, []
+
+    def fails(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) in (2, 9) and ranks.rank == ranks.size - 1:
+            raise torch.OutOfMemoryError("full")
+        return real(*given)
+
+    objectives.token_outputs = fails
+    try:
+        return taken(loop_of(tokenizer, "language model", ranks, folder))
+    finally:
+        objectives.token_outputs = real
+
+
+def not_finite(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """The loss of one row, on one rank, is not a number in the first step."""
+    made = loop_of(tokenizer, "language model", ranks, folder)
+    weight = made.objective.model.network.get_input_embeddings().weight
+    kept = weight.detach().clone()
+    token = int(made.objective.training.batch(made.batches.next())[0].tokens[0])
+    made.batches = loop_of(tokenizer, "language model", ranks, folder).batches
+    with torch.no_grad():
+        weight[token] = float("nan")
+    made.folder.mkdir(parents=True, exist_ok=True)
+    first = made.step(SilentLog())  # type: ignore[arg-type]
+    with torch.no_grad():
+        weight.copy_(kept)
+    found = taken(made)
+    return {**found, "first": first}
+
+
+def out_of_time(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """The clocks of the ranks differ by a minute a step; rank 0's counts."""
+    made = loop_of(
+        tokenizer, "language model", ranks, folder, {"steps": 30, "minutes": 1.0}, schedule="linear"
+    )
+    from proxlm.train.supervised import loop as module
+
+    class Clock:
+        now = 0.0
+
+        def perf_counter(self) -> float:
+            self.now += 10.0 if ranks.rank == 0 else 70.0
+            return self.now
+
+    real, module.time = module.time, Clock()  # type: ignore[assignment]
+    try:
+        return taken(made)
+    finally:
+        module.time = real
+
+
+def fails_on_one(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """What all ranks make, where only rank 0 fails, and where all do."""
+    found = {}
+    for name, failing in (("first", [0]), ("all", [0, 1])):
+
+        def make(failing: list[int] = failing) -> int:
+            if ranks.rank in failing:
+                raise RunError(f"on rank {ranks.rank}")
+            return ranks.rank
+
+        try:
+            made_on_all(ranks, make)
+        except RunError as error:
+            found[name] = str(error)
+    return found | {"made": made_on_all(ranks, lambda: ranks.rank)}
+
+
+def other_rows(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """The last rank's file has one more word in a response, of the same number of tokens."""
+    made = loop_of(tokenizer, "language model", ranks, folder)
+    if ranks.rank == ranks.size - 1 > 0:
+        made.objective.training.tokens[-1] += 1
+    try:
+        ranks.broadcast(made.synchronise) if ranks.rank == 0 else made.follow()
+    except RunError as error:
+        return {"error": str(error)}
+    return {}
+
+
+WORK: list[Callable[[Any, Ranks, Path], dict[str, Any]]] = [
+    plain,
+    out_of_memory,
+    not_finite,
+    out_of_time,
+    fails_on_one,
+    other_rows,
+]
+
+
+def all_work(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
+    return {work.__name__: work(tokenizer, ranks, folder / work.__name__) for work in WORK}
+
+
+def on_rank(rank: int, port: int, folder: str, tokenizer: Any) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    found = all_work(tokenizer, TorchRanks(), Path(folder) / str(rank))
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
+    """What one process finds, and what each of two ranks does."""
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(on_rank, args=(port, str(folder), tokenizer), nprocs=2)
+    ranks = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    return all_work(tokenizer, ONE_PROCESS, folder / "one"), ranks
+
+
+MEASURED = ("time/", "tokens_per_second", "memory")
+
+
+def same(one: dict[str, Any], two: dict[str, Any]) -> None:
+    """The same weights, metrics and state, up to rounding; times are those of the run."""
+    for name, p in one["parameters"].items():
+        assert float((two["parameters"][name] - p).abs().max()) <= 1e-6, name
+    for row, wanted in zip(two["rows"], one["rows"], strict=True):
+        assert row.keys() == wanted.keys()
+        for name, value in wanted.items():
+            if not name.startswith(MEASURED):
+                assert row[name] == pytest.approx(value, rel=2e-6, abs=2e-6, nan_ok=True), name
+    for name, value in one["state"].items():
+        if name != "seconds":
+            assert two["state"][name] == pytest.approx(value, rel=2e-6, nan_ok=True), name
+    assert two["tokens"] == one["tokens"]
+
+
+def alike(ranks: list[dict[str, Any]]) -> None:
+    """The ranks have the same weights and state, bit for bit."""
+    first, second = ranks
+    assert all(torch.equal(p, second["parameters"][name]) for name, p in first["parameters"].items())
+    assert str(first["state"]) == str(second["state"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_take_the_steps_of_one_process(found, name: str) -> None:
+    whole_run, ranks = found
+    assert whole_run["plain"][name]["moved"] > 1e-4
+    for rank in ranks:
+        same(whole_run["plain"][name], rank["plain"][name])
+    alike([rank["plain"][name] for rank in ranks])
+
+
+def test_out_of_memory_on_one_rank_makes_all_passes_smaller(found) -> None:
+    whole_run, ranks = found
+    for rank in ranks:
+        assert rank["out_of_memory"]["tokens"] < 40
+        assert rank["out_of_memory"]["state"]["lowered_budget"] == rank["out_of_memory"]["tokens"]
+        for name, p in whole_run["plain"]["language model"]["parameters"].items():
+            assert float((rank["out_of_memory"]["parameters"][name] - p).abs().max()) <= 1e-6, name
+    alike([rank["out_of_memory"] for rank in ranks])
+
+
+def test_an_update_that_is_not_finite_is_skipped_on_all_ranks(found) -> None:
+    whole_run, ranks = found
+    for rank in ranks:
+        assert rank["not_finite"]["first"]["grad_norm_not_finite"] == 1.0
+        same(whole_run["not_finite"], rank["not_finite"])
+    alike([rank["not_finite"] for rank in ranks])
+
+
+def test_rank_0_decides_when_the_time_is_over(found) -> None:
+    whole_run, ranks = found
+    assert whole_run["out_of_time"]["state"]["step"] == 6
+    for rank in ranks:
+        assert rank["out_of_time"]["state"]["seconds"] == whole_run["out_of_time"]["state"]["seconds"] == 60.0
+        same(whole_run["out_of_time"], rank["out_of_time"])
+    alike([rank["out_of_time"] for rank in ranks])
+
+
+def test_an_error_of_rank_0_is_that_of_all(found) -> None:
+    for number, rank in enumerate(found[1]):
+        assert rank["fails_on_one"] == {"first": "on rank 0", "all": "on rank 0", "made": number}
+
+
+def test_ranks_that_have_read_other_rows_are_refused(found) -> None:
+    assert found[0]["other_rows"] == {}
+    assert all("rank 1 has read other rows" in rank["other_rows"]["error"] for rank in found[1])
+
+
+class Rank:
+    """A rank that only says which one it is: enough for passes."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_passes_share_rows_by_their_tokens_and_are_equally_many(size: int) -> None:
+    lengths = torch.tensor([30, 5, 5, 5, 5, 5, 2])
+    by_rank = [passes(lengths, 12, Rank(rank, size)) for rank in range(size)]  # type: ignore[arg-type]
+    assert len({len(own) for own in by_rank}) == 1
+    rows = [row for own in by_rank for part in own if part.weight for row in part.rows.tolist()]
+    assert sorted(rows) == list(range(7))
+    tokens = sorted(sum(int(lengths[part.rows].sum()) for part in own if part.weight) for own in by_rank)
+    assert tokens == {1: [57], 2: [27, 30], 3: [12, 15, 30], 8: [0, 2, 5, 5, 5, 5, 5, 30]}[size]
