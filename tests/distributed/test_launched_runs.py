@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launched import ENVIRONMENT, alone, begun, command, launched, same_run, wait_for, worker
@@ -65,6 +66,22 @@ def place(tokenizer, tmp_path_factory) -> Path:
 
 def test_two_processes_take_the_run_of_one(place: Path) -> None:
     same_run(place / "one", place / "two", 1e-6)
+    one, two = (json.loads((place / name / "evaluation.json").read_text()) for name in ("one", "two"))
+    assert same_numbers(one, two) > 20  # those before the run, and after it, where both processes sample
+
+
+def same_numbers(one: Any, two: Any) -> int:
+    """How many numbers are equal up to rounding, where all else must be equal."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        return sum(same_numbers(one[key], two[key]) for key in one if key not in ("model", "seconds"))
+    if isinstance(one, list):
+        return sum(same_numbers(a, b) for a, b in zip(one, two, strict=True))
+    if isinstance(one, float):
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-5)
+        return 1
+    assert one == two
+    return 0
 
 
 def test_sharded_weights_give_the_run_of_one_and_a_checkpoint_for_any(place: Path) -> None:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from proxlm.checkpoint import best_folder
 from proxlm.config import LoraSettings, ModelSettings, PPOConfig
+from proxlm.engine.generate import Generate
 from proxlm.engine.native import NativeEngine
 from proxlm.errors import RunError
 from proxlm.evaluation.evaluate import evaluate_model
@@ -76,7 +77,7 @@ class HeldOutEvaluations:
 
     def during(self, on_progress: Progress) -> dict[str, float]:
         """Metrics of the policy while it learns."""
-        found = self._measure("during", self._models.policy, on_progress)
+        found = self._measure("during", self._models.policy, on_progress, generate=self._loop.sampler())
         self._newest, values = (self._loop.state.step, found), found.means()
         self._loop.callbacks.on_evaluation(self._loop.state.step, "during", values)
         return values
@@ -88,7 +89,7 @@ class HeldOutEvaluations:
         if self._newest is not None and self._newest[0] == self._loop.state.step:
             found = self._record(replace(self._newest[1], name="after"))
         else:
-            found = self._evaluate("after", self._models.policy)
+            found = self._evaluate("after", self._models.policy, generate=self._loop.sampler())
         self._add(replace(found, model=str(self._loop.folder / "policy")))
         if step := self._loop.state.best_step:
             self._add(self._of_best(best_folder(self._loop.folder, step)))
@@ -139,16 +140,26 @@ class HeldOutEvaluations:
             return None
         return next((evaluation for evaluation in found if evaluation.name == "before"), None)
 
-    def _evaluate(self, name: str, model: LanguageModel, draw: int = 0) -> Evaluation:
+    def _evaluate(
+        self, name: str, model: LanguageModel, draw: int = 0, generate: Generate | None = None
+    ) -> Evaluation:
         print(f"evaluating on {len(self._prompts)} held-out prompts ({name}) …", flush=True)
-        return self._record(self._measure(name, model, progress_line("responses"), draw))
+        return self._record(self._measure(name, model, progress_line("responses"), draw, generate))
 
     def _record(self, found: Evaluation) -> Evaluation:
         write_responses(self._loop.folder, found)
         self._loop.callbacks.on_evaluation(self._loop.state.step, found.name, found.means())
         return found
 
-    def _measure(self, name: str, model: LanguageModel, on_progress: Progress, draw: int = 0) -> Evaluation:
+    def _measure(
+        self,
+        name: str,
+        model: LanguageModel,
+        on_progress: Progress,
+        draw: int = 0,
+        generate: Generate | None = None,
+    ) -> Evaluation:
+        """The evaluation; generate: samples, where not this process alone does, and knows only the policy."""
         config = self._loop.config
         self._loop.ranks.phase("evaluate")
         with closing(NativeEngine(model, config.rollout)) as engine:
@@ -165,7 +176,7 @@ class HeldOutEvaluations:
                 micro_batch_tokens=config.ppo.micro_batch_tokens,
                 greedy=config.evaluation.greedy,
                 on_progress=on_progress,
-                generate=self._loop.generate,
+                generate=generate or self._loop.generate,
                 teacher_logprobs=None if self._models.teacher is None else self._models.teacher_logprobs,
                 metrics=self._metrics,
             )

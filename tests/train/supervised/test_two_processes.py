@@ -238,10 +238,10 @@ def fails_on_one(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 
 def other_rows(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """The last rank's file has one more word in a response, of the same number of tokens."""
+    """The last rank's file has another first row, of as many tokens."""
     made = loop_of(tokenizer, "language model", ranks, folder)
     if ranks.rank == ranks.size - 1 > 0:
-        made.objective.training.tokens[-1] += 1
+        made.objective.training.tokens[:5] = torch.arange(40, 45)
     try:
         ranks.broadcast(made.synchronise) if ranks.rank == 0 else made.follow()
     except RunError as error:

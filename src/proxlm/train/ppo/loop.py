@@ -170,7 +170,7 @@ class PPOLoop(SharedLoop[PPOState]):
             temperature=temperature,
             draw=draw,
             clock=clock,
-            generate=self._sampler(),
+            generate=self.sampler(),
         )
         stale = engine.version != step and config.ppo.engine_correction.mode != "none"
         if not stale or not isinstance(engine, CopyEngine):
@@ -181,8 +181,8 @@ class PPOLoop(SharedLoop[PPOState]):
                 rollout=with_trainer_logprobs(found.rollout, engine.model, temperature, budget)
             )
 
-    def _sampler(self) -> Generate:
-        """What samples a step's responses: all ranks together, where that can be."""
+    def sampler(self) -> Generate:
+        """What samples responses of the policy as it is: all ranks together, where that can be."""
         if self.ranks.size > 1 and can_be_shared(self.config, self.generate):
             return SharedGenerate(self.ranks, self.engine)
         return self.generate
@@ -207,9 +207,7 @@ class PPOLoop(SharedLoop[PPOState]):
             if self.ranks.rank == 0:
                 self.engine.load_weights((), self.state.step)
             rewards = self.ranks.broadcast(
-                lambda: reference_rewards(
-                    self.engine, self.prompts, self.reward, self.config, self._sampler()
-                )
+                lambda: reference_rewards(self.engine, self.prompts, self.reward, self.config, self.sampler())
             )
             self.state.score_statistics = with_values(RunningStatistics(), rewards)
 
