@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from proxlm.config.distributed import DistributedSettings
+from proxlm.config.distributed import DistributedSettings, sharding_problems
 from proxlm.config.early_stopping import DISTILLATION, early_stopping_problems
 from proxlm.config.mixture import is_mixture, kept_tokens_problems
 from proxlm.config.new_model import NewModelSettings
@@ -159,7 +159,15 @@ class DistillConfig:
             reason = "its tokens are not the teacher's; set distill.mode = sequence, which learns texts"
             found.append(("distill.tokenizer", reason))
         found += early_stopping_problems(self.train, DISTILLATION)
-        found += self.distributed.unsharded_problems()
+        found += sharding_problems(
+            self.distributed,
+            self.model,
+            {"optim": self.optim},
+            train__average=self.train.average != "none",
+            train__dropout=self.train.dropout,
+            distill__mode=self.distill.mode != "sequence",
+            distill__eval_samples=self.distill.eval_samples,
+        )
         found += kept_tokens_problems(self.text)
         if is_mixture(self.text):
             found.append(("text.weights", "and text.temperature are not of distillation; leave them out"))

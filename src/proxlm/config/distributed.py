@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from proxlm.config.problems import Problems
+from proxlm.config.schema import ModelSettings, OptimiserSettings
 from proxlm.config.setting import setting
 
 
@@ -16,7 +18,7 @@ class DistributedSettings:
     strategy: Literal["ddp", "fsdp"] = setting(
         "ddp",
         "what each process holds: all weights (ddp), or a share of the weights, gradients and moments of the blocks"
-        " that learn, besides a whole copy of the policy that samples (fsdp: torch's fully_shard)",
+        " that learn, besides a whole copy that samples and is saved (fsdp: torch's fully_shard)",
         on_resume="free",
     )
     timeout: float = setting(
@@ -27,8 +29,31 @@ class DistributedSettings:
         on_resume="free",
     )
 
-    def unsharded_problems(self) -> Problems:
-        """Of a job whose processes all hold whole weights."""
-        if self.strategy == "ddp":
-            return []
-        return [("distributed.strategy", "sharded weights are for proxlm ppo; set it to ddp")]
+
+def sharding_problems(
+    distributed: DistributedSettings,
+    model: ModelSettings,
+    optimisers: Mapping[str, OptimiserSettings],
+    **unfit: object,
+) -> Problems:
+    """What sharded weights cannot be used for.
+
+    Args:
+        distributed: The section.
+        model: The section [model].
+        optimisers: The sections of the optimisers, by their keys.
+        unfit: More settings, with __ for a dot, and whether they are in use.
+    """
+    if distributed.strategy == "ddp":
+        return []
+    used: dict[str, object] = {name.replace("__", "."): value for name, value in unfit.items()}
+    used |= {
+        "model.train_layers": model.train_layers,
+        "model.freeze": model.freeze,
+        "model.activation_checkpointing": model.activation_checkpointing,
+        # They need whole matrices.
+        **{f"{key}.name": optim.name in ("muon", "lbfgs", "adafactor") for key, optim in optimisers.items()},
+    }
+    return [
+        (key, "not with distributed.strategy = fsdp; set that to ddp") for key, value in used.items() if value
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from proxlm.config.algorithms import ADVANTAGES
-from proxlm.config.distributed import DistributedSettings
+from proxlm.config.distributed import DistributedSettings, sharding_problems
 from proxlm.config.engine import EngineSettings
 from proxlm.config.metrics import MetricSettings, baseline_problems, metric_problems
 from proxlm.config.ppo import KL_ERROR_LIMIT, PPOSettings, PtxSettings, ShapingSettings
@@ -76,7 +76,14 @@ class PPOConfig:
             found.append(("ppo.minibatches", "more minibatches than responses in a step"))
         found += algorithm_problems(self.ppo, self.model) + model_problems(self.model)
         found += _engine_problems(self)
-        found += _stability_problems(self) + metric_problems(self.metrics) + _sharding_problems(self)
+        found += _stability_problems(self) + metric_problems(self.metrics)
+        found += sharding_problems(
+            self.distributed,
+            self.model,
+            {"optim.policy": self.optim.policy, "optim.critic": self.optim.critic},
+            ppo__max_staleness=self.ppo.max_staleness,
+            ppo__loss=self.ppo.loss == "trpo",
+        )
         found += baseline_problems(self.metrics, choices=False, conversations=bool(self.environment.use))
         if self.metrics.use and not (self.data.eval_prompts or self.data.eval_count):
             found.append(("metrics.use", "there are no held-out prompts: set data.eval_count to 1 or more"))
@@ -136,26 +143,6 @@ def _engine_problems(job: PPOConfig) -> Problems:
         ),
     }
     return found + [(key, f"with engine.use = vllm: {fix}") for key, (used, fix) in unfit.items() if used]
-
-
-def _sharding_problems(job: PPOConfig) -> Problems:
-    """What sharded weights cannot be used for."""
-    if job.distributed.strategy == "ddp":
-        return []
-    whole = ("muon", "lbfgs", "adafactor")
-    optim, model = job.optim, job.model
-    unfit = {
-        "ppo.max_staleness": job.ppo.max_staleness,
-        "ppo.loss": job.ppo.loss == "trpo",
-        "model.train_layers": model.train_layers,
-        "model.freeze": model.freeze,
-        "model.activation_checkpointing": model.activation_checkpointing,
-        "optim.policy.name": optim.policy.name in whole,
-        "optim.critic.name": optim.critic.name in whole,
-    }
-    return [
-        (key, "not with distributed.strategy = fsdp; set that to ddp") for key, used in unfit.items() if used
-    ]
 
 
 def _stability_problems(job: PPOConfig) -> Problems:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from proxlm.config.distributed import DistributedSettings
+from proxlm.config.distributed import DistributedSettings, sharding_problems
 from proxlm.config.early_stopping import PREFERENCES, early_stopping_problems
 from proxlm.config.problems import (
     Problems,
@@ -117,7 +117,13 @@ class DPOConfig:
             preference_problems(self.text) + model_problems(self.model) + best_is_model_problems(self.run)
         )
         found += early_stopping_problems(self.train, PREFERENCES)
-        found += self.distributed.unsharded_problems()
+        found += sharding_problems(
+            self.distributed,
+            self.model,
+            {"optim": self.optim},
+            train__average=self.train.average != "none",
+            train__dropout=self.train.dropout,
+        )
         if self.text.pair:
             found.append(("text.pair", "a policy goes on with its prompt; set it to false"))
         if self.train.dropout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from proxlm.config.distributed import DistributedSettings
+from proxlm.config.distributed import DistributedSettings, sharding_problems
 from proxlm.config.early_stopping import REWARD_MODEL, early_stopping_problems
 from proxlm.config.loss import LossSettings
 from proxlm.config.new_model import NewModelSettings
@@ -169,7 +169,14 @@ class RewardConfig:
         found += dropout_problems(self.train, self.model)
         found += _ensemble_problems(self) + _label_problems(self)
         found += early_stopping_problems(self.train, REWARD_MODEL[self.objective.kind])
-        found += self.distributed.unsharded_problems()
+        found += sharding_problems(
+            self.distributed,
+            self.model,
+            {"optim": self.optim},
+            train__average=self.train.average != "none",
+            train__dropout=self.train.dropout,
+            ensemble__size=self.ensemble.size > 1,
+        )
         found += scratch_problems(self.scratch, self.model)
         return found + optimiser_problems("optim", self.optim)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from proxlm.config.distributed import DistributedSettings
+from proxlm.config.distributed import DistributedSettings, sharding_problems
 from proxlm.config.early_stopping import LANGUAGE_MODEL, early_stopping_problems
 from proxlm.config.loss import LossSettings
 from proxlm.config.mixture import kept_tokens_problems, mixture_problems
@@ -57,7 +57,13 @@ class PretrainConfig:
         found += model_problems(self.model) + best_is_model_problems(self.run)
         found += dropout_problems(self.train, self.model)
         found += early_stopping_problems(self.train, LANGUAGE_MODEL)
-        found += self.distributed.unsharded_problems()
+        found += sharding_problems(
+            self.distributed,
+            self.model,
+            {"optim": self.optim},
+            train__average=self.train.average != "none",
+            train__dropout=self.train.dropout,
+        )
         found += mixture_problems(self.text)
         if self.train.curriculum_steps:
             found.append(
@@ -99,7 +105,13 @@ class SFTConfig:
         found += model_problems(self.model) + best_is_model_problems(self.run)
         found += dropout_problems(self.train, self.model)
         found += early_stopping_problems(self.train, LANGUAGE_MODEL)
-        found += self.distributed.unsharded_problems()
+        found += sharding_problems(
+            self.distributed,
+            self.model,
+            {"optim": self.optim},
+            train__average=self.train.average != "none",
+            train__dropout=self.train.dropout,
+        )
         found += scratch_problems(self.scratch, self.model)
         found += mixture_problems(self.text) + kept_tokens_problems(self.text)
         return found + optimiser_problems("optim", self.optim)

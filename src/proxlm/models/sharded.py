@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -31,13 +31,14 @@ def shard(models: ActorCritic, size: int) -> None:
     Raises:
         ConfigError: A network has no blocks that can be found.
     """
-    mesh = init_device_mesh(models.policy.device.type, (size,))
-    _shard_blocks(models.policy.network, mesh)
+    shard_network(models.policy.network, models.policy.device, size)
     if models.critic_trunk is not None:
-        _shard_blocks(models.critic_trunk, mesh)
+        shard_network(models.critic_trunk, models.policy.device, size)
 
 
-def _shard_blocks(network: Any, mesh: DeviceMesh) -> None:
+def shard_network(network: Any, device: torch.device, size: int) -> None:
+    """The same of one network, which is on that device."""
+    mesh = init_device_mesh(device.type, (size,))
     blocks = [block for _, _, stack in stacks(network) for block in stack]
     if not blocks:
         raise ConfigError(

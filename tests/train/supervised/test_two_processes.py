@@ -6,13 +6,14 @@ import socket
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
 from helpers import SilentLog
+from safetensors.torch import load_file
 
 from proxlm.config import (
     DistillSettings,
@@ -26,13 +27,14 @@ from proxlm.config import (
     SFTConfig,
     SupervisedSettings,
 )
+from proxlm.config.distributed import DistributedSettings
 from proxlm.data.supervised import SFTExample
 from proxlm.distributed.ranks import ONE_PROCESS, Ranks, TorchRanks, made_on_all
 from proxlm.errors import RunError
 from proxlm.jobs.distill import DistillLoop
 from proxlm.models.adapters import add_lora
 from proxlm.models.classifier import Classifier, classifier_of_language_model
-from proxlm.models.sharded import whole
+from proxlm.models.sharded import is_sharded, whole
 from proxlm.train.common.passes import passes
 from proxlm.train.supervised import objective as objectives
 from proxlm.train.supervised.batches import Mixture
@@ -127,8 +129,17 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = {
 }
 
 
+SHARDED = ["language model", "a row a step", "adapters", "encoder-decoder", "reward", "dpo"]
+
+
 def loop_of(
-    tokenizer: Any, name: str, ranks: Ranks, folder: Path, train: dict[str, Any] | None = None, **optim: Any
+    tokenizer: Any,
+    name: str,
+    ranks: Ranks,
+    folder: Path,
+    train: dict[str, Any] | None = None,
+    strategy: Literal["ddp", "fsdp"] = "ddp",
+    **optim: Any,
 ) -> SupervisedLoop:
     make, given, own = CASES[name]
     torch.manual_seed(0)
@@ -137,7 +148,8 @@ def loop_of(
     config = SFTConfig(
         train=SupervisedSettings(**settings | (train or {})),
         optim=OptimiserSettings(**{"lr": 1e-3, "eps": 1e-3} | optim),
-        run=RunSettings(save_every=0, log_samples=0, max_skipped_updates=0),
+        distributed=DistributedSettings(strategy=strategy),
+        run=RunSettings(save_every=0, log_samples=2 if strategy == "fsdp" else 0, max_skipped_updates=0),
     )
     mixture = Mixture(("a", "b"), made.training.sources, (0.7, 0.3)) if given.get("mixed") else None
     loop = DistillLoop if name.startswith("distill") else SupervisedLoop
@@ -163,6 +175,17 @@ def taken(made: SupervisedLoop) -> dict[str, Any]:
 
 def plain(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
     return {name: taken(loop_of(tokenizer, name, ranks, folder)) for name in CASES}
+
+
+def sharded(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """The same with sharded weights; the model of the last validation, which rank 0 has saved."""
+    found = {}
+    for name in SHARDED:
+        made = loop_of(tokenizer, name, ranks, folder, strategy="fsdp")
+        found[name] = taken(made) | {"shares": [is_sharded(p) for _, p in made.objective.trainable()]}
+        files = sorted((made.folder / "policy").glob("*.safetensors"))
+        found[name]["saved"] = {key: t for file in files for key, t in load_file(file).items()}
+    return found
 
 
 def out_of_memory(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
@@ -251,6 +274,7 @@ def other_rows(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 WORK: list[Callable[[Any, Ranks, Path], dict[str, Any]]] = [
     plain,
+    sharded,
     out_of_memory,
     not_finite,
     out_of_time,
@@ -317,6 +341,19 @@ def test_two_ranks_take_the_steps_of_one_process(found, name: str) -> None:
     for rank in ranks:
         same(whole_run["plain"][name], rank["plain"][name])
     alike([rank["plain"][name] for rank in ranks])
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_weights_take_the_steps_of_one_process(found, name: str) -> None:
+    whole_run, ranks = found
+    for rank in ranks:
+        same(whole_run["sharded"][name], rank["sharded"][name])
+        assert sum(rank["sharded"][name]["shares"]) >= len(rank["sharded"][name]["shares"]) / 2
+    saved, wanted = ranks[0]["sharded"][name]["saved"], whole_run["sharded"][name]["saved"]
+    assert saved.keys() == wanted.keys()
+    assert len(saved) > 3
+    for key, tensor in wanted.items():
+        assert float((saved[key] - tensor).abs().max()) <= 1e-6, key
 
 
 def test_out_of_memory_on_one_rank_makes_all_passes_smaller(found) -> None:

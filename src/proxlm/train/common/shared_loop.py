@@ -39,8 +39,10 @@ class SharedLoop(TrainingLoop[S]):
     def step(self, log: RunLog | NoLog) -> dict[str, float]:
         """One step, which all ranks take together; see `TrainingLoop`."""
 
-    def copies(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """Where weights are sharded: each that learns, and its copy in the whole model that samples and is saved."""
+    def copies(self) -> Iterable[tuple[Tensor, Tensor | None]]:
+        """Where weights are sharded: each that learns, and its copy in the whole model that samples and is saved;
+        None on a rank that has no such model.
+        """
         return []
 
     def handlers(self) -> dict[str, Callable[..., object]]:
@@ -79,7 +81,9 @@ class SharedLoop(TrainingLoop[S]):
     @torch.no_grad()
     def _refresh(self) -> None:
         for p, copy in self.copies():
-            copy.copy_(whole(p))
+            gathered = whole(p)
+            if copy is not None:
+                copy.copy_(gathered)
 
     def whole_tensors(self) -> dict[str, Tensor]:
         if not self.sharded:

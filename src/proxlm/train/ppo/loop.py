@@ -21,6 +21,7 @@ from proxlm.engine.native import NativeEngine
 from proxlm.engine.protocol import Engine
 from proxlm.engine.vllm import VLLMEngine
 from proxlm.models.actor_critic import ActorCritic
+from proxlm.models.frozen_copy import frozen_copy
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
 from proxlm.models.sharded import shard, whole
@@ -46,7 +47,7 @@ from proxlm.train.ppo.offending_rows import offending_rows
 from proxlm.train.ppo.plan import plan_update
 from proxlm.train.ppo.prepare import prepare
 from proxlm.train.ppo.ptx import PtxText
-from proxlm.train.ppo.rollout_queue import Collector, CopyEngine, RolloutQueue, frozen_copy
+from proxlm.train.ppo.rollout_queue import Collector, CopyEngine, RolloutQueue
 from proxlm.train.ppo.shared_generate import SharedGenerate, can_be_shared
 from proxlm.train.ppo.state import PPOState
 from proxlm.train.ppo.update import update

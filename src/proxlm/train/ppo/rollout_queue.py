@@ -7,15 +7,12 @@ thread samples the rollouts up to step j + k, in order, each with the copy of th
 
 from __future__ import annotations
 
-import copy
 import gc
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +21,7 @@ from proxlm.engine.native import NativeEngine
 from proxlm.engine.protocol import Engine
 from proxlm.engine.vllm import VLLMEngine
 from proxlm.errors import ConfigError, RunError
+from proxlm.models.frozen_copy import frozen_copy
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.model_types import SHORT_NAMES
 from proxlm.threads import SLICE_SECONDS, Worker
@@ -295,19 +293,6 @@ class _Job:
 
 class AbandonedError(Exception):
     """Ends a rollout that is no longer needed."""
-
-
-def frozen_copy(policy: LanguageModel) -> LanguageModel:
-    """A copy of a policy: network, adapters and tokenizer. Frozen weights, such as the base below adapters, are
-    shared.
-
-    Adapters and tokenizers change state while they are used, so two threads cannot share them.
-    """
-    shared: dict[int, Any] = {id(p): p for p in policy.network.parameters() if not p.requires_grad}
-    network, adapters = copy.deepcopy((policy.network, policy.adapters), shared)
-    for p in network.parameters():
-        p.requires_grad_(False)
-    return replace(policy, network=network, adapters=adapters, tokenizer=copy.deepcopy(policy.tokenizer))
 
 
 @torch.no_grad()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from proxlm.train.common.shared_loop import SharedLoop
 from proxlm.train.supervised.averaging import WeightAverage
 from proxlm.train.supervised.batches import Mixture, batches_of
 from proxlm.train.supervised.objective import Objective, check_same_rows, rows_sha256
+from proxlm.train.supervised.sharding import shard_objective
 
 SupervisedConfig = PretrainConfig | SFTConfig | RewardConfig | DPOConfig | DistillConfig
 
@@ -84,8 +85,11 @@ class SupervisedLoop(SharedLoop[SupervisedState]):
         mixture: Mixture | None = None,
         ranks: Ranks = ONE_PROCESS,
     ) -> None:
-        super().__init__(config, folder, SupervisedState(rows=len(objective.lengths)), ranks, sharded=False)
+        sharded = ranks.size > 1 and config.distributed.strategy == "fsdp"
+        super().__init__(config, folder, SupervisedState(rows=len(objective.lengths)), ranks, sharded)
         self.objective, self.settings = objective, config.train
+        # What is saved and shows samples: the objective, or on rank 0 one on a whole copy of a sharded model.
+        self.whole_objective: Any = shard_objective(objective, ranks) if sharded else objective
         self.optimiser = Optimiser(objective.trainable(), config.optim)
         self.batches = batches_of(objective.lengths, config.train, config.run.seed, mixture)
         self.budget = TokenBudget(self.settings.micro_batch_tokens)
@@ -204,15 +208,16 @@ class SupervisedLoop(SharedLoop[SupervisedState]):
             averaged = is_better(other, value, metric)
         if averaged:
             value, other = other, value
+        self._refresh()
         if state.take_if_best(value, is_lowest_best(metric)):
             state.without_better, state.best_average, state.best_other = 0, int(averaged), other
             if self.ranks.rank == 0:
                 with self.average.in_place() if averaged else nullcontext():
-                    publish_folder(self.folder / self.model_folder, self.objective.save)
+                    publish_folder(self.folder / self.model_folder, self.whole_objective.save)
         else:
             state.without_better += 1
         if self.ranks.rank == 0:
-            log.samples(state.step, self.objective.samples(self.config.run.log_samples))
+            log.samples(state.step, self.whole_objective.samples(self.config.run.log_samples))
         self.callbacks.on_evaluation(state.step, "validation", metrics)
         return metrics
 
@@ -231,11 +236,17 @@ class SupervisedLoop(SharedLoop[SupervisedState]):
     def weights(self) -> dict[str, Tensor]:
         return {f"policy.{name}": p for name, p in self.objective.trainable()}
 
+    def copies(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        if self.sharded:
+            whole = self.whole_objective.model.network
+            copies = dict(whole.named_parameters()) if self.ranks.rank == 0 else {}
+            yield from ((p, copies.get(name)) for name, p in self.objective.trainable())
+
     def optimisers_by_name(self) -> dict[str, Optimiser]:
         return {"policy": self.optimiser}
 
     def save_model(self, folder: Path) -> None:
-        self.objective.save(folder)
+        self.whole_objective.save(folder)
 
     def extra_tensors(self) -> dict[str, Tensor]:
         return self.average.tensors()
