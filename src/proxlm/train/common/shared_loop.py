@@ -45,6 +45,10 @@ class SharedLoop(TrainingLoop[S]):
         """
         return []
 
+    def extra_of_all(self) -> dict[str, Tensor]:
+        """Those of `extra_tensors` that the other ranks need, too, to go on."""
+        return self.extra_tensors()
+
     def handlers(self) -> dict[str, Callable[..., object]]:
         """What rank 0 can call on the others, by name."""
         return {
@@ -122,6 +126,6 @@ class SharedLoop(TrainingLoop[S]):
                 assign(tensor, value)
             self._resumed = {}
         if self.state.step:
-            extra = self.ranks.broadcast(self.extra_tensors)
+            extra = self.ranks.broadcast(self.extra_of_all)
             if self.ranks.rank > 0:
                 self.restore(self.folder, self.state, extra)

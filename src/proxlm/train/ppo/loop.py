@@ -271,6 +271,9 @@ class PPOLoop(SharedLoop[PPOState]):
         """The older policies that later rollouts are sampled with."""
         return self.collector.tensors()
 
+    def extra_of_all(self) -> dict[str, Tensor]:
+        return {}  # rank 0 alone samples with these
+
     def optimisers_by_name(self) -> dict[str, Optimiser]:
         return dict(self.learner.optimisers)
 
