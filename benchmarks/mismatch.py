@@ -15,23 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections import deque
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from vowel_task import Row, Size, learn
 
-from proxlm.config import RolloutSettings
 from proxlm.config.ppo import CorrectionSettings
-from proxlm.engine.native import NativeEngine
 from proxlm.evaluation.intervals import mean_with_interval
-from proxlm.models.language_model import LanguageModel
-from proxlm.train.common.clock import Clock
-from proxlm.train.ppo.collect import Collected
-from proxlm.train.ppo.loop import PPOLoop
-from proxlm.train.ppo.rollout_queue import Collect, Collector, frozen_copy
 
 RESULTS = Path(__file__).parent / "results"
 MODES = (
@@ -66,32 +57,15 @@ the engine's.
 | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
-class Late(Collector):
-    """Each step's rollout, sampled by the policy of `staleness` updates ago (the first one until there is such)."""
-
-    def __init__(self, policy: LanguageModel, settings: RolloutSettings, staleness: int) -> None:
-        super().__init__(policy, NativeEngine(frozen_copy(policy), settings))
-        self.kept: deque[tuple[int, list[tuple[str, Tensor]]]] = deque(maxlen=staleness + 1)
-
-    def take(self, collect: Collect, step: int, draw: int, clock: Clock) -> Collected:
-        self.kept.append((step, [(name, p.detach().clone()) for name, p in self.policy.trainable()]))
-        version, weights = self.kept[0]
-        self.engine.load_weights(weights, version)
-        return collect(self.engine, step, draw, clock)
-
-
 def run(staleness: int, weights: Any, mode: Any, seed: int, steps: int, lr: float) -> list[Row]:
     """Train a random model with this mode for each cause that there is; the rows of metrics."""
     on, off = CorrectionSettings(mode=mode), CorrectionSettings()
     ppo = {
         "engine_correction": on if weights != "policy" else off,
         "staleness_correction": on if staleness else off,
+        "max_staleness": staleness,
     }
-
-    def late(loop: PPOLoop) -> None:
-        loop.collector = Late(loop.models.policy, loop.config.rollout, staleness)
-
-    return learn(seed, steps, lr, Size(), ppo=ppo, rollout={"weights": weights}, prepare=late)
+    return learn(seed, steps, lr, Size(), ppo=ppo, rollout={"weights": weights})
 
 
 def summary(runs: list[list[Row]], cause: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The recipe of the stories with rollouts 0, 1 and 4 updates stale, with and without the weights for it.
 
-    python benchmarks/stale_stories.py [--steps 16] [--batch 16] [--rate 5e-4] [--seeds 3]
+    python benchmarks/stale_stories.py [--steps 16] [--batch 16] [--rate 5e-4] [--seeds 0 1 2]
 
 Reward and KL of 48 held-out prompts at the end, the reward of the last quarter's rollouts ("late"), seconds of a
 step. "No weights" is geometric_mask with bounds that keep every response. Writes
@@ -80,12 +80,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=5e-4)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args()
     start(threads=1)
     rows: list[dict[str, Any]] = []
-    for seed in range(given.seeds):
+    for seed in given.seeds:
         for k, weights in ARMS:
             rows.append(run(k, weights, seed, given))
             print(rows[-1], flush=True)

@@ -1,16 +1,19 @@
-"""PPO steps with ppo.max_staleness 0 and 1: seconds per step, and the reward that both reach.
+"""PPO steps with ppo.max_staleness 0, 1 and 4: seconds per step, and the reward that both reach.
 
     python benchmarks/staleness.py [--threads 2] [--repeats 3] [--steps 8] [--seeds 3] [--learn-steps 80]
+        [--rewards waits unevenly computes quick] [--values 0 1 4]
 
-Seconds: a random Llama, and rewards of three kinds: one that waits for each response in turn (a remote judge), one
-that computes for as long in Python, and one that takes no time. The two values alternate, a run each, and the first
-step is left out: nothing was sampled ahead for it. Reward: a smaller model is paid for vowels, with both values,
-for each of the seeds. Writes benchmarks/results/staleness.json.
+Seconds: a random Llama, and rewards of four kinds: one that waits for each response in turn (a remote judge), one
+that waits as long on average, but for every fourth rollout alone, one that computes for as long in Python, and one
+that takes no time. The values alternate, a run each, and the first step is left out: nothing was sampled ahead for
+it. Reward: a smaller model is paid for vowels, with each value, for each of the seeds. Writes
+benchmarks/results/staleness.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -40,6 +43,18 @@ def waiting(seconds: float) -> Callable[[Rollout], Scores]:
     return reward
 
 
+def uneven(seconds: float) -> Callable[[Rollout], Scores]:
+    """The same from a judge that makes every fourth rollout of a run wait for all four."""
+    calls = itertools.count()
+
+    def reward(rollout: Rollout) -> Scores:
+        if next(calls) % 4 == 3:
+            time.sleep(4 * seconds * len(rollout))
+        return vowels(rollout)
+
+    return reward
+
+
 def computing(seconds: float) -> Callable[[Rollout], Scores]:
     """The same from a function that needs the processor, and Python's lock, for as long."""
 
@@ -61,30 +76,32 @@ def run(
     return learn(seed, steps, lr, size, ppo=ppo, reward=reward)
 
 
-def seconds(given: argparse.Namespace, reward: Any) -> dict[str, Any]:
-    """Medians of a step's seconds by phase, of all runs of each value, which alternate."""
-    rows: dict[str, list[Row]] = {"0": [], "1": []}
+def seconds(given: argparse.Namespace, reward: Callable[[], Any]) -> dict[str, Any]:
+    """Medians of a step's seconds by phase, and the mean of the whole, of all runs of each value, which alternate."""
+    rows: dict[str, list[Row]] = {k: [] for k in given.values}
     size = Size(given.hidden, given.layers, batch=32, length=32)
     for repeat in range(given.repeats):
         for k, found in rows.items():
-            found += run(int(k), repeat, given.steps, size, reward)[1:]
+            found += run(int(k), repeat, given.steps, size, reward())[1:]
     result: dict[str, Any] = {
         k: {
-            phase: statistics.median(values)
-            for phase in PHASES
-            if (values := [row[f"time/{phase}"] for row in found if f"time/{phase}" in row])
+            "mean": statistics.fmean(row["time/step"] for row in found),
+            **{
+                phase: statistics.median(values)
+                for phase in PHASES
+                if (values := [row[f"time/{phase}"] for row in found if f"time/{phase}" in row])
+            },
         }
         for k, found in rows.items()
     }
-    result["steps_measured"] = len(rows["0"])
-    result["quicker"] = result["0"]["step"] / result["1"]["step"]
+    result["steps_measured"] = len(rows[given.values[0]])
     return result
 
 
 def learning(given: argparse.Namespace) -> dict[str, Any]:
     """For each value and seed: the mean reward of the first and the last tenth of the steps, and the mismatch."""
     share = max(1, given.learn_steps // 10)
-    result: dict[str, Any] = {"0": [], "1": []}
+    result: dict[str, Any] = {k: [] for k in given.values}
     for seed in range(given.seeds):
         for k, found in result.items():
             rows = run(int(k), seed, given.learn_steps, Size(), vowels, lr=3e-3)
@@ -108,25 +125,30 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--learn-steps", type=int, default=80)
+    parser.add_argument("--values", nargs="+", default=["0", "1", "4"])
+    parser.add_argument("--rewards", nargs="+", default=["waits", "unevenly", "computes", "quick"])
     parser.add_argument("--waits", type=float, default=0.05)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--output", type=Path, default=RESULTS / "staleness.json")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    kinds = {"waits": waiting(given.waits), "computes": computing(given.waits), "takes no time": vowels}
+    kinds: dict[str, Callable[[], Any]] = {
+        "waits": lambda: waiting(given.waits),
+        "unevenly": lambda: uneven(given.waits),
+        "computes": lambda: computing(given.waits),
+        "quick": lambda: vowels,
+    }
     found: dict[str, Any] = {
         "settings": {n: v for n, v in vars(given).items() if n != "output"},
         "seconds": {},
     }
-    for name, reward in kinds.items():
-        found["seconds"][name] = row = seconds(given, reward)
-        off, on = row["0"]["step"], row["1"]["step"]
-        print(
-            f"reward {name}: {off:.2f} s a step, one step ahead {on:.2f} s, {row['quicker']:.2f} times",
-            flush=True,
-        )
-    found["learning"] = learning(given)
+    for name in given.rewards:
+        found["seconds"][name] = row = seconds(given, kinds[name])
+        took = ", ".join(f"{row[k]['mean']:.2f} s at {k}" for k in given.values)
+        print(f"reward {name}: mean step {took}", flush=True)
+    if given.learn_steps:
+        found["learning"] = learning(given)
     given.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -56,7 +56,6 @@ def learn(
     ppo: dict[str, Any] | None = None,
     rollout: dict[str, Any] | None = None,
     reward: Callable[[Rollout], Scores] = vowels,
-    prepare: Callable[[PPOLoop], None] = lambda _: None,
 ) -> list[Row]:
     """Train a random model; the rows of metrics.
 
@@ -68,7 +67,6 @@ def learn(
         ppo: More of its settings.
         rollout: More of its settings.
         reward: Of a step's responses.
-        prepare: Called with the loop before it trains.
     """
     tokenizer = train_tokenizer(TEXTS * 20, vocabulary=320, context=256)
     torch.manual_seed(seed)
@@ -90,6 +88,5 @@ def learn(
     stream, log = PromptStream(prompts, config.ppo.batch_size, seed), QuietLog()
     with tempfile.TemporaryDirectory() as folder:
         loop = PPOLoop(config, make_actor_critic(model, "separate"), stream, reward, Path(folder) / "run")
-        prepare(loop)
         loop.train(log)  # type: ignore[arg-type]
     return log.rows
