@@ -51,6 +51,9 @@ class FeatureReader:
         truncate: bool,
     ) -> None:
         self._settings, self._truncate = features, truncate
+        if features.label_texts and set(features.label_texts) != set(classes):
+            named = ", ".join(shown(name, 20) for name in classes[:8])
+            raise ConfigError(f"features.label_texts: must name the classes {named}")
         source = ModelSource(settings)
         config = source.configuration
         if config.is_encoder_decoder:
@@ -142,15 +145,11 @@ def _label_tokens(model: LanguageModel, features: FeatureSettings, classes: Sequ
     """The first token of each class's text behind a text, [K]; none without `features.label_texts`.
 
     Raises:
-        ConfigError: The texts are not those of the classes, or two begin with the same token.
+        ConfigError: Two begin with the same token, or one changes the tokens before it.
     """
     texts = features.label_texts
     if not texts:
         return torch.zeros(0, dtype=torch.int64)
-    if set(texts) != set(classes):
-        raise ConfigError(
-            f"features.label_texts: must name the classes {', '.join(shown(name, 20) for name in classes[:8])}"
-        )
     before = features.template.replace("{text}", "text")
     start = encode_prompt(model.tokenizer, before)
     found: list[int] = []

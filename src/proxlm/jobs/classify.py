@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -187,11 +188,12 @@ def _begin(folder: Path, config: ClassifyConfig) -> None:
             known = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(f"{file}: cannot be read; give another output") from error
-        if known != plan:
-            other = [name for name in plan if not isinstance(known, dict) or known.get(name) != plan[name]]
+        other = [name for name in plan if not isinstance(known, dict) or known.get(name) != plan[name]]
+        if other and len(os.listdir(folder)) > 1:  # of the plan alone nothing was made
             raise RunError(
                 f"{folder}: holds features of other settings ({listed(other)}); give another output"
             )
+        write_json_atomic(file, plan)
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder}: holds something else than classifiers; give another output")
