@@ -5,7 +5,7 @@
 
 The shape is Qwen2.5-0.5B's (random weights), 64 responses of 512 tokens after 256, one epoch; --tiny: a small Llama.
 Each row is a process of its own, the first of its steps is warm-up. The plan gets the rates that this device shows
-first: of a product in either precision, of a copy, and of an operator on one number. On a GPU the peak is what torch
+first: of a product in either precision, of a copy, and of the call of a small layer. On a GPU the peak is what torch
 has allocated; on a CPU, where memory is not the plan's (Python and torch have their own), it is left out. The reward
 is a model of the policy's size, which the plan is told of.
 """
@@ -57,12 +57,13 @@ def fastest(work: Any, device: str, seconds: float = 0.5) -> float:
 def machine_of(device: str) -> Machine:
     """The rates that this device shows."""
     large = torch.zeros(2**28 if device == "cuda" else 2**24, device=device)
-    other, small = torch.empty_like(large), torch.zeros(1, device=device)
+    other, small = torch.empty_like(large), torch.zeros(1, 64, device=device)
+    layer = torch.nn.Linear(64, 64).to(device)
     bandwidth = 2 * large.nbytes / fastest(lambda: other.copy_(large), device)
 
     def many() -> None:
         for _ in range(1000):
-            small.add_(1.0)
+            layer(small)
 
     flops, low = (matmul_rate(name, device) for name in ("float32", "bfloat16"))
     return Machine(flops, low, bandwidth, call=fastest(many, device) / 1000)
@@ -93,7 +94,7 @@ def main() -> None:
     machine = machine_of(given.device)
     print(
         f"products {machine.flops / 1e12:.2f} TFLOP/s in float32, {machine.low_flops / 1e12:.2f} in bf16; memory"
-        f" {machine.bandwidth / 1e9:.0f} GB/s; an operator {machine.call * 1e6:.1f} µs\n"
+        f" {machine.bandwidth / 1e9:.0f} GB/s; a call {machine.call * 1e6:.1f} µs\n"
     )
     columns = ["generate", "score", "update", "step", "tokens/s written", "peak MB"]
     titles = [title for name in columns for title in ([name] if "/s" in name else [name, "planned"])]
