@@ -26,6 +26,7 @@ from proxlm.search.results import summary
 from proxlm.search.search import Search
 from proxlm.search.space import space_of
 from proxlm.search.study import Study
+from proxlm.search.sweep import Sweep
 
 
 @pytest.fixture(autouse=True)
@@ -168,6 +169,24 @@ def test_workers_share_the_trials_and_run_none_twice() -> None:
     assert len(done) == STEPS * sum(trial.state == "finished" for trial in found.trials)
     assert [trial.number for trial in found.trials] == list(range(10))
     assert all(trial.state in ("finished", "failed") for trial in found.trials)
+
+
+def test_workers_of_a_sweep_train_each_combination_once() -> None:
+    space = space_of({"optim": {"lr": [1e-5, 1e-4, 1e-3, 1e-2], "warmup": [1, 2, 3, 4, 5]}}, BASE)
+
+    def work() -> None:
+        def train(settings: Any, _: Any) -> dict[str, float]:
+            with open("trained.txt", "a", encoding="utf-8") as file:
+                file.write(f"{settings.optim.lr} {settings.optim.warmup}\n")
+            return {"validation_loss": settings.optim.lr}
+
+        Sweep(BASE, space, 1, Path("w"), train).work()
+
+    Path("w").mkdir()
+    for pid in [child(work) for _ in range(4)]:
+        assert end_of(pid) == 0
+    lines = Path("trained.txt").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(set(lines)) == 20
 
 
 def test_a_trial_of_a_dead_worker_is_taken_over_and_that_of_a_living_one_is_not() -> None:

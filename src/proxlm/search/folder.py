@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,19 @@ def begin(folder: Path, name: str, plan: Mapping[str, Any]) -> None:
     except OSError as error:
         raise RunError(f"{folder}: cannot be made: {system_reason(error)}; give another folder") from error
     write_json_atomic(file, content)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Only one process at a time chooses what to train next; others wait.
+
+    The system ends the hold of a process that dies.
+    """
+    import fcntl
+
+    handle = os.open(folder / ".drawing", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

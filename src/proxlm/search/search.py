@@ -18,10 +18,11 @@ from proxlm.errors import RunError, UserError
 from proxlm.runlog.folder import write_json_atomic
 from proxlm.runlog.lock import is_held, locked
 from proxlm.runlog.text import number as in_short
+from proxlm.search.folder import alone
 from proxlm.search.objective import objectives, planned_steps, pruned_by
 from proxlm.search.points import grid, in_words, own_values, settings_with
 from proxlm.search.space import Space, Values
-from proxlm.search.study import Study, Trial, alone, check_installed
+from proxlm.search.study import Study, Trial, check_installed
 from proxlm.text import shown
 from proxlm.train.common.callbacks import Callback
 

@@ -12,8 +12,7 @@ import importlib.util
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -313,16 +312,3 @@ def _suggested(trial: Any, one: Parameter) -> Any:
     if one.whole:
         return trial.suggest_int(one.key, int(one.low), int(one.high), step=int(one.step) or 1, log=one.log)
     return trial.suggest_float(one.key, one.low, one.high, step=one.step or None, log=one.log)
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Only one process at a time draws trials; others wait. The system ends the hold of a process that dies."""
-    import fcntl
-
-    handle = os.open(folder / ".drawing", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from proxlm.runlog.best_values import Best
 from proxlm.runlog.lock import is_held, locked
 from proxlm.runlog.metric_names import KL
 from proxlm.runlog.text import number
+from proxlm.search.folder import alone
 from proxlm.search.points import grid, in_short, in_words, own_values, settings_with
 from proxlm.search.search import Train, read_numbers, trained_once
 from proxlm.search.space import Space, Values
@@ -63,12 +65,9 @@ class Sweep:
     def work(self) -> None:
         """Train the combinations that are not finished, and that no other process is at."""
         for i, one in enumerate(self.combinations):
-            if all((self.of(i) / f"seed-{seed}.json").exists() for seed in self.seeds):
-                continue
-            self.of(i).mkdir(exist_ok=True)
-            if is_held(self.of(i)):
-                continue
-            with locked(self.of(i)):
+            with self._taken(i) as mine:
+                if not mine:
+                    continue
                 print(f"\n{i + 1} of {len(self.combinations)}: {in_words(one.values)}", flush=True)
                 try:
                     for seed in self.seeds:
@@ -76,6 +75,18 @@ class Sweep:
                 except UserError as error:
                     one.reason = str(error)
                     print(f"{i + 1} of {len(self.combinations)}: failed: {error}", flush=True)
+
+    @contextmanager
+    def _taken(self, i: int) -> Iterator[bool]:
+        """Whether a combination is left to do, and is held by this process while the context lasts."""
+        with ExitStack() as held:
+            with alone(self.folder):  # or two could find it free, and one of them fail to lock it
+                done = all((self.of(i) / f"seed-{seed}.json").exists() for seed in self.seeds)
+                self.of(i).mkdir(exist_ok=True)
+                mine = not done and not is_held(self.of(i))
+                if mine:
+                    held.enter_context(locked(self.of(i)))
+            yield mine
 
     def read(self) -> list[Combination]:
         """The combinations with what is finished of them."""
