@@ -60,6 +60,7 @@ ITEMS = {
     50: "steps: binary cross-entropy",
     51: "stacking",
     52: "boosting",
+    53: "distillation",
 }
 
 PROPERTY = "checklist"

@@ -177,7 +177,8 @@ def test_folders_that_are_no_recipe() -> None:
 def test_sections_of_another_job_are_not_ignored_in_a_recipe() -> None:
     Path("x.toml").write_text(RUN)
     assert error("generate", "x.toml") == (
-        "x.toml: reward: unknown key; allowed here: model, data, rollout, models, prompt, output, seed, run"
+        "x.toml: ppo: unknown key; allowed here: model, data, rollout, models, pick, reward, prompt, output, seed,"
+        " run"
     )
 
 

@@ -14,6 +14,7 @@ import pytest
 from launched import ENVIRONMENT, alone, begun, command, launched, same_run, wait_for, worker
 
 from proxlm.models.save import save_language_model
+from proxlm.report.evaluation_files import RESPONSES, SEAL
 from small_models import TEXTS, tiny_model
 
 REWARD = "def score(completions):\n    return [sum(c in 'aeiou' for c in x.text) / 20 for x in completions]\n"
@@ -68,13 +69,24 @@ def test_two_processes_take_the_run_of_one(place: Path) -> None:
     same_run(place / "one", place / "two", 1e-6)
     one, two = (json.loads((place / name / "evaluation.json").read_text()) for name in ("one", "two"))
     assert same_numbers(one, two) > 20  # those before the run, and after it, where both processes sample
+    one, two = (read_rows(place / name, "after") for name in ("one", "two"))
+    assert same_numbers(one, two) > 2 * len(one) > 0
+
+
+# Of a file of numbers: where it lies, what it took, and hashes of numbers that differ by rounding.
+NOT_NUMBERS = ("model", "seconds", RESPONSES, SEAL)
+
+
+def read_rows(folder: Path, name: str) -> list[Any]:
+    lines = (folder / f"evaluation-{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def same_numbers(one: Any, two: Any) -> int:
     """How many numbers are equal up to rounding, where all else must be equal."""
     if isinstance(one, dict):
         assert one.keys() == two.keys()
-        return sum(same_numbers(one[key], two[key]) for key in one if key not in ("model", "seconds"))
+        return sum(same_numbers(one[key], two[key]) for key in one if key not in NOT_NUMBERS)
     if isinstance(one, list):
         return sum(same_numbers(a, b) for a, b in zip(one, two, strict=True))
     if isinstance(one, float):

@@ -17,6 +17,8 @@ from proxlm.rl.distillation import (
     top_and_rest,
 )
 
+pytestmark = pytest.mark.checklist(53)
+
 
 def logits(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
