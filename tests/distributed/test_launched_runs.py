@@ -139,6 +139,25 @@ def test_a_killed_process_is_started_again_and_the_run_ends_as_it_would_have(pla
         assert (place / folder / name).read_bytes() == (place / "two" / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("how", ["SIGTERM", "proxlm stop"])
+def test_all_processes_end_after_the_step(place: Path, how: str) -> None:
+    folder = f"ends-by-{how[:6].strip()}"
+    run = begun(place, "ppo", folder, "--set", "ppo.steps=500")
+    wait_for(place / folder / "checkpoints" / "step-00000001", run)
+    ranks = [worker(run.pid, rank) for rank in (0, 1)]
+    if how == "SIGTERM":
+        run.terminate()
+    else:
+        assert alone(place, "stop", folder).returncode == 0
+    status = run.wait(timeout=200)
+    shown = (place / f"{folder}.txt").read_text()
+    assert status == (143 if how == "SIGTERM" else 0), shown
+    assert shown.count(f"stopped by {how}") == 1, shown
+    assert "Traceback" not in shown
+    assert (place / folder / "policy").exists() == (how == "proxlm stop")
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+
+
 def test_an_error_is_shown_once(place: Path) -> None:
     (place / "none.py").write_text("def score(completions):\n    return [None] * len(completions)\n")
     done = launched(place, "ppo", "refused", "--set", "reward.use=none.py:score")
