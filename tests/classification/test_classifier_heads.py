@@ -11,7 +11,7 @@ import pytest
 from proxlm.classification import fit
 from proxlm.classification.heads import Head
 from proxlm.classification.inputs import Floats, Inputs, Rows
-from proxlm.classification.saved import NAME, NUMBERS, load, save
+from proxlm.classification.saved import NAME, NUMBERS, load, save, sealed
 from proxlm.config import BaggingSettings, BoostingSettings
 from proxlm.errors import ModelError
 
@@ -193,18 +193,34 @@ def broken(tmp_path: Path, change: str) -> Path:
         content["head"] = {"kind": "stacking", "order": ["x"], "parts": {"x": {"kind": "stacking"}}}
     elif change == "format":
         content["format"] = 2
+    elif change == "classes":
+        content["classes"] = ["a", "a"]
     save_file(arrays, folder / NUMBERS)
+    content = sealed(content, (folder / NUMBERS).read_bytes())  # as one who means it would write it
     (folder / NAME).write_text("{" if change == "json" else json.dumps(content), "utf-8")
     return folder
 
 
 @pytest.mark.parametrize(
-    "change", ["loop", "outside", "nan", "type", "missing", "kind", "deep", "format", "json"]
+    "change", ["loop", "outside", "nan", "type", "missing", "kind", "deep", "format", "json", "classes"]
 )
 def test_what_is_damaged_is_refused(tmp_path: Path, change: str) -> None:
     folder = broken(tmp_path, change)
     with pytest.raises(ModelError, match="saved"):
         load(folder)
+
+
+def test_a_file_that_has_changed_is_refused(tmp_path: Path) -> None:
+    inputs, wanted = problem(2)
+    head = fit.boosting(BOOSTING, 0)(inputs, wanted, 2)
+    for file, old, new in ((NAME, b'"last"', b'"mean"'), (NUMBERS, b"\x3f", b"\x3e")):
+        folder = tmp_path / file
+        save(head, ["a", "b"], {"features": {"pooling": "last"}}, folder)
+        content = (folder / file).read_bytes()
+        at = content.rindex(old)
+        (folder / file).write_bytes(content[:at] + new + content[at + len(old) :])
+        with pytest.raises(ModelError, match="has changed since it was written"):
+            load(folder)
 
 
 def test_no_classifier(tmp_path: Path) -> None:

@@ -177,3 +177,7 @@ def test_generate_writes_the_picked_response(tokenizer, tmp_path, monkeypatch, c
     ):
         assert main([*shared, "--prompt", "The cat", *more]) == 2
         assert message in capsys.readouterr().err
+    found = rows("majority", "--pick.read", "pattern", "--pick.pattern", "no answer")
+    assert [(row["response"], row["answer"], row["votes"], row["of"]) for row in found] == [
+        (texts[0], None, 0, 6), (texts[6], None, 0, 6),
+    ]  # fmt: skip

@@ -19,7 +19,7 @@ from proxlm.kernels.device import resolve_device
 from proxlm.models.encoder import Encoder, load_encoder
 from proxlm.models.forward import micro_batches, response_states
 from proxlm.models.language_model import LanguageModel
-from proxlm.models.source import ModelSource
+from proxlm.models.source import ModelSource, named_as
 from proxlm.models.value_model import LANGUAGE_MODELS
 from proxlm.rl.ragged import row_of_element
 from proxlm.text import shown
@@ -55,7 +55,8 @@ class FeatureReader:
             named = ", ".join(shown(name, 20) for name in classes[:8])
             raise ConfigError(f"features.label_texts: must name the classes {named}")
         source = ModelSource(settings)
-        config = source.configuration
+        with named_as("model"):
+            config = source.configuration
         if config.is_encoder_decoder:
             raise ConfigError(
                 f'model = "{settings.policy}": an encoder–decoder; give a causal language model or an encoder'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from proxlm.system_errors import refused
 from proxlm.text import shown
 
 NAME, NUMBERS, FORMAT = "classifier.json", "classifier.safetensors", 1
+# Entries of classifier.json: the hash of the other file, and that of all other entries.
+OF_NUMBERS, SEAL = "numbers_sha256", "sha256"
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -38,15 +41,24 @@ class SavedClassifier:
 
 def save(head: Head, classes: list[str], about: Mapping[str, Any], folder: Path) -> None:
     """Write a classifier into a folder that is made here."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as bytes_of
 
     arrays: Arrays = {}
     content = {"format": FORMAT, "classes": classes, "head": _described(head, "", arrays), **about}
+    numbers = bytes_of({name: np.ascontiguousarray(array) for name, array in arrays.items()})
     folder.mkdir(parents=True)
+    (folder / NUMBERS).write_bytes(numbers)
     (folder / NAME).write_text(
-        json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        json.dumps(sealed(content, numbers), ensure_ascii=False, indent=1, sort_keys=True) + "\n",
+        encoding="utf-8",
     )
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / NUMBERS)
+
+
+def sealed(content: Mapping[str, Any], numbers: bytes) -> dict[str, Any]:
+    """The entries of classifier.json with the hashes by which a change of either file is seen."""
+    found = {name: value for name, value in content.items() if name != SEAL}
+    found[OF_NUMBERS] = hashlib.sha256(numbers).hexdigest()
+    return {**found, SEAL: hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()}
 
 
 def load(folder: Path) -> SavedClassifier:
@@ -62,7 +74,8 @@ def load(folder: Path) -> SavedClassifier:
         with open_regular(folder / NAME) as file:
             content = json.loads(file.read().decode("utf-8"))
         with open_regular(folder / NUMBERS) as file:
-            arrays = arrays_of(file.read())
+            numbers = file.read()
+        arrays = arrays_of(numbers)
     except OSError as error:
         raise ModelError(f"{folder}: no classifier: {refused(error)}") from error
     except (ValueError, RecursionError, SafetensorError) as error:
@@ -72,8 +85,16 @@ def load(folder: Path) -> SavedClassifier:
             raise ModelError(
                 f"{folder}: format {shown(repr(content['format']), 40)}, where {FORMAT} is known"
             )
+        if content != sealed(content, numbers):
+            raise ModelError(
+                f"{folder}: {NAME} or {NUMBERS} has changed since it was written; fit the classifiers again"
+            )
         classes = content["classes"]
-        if len(classes) < 2 or not all(isinstance(name, str) for name in classes):
+        if (
+            len(set(classes)) != len(classes)
+            or len(classes) < 2
+            or not all(isinstance(name, str) for name in classes)
+        ):
             raise ValueError("classes")
         head = _head(content["head"], "", arrays, len(classes), 0)
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -165,7 +165,9 @@ class DocumentParts(Iterable[str]):
 def validation_rows(count: int, share: float, seed: int) -> set[int]:
     """Which of `count` records are for validation: a share of them, at least one and not all, drawn by `seed`."""
     if count < 2:
-        raise DataError("one record cannot be split into training and validation; set text.validation")
+        raise DataError(
+            "one record cannot be split in a part to learn from and one to test on; give more, or a file for each"
+        )
     order: MutableSequence[int] = array("q", range(count))
     random.Random(derive_seed(seed, Purpose.VALIDATION)).shuffle(order)
     return set(order[: min(max(1, round(share * count)), count - 1)])

@@ -66,7 +66,7 @@ def picker(settings: PickSettings, reward: Callable[[Rollout], Scores] | None) -
                     row,
                     {
                         "answer": votes[row],
-                        "votes": votes[start : start + count].count(votes[row]),
+                        "votes": sum(a == votes[row] for a in votes[start : start + count] if a is not None),
                         "of": count,
                     },
                 )
