@@ -14,15 +14,15 @@ from proxlm.planning.shape import Shape
 from proxlm.planning.work import Work
 
 # Operators that a block calls, views left out, as counted on a Llama: decoding, in a pass without and with gradients,
-# and on the way back.
+# and in the backward pass.
 DECODE_CALLS, FORWARD_CALLS, GRADIENT_CALLS, BACKWARD_CALLS = 45, 34, 40, 65
 # And beside the blocks: of a pass, of a token that is sampled, and of a step's rewards and advantages.
 PASS_CALLS, TOKEN_CALLS, STEP_CALLS = 80, 80, 600
-# What is read and written for each byte that a pass keeps, forward and on the way back.
+# What is read and written for each byte that a pass keeps, forward and backward.
 MOVED_FORWARD, MOVED_BACKWARD = 3.0, 4.0
 # Reads and writes of a learning parameter in an optimiser step: AdamW 7, clipping 3, clearing 1, adding gradients 2.
 MOVED_BY_STEP = 13
-# Times that logits are read or written to become log-probs, or a sampled token; and on the way back.
+# Times that logits are read or written to become log-probs, or a sampled token; and in the backward pass.
 MOVED_LOGITS, MOVED_LOGITS_BACK = 6, 4
 
 
@@ -128,7 +128,7 @@ def _forward(shape: Shape, work: Work, share: Share, head: bool = True, gradient
 
 
 def _backward(shape: Shape, work: Work, share: Share, head: bool = True) -> Cost:
-    """The way back of one pass over all of a rank's rows; blocks that never learn have none."""
+    """The backward pass over all of a rank's rows; blocks that never learn have none."""
     own = shape.known and not share.sharded
     passes, rows = _passes(work, share)
     states = rows * work.response if head else 0.0
