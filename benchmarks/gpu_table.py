@@ -7,7 +7,7 @@ The shape is Qwen2.5-0.5B's (random weights), 64 responses of 512 tokens after 2
 Each row is a process of its own, the first of its steps is warm-up. The plan gets the rates that this device shows
 first: of a product in either precision, of a copy, and of the call of a small layer. On a GPU the peak is what torch
 has allocated; on a CPU, where memory is not the plan's (Python and torch have their own), it is left out. The reward
-is a model of the policy's size, which the plan is told of.
+is a frozen model of the policy's size in float32, whose weights are added to the plan's memory.
 """
 
 from __future__ import annotations
