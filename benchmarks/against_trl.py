@@ -53,7 +53,7 @@ RANK = 8
 @dataclass(frozen=True)
 class Setting:
     """How proxlm runs. rank: of LoRA adapters, 0 for none; full_critic: all of a separate critic learns even so;
-    tokens: at most in a micro-batch; top: how many blocks learn, 0 for all."""
+    tokens: at most in a micro-batch; top: how many blocks learn, 0 for all; graphs: CUDA graphs."""
 
     critic: str = "separate"
     bf16: bool = False
@@ -61,12 +61,14 @@ class Setting:
     full_critic: bool = False
     tokens: int = 1280  # TRL's 16 rows of the fixed work
     top: int = 0
+    graphs: bool = False
 
     def arguments(self) -> list[str]:
         """Of step_proxlm.py."""
         found = ["--critic", self.critic, "--lora", str(self.rank), "--train-layers", str(self.top)]
         found += ["--micro-batch-tokens", str(self.tokens)]
-        return [*found, *["--bf16"] * self.bf16, *["--critic-from-reward"] * self.full_critic]
+        flags = {"--bf16": self.bf16, "--critic-from-reward": self.full_critic, "--cuda-graphs": self.graphs}
+        return [*found, *(flag for flag, is_set in flags.items() if is_set)]
 
 
 def full(tokens: int = Setting.tokens, in_bf16: int = 1024) -> dict[str, Setting]:

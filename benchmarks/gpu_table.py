@@ -7,7 +7,8 @@ The shape is Qwen2.5-0.5B's (random weights), 64 responses of 512 tokens after 2
 Each row is a process of its own, the first of its steps is warm-up. The plan gets the rates that this device shows
 first: of a product in either precision, of a copy, and of the call of a small layer. On a GPU the peak is what torch
 has allocated; on a CPU, where memory is not the plan's (Python and torch have their own), it is left out. The reward
-is a frozen model of the policy's size in float32, whose weights are added to the plan's memory.
+is a frozen model of the policy's size in float32, whose weights are added to the plan's memory. The plan knows
+nothing of CUDA graphs.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ SETTINGS = {
     "fp32, shared critic": Setting("shared", tokens=16_384),
     "bf16, separate critic": Setting(bf16=True, tokens=16_384),
     "bf16, shared critic": Setting("shared", bf16=True, tokens=16_384),
+    "bf16, shared critic, CUDA graphs": Setting("shared", bf16=True, tokens=16_384, graphs=True),
 }
 
 
@@ -74,6 +76,7 @@ def planned(sizes: Sizes, setting: Setting, folder: Path, machine: Machine, devi
     options = argparse.Namespace(
         critic=setting.critic, device=device, bf16=setting.bf16, lora=0, train_layers=0, steps=2,
         critic_from_reward=False, activation_checkpointing=False, micro_batch_tokens=setting.tokens,
+        cuda_graphs=setting.graphs,
     )  # fmt: skip
     work = work_of(job_of(sizes, folder, options), sizes.prompt, float(sizes.response))
     share = Share(gpu=device == "cuda")

@@ -61,6 +61,7 @@ def job_of(work: Work, folder: Path, options: argparse.Namespace) -> Any:
         "model.activation_checkpointing": options.activation_checkpointing,
         "rollout.max_new_tokens": work.response,
         "rollout.batch_size": work.batch,
+        "rollout.cuda_graphs": options.cuda_graphs,
         "data.prompts": "prompts.txt",
         "reward.use": "length",
         "ppo.steps": options.steps,
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument(
         "--micro-batch-tokens", type=int, default=1280, help="TRL's 16 rows of the fixed work"
     )
+    parser.add_argument("--cuda-graphs", action="store_true")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")

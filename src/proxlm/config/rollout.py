@@ -72,6 +72,10 @@ class RolloutSettings:
         "policy",
         "weights to generate with: the policy's, or rounded to bfloat16 or int8 (see ppo.engine_correction)",
     )
+    cuda_graphs: bool = setting(
+        False,
+        "on a CUDA GPU: record a step of each number of rows once, and repeat it without Python's delay",
+    )
 
     @property
     def filtered(self) -> bool:

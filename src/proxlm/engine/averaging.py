@@ -99,7 +99,10 @@ class AveragingEngine(NativeEngine):
     def _decoder(self, keep_states: bool) -> Decoder:  # noqa: ARG002
         for other in self.models[1:]:
             check_engine(other)
-        return AveragedDecoder([make_decoder(model, self._settings.weights, False) for model in self.models])
+        settings = self._settings
+        return AveragedDecoder(
+            [make_decoder(model, settings.weights, False, settings.cuda_graphs) for model in self.models]
+        )
 
 
 def check_heads(models: Sequence[LanguageModel]) -> None:

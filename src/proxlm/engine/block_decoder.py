@@ -15,8 +15,10 @@ from torch import Tensor
 from proxlm.config import RolloutWeights
 from proxlm.engine.kv_cache import CachedPrefix, KVCache
 from proxlm.engine.prefill import prefill_passes, shared_sources
+from proxlm.engine.static_steps import StaticSteps
 from proxlm.kernels.attention import cached_attention
 from proxlm.kernels.block_layouts import Layout, layout_of
+from proxlm.kernels.cuda_graph import Capture
 from proxlm.kernels.inference_products import Weights, inference_product
 from proxlm.models.language_model import LanguageModel
 
@@ -29,14 +31,20 @@ class BlockDecoder:
         weights: decode with the policy's weights, or with copies rounded to another precision.
         keep_states: keep the states behind the model's frozen blocks; not with rounded weights, whose states are
             others.
+        capture: repeat steps of fixed shapes from recordings that it makes; None: run each step.
     """
 
     can_join = True
 
     def __init__(
-        self, model: LanguageModel, weights: RolloutWeights = "policy", keep_states: bool = False
+        self,
+        model: LanguageModel,
+        weights: RolloutWeights = "policy",
+        keep_states: bool = False,
+        capture: Capture | None = None,
     ) -> None:
         self.model, self._own = model, weights == "policy"
+        self._capture = capture
         # The block whose input is kept.
         self._kept = model.frozen_blocks if keep_states and self._own else 0
         kind: Weights = weights if weights != "policy" else "bfloat16" if model.bfloat16 else "own"
@@ -53,6 +61,8 @@ class BlockDecoder:
             width=model.hidden_size if self._kept else 0,
             states_dtype=model.states_dtype,
         )
+        # Steps on the cache's present memory, and that memory's first layer.
+        self._static: tuple[StaticSteps, Tensor] | None = None
 
     @property
     def keeps_states(self) -> bool:
@@ -99,9 +109,28 @@ class BlockDecoder:
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token to each row, [b] int64; returns the state after it, [b, H]."""
-        states = self._run(tokens[:, None], self.cache.lengths, None, None)
+        if self._capture is None:
+            states = self._run(tokens[:, None], self.cache.lengths, None, None)
+        else:
+            states = self._static_steps(self._capture)(tokens, self.cache.lengths)
         self.cache.lengths = self.cache.lengths + 1
         return states
+
+    def _static_steps(self, capture: Capture) -> StaticSteps:
+        """Steps whose attention sees whole slots; new ones where the cache has moved."""
+        memory = self.cache.layers[0]
+        if self._static is None or self._static[1] is not memory:
+            self._static = None  # its memory first
+            steps = StaticSteps(
+                lambda tokens, positions: self._run(
+                    tokens[:, None], positions, None, None, self.cache.slot_length
+                ),
+                self.cache.slots,
+                self.model.device,
+                capture,
+            )
+            self._static = steps, memory
+        return self._static[0]
 
     def keep(self, rows: Tensor) -> None:
         """Row i becomes what row rows[i] was, [k] int64; the slots of the others are freed."""
@@ -126,7 +155,14 @@ class BlockDecoder:
             return self.model.autocast()
         return torch.autocast(self.model.device.type, enabled=False)
 
-    def _run(self, tokens: Tensor, starts: Tensor, slots: Tensor | None, counts: Tensor | None) -> Tensor:
+    def _run(
+        self,
+        tokens: Tensor,
+        starts: Tensor,
+        slots: Tensor | None,
+        counts: Tensor | None,
+        top: int | None = None,
+    ) -> Tensor:
         """Run tokens through the blocks and add their keys and values to the cache.
 
         Args:
@@ -134,6 +170,7 @@ class BlockDecoder:
             starts: position of the first token of each row, [b] int64.
             slots: the rows' slots, [b] int64; None: all rows in their order.
             counts: how many tokens of each row are real, [b] int64; None: all.
+            top: how many cells of a slot attention sees; None: those up to the last position.
 
         Returns:
             The state after the last real token of each row, [b, H].
@@ -143,7 +180,9 @@ class BlockDecoder:
         positions = (starts[:, None] + torch.arange(width, device=tokens.device)).clamp(
             max=self.cache.slot_length - 1
         )
-        top, cells = int(positions.max()) + 1, self.cache.cells(positions, slots)
+        cells = self.cache.cells(positions, slots)
+        if top is None:
+            top = int(positions.max()) + 1
         hidden = torch.arange(top, device=tokens.device) > positions[..., None]
         mask = torch.zeros(hidden.shape, dtype=self.cache.dtype, device=tokens.device)
         mask = mask.masked_fill_(hidden, -torch.inf)[:, None]

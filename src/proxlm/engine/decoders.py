@@ -20,6 +20,7 @@ from proxlm.engine.block_decoder import BlockDecoder
 from proxlm.engine.kv_cache import CachedPrefix
 from proxlm.errors import ModelError
 from proxlm.kernels.block_layouts import LAYOUTS, has_layout
+from proxlm.kernels.cuda_graph import CudaGraphs
 from proxlm.models.encoder_decoder import EncoderDecoderTrunk
 from proxlm.models.forward import pad_with_mask
 from proxlm.models.language_model import LanguageModel
@@ -237,7 +238,10 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor
 
 
 def make_decoder(
-    model: LanguageModel, weights: RolloutWeights = "policy", keep_states: bool = False
+    model: LanguageModel,
+    weights: RolloutWeights = "policy",
+    keep_states: bool = False,
+    cuda_graphs: bool = False,
 ) -> Decoder:
     """The decoder for a model, by its type.
 
@@ -245,16 +249,19 @@ def make_decoder(
         model: the model.
         weights: decode with the policy's weights, or with copies rounded to another precision.
         keep_states: keep the states behind the model's frozen blocks, if the decoder can.
+        cuda_graphs: on a CUDA device, repeat decoding steps from recordings.
 
     Raises:
-        ModelError: rounded weights for a model type that block_decoder.py does not know.
+        ModelError: rounded weights or recordings for a model type that block_decoder.py does not know.
     """
+    graphs = cuda_graphs and model.device.type == "cuda"
     if model.own_kernels and has_layout(model.network.config):
-        return BlockDecoder(model, weights, keep_states)
-    if weights != "policy":
+        return BlockDecoder(model, weights, keep_states, CudaGraphs(model.device) if graphs else None)
+    if weights != "policy" or graphs:
+        key, fix = ("weights", '"policy"') if weights != "policy" else ("cuda_graphs", "false")
         raise ModelError(
-            f"{model.source}: rollout.weights = {weights} is for model types {', '.join(LAYOUTS)}, and this is"
-            f' {model.network.config.model_type}; set it to "policy"'
+            f"{model.source}: rollout.{key} is for model types {', '.join(LAYOUTS)}, and this is"
+            f" {model.network.config.model_type}; set it to {fix}"
         )
     if model.encoder_decoder:
         return TargetDecoder(model)

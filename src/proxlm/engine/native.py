@@ -79,7 +79,7 @@ class NativeEngine:
         self._scheduler.add(requests)
 
     def _decoder(self, keep_states: bool) -> Decoder:
-        return make_decoder(self.model, self._settings.weights, keep_states)
+        return make_decoder(self.model, self._settings.weights, keep_states, self._settings.cuda_graphs)
 
     def _check(self, model: LanguageModel, requests: list[Request]) -> None:
         """Raise ModelError if a prompt with all the tokens it may get is longer than a model's context, or has a
