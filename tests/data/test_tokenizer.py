@@ -207,6 +207,7 @@ def test_loading_errors_are_one_line(tokenizer: Any, tmp_path: Path, monkeypatch
         raise OSError("We couldn't connect to the hub.\nCheck your internet connection")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", no_network)
+    monkeypatch.setattr("proxlm.data.tokenizer.check_hub", lambda name: None)
     fails("some/model", "couldn't connect to the hub. Check your internet connection")
 
 

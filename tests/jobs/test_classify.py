@@ -86,6 +86,11 @@ def test_a_table_and_a_saved_classifier(place: Path, capsys: pytest.CaptureFixtu
     assert [row["label"] for row in labels] == classifier.labels(texts)
     assert [row["probabilities"]["yes"] for row in labels] == said[:, 1].tolist()
     assert main([*apply, "new.jsonl"]) == 2
+    assert main([*apply, "labels.jsonl"]) == 0  # its own
+    capsys.readouterr()
+    assert main([*apply, "train.jsonl"]) == 2
+    assert "train.jsonl: is there already, and proxlm classify did not write it" in capsys.readouterr().err
+    assert (place / "train.jsonl").read_text("utf-8").count("film") == 60
     assert main([*apply, "other.jsonl", "--folds", "3"]) == 2
     assert "has no effect with classifier" in capsys.readouterr().err
     with pytest.raises(DataError, match="expected some texts"):

@@ -222,6 +222,13 @@ def test_evaluate_shows_what_compare_finds_in_its_responses(
     ]  # fmt: skip
     assert main(arguments) == 0
     shown = capsys.readouterr().out
+    assert main(arguments) == 0  # over its own files
+    (tmp_path / "mine.jsonl").write_text(lines[0], encoding="utf-8")
+    for own, other in (("found.json", "one/config.json"), ("r.jsonl", "mine.jsonl")):
+        taken = (tmp_path / other).read_bytes()
+        assert main([other if one == own else one for one in arguments]) == 2
+        assert f"{other}: is there already, and proxlm evaluate" in capsys.readouterr().err
+        assert (tmp_path / other).read_bytes() == taken
     table = compare(capsys, "r.jsonl", "--output", "again.json")
     assert table.split("\nwritten")[0].strip() in shown
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["differences"]
@@ -272,6 +279,6 @@ def test_an_output_that_cannot_be_written_is_found_first(
 def test_the_page_says_what_it_is_and_one_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     same = responses(tmp_path / "all.jsonl", a=rows(0.0, "")[:1], b=rows(0.0, "")[:1])
     said = compare(capsys, same, "--output", tmp_path / "a.html")
-    assert "<title>Comparison</title>" in (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "<title>proxlm compare</title>" in (tmp_path / "a.html").read_text(encoding="utf-8")
     assert "(1 prompt, paired" in said
     assert "no row could be tested" in said

@@ -152,8 +152,17 @@ def test_evaluate_a_run_and_generate_with_it(place, capsys, monkeypatch):
     written = rows(place / "out.jsonl")
     assert len(written) == 24
     assert written[0]["prompt"] == f"{TEXTS[0][:12]} 0"
+    assert main(["generate", "run", "--data.prompts", "prompts.jsonl", "--output", "out.jsonl"]) == 0
+    assert rows(place / "out.jsonl") == written
+    (place / "mine.jsonl").write_text('{"prompt": "a"}')
+    assert main(["generate", "run", "--data.prompts", "prompts.jsonl", "--output", "mine.jsonl"]) == 2
+    assert "mine.jsonl: is there already, and proxlm generate did not" in capsys.readouterr().err
+    assert (place / "mine.jsonl").read_text() == '{"prompt": "a"}'
     assert main(["report", "run", "--output", "again.html"]) == 0
-    assert (place / "again.html").exists()
+    assert main(["report", "run", "--output", "again.html"]) == 0
+    (place / "again.html").write_text("<title>Mine</title>")
+    assert main(["report", "run", "--output", "again.html"]) == 2
+    assert (place / "again.html").read_text() == "<title>Mine</title>"
 
 
 def test_conversation_on_standard_input(place, capsys, monkeypatch):

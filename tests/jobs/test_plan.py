@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from proxlm.__main__ import main
+from proxlm.models.weights import read_configuration
 
 MODEL = {
     "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 4,
@@ -132,3 +133,13 @@ def test_supervised_training_is_planned(capsys: pytest.CaptureFixture[str]) -> N
     kept = json.loads(Path("plan.json").read_text(encoding="utf-8"))["ways"][0]["memory_bytes"]["always"]
     assert set(kept) == {"policy", "moments"}
     assert "generate" not in capsys.readouterr().out
+
+
+def test_of_a_name_on_the_hub_the_configuration_alone_is_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("proxlm.models.source.read_configuration", lambda *_: read_configuration("large"))
+    plan("--set", "model.policy=owner/large")
+    assert "of the hub config.json alone was read, no weights: owner/large" in capsys.readouterr().out
+    plan()
+    assert "of the hub" not in capsys.readouterr().out

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from proxlm.config.gguf_paths import gguf_file, is_gguf
 from proxlm.config.paths import PathSetting, adapter_base, is_named_source, looks_like_path
+from proxlm.data.hub import in_hub_cache
 from proxlm.data.tables import is_data_set, split_of_folder
 from proxlm.data.text import files_in
 from proxlm.files import read_regular
@@ -43,7 +44,7 @@ def _of_model(name: str) -> dict[str, Path]:
     if os.path.isfile(folder):  # a GGUF file; the argument of a user's reward may be any other
         return {folder.name: folder}
     if not os.path.isdir(folder):
-        found = None if looks_like_path(name) else _in_hub_cache(name)
+        found = None if looks_like_path(name) else in_hub_cache(name)
         if found is None:
             return {}
         folder = found
@@ -69,17 +70,6 @@ def _base_of(adapter: Path) -> str:
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return ""
     return base if isinstance(base, str) else ""
-
-
-def _in_hub_cache(name: str) -> Path | None:
-    """The folder of the revision that the local cache of the hub has of a model; None: it has none."""
-    try:
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(name, "config.json")
-    except Exception:  # a name that is none of the hub's
-        return None
-    return Path(found).parent if isinstance(found, str) else None
 
 
 def _of_data(name: str, extensions: Sequence[str]) -> dict[str, Path]:

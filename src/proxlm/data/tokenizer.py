@@ -12,6 +12,7 @@ from proxlm.config import NewModelSettings
 from proxlm.config.paths import looks_like_path
 from proxlm.config.signature import checked
 from proxlm.config.tokenizer import TokenizerSettings, tokenizer_problems
+from proxlm.data.hub import NotOnHubError, check_hub
 from proxlm.data.tokenizer_kinds import BOS, EOS, PAD, UNK, trained_backend
 from proxlm.errors import ConfigError, ModelError
 from proxlm.files import NotRegularFileError, check_folder, read_regular
@@ -137,6 +138,8 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> Tokenizer:
         raise ModelError(f'"{path}": the folder holds no tokenizer (tokenizer.json); save one there')
     try:
         tokenizer = read_tokenizer(path, trust_remote_code)
+    except NotOnHubError as error:
+        raise ModelError(f'"{path}": {error}') from error
     except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
         where = "damaged or not supported" if folder.exists() else "no such folder, and not found on the hub"
         raise ModelError(f'"{path}": cannot load the tokenizer ({where}): {reason_of(error)}') from error
@@ -159,6 +162,7 @@ def read_tokenizer(path: str, trust_remote_code: bool = False) -> Tokenizer:
     except (OSError, ValueError, KeyError, TypeError):
         whole = False  # not there or not readable, which transformers will say
     kind = PreTrainedTokenizerFast if whole and (Path(path) / "tokenizer.json").is_file() else AutoTokenizer
+    check_hub(path)
     return kind.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 

@@ -45,7 +45,7 @@ def as_markdown(tables: Sequence[Table]) -> str:
     return "\n\n".join(map(_markdown, tables)) + "\n"
 
 
-def as_html(tables: Sequence[Table], title: str = "Evaluation") -> str:
+def as_html(tables: Sequence[Table], title: str) -> str:
     """A page that needs no network and runs nothing."""
     body = "\n".join(map(html_table, tables))
     return (
@@ -56,8 +56,8 @@ def as_html(tables: Sequence[Table], title: str = "Evaluation") -> str:
 
 # How tables are written under a title, by the end of a file's name; results.as_json writes .json.
 FORMATS: dict[str, Callable[[Sequence[Table], str], str]] = {
-    ".txt": lambda tables, _title: as_text(tables) + "\n",
-    ".md": lambda tables, _title: as_markdown(tables),
+    ".txt": lambda tables, title: f"{on_screen(one_line(title))}\n\n{as_text(tables)}\n",
+    ".md": lambda tables, title: f"# {_cell_of_markdown(title)}\n\n{as_markdown(tables)}",
     ".html": as_html,
 }
 
@@ -124,15 +124,16 @@ def _text(table: Table) -> str:
 
 
 def _markdown(table: Table) -> str:
-    def cell(text: str) -> str:
-        return _MARKDOWN.sub(r"\\\g<0>", on_screen(one_line(text)))
-
-    rows = [[cell(text) for text in row] for row in (table.head, *table.rows)]
+    rows = [[_cell_of_markdown(text) for text in row] for row in (table.head, *table.rows)]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     rule = f"|{' --- |' * len(table.head)}"
-    title = [f"**{cell(table.title)}**", ""] if table.title else []
-    notes = [line for note in table.notes for line in ("", cell(note))]
+    title = [f"**{_cell_of_markdown(table.title)}**", ""] if table.title else []
+    notes = [line for note in table.notes for line in ("", _cell_of_markdown(note))]
     return "\n".join([*title, lines[0], rule, *lines[1:], *notes])
+
+
+def _cell_of_markdown(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\g<0>", on_screen(one_line(text)))
 
 
 def html_table(table: Table) -> str:

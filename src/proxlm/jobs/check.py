@@ -21,7 +21,7 @@ from proxlm.jobs.run_folder import check_run_folder
 from proxlm.jobs.startup import start_job
 from proxlm.jobs.trial_run import Trial, trial_run
 from proxlm.models.source import ModelSource
-from proxlm.runlog.folder import check_writable
+from proxlm.runlog.outputs import KEYS, check_output
 from proxlm.runlog.text import number
 from proxlm.text import counted, shown, visible
 from proxlm.train.common.schedules import warmup_note
@@ -110,10 +110,11 @@ def _settings(job: str, settings: Any, found: Report) -> None:
             check_run_folder(settings.run)
         except UserError as error:
             found.error("settings", str(error))
-    for key in ("output", "responses"):
-        if path := getattr(settings, key, ""):
+    for key, command in (("output", job), ("responses", f"{job} --responses")):
+        of_folder = job == "tokenizer" or (job == "classify" and not settings.classifier)
+        if command in KEYS and not of_folder and (path := getattr(settings, key, "")):
             try:
-                check_writable(Path(path))
+                check_output(Path(path), command)
             except UserError as error:
                 found.error("settings", f"{key}: {error}")
     if job not in TRIED:  # a trial says it in the command's own words

@@ -40,7 +40,8 @@ from proxlm.export.original import model_of_run
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.startup import start_job
 from proxlm.report.evaluation_files import write_evaluations, write_responses
-from proxlm.runlog.folder import check_writable, write_atomic, write_json_atomic, write_jsonl_atomic
+from proxlm.runlog.folder import write_atomic, write_json_atomic, write_jsonl_atomic
+from proxlm.runlog.outputs import check_output
 from proxlm.text import counted, listed, shown
 from proxlm.types import Completion
 
@@ -69,7 +70,7 @@ class Classification:
 def main(config: ClassifyConfig) -> None:
     """Fit, compare and save, and print the tables."""
     if config.classifier:
-        check_writable(Path(config.output))
+        check_output(Path(config.output), "classify")
     start_job(config.run.threads)
     if config.classifier:
         _apply(config)

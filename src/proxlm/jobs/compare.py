@@ -18,7 +18,8 @@ from proxlm.evaluation.results import Evaluation
 from proxlm.evaluation.win_rate import WinRate
 from proxlm.jobs.startup import start_job
 from proxlm.report.response_files import read_arms, read_systems
-from proxlm.runlog.folder import check_writable, write_atomic, write_json_atomic
+from proxlm.runlog.folder import write_atomic, write_json_atomic
+from proxlm.runlog.outputs import check_output, title_of
 
 # Of so small a p-value nobody asks how much smaller it could have been.
 _SMALL = 0.01
@@ -27,7 +28,7 @@ _SMALL = 0.01
 def main(config: CompareConfig) -> None:
     """Print the differences and the win rates, and write them if a file is asked for."""
     if config.output:
-        check_writable(Path(config.output))
+        check_output(Path(config.output), "compare")
     arms = read_arms(config.runs)
     found = differences(arms, config.seed)
     print(as_text(found), flush=True)
@@ -45,7 +46,9 @@ def main(config: CompareConfig) -> None:
         if file.suffix == ".json":
             write_json_atomic(file, _as_json(config, arms[0].name, found, rates))
         else:
-            write_atomic(file, tables.FORMATS[file.suffix]([*difference_tables(found), *shown], "Comparison"))
+            write_atomic(
+                file, tables.FORMATS[file.suffix]([*difference_tables(found), *shown], title_of("compare"))
+            )
         print(f"\nwritten to {config.output}")
 
 

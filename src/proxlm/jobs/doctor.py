@@ -14,6 +14,7 @@ from proxlm.report.evaluation_files import NAME as EVALUATIONS
 from proxlm.report.run_data import Row, read_evaluation, read_metrics
 from proxlm.runlog.folder import write_json_atomic
 from proxlm.runlog.metric_names import EVALUATION, STEP
+from proxlm.runlog.outputs import check_output
 from proxlm.runlog.saved_settings import read_saved_settings
 
 WIDTH = 100
@@ -50,6 +51,8 @@ class Examination:
 
 def main(config: DoctorConfig) -> None:
     """Print the findings, and write them as JSON if a file is asked for."""
+    if config.output:
+        check_output(Path(config.output), "doctor")
     examination = examine(Path(config.folder))
     print("\n".join(as_lines(examination)))
     if config.output:

@@ -53,14 +53,17 @@ from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
 from proxlm.models.teacher import check_teacher, load_teacher
 from proxlm.rewards import Reward, Rewards, build_reward
-from proxlm.runlog.folder import check_writable, write_atomic, write_json_atomic, write_jsonl_atomic
+from proxlm.runlog.folder import write_atomic, write_json_atomic, write_jsonl_atomic
+from proxlm.runlog.outputs import check_output, title_of
 from proxlm.types import Sequences
 
 
 def main(config: EvaluateConfig) -> None:
     """Evaluate, print the table and a few samples, and write the JSON file if one is asked for."""
-    for file in filter(None, (config.output, config.responses)):
-        check_writable(Path(file))
+    if config.output:
+        check_output(Path(config.output), "evaluate")
+    if config.responses:
+        check_output(Path(config.responses), "evaluate --responses")
     start_job(config.run.threads, config.model)
     evaluations = evaluate(config=config)
     unit = "document" if config.perplexity.text else "question" if config.choices.field else "held-out prompt"
@@ -103,7 +106,7 @@ def _write(
     else:
         tables = evaluation_tables(evaluations, unit)
         tables += [table for part in compared for table in difference_tables(part)]
-        write_atomic(file, FORMATS[file.suffix](tables, "Evaluation"))
+        write_atomic(file, FORMATS[file.suffix](tables, title_of("evaluate")))
 
 
 @checked("prompts", "config")

@@ -40,7 +40,8 @@ from proxlm.masking import masked_tree
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
 from proxlm.rewards import build_reward
-from proxlm.runlog.folder import check_writable, write_atomic
+from proxlm.runlog.folder import write_atomic
+from proxlm.runlog.outputs import check_output
 from proxlm.text import on_screen
 from proxlm.types import Completion, Progress, Prompt
 
@@ -52,7 +53,7 @@ Respond = Callable[..., list[dict[str, Any]]]
 def main(config: GenerateConfig) -> None:
     """Generate as configured, and print or write the responses."""
     if config.output:
-        check_writable(Path(config.output))
+        check_output(Path(config.output), "generate")
     start_job(config.run.threads, config.model)
     picked = picker(config.pick, build_reward(config.reward) if config.pick.by == "reward" else None)
     source = ModelSource(config.model)

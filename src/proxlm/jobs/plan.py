@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from proxlm.config import PlanConfig
+from proxlm.config import ModelSettings, PlanConfig
+from proxlm.config.gguf_paths import is_gguf
 from proxlm.evaluation.tables import Table, as_text
 from proxlm.jobs.check import job_and_settings
 from proxlm.planning.advice import Change, changes
@@ -15,9 +17,10 @@ from proxlm.planning.machine import GPUS, OF_BANDWIDTH, OF_FLOPS, Machine
 from proxlm.planning.memory import Share
 from proxlm.planning.split import Split, splits
 from proxlm.planning.work import Work, work_of
-from proxlm.runlog.folder import check_writable, write_json_atomic
+from proxlm.runlog.folder import write_json_atomic
+from proxlm.runlog.outputs import check_output
 from proxlm.runlog.text import number
-from proxlm.text import counted
+from proxlm.text import counted, listed
 
 GIB = 2**30
 # Ways to divide the GPUs that are shown.
@@ -27,14 +30,14 @@ SHOWN = 6
 def main(config: PlanConfig) -> None:
     """Print the plan, and write it where `output` says."""
     if config.output:
-        check_writable(Path(config.output))
+        check_output(Path(config.output), "plan")
     job, settings = job_and_settings(config)
     work = work_of(settings, config.prompt_tokens, config.response_tokens)
     machine, memory = machine_of(config), config.gpu_memory * GIB
     ways = splits(work, config.gpus, memory, machine)
     needed = [] if ways[0].fits else changes(work, config.gpus, memory, machine)
     print(f"proxlm {job}, {config.recipe}; {counted(config.gpus, 'GPU')} of {number(config.gpu_memory)} GiB")
-    print("\n".join(about(work)), end="\n\n")
+    print("\n".join([*about(work), *of_hub(settings.model)]), end="\n\n")
     tables = [ways_table(work, ways), memory_table(ways[0], memory), flops_table(work, ways[0])]
     print(as_text(tables), end="\n\n")
     print("\n".join(conclusion(ways[0], needed)))
@@ -63,6 +66,13 @@ def about(work: Work) -> list[str]:
     if work.job == "ppo":
         lengths += f" (at most {work.limit}), {counted(work.epochs, 'epoch')}"
     return ["; ".join([*models, precision]), f"a step: {lengths}, passes of {work.pass_tokens} tokens"]
+
+
+def of_hub(model: ModelSettings) -> list[str]:
+    """What of the hub was read."""
+    named = [getattr(model, key, "") for key in ("policy", "critic_from", "teacher")]
+    asked = sorted({name for name in named if name and not (os.path.isdir(name) or is_gguf(name))})
+    return [f"of the hub config.json alone was read, no weights: {listed(asked)}"] if asked else []
 
 
 def ways_table(work: Work, ways: list[Split]) -> Table:

@@ -24,7 +24,8 @@ from proxlm.jobs.startup import start_job
 from proxlm.models.load import load_language_model
 from proxlm.models.save import save_language_model
 from proxlm.models.vocabulary import add_tokens, extend_vocabulary
-from proxlm.runlog.folder import check_writable, free_name, write_atomic, write_json_atomic
+from proxlm.runlog.folder import free_name, write_atomic, write_json_atomic
+from proxlm.runlog.outputs import check_output, title_of
 from proxlm.runlog.text import number
 from proxlm.text import listed, shown
 
@@ -37,7 +38,7 @@ def main(config: TokenizerConfig) -> None:
     start_job(config.run.threads)
     remote = config.trust_remote_code
     if config.report.output:
-        check_writable(Path(config.report.output))
+        check_output(Path(config.report.output), "tokenizer")
     read_template(config.chat_template)
     compared = {name: ready_tokenizer("report.compare", name, remote) for name in config.report.compare}
     if config.tokenizer:
@@ -223,5 +224,5 @@ def _write(config: TokenizerConfig, folder: Path | None, reports: list[Tokenizer
     if file.suffix == ".json":
         write_json_atomic(file, {"tokenizers": found})
     else:
-        write_atomic(file, tables.FORMATS[file.suffix](report_tables(reports), "Tokenizers"))
+        write_atomic(file, tables.FORMATS[file.suffix](report_tables(reports), title_of("tokenizer")))
     print(f"\nreport     {file}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from proxlm.checkpoint.write import give_mode_of
 from proxlm.config import LoraSettings, ModelSettings
 from proxlm.config.gguf_paths import is_gguf
+from proxlm.data.hub import check_hub
 from proxlm.data.tokenizer import read_tokenizer
 from proxlm.errors import ConfigError, ModelError
 from proxlm.kernels.device import resolve_device, uses_bfloat16
@@ -250,6 +251,7 @@ def _read(settings: ModelSettings, labels: int, per_token: bool) -> tuple[Any, b
     what = f'model.policy = "{settings.policy}"'
     check_files(settings.policy, what)
     try:
+        check_hub(settings.policy)
         with without_progress_bars():
             network, info = kind.from_pretrained(
                 settings.policy,

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import nn
 
 from proxlm.config.gguf_paths import is_gguf
+from proxlm.data.hub import check_hub
 from proxlm.errors import ModelError
 from proxlm.files import check_folder
 from proxlm.models.quiet import without_progress_bars
@@ -42,6 +43,7 @@ def read_configuration(path: str, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     check_folder(path)
+    check_hub(path)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError):
@@ -75,6 +77,7 @@ def read_network(
     check_files(path, what)
     try:
         check_folder(path)
+        check_hub(path)
         with without_progress_bars():
             network, info = kind.from_pretrained(
                 path,

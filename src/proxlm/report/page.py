@@ -15,6 +15,7 @@ from proxlm.report.headline import headline
 from proxlm.report.run_data import RunData, read_run
 from proxlm.report.samples import sample_views
 from proxlm.runlog.folder import plain, write_atomic
+from proxlm.runlog.outputs import check_output, title_of
 from proxlm.text import in_html, on_screen
 
 ASSETS = files("proxlm.report") / "assets"
@@ -34,9 +35,11 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         The path of the file.
 
     Raises:
-        RunError: names the file, and the line, that is missing or malformed.
+        RunError: names the file, and the line, that is missing or malformed; or `output` is another file.
     """
     path = output or folder / "report.html"
+    if output is not None:
+        check_output(output, "report")
     write_atomic(path, page(read_run(folder)))
     return path
 
@@ -52,7 +55,7 @@ def page(run: RunData) -> str:
     )
     script = "".join(asset(name) for name in SCRIPTS)
     drawn = _json_for_script({"curves": curves(run.metrics, run.evaluation), "samples": samples})
-    title = f"{in_html(run.name)} · proxlm report"
+    title = f"{in_html(run.name)} · {title_of('report')}"
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{_policy(script)}\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

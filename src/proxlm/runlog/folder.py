@@ -18,7 +18,6 @@ report.html       all of this in a browser
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -144,20 +143,6 @@ def write_atomic(path: Path, text: str) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-
-
-def check_writable(path: Path) -> None:
-    """See that `write_atomic` could write a file there, before the work that it is for. Raises RunError."""
-    beside = path.with_name(f".writing-{path.name}-{os.getpid()}")
-    try:
-        check_regular(path)
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        with open(beside, "wb"):
-            pass
-        beside.unlink()
-    except OSError as error:
-        _cannot_write(path, error)
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
