@@ -157,4 +157,10 @@ def test_what_ranks_exchange():
     sizes = shape_of(CONFIG, "tiny")
     work = Work(sizes, sizes, epochs=1, minibatches=2)
     assert exchanged_bytes(work, Share(4)) == 2 * 0.75 * 4 * (work.of_policy + work.of_critic) * 2
+    sharded = Share(4, sharded=True)
+    found = exchanged_bytes(work, sharded)
+    # Of both passes of two networks: weights there, back and without gradients, half as large in bf16; gradients.
+    assert found - 0.75 * 4 * work.of_policy == 2 * 0.75 * sizes.blocks * (4 + 4 + 4 + 4) * 2
+    low = exchanged_bytes(replace(work, bfloat16=True), sharded)
+    assert low - 0.75 * 4 * work.of_policy == 2 * 0.75 * sizes.blocks * (2 + 2 + 2 + 4) * 2
     assert "exchange" not in split_of(work, "ddp", 1, 0, 2**30, GPUS["h100"]).seconds

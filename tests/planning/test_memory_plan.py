@@ -160,3 +160,18 @@ def test_gradients_are_as_large_as_what_learns():
         "policy": 3.0, "critic": 2.0, "gradients": 5.0, "optimiser": 10.0, "reference": 3.0,
     }  # fmt: skip
     assert learning_parts({"policy": 3.0}, 0.0) == {"policy": 3.0, "gradients": 3.0}
+
+
+def test_checkpointing_and_bf16_make_a_sharded_pass_smaller():
+    sizes, half = shape(), Share(2, sharded=True)
+    work = Work(sizes, sizes)
+    plain, kept, low = (
+        memory_of(one, half).phases["update"]
+        for one in (work, replace(work, checkpointing=True), replace(work, bfloat16=True))
+    )
+    assert kept["activations"] < plain["activations"]
+    assert low["gathered weights"] == plain["gathered weights"] * 3 / 4
+    assert (
+        activations(sizes, replace(work, checkpointing=True), 4, own=False)
+        < activations(sizes, work, 4, own=False) / 1.5
+    )

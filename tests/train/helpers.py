@@ -156,10 +156,19 @@ def job(
 
 
 def actors(tokenizer: Any, config: PPOConfig, lora: int = 0, family: str = "llama") -> ActorCritic:
-    policy = tiny_model(tokenizer, family, packed=config.model.packed, precision=config.model.precision)
+    model = config.model
+    policy = tiny_model(
+        tokenizer,
+        family,
+        packed=model.packed,
+        precision=model.precision,
+        activation_checkpointing=model.activation_checkpointing,
+        train_layers=model.train_layers,
+        freeze=model.freeze,
+    )
     if lora:
         torch.manual_seed(1)
-        policy = add_lora(policy, LoraSettings(rank=lora))
+        policy = add_lora(policy, LoraSettings(rank=lora), model.train_layers)
     critic = config.model.critic if advantage_of(config.ppo.advantage).critic else "none"
     if config.model.value.heads > 1:
         torch.manual_seed(2)

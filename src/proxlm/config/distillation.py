@@ -161,7 +161,6 @@ class DistillConfig:
         found += early_stopping_problems(self.train, DISTILLATION)
         found += sharding_problems(
             self.distributed,
-            self.model,
             {"optim": self.optim},
             train__average=self.train.average != "none",
             train__dropout=self.train.dropout,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from proxlm.config.problems import Problems
-from proxlm.config.schema import ModelSettings, OptimiserSettings
+from proxlm.config.schema import OptimiserSettings
 from proxlm.config.setting import setting
 
 
@@ -29,31 +29,26 @@ class DistributedSettings:
         on_resume="free",
     )
 
+    def shards(self, size: int) -> bool:
+        """Whether so many processes spread weights."""
+        return size > 1 and self.strategy == "fsdp"
+
 
 def sharding_problems(
-    distributed: DistributedSettings,
-    model: ModelSettings,
-    optimisers: Mapping[str, OptimiserSettings],
-    **unfit: object,
+    distributed: DistributedSettings, optimisers: Mapping[str, OptimiserSettings], **unfit: object
 ) -> Problems:
     """What sharded weights cannot be used for.
 
     Args:
         distributed: The section.
-        model: The section [model].
         optimisers: The sections of the optimisers, by their keys.
         unfit: More settings, with __ for a dot, and whether they are in use.
     """
     if distributed.strategy == "ddp":
         return []
-    used: dict[str, object] = {name.replace("__", "."): value for name, value in unfit.items()}
-    used |= {
-        "model.train_layers": model.train_layers,
-        "model.freeze": model.freeze,
-        "model.activation_checkpointing": model.activation_checkpointing,
-        # They need whole matrices.
-        **{f"{key}.name": optim.name in ("muon", "lbfgs", "adafactor") for key, optim in optimisers.items()},
-    }
+    used = {name.replace("__", "."): value for name, value in unfit.items()}
+    for key, optim in optimisers.items():  # they need whole matrices
+        used[f"{key}.name"] = optim.name in ("muon", "lbfgs", "adafactor")
     return [
         (key, "not with distributed.strategy = fsdp; set that to ddp") for key, value in used.items() if value
     ]

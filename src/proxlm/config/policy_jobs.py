@@ -79,7 +79,6 @@ class PPOConfig:
         found += _stability_problems(self) + metric_problems(self.metrics)
         found += sharding_problems(
             self.distributed,
-            self.model,
             {"optim.policy": self.optim.policy, "optim.critic": self.optim.critic},
             ppo__max_staleness=self.ppo.max_staleness,
             ppo__loss=self.ppo.loss == "trpo",

@@ -119,7 +119,6 @@ class DPOConfig:
         found += early_stopping_problems(self.train, PREFERENCES)
         found += sharding_problems(
             self.distributed,
-            self.model,
             {"optim": self.optim},
             train__average=self.train.average != "none",
             train__dropout=self.train.dropout,

@@ -171,7 +171,6 @@ class RewardConfig:
         found += early_stopping_problems(self.train, REWARD_MODEL[self.objective.kind])
         found += sharding_problems(
             self.distributed,
-            self.model,
             {"optim": self.optim},
             train__average=self.train.average != "none",
             train__dropout=self.train.dropout,

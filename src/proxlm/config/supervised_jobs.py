@@ -59,7 +59,6 @@ class PretrainConfig:
         found += early_stopping_problems(self.train, LANGUAGE_MODEL)
         found += sharding_problems(
             self.distributed,
-            self.model,
             {"optim": self.optim},
             train__average=self.train.average != "none",
             train__dropout=self.train.dropout,
@@ -107,7 +106,6 @@ class SFTConfig:
         found += early_stopping_problems(self.train, LANGUAGE_MODEL)
         found += sharding_problems(
             self.distributed,
-            self.model,
             {"optim": self.optim},
             train__average=self.train.average != "none",
             train__dropout=self.train.dropout,

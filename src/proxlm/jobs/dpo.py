@@ -102,6 +102,8 @@ class DPOTrainer:
         skipped = Skipped(config.text.on_bad_record == "skip")
         model, parts = made_for_run(ranks, config.run, lambda: self._model_and_parts(skipped))
         (training, margins), (validation, validation_margins) = parts
+        if model.bfloat16 and config.distributed.shards(ranks.size):
+            model.own_kernels = False  # or the reference would round otherwise than the sharded policy
         objective = DPOObjective(
             model,
             training,

@@ -130,14 +130,14 @@ def _sharded(work: Work, share: Share, critic: bool) -> float:
 def _saved(work: Work, share: Share, policy: float, critic: float) -> float:
     """Bytes of a checkpoint's whole tensors on rank 0, gathered one by one; of a GPU they leave it at once."""
     if share.gpu:
-        return 4.0 * work.policy.largest + _gathered(work.policy) / 2
+        return 4.0 * work.policy.largest + _gathered(work.policy, work) / 2
     sharded = [
         (count - own) * share.ranks / (share.ranks - 1) * (1 + moments) if share.ranks > 1 else 0.0
         for count, own, moments in zip(
             (work.of_policy, work.of_critic), (policy, critic), work.moments, strict=True
         )
     ]
-    return 4.0 * sum(sharded) + _gathered(work.policy) / 2
+    return 4.0 * sum(sharded) + _gathered(work.policy, work) / 2
 
 
 def rows_of_a_pass(work: Work) -> int:
@@ -191,18 +191,16 @@ def activations(shape: Shape, work: Work, rows: int, own: bool) -> float:
     tokens, asked = rows * work.tokens, rows * (work.response + 1)
     blocks = work.top or shape.layers
     each = block_activations(shape, work, own)
-    embedded = 0.0 if own else tokens * shape.hidden * 4.0
-    if not own:
-        return blocks * tokens * each + embedded + 3 * tokens * shape.hidden * 4.0
+    ends = (asked if own else 4 * tokens) * shape.hidden * 4.0
     if work.checkpointing:
-        kept = blocks * tokens * shape.hidden * 4.0
-        return kept + tokens * each + asked * shape.hidden * 4.0
+        return blocks * tokens * shape.hidden * 4.0 + tokens * each + ends
+    if not own:
+        return blocks * tokens * each + ends
     low = 2.0 if work.bfloat16 else 4.0
     # Of the last block: what keys and values need of all tokens, queries in rows, the rest of the states asked for.
     whole = shape.hidden * (4.0 + low) + (2 * shape.keys + 2 * shape.queries) * low + shape.heads * 4.0 + 4.0
     last = each - shape.hidden * 4.0 - (2 * shape.keys + shape.queries) * low - shape.heads * 4.0
-    ends = 2 * shape.hidden * 4.0
-    return (blocks - 1) * tokens * each + tokens * whole + asked * (last + ends)
+    return (blocks - 1) * tokens * each + tokens * whole + asked * last + 2 * ends
 
 
 def forward_bytes(shape: Shape, work: Work, rows: int) -> float:
@@ -211,9 +209,12 @@ def forward_bytes(shape: Shape, work: Work, rows: int) -> float:
     return rows * work.tokens * (3 * shape.hidden * 4.0 + (3 if shape.gated else 2) * shape.inner * low)
 
 
-def weight_casts(work: Work, shape: Shape) -> float:
-    """Bytes of the rounded weights that autocast keeps during a pass with gradients."""
-    return 2.0 * (shape.layers * shape.matrix + shape.head) if work.bfloat16 else 0.0
+def weight_casts(work: Work, shape: Shape, sharded: bool) -> float:
+    """Bytes of the rounded weights that autocast keeps during a pass with gradients; sharded ones come rounded."""
+    if not work.bfloat16:
+        return 0.0
+    whole = shape.layers - (work.top or shape.layers) if sharded else shape.layers
+    return 2.0 * (whole * shape.matrix + shape.head)
 
 
 def backward_bytes(shape: Shape, work: Work, rows: int, kept: float, own: bool) -> float:
@@ -243,9 +244,9 @@ def update_parts(work: Work, share: Share, policy: float, critic: float) -> dict
         head += 4.0 * work.policy.head  # its gradient, before it is added to the weight's
     found = {
         "gradients": 4.0 * (policy + critic),
-        "activations": kept + weight_casts(work, work.policy),
+        "activations": kept + weight_casts(work, work.policy, share.sharded),
         "logits, or the backward pass": max(head, backward_bytes(work.policy, work, rows, kept, own)),
-        "gathered weights": _gathered(work.policy) if share.sharded else 0.0,
+        "gathered weights": _gathered(work.policy, work) if share.sharded else 0.0,
     }
     return {name: size for name, size in found.items() if size}
 
@@ -263,17 +264,20 @@ def score_parts(work: Work, share: Share, critic: float) -> dict[str, float]:
     kept = activations(shape, work, rows, own)
     learning = {
         "gradients": 4.0 * critic,
-        "activations": kept + weight_casts(work, shape),
+        "activations": kept + weight_casts(work, shape, share.sharded),
         "logits, or the backward pass": backward_bytes(shape, work, rows, kept, own),
     }
     if share.sharded:
-        learning["gathered weights"] = _gathered(shape)
+        learning["gathered weights"] = _gathered(shape, work)
     return max(learning, reading, key=lambda parts: sum(parts.values()))
 
 
-def _gathered(shape: Shape) -> float:
-    """Bytes of two blocks' whole weights and gradients: the one that runs, and the one that is gathered next."""
-    return 4 * 4.0 * shape.blocks / shape.layers
+def _gathered(shape: Shape, work: Work) -> float:
+    """Bytes of two blocks' whole weights and gradients: the one that runs, and the one that is gathered next.
+
+    In bf16 both are half as large, and of one block there are the gradients that are added up, in float32, as well.
+    """
+    return (8.0 + 4.0 if work.bfloat16 else 16.0) * shape.blocks / shape.layers
 
 
 def generate_parts(work: Work, share: Share) -> dict[str, float]:

@@ -72,7 +72,7 @@ def _ways(work: Work, gpus: int) -> Iterator[tuple[Strategy, int, int]]:
         yield "ddp", 1, 0
         return
     strategies: list[Strategy] = ["ddp"]
-    if not (work.top or work.checkpointing or work.ahead):
+    if not work.ahead:
         strategies.append("fsdp")
     for servers in sorted({0, *(2**i for i in range(gpus.bit_length())), gpus // 2, 3 * gpus // 4}):
         trainers = gpus - servers
@@ -124,7 +124,8 @@ def exchanged_bytes(work: Work, share: Share) -> float:
     """Bytes that a rank sends and receives in a step.
 
     ddp: gradients, once for each optimiser step. fsdp: of each pass with gradients a block's weights twice and its
-    gradients once, of one without them once, and the whole policy for its copy that samples.
+    gradients once (float32), of one without them the weights once; and what the policy learns, for its copy that
+    samples.
     """
     others = (share.ranks - 1) / share.ranks
     learning = 4.0 * (work.of_policy + work.of_critic)
@@ -132,5 +133,7 @@ def exchanged_bytes(work: Work, share: Share) -> float:
         return 2 * others * learning * work.epochs * work.minibatches
     passes = math.ceil(work.responses / share.ranks * work.tokens / work.pass_tokens)
     networks = 2 if work.critic == "separate" else 1
-    blocks = 4.0 * work.policy.blocks * networks
-    return others * (blocks * passes * (3 * work.epochs + 1) + 4.0 * work.policy.parameters)
+    shape = work.policy
+    blocks = shape.blocks * (work.top or shape.layers) / shape.layers * networks
+    gathered = 2.0 if work.bfloat16 else 4.0
+    return others * (blocks * passes * (work.epochs * (2 * gathered + 4.0) + gathered) + 4.0 * work.of_policy)

@@ -80,6 +80,10 @@ SHARDED: dict[str, dict[str, Any]] = {
     "adapters, of the critic too": {"critic": "adapter", "lora": 2},
     "a reference that moves": {"critic": "shared", "reference_decay": 0.9, "shaping": SHAPED},
     "encoder-decoder": {"critic": "separate", "family": "t5"},
+    "checkpointing": {"critic": "separate", "model": {"activation_checkpointing": True}},
+    "the top block": {"critic": "separate", "model": {"train_layers": 1}},
+    "the top block's adapters": {"critic": "adapter", "lora": 2, "model": {"train_layers": 1}},
+    "frozen weights": {"critic": "shared", "model": {"freeze": ["*.mlp.*"]}},
     "filtered groups": {
         "critic": "separate",
         "filter_groups": True,
@@ -89,12 +93,20 @@ SHARDED: dict[str, dict[str, Any]] = {
 }
 
 
+# That is not the same to 1e-6.
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "bfloat16": {"critic": "separate", "model": {"precision": "bfloat16"}}
+}
+
+
 def made_on(tokenizer: Any, name: str, ranks: Ranks, sharded: bool = False, **more: Any) -> PPOLoop:
-    settings = TWO | (SHARDED if sharded else CASES)[name]
+    settings = TWO | (SHARDED | PRECISIONS if sharded else CASES)[name]
     top_p, taught = settings.pop("top_p", 1.0), settings.pop("taught", False)
     more |= {key: settings.pop(key) for key in ("lora", "family") if key in settings}
+    of_model = settings.pop("model", {})
     config = job(**settings)
     config = replace(config, rollout=replace(config.rollout, top_p=top_p))
+    config = replace(config, model=replace(config.model, **of_model))
     if sharded:
         config = replace(config, distributed=DistributedSettings(strategy="fsdp"))
     made = trainer(tokenizer, config, Path("nowhere"), ranks=ranks, **more)
@@ -125,6 +137,15 @@ def sharded(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
         share = [is_sharded(p) for _, p in made.models.policy_parameters()]
         found[name] = {"parameters": parameters(made), "rows": rows, "state": made.state, "sharded": share}
     return found
+
+
+def bfloat16(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
+    """Two sharded steps in bf16."""
+    made = made_on(tokenizer, "bfloat16", ranks, sharded=True)
+    start = parameters(made)
+    rows = [made.step(SilentLog()) for _ in range(2)]  # type: ignore[arg-type]
+    moved = {name: float((p - start[name]).abs().max()) for name, p in parameters(made).items()}
+    return {"rows": rows, "moved": moved}
 
 
 def mixed_text(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
@@ -188,6 +209,7 @@ def fails_on_rank_0(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
 WORK: list[Callable[[Any, Ranks], dict[str, Any]]] = [
     plain,
     sharded,
+    bfloat16,
     mixed_text,
     not_finite,
     out_of_memory,
@@ -260,6 +282,15 @@ def test_sharded_weights_take_the_steps_of_one_process(found, name: str) -> None
         same(whole["sharded"][name], rank["sharded"][name], name)
         assert {row["first_minibatch/ratio_error"] for row in rank["sharded"][name]["rows"]} == {0.0}
         assert sum(rank["sharded"][name]["sharded"]) >= len(rank["sharded"][name]["sharded"]) / 2
+
+
+def test_sharded_weights_in_bf16_begin_where_the_reference_is(found) -> None:
+    for rank in found[1]:
+        first, second = rank["bfloat16"]["rows"]
+        assert first["kl"] == 0.0
+        assert second["kl"] != 0.0
+        assert first["first_minibatch/ratio_error"] == second["first_minibatch/ratio_error"] == 0.0
+        assert all(0 < moved < 1e-2 for moved in rank["bfloat16"]["moved"].values())
 
 
 def test_an_early_end_is_decided_together(found) -> None:

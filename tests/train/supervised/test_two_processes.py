@@ -14,6 +14,7 @@ import torch.distributed
 import torch.multiprocessing
 from helpers import SilentLog
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from proxlm.config import (
     DistillSettings,
@@ -34,6 +35,7 @@ from proxlm.errors import RunError
 from proxlm.jobs.distill import DistillLoop
 from proxlm.models.adapters import add_lora
 from proxlm.models.classifier import Classifier, classifier_of_language_model
+from proxlm.models.forward import token_outputs
 from proxlm.models.sharded import is_sharded, whole
 from proxlm.train.common.passes import passes
 from proxlm.train.supervised import objective as objectives
@@ -74,13 +76,15 @@ def comparisons() -> LabelledTexts:
     )
 
 
-def language_model(tokenizer: Any, ranks: Ranks, type: str = "llama", lora: int = 0, **_: Any) -> Any:
-    model = tiny_model(tokenizer, type)
+def language_model(
+    tokenizer: Any, ranks: Ranks, type: str = "llama", lora: int = 0, mixed: bool = False, **model: Any
+) -> Any:
+    made = tiny_model(tokenizer, type, **model)
     if lora:
-        model = add_lora(model, LoraSettings(rank=lora), 0)
-    sources = ["a", "b"] if _.get("mixed") else []
-    data = examples(mixed=bool(sources))
-    return LanguageModelObjective(model, data, data, validation_sources=sources)
+        made = add_lora(made, LoraSettings(rank=lora), 0)
+    sources = ["a", "b"] if mixed else []
+    data = examples(mixed=mixed)
+    return LanguageModelObjective(made, data, data, validation_sources=sources)
 
 
 def classifier(tokenizer: Any, seed: int = 0) -> Classifier:
@@ -129,7 +133,20 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = {
 }
 
 
-SHARDED = ["language model", "a row a step", "adapters", "encoder-decoder", "reward", "dpo"]
+# Where weights are sharded, too.
+SHARDED = {
+    **{
+        name: CASES[name]
+        for name in ("language model", "a row a step", "adapters", "encoder-decoder", "reward", "dpo")
+    },
+    "checkpointing": (language_model, {"activation_checkpointing": True}, {}),
+    "the top block": (language_model, {"train_layers": 1}, {}),
+    "frozen weights": (language_model, {"freeze": ["*.mlp.*"]}, {}),
+}
+# That are not the same to 1e-6.
+PRECISIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = {
+    name: (language_model, {"precision": name}, {}) for name in ("float32", "bfloat16")
+}
 
 
 def loop_of(
@@ -141,7 +158,7 @@ def loop_of(
     strategy: Literal["ddp", "fsdp"] = "ddp",
     **optim: Any,
 ) -> SupervisedLoop:
-    make, given, own = CASES[name]
+    make, given, own = (CASES | SHARDED | PRECISIONS)[name]
     torch.manual_seed(0)
     made = make(tokenizer, ranks, **given)
     settings = {"steps": 3, "batch_tokens": 50, "micro_batch_tokens": 40, "validate_every": 1, **own}
@@ -183,8 +200,69 @@ def sharded(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
     for name in SHARDED:
         made = loop_of(tokenizer, name, ranks, folder, strategy="fsdp")
         found[name] = taken(made) | {"shares": [is_sharded(p) for _, p in made.objective.trainable()]}
+        found[name]["kept"] = kept(made) if name in ("language model", "checkpointing") else 0
         files = sorted((made.folder / "policy").glob("*.safetensors"))
         found[name]["saved"] = {key: t for file in files for key, t in load_file(file).items()}
+    return found
+
+
+def kept(made: SupervisedLoop) -> int:
+    """How many tensors a pass keeps for its backward pass."""
+    held = list[torch.Tensor]()
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        held.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        token_outputs(made.objective.model, made.objective.training.batch([0])[0])
+    return len(held)
+
+
+class Gathered(TorchDispatchMode):
+    """Counts the bytes that are gathered from all ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "allgather" in str(func):
+            self.bytes += args[0].nbytes
+        return func(*args, **(kwargs or {}))
+
+
+def bfloat16(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """Three sharded steps in both precisions."""
+    return {name: taken(loop_of(tokenizer, name, ranks, folder, strategy="fsdp")) for name in PRECISIONS}
+
+
+def one_pass(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """The gradient of one pass of each rank, of other texts, sharded and of whole weights; and what is gathered."""
+    found: dict[str, Any] = {}
+    if ranks.size == 1:
+        return found
+    for name in PRECISIONS:
+        made = loop_of(tokenizer, name, ranks, folder, strategy="fsdp")
+        texts = [made.objective.training.batch([row])[0] for row in (1, 4)]
+        with Gathered() as gathered:
+            loss = token_outputs(made.objective.model, texts[ranks.rank]).logprobs.sum()
+        loss.backward()
+        learning = dict(made.objective.trainable())
+        ranks.sum_in_place(p.grad for p in learning.values())
+        unsharded = tiny_model(tokenizer, precision=name)
+        unsharded.own_kernels = False
+        wanted = [torch.zeros_like(p) for _, p in unsharded.trainable()]
+        for text in texts:
+            token_outputs(unsharded, text).logprobs.sum().backward()
+            for total, (_, p) in zip(wanted, unsharded.trainable(), strict=True):
+                total += p.grad
+                p.grad = None
+        found[name] = {
+            "gathered": gathered.bytes,
+            "precisions": {p.grad.dtype for p in learning.values()},
+            "equal": {n: torch.equal(whole(learning[n].grad), wanted[i]) for i, n in enumerate(learning)},
+        }
     return found
 
 
@@ -275,6 +353,8 @@ def other_rows(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
 WORK: list[Callable[[Any, Ranks, Path], dict[str, Any]]] = [
     plain,
     sharded,
+    bfloat16,
+    one_pass,
     out_of_memory,
     not_finite,
     out_of_time,
@@ -354,6 +434,32 @@ def test_sharded_weights_take_the_steps_of_one_process(found, name: str) -> None
     assert len(saved) > 3
     for key, tensor in wanted.items():
         assert float((saved[key] - tensor).abs().max()) <= 1e-6, key
+
+
+def test_checkpointing_keeps_less_where_weights_are_sharded(found) -> None:
+    for rank in found[1]:
+        assert rank["sharded"]["checkpointing"]["kept"] < rank["sharded"]["language model"]["kept"] / 3
+
+
+def test_a_sharded_pass_in_bf16_rounds_as_a_whole_one_and_gathers_half(found) -> None:
+    for rank in found[1]:
+        low, full = (rank["one_pass"][name] for name in ("bfloat16", "float32"))
+        assert low["gathered"] == full["gathered"] / 2 > 0
+        assert low["precisions"] == {torch.float32}
+        assert all(low["equal"].values())
+
+
+def test_two_sharded_ranks_in_bf16_are_as_near_to_one_process_as_bf16_is_to_float32(found) -> None:
+    def apart(one: dict[str, Any], two: dict[str, Any]) -> float:
+        """The distance of all weights."""
+        differences = [p - two["parameters"][name] for name, p in one["parameters"].items()]
+        return float(torch.stack([d.square().sum() for d in differences]).sum().sqrt())
+
+    one, rank = found[0]["bfloat16"], found[1][0]["bfloat16"]
+    rounding = apart(one["bfloat16"], one["float32"])
+    assert apart(rank["bfloat16"], one["bfloat16"]) < rounding
+    assert rounding / 3 < apart(rank["bfloat16"], rank["float32"]) < 3 * rounding
+    assert apart(rank["float32"], one["float32"]) < rounding / 100
 
 
 def test_out_of_memory_on_one_rank_makes_all_passes_smaller(found) -> None:

@@ -21,7 +21,6 @@ from proxlm.engine.native import NativeEngine
 from proxlm.engine.protocol import Engine
 from proxlm.engine.vllm import VLLMEngine
 from proxlm.models.actor_critic import ActorCritic
-from proxlm.models.frozen_copy import frozen_copy
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
 from proxlm.models.sharded import shard, whole
@@ -91,15 +90,12 @@ class PPOLoop(SharedLoop[PPOState]):
         generate: Generate = generate,
         ranks: Ranks = ONE_PROCESS,
     ) -> None:
-        sharded = ranks.size > 1 and config.distributed.strategy == "fsdp"
+        sharded = config.distributed.shards(ranks.size)
         super().__init__(config, folder, PPOState(kl_coef=config.ppo.kl_coef), ranks, sharded)
         self.models, self.prompts, self.reward = models, prompts, reward
         self.ptx, self.generate = ptx, generate
         # What samples, is evaluated and is saved: the policy, or a whole copy of one whose weights are sharded.
-        self.whole_models = models
-        if self.sharded:
-            self.whole_models = replace(models, policy=frozen_copy(models.policy))
-            shard(models, ranks.size)
+        self.whole_models = shard(models, ranks.size) if sharded else models
         policy = self.whole_models.policy
         self.learner = build_learner(models, config, algorithm, ptx)
         self.engine = (

@@ -85,7 +85,7 @@ class SupervisedLoop(SharedLoop[SupervisedState]):
         mixture: Mixture | None = None,
         ranks: Ranks = ONE_PROCESS,
     ) -> None:
-        sharded = ranks.size > 1 and config.distributed.strategy == "fsdp"
+        sharded = config.distributed.shards(ranks.size)
         super().__init__(config, folder, SupervisedState(rows=len(objective.lengths)), ranks, sharded)
         self.objective, self.settings = objective, config.train
         # What is saved and shows samples: the objective, or on rank 0 one on a whole copy of a sharded model.

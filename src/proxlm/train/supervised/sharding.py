@@ -7,6 +7,7 @@ from typing import Any
 
 from proxlm.distributed.ranks import Ranks
 from proxlm.models.frozen_copy import frozen_copy
+from proxlm.models.language_model import LanguageModel
 from proxlm.models.sharded import shard_network
 
 
@@ -20,5 +21,6 @@ def shard_objective(objective: Any, ranks: Ranks) -> Any:
     if ranks.rank == 0:
         whole = copy.copy(objective)
         whole.model = frozen_copy(model)
-    shard_network(model.network, model.device, ranks.size)
+    checkpointing = isinstance(model, LanguageModel) and model.activation_checkpointing
+    shard_network(model.network, model.device, ranks.size, model.bfloat16, checkpointing)
     return whole
