@@ -17,7 +17,7 @@ from proxlm.config import DataSettings, LoraSettings, ModelSettings, PPOConfig, 
 from proxlm.engine.generate import generate
 from proxlm.engine.native import NativeEngine
 from proxlm.errors import ConfigError, ModelError
-from proxlm.kernels import attention, fused_ops
+from proxlm.kernels import attention, fused_ops, unpadded_forward
 from proxlm.models import forward
 from proxlm.models.adapters import add_lora
 from proxlm.models.forward import head_backward, response_states
@@ -199,6 +199,56 @@ def test_scores_are_not_rounded_in_bf16(length: int) -> None:
     assert attended.dtype == torch.bfloat16
     shares = torch.e / (torch.e + torch.arange(length))
     torch.testing.assert_close(attended[0, :, 0].float(), shares, rtol=2**-7, atol=0.0)
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+def test_attention_in_bf16_has_the_gradients_of_its_rounded_inputs(groups: int) -> None:
+    """Against float64 on the same bf16 numbers: each gradient is rounded once, and its inputs to attention were."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(3, 70, heads, 64) for heads in (4, groups, groups)]
+    low = [torch.randn(shape, generator=draw).bfloat16().requires_grad_() for shape in shapes]
+    exact = [part.detach().double().requires_grad_() for part in low]
+    grad = torch.randn(3, 70, 256, generator=draw).bfloat16()
+    attended, wanted = (attention.causal_attention(*parts, 0.125) for parts in (low, exact))
+    with torch.no_grad():  # or the ratio of the first update would not be 1
+        assert torch.equal(attended, attention.causal_attention(*low, 0.125))
+    assert float((attended.detach() - wanted.detach()).norm() / wanted.detach().norm()) < 2**-8
+    found = torch.autograd.grad(attended, low, grad)
+    for part, expected in zip(found, torch.autograd.grad(wanted, exact, grad.double()), strict=True):
+        assert part.dtype == torch.bfloat16
+        assert float((part - expected).norm() / expected.norm()) < 2**-8
+
+
+@pytest.mark.parametrize("sequences", [RAGGED, FULL], ids=["ragged", "full"])
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_further_rows_for_round_numbers_change_nothing(
+    name: str, sequences: Sequences, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with bf16 on a CPU, here in float32."""
+    model = model_of(name)
+    expected = numbers(model, sequences, twice=False)
+    monkeypatch.setattr(unpadded_forward, "keeps_code", lambda weight: True)
+    expect_equal(numbers(model, sequences, twice=False), expected)
+
+
+def test_bf16_products_on_a_cpu_meet_few_numbers_of_rows() -> None:
+    """oneDNN keeps code for each of them, megabytes in all the products of a model."""
+    model, rows = model_of("llama", bfloat16=True), set[int]()
+    draw = torch.Generator().manual_seed(0)
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is torch.nn.functional.linear:
+                rows.add(args[0].numel() // args[0].shape[-1])
+            return function(*args, **(kwargs or {}))
+
+    for _ in range(12):
+        lengths = torch.randint(8, 60, (20,), generator=draw).tolist()
+        sequences = Sequences.from_lists([[1, 2]] * 20, [[3] * (length - 2) for length in lengths])
+        with Watch():
+            states, _ = response_states(model, sequences)
+        assert len(states) == sum(lengths) - 40
+    assert rows <= {64 * i for i in range(8, 16)}  # all tokens; in the last block those that are asked for
 
 
 def watched(model: LanguageModel, watch: Callable[[LanguageModel, list[str]], None]) -> list[str]:

@@ -258,10 +258,11 @@ def make_decoder(
     if model.own_kernels and has_layout(model.network.config):
         return BlockDecoder(model, weights, keep_states, CudaGraphs(model.device) if graphs else None)
     if weights != "policy" or graphs:
-        key, fix = ("weights", '"policy"') if weights != "policy" else ("cuda_graphs", "false")
+        rounded = weights != "policy"
+        what, other = (f"weights = {weights}", '"policy"') if rounded else ("cuda_graphs", "false")
         raise ModelError(
-            f"{model.source}: rollout.{key} is for model types {', '.join(LAYOUTS)}, and this is"
-            f" {model.network.config.model_type}; set it to {fix}"
+            f"{model.source}: rollout.{what} is for model types {', '.join(LAYOUTS)}, and this is"
+            f" {model.network.config.model_type}; set it to {other}"
         )
     if model.encoder_decoder:
         return TargetDecoder(model)

@@ -8,6 +8,7 @@ states are known (`Sequences.frozen_states`).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from proxlm.kernels.attention import causal_attention
 from proxlm.kernels.block_layouts import Block, Rotation, has_layout, layout_of
 from proxlm.kernels.fused_ops import scatter_rows
 from proxlm.kernels.module_hooks import has_hooks
+from proxlm.kernels.padded_row_counts import keeps_code, rounded_row_count
+from proxlm.rl.ragged import offsets_of
 from proxlm.types import Sequences
 
 
@@ -60,7 +63,10 @@ def unpadded_states(
     Returns:
         The states [W, H].
     """
-    layout, (rows, positions) = layout_of(trunk), _rows_of(sequences)
+    wanted, rounded = len(index), keeps_code(next(trunk.parameters()))
+    if rounded:
+        sequences, index = _with_filler(sequences, index)
+    layout, (rows, positions) = layout_of(trunk), _rows_of(sequences, 16 if rounded else 1)
     if frozen_blocks:
         assert sequences.frozen_states is not None
         x = sequences.frozen_states[None].to(layout.embeddings[0].weight.dtype)
@@ -75,7 +81,7 @@ def unpadded_states(
             )
         else:
             x = _run_block(block, x, rotation, rows, asked)
-    return layout.final(x)[0]
+    return layout.final(x)[0][:wanted]
 
 
 @torch.no_grad()
@@ -89,12 +95,38 @@ def states_behind(trunk: Any, sequences: Sequences, blocks: int) -> Tensor:
     return x[0]
 
 
-def _rows_of(sequences: Sequences) -> tuple[_Rows, Tensor]:
-    """How attention sees the tokens, and the position of each in its row, [N]."""
+def _with_filler(sequences: Sequences, index: Tensor) -> tuple[Sequences, Tensor]:
+    """Further rows, and places in them, so that there are few different numbers of tokens and of places asked for.
+
+    No row sees another one, and nothing is asked of these, so that the others' states and gradients stay.
+    """
+    tokens, places = len(sequences.tokens), rounded_row_count(len(index)) - len(index)
+    more = rounded_row_count(tokens + places) - tokens
+    if not more:
+        return sequences, index
+    longest = int(sequences.lengths.max())
+    lengths = [*[longest] * (more // longest), *[more % longest] * (more % longest > 0)]
+    states = sequences.frozen_states
+    filled = replace(
+        sequences,
+        tokens=torch.cat([sequences.tokens, sequences.tokens.new_zeros(more)]),
+        offsets=offsets_of(torch.cat([sequences.lengths, sequences.lengths.new_tensor(lengths)])),
+        prompt_lengths=torch.cat([sequences.prompt_lengths, sequences.prompt_lengths.new_ones(len(lengths))]),
+        frozen_states=None
+        if states is None
+        else torch.cat([states, states.new_zeros(more, states.shape[1])]),
+    )
+    return filled, torch.cat([index, torch.arange(tokens, tokens + places, device=index.device)])
+
+
+def _rows_of(sequences: Sequences, multiple: int = 1) -> tuple[_Rows, Tensor]:
+    """How attention sees the tokens, padded to a multiple of so many, and the position of each in its row, [N]."""
     row, positions = sequences.row_and_position
     longest = int(sequences.lengths.max())
-    full = longest * len(sequences) == len(positions)
-    return _Rows(len(sequences), longest, None if full else row * longest + positions), positions
+    if longest * len(sequences) == len(positions):
+        return _Rows(len(sequences), longest, None), positions
+    longest = -(-longest // multiple) * multiple
+    return _Rows(len(sequences), longest, row * longest + positions), positions
 
 
 def _run_block(block: Block, x: Tensor, rotation: Rotation, rows: _Rows, index: Tensor | None) -> Tensor:
