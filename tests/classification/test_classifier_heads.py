@@ -185,6 +185,10 @@ def broken(tmp_path: Path, change: str) -> Path:
         arrays["value"][0] = np.nan
     elif change == "type":
         arrays["threshold"] = arrays["threshold"].astype(np.float32)
+    elif change == "shape":
+        arrays["start"] = arrays["start"][None]
+    elif change == "entry":
+        del content["head"]
     elif change == "missing":
         del arrays["roots"]
     elif change == "kind":
@@ -202,11 +206,25 @@ def broken(tmp_path: Path, change: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "change", ["loop", "outside", "nan", "type", "missing", "kind", "deep", "format", "json", "classes"]
+    ("change", "message"),
+    [
+        ("loop", "trees: their nodes do not fit together"),
+        ("outside", "trees: their nodes do not fit together"),
+        ("nan", "value holds a number that is not finite"),
+        ("type", "threshold is float32 of shape"),
+        ("shape", "start has 2 dimensions, and 1 are needed"),
+        ("missing", "classifier.safetensors has no roots"),
+        ("kind", "kind 'code'"),
+        ("deep", "kind 'stacking'"),
+        ("format", "format 2, where 1 is known"),
+        ("json", "a damaged classifier"),
+        ("classes", "two names or more, each once"),
+        ("entry", "classifier.json has no 'head'"),
+    ],
 )
-def test_what_is_damaged_is_refused(tmp_path: Path, change: str) -> None:
+def test_what_is_damaged_is_refused(tmp_path: Path, change: str, message: str) -> None:
     folder = broken(tmp_path, change)
-    with pytest.raises(ModelError, match="saved"):
+    with pytest.raises(ModelError, match=f"saved: .*{message}"):
         load(folder)
 
 

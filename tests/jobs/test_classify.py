@@ -59,6 +59,8 @@ def test_a_table_and_a_saved_classifier(place: Path, capsys: pytest.CaptureFixtu
     for name in ("words", "label_texts", "logistic", "bagging", "boosting", "stacking"):
         assert name in shown
     assert "less words" in shown
+    assert "(40 texts, paired" in shown
+    assert "prompt" not in shown
     found = json.loads((place / "out" / "evaluation.json").read_text("utf-8"))["models"]
     words = found[0]["metrics"]
     assert 0.6 < words["accuracy"]["mean"] < 1
@@ -180,7 +182,19 @@ MANY = "".join(json.dumps(row) + "\n" for row in records(60, 5))
         ('{"text": "a"}\n', [], "data.label_field"),
         (one(label=[1]), [], 'field "label" must be a class'),
         (one() * 40, [], "has 40 of 1"),
-        (MANY + one("b", label="maybe") * 5, [], "data.train: 5 of class 'maybe'; folds = 3 needs 6 of each"),
+        (
+            MANY + "".join(one(f"b {i}", label="maybe") for i in range(5)),
+            [],
+            "data.train: 5 different texts of class 'maybe'; folds = 3 needs 6 of each",
+        ),
+        (MANY + one("b", label="maybe") * 9, [], "data.train: 1 different text of class 'maybe'; folds"),
+        (MANY, ["--data.eval", "train.jsonl"], "has 0 of 0 (without 60 texts that are also held out)"),
+        (
+            "".join(one(f"w{i}", label=["no", "yes"][i % 2]) for i in range(24)),
+            [],
+            "no word stands in two texts",
+        ),
+        (MANY, ["--features.label-texts", '{no = " x", maybe = " y"}'], "must name the classes no, yes"),
         (MANY.replace('"no"', '"never"'), [], "data.eval: class 'no' is not in the training texts"),
         (MANY, ["--data.eval", "none.jsonl"], "none.jsonl"),
         (MANY, ["--use", "trees"], "use"),
@@ -198,16 +212,18 @@ def test_bad_input_is_named_before_a_model_is_read(
     error = capsys.readouterr().err
     assert message in error
     assert "safetensors" not in error
-    assert not (place / "out").exists()
+    assert not (place / "out" / "features-train").exists()
 
 
 def test_what_does_not_fit_the_model_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long = json.dumps({"text": "film " * 400, "label": "no"}) + "\n"
     (place / "train.jsonl").write_text(MANY + long, encoding="utf-8")
-    assert main([*SMALL, "--features.label-texts", '{no = " x", maybe = " y"}', "--output", "a"]) == 2
-    assert "must name the classes no, yes" in capsys.readouterr().err
+    weights = (place / "model" / "model.safetensors").rename(place / "weights")
+    assert main([*SMALL, "--features.label-texts", '{no = " x", yes = " xa"}', "--output", "a"]) == 2
+    assert "begin with the same token" in capsys.readouterr().err
     assert main([*SMALL, "--output", "a"]) == 2
-    assert "train.jsonl:61" in capsys.readouterr().err
+    assert "train.jsonl:61: " in capsys.readouterr().err
+    weights.rename(place / "model" / "model.safetensors")
     # Nothing was made, so the corrected command goes on in the same folder.
     assert main([*SMALL, "--data.on-long-text", "truncate", "--use", "logistic", "--output", "a"]) == 0
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from proxlm.data.shots import joined
 from proxlm.data.tokenizer import encode_prompt
 from proxlm.errors import ConfigError, DataError
 from proxlm.kernels.device import resolve_device
-from proxlm.models.encoder import Encoder, load_encoder
+from proxlm.models.encoder import Encoder, encoder_tokenizer, load_encoder, longest_text
 from proxlm.models.forward import micro_batches, response_states
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource, named_as
@@ -30,7 +31,7 @@ Pooled = Callable[[Sequence[Sequence[int]]], tuple[Tensor, Tensor]]
 
 
 class FeatureReader:
-    """From texts to what classifiers read of them; loads the model.
+    """From texts to what classifiers read of them; the model's weights are loaded with the first texts.
 
     Args:
         settings: Of the model.
@@ -40,7 +41,7 @@ class FeatureReader:
 
     Raises:
         ConfigError: The model has no such features.
-        ModelError: It cannot be loaded.
+        ModelError: Its configuration or its tokenizer cannot be read.
     """
 
     def __init__(
@@ -62,25 +63,37 @@ class FeatureReader:
                 f'model = "{settings.policy}": an encoder–decoder; give a causal language model or an encoder'
             )
         architectures = [str(name) for name in getattr(config, "architectures", None) or []]
-        self._pool: Pooled
+        mean = features.pooling == "mean"
         self._encode: Callable[[str], list[int]]
+        self._load: Callable[[], Pooled]
         if is_gguf(source.settings.policy) or any(name.endswith(LANGUAGE_MODELS) for name in architectures):
-            model = source.load()
-            labels = _label_tokens(model, features, classes)
-            self._encode = partial(encode_prompt, model.tokenizer)
-            self._limit = model.context
-            self._pool = partial(_of_decoder, model, features.pooling == "mean", labels)
+            labels = _label_tokens(source.tokenizer, features, classes)
+            self._encode = partial(encode_prompt, source.tokenizer)
+            self._limit = source.context
+            self._load = lambda: partial(_of_decoder, source.load(), mean, labels)
             return
         if features.label_texts:
             raise ConfigError(
                 "features.label_texts: of causal language models, not of encoders; leave it out"
             )
-        encoder = load_encoder(settings.policy, _device(settings.device))
-        self._encode = lambda text: list(encoder.tokenizer(text, verbose=False)["input_ids"])
-        self._limit = encoder.limit
-        self._pool = partial(_of_encoder, encoder, features.pooling == "mean")
+        path, device, tokenizer = (
+            settings.policy,
+            _device(settings.device),
+            encoder_tokenizer(settings.policy),
+        )
+        self._encode = lambda text: list(tokenizer(text, verbose=False)["input_ids"])
+        self._limit = longest_text(config, tokenizer)
+        self._load = lambda: partial(_of_encoder, load_encoder(path, device), mean)
 
-    @torch.inference_mode()
+    @cached_property
+    def _pool(self) -> Pooled:
+        return self._load()
+
+    def check(self, texts: Sequence[str], where: Sequence[str]) -> None:
+        """See that texts can be read, without the weights. Raises DataError as `read`."""
+        for text, place in zip(texts, where, strict=True):
+            self._tokens(text, place)
+
     def read(self, texts: Sequence[str], where: Sequence[str], on_progress: Progress | None = None) -> Inputs:
         """Each text is read once.
 
@@ -91,12 +104,15 @@ class FeatureReader:
 
         Raises:
             DataError: A text is empty or too long.
+            ModelError: The model cannot be loaded.
         """
         rows = [self._tokens(text, place) for text, place in zip(texts, where, strict=True)]
+        pool = self._pool
         features: list[Features] = [np.zeros(0, np.float32)] * len(rows)
         labels, done = list(features), 0
         for group in micro_batches(torch.tensor([len(row) for row in rows]), self._settings.batch_tokens):
-            found, said = self._pool([rows[int(i)] for i in group])
+            with torch.inference_mode():
+                found, said = pool([rows[int(i)] for i in group])
             for i, state, probabilities in zip(
                 group.tolist(), found.float().cpu().numpy(), said.float().cpu().numpy(), strict=True
             ):
@@ -142,7 +158,7 @@ def _of_encoder(encoder: Encoder, mean: bool, rows: Sequence[Sequence[int]]) -> 
     return (means if mean else first), means.new_zeros(len(rows), 0)
 
 
-def _label_tokens(model: LanguageModel, features: FeatureSettings, classes: Sequence[str]) -> Tensor:
+def _label_tokens(tokenizer: Any, features: FeatureSettings, classes: Sequence[str]) -> Tensor:
     """The first token of each class's text behind a text, [K]; none without `features.label_texts`.
 
     Raises:
@@ -152,10 +168,10 @@ def _label_tokens(model: LanguageModel, features: FeatureSettings, classes: Sequ
     if not texts:
         return torch.zeros(0, dtype=torch.int64)
     before = features.template.replace("{text}", "text")
-    start = encode_prompt(model.tokenizer, before)
+    start = encode_prompt(tokenizer, before)
     found: list[int] = []
     for name in classes:
-        ids = encode_prompt(model.tokenizer, joined(before, str(texts[name]), ""))
+        ids = encode_prompt(tokenizer, joined(before, str(texts[name]), ""))
         if ids[: len(start)] != start or len(ids) == len(start):
             raise ConfigError(
                 f"features.label_texts: {shown(repr(texts[name]), 40)} changes the tokens of the text before it;"

@@ -95,10 +95,14 @@ def load(folder: Path) -> SavedClassifier:
             or len(classes) < 2
             or not all(isinstance(name, str) for name in classes)
         ):
-            raise ValueError("classes")
+            raise ValueError("classes must be two names or more, each once")
         head = _head(content["head"], "", arrays, len(classes), 0)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ModelError(f"{folder}: not a classifier of proxlm: {shown(str(error), 80)}") from error
+    except KeyError as error:
+        raise ModelError(
+            f"{folder}: not a classifier of proxlm: {NAME} has no {shown(str(error), 40)}"
+        ) from error
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ModelError(f"{folder}: not a classifier of proxlm: {shown(str(error), 100)}") from error
     return SavedClassifier(head, classes, content)
 
 
@@ -141,7 +145,7 @@ def _head(found: Mapping[str, Any], at: str, arrays: Arrays, count: int, depth: 
     if kind == "words":
         words = found["words"]
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise ValueError("words")
+            raise ValueError("words must be a list of texts")
         weights = _floats(arrays, f"{at}weights", (count, len(words)))
         return WordsHead(
             words,
@@ -150,7 +154,7 @@ def _head(found: Mapping[str, Any], at: str, arrays: Arrays, count: int, depth: 
             _floats(arrays, f"{at}biases", (count,)),
         )
     if kind == "linear":
-        members, _, size = arrays[f"{at}weights"].shape
+        members, _, size = _array(arrays, f"{at}weights", 3).shape
         return LinearHead(
             _floats(arrays, f"{at}mean", (size,)),
             _floats(arrays, f"{at}scale", (size,)),
@@ -164,19 +168,19 @@ def _head(found: Mapping[str, Any], at: str, arrays: Arrays, count: int, depth: 
 
 def _trees(found: Mapping[str, Any], at: str, arrays: Arrays, count: int) -> TreesHead:
     """Trees whose nodes come before their children, so that none is walked for ever."""
-    size = len(arrays[f"{at}value"])
-    whole = {name: arrays[f"{at}{name}"] for name in ("roots", "left", "right", "feature")}
+    size = len(_array(arrays, f"{at}value", 1))
+    whole = {name: _array(arrays, f"{at}{name}", 1) for name in ("roots", "left", "right", "feature")}
     left, right, roots = whole["left"], whole["right"], whole["roots"]
     inner = left >= 0
     if (
-        any(array.dtype != np.int64 or array.ndim != 1 for array in whole.values())
+        any(array.dtype != np.int64 for array in whole.values())
         or not len(left) == len(right) == len(whole["feature"]) == size
         or ((left[inner] <= np.flatnonzero(inner)) | (right[inner] <= np.flatnonzero(inner))).any()
         or max(left.max(initial=0), right[inner].max(initial=0), roots.max(initial=0)) >= size
         or roots.min(initial=0) < 0
         or whole["feature"][inner].min(initial=0) < 0
     ):
-        raise ValueError("trees")
+        raise ValueError(f"{at}trees: their nodes do not fit together")
     return TreesHead(
         _floats(arrays, f"{at}start", (1 if count == 2 else count,)),
         float(found["rate"]),
@@ -190,7 +194,17 @@ def _trees(found: Mapping[str, Any], at: str, arrays: Arrays, count: int) -> Tre
 
 
 def _floats(arrays: Arrays, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    array = arrays[name]
-    if array.dtype != np.float64 or array.shape != shape or not np.isfinite(array).all():
-        raise ValueError(f"{name}: {array.dtype} {array.shape}")
+    array = _array(arrays, name, len(shape))
+    if array.dtype != np.float64 or array.shape != shape:
+        raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, and float64 of {shape} is needed")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds a number that is not finite")
     return array
+
+
+def _array(arrays: Arrays, name: str, dimensions: int) -> NDArray[Any]:
+    if name not in arrays:
+        raise ValueError(f"{NUMBERS} has no {name}")
+    if arrays[name].ndim != dimensions:
+        raise ValueError(f"{name} has {arrays[name].ndim} dimensions, and {dimensions} are needed")
+    return arrays[name]

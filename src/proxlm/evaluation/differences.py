@@ -272,8 +272,13 @@ def as_text(found: Sequence[Difference]) -> str:
     return tables.as_text(difference_tables(found)) if found else nothing
 
 
-def difference_tables(found: Sequence[Difference]) -> list[Table]:
-    """A row for each metric of each arm, and what the columns are; none without differences."""
+def difference_tables(found: Sequence[Difference], unit: str = "prompt") -> list[Table]:
+    """A row for each metric of each arm, and what the columns are; none without differences.
+
+    Args:
+        found: The differences.
+        unit: One of what was compared.
+    """
     if not found:
         return []
     several = any(difference.seeds for difference in found)
@@ -281,7 +286,7 @@ def difference_tables(found: Sequence[Difference]) -> list[Table]:
     head = [f"less {found[0].reference}", *(["of"] if named else []), "difference", "95% interval"]
     head += [*(["over seeds"] if several else []), "p", "Holm", "higher", "lower"]
     rows = [_cells(difference, named, several) for difference in found]
-    return [Table(head, rows, notes=_notes(found, several))]
+    return [Table(head, rows, notes=_notes(found, several, unit))]
 
 
 def _cells(difference: Difference, named: bool, several: bool) -> list[str]:
@@ -316,11 +321,11 @@ def _p(value: float | None) -> str:
     return f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
 
 
-def _notes(found: Sequence[Difference], several: bool) -> list[str]:
+def _notes(found: Sequence[Difference], several: bool, unit: str) -> list[str]:
     tests = sum(difference.p is not None for difference in found)
     prompts = sorted({difference.prompts for difference in found})
     count = "" if len(prompts) == 1 else f"{prompts[0]} to "
-    count += counted(prompts[-1], "prompt")
+    count += counted(prompts[-1], unit)
     holm_of = (
         f"Holm: corrected for the {counted(tests, 'test')} of this table"
         if tests
@@ -328,11 +333,11 @@ def _notes(found: Sequence[Difference], several: bool) -> list[str]:
     )
     if several:
         return [
-            f"({count}; interval: hierarchical bootstrap over seeds and prompts, too narrow for few seeds;",
+            f"({count}; interval: hierarchical bootstrap over seeds and {unit}s, too narrow for few seeds;",
             f"over seeds: Welch's t; p: seeds dealt to the arms in every other way; {holm_of};",
-            "higher, lower: on how many prompts, by the means of the seeds)",
+            f"higher, lower: on how many {unit}s, by the means of the seeds)",
         ]
     return [
         f"({count}, paired; interval: bootstrap; p: permutation test by signs; {holm_of};",
-        "higher, lower: on how many prompts)",
+        f"higher, lower: on how many {unit}s)",
     ]

@@ -35,7 +35,7 @@ from proxlm.evaluation.differences import Arm, Difference, difference_tables, di
 from proxlm.evaluation.labels import evaluation_of_classes, macro_f1_difference
 from proxlm.evaluation.results import Evaluation
 from proxlm.evaluation.tables import Table, evaluation_tables
-from proxlm.evaluation.word_baseline import too_few
+from proxlm.evaluation.word_baseline import too_few, words_of
 from proxlm.export.original import model_of_run
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.startup import start_job
@@ -121,8 +121,8 @@ def fit_classifiers(config: ClassifyConfig) -> Classification:
     numbers = np.array([classes.index(found.label) for found in train])
     folder = Path(config.output)
     _begin(folder, config)
-    read = _Features(folder, config, classes)
-    learnt, asked = read(TRAIN, train), read(EVAL, held_out)
+    read = _Features(folder, config, classes, {TRAIN: train, EVAL: held_out})
+    learnt, asked = read(TRAIN), read(EVAL)
     heads, losses = _fitted(config, learnt, numbers, len(classes))
     chosen = min(losses, key=lambda name: losses[name]) if config.choose == "auto" else config.choose
     about = _about(config, learnt)
@@ -141,27 +141,22 @@ def _texts(config: ClassifyConfig) -> tuple[list[ClassText], list[ClassText]]:
         read_class_texts, text_field=data.text_field, label_field=data.label_field, skipped=skipped
     )
     train = read(data.train)
+    left_out = 0
     if data.eval:
         held_out = read(data.eval)
         there = {found.text for found in held_out}
-        left = [found for found in train if found.text not in there]
-        if len(left) < len(train):
-            print(f"left out: {counted(len(train) - len(left), 'training text')} that are also held out")
-        train = left
+        kept = [found for found in train if found.text not in there]
+        left_out = len(train) - len(kept)
+        if left_out:
+            print(f"left out: {counted(left_out, 'training text')} that are also held out")
+        train = kept
     else:
         rows = split_by_prompt([found.text for found in train], data.eval_share, config.seed)
         train, held_out = ([train[i] for i in some] for some in rows)
     if len(skipped):
         print(f"left out: {skipped.report()}", flush=True)
+    _check_counts(train, left_out, config.folds)
     counts = Counter(found.label for found in train)
-    if (problem := too_few([found.label for found in train])) is not None:
-        raise DataError(f"data.train: learning {problem}")
-    if min(counts.values()) < 2 * config.folds:
-        rarest = min(counts, key=lambda name: (counts[name], name))
-        raise DataError(
-            f"data.train: {counts[rarest]} of class {shown(repr(rarest), 40)}; folds = {config.folds} needs"
-            f" {2 * config.folds} of each; lower folds, or leave the class out"
-        )
     if unknown := sorted({found.label for found in held_out} - set(counts)):
         raise DataError(
             f"data.eval: class {shown(repr(unknown[0]), 40)} is not in the training texts, which have"
@@ -171,6 +166,23 @@ def _texts(config: ClassifyConfig) -> tuple[list[ClassText], list[ClassText]]:
         f"{len(train):,} texts to learn from, {len(held_out):,} held out, {len(counts)} classes", flush=True
     )
     return train, held_out
+
+
+def _check_counts(train: Sequence[ClassText], left_out: int, folds: int) -> None:
+    """Raise DataError where there are too few texts to learn from, after `left_out` that are also held out."""
+    without = f" (without {counted(left_out, 'text')} that are also held out)" if left_out else ""
+    if (problem := too_few([found.label for found in train])) is not None:
+        raise DataError(f"data.train: learning {problem}{without}")
+    # Equal texts are always in one fold.
+    counts = Counter(label for label, _ in {(found.label, found.text) for found in train})
+    rarest = min(counts, key=lambda name: (counts[name], name))
+    if counts[rarest] < 2 * folds:
+        raise DataError(
+            f"data.train: {counted(counts[rarest], 'different text')} of class {shown(repr(rarest), 40)}{without};"
+            f" folds = {folds} needs {2 * folds} of each; lower folds, or leave the class out"
+        )
+    if words_of([found.text for found in train]) is None:
+        raise DataError(f"data.train: no word stands in two texts{without}; give more texts")
 
 
 def _begin(folder: Path, config: ClassifyConfig) -> None:
@@ -206,26 +218,43 @@ def _begin(folder: Path, config: ClassifyConfig) -> None:
 
 
 class _Features:
-    """The features of texts: from the folder, or else read by the model, which is loaded once, and kept there."""
+    """The features of texts: from the folder, or else read by the model, which is loaded once, and kept there.
 
-    def __init__(self, folder: Path, config: ClassifyConfig, classes: Sequence[str]) -> None:
-        self._folder, self._config, self._classes = folder, config, classes
-        self._reader: FeatureReader | None = None
+    Args:
+        folder: The output.
+        config: Model, features, and what is done with long texts.
+        classes: In their order.
+        texts: By the name that their features are kept under.
 
-    def __call__(self, name: str, texts: Sequence[ClassText]) -> Inputs:
+    Raises:
+        UserError: The model cannot read a text, or not so; before its weights are loaded.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: ClassifyConfig,
+        classes: Sequence[str],
+        texts: Mapping[str, Sequence[ClassText]],
+    ) -> None:
+        self._folder, self._model, self._texts = folder, config.model, texts
+        settings = ModelSettings(
+            policy=config.model, device=config.device, trust_remote_code=config.trust_remote_code
+        )
+        truncate = config.data.on_long_text == "truncate"
+        if wanted := [name for name in texts if not (folder / name).is_dir()]:
+            self._reader = FeatureReader(settings, config.features, classes, truncate)
+        for name in wanted:
+            self._reader.check([one.text for one in texts[name]], [one.where for one in texts[name]])
+
+    def __call__(self, name: str) -> Inputs:
         from safetensors.numpy import load_file, save_file
 
-        kept, config = self._folder / name, self._config
+        kept, texts = self._folder / name, self._texts[name]
         if kept.is_dir():
             found = load_file(kept / "features.safetensors")
             return Inputs([one.text for one in texts], found["features"], found["label_probabilities"])
-        if self._reader is None:
-            print(f"reading {len(texts):,} texts with {config.model} …", flush=True)
-            settings = ModelSettings(
-                policy=config.model, device=config.device, trust_remote_code=config.trust_remote_code
-            )
-            truncate = config.data.on_long_text == "truncate"
-            self._reader = FeatureReader(settings, config.features, self._classes, truncate)
+        print(f"reading {len(texts):,} texts with {self._model} …", flush=True)
         inputs = self._reader.read(
             [one.text for one in texts], [one.where for one in texts], progress_line("texts")
         )
@@ -326,7 +355,11 @@ def _tables(done: Classification) -> list[Table]:
         for name, loss in done.log_losses.items()
     ]
     by = Table(["classifier", "log loss by cross-validation", ""], chosen)
-    return [*evaluation_tables(done.evaluations, "held-out text"), *difference_tables(done.differences), by]
+    return [
+        *evaluation_tables(done.evaluations, "held-out text"),
+        *difference_tables(done.differences, "text"),
+        by,
+    ]
 
 
 def _write(done: Classification, config: ClassifyConfig) -> None:

@@ -46,11 +46,21 @@ def load_encoder(path: str, device: torch.device) -> Encoder:
     """The encoder in a folder or on the hub, in float32. Raises ModelError."""
     from transformers import AutoModel
 
-    try:
-        tokenizer = read_tokenizer(path)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"encoder {path}: no tokenizer: {reason_of(error)}") from error
+    tokenizer = encoder_tokenizer(path)
     network = read_network(AutoModel, path, f"encoder {path}")
     check_vocabulary(f"encoder {path}", tokenizer, network)
-    limit = getattr(network.config, "max_position_embeddings", None) or 10**9
-    return Encoder(network.to(device).eval(), tokenizer, device, min(limit, tokenizer.model_max_length))
+    return Encoder(network.to(device).eval(), tokenizer, device, longest_text(network.config, tokenizer))
+
+
+def encoder_tokenizer(path: str) -> Any:
+    """Its tokenizer, before its weights are read. Raises ModelError."""
+    try:
+        return read_tokenizer(path)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"encoder {path}: no tokenizer: {reason_of(error)}") from error
+
+
+def longest_text(configuration: Any, tokenizer: Any) -> int:
+    """In tokens."""
+    limit = getattr(configuration, "max_position_embeddings", None) or 10**9
+    return int(min(limit, tokenizer.model_max_length))
