@@ -434,12 +434,23 @@ def test_settings_from_python_are_nested_within_bounds() -> None:
         ("learning_rate", "optim.policy.lr"),
         ("lora.r", "model.lora.rank"),
         ("run.output_dir", "run.folder"),
+        ("model.dtype", "model.precision"),
     ],
 )
 def test_names_of_other_libraries_are_understood(key: str, names: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config("ppo", overrides={key: 1})
     assert str(caught.value).endswith(f"unknown key; did you mean {names}?")
+
+
+@pytest.mark.parametrize("key", ["train.dropout", "model.resid_pdrop"])
+def test_ppo_says_why_it_has_no_dropout(key: str) -> None:
+    with pytest.raises(
+        ConfigError, match="PPO has no dropout: its ratio compares the log-probs of two passes"
+    ):
+        load_config("ppo", overrides={key: 0.1})
+    with pytest.raises(ConfigError, match=r"model.resid_pdrop: unknown key; did you mean train.dropout\?"):
+        load_config("sft", overrides={"model.resid_pdrop": 0.1})
 
 
 def test_every_other_name_is_of_settings_that_exist() -> None:

@@ -50,5 +50,14 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "resid_pdrop": ("train.dropout",),
     "hidden_dropout": ("train.dropout",),
     "dropout_rate": ("train.dropout",),
+    "dtype": ("model.precision",),
+    "torch_dtype": ("model.precision",),
     "report_to": ("run.tensorboard", "run.wandb"),
 }
+
+# By the last part of a key, what PPO has not, and why.
+NOT_IN_PPO = dict.fromkeys(
+    ("dropout", *(name for name, ours in OTHER_NAMES.items() if ours == ("train.dropout",))),
+    "PPO has no dropout: its ratio compares the log-probs of two passes, which random masks would set apart by"
+    " themselves",
+)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
-from proxlm.config.other_names import OTHER_NAMES
+from proxlm.config.other_names import NOT_IN_PPO, OTHER_NAMES
 from proxlm.config.secret_names import secret_name
 from proxlm.config.setting import Bounds
 from proxlm.config.toml_text import DEEPEST
@@ -64,6 +64,8 @@ def unknown_key(job: Any, section: Any, at: Key, below: Key, source: str) -> Con
     """
     key, names = (*at, *below), list(kinds(section))
     known = list(known_keys(job))
+    if ("ppo",) in known and key[-1] in NOT_IN_PPO:
+        return ConfigError(f"{source}: {dotted(key)}: unknown key; {NOT_IN_PPO[key[-1]]}")
     near = [name for name in OTHER_NAMES.get(key[-1], ()) if tuple(name.split(".")) in known]
     near = near or [dotted(other) for other in known if other[-1] == key[-1]]
     if not near and len(below) == 1 and (name := nearest(below[0], names)):
