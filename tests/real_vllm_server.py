@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from proxlm.engine import vllm_extension
+
 # The Python of vLLM's environment.
 PYTHON = os.environ.get("PROXLM_TEST_VLLM", "")
 needs_vllm = pytest.mark.skipif(not PYTHON, reason="needs vLLM in an environment of its own: make test-vllm")
@@ -30,6 +32,8 @@ ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
 }
+# proxlm's file for servers, and one of the tests, which makes a layer stale.
+EXTENSIONS = [Path(vllm_extension.__file__).parent, Path(__file__).parent / "on_vllm"]
 START_SECONDS = 900.0  # of 25 seconds' work, on a busy machine
 
 
@@ -57,10 +61,10 @@ class RealServer:
         self._command = [
             PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--host", "127.0.0.1",
             "--port", str(self._port), "--dtype", "float32", "--logprobs-mode", mode, "--enforce-eager",
-            *more,
+            "--worker-extension-cls", "vllm_kept_layer.KeptLayer", *more,
         ]  # fmt: skip
         self._environment = os.environ | ENVIRONMENT
-        self._environment.pop("PYTHONPATH", None)
+        self._environment["PYTHONPATH"] = os.pathsep.join(map(str, EXTENSIONS))
         self.start()
 
     def start(self) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,10 @@ class StandIn:
     Attributes:
         url: Where it listens.
         fault: What is wrong with it: "", "half" (a response without its last log-prob), "none" (no answer), "slow",
-            "busy" (503), "stale" (loads nothing), "stale head", "stale cache" (samples with its first weights),
-            "full cache" (does not empty it), "raw" (log-probs from before the temperature), "refuses",
-            "plain" (no development mode).
+            "busy" (503), "stale" (loads nothing), "stale head", "stale tensor" (of layer 1), "stale cache" (samples
+            with its first weights), "full cache" (does not empty it), "raw" (log-probs from before the temperature),
+            "refuses", "plain" (no development mode).
+        tells: Whether it gives checksums.
         faults: How many requests are still to go wrong; −1: all.
         answered: How many completions it has given.
         calls: What it was asked for, in order, but completions.
@@ -37,7 +40,7 @@ class StandIn:
 
     def __init__(self, folder: Path) -> None:
         self.lock = threading.Lock()
-        self.fault, self.faults, self.answered = "", -1, 0
+        self.fault, self.faults, self.answered, self.tells = "", -1, 0, True
         self.calls: list[str] = []
         self.url, self.weights = "", "default"
         self.base, self.adapters = folder, list[str]()
@@ -53,6 +56,20 @@ class StandIn:
         if before is not None and self.fault == "stale head":
             head = before.network.get_output_embeddings().weight.detach()
             self.model.network.get_output_embeddings().weight.data.copy_(head)
+
+        if before is not None and self.fault == "stale tensor":
+            old, new = (m.network.model.layers[1].self_attn.o_proj.weight for m in (before, self.model))
+            new.data.copy_(old.detach())
+
+    def checksums(self) -> dict[str, str]:
+        """Of each tensor as vLLM keeps it, in float32 on one GPU."""
+        found: dict[str, Any] = {}
+        for name, tensor in self.model.network.state_dict().items():
+            one = re.sub(r"\b[qkv]_proj", "qkv_proj", re.sub(r"\b(gate|up)_proj", "gate_up_proj", name))
+            found[one] = found.get(one, b"") + tensor.numpy().tobytes()
+            if one.startswith(("lm_head", "model.embed")):
+                found[one] += bytes(4 * (-len(tensor) % 64) * tensor.shape[1])
+        return {f"dp0:pp0:pcp0:tp0:{name}": sha256(rows).hexdigest() for name, rows in found.items()}
 
     def goes_wrong(self, fault: str) -> bool:
         """Whether this request is to have a fault."""
@@ -93,6 +110,13 @@ class StandIn:
             adapters = [{"id": name, "parent": "policy"} for name in self.adapters]
             base = {"id": "policy", "parent": None, "max_model_len": self.model.context}
             return 200, {"object": "list", "data": [base, *adapters]}
+        if path == "/server_info?config_format=json":
+            return 200, {"vllm_config": {"model_config": {"dtype": "torch.float32"}}}
+        if path == "/weight_checker" and self.tells:
+            assert body == {"action": "checksum"}
+            return 200, {"checksums": self.checksums()}
+        if path == "/collective_rpc" and body["method"] == "computed_checksums":
+            return 500, {"error": "'Worker' object has no attribute 'computed_checksums'"}
         if path == "/weight_info":
             return 200, {"weight_version": self.weights}
         if path == "/v1/completions":
@@ -109,7 +133,7 @@ class StandIn:
                         return 400, {"error": "too long"}
                     self.answered += 1
                 return 200, {"choices": [self.completion(body)]}
-        if self.fault == "plain" and not path.startswith("/v1/"):
+        if (self.fault == "plain" or path == "/weight_checker") and not path.startswith("/v1/"):
             return 404, {"detail": "Not Found"}
         self.calls.append(path)
         if path == "/v1/unload_lora_adapter":

@@ -68,12 +68,12 @@ def engine_on(policy: LanguageModel, server: RealServer, folder: Path, most: int
     return engine
 
 
-def changed(policy: LanguageModel, seed: int = 1) -> None:
+def changed(policy: LanguageModel, seed: int = 1, by: float = 0.05) -> None:
     """Other weights, as after an update."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in policy.network.parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=random))
+            p.add_(by * torch.randn(p.shape, generator=random))
 
 
 def rollout_of(engine: VLLMEngine, settings: RolloutSettings = SETTINGS, step: int = 0) -> Rollout:
@@ -172,8 +172,33 @@ def test_a_stale_prefix_cache_ends_the_run(policy, server, tmp_path, monkeypatch
     engine = engine_on(policy, server, tmp_path)
     changed(policy)
     leaving_out(monkeypatch, "/pause", "/reset_prefix_cache")  # either of them empties it
-    with pytest.raises(RunError, match="its prefix cache is stale"):
+    with pytest.raises(RunError, match=r"its prefix cache is stale.* 15 tensors agree$"):
         engine.load_weights((), 1)
+    engine.close()
+
+
+def test_a_layer_that_stays_as_it_was_is_named(policy, server, tmp_path, monkeypatch):
+    settings = EngineSettings(use="vllm", url=[server.url], wait=0.0, checksums=True)
+    engine = VLLMEngine(policy, settings, tmp_path / "served", 8)
+    engine.load_weights((), 0)  # every tensor agrees
+    post, name = Server.post, "model.layers.1.self_attn.o_proj"
+
+    def keeping(self: Server, path: str, body: Any = None) -> dict[str, Any]:
+        if path != "/collective_rpc":
+            return post(self, path, body)
+        post(self, path, {"method": "keep_layer", "args": [name]})
+        reply = post(self, path, body)
+        post(self, path, {"method": "put_back"})
+        return reply
+
+    monkeypatch.setattr(Server, "post", keeping)
+    for by, where in ((0.05, "off by up to"), (1e-5, "engine.checksums")):
+        changed(policy, by=by)
+        with pytest.raises(RunError, match=rf"{where}.*: 1 of 15 tensors differ: {name}\.weight$"):
+            engine.load_weights((), 1)
+        monkeypatch.setattr(Server, "post", post)
+        engine.load_weights((), 2)
+        monkeypatch.setattr(Server, "post", keeping)
     engine.close()
 
 
@@ -199,7 +224,9 @@ def tied_server(folder: Path) -> Iterator[RealServer]:
 def test_a_tied_head_that_stays_as_it_was_ends_the_run(policy, tied_server, tmp_path, monkeypatch):
     changed(policy, seed=7)
     monkeypatch.setattr("proxlm.engine.vllm.save_served_model", save_language_model)  # tied, too
-    with pytest.raises(RunError, match=r"stale weights .of a tied output head"):
+    with pytest.raises(
+        RunError, match=r"stale weights .of a tied output head.* 1 of 15 tensors differ: lm_head\.weight$"
+    ):
         engine_on(policy, tied_server, tmp_path)
 
 

@@ -44,6 +44,13 @@ def engine_on(policy, servers, folder: Path, **settings) -> VLLMEngine:
     return engine
 
 
+def change_all(policy, by: float) -> None:
+    """Other weights, as after an update."""
+    with torch.no_grad():
+        for p in policy.network.parameters():
+            p.add_(by * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+
+
 def change_adapters(policy) -> None:
     """Other adapters, as after an update."""
     random = torch.Generator().manual_seed(1)
@@ -78,9 +85,7 @@ def test_tokens_and_logprobs_are_those_of_the_policy(policy, servers, tmp_path):
 
 def test_new_weights_are_loaded_and_checked(policy, servers, tmp_path):
     engine = engine_on(policy, servers, tmp_path)
-    with torch.no_grad():
-        for p in policy.network.parameters():
-            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    change_all(policy, 0.02)
     engine.load_weights((), 7)
     rollout = rollout_of(engine)
     check_logprobs(policy, rollout)
@@ -125,13 +130,56 @@ def test_an_adapter_is_loaded_by_itself(tokenizer, tmp_path):
 )
 def test_stale_weights_end_the_run(policy, servers, tmp_path, fault, message):
     engine = engine_on(policy, servers, tmp_path)
-    with torch.no_grad():
-        for p in policy.network.parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    change_all(policy, 0.05)
     servers[1].fault = fault
     with pytest.raises(RunError, match=message) as caught:
         engine.load_weights((), 1)
     assert servers[1].url in str(caught.value)
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("stale tensor", r"1 of \d+ tensors differ: model\.layers\.1\.self_attn\.o_proj\.weight$"),
+        ("stale head", r"1 of \d+ tensors differ: lm_head\.weight$"),
+        (
+            "stale",
+            r"differ: model\.embed_tokens\.weight, model\.layers\.0\.self_attn\.qkv_proj\.weight and \d+ more$",
+        ),
+        ("stale cache", r"prefix cache is stale.* \d+ tensors agree$"),
+    ],
+)
+def test_the_tensors_that_are_stale_are_named(policy, servers, tmp_path, fault, message):
+    engine = engine_on(policy, servers, tmp_path)
+    change_all(policy, 0.05)
+    servers[1].fault = fault
+    with pytest.raises(RunError, match=message) as caught:
+        engine.load_weights((), 1)
+    assert servers[1].url in str(caught.value)
+    assert len(str(caught.value)) <= 300
+    engine.close()
+
+
+def test_a_server_without_checksums_is_still_refused(policy, servers, tmp_path):
+    engine = engine_on(policy, servers, tmp_path)
+    change_all(policy, 0.05)
+    servers[1].fault, servers[1].tells = "stale tensor", False
+    with pytest.raises(RunError, match=r"off by up to \S+ nats$"):
+        engine.load_weights((), 1)
+    engine.close()
+
+
+def test_checksums_find_what_log_probs_cannot(policy, servers, tmp_path):
+    """A step so small that a stale tensor moves no log-prob by the tolerance."""
+    engine = engine_on(policy, servers, tmp_path, checksums=True)
+    change_all(policy, 1e-6)
+    engine.load_weights((), 1)
+    check_logprobs(policy, rollout_of(engine))
+    change_all(policy, 1e-6)
+    servers[1].fault = "stale tensor"
+    with pytest.raises(RunError, match=r"engine\.checksums: \S+: 1 of \d+ tensors differ: .*o_proj\.weight"):
+        engine.load_weights((), 2)
     engine.close()
 
 

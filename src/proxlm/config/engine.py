@@ -38,6 +38,12 @@ class EngineSettings:
         gt=0,
         on_resume="free",
     )
+    checksums: bool = setting(
+        False,
+        "also compare a checksum of every tensor after each update; one that differs, or that a server does not tell"
+        " of, ends the run",
+        on_resume="free",
+    )
     folder: str = setting(
         "",
         "where policies are written for the servers, which must be able to read it; empty: served/ in the run's"

@@ -111,7 +111,7 @@ _OF_STEPS: tuple[tuple[str, type], ...] = (
 )
 
 SWITCHES = (
-    Switch("url sink timeout retries wait tolerance folder", "engine", "engine.use", *_is("vllm")),
+    Switch("url sink timeout retries wait tolerance checksums folder", "engine", "engine.use", *_is("vllm")),
     Switch("alpha targets variant", "model.lora", "model.lora.rank", *_POSITIVE),
     Switch("low high bins sigma head_rate", "model.value", "model.value.head", *_is("categorical")),
     Switch(f"type {_MODEL}", "new", "model.policy", *_EMPTY),

@@ -132,6 +132,10 @@ def _engine_problems(job: PPOConfig) -> Problems:
             job.engine.sink == "adapter" and not job.model.lora.rank,
             "there is no adapter without model.lora.rank; set it to weights",
         ),
+        "engine.checksums": (
+            job.engine.sink == "adapter" and job.engine.checksums,
+            "with engine.sink = adapter servers do not load the weights that are compared; leave it out",
+        ),
         "rollout.weights": (
             job.rollout.weights != "policy",
             "the servers choose their precision; set it to policy",

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from proxlm.checkpoint import publish_folder
 from proxlm.config import EngineSettings
 from proxlm.data.turn_end import TurnEnd
 from proxlm.engine.request import Request, RequestOutput
+from proxlm.engine.vllm_checksums import TensorChecksums
 from proxlm.engine.vllm_probe import Probe
 from proxlm.engine.vllm_server import Server, ServerError
 from proxlm.errors import ModelError, RunError
@@ -59,7 +61,7 @@ class VLLMEngine:
         self._rows = len(model.network.get_input_embeddings().weight)
         self._last_error = "none is there"
         self._left_out: set[Server] = set()
-        self._probe = Probe(model)
+        self._probe, self._checksums = Probe(model), TensorChecksums(model)
         self._newest, self._run = self._folder, secrets.token_hex(4)
 
     @property
@@ -125,6 +127,7 @@ class VLLMEngine:
         self.version, self._newest = version, self._folder / f"version-{version}"
         publish_folder(self._newest, self._write)
         self._probe.expect(self.model)
+        self._checksums = TensorChecksums(self.model)
         for server in self.servers:
             self._refit(server)
         self._await_a_server()
@@ -158,7 +161,7 @@ class VLLMEngine:
             if not server.is_alive():
                 raise ServerError(f"{server.url} does not answer")
             server.load(self._newest, self._name(), self._settings.sink == "adapter")
-            self._probe.check(server, self._settings.tolerance)
+            self._check(server)
         except ServerError as error:
             self._leave_out(server, "dead", str(error))
             return
@@ -166,6 +169,18 @@ class VLLMEngine:
         if server in self._left_out:
             self._left_out.remove(server)
             print(f"note: {server.url} takes part again, with the newest weights", flush=True)
+
+    def _check(self, server: Server) -> None:
+        """Compare a server with the trainer. Raises RunError that says where they differ."""
+        try:
+            self._probe.check(server, self._settings.tolerance)
+        except RunError as error:
+            with suppress(ServerError):  # it tells no more than its log-probs
+                if self._settings.sink == "weights":
+                    raise RunError(f"{error}; {self._checksums.compare(server)}") from error
+            raise
+        if self._settings.checksums and not (found := self._checksums.compare(server)).agrees:
+            raise RunError(f"engine.checksums: {server.url}: {found}")
 
     def _name(self) -> str:
         """What servers call the newest weights; those of other runs have other names."""

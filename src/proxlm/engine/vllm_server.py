@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from proxlm.text import reason_of, shown
 
 # Bytes of a reply.
@@ -17,6 +19,7 @@ LARGEST_REPLY = 2**26
 # that was started again does not know its adapter.
 _REFUSED = {*range(400, 500)} - {404}
 _HEALTH_SECONDS = 10.0
+_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
 
 class ServerError(Exception):
@@ -97,6 +100,37 @@ class Server:
     def weights(self) -> str:
         """What it calls its weights; a server that was started again has forgotten the name. Raises ServerError."""
         return str(_member(self._ask("/weight_info", None), "weight_version"))
+
+    def checksums(self) -> dict[str, set[str]]:
+        """The SHA-256 of each tensor of its model, of every replica; none of those that are split over GPUs.
+
+        Of what it computes with, if it was started with the extension (vllm_extension/), else of its parameters.
+
+        Raises:
+            ServerError: It gives none.
+        """
+        try:
+            workers = _member(self._ask("/collective_rpc", {"method": "computed_checksums"}), "results")
+        except ServerError:
+            workers = [_member(self._ask("/weight_checker", {"action": "checksum"}), "checksums")]
+        found: dict[str, set[str]] = {}
+        for worker in workers if isinstance(workers, list) else []:
+            for key, checksum in worker.items() if isinstance(worker, dict) else ():
+                place, _, name = key.rpartition(":")  # "dp0:pp0:pcp0:tp0:model.norm.weight"
+                if not place.endswith("tp0"):
+                    return {}
+                found.setdefault(name, set()).add(str(checksum))
+        if not found:
+            raise ServerError(f"{self.url}: a reply without checksums")
+        return found
+
+    def dtype(self) -> torch.dtype:
+        """The precision of its weights. Raises ServerError."""
+        config = _member(self._ask("/server_info?config_format=json", None), "vllm_config")
+        name = str(_member(_member(config, "model_config"), "dtype"))
+        if name not in _DTYPES:
+            raise ServerError(f"{self.url}: an unknown precision: {shown(name, 40)}")
+        return _DTYPES[name]
 
     def context(self) -> int:
         """The most tokens of a prompt and a response. Raises ServerError."""

@@ -42,25 +42,32 @@ def save_language_model(model: LanguageModel, folder: Path) -> None:
 
 
 def save_served_model(model: LanguageModel, folder: Path) -> None:
-    """Write a model for a server that loads it again and again: in float32, and with an output head of its own.
-
-    A server may keep a prepared copy of a tied head, which stays as it was when the embedding is replaced; a head
-    with a weight of its own is replaced by name. Adapters are merged in.
-    """
-    network = model.network if model.adapters is None else merged(copy.deepcopy(model.adapters))
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    config = copy.deepcopy(network.config)
-    if _tied(network):
-        head = network.get_output_embeddings().weight
-        name = next(name for name, p in network.named_parameters(remove_duplicate=False) if p is head)
-        own = [key for key in tensors if key.endswith("lm_head.weight")] or [name]
-        tensors[own[0]] = head.detach().cpu().clone()
+    """Write a model for a server that loads it again and again: `served_tensors`, in their precision."""
+    tensors = served_tensors(model)
+    config = copy.deepcopy(model.network.config)
+    if _tied(model.network):
         config.tie_word_embeddings = False
     with no_progress_bars():
         config.save_pretrained(folder)
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         model.tokenizer.save_pretrained(folder)
     _save_turn_end(model, folder / "generation_config.json")
+
+
+def served_tensors(model: LanguageModel) -> dict[str, Tensor]:
+    """A model's weights by name, with adapters merged in, and with an output head of its own.
+
+    A server may keep a prepared copy of a tied head, which stays as it was when the embedding is replaced; a head
+    with a weight of its own is replaced by name.
+    """
+    network = model.network if model.adapters is None else merged(copy.deepcopy(model.adapters))
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    if _tied(network):
+        head = network.get_output_embeddings().weight
+        name = next(name for name, p in network.named_parameters(remove_duplicate=False) if p is head)
+        own = [key for key in tensors if key.endswith("lm_head.weight")] or [name]
+        tensors[own[0]] = head.detach().cpu().clone()
+    return tensors
 
 
 def save_network(network: Any, dtype: torch.dtype, folder: Path) -> None:

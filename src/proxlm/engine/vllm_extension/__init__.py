@@ -1,0 +1,1 @@
+"""What a vLLM server may be started with; it runs in vLLM's environment, without proxlm."""
