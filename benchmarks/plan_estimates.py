@@ -3,7 +3,8 @@
     python benchmarks/plan_estimates.py [--only NAME ...]
 
 This machine's rates (operations and bytes in a second, seconds of a call) are fitted once, to three short runs of
-sizes that are not compared later, by least squares of relative errors. Seconds are the processor's, of one thread:
+sizes that are not compared later, by least squares of relative errors; then those of exchanges between two processes
+(gloo), to what is left of three others. Seconds are the processor's, of one thread:
 medians of the steps, at the speed at which a fixed piece of work, done before and after each, was at its fastest, so
 that others may use the machine. Started again, it adds to the times there are. Bytes are those of tensors, as
 plan_run.py counts them. Writes benchmarks/results/plan_estimates.json and .md. Published runs are predicted from data
@@ -19,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from step_models import make_models
 
 from proxlm import load_config
 from proxlm.jobs.startup import start_job
-from proxlm.planning.cost import Cost, phases_of
+from proxlm.planning.cost import Cost, exchange_cost, phases_of
 from proxlm.planning.machine import Machine
 from proxlm.planning.memory import Share, memory_of
 from proxlm.planning.work import Work, work_of
@@ -65,6 +66,12 @@ FITTED = {
     "fit ppo shared": ("ppo", "fit-320", {"model.critic": "shared", "ppo.batch_size": 8}, 16, 32),
     "fit sft": ("sft", "fit-320", {}, 24, 40),
 }
+FSDP = {"distributed.strategy": "fsdp"}
+FITTED_RANKS = {
+    "fit ddp, 2 ranks": ("ppo", "fit-192", {}, 24, 40),
+    "fit fsdp, 2 ranks": ("ppo", "fit-192", FSDP, 24, 40),
+    "fit fsdp, shared, 2 ranks": ("ppo", "fit-320", FSDP | {"model.critic": "shared", "ppo.batch_size": 8}, 16, 32),
+}  # fmt: skip
 RUNS = {
     "ppo separate, 128": ("ppo", "128", {}, 16, 48),
     "ppo shared, 128": ("ppo", "128", {"model.critic": "shared"}, 16, 48),
@@ -82,9 +89,11 @@ RUNS = {
     "sft 256": ("sft", "256", {}, 16, 48),
     "sft LoRA, 256": ("sft", "256", {"model.lora.rank": 8}, 16, 48),
     "sft 384": ("sft", "384", {}, 32, 96),
-    "ppo fsdp, 2 ranks": ("ppo", "256", {"distributed.strategy": "fsdp"}, 16, 48),
-    "ppo fsdp, LoRA, 2 ranks": ("ppo", "256", {"distributed.strategy": "fsdp", "model.lora.rank": 8}, 16, 48),
-    "ppo fsdp, shared, 2 ranks": ("ppo", "256", {"distributed.strategy": "fsdp", "model.critic": "shared"}, 16, 48),
+    "ppo ddp, 2 ranks": ("ppo", "256", {}, 16, 48),
+    "ppo fsdp, 2 ranks": ("ppo", "256", FSDP, 16, 48),
+    "ppo fsdp, LoRA, 2 ranks": ("ppo", "256", FSDP | {"model.lora.rank": 8}, 16, 48),
+    "ppo fsdp, shared, 2 ranks": ("ppo", "256", FSDP | {"model.critic": "shared"}, 16, 48),
+    "ppo fsdp, checkpointing, 2 ranks": ("ppo", "256", FSDP | {"model.activation_checkpointing": True}, 16, 48),
 }  # fmt: skip
 Run = tuple[str, str, dict[str, Any], int, int]
 
@@ -95,9 +104,8 @@ def settings_of(run: Run, models: Path) -> dict[str, Any]:
     return {**base, "model.policy": str(models / model / "policy"), **more}
 
 
-def share_of(run: Run) -> Share:
-    sharded = run[2].get("distributed.strategy") == "fsdp"
-    return Share(2 if sharded else 1, sharded)
+def share_of(name: str) -> Share:
+    return Share(2 if "2 ranks" in name else 1, "fsdp" in name)
 
 
 def planned(run: Run, models: Path) -> Work:
@@ -105,13 +113,13 @@ def planned(run: Run, models: Path) -> Work:
     return work_of(load_config(job, None, settings_of(run, models)), prompt, float(response))
 
 
-def measured(run: Run, models: Path, before: dict[str, Any] | None) -> dict[str, Any]:
+def measured(name: str, run: Run, models: Path, before: dict[str, Any] | None) -> dict[str, Any]:
     """Bytes and times of a run. Bytes are the same every time and counted once; times are added to those known."""
     job, _, _, prompt, response = run
     shapes, settings = {"prompt": prompt, "response": response, "steps": STEPS}, settings_of(run, models)
 
     def one(memory: bool) -> dict[str, Any]:
-        if share_of(run).ranks > 1:
+        if share_of(name).ranks > 1:
             return _launched(job, settings, shapes, ["--memory"] * memory)
         return {"ppo": plan_run.ppo, "sft": plan_run.sft}[job](settings, shapes, memory)
 
@@ -161,22 +169,49 @@ def fitted(rows: list[tuple[Cost, float]]) -> Machine:
     return Machine(float(1 / per_flop), float(1 / per_flop), float(1 / per_byte), call=float(per_call))
 
 
+def with_exchanges(machine: Machine, rows: list[tuple[Cost, Cost, float]]) -> Machine:
+    """The rates of exchanges for which they take what a step takes longer than its phases, by least squares.
+
+    rows: (of a step's phases, its exchanges, seconds of the whole).
+    """
+    from scipy.optimize import nnls
+
+    seconds = numpy.array([taken for *_, taken in rows])
+    left = numpy.array([taken - machine.seconds(cost) for cost, _, taken in rows]) / seconds
+    terms = numpy.array([[cost.sent, cost.exchanges] for _, cost, _ in rows]) / seconds[:, None]
+    scale = terms.max(0)
+    each, _ = nnls(terms / scale, left)
+    per_byte, per_exchange = numpy.maximum(each / scale, 1e-15)
+    return replace(machine, link=float(1 / per_byte), exchange=float(per_exchange))
+
+
+def step_cost(costs: dict[str, Cost]) -> Cost:
+    return sum(costs.values(), Cost())
+
+
 def compare(found: dict[str, Any], models: Path) -> None:
     """Fit the machine's rates, and put the plan's figures beside those of each run."""
-    timed = [row for row in (*found["fit"].values(), *found["runs"].values()) if "times" in row]
+    timed = [row for part in ("fit", "fit ranks", "runs") for row in found[part].values() if "times" in row]
     least = min(min(row["times"]["reference"]) for row in timed)
     rows = []
     for name, run in FITTED.items():
         seconds = seconds_of(found["fit"][name], least)
-        costs = phases_of(planned(run, models), share_of(run))
+        costs = phases_of(planned(run, models))
         rows += [(cost, seconds[phase]) for phase, cost in costs.items()]
     machine = fitted(rows)
+    ranks = []
+    for name, run in FITTED_RANKS.items():
+        work, share = planned(run, models), share_of(name)
+        taken = sum(seconds_of(found["fit ranks"][name], least).values())
+        ranks.append((step_cost(phases_of(work, share)), exchange_cost(work, share), taken))
+    machine = with_exchanges(machine, ranks)
     found["machine"] = asdict(machine)
     for name, row in found["runs"].items():
         if "times" in row:
-            work, share = planned(RUNS[name], models), share_of(RUNS[name])
+            work, share = planned(RUNS[name], models), share_of(name)
             row["planned bytes"], row["seconds"] = memory_of(work, share).peak, seconds_of(row, least)
-            row["planned"] = {phase: machine.seconds(cost) for phase, cost in phases_of(work, share).items()}
+            costs = phases_of(work, share) | {"exchange": exchange_cost(work, share)}
+            row["planned"] = {phase: machine.seconds(cost) for phase, cost in costs.items()}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -191,7 +226,8 @@ def table(found: dict[str, Any]) -> str:
             cells += [f"{seconds:.2f}", f"{taken:.2f}", f"{errors[1]:+.0%}"]
             lines.append("| " + " | ".join([name, *cells]) + " |")
     rates = f"{machine.flops / 1e9:.1f} GFLOP/s, {machine.bandwidth / 1e9:.1f} GB/s"
-    rates = f"Rates fitted to three other runs: {rates}, {machine.call * 1e6:.0f} µs a call."
+    rates = f"Rates fitted to three other runs: {rates}, {machine.call * 1e6:.0f} µs a call; and to three of two ranks:"
+    rates += f" {machine.link / 1e9:.1f} GB/s, {machine.exchange * 1e6:.0f} µs an exchange."
     return "\n".join(lines) + f"\n\n{rates}\n\n" + published_table()
 
 
@@ -202,24 +238,24 @@ def main() -> None:
     parser.add_argument(
         "--only",
         nargs="*",
-        default=[*FITTED, *RUNS],
+        default=[*FITTED, *FITTED_RANKS, *RUNS],
         help="names of runs, or the beginning of some; none: the table again",
     )
     options = parser.parse_args()
     start_job(1)
     plan_run.time.perf_counter = plan_run.time.process_time
     file = RESULTS / "plan_estimates.json"
-    found: dict[str, Any] = {"fit": {}, "runs": {}}
+    found: dict[str, Any] = {"fit": {}, "fit ranks": {}, "runs": {}}
     if file.exists():
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found |= json.loads(file.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder)
         for name, sizes in MODELS.items():
             make_models(sizes, models / name)
-        for part, runs in (("fit", FITTED), ("runs", RUNS)):
+        for part, runs in (("fit", FITTED), ("fit ranks", FITTED_RANKS), ("runs", RUNS)):
             for name, run in runs.items():
                 if any(name.startswith(one) for one in options.only):
-                    found[part][name] = measured(run, models, found[part].get(name))
+                    found[part][name] = measured(name, run, models, found[part].get(name))
                     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
                     print(name, found[part][name]["times"], flush=True)
         compare(found, models)

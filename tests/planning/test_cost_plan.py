@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from proxlm.models.forward import head_backward, head_logprobs, response_states
-from proxlm.planning.cost import Cost, generate_cost, head_flops, phases_of, trunk_flops
+from proxlm.planning.cost import Cost, exchange_cost, generate_cost, head_flops, phases_of, trunk_flops
 from proxlm.planning.machine import GPUS, Machine
 from proxlm.planning.memory import Share
 from proxlm.planning.shape import shape_of
-from proxlm.planning.split import exchanged_bytes, split_of, splits
+from proxlm.planning.split import split_of, splits
 from proxlm.planning.work import Work
 from proxlm.types import Sequences
 from small_models import tiny_model
@@ -118,9 +118,10 @@ def test_ranks_divide_the_work_and_graphs_the_calls():
 
 
 def test_seconds_follow_the_rates():
-    machine = Machine(flops=10.0, low_flops=40.0, bandwidth=5.0, call=0.5)
+    machine = Machine(flops=10.0, low_flops=40.0, bandwidth=5.0, call=0.5, link=4.0, exchange=0.25)
     cost = Cost(flops=20.0, moved=10.0, calls=4.0)
     assert machine.seconds(cost) == 2 + 2 + 2
+    assert machine.seconds(cost + Cost(sent=12.0, exchanges=8.0) * 2) == 6 + (3 + 2) * 2
     assert machine.seconds(cost, bfloat16=True) == 0.5 + 2 + 2
     assert machine.reaching(0.5, 0.25).seconds(Cost(20.0, 10.0)) == 4 + 8
 
@@ -156,11 +157,14 @@ def test_what_ranks_exchange():
     """ddp: a ring gives and takes each gradient nearly twice; one process exchanges nothing."""
     sizes = shape_of(CONFIG, "tiny")
     work = Work(sizes, sizes, epochs=1, minibatches=2)
-    assert exchanged_bytes(work, Share(4)) == 2 * 0.75 * 4 * (work.of_policy + work.of_critic) * 2
+    assert exchange_cost(work, Share(4)).sent == 2 * 0.75 * 4 * (work.of_policy + work.of_critic) * 2
     sharded = Share(4, sharded=True)
-    found = exchanged_bytes(work, sharded)
+    found = exchange_cost(work, sharded)
     # Of both passes of two networks: weights there, back and without gradients, half as large in bf16; gradients.
-    assert found - 0.75 * 4 * work.of_policy == 2 * 0.75 * sizes.blocks * (4 + 4 + 4 + 4) * 2
-    low = exchanged_bytes(replace(work, bfloat16=True), sharded)
-    assert low - 0.75 * 4 * work.of_policy == 2 * 0.75 * sizes.blocks * (2 + 2 + 2 + 4) * 2
+    assert found.sent - 0.75 * 4 * work.of_policy == 2 * 0.75 * sizes.blocks * (4 + 4 + 4 + 4) * 2
+    # Each of these is a collective of each block; the copy's are of each of a block's seven matrices.
+    assert found.exchanges == 2 * 2 * sizes.layers * 4 + 7 * sizes.layers
+    low = exchange_cost(replace(work, bfloat16=True), sharded)
+    assert low.sent - 0.75 * 4 * work.of_policy == 2 * 0.75 * sizes.blocks * (2 + 2 + 2 + 4) * 2
+    assert exchange_cost(work, Share()) == Cost()
     assert "exchange" not in split_of(work, "ddp", 1, 0, 2**30, GPUS["h100"]).seconds

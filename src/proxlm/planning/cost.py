@@ -1,4 +1,4 @@
-"""What the phases of a step cost: operations of matrix products, bytes moved, and calls of operators.
+"""What the phases of a step cost: operations of matrix products, bytes moved, calls of operators, and exchanges.
 
 Products are counted as 2 operations for each number of a matrix and row, attention's for the half of its square that
 a causal model needs. A backward pass has twice a forward pass's products, and once where the matrix is frozen.
@@ -7,7 +7,7 @@ a causal model needs. A backward pass has twice a forward pass's products, and o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from proxlm.planning.memory import ONE_PROCESS, Share, activations, logit_bytes, rows_of_a_rank
 from proxlm.planning.shape import Shape
@@ -28,17 +28,28 @@ MOVED_LOGITS, MOVED_LOGITS_BACK = 6, 4
 
 @dataclass(frozen=True)
 class Cost:
-    """flops: of matrix products; moved: bytes read and written besides; calls: of operators, one after another."""
+    """What one rank does.
+
+    Attributes:
+        flops: Operations of matrix products.
+        moved: Bytes read and written besides.
+        calls: Of operators, one after another.
+        sent: Bytes sent to other ranks; as many are received.
+        exchanges: Collective operations, one after another.
+    """
 
     flops: float = 0.0
     moved: float = 0.0
     calls: float = 0.0
+    sent: float = 0.0
+    exchanges: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.flops + other.flops, self.moved + other.moved, self.calls + other.calls)
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Cost(*(one + two for one, two in pairs))
 
     def __mul__(self, times: float) -> Cost:
-        return Cost(self.flops * times, self.moved * times, self.calls * times)
+        return Cost(*(one * times for one in astuple(self)))
 
 
 def trunk_flops(shape: Shape, rows: float, prompt: float, response: float, own: bool = True) -> float:
@@ -173,3 +184,33 @@ def _update(work: Work, share: Share) -> Cost:
     ranks = share.ranks if share.sharded else 1
     learning = work.of_policy + work.of_critic
     return found + Cost(0.0, MOVED_BY_STEP * 4.0 * learning / ranks, 200.0) * steps
+
+
+def exchange_cost(work: Work, share: Share) -> Cost:
+    """What a rank exchanges with the others in a step.
+
+    ddp: each gradient, once for each optimiser step, which a ring sends and receives nearly twice. fsdp: of each pass
+    with gradients a block's weights twice and its gradients once (float32), of one without them the weights once; and
+    what the policy learns, for its copy that samples.
+    """
+    if share.ranks == 1:
+        return Cost()
+    others = (share.ranks - 1) / share.ranks
+    steps = work.epochs * work.minibatches
+    of_block = 7 * (2 if work.rank else 1)  # matrices, or pairs of adapters
+    if not share.sharded:
+        learning = 4.0 * (work.of_policy + work.of_critic)
+        tensors = of_block * work.policy.layers * _networks(work)
+        return Cost(sent=2 * others * learning * steps, exchanges=tensors * steps)
+    passes = math.ceil(work.responses / share.ranks * work.tokens / work.pass_tokens)
+    layers = (work.top or work.policy.layers) * _networks(work)
+    blocks = work.policy.blocks * layers / work.policy.layers
+    gathered = 2.0 if work.bfloat16 else 4.0
+    sent = blocks * passes * (work.epochs * (2 * gathered + 4.0) + gathered) + 4.0 * work.of_policy
+    exchanges = layers * passes * (3 * work.epochs + 1) + of_block * (work.top or work.policy.layers)
+    return Cost(sent=others * sent, exchanges=exchanges)
+
+
+def _networks(work: Work) -> int:
+    """How many trunks learn."""
+    return 2 if work.critic == "separate" else 1

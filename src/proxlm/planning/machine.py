@@ -16,7 +16,8 @@ class Machine:
         low_flops: Of bf16 products.
         bandwidth: Bytes of its memory read or written in a second.
         call: Seconds that one operator takes beside its work.
-        link: Bytes that it exchanges with its neighbours in a second.
+        link: Bytes that it sends to its neighbours in a second.
+        exchange: Seconds that one collective operation takes beside its bytes.
         disk: Bytes of a shared folder written or read in a second.
     """
 
@@ -26,11 +27,13 @@ class Machine:
     call: float = 8e-6
     link: float = 50e9
     disk: float = 1e9
+    exchange: float = 30e-6
 
     def seconds(self, cost: Cost, bfloat16: bool = False) -> float:
-        """Seconds of a cost whose three kinds of work follow one another."""
+        """Seconds of a cost whose kinds of work follow one another."""
         rate = self.low_flops if bfloat16 else self.flops
-        return cost.flops / rate + cost.moved / self.bandwidth + cost.calls * self.call
+        inside = cost.flops / rate + cost.moved / self.bandwidth + cost.calls * self.call
+        return inside + cost.sent / self.link + cost.exchanges * self.exchange
 
     def reaching(self, of_flops: float, of_bandwidth: float) -> Machine:
         """The machine at these shares of its published rates."""

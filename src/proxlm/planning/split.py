@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from proxlm.planning.cost import generate_cost, phases_of
+from proxlm.planning.cost import exchange_cost, generate_cost, phases_of
 from proxlm.planning.machine import Machine
 from proxlm.planning.memory import Memory, Share, kv_bytes, memory_of
 from proxlm.planning.work import Work
@@ -96,7 +96,7 @@ def split_of(
         # Written to the shared folder by rank 0, read by the servers.
         seconds["weights to servers"] = 2 * 4.0 * work.policy.parameters / machine.disk
     if trainers > 1:
-        seconds["exchange"] = exchanged_bytes(work, share) / machine.link
+        seconds["exchange"] = machine.seconds(exchange_cost(work, share))
     order = ("generate", "score", "update", "exchange", "weights to servers")
     fits = held.peak <= memory and of_server <= OF_SERVER * memory
     return Split(
@@ -118,22 +118,3 @@ def server_bytes(work: Work, servers: int) -> float:
     return work.decode * work.policy.parameters + kv_bytes(
         work.policy, rows, work.prompt + work.limit, number
     )
-
-
-def exchanged_bytes(work: Work, share: Share) -> float:
-    """Bytes that a rank sends and receives in a step.
-
-    ddp: gradients, once for each optimiser step. fsdp: of each pass with gradients a block's weights twice and its
-    gradients once (float32), of one without them the weights once; and what the policy learns, for its copy that
-    samples.
-    """
-    others = (share.ranks - 1) / share.ranks
-    learning = 4.0 * (work.of_policy + work.of_critic)
-    if not share.sharded:
-        return 2 * others * learning * work.epochs * work.minibatches
-    passes = math.ceil(work.responses / share.ranks * work.tokens / work.pass_tokens)
-    networks = 2 if work.critic == "separate" else 1
-    shape = work.policy
-    blocks = shape.blocks * (work.top or shape.layers) / shape.layers * networks
-    gathered = 2.0 if work.bfloat16 else 4.0
-    return others * (blocks * passes * (work.epochs * (2 * gathered + 4.0) + gathered) + 4.0 * work.of_policy)
