@@ -226,8 +226,10 @@ def table(found: dict[str, Any]) -> str:
             cells += [f"{seconds:.2f}", f"{taken:.2f}", f"{errors[1]:+.0%}"]
             lines.append("| " + " | ".join([name, *cells]) + " |")
     rates = f"{machine.flops / 1e9:.1f} GFLOP/s, {machine.bandwidth / 1e9:.1f} GB/s"
-    rates = f"Rates fitted to three other runs: {rates}, {machine.call * 1e6:.0f} µs a call; and to three of two ranks:"
-    rates += f" {machine.link / 1e9:.1f} GB/s, {machine.exchange * 1e6:.0f} µs an exchange."
+    rates = (
+        f"Rates fitted to three other runs: {rates}, {machine.call * 1e6:.0f} µs a call; and to three of two"
+    )
+    rates += f" ranks: {machine.link / 1e9:.1f} GB/s, {machine.exchange * 1e6:.0f} µs an exchange."
     return "\n".join(lines) + f"\n\n{rates}\n\n" + published_table()
 
 

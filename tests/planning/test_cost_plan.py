@@ -166,5 +166,18 @@ def test_what_ranks_exchange():
     assert found.exchanges == 2 * 2 * sizes.layers * 4 + 7 * sizes.layers
     low = exchange_cost(replace(work, bfloat16=True), sharded)
     assert low.sent - 0.75 * 4 * work.of_policy == 2 * 0.75 * sizes.blocks * (2 + 2 + 2 + 4) * 2
+    texts = exchange_cost(replace(work, job="texts", critic="none"), sharded)
+    assert (texts.sent, texts.exchanges) == (2 * 0.75 * sizes.blocks * (4 + 4 + 4), 2 * sizes.layers * 3)
     assert exchange_cost(work, Share()) == Cost()
     assert "exchange" not in split_of(work, "ddp", 1, 0, 2**30, GPUS["h100"]).seconds
+
+
+def test_texts_are_learnt_by_all_gpus_and_written_by_none():
+    sizes = shape_of(CONFIG, "tiny")
+    work = Work(sizes, sizes, job="texts", critic="none")
+    found = splits(work, 4, 2**33, GPUS["h100"])
+    assert {(way.strategy, way.trainers, way.servers) for way in found} == {("ddp", 4, 0), ("fsdp", 4, 0)}
+    assert all(set(way.seconds) == {"update", "exchange"} for way in found)
+    kept = {way.strategy: way.memory.kept for way in found}
+    assert kept["fsdp"]["whole copy"] == 4 * sizes.parameters  # on rank 0, to be saved
+    assert kept["fsdp"]["policy"] < kept["ddp"]["policy"]

@@ -191,7 +191,7 @@ def exchange_cost(work: Work, share: Share) -> Cost:
 
     ddp: each gradient, once for each optimiser step, which a ring sends and receives nearly twice. fsdp: of each pass
     with gradients a block's weights twice and its gradients once (float32), of one without them the weights once; and
-    what the policy learns, for its copy that samples.
+    what the policy learns, for its copy that samples. Of texts there are passes with gradients alone.
     """
     if share.ranks == 1:
         return Cost()
@@ -206,8 +206,11 @@ def exchange_cost(work: Work, share: Share) -> Cost:
     layers = (work.top or work.policy.layers) * _networks(work)
     blocks = work.policy.blocks * layers / work.policy.layers
     gathered = 2.0 if work.bfloat16 else 4.0
-    sent = blocks * passes * (work.epochs * (2 * gathered + 4.0) + gathered) + 4.0 * work.of_policy
-    exchanges = layers * passes * (3 * work.epochs + 1) + of_block * (work.top or work.policy.layers)
+    sent = blocks * passes * work.epochs * (2 * gathered + 4.0)
+    exchanges = 3.0 * layers * passes * work.epochs
+    if work.job == "ppo":
+        sent += blocks * passes * gathered + 4.0 * work.of_policy
+        exchanges += layers * passes + of_block * (work.top or work.policy.layers)
     return Cost(sent=others * sent, exchanges=exchanges)
 
 

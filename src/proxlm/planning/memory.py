@@ -93,8 +93,9 @@ def memory_of(work: Work, share: Share = ONE_PROCESS) -> Memory:
     if share.sharded and work.rank:  # the base stays whole in the copy that samples, and is sharded beside it
         trunks = 1 + (work.critic == "separate" and work.critic_shape is work.policy)
         kept["sharded base"] = 4.0 * trunks * work.policy.blocks / share.ranks
-    if share.sharded and work.job == "ppo":
-        kept["sampling copy"] = 4.0 * (work.of_policy if work.rank else work.policy.parameters)
+    if share.sharded:  # of texts on rank 0 alone
+        name = "sampling copy" if work.job == "ppo" else "whole copy"
+        kept[name] = 4.0 * (work.of_policy if work.rank else work.policy.parameters)
     phases = {"update": update_parts(work, share, policy, critic)}
     if work.job == "ppo":
         if share.samples:

@@ -68,13 +68,13 @@ def splits(work: Work, gpus: int, memory: float, machine: Machine) -> list[Split
 
 
 def _ways(work: Work, gpus: int) -> Iterator[tuple[Strategy, int, int]]:
-    if work.job == "texts":  # trains in one process
-        yield "ddp", 1, 0
-        return
     strategies: list[Strategy] = ["ddp"]
     if not work.ahead:
         strategies.append("fsdp")
-    for servers in sorted({0, *(2**i for i in range(gpus.bit_length())), gpus // 2, 3 * gpus // 4}):
+    several = (
+        {*(2**i for i in range(gpus.bit_length())), gpus // 2, 3 * gpus // 4} if work.job == "ppo" else set()
+    )
+    for servers in sorted({0, *several}):
         trainers = gpus - servers
         if trainers < 1:
             continue
