@@ -162,8 +162,6 @@ class DistillConfig:
         found += sharding_problems(
             self.distributed,
             {"optim": self.optim},
-            train__average=self.train.average != "none",
-            train__dropout=self.train.dropout,
             distill__mode=self.distill.mode != "sequence",
             distill__eval_samples=self.distill.eval_samples,
         )

@@ -120,8 +120,6 @@ class DPOConfig:
         found += sharding_problems(
             self.distributed,
             {"optim": self.optim},
-            train__average=self.train.average != "none",
-            train__dropout=self.train.dropout,
         )
         if self.text.pair:
             found.append(("text.pair", "a policy goes on with its prompt; set it to false"))

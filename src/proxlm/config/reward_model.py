@@ -172,9 +172,7 @@ class RewardConfig:
         found += sharding_problems(
             self.distributed,
             {"optim": self.optim},
-            train__average=self.train.average != "none",
-            train__dropout=self.train.dropout,
-            ensemble__size=self.ensemble.size > 1,
+            ensemble__save=self.ensemble.size > 1 and self.ensemble.save == "average",
         )
         found += scratch_problems(self.scratch, self.model)
         return found + optimiser_problems("optim", self.optim)

@@ -60,8 +60,6 @@ class PretrainConfig:
         found += sharding_problems(
             self.distributed,
             {"optim": self.optim},
-            train__average=self.train.average != "none",
-            train__dropout=self.train.dropout,
         )
         found += mixture_problems(self.text)
         if self.train.curriculum_steps:
@@ -107,8 +105,6 @@ class SFTConfig:
         found += sharding_problems(
             self.distributed,
             {"optim": self.optim},
-            train__average=self.train.average != "none",
-            train__dropout=self.train.dropout,
         )
         found += scratch_problems(self.scratch, self.model)
         found += mixture_problems(self.text) + kept_tokens_problems(self.text)

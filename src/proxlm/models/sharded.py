@@ -121,11 +121,17 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor that may be sharded; in the same memory, without gradient."""
+    found = tensor.detach()
+    return found.to_local() if isinstance(found, DTensor) else found
+
+
 @torch.no_grad()
 def assign(tensor: Tensor, value: Tensor) -> None:
     """Copy a whole tensor into one that may be sharded: each rank its part."""
     if isinstance(tensor, DTensor):
-        part = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
-        tensor.to_local().copy_(part.to_local())
+        own = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
+        tensor.to_local().copy_(own.to_local())
     else:
         tensor.copy_(value)

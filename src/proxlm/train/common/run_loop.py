@@ -284,7 +284,6 @@ class TrainingLoop(ABC, Generic[S]):
             rows_sha256: Of these rows, by the names of `rows`.
         """
         tensors = self.whole_tensors()
-        tensors |= {f"extra.{name}": t for name, t in self.extra_tensors().items()}
         # How a run was started is not what it is: a resumed one writes the same as one that was not.
         run = replace(self.config.run, resume=False, accept_changes=False)
         settings = settings_of(replace(self.config, run=run))
@@ -313,8 +312,18 @@ class TrainingLoop(ABC, Generic[S]):
             state.best_step, state.best_value = 0, math.nan
 
     def whole_tensors(self) -> dict[str, Tensor]:
+        """All tensors of a checkpoint, by their names there."""
+        extra = {f"extra.{name}": tensor for name, tensor in self.extra_tensors().items()}
+        return self.learnt_tensors() | extra
+
+    def learnt_tensors(self) -> dict[str, Tensor]:
         """The weights and the optimisers' state, by their names in a checkpoint."""
-        return self.weights() | self._optimiser_tensors()
+        states = {
+            f"optimiser.{name}.{key}": tensor
+            for name, optimiser in self.optimisers_by_name().items()
+            for key, tensor in optimiser.state_tensors().items()
+        }
+        return self.weights() | states
 
     def take_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy a checkpoint's weights and optimisers' state back in place."""
@@ -322,14 +331,6 @@ class TrainingLoop(ABC, Generic[S]):
             p.copy_(tensors[name])
         for name, optimiser in self.optimisers_by_name().items():
             optimiser.load_state_tensors(with_prefix(tensors, f"optimiser.{name}."))
-
-    def _optimiser_tensors(self) -> dict[str, Tensor]:
-        """The state of the optimisers, by its names in a checkpoint."""
-        return {
-            f"optimiser.{name}.{key}": tensor
-            for name, optimiser in self.optimisers_by_name().items()
-            for key, tensor in optimiser.state_tensors().items()
-        }
 
     @torch.no_grad()
     def resume(self) -> Path:
@@ -342,8 +343,7 @@ class TrainingLoop(ABC, Generic[S]):
         checkpoint = newest_checkpoint(self.folder)
         tensors, saved = load_checkpoint(checkpoint)
         check_settings(checkpoint, saved.get("settings"), self.config)
-        weights = self.weights()
-        check_fit(checkpoint, tensors, weights | self._optimiser_tensors())
+        check_fit(checkpoint, tensors, self.learnt_tensors())
         state = read_state(type(self.state), checkpoint, saved)
         changes = changed_rows(checkpoint, saved)
         if self.inputs is not None:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from proxlm.checkpoint import with_prefix
 from proxlm.distributed.ranks import Ranks
 from proxlm.models.sharded import assign, whole
 from proxlm.runlog.run_log import NoLog, RunLog
@@ -47,7 +48,7 @@ class SharedLoop(TrainingLoop[S]):
 
     def extra_of_all(self) -> dict[str, Tensor]:
         """Those of `extra_tensors` that the other ranks need, too, to go on."""
-        return self.extra_tensors()
+        return with_prefix(self._resumed, "extra.") if self.sharded else self.extra_tensors()
 
     def handlers(self) -> dict[str, Callable[..., object]]:
         """What rank 0 can call on the others, by name."""
@@ -114,7 +115,7 @@ class SharedLoop(TrainingLoop[S]):
     @torch.no_grad()
     def _synchronise(self) -> None:
         self.state = self.ranks.broadcast(lambda: self.state)
-        own = super().whole_tensors()
+        own = self.learnt_tensors()
         if not self.sharded:
             self.ranks.copy_from_first(own.values())
             if self.ranks.rank > 0 and self.state.step:  # what an optimiser does not keep as such tensors
@@ -124,8 +125,8 @@ class SharedLoop(TrainingLoop[S]):
                 value = self._resumed.get(name, torch.empty(tensor.shape, dtype=tensor.dtype))
                 self.ranks.copy_from_first([value])
                 assign(tensor, value)
-            self._resumed = {}
         if self.state.step:
             extra = self.ranks.broadcast(self.extra_of_all)
             if self.ranks.rank > 0:
                 self.restore(self.folder, self.state, extra)
+        self._resumed = {}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from proxlm.config import SupervisedSettings
+from proxlm.models.sharded import assign, part
 
 Named = Sequence[tuple[str, nn.Parameter]]
 
@@ -18,6 +19,8 @@ class WeightAverage:
     """The mean of the weights at the last k validations (uniform), or an exponential one over all steps (ema).
 
     ema: after the first step the weights themselves, then mean ← d · mean + (1 − d) · weights after each step.
+
+    Of sharded weights each rank averages its part.
 
     Args:
         named: The parameters that learn.
@@ -33,7 +36,7 @@ class WeightAverage:
     def after_step(self) -> None:
         """Count the weights after an optimiser step."""
         if self.kind == "ema" and self._kept:
-            self._move(self._kept[0], [p.detach() for p in self.parameters], 0)
+            self._move(_parts(self._kept[0]), _parts(self.parameters), 0)
         elif self.kind == "ema":
             self._kept = [_copies(self.parameters)]
 
@@ -50,15 +53,17 @@ class WeightAverage:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """A context in which the model has the mean weights."""
-        plain = _copies(self.parameters)
-        _set(self.parameters, [torch.stack(of_one).mean(0) for of_one in zip(*self._kept, strict=True)])
+        own = _parts(self.parameters)
+        plain = _copies(own)
+        kept = zip(*(_parts(copies) for copies in self._kept), strict=True)
+        _set(own, [torch.stack(of_one).mean(0) for of_one in kept])
         try:
             yield
         finally:
-            _set(self.parameters, plain)
+            _set(own, plain)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold: `NUMBER.NAME`."""
+        """What a checkpoint must hold: `NUMBER.NAME`; sharded as the weights are."""
         return {
             f"average.{i}.{name}": tensor
             for i, kept in enumerate(self._kept)
@@ -66,16 +71,21 @@ class WeightAverage:
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Inverse of `tensors`. Raises KeyError or RuntimeError for tensors of another model."""
+        """Inverse of `tensors`, of whole ones. Raises KeyError or RuntimeError for tensors of another model."""
         count = len([key for key in tensors if key.startswith("average.")]) // max(1, len(self.names))
         kept = [_copies(self.parameters) for _ in range(count)]
         for i, copies in enumerate(kept):
-            _set(copies, [tensors[f"average.{i}.{name}"] for name in self.names])
+            for name, copy in zip(self.names, copies, strict=True):
+                assign(copy, tensors[f"average.{i}.{name}"])
         self._kept = kept
 
 
 def _copies(parameters: Sequence[Tensor]) -> list[Tensor]:
     return [p.detach().clone() for p in parameters]
+
+
+def _parts(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [part(tensor) for tensor in tensors]
 
 
 @torch.no_grad()

@@ -113,7 +113,7 @@ class EnsembleObjective(RewardObjective):
 
     def _versions(self) -> list[int]:
         """How often each weight has changed."""
-        return [p._version for _, p in self.trainable()]
+        return [p._version for one in self.members for p in one.network.parameters()]
 
     def samples(self, count: int) -> list[JsonRow]:
         """As of one model, with the members' scores combined and their standard deviation."""

@@ -30,7 +30,7 @@ from proxlm.train.common.shared_loop import SharedLoop
 from proxlm.train.supervised.averaging import WeightAverage
 from proxlm.train.supervised.batches import Mixture, batches_of
 from proxlm.train.supervised.objective import Objective, check_same_rows, rows_sha256
-from proxlm.train.supervised.sharding import shard_objective
+from proxlm.train.supervised.sharding import named_weights, shard_objective
 
 SupervisedConfig = PretrainConfig | SFTConfig | RewardConfig | DPOConfig | DistillConfig
 
@@ -211,15 +211,23 @@ class SupervisedLoop(SharedLoop[SupervisedState]):
         self._refresh()
         if state.take_if_best(value, is_lowest_best(metric)):
             state.without_better, state.best_average, state.best_other = 0, int(averaged), other
-            if self.ranks.rank == 0:
-                with self.average.in_place() if averaged else nullcontext():
-                    publish_folder(self.folder / self.model_folder, self.whole_objective.save)
+            self._publish(averaged)
         else:
             state.without_better += 1
         if self.ranks.rank == 0:
             log.samples(state.step, self.whole_objective.samples(self.config.run.log_samples))
         self.callbacks.on_evaluation(state.step, "validation", metrics)
         return metrics
+
+    def _publish(self, averaged: bool) -> None:
+        """Save the model with plain weights, which the whole copy has, or with averaged ones."""
+        with self.average.in_place() if averaged else nullcontext():
+            if averaged:
+                self._refresh()
+            if self.ranks.rank == 0:
+                publish_folder(self.folder / self.model_folder, self.whole_objective.save)
+        if averaged:
+            self._refresh()
 
     def _measured(self) -> dict[str, float]:
         measure = partial(self.objective.validate, ranks=self.ranks)
@@ -238,8 +246,7 @@ class SupervisedLoop(SharedLoop[SupervisedState]):
 
     def copies(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         if self.sharded:
-            whole = self.whole_objective.model.network
-            copies = dict(whole.named_parameters()) if self.ranks.rank == 0 else {}
+            copies = named_weights(self.whole_objective) if self.ranks.rank == 0 else {}
             yield from ((p, copies.get(name)) for name, p in self.objective.trainable())
 
     def optimisers_by_name(self) -> dict[str, Optimiser]:
