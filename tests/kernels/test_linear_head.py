@@ -8,7 +8,7 @@ from torch import Tensor
 
 from proxlm.kernels.head_gradient import backward_through_head
 from proxlm.kernels.linear_head import backward_through_linear_head, linear_head_logprobs
-from proxlm.rl.logprobs import chunked_logprobs
+from proxlm.rl.logprobs import chunked_logprobs, logprobs_and_entropy
 from proxlm.rl.sampling_mask import SamplingMask
 
 pytestmark = pytest.mark.checklist(32)
@@ -127,3 +127,38 @@ def test_probabilities_that_are_0_in_float32_do_no_harm() -> None:
     (logprobs.sum() + entropies.sum()).backward()
     assert hidden.grad is not None
     assert hidden.grad.tolist() == [[-200.0, -300.0], [-400.0, -600.0]]
+
+
+@pytest.mark.parametrize("chunk", [3, 64])
+def test_products_in_bf16_and_the_rest_in_float32(chunk: int) -> None:
+    """Log-probs and entropies are those of the rounded logits; gradients are near those without rounding."""
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(10, 64, generator=draw), torch.randn(211, 64, generator=draw) / 8
+    tokens, mix = torch.randint(211, (10,), generator=draw), torch.randn(2, 10, generator=draw)
+    exact = [x.double().requires_grad_() for x in (hidden, weight)]
+    low = [x.clone().requires_grad_() for x in (hidden, weight)]
+
+    def sums(logprobs: Tensor, entropies: Tensor | None) -> Tensor:
+        assert entropies is not None
+        return (mix[0] * logprobs).sum() + (mix[1] * entropies).sum()
+
+    found = linear_head_logprobs(low[0], low[1], tokens, 0.7, True, chunk, None, torch.bfloat16)
+    logits = (hidden.bfloat16() @ weight.bfloat16().T).float() / 0.7
+    for one, other in zip(found, logprobs_and_entropy(logits, tokens), strict=True):
+        assert one is not None
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other)
+    sums(*found).backward()
+    sums(*linear_head_logprobs(exact[0], exact[1], tokens, 0.7, True, chunk)).backward()
+
+    leaf = weight.clone().requires_grad_()
+    span_by_span = backward_through_linear_head(
+        hidden, leaf, tokens, 0.7, True, chunk,
+        lambda span, logprobs, entropies: (mix[0, span] * logprobs).sum() + (mix[1, span] * entropies).sum(),
+        None, torch.bfloat16,
+    )  # fmt: skip
+    for one, other, wanted in zip((low[0].grad, low[1].grad), (span_by_span, leaf.grad), exact, strict=True):
+        assert one is not None
+        assert wanted.grad is not None
+        torch.testing.assert_close(one, other)
+        assert 0 < float((one - wanted.grad).norm() / wanted.grad.norm()) < 0.01

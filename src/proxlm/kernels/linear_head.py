@@ -3,7 +3,7 @@
 The same formulas as `rl/logprobs.py`, which takes any head. Here the logits become their probabilities and then their
 gradient in the same buffer (with a second one for the entropy), and the head's gradient is added to where it is kept:
 `backward_through_linear_head` writes to `weight.grad` itself, so it is used for weights without hooks only
-(`LanguageModel.head_weight`).
+(`LanguageModel.head_weight`). Products may be of numbers rounded to bf16, and give such; all else is in float32.
 """
 
 from __future__ import annotations
@@ -20,16 +20,22 @@ from proxlm.rl.sampling_mask import SamplingMask
 
 
 class _Buffers:
-    """Memory for the logits of one span [r, V] at a time, and for log-probabilities where entropies are asked for."""
+    """Memory for the logits of one span [r, V] at a time, and for log-probabilities where entropies are asked for.
 
-    def __init__(self, hidden: Tensor, weight: Tensor, rows: int, entropy: bool) -> None:
+    low: what products round their factors and results to; None: the states' own dtype.
+    """
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, rows: int, entropy: bool, low: torch.dtype | None
+    ) -> None:
         self.probabilities = hidden.new_empty(rows, len(weight))
         self.log_probabilities = hidden.new_empty(rows, len(weight)) if entropy else None
+        self.weight = weight if low is None else weight.to(low)
+        self.low = None if low is None else hidden.new_empty(rows, len(weight), dtype=low)
 
     def fill(
         self,
         hidden: Tensor,
-        weight: Tensor,
         tokens: Tensor,
         temperature: float,
         dropped: Tensor | None = None,
@@ -41,7 +47,11 @@ class _Buffers:
         z less its largest, whose probability is p: log Σ exp z = −log p, which rounds no worse than the sum, and
         large logits lose nothing by cancelling.
         """
-        z = torch.mm(hidden, weight.T, out=self.probabilities[: len(hidden)])
+        z = self.probabilities[: len(hidden)]
+        if self.low is None:
+            torch.mm(hidden, self.weight.T, out=z)
+        else:
+            z.copy_(torch.mm(hidden.to(self.low.dtype), self.weight.T, out=self.low[: len(hidden)]))
         if temperature != 1.0:
             z.div_(temperature)
         if dropped is not None:
@@ -64,7 +74,6 @@ class _Buffers:
     def backward(
         self,
         hidden: Tensor,
-        weight: Tensor,
         tokens: Tensor,
         temperature: float,
         grad_logprobs: Tensor,
@@ -87,9 +96,14 @@ class _Buffers:
         grad_z.scatter_add_(-1, tokens[:, None], grad_logprobs)
         if temperature != 1.0:
             grad_z.div_(temperature)
+        if self.low is not None:
+            rounded = self.low[: len(tokens)].copy_(grad_z)
+            if weight_grad is not None:
+                weight_grad.add_(rounded.T @ hidden.to(rounded.dtype))
+            return rounded @ self.weight
         if weight_grad is not None:
             weight_grad.addmm_(grad_z.T, hidden)
-        return grad_z @ weight
+        return grad_z @ self.weight
 
 
 def _dropped(mask: SamplingMask | None, span: slice) -> Tensor | None:
@@ -104,6 +118,7 @@ def linear_head_logprobs(
     entropy: bool,
     chunk: int,
     mask: SamplingMask | None = None,
+    low: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probs of tokens under π = softmax(hidden weightᵀ / temperature). Not for differentiating twice.
 
@@ -115,11 +130,12 @@ def linear_head_logprobs(
         entropy: Whether entropies are computed.
         chunk: How many tokens' logits exist at once; they are computed again in the backward pass.
         mask: The sets that the tokens were sampled from, over which π is renormalised; None: the whole vocabulary.
+        low: What products round their factors and results to, bfloat16 for instance; None: nothing.
 
     Returns:
         log π(token) [R] and H(π) [R] or None, in nats.
     """
-    logprobs, entropies = _LinearHead.apply(hidden, weight, tokens, temperature, entropy, chunk, mask)
+    logprobs, entropies = _LinearHead.apply(hidden, weight, tokens, temperature, entropy, chunk, mask, low)
     return logprobs, entropies if entropy else None
 
 
@@ -134,15 +150,16 @@ class _LinearHead(torch.autograd.Function):
         entropy: bool,
         chunk: int,
         mask: SamplingMask | None,
+        low: torch.dtype | None,
     ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(hidden, weight, tokens)
-        ctx.temperature, ctx.entropy, ctx.chunk, ctx.mask = temperature, entropy, chunk, mask
-        buffers = _Buffers(hidden, weight, min(chunk, len(tokens)), entropy)
+        ctx.temperature, ctx.entropy, ctx.chunk, ctx.mask, ctx.low = temperature, entropy, chunk, mask, low
+        buffers = _Buffers(hidden, weight, min(chunk, len(tokens)), entropy, low)
         logprobs = hidden.new_empty(len(tokens))
         entropies = torch.empty_like(logprobs) if entropy else None
         for span in spans(len(tokens), chunk):
             logprobs[span], found = buffers.fill(
-                hidden[span], weight, tokens[span], temperature, _dropped(mask, span)
+                hidden[span], tokens[span], temperature, _dropped(mask, span)
             )
             if entropies is not None and found is not None:
                 entropies[span] = found
@@ -154,15 +171,15 @@ class _LinearHead(torch.autograd.Function):
         hidden, weight, tokens = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        buffers = _Buffers(hidden, weight, min(ctx.chunk, len(tokens)), ctx.entropy)
+        buffers = _Buffers(hidden, weight, min(ctx.chunk, len(tokens)), ctx.entropy, ctx.low)
         for span in spans(len(tokens), ctx.chunk):
             h, t = hidden[span], tokens[span]
-            _, entropies = buffers.fill(h, weight, t, ctx.temperature, _dropped(ctx.mask, span))
+            _, entropies = buffers.fill(h, t, ctx.temperature, _dropped(ctx.mask, span))
             of_entropies = grad_entropies[span] if grad_entropies is not None else None
             grad_hidden[span] = buffers.backward(
-                h, weight, t, ctx.temperature, grad_logprobs[span], of_entropies, entropies, grad_weight
+                h, t, ctx.temperature, grad_logprobs[span], of_entropies, entropies, grad_weight
             )
-        return grad_hidden, grad_weight, None, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None, None
 
 
 def backward_through_linear_head(
@@ -174,20 +191,22 @@ def backward_through_linear_head(
     chunk: int,
     loss: Callable[[slice, Tensor, Tensor | None], Tensor],
     mask: SamplingMask | None = None,
+    low: torch.dtype | None = None,
 ) -> Tensor:
-    """As `backward_through_head`, for a head that is weight [V, H]. Its gradient is added to weight.grad."""
+    """As `backward_through_head`, for a head that is weight [V, H]. Its gradient is added to weight.grad.
+
+    low: as in `linear_head_logprobs`.
+    """
     grad_hidden, states, matrix = torch.empty_like(hidden), hidden.detach(), weight.detach()
-    buffers = _Buffers(states, matrix, min(chunk, len(tokens)), entropy)
+    buffers = _Buffers(states, matrix, min(chunk, len(tokens)), entropy, low)
     if weight.requires_grad and weight.grad is None:
         weight.grad = torch.zeros_like(weight)
     for span in spans(len(tokens), chunk):
         h, t = states[span], tokens[span]
-        logprobs, entropies = buffers.fill(h, matrix, t, temperature, _dropped(mask, span))
+        logprobs, entropies = buffers.fill(h, t, temperature, _dropped(mask, span))
         leaves = [x.requires_grad_() for x in (logprobs, entropies) if x is not None]
         loss(span, logprobs, entropies).backward()
         grads = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
         of_entropies, found = (grads[1], leaves[1].detach()) if entropy else (None, None)
-        grad_hidden[span] = buffers.backward(
-            h, matrix, t, temperature, grads[0], of_entropies, found, weight.grad
-        )
+        grad_hidden[span] = buffers.backward(h, t, temperature, grads[0], of_entropies, found, weight.grad)
     return grad_hidden

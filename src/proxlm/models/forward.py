@@ -216,7 +216,10 @@ def head_logprobs(
     weight, chunk, mask = model.head_weight, logit_chunk(model, entropy), _fitting(mask, model, states)
     if weight is None:
         return chunked_logprobs(states, model.logits, tokens, temperature, entropy, chunk, mask)
-    return linear_head_logprobs(states.to(weight.dtype), weight, tokens, temperature, entropy, chunk, mask)
+    low = torch.bfloat16 if model.bfloat16 else None
+    return linear_head_logprobs(
+        states.to(weight.dtype), weight, tokens, temperature, entropy, chunk, mask, low
+    )
 
 
 def head_backward(
@@ -232,8 +235,9 @@ def head_backward(
     weight, chunk, mask = model.head_weight, logit_chunk(model, entropy), _fitting(mask, model, states)
     if weight is None:
         return backward_through_head(states, model.logits, tokens, temperature, entropy, chunk, loss, mask)
+    low = torch.bfloat16 if model.bfloat16 else None
     gradient = backward_through_linear_head(
-        states.to(weight.dtype), weight, tokens, temperature, entropy, chunk, loss, mask
+        states.to(weight.dtype), weight, tokens, temperature, entropy, chunk, loss, mask, low
     )
     return gradient.to(states.dtype)
 

@@ -147,15 +147,15 @@ class LanguageModel:
 
     @property
     def head_weight(self) -> nn.Parameter | None:
-        """The head's matrix [V, H], if the logits are its float32 product with the states and nothing else.
+        """The head's matrix [V, H], if the logits are its product with the states and nothing else.
 
-        None where a pass must call the head: in bf16, where the head has a bias, hooks or adapters, and where the
-        model's own forward changes the logits.
+        None where a pass must call the head: where it has a bias, hooks or adapters, and where the model's own
+        forward changes the logits.
         """
         config = self.network.config.get_text_config()
         head: Any = self.network.get_output_embeddings()
         head_type: type = type(head)
-        if self.bfloat16 or not self.own_kernels or head_type is not nn.Linear or head.bias is not None:
+        if not self.own_kernels or head_type is not nn.Linear or head.bias is not None:
             return None
         changed = any(getattr(config, name, None) for name in LOGIT_CHANGES)
         if changed or getattr(self.network, "final_logits_bias", None) is not None or has_hooks(head):

@@ -237,10 +237,10 @@ def update_parts(work: Work, share: Share, policy: float, critic: float) -> dict
     own, rows = work.policy.known and not share.sharded, rows_of_a_rank(work, share)
     states = rows * work.response
     kept = activations(work.policy, work, rows, own)
-    head = logit_bytes(work.policy, states, work.entropy, share.gpu) * (2.5 if work.bfloat16 else 1.0)
-    head += (
-        2 * states * work.policy.hidden * 4.0
-    )  # in bf16 logits are there as such, in float32 and as log-probs
+    head = logit_bytes(work.policy, states, work.entropy, share.gpu) + 2 * states * work.policy.hidden * 4.0
+    if work.bfloat16:  # logits as their product gives them, and the gradient of the weight
+        head += logit_bytes(work.policy, states, False, share.gpu) / 2
+        head += 0.0 if work.rank or work.top else 2.0 * work.policy.head
     if work.job == "texts" and not work.rank and not work.top:
         head += 4.0 * work.policy.head  # its gradient, before it is added to the weight's
     found = {
