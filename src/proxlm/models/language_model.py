@@ -150,12 +150,14 @@ class LanguageModel:
         """The head's matrix [V, H], if the logits are its product with the states and nothing else.
 
         None where a pass must call the head: where it has a bias, hooks or adapters, and where the model's own
-        forward changes the logits.
+        forward changes the logits. Without own kernels a head that learns is called, too.
         """
         config = self.network.config.get_text_config()
         head: Any = self.network.get_output_embeddings()
         head_type: type = type(head)
-        if not self.own_kernels or head_type is not nn.Linear or head.bias is not None:
+        if head_type is not nn.Linear or head.bias is not None:
+            return None
+        if not self.own_kernels and head.weight.requires_grad:
             return None
         changed = any(getattr(config, name, None) for name in LOGIT_CHANGES)
         if changed or getattr(self.network, "final_logits_bias", None) is not None or has_hooks(head):
