@@ -127,7 +127,7 @@ def test_a_folder_of_something_else_stays_as_it_is(place: Path, capsys: pytest.C
     assert main([*SMALL, "--use", "logistic", "--output", "out"]) == 0
     before = files_in(place / "out")
     assert main([*SMALL, "--features.pooling", "last", "--output", "out"]) == 2
-    assert "holds features of other settings (features)" in capsys.readouterr().err
+    assert "was begun with other features" in capsys.readouterr().err
     assert files_in(place / "out") == before
 
 

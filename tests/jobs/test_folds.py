@@ -159,10 +159,10 @@ def test_folds_are_trained_once_and_an_interrupted_one_goes_on(
     assert trained == before
     for changed in (["--k", "4"], ["--seed", "1"], ["--set", "train.steps=5"]):
         assert main([*command, *changed]) == 2
-        assert "holds folds with other" in capsys.readouterr().err
+        assert "was begun with other" in capsys.readouterr().err
     jsonl(place / "pairs.jsonl", [{"prompt": f"p{i}", "response": "r"} for i in range(5)])
     assert main(command) == 2
-    assert "holds folds with other records" in capsys.readouterr().err
+    assert "was begun with other records" in capsys.readouterr().err
 
 
 def test_one_that_was_ended_before_its_first_checkpoint_begins_again(
@@ -202,7 +202,7 @@ def test_ppo_is_evaluated_on_each_part(place: Path) -> None:
         (["sft", "sft.toml", "--set", "steps"], "write section.key=VALUE"),
         (["sft", "sft.toml", "--set", "train.stepz=3"], "train.stepz"),
         (["sft", "sft.toml", "--k", "99"], "only 16 different prompts"),
-        (["sft", "sft.toml", "--folder", "model"], "holds something else than folds"),
+        (["sft", "sft.toml", "--folder", "model"], "holds something else"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_trained(

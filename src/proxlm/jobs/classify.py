@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +27,7 @@ from proxlm.data.inputs import inputs_of
 from proxlm.data.labelled import Labelled
 from proxlm.data.preferences import split_by_prompt
 from proxlm.data.skipped import Skipped
-from proxlm.errors import ConfigError, DataError, RunError
+from proxlm.errors import ConfigError, DataError
 from proxlm.evaluation import tables
 from proxlm.evaluation.differences import Arm, Difference, difference_tables, differences
 from proxlm.evaluation.labels import evaluation_of_classes, macro_f1_difference
@@ -40,7 +38,7 @@ from proxlm.export.original import model_of_run
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.startup import start_job
 from proxlm.report.evaluation_files import write_evaluations, write_responses
-from proxlm.runlog.folder import write_atomic, write_json_atomic, write_jsonl_atomic
+from proxlm.runlog.folder import begin_folder, write_atomic, write_json_atomic, write_jsonl_atomic
 from proxlm.runlog.outputs import check_output
 from proxlm.text import counted, listed, shown
 from proxlm.types import Completion
@@ -120,7 +118,7 @@ def fit_classifiers(config: ClassifyConfig) -> Classification:
     classes = sorted({found.label for found in train})
     numbers = np.array([classes.index(found.label) for found in train])
     folder = Path(config.output)
-    _begin(folder, config)
+    begin_folder(folder, PLAN, _plan(config))
     read = _Features(folder, config, classes, {TRAIN: train, EVAL: held_out})
     learnt, asked = read(TRAIN), read(EVAL)
     heads, losses = _fitted(config, learnt, numbers, len(classes))
@@ -185,36 +183,16 @@ def _check_counts(train: Sequence[ClassText], left_out: int, folds: int) -> None
         raise DataError(f"data.train: no word stands in two texts{without}; give more texts")
 
 
-def _begin(folder: Path, config: ClassifyConfig) -> None:
-    """Write what the features are of, or see that the folder is of the same. Raises RunError."""
+def _plan(config: ClassifyConfig) -> dict[str, Any]:
+    """What the features are of."""
     same = absolute(config)
-    plan = {
+    return {
         "model": same.model,
         "data": asdict(same.data),
         "features": asdict(same.features),
         "seed": None if same.data.eval else same.seed,  # of what is set aside
         "inputs": inputs_of(same).digests(),
     }
-    file = folder / PLAN
-    if file.exists():
-        try:
-            known = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{file}: cannot be read; give another output") from error
-        other = [name for name in plan if not isinstance(known, dict) or known.get(name) != plan[name]]
-        if other and len(os.listdir(folder)) > 1:  # of the plan alone nothing was made
-            raise RunError(
-                f"{folder}: holds features of other settings ({listed(other)}); give another output"
-            )
-        write_json_atomic(file, plan)
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder}: holds something else than classifiers; give another output")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be made: {error.strerror}; give another output") from error
-    write_json_atomic(file, plan)
 
 
 class _Features:

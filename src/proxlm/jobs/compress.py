@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -30,7 +29,7 @@ from proxlm.config.signature import checked
 from proxlm.data.inputs import inputs_of
 from proxlm.data.text import read_texts
 from proxlm.data.tokenizer import encode_prompt
-from proxlm.errors import ConfigError, DataError, ModelError, RunError
+from proxlm.errors import ConfigError, DataError, ModelError
 from proxlm.evaluation import tables
 from proxlm.export.original import load_original, model_of_run
 from proxlm.jobs.evaluate import evaluate
@@ -42,7 +41,7 @@ from proxlm.models.load import language_model_of
 from proxlm.models.save import save_language_model
 from proxlm.models.source import ModelSource, named_as
 from proxlm.rewards.resolve import resolve_terms
-from proxlm.runlog.folder import write_atomic, write_json_atomic
+from proxlm.runlog.folder import begin_folder, write_atomic, write_json_atomic
 from proxlm.runlog.metric_names import REWARD
 from proxlm.text import shown
 from proxlm.train.common.callbacks import Callback
@@ -103,7 +102,8 @@ def _compress(config: CompressConfig) -> Compression:
     scored = bool(config.reward.use or config.reward.terms)
     if scored:
         resolve_terms(config.reward, None)  # what is wrong with it, before the work
-    _begin(folder, config)
+    settings = to_toml(absolute(replace(config, output="")))
+    begin_folder(folder, PLAN, {"settings": settings, "inputs": inputs_of(config).digests()})
     model = _loaded(config.model, config)
     texts = _texts(config.cost.text, config.cost.count, config.cost.tokens, model, "cost.text")
     last, stages = config.model, [("original", config.model)]
@@ -146,32 +146,6 @@ def _recipe(config: CompressConfig) -> Any:
             " weights that were set to 0; train all weights"
         )
     return base
-
-
-def _begin(folder: Path, config: CompressConfig) -> None:
-    """Write the plan, or see that the folder is of the same one. Raises RunError."""
-    inputs = inputs_of(config)
-    plan = {"settings": to_toml(absolute(replace(config, output=""))), "inputs": inputs.digests()}
-    file = folder / PLAN
-    if file.exists():
-        try:
-            known = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{file}: cannot be read; give another output") from error
-        other = [name for name in plan if not isinstance(known, dict) or known.get(name) != plan[name]]
-        if other and len(os.listdir(folder)) > 1:  # of the plan alone nothing was made
-            raise RunError(
-                f"{folder}: of a compression with other {' and '.join(other)}; give another output"
-            )
-        write_json_atomic(file, plan)
-        return
-    if os.path.isdir(folder) and any(folder.iterdir()):
-        raise RunError(f"{folder}: holds something else than a compression; give another output")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be made: {error.strerror}; give another output") from error
-    write_json_atomic(file, plan)
 
 
 def _loaded(name: str, config: CompressConfig) -> LanguageModel:

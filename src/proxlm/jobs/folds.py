@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,13 +16,13 @@ from proxlm.config import FoldsConfig, PPOConfig, TextSettings, to_toml
 from proxlm.config.mixture import is_mixture
 from proxlm.config.paths import absolute
 from proxlm.data.folds import parts_of, write_records
-from proxlm.errors import ConfigError, RunError, StoppedBySignalError
+from proxlm.errors import ConfigError, StoppedBySignalError
 from proxlm.evaluation import tables
 from proxlm.evaluation.intervals import Estimate, mean_with_interval
 from proxlm.evaluation.tables import Table
 from proxlm.jobs.startup import start_job
 from proxlm.jobs.trained_runs import held_out_numbers, recipe_settings, trained, trainer_of
-from proxlm.runlog.folder import free_name, write_atomic, write_json_atomic
+from proxlm.runlog.folder import begin_folder, free_name, write_atomic, write_json_atomic
 from proxlm.runlog.interrupt import SIGNAL_NAMES
 from proxlm.runlog.metric_names import GREEDY, METRICS, SHARE
 from proxlm.runlog.text import number
@@ -136,30 +135,13 @@ def _begin(folder: Path, config: FoldsConfig, base: Any, parts: Sequence[Sequenc
         "records": digest.hexdigest(),
         "settings": settings,
     }
-    file = folder / PLAN
-    if file.exists():
-        try:
-            known = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{file}: cannot be read; give another folder") from error
-        other = [name for name in plan if not isinstance(known, dict) or known.get(name) != plan[name]]
-        if other:
-            raise RunError(
-                f"{folder}: holds folds with other {', '.join(other)}; give another folder, or the same again"
-            )
-        return
-    if os.path.isdir(folder) and any(folder.iterdir()):
-        raise RunError(f"{folder}: holds something else than folds; give another folder")
-    try:
-        (folder / "records").mkdir(parents=True)
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be made: {error.strerror}; give another folder") from error
+    begin_folder(folder, PLAN, plan)
+    (folder / "records").mkdir(exist_ok=True)
     for i, part in enumerate(parts):
-        write_records(_held_out(folder, i), part)
-        write_records(
-            _training(folder, i), [fields for j, other in enumerate(parts) if j != i for fields in other]
-        )
-    write_json_atomic(file, plan)
+        rest = [fields for j, other in enumerate(parts) if j != i for fields in other]
+        for file, records in ((_held_out(folder, i), part), (_training(folder, i), rest)):
+            if not file.exists():
+                write_records(file, records)
 
 
 def _held_out(folder: Path, i: int) -> Path:

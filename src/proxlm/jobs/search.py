@@ -25,9 +25,8 @@ from proxlm.jobs.trained_runs import (
     trainer_of,
 )
 from proxlm.jobs.workers import run_workers
-from proxlm.runlog.folder import free_name, write_atomic
+from proxlm.runlog.folder import begin_folder, free_name, write_atomic
 from proxlm.search.confirm import confirmed
-from proxlm.search.folder import begin
 from proxlm.search.page import search_page
 from proxlm.search.points import refusals
 from proxlm.search.ready_spaces import ready_space
@@ -115,7 +114,7 @@ def _begun(
         return numbers_of(trained(make, settings, callbacks))
 
     search = Search(base, space, config, folder, train)
-    begin(folder, PLAN, _plan(base, space, config))
+    begin_folder(folder, PLAN, _plan(base, space, config))
     for line in search.notes():
         print(f"note: {line}", flush=True)
     return search

@@ -24,8 +24,7 @@ from proxlm.jobs.trained_runs import (
     trainer_of,
 )
 from proxlm.jobs.workers import run_workers
-from proxlm.runlog.folder import free_name, write_atomic, write_json_atomic
-from proxlm.search.folder import begin
+from proxlm.runlog.folder import begin_folder, free_name, write_atomic, write_json_atomic
 from proxlm.search.objective import objectives
 from proxlm.search.space import Space, space_of
 from proxlm.search.sweep import Sweep, as_json, sweep_table
@@ -66,7 +65,7 @@ def _prepared(config: SweepConfig) -> Sweep:
         "over": [asdict(one) for one in space],
         "settings": to_toml(absolute(base)),
     }
-    begin(folder, PLAN, plan)
+    begin_folder(folder, PLAN, plan)
     return sweep
 
 

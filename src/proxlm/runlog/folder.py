@@ -66,6 +66,36 @@ def open_run(name: str, job: str, resume: bool, config_toml: Callable[[Path], st
     return path
 
 
+def begin_folder(folder: Path, name: str, plan: Mapping[str, Any]) -> None:
+    """Make a job's folder with its plan in the file `name`, or see that it is of the same plan.
+
+    A folder that holds another plan and nothing else takes the new one, for nothing was made by the old one.
+
+    Raises:
+        RunError: It is of another plan, or holds something else.
+    """
+    file, content = folder / name, json.loads(json.dumps(plain(plan)))
+    try:
+        there = (
+            [one.name for one in folder.iterdir() if not one.name.startswith(".")] if folder.exists() else []
+        )
+        known = json.loads(file.read_text(encoding="utf-8")) if name in there else {}
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be used: {system_reason(error)}; give another folder") from error
+    except ValueError as error:
+        raise RunError(f"{file}: cannot be read; give another folder") from error
+    if there and name not in there:
+        raise RunError(f"{folder}: holds something else; give another folder")
+    other = [key for key in content if not isinstance(known, dict) or known.get(key) != content[key]]
+    if other and len(there) > 1:
+        raise RunError(
+            f"{folder}: was begun with other {', '.join(other)}; give another folder, or the same again"
+        )
+    if other:
+        write_json_atomic(file, content)
+
+
 def refuse_if_taken(path: Path) -> None:
     """Raise RunError where another run holds the folder, or where it holds anything. Nothing is written."""
     refuse_if_held(path)
