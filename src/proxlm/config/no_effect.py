@@ -172,6 +172,7 @@ SWITCHES = (
     Switch("positive positive_threshold", "ppo", "ppo.positive_coef", *_POSITIVE),
     Switch("positive_threshold", "ppo", "ppo.positive", *_is("threshold")),
     Switch("filter_rounds", "ppo", "ppo.filter_groups", *_is(True)),
+    Switch("partial_rollouts", "ppo", "ppo.max_staleness", (lambda value: value > 1), "2 or more"),
     Switch("share", _COV, "ppo.loss", *_is("clip_cov", "kl_cov")),
     Switch("low high", _COV, "ppo.loss", *_is("clip_cov")),
     Switch("kl_factor", _COV, "ppo.loss", *_is("kl_cov")),

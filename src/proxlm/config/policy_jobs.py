@@ -196,6 +196,8 @@ def _stability_problems(job: PPOConfig) -> Problems:
             "cannot be used with ppo.loss = trpo, which switches the kernels that a concurrent rollout uses"
         )
         found.append(("ppo.max_staleness", reason))
+    if ppo.partial_rollouts:
+        found += _partial_rollout_problems(job)
     if ppo.loss == "trpo":
         for key, used in (
             ("ppo.kl_in", ppo.kl_in == "loss"),
@@ -206,6 +208,28 @@ def _stability_problems(job: PPOConfig) -> Problems:
             if used:
                 found.append((key, "cannot be used with ppo.loss = trpo, whose step uses only the surrogate"))
     return found
+
+
+def _partial_rollout_problems(job: PPOConfig) -> Problems:
+    """What responses that go on over the updates cannot be used with."""
+    unfit = {
+        "environment.use": (job.environment.use, "conversations are whole rollouts; set it to false"),
+        "ppo.filter_groups": (
+            job.ppo.filter_groups,
+            "which prompts a step draws would be known when later ones have begun; set it to false",
+        ),
+        "reward.overlap": (
+            job.reward.overlap,
+            "the last segments of all responses end together; set it to false",
+        ),
+        f"rollout.max_new_tokens below ppo.max_staleness = {job.ppo.max_staleness}": (
+            job.rollout.max_new_tokens < job.ppo.max_staleness,
+            "a segment needs a token; raise rollout.max_new_tokens",
+        ),
+    }
+    return [
+        ("ppo.partial_rollouts", f"not with {key}: {reason}") for key, (used, reason) in unfit.items() if used
+    ]
 
 
 def _sampled_by_another_policy(job: PPOConfig) -> Problems:

@@ -214,6 +214,11 @@ class PPOSettings:
         ge=0,
         le=64,
     )
+    partial_rollouts: bool = setting(
+        False,
+        "with max_staleness = k: responses go on over the updates, in k segments of equally many tokens, each with"
+        " newer weights: the first is k updates old, the last one",
+    )
     old_logprobs: Literal["recomputed", "rollout"] = setting(
         "recomputed",
         "where π_old of the ratio comes from: recomputed by the trainer, which makes the first ratio exactly 1, or"

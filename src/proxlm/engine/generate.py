@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -98,32 +98,51 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].input_ids))
     size = len(order) if listener is None else listener.size
     groups = deque(order[i : i + size] for i in range(0, len(order), size))
-    outputs: dict[int, RequestOutput] = {}
     parts: list[Rollout] = []
-    try:
-        engine.submit(
-            Request(
-                row,
-                prompts[row].input_ids,
-                SamplingParams.of(settings, SampleSeed(seed, stream, step, prompts[row].id, repeats[row])),
-                keep_states=stream == Stream.TRAINING,
-            )
-            for row in order
+
+    def on_step(outputs: Mapping[int, RequestOutput]) -> None:
+        if on_progress is not None:
+            on_progress(len(outputs), len(prompts))
+        while groups and all(row in outputs for row in groups[0]):
+            rows = groups.popleft()
+            parts.append(_rollout(engine, prompts, outputs, rows, text, keeps_mask))
+            if listener is not None:
+                listener.on_group(rows, parts[-1])
+        if listener is not None:
+            listener.on_token()
+
+    requests = (
+        Request(
+            row,
+            prompts[row].input_ids,
+            SamplingParams.of(settings, SampleSeed(seed, stream, step, prompts[row].id, repeats[row])),
+            keep_states=stream == Stream.TRAINING,
         )
+        for row in order
+    )
+    run_requests(engine, requests, on_step)
+    return Rollout.join(parts).select(torch.tensor(order).argsort())
+
+
+def run_requests(
+    engine: Engine, requests: Iterable[Request], on_step: Callable[[Mapping[int, RequestOutput]], None]
+) -> Mapping[int, RequestOutput]:
+    """The outputs of requests by their ids, once all are finished; the engine is reset, whatever happens.
+
+    Args:
+        engine: has no other requests.
+        requests: in the order in which they are queued.
+        on_step: called after each step of the engine with the outputs that there are.
+    """
+    outputs: dict[int, RequestOutput] = {}
+    try:
+        engine.submit(requests)
         while len(engine):
             outputs |= {output.id: output for output in engine.step()}
-            if on_progress is not None:
-                on_progress(len(outputs), len(prompts))
-            while groups and all(row in outputs for row in groups[0]):
-                rows = groups.popleft()
-                parts.append(_rollout(engine, prompts, outputs, rows, text, keeps_mask))
-                if listener is not None:
-                    listener.on_group(rows, parts[-1])
-            if listener is not None:
-                listener.on_token()
+            on_step(outputs)
     finally:
         engine.reset()
-    return Rollout.join(parts).select(torch.tensor(order).argsort())
+    return outputs
 
 
 def repeat_numbers(prompts: Sequence[Prompt]) -> list[int]:

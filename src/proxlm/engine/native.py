@@ -93,6 +93,8 @@ class NativeEngine:
         model.check_length(longest)
         for request in requests:
             model.check_tokens("a prompt", request.prompt)
+            if request.written and self.encoder_decoder:
+                raise ModelError(f"{model.source}: a response of an encoder–decoder cannot be continued")
 
     def step(self) -> list[RequestOutput]:
         """One token of each running request; returns those that finished with it."""

@@ -144,6 +144,9 @@ class Request:
         id: returned with the output; unique among an engine's unfinished requests.
         prompt: token ids, at least one.
         params: how to sample.
+        written: how many tokens at the end of `prompt` are the response's own first ones, from an earlier request:
+            stop texts and penalties see them as that. The limit in `params` is of this request's tokens alone. An
+            encoder reads the whole prompt, so its responses cannot be continued.
         prefix: the `RequestOutput.prefix` of an earlier request whose prompt and tokens this prompt begins with: they
             are not read again. None: everything is read.
         keep_prefix: whether the output should hold such a prefix.
@@ -156,6 +159,17 @@ class Request:
     prefix: CachedPrefix | None = None
     keep_prefix: bool = False
     keep_states: bool = False
+    written: int = 0
+
+    @property
+    def asked(self) -> Sequence[int]:
+        """The prompt without what is written of the response."""
+        return self.prompt[: len(self.prompt) - self.written]
+
+    @property
+    def begun(self) -> list[int]:
+        """What is written of the response."""
+        return list(self.prompt[len(self.prompt) - self.written :])
 
 
 @dataclass(frozen=True)

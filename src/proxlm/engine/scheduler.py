@@ -32,12 +32,15 @@ from proxlm.types import Finish
 
 @dataclass(eq=False)
 class RunningRequest:
-    """A request that has a row in the batch, and what was sampled for it."""
+    """A request that has a row in the batch, and what was sampled for it.
+
+    tokens: of the response, those of earlier requests included.
+    """
 
     request: Request
     distribution: Distribution
-    processor: LogitProcessor | None = None
-    tokens: list[int] = field(default_factory=list)
+    processor: LogitProcessor | None
+    tokens: list[int]
     logprobs: list[float] = field(default_factory=list)
     sets: list[Piece] = field(default_factory=list)  # pieces of a SamplingMask, if the request keeps one
 
@@ -117,14 +120,17 @@ class Scheduler:
         self._states, self._uniforms = states, uniforms
         self.running += [
             RunningRequest(
-                request, request.params.distribution, self._processors.of(request.prompt, request.params)
+                request,
+                request.params.distribution,
+                self._processors.of(request.asked, request.params),
+                request.begun,
             )
             for request in requests
         ]
 
     def _sample(self) -> Tensor:
         """Sample and record the next token of each row, [b] int64."""
-        positions = torch.tensor([len(row.tokens) for row in self.running], device=self.model.device)
+        positions = torch.tensor([len(row.logprobs) for row in self.running], device=self.model.device)
         uniform = self._uniforms.gather(1, positions[:, None])[:, 0]
         logits = self._processed(self.decoder.logits(self._states))
         keep = [row for row, running in enumerate(self.running) if running.request.params.keeps_mask]
@@ -175,10 +181,10 @@ class Scheduler:
         request = running.request
         return RequestOutput(
             id=request.id,
-            tokens=running.tokens,
+            tokens=running.tokens[request.written :],
             logprobs=running.logprobs if request.params.logprobs else [],
             finish=reason,
-            prefix=self.decoder.snapshot(row, len(request.prompt) + len(running.tokens) - 1)
+            prefix=self.decoder.snapshot(row, len(request.asked) + len(running.tokens) - 1)
             if request.keep_prefix
             else None,
             frozen_states=self.decoder.frozen_states(row) if request.keep_states else None,

@@ -27,18 +27,18 @@ class StopCheck:
 
         Args:
             request: the request.
-            tokens: what was sampled for it, at least one token.
+            tokens: of the response, those of earlier requests included; at least one of this request.
         """
         token, params = tokens[-1], request.params
         if token in self._end.eos:
             return "eos"
         if params.stop or params.stop_token_ids:
-            prompt = () if self._encoder_decoder else request.prompt
+            prompt = () if self._encoder_decoder else request.asked
             if self._condition(params).met(prompt, tokens):
                 return "stop"
         if token == self._end.own:
             return "eos"
-        return "length" if len(tokens) >= params.max_new_tokens else None
+        return "length" if len(tokens) - request.written >= params.max_new_tokens else None
 
     def _condition(self, params: SamplingParams) -> _StopCondition:
         key = (params.stop, params.stop_token_ids, params.skip_special_tokens)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from proxlm.checkpoint import publish_folder
 from proxlm.config import EngineSettings
 from proxlm.data.turn_end import TurnEnd
 from proxlm.engine.request import Request, RequestOutput
+from proxlm.engine.stopping import StopCheck
 from proxlm.engine.vllm_checksums import TensorChecksums
 from proxlm.engine.vllm_probe import Probe
 from proxlm.engine.vllm_server import Server, ServerError
@@ -62,6 +64,7 @@ class VLLMEngine:
         self._last_error = "none is there"
         self._left_out: set[Server] = set()
         self._probe, self._checksums = Probe(model), TensorChecksums(model)
+        self._stop_check = StopCheck(model)
         self._newest, self._run = self._folder, secrets.token_hex(4)
 
     @property
@@ -102,7 +105,7 @@ class VLLMEngine:
                 request, server = self._running.pop(future)
                 server.running -= 1
                 try:
-                    finished.append(future.result())
+                    finished.append(self._stopped(request, future.result()))
                     self._failures.pop(request.id, None)  # a later request may have its id
                 except ServerError as error:
                     self._failed(request, server, error)
@@ -237,6 +240,17 @@ class VLLMEngine:
         elif not self._has_newest(server):
             self._leave_out(server, "stale", str(error))
         self._waiting.insert(0, request)
+
+    def _stopped(self, request: Request, output: RequestOutput) -> RequestOutput:
+        """The output up to a stop text that began in an earlier request's tokens, which the server does not see."""
+        if request.written and request.params.stop:
+            response = request.begun
+            for count, token in enumerate(output.tokens, 1):
+                response.append(token)
+                if self._stop_check.finish(request, response) == "stop":
+                    own = output.tokens[:count], output.logprobs[:count]
+                    return replace(output, tokens=own[0], logprobs=own[1], finish="stop")
+        return output
 
     def _sampled(self, request: Request, server: Server) -> RequestOutput:
         """What one server writes for a request. Raises ServerError for half a response."""

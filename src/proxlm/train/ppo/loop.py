@@ -37,12 +37,13 @@ from proxlm.train.common.optimiser import Optimiser
 from proxlm.train.common.schedules import temperature_at
 from proxlm.train.common.shared_loop import SharedLoop
 from proxlm.train.ppo.algorithms import Algorithm
-from proxlm.train.ppo.behaviour import with_trainer_logprobs
+from proxlm.train.ppo.behaviour import trainer_logprobs
 from proxlm.train.ppo.collect import Collected, collect, reference_rewards
 from proxlm.train.ppo.learner import StepParameters, build_learner, step_parameters
 from proxlm.train.ppo.metrics import sample_rows, staleness_metrics
 from proxlm.train.ppo.minibatch_statistics import MinibatchStats, summarise
 from proxlm.train.ppo.offending_rows import offending_rows
+from proxlm.train.ppo.partial_rollouts import PartialRolloutQueue, PartialRollouts
 from proxlm.train.ppo.plan import plan_update
 from proxlm.train.ppo.prepare import prepare
 from proxlm.train.ppo.ptx import PtxText
@@ -102,9 +103,14 @@ class PPOLoop(SharedLoop[PPOState]):
             engine_of(policy, config, folder) if ranks.rank == 0 else NativeEngine(policy, config.rollout)
         )
         self.collector = Collector(policy, self.engine)
+        self.partial_rollouts: PartialRollouts | None = None
         if config.ppo.max_staleness and ranks.rank == 0:
             ppo, make = config.ppo, partial(engine_of, config=config, folder=folder)
-            self.collector = RolloutQueue(policy, ppo.max_staleness, ppo.steps, make)
+            if ppo.partial_rollouts:
+                self.partial_rollouts = PartialRollouts(prompts, config)
+                self.collector = PartialRolloutQueue(policy, ppo.steps, make, self.partial_rollouts)
+            else:
+                self.collector = RolloutQueue(policy, ppo.max_staleness, ppo.steps, make)
         self.budget = TokenBudget(config.ppo.micro_batch_tokens)
         # Metrics on held-out prompts, for evaluation.every; it may use the reward and the policy.
         self.evaluate: Callable[[Progress], Mapping[str, float]] | None = None
@@ -167,16 +173,18 @@ class PPOLoop(SharedLoop[PPOState]):
             temperature=temperature,
             draw=draw,
             clock=clock,
-            generate=self.sampler(),
+            generate=self.partial_rollouts or self.sampler(),
         )
+        rollout = found.rollout
         stale = engine.version != step and config.ppo.engine_correction.mode != "none"
-        if not stale or not isinstance(engine, CopyEngine):
+        if self.partial_rollouts or not stale or not isinstance(engine, CopyEngine):
             return found
         with clock("trainer_logprobs"):
             budget = config.ppo.micro_batch_tokens
-            return found._replace(
-                rollout=with_trainer_logprobs(found.rollout, engine.model, temperature, budget)
+            known = trainer_logprobs(
+                rollout.sequences, rollout.sampling_mask, engine.model, temperature, budget
             )
+            return found._replace(rollout=replace(rollout, trainer_logprobs=known))
 
     def sampler(self) -> Generate:
         """What samples responses of the policy as it is: all ranks together, where that can be."""
