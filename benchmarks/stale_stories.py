@@ -1,10 +1,11 @@
 """The recipe of the stories with rollouts 0, 1 and 4 updates stale, with and without the weights for it.
 
-    python benchmarks/stale_stories.py [--steps 16] [--batch 16] [--rate 5e-4] [--seeds 0 1 2]
+    python benchmarks/stale_stories.py [--steps 16] [--batch 16] [--rate 5e-4] [--seeds 0 1 2] [--arms "4 partial" …]
 
 Reward and KL of 48 held-out prompts at the end, the reward of the last quarter's rollouts ("late"), seconds of a
-step. "No weights" is geometric_mask with bounds that keep every response. Writes
-benchmarks/results/stale_stories.json after each run.
+step, all tokens' mean age. "Truncated" is token_truncate; "no weights" is geometric_mask with bounds that keep every
+response; "partial" has truncated weights and `ppo.partial_rollouts`. Writes benchmarks/results/stale_stories.json
+after each run.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ WEIGHTS: dict[str, dict[str, Any]] = {
     "truncated": {"mode": "token_truncate"},
     "no weights": {"mode": "geometric_mask", "low": 0.0, "high": 1e9},
 }
-ARMS = [(0, "no weights"), (1, "truncated"), (1, "no weights"), (4, "truncated"), (4, "no weights")]
+WEIGHTS["partial"] = WEIGHTS["truncated"]
+ARMS = ["0 no weights", "1 truncated", "1 no weights", "4 truncated", "4 no weights", "4 partial"]
 
 
-def run(k: int, weights: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+def run(arm: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """The numbers of one run."""
+    k, weights = int(arm[0]), arm[2:]
     settings = {
         "ppo.max_staleness": k,
+        "ppo.partial_rollouts": weights == "partial",
         "ppo.steps": given.steps,
         "ppo.batch_size": given.batch,
         "data.eval_count": 48,
@@ -68,6 +72,7 @@ def run(k: int, weights: str, seed: int, given: argparse.Namespace) -> dict[str,
         "kl": found.after.metrics["kl"].mean,
         "late": statistics.fmean(row["reward"] for row in late),
         "rollout_kl": statistics.fmean(row["rollout_kl"] for row in late),
+        "age": statistics.fmean(row["staleness"] for row in late),
         "seconds": statistics.median(row["time/step"] for row in rows[1:]),
         "cpu": time.process_time() - began,
     }
@@ -81,13 +86,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args()
     start(threads=1)
     rows: list[dict[str, Any]] = []
     for seed in given.seeds:
-        for k, weights in ARMS:
-            rows.append(run(k, weights, seed, given))
+        for arm in given.arms:
+            rows.append(run(arm, seed, given))
             print(rows[-1], flush=True)
             settings = {name: value for name, value in vars(given).items() if name != "output"}
             given.output.write_text(
