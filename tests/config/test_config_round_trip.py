@@ -114,6 +114,7 @@ DRAWN = {
     "text.winner_values": st.just([]),
     "rollout.stop": st.lists(SOME_TEXT, max_size=3),
     "ppo.max_staleness": st.just(0),
+    "ppo.partial_rollouts": st.just(False),
     "ppo.old_logprobs": st.just("recomputed"),
     "metrics.use": st.sampled_from(
         [[], ["exact_match"], ["my file.py:metric", "exact_match"], ["exact_match", "pass_at_k"]]

@@ -106,9 +106,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(place):
     same_end(place / "run", place / "whole")
 
 
-def test_a_killed_run_with_a_longer_queue_goes_on_too(tiny_place):  # noqa: F811
-    """Killed while step 6's rollout is scored, up to three steps ahead of the updates."""
-    longer = [*AHEAD, "--ppo.max-staleness", "3", "--ppo.steps", "8"]
+@pytest.mark.parametrize("partial", ["false", "true"])
+def test_a_killed_run_with_a_longer_queue_goes_on_too(tiny_place, partial):  # noqa: F811
+    """Killed while step 6's rollout is scored, up to three steps ahead of the updates; with partial rollouts, one."""
+    longer = [*AHEAD, "--ppo.max-staleness", "3", "--ppo.steps", "8", "--ppo.partial-rollouts", partial]
     assert main([*PPO, *longer, "--run.folder", "whole"]) == 0
     sends = reward_that_sends(tiny_place, "SIGKILL", call=7, waits=(600.0,))
     assert in_a_process(*longer, *sends).returncode == -signal.SIGKILL

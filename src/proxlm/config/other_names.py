@@ -28,6 +28,8 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "rollout_ahead": ("ppo.max_staleness",),
     "max_head_offpolicyness": ("ppo.max_staleness",),
     "staleness_threshold": ("ppo.max_staleness",),
+    "partial_rollout": ("ppo.partial_rollouts",),
+    "in_flight_weight_updates": ("ppo.partial_rollouts",),
     "max_steps": ("ppo.steps", "train.steps", "environment.steps"),
     "learning_rate": ("optim.policy.lr", "optim.lr"),
     "lr_scheduler_type": ("optim.policy.schedule", "optim.schedule"),

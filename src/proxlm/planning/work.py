@@ -41,7 +41,8 @@ class Work:
         minibatches: Optimiser steps of a pass.
         pass_tokens: Most tokens in a pass.
         slots: Responses written at once.
-        ahead: Steps whose responses may be written before their turn (`ppo.max_staleness`).
+        ahead: Older policies that are held, to write responses beside the updates: `ppo.max_staleness`, or one for
+            partial rollouts.
         rank: Of adapters; 0: none.
         top: Blocks that learn; 0: all.
         bfloat16: Whether products are in bf16.
@@ -150,7 +151,7 @@ def _of_ppo(job: PPOConfig, prompt: int, response: float) -> Work:
         minibatches=ppo.minibatches,
         pass_tokens=ppo.micro_batch_tokens,
         slots=min(job.rollout.batch_size, ppo.batch_size * ppo.samples_per_prompt),
-        ahead=ppo.max_staleness,
+        ahead=1 if ppo.partial_rollouts else ppo.max_staleness,
         rank=job.model.lora.rank,
         top=job.model.train_layers,
         bfloat16=bfloat16,
