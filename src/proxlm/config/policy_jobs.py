@@ -213,23 +213,20 @@ def _stability_problems(job: PPOConfig) -> Problems:
 def _partial_rollout_problems(job: PPOConfig) -> Problems:
     """What responses that go on over the updates cannot be used with."""
     unfit = {
-        "environment.use": (job.environment.use, "conversations are whole rollouts; set it to false"),
-        "ppo.filter_groups": (
-            job.ppo.filter_groups,
-            "which prompts a step draws would be known when later ones have begun; set it to false",
-        ),
-        "reward.overlap": (
-            job.reward.overlap,
-            "the last segments of all responses end together; set it to false",
-        ),
-        f"rollout.max_new_tokens below ppo.max_staleness = {job.ppo.max_staleness}": (
-            job.rollout.max_new_tokens < job.ppo.max_staleness,
-            "a segment needs a token; raise rollout.max_new_tokens",
-        ),
+        "environment.use": (job.environment.use, "whose conversations are written whole"),
+        "ppo.filter_groups": (job.ppo.filter_groups, "which draws prompts when later rollouts have begun"),
+        "reward.overlap": (job.reward.overlap, "since the last segments of all responses end together"),
     }
-    return [
-        ("ppo.partial_rollouts", f"not with {key}: {reason}") for key, (used, reason) in unfit.items() if used
+    found = [
+        ("ppo.partial_rollouts", f"cannot be used with {key}, {why}; leave one of them out")
+        for key, (used, why) in unfit.items()
+        if used
     ]
+    least = job.ppo.max_staleness
+    if job.rollout.max_new_tokens < least:
+        why = f"with ppo.partial_rollouts at least ppo.max_staleness = {least}: a segment has a token or more"
+        found.append(("rollout.max_new_tokens", why))
+    return found
 
 
 def _sampled_by_another_policy(job: PPOConfig) -> Problems:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from proxlm.checkpoint import checkpoints, load_checkpoint
 from proxlm.config import EnvironmentSettings, PPOConfig
+from proxlm.config.no_effect import without_effect
 from proxlm.config.ppo import CorrectionSettings
 from proxlm.engine.native import NativeEngine
 from proxlm.engine.segments import PartialResponse, PartialRollout, write_segments
@@ -280,16 +281,18 @@ def test_a_checkpoint_without_the_responses_is_refused(tokenizer, tmp_path):
 
 
 def test_what_cannot_be_combined_is_refused(tokenizer):
-    def said(config: PPOConfig) -> list[str]:
-        return [message for key, message in config.problems() if key == "ppo.partial_rollouts"]
+    def said(config: PPOConfig, named: str = "ppo.partial_rollouts") -> list[str]:
+        return [message for key, message in config.problems() if key == named]
 
     fine = partial_job()
     assert said(fine) == []
     assert "conversations" in said(replace(fine, environment=EnvironmentSettings(use="x")))[0]
     assert "ppo.filter_groups" in said(partial_job(filter_groups=True, samples_per_prompt=2))[0]
     assert "reward.overlap" in said(replace(fine, reward=replace(fine.reward, overlap=2)))[0]
-    assert "rollout.max_new_tokens below ppo.max_staleness = 13" in said(partial_job(k=13))[0]
-    assert said(partial_job(k=12)) == []
+    assert "at least ppo.max_staleness = 13" in said(partial_job(k=13), "rollout.max_new_tokens")[0]
+    assert said(partial_job(k=12), "rollout.max_new_tokens") == []
+    without = [message for key, message in without_effect(partial_job(k=1)) if key == "ppo.partial_rollouts"]
+    assert "no effect with ppo.max_staleness = 1" in without[0]
     with pytest.raises(ConfigError, match="an encoder–decoder's response cannot be continued"):
         trainer(tokenizer, fine, Path(), family="t5")
 
