@@ -26,6 +26,7 @@ from proxlm.train.ppo.ptx import PtxText
 from proxlm.types import Scores
 from small_models import tiny_model
 
+pytestmark = pytest.mark.timeout(900)  # two processes that wait for one another are slow on a busy machine
 SHAPED = ShapingSettings(scale="running", clip=2.0, whiten_rewards=True)
 ADAPTIVE = {"kl_controller": "adaptive", "kl_target": 0.1, "kl_horizon": 100.0}
 TWO = {"epochs": 2, "minibatches": 2, "batch_size": 11, "steps": 2, "micro_batch_tokens": 60}

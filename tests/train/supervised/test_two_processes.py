@@ -54,6 +54,7 @@ from proxlm.train.supervised.reward_objective import RewardObjective
 from proxlm.train.supervised.teacher_reading import Teacher
 from small_models import tiny_model
 
+pytestmark = pytest.mark.timeout(900)  # two processes that wait for one another are slow on a busy machine
 LENGTHS = [3, 14, 2, 5, 21, 4, 9, 2, 6, 3, 11, 2]
 
 
@@ -275,8 +276,8 @@ def resumed(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 
 def bfloat16(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """Three sharded steps in both precisions."""
-    return {name: taken(loop_of(tokenizer, name, ranks, folder, strategy="fsdp")) for name in PRECISIONS}
+    """Three sharded steps."""
+    return taken(loop_of(tokenizer, "bfloat16", ranks, folder, strategy="fsdp"))
 
 
 def one_pass(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
@@ -516,11 +517,13 @@ def test_two_sharded_ranks_in_bf16_are_as_near_to_one_process_as_bf16_is_to_floa
         differences = [p - two["parameters"][name] for name, p in one["parameters"].items()]
         return float(torch.stack([d.square().sum() for d in differences]).sum().sqrt())
 
-    one, rank = found[0]["bfloat16"], found[1][0]["bfloat16"]
-    lost = apart(one["bfloat16"], one["float32"])
-    assert apart(rank["bfloat16"], one["bfloat16"]) < lost
-    assert lost / 3 < apart(rank["bfloat16"], rank["float32"]) < 3 * lost
-    assert apart(rank["float32"], one["float32"]) < lost / 100
+    (low, full), (of_rank, full_of_rank) = (
+        (run["bfloat16"], run["sharded"]["language model"]) for run in (found[0], found[1][0])
+    )
+    lost = apart(low, full)
+    assert apart(of_rank, low) < lost
+    assert lost / 3 < apart(of_rank, full_of_rank) < 3 * lost
+    assert apart(full_of_rank, full) < lost / 100
 
 
 def test_out_of_memory_on_one_rank_makes_all_passes_smaller(found) -> None:
