@@ -115,11 +115,6 @@ class CorpusConfig:
         return found + (_split_problems(self.split) if "split" in self.steps else [])
 
 
-def user_steps(steps: Sequence[str]) -> list[str]:
-    """The steps that are functions of the user's."""
-    return [name for name in steps if name not in STEPS and parse_reference(name) is not None]
-
-
 def _step_problems(steps: Sequence[str]) -> Problems:
     found: Problems = [("steps", "empty; name at least one step")] if not steps else []
     for name in steps:

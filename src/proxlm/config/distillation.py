@@ -5,17 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from proxlm.config.distributed import DistributedSettings, sharding_problems
-from proxlm.config.early_stopping import DISTILLATION, early_stopping_problems
+from proxlm.config.distributed import DistributedSettings
+from proxlm.config.early_stopping import DISTILLATION
 from proxlm.config.mixture import is_mixture, kept_tokens_problems
 from proxlm.config.new_model import NewModelSettings
 from proxlm.config.problems import (
     Problems,
-    best_is_model_problems,
     chat_problems,
-    dropout_problems,
-    model_problems,
-    optimiser_problems,
     required,
     rollout_problems,
     scratch_problems,
@@ -31,6 +27,7 @@ from proxlm.config.schema import (
 )
 from proxlm.config.secrets import PREFIX, SECRET
 from proxlm.config.setting import setting
+from proxlm.config.supervised_problems import supervised_problems
 
 # What of [rollout] a server is told.
 _TOLD = ("max_new_tokens", "temperature", "top_p", "stop", "batch_size")
@@ -147,8 +144,12 @@ class DistillConfig:
             found += required(("data.prompts", self.data.prompts))
         found += chat_problems("data.chat_template_kwargs", self.data.chat_template_kwargs)
         found += chat_problems("text.chat_template_kwargs", self.text.chat_template_kwargs)
-        found += model_problems(self.model) + best_is_model_problems(self.run)
-        found += dropout_problems(self.train, self.model)
+        found += supervised_problems(
+            self,
+            DISTILLATION,
+            distill__mode=self.distill.mode != "sequence",
+            distill__eval_samples=self.distill.eval_samples,
+        )
         found += scratch_problems(self.scratch, self.model) + rollout_problems(self.rollout)
         if self.text.train and self.distill.mode == "sequence":
             reason = (
@@ -158,17 +159,10 @@ class DistillConfig:
         if self.distill.tokenizer == "new" and self.distill.mode != "sequence":
             reason = "its tokens are not the teacher's; set distill.mode = sequence, which learns texts"
             found.append(("distill.tokenizer", reason))
-        found += early_stopping_problems(self.train, DISTILLATION)
-        found += sharding_problems(
-            self.distributed,
-            {"optim": self.optim},
-            distill__mode=self.distill.mode != "sequence",
-            distill__eval_samples=self.distill.eval_samples,
-        )
         found += kept_tokens_problems(self.text)
         if is_mixture(self.text):
             found.append(("text.weights", "and text.temperature are not of distillation; leave them out"))
-        return found + optimiser_problems("optim", self.optim)
+        return found
 
     def best_metric(self) -> str:
         """ "": policy/ is the model of the best validation."""

@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from proxlm.config.distributed import DistributedSettings, sharding_problems
-from proxlm.config.early_stopping import PREFERENCES, early_stopping_problems
+from proxlm.config.distributed import DistributedSettings
+from proxlm.config.early_stopping import PREFERENCES
 from proxlm.config.problems import (
     Problems,
-    best_is_model_problems,
     chat_problems,
-    model_problems,
-    optimiser_problems,
     required,
 )
 from proxlm.config.schema import (
@@ -23,6 +20,7 @@ from proxlm.config.schema import (
     SupervisedSettings,
 )
 from proxlm.config.setting import setting
+from proxlm.config.supervised_problems import supervised_problems
 
 
 @dataclass(frozen=True)
@@ -113,19 +111,12 @@ class DPOConfig:
 
     def problems(self) -> Problems:
         found = required(("model.policy", self.model.policy), ("text.train", self.text.train))
-        found += (
-            preference_problems(self.text) + model_problems(self.model) + best_is_model_problems(self.run)
-        )
-        found += early_stopping_problems(self.train, PREFERENCES)
-        found += sharding_problems(
-            self.distributed,
-            {"optim": self.optim},
-        )
+        found += preference_problems(self.text) + supervised_problems(self, PREFERENCES)
         if self.text.pair:
             found.append(("text.pair", "a policy goes on with its prompt; set it to false"))
         if self.train.dropout:
             found.append(("train.dropout", "log-probs are compared with the reference's; set it to 0 in dpo"))
-        return found + optimiser_problems("optim", self.optim)
+        return found
 
     def best_metric(self) -> str:
         """ "": policy/ is the model of the best validation."""

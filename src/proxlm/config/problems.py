@@ -15,7 +15,6 @@ from proxlm.config.schema import (
     OptimisersSettings,
     RewardSettings,
     RunSettings,
-    SupervisedSettings,
 )
 from proxlm.config.tokenizer import tokenizer_problems
 from proxlm.text import shown, suggestion
@@ -61,25 +60,6 @@ def keep_best_problems(run: RunSettings, evaluation: EvaluationSettings) -> Prob
     elif metric.startswith("evaluation/greedy/") and not evaluation.greedy:
         problem = "is not measured: evaluation.greedy = false"
     return [("run.keep_best", f"{shown(metric)} {problem}")] if problem else []
-
-
-def dropout_problems(train: SupervisedSettings, model: ModelSettings) -> Problems:
-    """Dropout where passes cannot have it."""
-    if not (train.dropout and model.activation_checkpointing):
-        return []
-    return [("train.dropout", "works without model.activation_checkpointing; set one of them to its default")]
-
-
-def best_is_model_problems(run: RunSettings) -> Problems:
-    """run.keep_best in supervised training."""
-    if run.keep_best in ("auto", "none"):
-        return []
-    return [
-        (
-            "run.keep_best",
-            "the model of the run always is the one with the best validation loss; leave it out",
-        )
-    ]
 
 
 # Of [model], what only a job that trains has a use for.

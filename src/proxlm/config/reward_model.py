@@ -5,17 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from proxlm.config.distributed import DistributedSettings, sharding_problems
-from proxlm.config.early_stopping import REWARD_MODEL, early_stopping_problems
+from proxlm.config.distributed import DistributedSettings
+from proxlm.config.early_stopping import REWARD_MODEL
 from proxlm.config.loss import LossSettings
 from proxlm.config.new_model import NewModelSettings
 from proxlm.config.preferences import PreferenceSettings, preference_problems
 from proxlm.config.problems import (
     Problems,
-    best_is_model_problems,
-    dropout_problems,
-    model_problems,
-    optimiser_problems,
     required,
     scratch_problems,
 )
@@ -26,6 +22,7 @@ from proxlm.config.schema import (
     SupervisedSettings,
 )
 from proxlm.config.setting import setting
+from proxlm.config.supervised_problems import supervised_problems
 
 
 @dataclass(frozen=True)
@@ -165,17 +162,10 @@ class RewardConfig:
 
     def problems(self) -> Problems:
         found = required(("text.train", self.text.train)) + preference_problems(self.text)
-        found += model_problems(self.model) + _model_problems(self.model) + best_is_model_problems(self.run)
-        found += dropout_problems(self.train, self.model)
-        found += _ensemble_problems(self) + _label_problems(self)
-        found += early_stopping_problems(self.train, REWARD_MODEL[self.objective.kind])
-        found += sharding_problems(
-            self.distributed,
-            {"optim": self.optim},
-            ensemble__save=self.ensemble.size > 1 and self.ensemble.save == "average",
-        )
-        found += scratch_problems(self.scratch, self.model)
-        return found + optimiser_problems("optim", self.optim)
+        averaged = self.ensemble.size > 1 and self.ensemble.save == "average"
+        found += supervised_problems(self, REWARD_MODEL[self.objective.kind], ensemble__save=averaged)
+        found += _model_problems(self.model) + scratch_problems(self.scratch, self.model)
+        return found + _ensemble_problems(self) + _label_problems(self)
 
     def best_metric(self) -> str:
         """ "": the run's model is the one of the best validation."""

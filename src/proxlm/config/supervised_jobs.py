@@ -5,19 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from proxlm.config.distributed import DistributedSettings, sharding_problems
-from proxlm.config.early_stopping import LANGUAGE_MODEL, early_stopping_problems
+from proxlm.config.distributed import DistributedSettings
+from proxlm.config.early_stopping import LANGUAGE_MODEL
 from proxlm.config.loss import LossSettings
 from proxlm.config.mixture import kept_tokens_problems, mixture_problems
 from proxlm.config.new_model import NewModelSettings
 from proxlm.config.problems import (
     Problems,
-    best_is_model_problems,
     chat_problems,
-    dropout_problems,
-    model_problems,
     new_model_problems,
-    optimiser_problems,
     required,
     scratch_problems,
 )
@@ -29,6 +25,7 @@ from proxlm.config.schema import (
     TextSettings,
 )
 from proxlm.config.setting import setting
+from proxlm.config.supervised_problems import supervised_problems
 
 
 def _optim(lr: float, **more: Any) -> OptimiserSettings:
@@ -53,14 +50,7 @@ class PretrainConfig:
     run: RunSettings = setting(factory=RunSettings)
 
     def problems(self) -> Problems:
-        found = required(("text.train", self.text.train)) + optimiser_problems("optim", self.optim)
-        found += model_problems(self.model) + best_is_model_problems(self.run)
-        found += dropout_problems(self.train, self.model)
-        found += early_stopping_problems(self.train, LANGUAGE_MODEL)
-        found += sharding_problems(
-            self.distributed,
-            {"optim": self.optim},
-        )
+        found = required(("text.train", self.text.train)) + supervised_problems(self, LANGUAGE_MODEL)
         found += mixture_problems(self.text)
         if self.train.curriculum_steps:
             found.append(
@@ -99,16 +89,9 @@ class SFTConfig:
     def problems(self) -> Problems:
         found = required(("text.train", self.text.train))
         found += chat_problems("text.chat_template_kwargs", self.text.chat_template_kwargs)
-        found += model_problems(self.model) + best_is_model_problems(self.run)
-        found += dropout_problems(self.train, self.model)
-        found += early_stopping_problems(self.train, LANGUAGE_MODEL)
-        found += sharding_problems(
-            self.distributed,
-            {"optim": self.optim},
-        )
+        found += supervised_problems(self, LANGUAGE_MODEL)
         found += scratch_problems(self.scratch, self.model)
-        found += mixture_problems(self.text) + kept_tokens_problems(self.text)
-        return found + optimiser_problems("optim", self.optim)
+        return found + mixture_problems(self.text) + kept_tokens_problems(self.text)
 
     def best_metric(self) -> str:
         """ "": policy/ is the model of the best validation."""

@@ -141,15 +141,8 @@ def _saved(work: Work, share: Share, policy: float, critic: float) -> float:
     return 4.0 * sum(sharded) + _gathered(work.policy, work) / 2
 
 
-def rows_of_a_pass(work: Work) -> int:
-    """Rows in one pass, all as long as a row is on average, as even as `micro_batches` makes them."""
-    per_step = max(1, work.responses // max(1, work.minibatches))
-    at_most = max(1, int(work.pass_tokens // work.tokens))
-    return math.ceil(per_step / math.ceil(per_step / at_most))
-
-
 def rows_of_a_rank(work: Work, share: Share) -> int:
-    """The same of one rank, which has a share of each minibatch."""
+    """Rows in one pass of a rank, all as long as a row is on average, as even as `micro_batches` makes them."""
     own = max(1, math.ceil(work.responses / max(1, work.minibatches) / share.ranks))
     at_most = max(1, int(work.pass_tokens // work.tokens))
     return math.ceil(own / math.ceil(own / at_most))

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from math import isfinite
 
 from proxlm.errors import ConfigError, RewardError
-from proxlm.rewards.fields import field_of
+from proxlm.rewards.fields import answer_of, field_of
 from proxlm.rewards.numeric import is_marked, last_number, marked_number, to_number
 from proxlm.rewards.scorer import Scorer
 from proxlm.sandbox.verifier import Verifier
@@ -22,11 +22,9 @@ def exact_match(field: str = "answer", ignore_case: bool = False, strip: bool = 
         return text.casefold() if ignore_case else text
 
     def score(completion: Completion) -> float | RewardError:
-        expected = field_of(completion, field)
+        expected = answer_of(completion, field)
         if isinstance(expected, RewardError):
             return expected
-        if isinstance(expected, bool) or not isinstance(expected, str | int | float):
-            return RewardError(f'field "{field}" holds a {type(expected).__name__}, not a text or a number')
         return float(normal(completion.text) == normal(str(expected)))
 
     return lambda completions: [score(c) for c in completions]
@@ -73,11 +71,9 @@ def math_answer(
     verifier = Verifier("proxlm.sandbox.mathematics", seconds, memory_mb)
 
     def score(completion: Completion) -> float | RewardError:
-        expected = field_of(completion, field)
+        expected = answer_of(completion, field)
         if isinstance(expected, RewardError):
             return expected
-        if isinstance(expected, bool) or not isinstance(expected, str | int | float):
-            return RewardError(f'field "{field}" holds a {type(expected).__name__}, not a text or a number')
         if isinstance(expected, float):  # 1e-07 would be read as e - 7
             expected = f"{Decimal(repr(expected)):f}" if isfinite(expected) else ""
         try:

@@ -18,6 +18,7 @@ from proxlm.config.schema import RewardSettings
 from proxlm.errors import RewardError
 from proxlm.rewards.result import Component, UnusableResultError
 from proxlm.rewards.worker import receive, send
+from proxlm.sandbox.verifier import ended
 from proxlm.text import reason_of, system_reason
 from proxlm.threads import SLICE_SECONDS
 from proxlm.types import Completion
@@ -119,11 +120,7 @@ class IsolatedTerms:
             self._end = None
         if process is None:
             return "its process had ended"
-        try:
-            status = process.wait(timeout=0.5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            status = process.wait()
+        status = ended(process)
         how = f"status {status}" if status >= 0 else f"signal {-status}, {signal.Signals(-status).name}"
         return f"ended its process ({how})"
 

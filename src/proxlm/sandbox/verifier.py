@@ -134,14 +134,19 @@ class Verifier:
             self._end = None
         if process is None:
             return "its process had ended"
-        try:
-            status = process.wait(timeout=0.5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            status = process.wait()
+        status = ended(process)
         if status == -signal.SIGPROF:
             return f"took longer than {self._seconds:g} s; its process was ended"
         return f"ended its process ({f'status {status}' if status >= 0 else signal.Signals(-status).name})"
+
+
+def ended(process: subprocess.Popen[bytes]) -> int:
+    """The status of a process that ends now, or is killed."""
+    try:
+        return process.wait(timeout=0.5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _end_process(process: subprocess.Popen[bytes], end: socket.socket, owner: int) -> None:
