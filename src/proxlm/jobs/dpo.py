@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from proxlm.config import DPOConfig, settings_or_default, validate
+from proxlm.config import DPOConfig, settings_or_default
 from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
 from proxlm.data.preferences import Comparison, split_by_prompt
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
-from proxlm.distributed.launch import joined_ranks
 from proxlm.distributed.ranks import Ranks
 from proxlm.engine.agreement import check_engine
-from proxlm.jobs.in_memory import GivenRecords
 from proxlm.jobs.startup import after_restart, seeded_weights, start_job
 from proxlm.jobs.supervised import made_for_run, print_result, run_supervised
+from proxlm.jobs.supervised_trainer import RecordsTrainer
 from proxlm.models.agreement import check_gradients
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
 from proxlm.report.run import Run
 from proxlm.runlog.metric_names import LOSS, VALIDATION_ACCURACY, VALIDATION_LOSS
-from proxlm.train.common.callbacks import Callback, Callbacks
+from proxlm.train.common.callbacks import Callback
 from proxlm.train.supervised.dpo_objective import DPOObjective, as_examples, comparison_examples
 from proxlm.train.supervised.examples import Examples
 from proxlm.train.supervised.loop import SupervisedLoop
@@ -45,7 +43,7 @@ class DPOLoop(SupervisedLoop):
     headline: ClassVar[tuple[str, ...]] = (LOSS, VALIDATION_LOSS, VALIDATION_ACCURACY)
 
 
-class DPOTrainer:
+class DPOTrainer(RecordsTrainer[DPOConfig]):
     """Trains a language model on preferences by direct preference optimisation; the reference is its start.
 
     Settings are checked here; the data and the model when `train` is called. Everything that is not passed comes from
@@ -79,23 +77,7 @@ class DPOTrainer:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         config = settings_or_default(DPOConfig, config)
-        self.source = ModelSource(config.model, model, tokenizer)
-        self._records = GivenRecords.of(train, validation, config.text, config.text.chosen_field)
-        text = self._records.named_in(config.text)
-        config = replace(config, model=self.source.settings, text=text)
-        self.config = validate(config, {"model.policy": "model", "text.train": "train"})
-        self._callbacks = Callbacks(callbacks)
-        self._in_python = self._records.in_memory or self.source.in_memory
-
-    def train(self) -> Run:
-        """Train, keep the weights with the best validation loss, and write model and report to the run's folder.
-
-        Raises:
-            UserError: The data or the model cannot be used, or the run cannot continue.
-            StoppedBySignalError: A signal has ended the run; its newest step is saved.
-        """
-        with self.source.lent(), joined_ranks(self.config.distributed.timeout) as ranks:
-            return self._train(ranks)
+        self._take(config, model, tokenizer, train, validation, callbacks, config.text.chosen_field)
 
     def _train(self, ranks: Ranks) -> Run:
         config = self.config

@@ -13,7 +13,6 @@ from proxlm.config.signature import checked
 from proxlm.data.documents import DocumentParts
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import tokenizer_of_new_model
-from proxlm.distributed.launch import joined_ranks
 from proxlm.distributed.ranks import Ranks
 from proxlm.errors import ConfigError
 from proxlm.jobs.model_limits import check_block
@@ -28,6 +27,7 @@ from proxlm.jobs.supervised import (
     run_supervised,
     tokenizer_to_resume,
 )
+from proxlm.jobs.supervised_trainer import SupervisedTrainer
 from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.models.source import ModelSource
 from proxlm.report.run import Run
@@ -42,7 +42,7 @@ def main(config: PretrainConfig) -> None:
     print_result(PretrainTrainer(config=after_restart(config)).train())
 
 
-class PretrainTrainer:
+class PretrainTrainer(SupervisedTrainer[PretrainConfig]):
     """Trains a new language model on plain text, or continues to train one.
 
     A new model has a new tokenizer, which is trained on the same text, or the ready one of `new.tokenizer`. Settings
@@ -84,16 +84,6 @@ class PretrainTrainer:
         if self._texts is not None and config.text.tokens:
             raise ConfigError("text.tokens: texts passed from Python have no file to compare; leave it out")
         self._callbacks = Callbacks(callbacks)
-
-    def train(self) -> Run:
-        """Train, keep the weights with the best validation loss, and write model and report to the run's folder.
-
-        Raises:
-            UserError: The text or the model cannot be used, or the run cannot continue.
-            StoppedBySignalError: A signal has ended the run; its newest step is saved.
-        """
-        with self.source.lent(), joined_ranks(self.config.distributed.timeout) as ranks:
-            return self._train(ranks)
 
     def _train(self, ranks: Ranks) -> Run:
         config = self.config

@@ -9,24 +9,22 @@ from typing import Any, ClassVar
 
 import torch
 
-from proxlm.config import RewardConfig, settings_or_default, validate
+from proxlm.config import RewardConfig, settings_or_default
 from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import tokenizer_of_new_model
-from proxlm.distributed.launch import joined_ranks
 from proxlm.distributed.ranks import Ranks
 from proxlm.errors import ConfigError
-from proxlm.jobs.in_memory import GivenRecords
 from proxlm.jobs.judge import HeldOut, print_judgement
 from proxlm.jobs.judge_labels import HeldOutLabels
 from proxlm.jobs.new_models import check_new_model, new_language_model
 from proxlm.jobs.reward_records import RewardRecords
 from proxlm.jobs.startup import after_restart, seeded_weights, start_job
 from proxlm.jobs.supervised import made_for_run, print_result, run_supervised, tokenizer_to_resume
+from proxlm.jobs.supervised_trainer import RecordsTrainer
 from proxlm.models.classifier import Classifier, classifier_of_language_model, load_classifier
 from proxlm.models.model_types import is_encoder_decoder_type
-from proxlm.models.source import ModelSource
 from proxlm.report.run import Run
 from proxlm.rewards.reward_model import MEMBER, members_of
 from proxlm.runlog.metric_names import (
@@ -37,7 +35,7 @@ from proxlm.runlog.metric_names import (
 )
 from proxlm.runlog.saved_settings import model_folder
 from proxlm.seeds import Purpose, derive_seed
-from proxlm.train.common.callbacks import Callback, Callbacks
+from proxlm.train.common.callbacks import Callback
 from proxlm.train.supervised.completion_tokens import CompletionTokens
 from proxlm.train.supervised.criteria import criterion_of
 from proxlm.train.supervised.dropout import Dropout
@@ -73,7 +71,7 @@ class RewardLoop(SupervisedLoop):
     )
 
 
-class RewardTrainer:
+class RewardTrainer(RecordsTrainer[RewardConfig]):
     """Trains a reward model and saves it as …ForSequenceClassification, or of steps as …ForTokenClassification.
 
     Settings are checked here; the data and the model when `train` is called. Everything that is not passed comes from
@@ -109,29 +107,13 @@ class RewardTrainer:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         config = settings_or_default(RewardConfig, config)
-        self.source = ModelSource(config.model, model, tokenizer)
-        self._records = GivenRecords.of(train, validation, config.text, config.text.chosen_field)
-        text = self._records.named_in(config.text)
-        config = replace(config, model=self.source.settings, text=text)
-        self.config = validate(config, {"model.policy": "model", "text.train": "train"})
+        self._take(config, model, tokenizer, train, validation, callbacks, config.text.chosen_field)
         if is_encoder_decoder_type(config.scratch.type):
             raise ConfigError(
                 f"scratch.type = {config.scratch.type}: only a decoder can be made new; set model.policy"
             )
         if self.source.in_memory and config.ensemble.size > 1:
             raise ConfigError("ensemble.size: a loaded model is only one to begin with; pass its folder")
-        self._callbacks = Callbacks(callbacks)
-        self._in_python = self._records.in_memory or self.source.in_memory
-
-    def train(self) -> Run:
-        """Train, keep the weights with the best validation loss, and write model and report to the run's folder.
-
-        Raises:
-            UserError: The data or the model cannot be used, or the run cannot continue.
-            StoppedBySignalError: A signal has ended the run; its newest step is saved.
-        """
-        with self.source.lent(), joined_ranks(self.config.distributed.timeout) as ranks:
-            return self._train(ranks)
 
     def _train(self, ranks: Ranks) -> Run:
         config = self.config

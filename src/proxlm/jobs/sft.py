@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proxlm.config import SFTConfig, settings_or_default, validate
+from proxlm.config import SFTConfig, settings_or_default
 from proxlm.config.mixture import is_mixture, source_names
 from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
@@ -20,10 +19,8 @@ from proxlm.data.skipped import Skipped
 from proxlm.data.supervised import SFTExample, record_texts, sft_examples
 from proxlm.data.text import split_validation
 from proxlm.data.tokenizer import tokenizer_of_new_model
-from proxlm.distributed.launch import joined_ranks
 from proxlm.distributed.ranks import Ranks
 from proxlm.errors import DataError
-from proxlm.jobs.in_memory import GivenRecords
 from proxlm.jobs.new_models import check_new_model, new_language_model
 from proxlm.jobs.startup import after_restart, seeded_weights, start_job
 from proxlm.jobs.supervised import (
@@ -34,10 +31,10 @@ from proxlm.jobs.supervised import (
     run_supervised,
     tokenizer_to_resume,
 )
+from proxlm.jobs.supervised_trainer import RecordsTrainer
 from proxlm.models.model_types import is_encoder_decoder_type
-from proxlm.models.source import ModelSource
 from proxlm.report.run import Run
-from proxlm.train.common.callbacks import Callback, Callbacks
+from proxlm.train.common.callbacks import Callback
 from proxlm.train.supervised.batches import Mixture
 from proxlm.train.supervised.examples import Examples
 from proxlm.train.supervised.objective import LanguageModelObjective
@@ -49,7 +46,7 @@ def main(config: SFTConfig) -> None:
     print_result(SFTTrainer(config=after_restart(config)).train())
 
 
-class SFTTrainer:
+class SFTTrainer(RecordsTrainer[SFTConfig]):
     """Fine-tunes a language model on prompts with responses, or on conversations: only the responses have a loss.
 
     Settings are checked here; the data and the model when `train` is called. Everything that is not passed comes from
@@ -83,24 +80,8 @@ class SFTTrainer:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         config = settings_or_default(SFTConfig, config)
-        self.source = ModelSource(config.model, model, tokenizer)
-        self._records = GivenRecords.of(train, validation, config.text, config.text.messages_field)
-        text = self._records.named_in(config.text)
-        config = replace(config, model=self.source.settings, text=text)
-        self.config = validate(config, {"model.policy": "model", "text.train": "train"})
-        self._callbacks = Callbacks(callbacks)
-        self._in_python = self._records.in_memory or self.source.in_memory
+        self._take(config, model, tokenizer, train, validation, callbacks, config.text.messages_field)
         self._mixed = is_mixture(config.text)
-
-    def train(self) -> Run:
-        """Train, keep the weights with the best validation loss, and write model and report to the run's folder.
-
-        Raises:
-            UserError: The data or the model cannot be used, or the run cannot continue.
-            StoppedBySignalError: A signal has ended the run; its newest step is saved.
-        """
-        with self.source.lent(), joined_ranks(self.config.distributed.timeout) as ranks:
-            return self._train(ranks)
 
     def _train(self, ranks: Ranks) -> Run:
         config = self.config
