@@ -14,10 +14,21 @@ import torch.distributed
 import torch.multiprocessing
 from helpers import SilentLog, blank_rollout, job, parameters, trainer, vowels, weights_of
 
-from proxlm.config import CovarianceSettings, PPOConfig, PtxSettings, ShapingSettings, ValueSettings
+from proxlm.config import (
+    CovarianceSettings,
+    EnvironmentSettings,
+    PPOConfig,
+    PtxSettings,
+    ShapingSettings,
+    ValueSettings,
+)
 from proxlm.config.distributed import DistributedSettings
 from proxlm.config.ppo import CorrectionSettings
 from proxlm.distributed.ranks import ONE_PROCESS, Ranks, TorchRanks
+from proxlm.environments.message_tokens import PlainMessageTokens
+from proxlm.environments.multi_turn import MultiTurn
+from proxlm.environments.protocol import Task
+from proxlm.environments.resolve import with_environment
 from proxlm.models.sharded import is_sharded
 from proxlm.train.ppo import update as update_module
 from proxlm.train.ppo.loop import PPOLoop
@@ -54,6 +65,14 @@ CASES: dict[str, dict[str, Any]] = {
     "more ranks than rows": {"critic": "separate", "batch_size": 1, "minibatches": 1},
     "a teacher": {"advantage": "reinforce", "taught": True, "teacher_lam": 0.5},
     "ends early": {"critic": "separate", "target_kl": 1e-6, "lr": 1e-2},
+    "conversations": {"critic": "shared", "talks": True, "samples_per_prompt": 2, "batch_size": 5},
+    "more ranks than conversations": {
+        "critic": "separate",
+        "talks": True,
+        "batch_size": 1,
+        "minibatches": 1,
+    },
+    "scored beside writing": {"critic": "separate", "overlap": 3},
     "rollouts ahead": {
         "critic": "shared",
         "shaping": SHAPED,
@@ -100,14 +119,31 @@ PRECISIONS: dict[str, dict[str, Any]] = {
 }
 
 
+class Uneven:
+    """Of one to three turns, by the prompt's length; longer replies are worth more."""
+
+    def reset(self, task: Task) -> str:
+        self.left = 1 + len(task.text) % 3
+        return task.text
+
+    def step(self, reply: str) -> tuple[str, float, bool]:
+        self.left -= 1
+        return f" {self.left} more", len(reply) / 10, not self.left
+
+
 def made_on(tokenizer: Any, name: str, ranks: Ranks, sharded: bool = False, **more: Any) -> PPOLoop:
     settings = TWO | (SHARDED | PRECISIONS if sharded else CASES)[name]
     top_p, taught = settings.pop("top_p", 1.0), settings.pop("taught", False)
     more |= {key: settings.pop(key) for key in ("lora", "family") if key in settings}
-    of_model = settings.pop("model", {})
+    of_model, talks, overlap = (settings.pop(key, None) for key in ("model", "talks", "overlap"))
     config = job(**settings)
     config = replace(config, rollout=replace(config.rollout, top_p=top_p))
-    config = replace(config, model=replace(config.model, **of_model))
+    config = replace(config, model=replace(config.model, **(of_model or {})))
+    config = replace(config, reward=replace(config.reward, overlap=overlap or 0))
+    if talks:
+        more["reward"] = with_environment(None)
+        talk = EnvironmentSettings(use="x", max_turns=3, lockstep=True)
+        more["generate"] = MultiTurn(Uneven, PlainMessageTokens(tokenizer), talk)
     if sharded:
         config = replace(config, distributed=DistributedSettings(strategy="fsdp"))
     made = trainer(tokenizer, config, Path("nowhere"), ranks=ranks, **more)
@@ -156,6 +192,21 @@ def mixed_text(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
         tokenizer, "shared", ranks, ptx=PtxText(text, PtxSettings(coef=0.3, batch_tokens=48), 1000, seed=0)
     )
     return {"rows": [made.step(SilentLog())], "parameters": parameters(made), "state": made.state}  # type: ignore[arg-type]
+
+
+def written(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
+    """Which conversations this rank has written turns of, and which turns were read from the beginning."""
+    made = made_on(tokenizer, "conversations", ranks)
+    submit, turns = made.engine.submit, []
+
+    def kept(requests: Any) -> None:
+        turns.extend(requests := list(requests))
+        submit(requests)
+
+    made.engine.submit = kept  # type: ignore[method-assign]
+    row = made.step(SilentLog())  # type: ignore[arg-type]
+    read = [request.id for request in turns if request.prefix is None]
+    return {"turns": [request.id for request in turns], "read": read, "each": row["environment/turns"]}
 
 
 def not_finite(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
@@ -212,6 +263,7 @@ WORK: list[Callable[[Any, Ranks], dict[str, Any]]] = [
     sharded,
     bfloat16,
     mixed_text,
+    written,
     not_finite,
     out_of_memory,
     fails_on_rank_0,
@@ -297,6 +349,16 @@ def test_sharded_weights_in_bf16_begin_where_the_reference_is(found) -> None:
 def test_an_early_end_is_decided_together(found) -> None:
     rows = [row for rank in found[1] for row in rank["plain"]["ends early"]["rows"]]
     assert {row["optimiser_steps"] for row in rows} == {2.0}
+
+
+def test_each_rank_writes_its_share_of_the_conversations(found) -> None:
+    whole, ranks = found[0]["written"], [rank["written"] for rank in found[1]]
+    assert sorted(ranks[0]["turns"] + ranks[1]["turns"]) == sorted(whole["turns"])
+    assert len({*whole["turns"]}) == 10 < len(whole["turns"]) == 10 * whole["each"] < 30  # some end earlier
+    own = [{*rank["turns"]} for rank in ranks]
+    assert sorted(len(conversations) for conversations in own) == [4, 6]
+    assert not own[0] & own[1]
+    assert all(sorted(rank["read"]) == sorted({*rank["turns"]}) for rank in ranks)  # the first turns alone
 
 
 def test_text_is_mixed_in_once(found) -> None:

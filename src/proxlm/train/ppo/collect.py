@@ -15,7 +15,6 @@ from proxlm.config.algorithms import advantage_of
 from proxlm.data.prompts import PromptStream
 from proxlm.engine.generate import Generate, generate
 from proxlm.engine.protocol import Engine
-from proxlm.environments.multi_turn import MultiTurn
 from proxlm.errors import RunError
 from proxlm.rl.advantages import turn_starts
 from proxlm.rl.estimators import group_numbers, varied_groups
@@ -100,8 +99,6 @@ def collect(
                 step=draw + draws - 1,
                 on_progress=clock.log.progress,
             )
-        if isinstance(generate, MultiTurn) and (news := generate.pace.news()):
-            clock.log.note(news)
         drawn += ppo.batch_size
         try:
             rollout, more = _of_conversations(rollout, config, clock)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +18,9 @@ from proxlm.doctor import Facts, facts_of
 from proxlm.engine.generate import Generate, generate
 from proxlm.engine.native import NativeEngine
 from proxlm.engine.protocol import Engine
+from proxlm.engine.shared import Share, SharedEngine, with_engine
 from proxlm.engine.vllm import VLLMEngine
+from proxlm.environments.multi_turn import MultiTurn
 from proxlm.models.actor_critic import ActorCritic
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
@@ -48,7 +49,6 @@ from proxlm.train.ppo.plan import plan_update
 from proxlm.train.ppo.prepare import prepare
 from proxlm.train.ppo.ptx import PtxText
 from proxlm.train.ppo.rollout_queue import Collector, CopyEngine, RolloutQueue
-from proxlm.train.ppo.shared_generate import SharedGenerate, can_be_shared
 from proxlm.train.ppo.state import PPOState
 from proxlm.train.ppo.update import update
 from proxlm.types import Progress, Rollout, Scores
@@ -102,6 +102,7 @@ class PPOLoop(SharedLoop[PPOState]):
         self.engine = (
             engine_of(policy, config, folder) if ranks.rank == 0 else NativeEngine(policy, config.rollout)
         )
+        self.share = Share(ranks, self.engine)
         self.collector = Collector(policy, self.engine)
         self.partial_rollouts: PartialRollouts | None = None
         if config.ppo.max_staleness and ranks.rank == 0:
@@ -116,10 +117,11 @@ class PPOLoop(SharedLoop[PPOState]):
         self.evaluate: Callable[[Progress], Mapping[str, float]] | None = None
 
     def handlers(self) -> dict[str, Callable[..., object]]:
-        return {**super().handlers(), "generate": self._sample_share}
-
-    def _sample_share(self, *given: Any) -> None:
-        SharedGenerate(self.ranks, self.engine).own_share(*given)
+        return {
+            **super().handlers(),
+            "sample": lambda *given: self.share.sample(*given),
+            "reset_share": lambda: self.share.reset(),
+        }
 
     def step(self, log: RunLog | NoLog) -> dict[str, float]:
         """One PPO step; returns its metrics. All ranks take it together."""
@@ -176,6 +178,8 @@ class PPOLoop(SharedLoop[PPOState]):
             generate=self.partial_rollouts or self.sampler(),
         )
         rollout = found.rollout
+        if isinstance(self.generate, MultiTurn) and (news := self.generate.pace.news()):
+            clock.log.note(news)
         stale = engine.version != step and config.ppo.engine_correction.mode != "none"
         if self.partial_rollouts or not stale or not isinstance(engine, CopyEngine):
             return found
@@ -187,9 +191,14 @@ class PPOLoop(SharedLoop[PPOState]):
             return found._replace(rollout=replace(rollout, trainer_logprobs=known))
 
     def sampler(self) -> Generate:
-        """What samples responses of the policy as it is: all ranks together, where that can be."""
-        if self.ranks.size > 1 and can_be_shared(self.config, self.generate):
-            return SharedGenerate(self.ranks, self.engine)
+        """What samples responses of the policy as it is: all ranks together, where that can be.
+
+        Not with servers, which belong to rank 0, nor beside an update, whose calls have another order.
+        """
+        known = self.generate is generate or isinstance(self.generate, MultiTurn)  # they need an Engine alone
+        alone = self.ranks.size == 1 or self.config.ppo.max_staleness or self.config.engine.use != "native"
+        if known and not alone:
+            return with_engine(self.generate, SharedEngine(self.ranks, self.share))
         return self.generate
 
     def _evaluated(self, clock: Clock) -> dict[str, float]:
