@@ -17,7 +17,6 @@ JOBS: dict[str, dict[str, Any]] = {
     "distill": {
         "data.prompts": "p",
         "model.teacher": "t",
-        "distill.mode": "sequence",
         "distill.eval_samples": 0,
     },
 }
@@ -27,7 +26,6 @@ REFUSED = [
     *(("ppo", f"optim.{part}.name", "muon") for part in ("policy", "critic")),
     *((job, "optim.name", name) for job in SUPERVISED for name in ("muon", "lbfgs", "adafactor")),
     ("reward", "ensemble.save", "average"),
-    ("distill", "distill.mode", "logits"),
     ("distill", "distill.mode", "on_policy"),
     ("distill", "distill.eval_samples", 4),
 ]

@@ -147,7 +147,7 @@ class DistillConfig:
         found += supervised_problems(
             self,
             DISTILLATION,
-            distill__mode=self.distill.mode != "sequence",
+            distill__mode=self.distill.mode == "on_policy",
             distill__eval_samples=self.distill.eval_samples,
         )
         found += scratch_problems(self.scratch, self.model) + rollout_problems(self.rollout)

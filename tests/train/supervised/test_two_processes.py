@@ -122,7 +122,7 @@ def dpo(tokenizer: Any, ranks: Ranks) -> Any:
 
 def distill(tokenizer: Any, ranks: Ranks, **settings: Any) -> Any:
     student, teacher = tiny_model(tokenizer, seed=1), tiny_model(tokenizer, seed=2)
-    made, data = DistillSettings(eval_samples=2, **settings), examples()
+    made, data = DistillSettings(**{"eval_samples": 2} | settings), examples()
     reader = Teacher(teacher, len(student.network.get_output_embeddings().weight))
     return DistillObjective(student, reader, data, data, made, 6, 0)
 
@@ -166,6 +166,7 @@ SHARDED = {
     "checkpointing": (language_model, {"activation_checkpointing": True}, {}),
     "the top block": (language_model, {"train_layers": 1}, {}),
     "frozen weights": (language_model, {"freeze": ["*.mlp.*"]}, {}),
+    "distill": (distill, {"mode": "logits", "eval_samples": 0}, {}),
 }
 # That are not the same to 1e-6.
 PRECISIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = {
