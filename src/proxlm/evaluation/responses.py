@@ -110,11 +110,9 @@ class Responses:
             answers,
         )
 
-    def over_prompts(
-        self, values: Sequence[float], interval: Callable[[Sequence[float]], Estimate] = mean_with_interval
-    ) -> Estimate:
+    def over_prompts(self, values: Sequence[float]) -> Estimate:
         """The mean of a value of each response, over prompts."""
-        return mean_over_prompts(values, [prompt.id for prompt in self.rollout.prompts], interval)
+        return mean_over_prompts(values, [prompt.id for prompt in self.rollout.prompts], mean_with_interval)
 
     def reward_metrics(self) -> dict[str, Estimate]:
         """Reward and its components."""

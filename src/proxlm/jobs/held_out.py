@@ -56,6 +56,10 @@ class HeldOutEvaluations:
         self._newest: tuple[int, Evaluation] | None = None
         if prompts:
             loop.evaluate = self.during
+        self._begin()
+
+    def _begin(self) -> None:
+        """Note what a resume is about to change."""
 
     def before(self) -> None:
         """Evaluate the reference, or take what a resumed run has found before its first step."""

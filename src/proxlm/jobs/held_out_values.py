@@ -12,13 +12,10 @@ from proxlm.checkpoint import best_folder
 from proxlm.engine.native import NativeEngine
 from proxlm.evaluation.critic import evaluate_critic
 from proxlm.evaluation.results import Evaluation
-from proxlm.evaluation.task_metrics.task_metrics import TaskMetrics
 from proxlm.jobs.held_out import HeldOutEvaluations
 from proxlm.jobs.progress import progress_line
 from proxlm.models.actor_critic import ActorCritic, critic_from
 from proxlm.models.value_head import bins_of, ensemble_of
-from proxlm.train.ppo.loop import PPOLoop
-from proxlm.types import Prompt
 
 
 class HeldOutValues(HeldOutEvaluations):
@@ -26,17 +23,10 @@ class HeldOutValues(HeldOutEvaluations):
 
     reads_critic: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        loop: PPOLoop,
-        prompts: list[Prompt],
-        metrics: TaskMetrics | None = None,
-        words: Evaluation | None = None,
-    ) -> None:
-        super().__init__(loop, prompts, metrics, words)
-        self._before = self._known_before() if prompts else None
-        # A resume is about to change the critic's weights.
-        again = loop.config.run.resume and prompts and self._before is None
+    def _begin(self) -> None:
+        loop = self._loop
+        self._before = self._known_before() if self._prompts else None
+        again = loop.config.run.resume and self._prompts and self._before is None
         self._at_the_start = _with_own_critic(loop.models) if again else loop.models
 
     def before(self) -> None:

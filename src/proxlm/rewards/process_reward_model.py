@@ -16,6 +16,7 @@ from proxlm.data.chat import ChatFormat, read_template
 from proxlm.data.labelled import step_ends
 from proxlm.errors import ConfigError, ModelError, RewardError
 from proxlm.kernels.device import resolve_device
+from proxlm.models.encoder import longest_text
 from proxlm.models.model_types import register_model_types
 from proxlm.models.weights import check_files, check_vocabulary, read_configuration, read_network
 from proxlm.rewards.reading import Reader
@@ -115,8 +116,7 @@ class ProcessRewardModel:
             self._check(model.config)
         except ValueError as error:
             raise ConfigError(f"{what}: {error}") from error
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.max_length = self.max_length or min(limit or 10**9, tokenizer.model_max_length)
+        self.max_length = self.max_length or longest_text(model.config.get_text_config(), tokenizer)
         chat = ChatFormat(tokenizer, read_template(self.chat_template), self.chat_template_kwargs)
         self._tokenizer, self._reader = tokenizer, Reader(chat, False, self.path)
         self._model = model.to(self.device).eval()

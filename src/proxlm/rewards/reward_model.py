@@ -16,6 +16,7 @@ from proxlm.data.chat import ChatFormat, read_template
 from proxlm.data.tokenizer import read_tokenizer
 from proxlm.errors import ConfigError, ModelError, RewardError
 from proxlm.kernels.device import resolve_device
+from proxlm.models.encoder import longest_text
 from proxlm.models.model_types import register_model_types
 from proxlm.models.weights import (
     NOT_A_REWARD_MODEL,
@@ -114,8 +115,7 @@ class RewardModel:
             self._set_heads(model.config)
         except ValueError as error:
             raise ConfigError(f"reward model {self.path}: {error}") from error
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.max_length = self.max_length or min(limit or 10**9, tokenizer.model_max_length)
+        self.max_length = self.max_length or longest_text(model.config.get_text_config(), tokenizer)
         chat = ChatFormat(tokenizer, read_template(self.chat_template), self.chat_template_kwargs)
         self._model, self._reader = model, Reader(chat, self.pair, self.path)
 
