@@ -57,9 +57,16 @@ TALK = ["--environment.use", "environment.py:Vowels", "--environment.tasks", "12
 TRAIN = ["--train.steps", "3", "--train.batch-tokens", "60", "--train.validate-every", "1", "--train.patience", "0",
          "--optim.lr", "1e-2", "--optim.warmup", "2"]  # fmt: skip
 AHEAD = ["--ppo.max-staleness", "1", "--ppo.staleness-correction.mode", "token_truncate"]
+CONTROL = [
+    "control", *COMMON, "--environment.id", "CartPole-v1", "--environment.count", "2",
+    "--environment.steps", "96", "--ppo.horizon", "16", "--ppo.epochs", "1", "--ppo.minibatches", "2",
+    "--model.width", "8", "--model.lstm", "4", "--run.keep-best", "entropy", "--run.keep-best-is", "lowest",
+]  # fmt: skip
+ASYNCHRONOUS = ["--run.asynchronous-save", "true"]
 JOBS: dict[str, list[str]] = {
     "ppo": [*PPO, *PROMPTS],
     "ppo, ahead": [*PPO, *PROMPTS, *AHEAD],
+    "ppo, asynchronous": [*PPO, *PROMPTS, *ASYNCHRONOUS],
     "ppo, conversations": [*PPO, *TALK],
     "ppo, conversations, ahead": [*PPO, *TALK, *AHEAD],
     "ppo, distilled": [*PPO, *PROMPTS, "--model.teacher", "model"],
@@ -85,11 +92,8 @@ JOBS: dict[str, list[str]] = {
         "--new.layers", "1", "--new.heads", "2", "--new.context", "32", "--new.vocabulary", "280",
         "--train.block", "32", *TRAIN,
     ],
-    "control": [
-        "control", *COMMON, "--environment.id", "CartPole-v1", "--environment.count", "2",
-        "--environment.steps", "96", "--ppo.horizon", "16", "--ppo.epochs", "1", "--ppo.minibatches", "2",
-        "--model.width", "8", "--model.lstm", "4", "--run.keep-best", "entropy", "--run.keep-best-is", "lowest",
-    ],
+    "control": CONTROL,
+    "control, asynchronous": [*CONTROL, *ASYNCHRONOUS],
     "evaluate": [
         "evaluate", *MODEL, "--model.policy", "model", "--data.eval-prompts", "prompts.jsonl", "--data.eval-count",
         "2", "--rollout.max-new-tokens", "4", "--reward.use", "reward.py:score", "--output",
@@ -114,7 +118,7 @@ def prepare(folder: Path, jobs: Sequence[str]) -> None:
     """What these jobs read, in `folder`, with an empty out/, and the modules that they need."""
     (folder / WATCHED).mkdir()
     torch.set_num_threads(1)
-    if set(jobs) - {"control", "report"}:
+    if set(jobs) - {"control", "control, asynchronous", "report"}:
         _language(folder)
     if "report" in jobs:
         control = [argument.replace(str(RUN), "finished") for argument in JOBS["control"]]

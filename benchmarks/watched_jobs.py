@@ -106,14 +106,17 @@ def not_one_line(ended: Ended, alone: bool = False) -> list[str]:
 
 def _recording(watcher: Watcher, out: Path, log: Path) -> None:
     """In a forked process: record what it does from now on, and where it has saved a checkpoint."""
-    save = run_loop.save_checkpoint
 
-    def marked(*arguments: Any, **more: Any) -> Path:
-        folder = save(*arguments, **more)
-        watcher.mark(SAVED)
-        return folder
+    def marking(save: Callable[..., Path]) -> Callable[..., Path]:
+        def marked(*arguments: Any, **more: Any) -> Path:
+            folder = save(*arguments, **more)
+            watcher.mark(SAVED)
+            return folder
 
-    run_loop.save_checkpoint = marked
+        return marked
+
+    run_loop.save_checkpoint = marking(run_loop.save_checkpoint)
+    run_loop.complete_checkpoint = marking(run_loop.complete_checkpoint)  # in a thread
     watcher.record(out, log)
 
 

@@ -11,6 +11,7 @@ A checkpoint is written under a temporary name and renamed when it is complete a
 folder named .writing-…, which the next save removes. Later damage is detected by the manifest.
 """
 
+from proxlm.checkpoint.background import BackgroundSave
 from proxlm.checkpoint.best import best_folder, damage_of, keep_model, remove_other_models
 from proxlm.checkpoint.changes import ROWS_SHA256, accept_changes, changed_rows
 from proxlm.checkpoint.manifest import damage, is_published, read_manifest
@@ -27,7 +28,9 @@ from proxlm.checkpoint.read import (
 from proxlm.checkpoint.settings import check_settings, settings_of
 from proxlm.checkpoint.state import read_state
 from proxlm.checkpoint.write import (
+    begin_checkpoint,
     clear_leftovers,
+    complete_checkpoint,
     leftovers,
     publish_folder,
     remove_old,
@@ -36,7 +39,9 @@ from proxlm.checkpoint.write import (
 
 __all__ = [
     "ROWS_SHA256",
+    "BackgroundSave",
     "accept_changes",
+    "begin_checkpoint",
     "best_folder",
     "changed_rows",
     "check_fit",
@@ -44,6 +49,7 @@ __all__ = [
     "checkpoint_problem",
     "checkpoints",
     "clear_leftovers",
+    "complete_checkpoint",
     "damage",
     "damage_of",
     "folder_name",

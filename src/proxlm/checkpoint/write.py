@@ -41,19 +41,30 @@ def save_checkpoint(
 
     Raises RunError if the system refuses a write; the checkpoints before are whole.
     """
-    from safetensors.torch import save_file
+    begin_checkpoint(run, step, write_model, model_folder)
+    return complete_checkpoint(run, step, tensors, state, keep)
 
+
+def begin_checkpoint(run: Path, step: int, write_model: Callable[[Path], None], model_folder: str) -> None:
+    """The first half of `save_checkpoint`: what needs the model itself, under a temporary name."""
     folder = made_folder(run / "checkpoints")
     clear_leftovers(folder)
-    temporary = folder / f".writing-{step:08d}"
-    with _whole_or_gone(temporary, folder, f"the checkpoint of step {step}"):
+    with _whole_or_gone(temporary := _temporary(folder, step), folder, _named(step)):
         temporary.mkdir()
+        write_model(temporary / model_folder)
+
+
+def complete_checkpoint(run: Path, step: int, tensors: Mapping[str, Tensor], state: State, keep: int) -> Path:
+    """The second half: what needs the tensors and state alone, so that another thread may do it with copies."""
+    from safetensors.torch import save_file
+
+    folder = run / "checkpoints"
+    with _whole_or_gone(temporary := _temporary(folder, step), folder, _named(step)):
         save_file(
             {name: t.detach().contiguous().cpu() for name, t in tensors.items()},
             temporary / "state.safetensors",
         )
         write_json_atomic(temporary / "state.json", {"step": step, **state})
-        write_model(temporary / model_folder)
         give_mode_of(temporary / "state.json", temporary)
         sync_tree(temporary)
         write_manifest(temporary)
@@ -62,6 +73,14 @@ def save_checkpoint(
     _put_in_place(temporary, final)
     remove_old(run, keep)
     return final
+
+
+def _temporary(folder: Path, step: int) -> Path:
+    return folder / f".writing-{step:08d}"
+
+
+def _named(step: int) -> str:
+    return f"the checkpoint of step {step}"
 
 
 def made_folder(folder: Path) -> Path:

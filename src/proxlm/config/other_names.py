@@ -45,6 +45,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "bad_words_ids": ("rollout.bad_words", "rollout.logit_bias"),
     "sequence_bias": ("rollout.logit_bias",),
     "save_steps": ("run.save_every",),
+    "async_save": ("run.asynchronous_save",),
     "save_total_limit": ("run.keep",),
     "eval_steps": ("evaluation.every", "train.validate_every"),
     "model_name_or_path": ("model.policy",),

@@ -353,6 +353,12 @@ class RunSettings:
         on_resume="free",
     )
     save_every: int = setting(50, "steps between checkpoints; 0: only at the end", ge=0, on_resume="free")
+    asynchronous_save: bool = setting(
+        False,
+        "write checkpoints in a thread, from a copy in main memory, while the next steps are taken; at most one at a"
+        " time",
+        on_resume="free",
+    )
     keep: int = setting(2, "number of newest checkpoints to keep", ge=1, on_resume="free")
     keep_best: str = setting(
         "auto",

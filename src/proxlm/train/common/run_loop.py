@@ -15,11 +15,14 @@ from torch import Tensor
 
 from proxlm.checkpoint import (
     ROWS_SHA256,
+    BackgroundSave,
     accept_changes,
+    begin_checkpoint,
     best_folder,
     changed_rows,
     check_fit,
     check_settings,
+    complete_checkpoint,
     damage_of,
     folder_name,
     keep_model,
@@ -46,7 +49,7 @@ from proxlm.config.from_run import BEST
 from proxlm.data.inputs import Inputs
 from proxlm.distributed.ranks import ONE_PROCESS, Ranks
 from proxlm.doctor import Doctor, Facts
-from proxlm.errors import RunError
+from proxlm.errors import RunError, StoppedBySignalError
 from proxlm.runlog.folder import JsonRow
 from proxlm.runlog.metric_names import EVALUATION
 from proxlm.runlog.rows import RowCounts
@@ -128,6 +131,7 @@ class TrainingLoop(ABC, Generic[S]):
         self.config, self.folder, self.state = config, folder, state
         self.problem = ""  # why the run cannot continue
         self.callbacks = Callbacks()
+        self._background = BackgroundSave()
 
     @abstractmethod
     def step(self, log: RunLog) -> dict[str, float]:
@@ -202,6 +206,8 @@ class TrainingLoop(ABC, Generic[S]):
         try:
             while not ended:
                 metrics = self.next_step(log)
+                if self._background.ready:
+                    self._finish_save()
                 step = self.state.step
                 self.callbacks.on_step(step, metrics)
                 ended = self.finished()
@@ -224,8 +230,15 @@ class TrainingLoop(ABC, Generic[S]):
                 # While the step was saved.
                 if not (ended or self.ends_with_a_validation) and isinstance(log, RunLog):
                     ended = due and bool(log.stopped_by())
+        except KeyboardInterrupt as stop:
+            if not isinstance(stop, StoppedBySignalError):  # the second Ctrl-C, which waits for nothing
+                self._background.give_up()
+            raise
         finally:
-            self.close()
+            try:
+                self._finish_save()
+            finally:
+                self.close()
         if metric := self.config.best_metric():
             log.note(self._best_line(metric))
         self.callbacks.on_end(self.state.step)
@@ -237,6 +250,7 @@ class TrainingLoop(ABC, Generic[S]):
         if metric not in metrics or not state.take_if_best(metrics[metric], lowest):
             return
         log.phase("checkpoint")
+        self._finish_save()  # it may name a model that would be removed now
         keep_model(self.folder, state.step, self.save_model)
         if EVALUATION.matches(metric):  # others may be the best in many steps
             log.note(self._best_line(metric))
@@ -276,16 +290,20 @@ class TrainingLoop(ABC, Generic[S]):
         rows: RowCounts | None = None,
         rows_sha256: Mapping[str, str] | None = None,
     ) -> Path:
-        """Write a checkpoint of the state after the newest step.
+        """Write a checkpoint of the state after the newest step; with run.asynchronous_save, begin to.
 
         Args:
             metrics: The step's.
             rows: How many rows the run's files hold, which a resume must find again.
             rows_sha256: Of these rows, by the names of `rows`.
+
+        Returns:
+            Its folder.
         """
+        self._finish_save()
         tensors = self.whole_tensors()
-        # How a run was started is not what it is: a resumed one writes the same as one that was not.
-        run = replace(self.config.run, resume=False, accept_changes=False)
+        # How a run was started and saved is not what it is: a resumed one writes the same as one that was not.
+        run = replace(self.config.run, resume=False, accept_changes=False, asynchronous_save=False)
         settings = settings_of(replace(self.config, run=run))
         state = {**asdict(self.state), "metrics": metrics or {}, "settings": settings}
         if rows is not None:
@@ -294,12 +312,25 @@ class TrainingLoop(ABC, Generic[S]):
             state[ROWS_SHA256] = dict(rows_sha256)
         if self.inputs is not None:
             state["inputs"] = self.inputs.digests()
-        keep = self.config.run.keep
-        checkpoint = save_checkpoint(
-            self.folder, self.state.step, tensors, state, keep, self.save_model, self.model_folder
-        )
+        folder, step, keep = self.folder, self.state.step, self.config.run.keep
+        if not self.config.run.asynchronous_save:
+            checkpoint = save_checkpoint(
+                folder, step, tensors, state, keep, self.save_model, self.model_folder
+            )
+            return self._is_saved(step, checkpoint)
+        copies = self._background.copied(tensors)
+        begin_checkpoint(folder, step, self.save_model, self.model_folder)
+        self._background.begin(step, partial(complete_checkpoint, folder, step, copies, state, keep))
+        return folder / "checkpoints" / folder_name(step)
+
+    def _finish_save(self) -> None:
+        """Wait for the checkpoint that is written beside the steps, if one is. Raises what writing it raised."""
+        if self._background.in_progress:
+            self._is_saved(self._background.step, self._background.finish())
+
+    def _is_saved(self, step: int, checkpoint: Path) -> Path:
         remove_other_models(self.folder, self.state.best_step)
-        self.callbacks.on_checkpoint(self.state.step, checkpoint)
+        self.callbacks.on_checkpoint(step, checkpoint)
         return checkpoint
 
     def _find_best(self, state: S) -> None:
