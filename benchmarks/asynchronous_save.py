@@ -107,7 +107,9 @@ def _in_a_process(arm: str, given: argparse.Namespace) -> dict[str, float]:
         if done.returncode:
             raise SystemExit(done.stderr)
         found = json.loads(done.stdout.splitlines()[-1])
-        rows = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+        ]
         phases = [sum(v for n, v in row.items() if n.startswith("time/")) for row in rows]
         before = found["standing"][:-1] or [0.0]
         return {

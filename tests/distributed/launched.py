@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -55,11 +56,11 @@ def launched(place: Path, job: str, folder: str, *more: str) -> subprocess.Compl
     )
 
 
-def begun(place: Path, job: str, folder: str, *more: str) -> subprocess.Popen[bytes]:
-    """The same under way; what it shows is in FOLDER.txt."""
+def begun(place: Path, job: str, folder: str, *more: str, **how: Any) -> subprocess.Popen[bytes]:
+    """The same under way; what it shows is in FOLDER.txt. how: of `Popen`."""
     with (place / f"{folder}.txt").open("w") as shown:
         return subprocess.Popen(
-            launch_command(job, folder, *more), cwd=place, env=ENVIRONMENT, stdout=shown, stderr=shown
+            launch_command(job, folder, *more), cwd=place, env=ENVIRONMENT, stdout=shown, stderr=shown, **how
         )
 
 
@@ -87,6 +88,14 @@ def wait_for(path: Path, run: subprocess.Popen[bytes]) -> None:
     while not path.exists():
         assert run.poll() is None, f"ended before there was {path}"
         assert time.monotonic() - began < 200
+        time.sleep(0.02)
+
+
+def said(shown: Path, text: str) -> None:
+    """Wait until a run has shown a text."""
+    began = time.monotonic()
+    while text not in shown.read_text():
+        assert time.monotonic() - began < 200, shown.read_text()
         time.sleep(0.02)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launched import ENVIRONMENT, alone, begun, command, launched, same_run, wait_for, worker
+from launched import ENVIRONMENT, alone, begun, command, launched, said, same_run, wait_for, worker
 
 from proxlm.models.save import save_language_model
 from proxlm.report.evaluation_files import RESPONSES, SEAL
@@ -155,6 +156,52 @@ def test_all_processes_end_after_the_step(place: Path, how: str) -> None:
     assert shown.count(f"stopped by {how}") == 1, shown
     assert "Traceback" not in shown
     assert (place / folder / "policy").exists() == (how == "proxlm stop")
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+
+
+@pytest.mark.parametrize("whom", ["agent", "group", "all"])
+def test_ctrl_c_ends_all_processes_as_it_ends_one(place: Path, whom: str) -> None:
+    """To the agent alone; to its process group, as from a terminal; to the ranks as well, as from a scheduler."""
+    folder = f"ctrl-c-{whom}"
+    run = begun(place, "ppo", folder, "--set", "ppo.steps=500", start_new_session=True)
+    wait_for(place / folder / "checkpoints" / "step-00000001", run)
+    ranks = [worker(run.pid, rank) for rank in (0, 1)]
+    os.killpg(run.pid, signal.SIGINT) if whom == "group" else run.send_signal(signal.SIGINT)
+    if whom == "all":
+        for rank in ranks:
+            os.kill(rank, signal.SIGINT)
+    status = run.wait(timeout=200)
+    shown = (place / f"{folder}.txt").read_text()
+    assert status == 130, shown
+    assert shown.count("Ctrl-C: finishing this step and saving it, then the end of the run") == 1, shown
+    assert "death signal" not in shown, shown  # the agent's own words
+    last = shown.splitlines()[-1]
+    assert re.fullmatch(
+        rf"proxlm: stopped by Ctrl-C after step \d+, saved; go on with: proxlm ppo {folder}/config.toml --resume",
+        last,
+    ), shown
+    assert (place / folder / "policy" / "model.safetensors").exists()
+    models = json.loads((place / folder / "evaluation.json").read_text())["models"]
+    assert [model["name"] for model in models] == ["before", "after"]
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+
+
+def test_a_second_ctrl_c_ends_all_processes_at_once(place: Path) -> None:
+    """The first one would wait for a reward that takes minutes."""
+    reward = "import time\ncalls = 0\n" + REWARD.replace(
+        "    return", "    global calls\n    calls += 1\n    open('slow', 'w').close() if calls == 5 else None\n"
+        "    time.sleep(300 if calls == 5 else 0)\n    return",
+    )  # fmt: skip
+    (place / "slow.py").write_text(reward, encoding="utf-8")
+    run = begun(place, "ppo", "twice", "--set", "reward.use=slow.py:score", start_new_session=True)
+    wait_for(place / "slow", run)
+    ranks = [worker(run.pid, rank) for rank in (0, 1)]
+    os.killpg(run.pid, signal.SIGINT)
+    said(place / "twice.txt", "press Ctrl-C again to stop at once")
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(timeout=60) == 130
+    shown = (place / "twice.txt").read_text()
+    assert shown.splitlines()[-1] == "proxlm: interrupted", shown
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
 
 

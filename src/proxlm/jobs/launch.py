@@ -31,7 +31,8 @@ def main(config: LaunchConfig) -> int:
         options.append(f"--run.folder={free_name(config.command)}")
     if not job.run.threads:
         options.append(f"--run.threads={max(1, (os.cpu_count() or 1) // config.workers)}")
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+    for name in [n for n in logging.root.manager.loggerDict if n.startswith("torch.distributed.elastic")]:
+        logging.getLogger(name).setLevel(logging.ERROR)  # each has a level of its own
     agent = AgentConfig(
         run_id=uuid.uuid4().hex,
         min_nodes=1,

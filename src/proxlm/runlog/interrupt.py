@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self, TextIO, cast
 
+from proxlm.distributed.environment import world_size
 from proxlm.errors import StoppedBySignalError
 from proxlm.runlog.output import GuardedStream
 from proxlm.runlog.state import RunState
@@ -98,6 +99,7 @@ class StopSignals:
 
     def receive(self, number: signal.Signals) -> None:
         """Answer a signal. Raises what the class says."""
+        second = _is_second_ctrl_c(number, self.received)
         first, self.received = self.received is None, self.received or number
         if self.report is not None:
             if first:
@@ -106,10 +108,10 @@ class StopSignals:
                 self.report(
                     f"{name}: finishing this step and saving it{after}; press Ctrl-C again to stop at once"
                 )
-            elif number == signal.SIGINT:
+            elif second:
                 raise KeyboardInterrupt
         # A second signal must not break off what the first one's exception cleans up; Ctrl-C may.
-        elif (first or number == signal.SIGINT) and threading.current_thread() is threading.main_thread():
+        elif (first or second) and threading.current_thread() is threading.main_thread():
             raise StoppedBySignalError(self.message(number), number)
 
     def _take_over(self) -> None:
@@ -134,6 +136,17 @@ class StopSignals:
         if innermost.report is None and self._before[signal.Signals(number)] == signal.SIG_IGN:
             return
         innermost.receive(signal.Signals(number))
+
+
+def _is_second_ctrl_c(number: signal.Signals, before: signal.Signals | None) -> bool:
+    """Whether a signal that comes after another one stops at once.
+
+    Torchrun's agent passes a second Ctrl-C on to its processes as SIGTERM. SIGINT twice may be one Ctrl-C, which a
+    terminal or a scheduler has sent to them as well as to the agent.
+    """
+    if world_size() > 1:
+        return number == signal.SIGTERM and before == signal.SIGINT
+    return number == signal.SIGINT and before is not None
 
 
 def _output_lost(error: OSError) -> None:

@@ -54,7 +54,7 @@ class Callback:
         """Held-out metrics are there. name: "before", "during", "after", "best" (PPO), "validation" (supervised)."""
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
-        """A checkpoint has been written to `folder`."""
+        """A checkpoint has been written to `folder`; with run.asynchronous_save it is that of an earlier step."""
 
     def on_end(self, step: int) -> None:
         """The loop has finished after `step` steps; not called when it ends by an exception."""
