@@ -99,9 +99,17 @@ JOBS: dict[str, list[str]] = {
         "2", "--rollout.max-new-tokens", "4", "--reward.use", "reward.py:score", "--output",
         str(WATCHED / "evaluation.json"),
     ],
+    "data": [
+        "data", "pages.jsonl", "--output", str(WATCHED / "data"), "--save-every", "0.001",
+        *(word for step in ("unicode", "exact", "pii", "split") for word in ("--steps", step)),
+    ],
+    "classify": [
+        "classify", "model", "--data.train", "classes.jsonl", "--use", "logistic", "--folds", "2", "--output",
+        str(WATCHED / "classify"), "--run.threads", "1",
+    ],
     "report": ["report", "finished", "--output", str(WATCHED / "report.html")],
 }  # fmt: skip
-TRAINS = [name for name in JOBS if name not in ("evaluate", "report")]
+TRAINS = [name for name in JOBS if name not in ("evaluate", "data", "classify", "report")]
 # What a clock or a memory gauge says, at the end of a name or its beginning.
 TIMED = ("time", "tokens_per_second", "steps_per_second", "memory_gb", "seconds")
 
@@ -164,7 +172,20 @@ def _language(folder: Path) -> None:
         for i in range(6)
         for text in TEXTS
     ]
-    for name, rows in (("prompts", prompts), ("pairs", pairs), ("comparisons", comparisons)):
+    classes = [
+        {"text": f"{text[:12]} {i}", "label": f"kind {n % 2}"}
+        for i in range(6)
+        for n, text in enumerate(TEXTS)
+    ]
+    pages = [{"text": f"{text} {i // 2} a{i}@b.org"} for i in range(20) for text in TEXTS]
+    records = {
+        "prompts": prompts,
+        "pairs": pairs,
+        "comparisons": comparisons,
+        "classes": classes,
+        "pages": pages,
+    }
+    for name, rows in records.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     (folder / "text.txt").write_text("\n\n".join(TEXTS * 12), encoding="utf-8")

@@ -128,15 +128,19 @@ def test_a_run_goes_on_with_another_number_of_processes(place: Path, first: str)
     same_run(place / "one", folder, 1e-6)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_is_started_again_and_the_run_ends_as_it_would_have(place: Path, rank: int) -> None:
+@pytest.mark.parametrize(("rank", "asynchronous"), [(0, "true"), (1, "false")])
+def test_a_killed_process_is_started_again_and_the_run_ends_as_it_would_have(
+    place: Path, rank: int, asynchronous: str
+) -> None:
     folder = f"killed-{rank}"
-    run = begun(place, "ppo", folder, "--max-restarts", "1")
+    saved = f"run.asynchronous_save={asynchronous}"
+    run = begun(place, "ppo", folder, "--max-restarts", "1", "--set", saved)
     wait_for(place / folder / "checkpoints" / "step-00000001", run)
     os.kill(worker(run.pid, rank), signal.SIGKILL)
     assert run.wait(timeout=200) == 0, (place / f"{folder}.txt").read_text()
-    files = ("policy/model.safetensors", "samples.jsonl")
-    for name in files:
+    files = sorted(str(path.relative_to(place / "two")) for path in (place / "two").rglob("*.safetensors"))
+    assert len(files) == 7  # of three checkpoints and the policy
+    for name in (*files, "samples.jsonl"):
         assert (place / folder / name).read_bytes() == (place / "two" / name).read_bytes(), name
 
 

@@ -81,11 +81,13 @@ def test_a_run_goes_on_with_another_number_of_processes(place: Path) -> None:
 
 
 def test_a_killed_process_is_started_again_and_the_run_ends_as_it_would_have(place: Path) -> None:
-    run = begun(place, "sft", "killed", "--max-restarts", "1")
+    run = begun(place, "sft", "killed", "--max-restarts", "1", "--set", "run.asynchronous_save=true")
     wait_for(place / "killed" / "checkpoints" / "step-00000001", run)
     os.kill(worker(run.pid, 1), signal.SIGKILL)
     assert run.wait(timeout=200) == 0, (place / "killed.txt").read_text()
-    for name in ("policy/model.safetensors", "samples.jsonl"):
+    files = sorted(str(path.relative_to(place / "two")) for path in (place / "two").rglob("*.safetensors"))
+    assert len(files) == 13  # of six checkpoints and the best model
+    for name in (*files, "samples.jsonl"):
         assert (place / "killed" / name).read_bytes() == (place / "two" / name).read_bytes(), name
 
 

@@ -214,6 +214,9 @@ def test_what_was_finished_is_returned_and_other_settings_are_refused(tmp_path: 
     before = everything(tmp_path / "out")
     assert proxlm.prepare_data(config) == first
     assert everything(tmp_path / "out") == before
+    (tmp_path / "out" / ".writing-card.md-1").touch()  # a crash has left it
+    assert proxlm.prepare_data(config) == first
+    assert everything(tmp_path / "out") == before
     with pytest.raises(RunError, match="prepared with other settings"):
         proxlm.prepare_data(replace(config, steps=["unicode"]))
     texts.write_text('{"text": "new"}\n')
@@ -224,6 +227,25 @@ def test_what_was_finished_is_returned_and_other_settings_are_refused(tmp_path: 
     with pytest.raises(RunError, match="already there"):
         proxlm.prepare_data(replace(config, output=str(tmp_path / "mine")))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_a_crash_while_the_work_is_deleted_leaves_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, _ = messy(tmp_path, 20)
+    config = proxlm.CorpusConfig(input=[str(texts)], output=str(tmp_path / "out"), steps=["unicode"])
+
+    def half(folder: Path, **_: Any) -> None:
+        if folder.exists():
+            sorted(folder.iterdir())[0].unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", half)
+        with pytest.raises(KeyboardInterrupt):
+            proxlm.prepare_data(config)
+    assert proxlm.prepare_data(config).files["data"].exists()
+    assert not [name for name in everything(tmp_path / "out") if name.startswith(".")]
 
 
 def said(role: str, content: str) -> dict[str, str]:

@@ -25,7 +25,7 @@ from proxlm.errors import ConfigError, DataError, RunError, UserCodeError
 from proxlm.evaluation import tables
 from proxlm.files import read_regular
 from proxlm.report.data_card import as_markdown, as_page, counts_table
-from proxlm.runlog.folder import write_atomic, write_json_atomic
+from proxlm.runlog.folder import sync_folder, write_atomic, write_json_atomic
 from proxlm.runlog.interrupt import StopSignals
 from proxlm.runlog.lock import NAME as LOCK
 from proxlm.runlog.lock import locked
@@ -33,7 +33,7 @@ from proxlm.runlog.output import terminal_of
 from proxlm.runlog.text import duration
 from proxlm.text import listed, system_reason
 
-WORK, PLAN, CARD = ".work", "plan.json", "card.json"
+WORK, DONE, PLAN, CARD = ".work", ".done", "plan.json", "card.json"
 _LARGEST_CARD = 2**28
 
 
@@ -82,6 +82,7 @@ def _prepared(config: CorpusConfig) -> PreparedData:
     work = folder / WORK
     plan = _plan_of(config)
     if (found := _finished(folder, plan)) is not None:
+        _clear_leftovers(folder)
         print(f"{folder}: finished before; nothing is left to do", flush=True)
         return found
     _check_folder(folder, plan)
@@ -168,9 +169,17 @@ def _read_json(file: Path) -> Any:
         raise RunError(f"{file}: cannot be read; choose another output") from error
 
 
+def _clear_leftovers(folder: Path) -> None:
+    """Remove what a crash has left beside the files."""
+    for file in folder.glob(".writing-*"):
+        file.unlink()
+    shutil.rmtree(folder / DONE, ignore_errors=True)
+
+
 def _publish(config: CorpusConfig, folder: Path, passes: Passes, plan: Mapping[str, Any]) -> PreparedData:
     """Move the files to their places, and write the cards; it can be ended and done again."""
-    work = folder / WORK
+    work, done = folder / WORK, folder / DONE
+    _clear_leftovers(folder)
     card = card_of(config, plan, passes.state, passes.parts)
     try:
         for part in passes.parts:
@@ -182,7 +191,9 @@ def _publish(config: CorpusConfig, folder: Path, passes: Passes, plan: Mapping[s
         write_atomic(folder / "card.html", as_page(card))
         write_atomic(folder / "config.toml", to_toml(absolute(config)))
         write_json_atomic(folder / CARD, card)
-        shutil.rmtree(work)
+        os.replace(work, done)  # half deleted, it would look unfinished
+        sync_folder(folder)  # before what the files were made from is gone
+        shutil.rmtree(done)
     except OSError as error:
         raise RunError(f"{folder}: cannot be written: {system_reason(error)}") from error
     return PreparedData(

@@ -20,6 +20,7 @@ from proxlm.data.prompts import PromptSources, PromptStream
 from proxlm.data.skipped import FILE_NAME, Skipped
 from proxlm.data.supervised import pretrain_blocks
 from proxlm.data.text import read_texts
+from proxlm.distributed.environment import rank
 from proxlm.distributed.launch import joined_ranks
 from proxlm.distributed.ranks import Ranks
 from proxlm.engine.agreement import WITHOUT_CACHE, check_engine
@@ -63,6 +64,8 @@ def main(config: PPOConfig) -> None:
     """Run the job and print where everything is."""
     start_job(config.run.threads, config.model)
     run = PPOTrainer(config=after_restart(config)).train()
+    if rank() > 0:  # rank 0 speaks, and its machine may be the only one with the run's folder
+        return
     print_comparison(run)
     for finding in examine(run.folder).at_the_end:
         print(f"\n{finding.line()}")

@@ -1,0 +1,91 @@
+"""Two of torchrun's agents with a process each, as on two machines: the run of two processes under one agent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launched import ENVIRONMENT, launched, wait_for, worker
+from test_launched_runs import RECIPE, REWARD
+
+from proxlm.models.save import save_language_model
+from small_models import TEXTS, tiny_model
+
+
+@pytest.fixture(scope="module")
+def place(tokenizer, tmp_path_factory) -> Path:
+    """Folders of two machines, the second without prompts, and the run "two" of the first."""
+    folder = tmp_path_factory.mktemp("machines")
+    for name in ("first", "second"):
+        save_language_model(tiny_model(tokenizer), folder / name / "model")
+        (folder / name / "ppo.toml").write_text(RECIPE, encoding="utf-8")
+        (folder / name / "reward.py").write_text(REWARD, encoding="utf-8")  # which the settings name
+    prompts = [f'{{"prompt": "{text[:12]} {i}"}}\n' for i in range(4) for text in TEXTS]
+    (folder / "first" / "prompts.jsonl").write_text("".join(prompts), encoding="utf-8")
+    done = launched(folder / "first", "ppo", "two")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+class Machines:
+    """Two agents. Torchrun numbers machines by their addresses: the first one is that of rank 0."""
+
+    def __init__(self, place: Path, folder: str) -> None:
+        self.place, self.folder = place, folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.agents = [self.start(0), self.start(1)]
+
+    def start(self, number: int) -> subprocess.Popen[bytes]:
+        name = ("first", "second")[number]
+        torchrun = [
+            sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
+            "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{self.port}", "--rdzv-id", self.folder,
+            "--local-addr", f"127.0.0.{number + 1}", "--max-restarts", "3",
+        ]  # fmt: skip
+        with (self.place / f"{self.folder}-{name}.txt").open("a") as shown:
+            return subprocess.Popen(
+                [*torchrun, "-m", "proxlm", "ppo", "ppo.toml", "--run.folder", self.folder],
+                cwd=self.place / name, env=ENVIRONMENT, stdout=shown, stderr=shown,
+            )  # fmt: skip
+
+    def end(self) -> None:
+        """Wait for both, and compare what they have left with the run of two processes under one agent."""
+        shown = [path.read_text for path in sorted(self.place.glob(f"{self.folder}-*.txt"))]
+        assert [agent.wait(timeout=250) for agent in self.agents] == [0, 0], [text() for text in shown]
+        one, two = self.place / "first" / "two", self.place / "first" / self.folder
+        files = sorted(str(path.relative_to(one)) for path in one.rglob("*.safetensors"))
+        assert len(files) == 7  # of three checkpoints and the policy
+        for name in (*files, "samples.jsonl"):
+            assert (two / name).read_bytes() == (one / name).read_bytes(), name
+        assert sorted(path.name for path in (self.place / "second").iterdir()) == [
+            "model",
+            "ppo.toml",
+            "reward.py",
+        ]
+
+
+def test_two_agents_take_the_run_of_one(place: Path) -> None:
+    Machines(place, "undisturbed").end()
+
+
+@pytest.mark.parametrize("what", ["worker", "machine"])
+def test_a_killed_one_goes_on(place: Path, what: str) -> None:
+    """A process alone is started again by its agent; a machine that was lost, by whoever starts its agent again."""
+    machines = Machines(place, f"killed-{what}")
+    wait_for(place / "first" / machines.folder / "checkpoints" / "step-00000001", machines.agents[0])
+    agent = machines.agents[1]
+    its = worker(agent.pid, 1)
+    if what == "machine":
+        agent.kill()
+        agent.wait()
+    os.kill(its, signal.SIGKILL)
+    if what == "machine":
+        machines.agents[1] = machines.start(1)
+    machines.end()
