@@ -13,6 +13,8 @@ import pytest
 from launched import ENVIRONMENT, launched, wait_for, worker
 from test_launched_runs import RECIPE, REWARD
 
+from proxlm.distributed.launch import joined_ranks
+from proxlm.errors import ConfigError
 from proxlm.models.save import save_language_model
 from small_models import TEXTS, tiny_model
 
@@ -35,8 +37,8 @@ def place(tokenizer, tmp_path_factory) -> Path:
 class Machines:
     """Two agents. Torchrun numbers machines by their addresses: the first one is that of rank 0."""
 
-    def __init__(self, place: Path, folder: str) -> None:
-        self.place, self.folder = place, folder
+    def __init__(self, place: Path, folder: str, *more: str) -> None:
+        self.place, self.folder, self.more = place, folder, more
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -47,11 +49,11 @@ class Machines:
         torchrun = [
             sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
             "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{self.port}", "--rdzv-id", self.folder,
-            "--local-addr", f"127.0.0.{number + 1}", "--max-restarts", "3",
+            "--local-addr", f"127.0.0.{number + 1}",
         ]  # fmt: skip
         with (self.place / f"{self.folder}-{name}.txt").open("a") as shown:
             return subprocess.Popen(
-                [*torchrun, "-m", "proxlm", "ppo", "ppo.toml", "--run.folder", self.folder],
+                [*torchrun, "-m", "proxlm", "ppo", "ppo.toml", "--run.folder", self.folder, *self.more],
                 cwd=self.place / name, env=ENVIRONMENT, stdout=shown, stderr=shown,
             )  # fmt: skip
 
@@ -75,17 +77,20 @@ def test_two_agents_take_the_run_of_one(place: Path) -> None:
     Machines(place, "undisturbed").end()
 
 
-@pytest.mark.parametrize("what", ["worker", "machine"])
-def test_a_killed_one_goes_on(place: Path, what: str) -> None:
-    """A process alone is started again by its agent; a machine that was lost, by whoever starts its agent again."""
-    machines = Machines(place, f"killed-{what}")
-    wait_for(place / "first" / machines.folder / "checkpoints" / "step-00000001", machines.agents[0])
-    agent = machines.agents[1]
-    its = worker(agent.pid, 1)
-    if what == "machine":
-        agent.kill()
-        agent.wait()
-    os.kill(its, signal.SIGKILL)
-    if what == "machine":
-        machines.agents[1] = machines.start(1)
-    machines.end()
+def test_after_a_killed_process_the_same_commands_go_on(place: Path) -> None:
+    machines = Machines(place, "killed")
+    wait_for(place / "first" / "killed" / "checkpoints" / "step-00000001", machines.agents[0])
+    os.kill(worker(machines.agents[1].pid, 1), signal.SIGKILL)
+    assert all(agent.wait(timeout=250) for agent in machines.agents)
+    assert "another rank has ended" in (place / "killed-first.txt").read_text()
+    Machines(place, "killed", "--run.resume", "true").end()
+
+
+def test_restarts_of_several_agents_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each agent counts its own: the processes would look for one another in vain."""
+    for name in ("WORLD_SIZE", "GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS"):
+        monkeypatch.setenv(name, "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    with pytest.raises(ConfigError, match="--max-restarts is for one machine"), joined_ranks(1.0):
+        pass

@@ -20,6 +20,11 @@ def restarts() -> int:
     return _number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
+def restarts_apart() -> bool:
+    """Whether several agents may start this run's processes again, each by its own count."""
+    return _number("GROUP_WORLD_SIZE", 1) > 1 and _number("TORCHELASTIC_MAX_RESTARTS", 0) > 0
+
+
 def _number(name: str, otherwise: int) -> int:
     """A variable's number; otherwise: where it is not set, or is none."""
     value = os.environ.get(name, "")

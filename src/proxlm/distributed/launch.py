@@ -12,7 +12,7 @@ import torch.distributed
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from proxlm.distributed.environment import rank, restarts, world_size
+from proxlm.distributed.environment import rank, restarts, restarts_apart, world_size
 from proxlm.distributed.heartbeat import Heartbeat
 from proxlm.distributed.ranks import ONE_PROCESS, Ranks, TorchRanks
 from proxlm.errors import ConfigError, RunError
@@ -41,6 +41,11 @@ def joined_ranks(timeout_minutes: float) -> Iterator[Ranks]:
         raise ConfigError(
             f"WORLD_SIZE is {world_size()}, but {', '.join(missing)} is not set: start the processes with torchrun or"
             " proxlm launch, or unset WORLD_SIZE"
+        )
+    if restarts_apart():
+        raise ConfigError(
+            "--max-restarts is for one machine: each of torchrun's agents counts its own restarts; leave it out, and go"
+            " on with --run.resume true when a process was lost"
         )
     device, heartbeat = None, None
     if torch.cuda.is_available():
