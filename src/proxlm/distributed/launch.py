@@ -44,8 +44,8 @@ def joined_ranks(timeout_minutes: float) -> Iterator[Ranks]:
         )
     if restarts_apart():
         raise ConfigError(
-            "--max-restarts is for one machine: each of torchrun's agents counts its own restarts; leave it out, and go"
-            " on with --run.resume true when a process was lost"
+            "--max-restarts is for one machine: each of torchrun's agents counts its own restarts; leave it out, and"
+            " go on with --run.resume true when a process was lost"
         )
     device, heartbeat = None, None
     if torch.cuda.is_available():
