@@ -35,7 +35,8 @@ FREE = {
     "ppo.micro_batch_tokens", "train.steps", "train.minutes", "train.micro_batch_tokens", "train.patience",
     "environment.steps", "gif", "text.tokens", "distill.cache_gb", "teacher.key", "teacher.concurrency",
     "teacher.timeout", "teacher.retries", "teacher.max_requests", "distributed.timeout", "distributed.strategy",
-    "engine.url", "engine.timeout", "engine.retries", "engine.wait", "engine.tolerance", "engine.folder",
+    "engine.url", "engine.timeout", "engine.retries", "engine.wait", "engine.tolerance",
+    "engine.checksums", "engine.folder",
     "test.files", "test.best_of", "test.baselines",
 }  # fmt: skip
 
