@@ -1,6 +1,6 @@
 """Partial against whole rollouts at ppo.max_staleness = 4: the reward of a task that learns in seconds, and the ages.
 
-    python benchmarks/partial_rollouts.py [--seeds 12] [--steps 24] [--lr 3e-3]
+    python benchmarks/partial_rollouts.py [--seeds 12] [--steps 24] [--lr 3e-3] [--arms …]
 
 The task of mismatch.py: a random Llama of 2 layers × 32 that is paid for vowels, 24 responses of 12 tokens a step,
 at a rate far above a real run's, so that a few updates matter. Weights are token_truncate. Reward: mean of all steps;
@@ -47,10 +47,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
+    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in given.arms}
     for seed in range(given.seeds):
         for arm, rows in found.items():
             rows.append(run(arm, seed, given.steps, given.lr))

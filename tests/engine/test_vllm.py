@@ -294,6 +294,19 @@ def test_servers_sample_ahead_with_each_version_in_turn(servers, tmp_path, monke
     assert all(row["staleness_weight/kl"] > 1e-6 for row in rows[1:])
 
 
+def test_servers_go_on_with_what_an_older_version_has_begun(servers, tmp_path, monkeypatch):
+    """Each token has the log-prob of its own version, by the trainer's pass over that copy."""
+    rows = run_on(servers, tmp_path, monkeypatch, "--ppo.steps", "5", "--ppo.max-staleness", "2",
+                  "--ppo.partial-rollouts", "true", "--ppo.staleness-correction.mode", "token_truncate",
+                  "--ppo.engine-correction.mode", "token")  # fmt: skip
+    assert [row["staleness/share_0"] for row in rows] == [1, 0, 0, 0, 0]
+    assert [row["staleness/share_1"] for row in rows[:2]] == [0, 1]
+    assert all(0.2 < row["staleness/share_1"] < 0.7 for row in rows[2:])
+    assert servers[0].calls.count("/collective_rpc") == 4  # versions 0 to 3
+    assert all(row["engine_weight/kl"] < 1e-8 for row in rows)
+    assert all(row["staleness_weight/kl"] > 1e-6 for row in rows[1:])
+
+
 def run_on(servers, folder: Path, monkeypatch, *more: str) -> list[dict[str, float]]:
     """The rows of a small run on the first server."""
     monkeypatch.chdir(folder)

@@ -71,7 +71,10 @@ class PartialRollouts:
         written = write_segments(engine, before, limits, seed, progress)
         if self._config.ppo.engine_correction.mode != "none" and engine.version != step:
             assert isinstance(engine, CopyEngine)
-            written = [self._judged(old, new, engine.model) for old, new in zip(before, written, strict=True)]
+            written = [
+                self._with_trainer_logprobs(old, new, engine.model)
+                for old, new in zip(before, written, strict=True)
+            ]
         whole, *others = written
         history[step + 1] = dict(zip(steps[1:], others, strict=True))
         for old in [number for number in history if number < step]:
@@ -113,32 +116,30 @@ class PartialRollouts:
         """How many tokens so many segments have."""
         return self._config.rollout.max_new_tokens * segments // self._parts
 
-    def _judged(self, old: PartialRollout, new: PartialRollout, model: LanguageModel) -> PartialRollout:
+    def _with_trainer_logprobs(
+        self, old: PartialRollout, new: PartialRollout, model: LanguageModel
+    ) -> PartialRollout:
         """The rollout with the trainer's log-probs of its newest segment."""
         before = [len(response.tokens) for response in old.responses]
         rows = [row for row, response in enumerate(new.responses) if len(response.tokens) > before[row]]
         if not rows:
             return new
         responses = list(new.responses)
-        texts = [[*new.prompts[row].input_ids, *responses[row].tokens] for row in rows]
-        places = [len(new.prompts[row].input_ids) + before[row] for row in rows]
+        texts = [[*new.prompts[row].input_ids, *old.responses[row].tokens] for row in rows]
+        segments = [responses[row].tokens[before[row] :] for row in rows]
         masks = [
             mask.select(torch.arange(before[row], len(mask)))
             for row in rows
             if (mask := responses[row].mask) is not None
         ]
         found = trainer_logprobs(
-            Sequences.from_lists(
-                [text[:at] for text, at in zip(texts, places, strict=True)],
-                [text[at:] for text, at in zip(texts, places, strict=True)],
-            ),
+            Sequences.from_lists(texts, segments),
             SamplingMask.join(masks) if masks else None,
             model,
             new.settings.temperature,
             self._config.ppo.micro_batch_tokens,
         )
-        lengths = [len(text) - at for text, at in zip(texts, places, strict=True)]
-        for row, segment in zip(rows, found.split(lengths), strict=True):
+        for row, segment in zip(rows, found.split([len(segment) for segment in segments]), strict=True):
             known = responses[row].trainer_logprobs + segment.tolist()
             responses[row] = replace(responses[row], trainer_logprobs=known)
         return replace(new, responses=responses)
@@ -208,14 +209,14 @@ def _as_tensors(responses: Sequence[PartialResponse]) -> dict[str, Tensor]:
 def _from_tensors(tensors: Mapping[str, Tensor]) -> list[PartialResponse]:
     """The responses again. Raises KeyError, ValueError or RuntimeError where the tensors do not fit together."""
     lengths: list[int] = tensors["lengths"].tolist()
-    again = lengths if len(tensors["trainer_logprobs"]) else [0] * len(lengths)
-    tokens, versions, logprobs, judged = (
+    known = lengths if len(tensors["trainer_logprobs"]) else [0] * len(lengths)
+    tokens, versions, logprobs, again = (
         [part.tolist() for part in tensors[name].split(sizes)]
         for name, sizes in (
             ("tokens", lengths),
             ("versions", lengths),
             ("logprobs", lengths),
-            ("trainer_logprobs", again),
+            ("trainer_logprobs", known),
         )
     )
     masks: list[SamplingMask | None] = [None] * len(lengths)
@@ -225,5 +226,5 @@ def _from_tensors(tensors: Mapping[str, Tensor]) -> list[PartialResponse]:
         )
         masks = [mask.select(at) for at in torch.arange(len(mask)).split(lengths)]
     finishes = [FINISHES[number] for number in tensors["finish"].tolist()]
-    rows = zip(tokens, logprobs, versions, finishes, masks, judged, strict=True)
+    rows = zip(tokens, logprobs, versions, finishes, masks, again, strict=True)
     return [PartialResponse(*row) for row in rows]
