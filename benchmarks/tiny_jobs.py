@@ -173,8 +173,8 @@ def _language(folder: Path) -> None:
         for text in TEXTS
     ]
     classes = [
-        {"text": f"{text[:12]} {i}", "label": f"kind {n % 2}"}
-        for i in range(6)
+        {"text": f"{text[:24]} {text[:3]} {i}", "label": f"kind {n % 2}"}
+        for i in range(16)
         for n, text in enumerate(TEXTS)
     ]
     pages = [{"text": f"{text} {i // 2} a{i}@b.org"} for i in range(20) for text in TEXTS]

@@ -214,7 +214,8 @@ def test_what_was_finished_is_returned_and_other_settings_are_refused(tmp_path: 
     before = everything(tmp_path / "out")
     assert proxlm.prepare_data(config) == first
     assert everything(tmp_path / "out") == before
-    (tmp_path / "out" / ".writing-card.md-1").touch()  # a crash has left it
+    for name in (".writing-card.md-1", ".lock"):
+        (tmp_path / "out" / name).touch()  # a crash has left it
     assert proxlm.prepare_data(config) == first
     assert everything(tmp_path / "out") == before
     with pytest.raises(RunError, match="prepared with other settings"):
@@ -244,6 +245,7 @@ def test_a_crash_while_the_work_is_deleted_leaves_what_is_finished(
         patch.setattr("shutil.rmtree", half)
         with pytest.raises(KeyboardInterrupt):
             proxlm.prepare_data(config)
+    (tmp_path / "out" / ".lock").touch()  # a kill would have left it
     assert proxlm.prepare_data(config).files["data"].exists()
     assert not [name for name in everything(tmp_path / "out") if name.startswith(".")]
 

@@ -82,7 +82,9 @@ def _prepared(config: CorpusConfig) -> PreparedData:
     work = folder / WORK
     plan = _plan_of(config)
     if (found := _finished(folder, plan)) is not None:
-        _clear_leftovers(folder)
+        if (folder / LOCK).exists():  # of a process that was killed at its very end, or is there
+            with locked(folder):
+                _clear_leftovers(folder)
         print(f"{folder}: finished before; nothing is left to do", flush=True)
         return found
     _check_folder(folder, plan)
