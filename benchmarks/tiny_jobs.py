@@ -229,7 +229,7 @@ def differences(whole: Path, found: Path) -> list[str]:
     """
     names = [{str(p.relative_to(f)) for p in f.rglob("*") if not p.is_dir()} for f in (whole, found)]
     # A file that was begun beside the one that a command writes, which is no run, stays there.
-    names[1] = {name for name in names[1] if not name.startswith(".writing-")}
+    names[1] = {name for name in names[1] if not name.startswith((".writing-", "classify/.writing-"))}
     different = [f"{name}: missing" for name in sorted(names[0] - names[1])]
     different += [f"{name}: left behind" for name in sorted(names[1] - names[0])]
     for name in sorted(names[0] & names[1]):
