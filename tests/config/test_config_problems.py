@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from proxlm.config import GenerateConfig, PPOConfig, RolloutSettings
+from proxlm.config.engine import EngineSettings
 from proxlm.config.ppo import CorrectionSettings, PPOSettings
 from proxlm.rl.kl import adapt_kl_coefficient
 
@@ -84,3 +85,19 @@ def test_open_bounds_are_the_modes_own(mode, bounds):
 def test_ids_with_more_digits_than_python_reads_are_refused(key):
     found = GenerateConfig(rollout=RolloutSettings(logit_bias={key: 1.0})).problems()
     assert "no token has an id of so many digits" in dict(found)["rollout.logit_bias"]
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (["http://a:1,http://b:1"], 'several are ["http://one:8000", "http://two:8000"]'),
+        (["http://a:1 http://b:1"], "is one address"),
+        (["a:8000"], "must begin with http:// or https://"),
+        (["http://a:1", "https://b:1"], ""),
+    ],
+)
+def test_each_server_has_an_address_of_its_own(url, said):
+    engine = EngineSettings(use="vllm", url=url)
+    found = dict(replace(PPOConfig(), engine=engine).problems()).get("engine.url", "")
+    assert said in found
+    assert bool(found) == bool(said)

@@ -127,6 +127,9 @@ def _engine_problems(job: PPOConfig) -> Problems:
     for url in job.engine.url:
         if not url.startswith(("http://", "https://")):
             found.append(("engine.url", f'"{shown(url, 60)}": must begin with http:// or https://'))
+        elif "," in url or " " in url:
+            form = '["http://one:8000", "http://two:8000"]'
+            found.append(("engine.url", f'"{shown(url, 60)}": is one address; several are {form}'))
     unfit = {
         "engine.sink": (
             job.engine.sink == "adapter" and not job.model.lora.rank,
