@@ -307,8 +307,16 @@ def test_servers_go_on_with_what_an_older_version_has_begun(servers, tmp_path, m
     assert all(row["staleness_weight/kl"] > 1e-6 for row in rows[1:])
 
 
-def run_on(servers, folder: Path, monkeypatch, *more: str) -> list[dict[str, float]]:
-    """The rows of a small run on the first server."""
+def test_a_run_without_a_server_ends_before_the_model_is_read(policy, servers, tmp_path, monkeypatch, capsys):
+    servers[0].fault = "dead"
+    assert run_on(servers, tmp_path, monkeypatch, "--engine.wait", "0", status=2) == []
+    assert f"engine.url: no answer from {servers[0].url}; start a server" in (said := capsys.readouterr()).err
+    assert "evaluating" not in said.out
+    assert not Path("run").exists()
+
+
+def run_on(servers, folder: Path, monkeypatch, *more: str, status: int = 0) -> list[dict[str, float]]:
+    """The rows of a small run on the first server, which ends with this status."""
     monkeypatch.chdir(folder)
     prompts = [json.dumps({"prompt": f"{text[:12]} {i}"}) for i in range(4) for text in TEXTS]
     Path("prompts.jsonl").write_text("\n".join(prompts) + "\n", encoding="utf-8")
@@ -321,5 +329,7 @@ def run_on(servers, folder: Path, monkeypatch, *more: str) -> list[dict[str, flo
         "--rollout.max-new-tokens", "8", "--optim.policy.lr", "1e-3", "--run.folder", "run", "--run.threads", "1",
         "--run.report", "false", "--engine.use", "vllm", "--engine.url", servers[0].url, "--model.device", "cpu",
     ]  # fmt: skip
-    assert main([*arguments, *more]) == 0
+    assert main([*arguments, *more]) == status
+    if status:
+        return []
     return [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]

@@ -11,7 +11,7 @@ from proxlm.config.inference_jobs import EvaluateConfig, GenerateConfig
 from proxlm.config.jobs import JOBS
 from proxlm.config.parse import job_class
 from proxlm.config.setting import Bounds
-from proxlm.config.tree import is_section, kinds
+from proxlm.config.tree import is_section, kinds, known_keys
 from proxlm.config.values import Key, choices, is_table, toml_value
 
 _WIDTH = 100
@@ -56,7 +56,13 @@ def overview() -> str:
 def describe(job: str) -> str:
     """What `proxlm JOB --help` prints: every setting by section. Raises ConfigError for an unknown job."""
     kind = job_class(job)
-    lines = [f"Usage: proxlm {job} {_bare_argument(kind)} [--section.key VALUE ...]", "", _doc(kind), ""]
+    of_recipe = "[--set section.key=VALUE ...] " if ("set",) in known_keys(kind) else ""
+    lines = [
+        f"Usage: proxlm {job} {_bare_argument(kind)} {of_recipe}[--section.key VALUE ...]",
+        "",
+        _doc(kind),
+        "",
+    ]
     lines += _paragraph(
         "A setting has the value from the command line if it is given there, else from the recipe, else the "
         'default below. A recipe is a TOML file with the same names: --model.policy X is policy = "X" under '

@@ -66,6 +66,10 @@ def unknown_key(job: Any, section: Any, at: Key, below: Key, source: str) -> Con
     known = list(known_keys(job))
     if ("ppo",) in known and key[-1] in NOT_IN_PPO:
         return ConfigError(f"{source}: {dotted(key)}: unknown key; {NOT_IN_PPO[key[-1]]}")
+    if ("set",) in known and len(key) > 1 and (key[0],) not in {other[:1] for other in known}:
+        return ConfigError(
+            f"{source}: {dotted(key)}: unknown key; a recipe's is given as --set {dotted(key)}=VALUE"
+        )
     near = [name for name in OTHER_NAMES.get(key[-1], ()) if tuple(name.split(".")) in known]
     near = near or [dotted(other) for other in known if other[-1] == key[-1]]
     if not near and len(below) == 1 and (name := nearest(below[0], names)):

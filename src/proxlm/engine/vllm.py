@@ -201,7 +201,7 @@ class VLLMEngine:
         server.state, self._last_error = state, why
         if server not in self._left_out:
             self._left_out.add(server)
-            print(f"note: {server.url} is left out: {why}", flush=True)
+            print(f"note: a server is left out: {why}", flush=True)
 
     def _await_a_server(self) -> None:
         """Wait until a server has the newest weights. Raises RunError when none comes within engine.wait."""
@@ -210,7 +210,7 @@ class VLLMEngine:
             if time.monotonic() > end:
                 raise RunError(
                     f"engine.url: no server has the weights of step {self.version}: {self._last_error}; start it"
-                    " again, and go on with --resume"
+                    " again, then the run: with --resume from its newest checkpoint"
                 )
             time.sleep(min(1.0, self._settings.wait))
             for server in self.servers:

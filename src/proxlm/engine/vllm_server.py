@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from proxlm.text import reason_of, shown
+from proxlm.errors import RunError
+from proxlm.text import listed, reason_of, shown
 
 # Bytes of a reply.
 LARGEST_REPLY = 2**26
@@ -33,6 +35,22 @@ class ServerError(Exception):
     def __init__(self, reason: str, refused: bool = False) -> None:
         super().__init__(reason)
         self.refused = refused
+
+
+def wait_for_server(urls: Sequence[str], seconds: float) -> None:
+    """Wait until one of the servers says that it can work, before anything is loaded.
+
+    Raises:
+        RunError: None has, in these seconds.
+    """
+    end = time.monotonic() + seconds
+    while not any(Server(url, _HEALTH_SECONDS).is_alive() for url in urls):
+        if time.monotonic() > end:
+            raise RunError(
+                f"engine.url: no answer from {listed([shown(url, 60) for url in urls[:3]])}; start a server, as"
+                " docs/cluster.md shows"
+            )
+        time.sleep(min(1.0, seconds))
 
 
 class Server:

@@ -26,6 +26,7 @@ from proxlm.distributed.ranks import Ranks
 from proxlm.engine.agreement import WITHOUT_CACHE, check_engine
 from proxlm.engine.generate import Generate
 from proxlm.engine.native import NativeEngine
+from proxlm.engine.vllm_server import wait_for_server
 from proxlm.environments.protocol import MakeEnvironment
 from proxlm.errors import ConfigError, RewardError, RunError
 from proxlm.evaluation.results import Evaluation
@@ -193,6 +194,8 @@ class PPOTrainer:
             )
             if note := note_on_ends(self.source):
                 print(f"note: model.teacher: {note}", flush=True)
+        if config.engine.use == "vllm" and not config.run.resume:
+            wait_for_server(config.engine.url, config.engine.wait)
         models = self._models()
         read = [*train.prompts, *(held_out.prompts if self._held_out.reads_critic else [])]
         check_critic_context(models, read, config.rollout)

@@ -280,6 +280,30 @@ def test_a_checkpoint_without_the_responses_is_refused(tokenizer, tmp_path):
     assert alike(made.collector.tensors(), found)
 
 
+def test_what_was_begun_for_other_prompts_is_begun_again(tokenizer, tmp_path):
+    """As after an accepted change of their file; else the tokens would stand behind prompts of others."""
+    config = saving(partial_job(steps=6))
+    run(trainer(tokenizer, replace(config, ppo=replace(config.ppo, steps=3)), tmp_path))
+    again = trainer(tokenizer, config, tmp_path)
+    again.prompts.prompts = again.prompts.prompts[::-1]
+    again.resume()
+    rollouts = kept_rollouts(again)
+    rows = run(again)
+    versions = {
+        int(folder.name.split("-")[-1]): load_checkpoint(folder)[0] for folder in checkpoints(tmp_path)
+    }
+    policies = {step: policy_of(tokenizer, weights) for step, weights in versions.items()}
+    for row, rollout in zip(rows, rollouts, strict=True):
+        of_version = {
+            number: token_outputs(policies[number], rollout.sequences, 1.0).logprobs
+            for number in set(rollout.policy_versions.tolist())
+        }
+        wanted = torch.stack(
+            [of_version[number][i] for i, number in enumerate(rollout.policy_versions.tolist())]
+        )
+        assert torch.allclose(wanted, rollout.logprobs, atol=1e-5), row["step"]
+
+
 def test_what_cannot_be_combined_is_refused(tokenizer):
     def said(config: PPOConfig, named: str = "ppo.partial_rollouts") -> list[str]:
         return [message for key, message in config.problems() if key == named]

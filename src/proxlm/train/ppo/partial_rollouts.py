@@ -86,11 +86,12 @@ class PartialRollouts:
         return {
             f"{PREFIX}{later}.{name}": tensor
             for later, rollout in self._begun.get(step, {}).items()
-            for name, tensor in _as_tensors(rollout.responses).items()
+            for name, tensor in (_prompt_tensors(rollout) | _as_tensors(rollout.responses)).items()
         }
 
     def resume(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `tensors` returned.
+        """Take over what `tensors` returned. What was begun for other prompts, as when their file has changed, is
+        begun again, by the weights of now.
 
         Raises:
             ValueError: It is not what such a run has written.
@@ -98,7 +99,10 @@ class PartialRollouts:
         begun = {}
         for later in range(step, step + self._parts - 1) if step > 1 else ():
             rollout = self._begin(later)
-            found = _from_tensors(with_prefix(tensors, f"{PREFIX}{later}."))
+            saved = with_prefix(tensors, f"{PREFIX}{later}.")
+            found = _from_tensors(saved)
+            if any(not saved[name].equal(tensor) for name, tensor in _prompt_tensors(rollout).items()):
+                found = rollout.responses
             if len(found) != len(rollout.responses):
                 raise ValueError(f"{len(found)} responses of {len(rollout.responses)}")
             begun[later] = replace(rollout, responses=found)
@@ -187,6 +191,15 @@ class PartialRolloutQueue(RolloutQueue):
                 f"{checkpoint}: does not hold the responses that later steps have begun, which ppo.partial_rollouts"
                 " needs; remove it, and the one before it is used"
             ) from error
+
+
+def _prompt_tensors(rollout: PartialRollout) -> dict[str, Tensor]:
+    """What the responses were written for."""
+    rows = [prompt.input_ids for prompt in rollout.prompts]
+    return {
+        "prompts.lengths": torch.tensor([len(row) for row in rows]),
+        "prompts.tokens": torch.tensor([token for row in rows for token in row]),
+    }
 
 
 def _as_tensors(responses: Sequence[PartialResponse]) -> dict[str, Tensor]:
