@@ -52,12 +52,14 @@ MODELS = {
     "384": Sizes(384, 6, 8192),
 }
 PPO = {
-    "model.device": "cpu", "data.prompts": "none.txt", "reward.use": "length", "ppo.batch_size": 16,
+    "model.device": "cpu", "model.precision": "float32", "data.prompts": "none.txt", "reward.use": "length",
+    "ppo.batch_size": 16,
     "rollout.batch_size": 16, "rollout.max_new_tokens": 48, "ppo.micro_batch_tokens": 640, "ppo.epochs": 2,
     "ppo.steps": 8, "run.save_every": 0,
 }  # fmt: skip
 SFT = {
-    "model.device": "cpu", "text.train": ["none.jsonl"], "train.batch_tokens": 2048, "train.micro_batch_tokens": 1024,
+    "model.device": "cpu", "model.precision": "float32", "text.train": ["none.jsonl"], "train.batch_tokens": 2048,
+    "train.micro_batch_tokens": 1024,
 }  # fmt: skip
 RLOO = {"ppo.advantage": "rloo", "ppo.samples_per_prompt": 2, "ppo.batch_size": 8}
 # Name → job, model, settings, tokens of a prompt and of a response.
