@@ -270,8 +270,10 @@ def _gathered(shape: Shape, work: Work) -> float:
     """Bytes of two blocks' whole weights and gradients: the one that runs, and the one that is gathered next.
 
     In bf16 both are half as large, and of one block there are the gradients that are added up, in float32, as well.
+    Under adapters these matrices have no gradients.
     """
-    return (8.0 + 4.0 if work.bfloat16 else 16.0) * shape.blocks / shape.layers
+    weights, gradients = (4.0, 4.0 + 4.0) if work.bfloat16 else (8.0, 8.0)
+    return (weights if work.rank else weights + gradients) * shape.blocks / shape.layers
 
 
 def generate_parts(work: Work, share: Share) -> dict[str, float]:
