@@ -227,7 +227,7 @@ def test_further_rows_for_round_numbers_change_nothing(
     """As with bf16 on a CPU, here in float32."""
     model = model_of(name)
     expected = numbers(model, sequences, twice=False)
-    monkeypatch.setattr(unpadded_forward, "keeps_code", lambda weight: True)
+    monkeypatch.setattr(unpadded_forward, "is_onednn_bfloat16", lambda weight: True)
     expect_equal(numbers(model, sequences, twice=False), expected)
 
 

@@ -248,8 +248,8 @@ class VLLMEngine:
             for count, token in enumerate(output.tokens, 1):
                 response.append(token)
                 if self._stop_check.finish(request, response) == "stop":
-                    own = output.tokens[:count], output.logprobs[:count]
-                    return replace(output, tokens=own[0], logprobs=own[1], finish="stop")
+                    tokens, logprobs = output.tokens[:count], output.logprobs[:count]
+                    return replace(output, tokens=tokens, logprobs=logprobs, finish="stop")
         return output
 
     def _sampled(self, request: Request, server: Server) -> RequestOutput:

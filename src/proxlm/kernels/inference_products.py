@@ -18,7 +18,7 @@ from torch import Tensor
 
 from proxlm.kernels.int8 import Int8Product
 from proxlm.kernels.linear_weights import MergedWeight, merged_weight
-from proxlm.kernels.padded_row_counts import ROW_COUNTS, keeps_code, with_padded_rows
+from proxlm.kernels.padded_row_counts import ROW_COUNTS, is_onednn_bfloat16, with_padded_rows
 
 # The copies' numbers: the weights' own dtype, or rounded.
 Weights = Literal["own", "bfloat16", "int8"]
@@ -86,7 +86,7 @@ class InferenceProduct:
             if self.columns is None:
                 self.columns = torch.cat(self._weights(), -1).contiguous()
             columns, bias = self.columns, self.bias
-            if not keeps_code(columns):
+            if not is_onednn_bfloat16(columns):
                 return F.linear(x, columns.T, bias)
             y = with_padded_rows(x.reshape(rows, -1), lambda part: F.linear(part, columns.T, bias))
             return y.view(*x.shape[:-1], -1)

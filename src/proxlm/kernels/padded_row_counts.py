@@ -16,7 +16,7 @@ from torch import Tensor
 ROW_COUNTS = (4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
 
 
-def keeps_code(weight: Tensor) -> bool:
+def is_onednn_bfloat16(weight: Tensor) -> bool:
     """Whether oneDNN computes products with this weight as they are called now: in bf16 on a CPU."""
     on_cpu = weight.device.type == "cpu"
     return on_cpu and (weight.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"))

@@ -19,7 +19,7 @@ from proxlm.kernels.attention import causal_attention
 from proxlm.kernels.block_layouts import Block, Rotation, has_layout, layout_of
 from proxlm.kernels.fused_ops import scatter_rows
 from proxlm.kernels.module_hooks import has_hooks
-from proxlm.kernels.padded_row_counts import keeps_code, rounded_row_count
+from proxlm.kernels.padded_row_counts import is_onednn_bfloat16, rounded_row_count
 from proxlm.rl.ragged import offsets_of
 from proxlm.types import Sequences
 
@@ -63,7 +63,7 @@ def unpadded_states(
     Returns:
         The states [W, H].
     """
-    wanted, rounded = len(index), keeps_code(next(trunk.parameters()))
+    wanted, rounded = len(index), is_onednn_bfloat16(next(trunk.parameters()))
     if rounded:
         sequences, index = _with_filler(sequences, index)
     layout, (rows, positions) = layout_of(trunk), _rows_of(sequences, 16 if rounded else 1)
