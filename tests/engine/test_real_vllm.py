@@ -273,8 +273,8 @@ def test_adapters_are_loaded_by_themselves_and_stale_ones_end_the_run(
     engine.close()
 
 
-def ppo(folder: Path, run: Path, server: RealServer, *more: str) -> list[dict[str, Any]]:
-    """The metrics of five steps of PPO from the command line."""
+def ppo(folder: Path, run: Path, url: str, *more: str) -> list[dict[str, Any]]:
+    """The metrics of five steps of PPO from the command line; `url` may be several, as JSON."""
     prompts = [json.dumps({"prompt": f"{text[:12]} {i}"}) for i in range(8) for text in TEXTS]
     (run / "prompts.jsonl").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     (run / "reward.py").write_text(
@@ -285,7 +285,7 @@ def ppo(folder: Path, run: Path, server: RealServer, *more: str) -> list[dict[st
         "--data.eval-count", "2", "--reward.use", f"{run / 'reward.py'}:score", "--ppo.steps", "5",
         "--ppo.batch-size", "16", "--ppo.minibatches", "2", "--rollout.max-new-tokens", "32",
         "--optim.policy.lr", "3e-3", "--run.folder", str(run / "run"), "--run.threads", "1",
-        "--run.report", "false", "--engine.use", "vllm", "--engine.url", server.url, "--model.device", "cpu",
+        "--run.report", "false", "--engine.use", "vllm", "--engine.url", url, "--model.device", "cpu",
         "--engine.tolerance", "1e-4", *more,
     ]  # fmt: skip
     assert main(arguments) == 0
@@ -293,11 +293,48 @@ def ppo(folder: Path, run: Path, server: RealServer, *more: str) -> list[dict[st
 
 
 def test_five_steps_of_ppo_have_fresh_weights_in_each(folder, server, tmp_path):
-    rows = ppo(folder, tmp_path, server)
+    rows = ppo(folder, tmp_path, server.url)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert all(row["rollout_gap"] < 1e-4 for row in rows)
     kl = [row["kl_per_token"] for row in rows]
     assert len({round(x, 6) for x in kl}) == 5  # the weights moved in each
+
+
+def test_segments_of_partial_rollouts_have_the_log_probs_of_their_versions(folder, server, tmp_path):
+    more = ["--ppo.max-staleness", "2", "--ppo.partial-rollouts", "true"]
+    weights = ["--ppo.engine-correction.mode", "token_truncate"]
+    weights += ["--ppo.staleness-correction.mode", "token_truncate"]
+    rows = ppo(folder, tmp_path, server.url, *more, *weights)
+    for row in rows[2:]:
+        assert row["staleness/share_1"] + row["staleness/share_2"] == pytest.approx(1.0)
+        assert min(row["staleness/share_1"], row["staleness/share_2"]) > 0.2
+        assert row["engine_weight/max"] == pytest.approx(1.0, abs=2e-4)  # of the version of each token
+        assert row["rollout_gap"] > 0.01  # the update is of another
+
+
+def test_the_requests_of_a_server_that_is_killed_are_asked_of_the_other(
+    folder, server, tmp_path, monkeypatch, capsys
+):
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole = ppo(folder, tmp_path / "whole", server.url)
+    second = RealServer(folder / "untied", folder / "second.log")
+    post, asked = Server.post, []
+
+    def killing(self: Server, path: str, body: Any = None) -> dict[str, Any]:
+        """The second server dies while it writes its 20th response, in the third step or so."""
+        if self.url == second.url and path == "/v1/completions":
+            asked.append(body)
+            if len(asked) == 20:
+                threading.Timer(0.01, second.kill).start()
+        return post(self, path, body)
+
+    with serving(second):
+        monkeypatch.setattr(Server, "post", killing)
+        killed = ppo(folder, tmp_path / "killed", json.dumps([server.url, second.url]))
+    assert f"a server is left out: {second.url}" in capsys.readouterr().out
+    assert 20 <= len(asked) < 40  # not asked again
+    assert [row["reward"] for row in killed] == pytest.approx([row["reward"] for row in whole], abs=1e-4)
 
 
 def test_a_killed_server_that_is_started_again_goes_on_with_the_run(folder, tmp_path, capsys):
@@ -305,7 +342,7 @@ def test_a_killed_server_that_is_started_again_goes_on_with_the_run(folder, tmp_
         (tmp_path / name).mkdir()
     alone = RealServer(folder / "untied", folder / "killed.log")
     with serving(alone):
-        whole = ppo(folder, tmp_path / "whole", alone)
+        whole = ppo(folder, tmp_path / "whole", alone.url)
         metrics = tmp_path / "killed/run/metrics.jsonl"
 
         def kill_it() -> None:
@@ -316,7 +353,7 @@ def test_a_killed_server_that_is_started_again_goes_on_with_the_run(folder, tmp_
 
         killer = threading.Thread(target=kill_it)
         killer.start()
-        killed = ppo(folder, tmp_path / "killed", alone)
+        killed = ppo(folder, tmp_path / "killed", alone.url)
         killer.join()
     assert "is left out" in (said := capsys.readouterr().out)
     assert "takes part again, with the newest weights" in said

@@ -12,7 +12,8 @@ _INTERVAL, _MISSED = 5.0, 3
 
 
 class Heartbeat:
-    """Says every few seconds, from a thread of its own, that this rank lives, and in which phase it is.
+    """Says from a thread of its own that this rank lives, and in which phase it is: when that changes, and every few
+    seconds.
 
     A process that is stopped, or whose machine is lost, gives no sign; one that waits or computes does.
 
@@ -28,17 +29,19 @@ class Heartbeat:
         self._store, self.rank, self.size = store.clone(), rank, size
         self._interval = min(_INTERVAL, timeout / 10)
         self._phase, self._since, self._count = "the start", time.monotonic(), 0
-        self._end = threading.Event()
+        self._end, self._news = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
     def enter(self, phase: str) -> None:
         """This rank begins something else."""
         self._phase, self._since = phase, time.monotonic()
+        self._news.set()  # said at once: a process that is stopped now says nothing more
 
     def close(self) -> None:
         """No more signs."""
         self._end.set()
+        self._news.set()
         self._thread.join(2 * self._interval)
 
     def others(self) -> str:
@@ -47,7 +50,9 @@ class Heartbeat:
         time.sleep(_MISSED * self._interval)
         now = self._read()
         silent = [rank for rank in now if now[rank][0] == before[rank][0]]
-        places = {rank: f"it was in {phase} for {seconds:.0f} s" for rank, (_, phase, seconds) in now.items()}
+        places = {
+            rank: f"last phase: {phase}, for {seconds:.0f} s" for rank, (_, phase, seconds) in now.items()
+        }
         if silent:
             return "; ".join(f"rank {rank} gives no sign of life ({places[rank]})" for rank in silent)
         return "all ranks live: " + "; ".join(f"rank {rank}: {place}" for rank, place in places.items())
@@ -63,11 +68,14 @@ class Heartbeat:
         return found
 
     def _run(self) -> None:
-        while not self._end.is_set():
+        while True:
+            self._news.clear()
+            if self._end.is_set():
+                return
             self._count += 1
             sign: list[Any] = [self._count, self._phase, time.monotonic() - self._since]
             try:
                 self._store.set(f"alive/{self.rank}", json.dumps(sign))
             except RuntimeError:  # the store is gone, and with it the run
                 return
-            self._end.wait(self._interval)
+            self._news.wait(self._interval)
