@@ -29,6 +29,10 @@ def test_values_that_do_not_vary_have_a_bias_and_no_slope():
     assert math.isnan(slope)
     assert bias == pytest.approx(-2.9)
     assert all(map(math.isnan, calibration(flat(1, 2), flat(1, 2), torch.tensor([F, F]))))
+    # Heads whose mean is 0 at the start, up to roundings.
+    slope, bias = calibration(flat(2e-9, -1e-9, 0), flat(0, 0.1, 0.2), true(3))
+    assert math.isnan(slope)
+    assert bias == pytest.approx(-0.1)
 
 
 @pytest.mark.checklist(13)

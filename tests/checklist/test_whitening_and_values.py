@@ -259,6 +259,14 @@ def test_perfect_values_explain_all_and_their_mean_nothing(triples):
 
 
 @pytest.mark.checklist(13)
+def test_a_part_that_holds_roundings_alone_is_not_explained():
+    v, r = flat(0, 1, 1e-9, -2e-9), flat(0, 2, 0, 3e-9)
+    whole, nothing = explained_variance_by_position(v, r, true(4), torch.tensor([0, 4]), parts=2)
+    assert whole == 0.75
+    assert math.isnan(nothing)
+
+
+@pytest.mark.checklist(13)
 def test_explained_variance_by_position_where_the_second_row_decides():
     # One token and four, in halves: the first half has tokens 0, 1, 2; the second has 3 and 4, of row 1 alone.
     r, v, offsets = flat(0, 1, 2, 0, 2), flat(0, 1, 2, 0.5, 1.5), rows(1, 4)

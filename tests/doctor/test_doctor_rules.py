@@ -97,6 +97,7 @@ def test_a_number_that_goes_wrong_later(rule, changes):
         ("eos_never", replace(FACTS, may_not_end=True), {"ended_share": 0.0}),
         ("eos_at_once", replace(FACTS, max_new_tokens=2), {"response_length": 1.3, "ended_share": 1.0}),
         ("rollout_gap", replace(FACTS, precision="bfloat16"), {"rollout_gap": 0.3}),
+        ("rollout_gap", replace(FACTS, rounded=True, corrected=True), {"rollout_gap": 0.2}),
         ("rollout_gap", replace(FACTS, filtered=True, corrected=True), {"rollout_gap": 2.0}),
         ("clip_often", replace(FACTS, loss="gspo"), {"clip_fraction": 0.6}),
         ("kl_blow_up", replace(FACTS, leaves_reference=True), {"kl_per_token": 3.0}),

@@ -83,6 +83,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "advantages.length_adaptive_lambda": (torch.tensor([3, 2, 0]), 0.5),
     "advantages.whiten": (flat(0), MASK),
     "advantages.explained_variance": (flat(0), flat(1), MASK),
+    "advantages.float32_rounding": (flat(0), flat(1), MASK),
     "advantages.explained_variance_by_position": (flat(0), flat(1), MASK, OFFSETS),
     "distillation.forward_kl": (TEACHER, STUDENT),
     "distillation.reverse_kl": (TEACHER, STUDENT),

@@ -27,6 +27,7 @@ class Facts:
         leaves_reference: the policy learns from a teacher, and nothing holds it near the reference.
         entropy_coef: factor of the entropy bonus; −1: not known.
         filtered: sampling with top-k, top-p or min-p.
+        rounded: responses are sampled with rounded weights, which are always corrected for.
         corrected: the loss is weighted for the policy that sampled.
         precision: model.precision; empty: not known.
         may_not_end: responses of a fixed length are fine, as when a text is continued.
@@ -47,6 +48,7 @@ class Facts:
     leaves_reference: bool = False
     entropy_coef: float = -1.0
     filtered: bool = False
+    rounded: bool = False
     corrected: bool = False
     precision: str = ""
     may_not_end: bool = False
@@ -74,6 +76,7 @@ def _ppo_facts(config: PPOConfig) -> Facts:
         leaves_reference=bool(config.model.teacher) and ppo.teacher_coef > 0 and ppo.kl_coef == 0,
         entropy_coef=ppo.entropy_coef,
         filtered=config.rollout.unlike_policy,
+        rounded=config.rollout.weights != "policy",
         corrected=ppo.engine_correction.mode != "none",
         precision=config.model.precision,
         # A text that is continued need not end; an answer in a chat, or one that pays for not ending, should.

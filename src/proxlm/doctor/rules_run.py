@@ -61,6 +61,8 @@ def _short_answers(facts: Facts) -> str:
 
 
 def _corrected(facts: Facts) -> str:
+    if facts.rounded:
+        return "the gap of rounded weights (rollout.weights) is corrected (ppo.engine_correction.mode)"
     both = facts.filtered and facts.corrected
     return "the gap of filtered sampling is corrected (ppo.engine_correction.mode)" if both else ""
 
@@ -167,7 +169,7 @@ def rollout_gap(rows: Rows, facts: Facts) -> Finding | None:
     if gap is None:  # with ppo.old_logprobs = rollout the trainer's log-probs are first seen in the update
         gap = middle(newest_of_all(own, names.FIRST_RATIO_ERROR, 3), 3)
     low, high = GAP_FILTERED if facts.filtered else GAP.get(facts.precision, GAP_UNKNOWN)
-    if gap is None or gap <= low or (facts.filtered and facts.corrected):
+    if gap is None or gap <= low or _corrected(facts):
         return None
     if facts.filtered:
         advice = (

@@ -241,16 +241,23 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     Returns:
         A float; NaN where the returns do not vary by more than float32's rounding.
     """
-    if not values.shape == returns.shape == mask.shape:
-        raise ValueError(f"shapes differ: {tuple(values.shape)}, {tuple(returns.shape)}, {tuple(mask.shape)}")
+    return _explained(values, returns, mask, float32_rounding(values, returns, mask))
+
+
+def _explained(values: Tensor, returns: Tensor, mask: Tensor, rounding: float) -> float:
+    """`explained_variance`; NaN where the returns vary by `rounding` or less."""
     r, v = returns[mask].double(), values[mask].double()
-    if r.numel() < 2:
-        return float("nan")
-    # Returns are sums of values and advantages: equal ones differ by roundings of both.
-    rounding = 1e-6 * max(float(r.abs().max()), float(v.abs().max()))
-    if float(r.std(correction=0)) <= rounding:
+    if r.numel() < 2 or float(r.std(correction=0)) <= rounding:
         return float("nan")
     return 1.0 - float((r - v).var(correction=0) / r.var(correction=0))
+
+
+def float32_rounding(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """What equal values, or equal returns, of a batch may differ by: each is a float32 sum of values and rewards."""
+    if not values.shape == returns.shape == mask.shape:
+        raise ValueError(f"shapes differ: {tuple(values.shape)}, {tuple(returns.shape)}, {tuple(mask.shape)}")
+    both = torch.cat([values[mask], returns[mask]]).double()
+    return 1e-6 * float(both.abs().max()) if len(both) else 0.0
 
 
 def explained_variance_by_position(
@@ -273,4 +280,5 @@ def explained_variance_by_position(
     if int(offsets[-1]) != len(mask):
         raise ValueError(f"offsets end at {int(offsets[-1])}, but there are {len(mask)} tokens")
     part = part_of_row(offsets, parts)
-    return [explained_variance(values, returns, mask & (part == k)) for k in range(parts)]
+    rounding = float32_rounding(values, returns, mask)  # of the whole batch: a part may hold nothing else
+    return [_explained(values, returns, mask & (part == k), rounding) for k in range(parts)]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from proxlm.rl.advantages import float32_rounding
 from proxlm.rl.ragged import part_of_row
 
 
@@ -14,7 +15,7 @@ class Calibration(NamedTuple):
     """The least-squares line return ≈ slope · value + …, and how far values are from returns on average.
 
     slope: 1 if right; below 1 values differ more than the returns that they predict, above 1 less; NaN where the
-    values do not vary. bias: mean value − mean return, 0 if right.
+    values do not vary by more than float32's rounding. bias: mean value − mean return, 0 if right.
     """
 
     slope: float
@@ -36,8 +37,8 @@ def calibration(values: Tensor, returns: Tensor, mask: Tensor) -> Calibration:
         return Calibration(math.nan, math.nan)
     bias, off = float(v.mean() - r.mean()), v - v.mean()
     spread = float(off.square().sum())
-    # Equal values in float32 are equal in float64, but their mean may be off by a rounding.
-    varies = float(v.max()) > float(v.min())
+    # The mean of several heads is 0 at the start up to roundings of theirs, which a slope would blow up.
+    varies = float(v.std(correction=0)) > float32_rounding(values, returns, mask)
     return Calibration(float(off.dot(r)) / spread if varies else math.nan, bias)
 
 

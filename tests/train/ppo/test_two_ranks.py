@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 from helpers import SilentLog, blank_rollout, job, parameters, trainer, vowels, weights_of
+from safetensors.torch import load_file
 
 from proxlm.config import (
     CovarianceSettings,
@@ -209,6 +211,17 @@ def written(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
     return {"turns": [request.id for request in turns], "read": read, "each": row["environment/turns"]}
 
 
+def kept(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
+    """A sharded run of one step that keeps the best model by a metric of the step, which needs no evaluation."""
+    made = made_on(tokenizer, "checkpointing", ranks, sharded=True)
+    run = replace(made.config.run, keep_best="reward")
+    made.config = replace(made.config, run=run, ppo=replace(made.config.ppo, steps=1))
+    with TemporaryDirectory() as folder:
+        made.folder = Path(folder)
+        ranks.broadcast(lambda: made.train(SilentLog()))  # type: ignore[arg-type]
+        return {} if ranks.rank else {"best": load_file(made.folder / "best/step-00000001/model.safetensors")}
+
+
 def not_finite(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
     """One response's reward is infinite; without whitening only its own minibatch's gradient is spoilt."""
 
@@ -264,6 +277,7 @@ WORK: list[Callable[[Any, Ranks], dict[str, Any]]] = [
     bfloat16,
     mixed_text,
     written,
+    kept,
     not_finite,
     out_of_memory,
     fails_on_rank_0,
@@ -359,6 +373,12 @@ def test_each_rank_writes_its_share_of_the_conversations(found) -> None:
     assert sorted(len(conversations) for conversations in own) == [4, 6]
     assert not own[0] & own[1]
     assert all(sorted(rank["read"]) == sorted({*rank["turns"]}) for rank in ranks)  # the first turns alone
+
+
+def test_the_best_model_has_the_weights_after_its_step(found) -> None:
+    one, two = found[0]["kept"]["best"], found[1][0]["kept"]["best"]
+    assert one.keys() == two.keys()
+    assert max(float((p - two[name]).abs().max()) for name, p in one.items()) <= 1e-6
 
 
 def test_text_is_mixed_in_once(found) -> None:

@@ -157,6 +157,9 @@ class TrainingLoop(ABC, Generic[S]):
     def save_model(self, folder: Path) -> None:
         """Write the model alone, in the form in which it is used after the run."""
 
+    def refresh(self) -> None:
+        """Before `save_model`: bring what it writes up to date, where that is a copy of what learns."""
+
     def extra_tensors(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint must hold besides weights; `restore` gets them."""
         return {}
@@ -251,6 +254,7 @@ class TrainingLoop(ABC, Generic[S]):
             return
         log.phase("checkpoint")
         self._finish_save()  # it may name a model that would be removed now
+        self.refresh()
         keep_model(self.folder, state.step, self.save_model)
         if EVALUATION.matches(metric):  # others may be the best in many steps
             log.note(self._best_line(metric))
