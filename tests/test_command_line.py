@@ -64,15 +64,25 @@ def defines(module: str, name: str) -> bool:
         (["ppo", "--ppo.lam", "2"], 2),
         (["ppo", "no.toml"], 2),
         (["ppo"], 2),
+        (["check", "recipe.toml", "--set", "ppo.lamb=1"], 1),
+        (["plan", "recipe.toml", "--set", "ppo.lamb=1"], 2),
+        (["launch", "ppo", "recipe.toml", "--set", "ppo.lamb=1"], 2),
+        (["probe", "sft", "recipe.toml"], 2),
+        (["search", "ppo", "recipe.toml", "--space", "ppo", "--set", "ppo.lamb=1"], 2),
+        (["sweep", "ppo", "recipe.toml", "--over", "ppo.lam=1", "--set", "ppo.lamb=1"], 2),
+        (["folds", "ppo", "recipe.toml", "--set", "ppo.lamb=1"], 2),
     ],
 )
-def test_help_and_wrong_settings_import_nothing_heavy(arguments: list[str], status: int) -> None:
+def test_help_and_wrong_settings_import_nothing_heavy(
+    arguments: list[str], status: int, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.toml").write_text('job = "ppo"\n', encoding="utf-8")
     script = (
         "import sys; from proxlm.__main__ import main; status = main(sys.argv[1:]);"
         f"heavy = [m for m in {HEAVY} if m in sys.modules]; print(heavy, file=sys.stderr); sys.exit(status)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path
     )
     assert done.returncode == status
     assert done.stderr.splitlines()[-1] == "[]"
@@ -95,6 +105,17 @@ def test_help_and_wrong_settings_import_nothing_heavy(arguments: list[str], stat
 def test_what_a_user_can_mend_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
     done = proxlm_command(*arguments)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"proxlm: error: {message}\n")
+
+
+def test_every_problem_of_the_settings_has_a_line() -> None:
+    wrong = ["--rollout.temperature", "0", "--model.value.heads", "1", "--model.value.combine", "min"]
+    done = proxlm_command(
+        "ppo", "--model.policy", "m", "--data.prompts", "p", "--reward.use", "length", *wrong
+    )
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("proxlm: error: command line: ") for line in lines)
+    assert [line.split()[4] for line in lines] == ["rollout.temperature", "model.value.combine"]
 
 
 def test_without_arguments_it_says_what_there_is() -> None:

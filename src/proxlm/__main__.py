@@ -1,8 +1,8 @@
 """The command line: `proxlm JOB [recipe.toml] [--section.key value ...]`.
 
 Exit status: 0 done, 1 `proxlm verify` has found something, 2 an error that the user can fix or that the system gave
-(one line on stderr), 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, 141 the reader of the output closed it, 75
-ended by the watchdog. Every other error is a bug and keeps its traceback.
+(one line on stderr; of settings one for each problem), 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, 141 the
+reader of the output closed it, 75 ended by the watchdog. Every other error is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from importlib import import_module
 from proxlm import __version__
 from proxlm.config.help import describe, overview
 from proxlm.config.parse import load_config
+from proxlm.config.recipe import settings_of_recipe
+from proxlm.config.recipe_command import RecipeCommand
 from proxlm.distributed.environment import rank, world_size
 from proxlm.errors import RAISED_ON_RANK_0, ConfigError, StoppedBySignalError, UserError
 from proxlm.runlog.interrupt import SIGNAL_NAMES, StopSignals
@@ -94,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 128 + signals.received
         if follower and RAISED_ON_RANK_0 in getattr(error, "__notes__", ()):
             return _leave_it_to_rank_0()
-        return _fail(str(error))
+        return _fail(str(error), *(error.more if isinstance(error, ConfigError) else ()))
     except StoppedBySignalError as stopped:
         return _end(str(stopped), 128 + stopped.signal)
     except KeyboardInterrupt:
@@ -126,10 +128,15 @@ def _run(arguments: list[str]) -> int:
                 f"proxlm {job} runs in one process; several, as torchrun has started here, are for"
                 f" {', '.join(SHARED_JOBS)}"
             )
+        given = [config]
+        if (
+            isinstance(config, RecipeCommand) and job != "check"
+        ):  # which reports what is wrong with one itself
+            given.append(settings_of_recipe(config))  # before torch is imported
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         module, function = JOB_MODULES[job].split(":")
-        status = getattr(import_module(module), function)(config)
+        status = getattr(import_module(module), function)(*given)
         return status if isinstance(status, int) else 0
     return 0
 
@@ -151,15 +158,16 @@ def _leave_it_to_rank_0() -> int:
     return 2
 
 
-def _fail(message: str) -> int:
-    return _end(f"error: {message}", 2)
+def _fail(*messages: str) -> int:
+    return _end("\n".join(f"error: {message}" for message in messages), 2)
 
 
 def _end(message: str, status: int) -> int:
-    """Print the last line, if there is one and anybody to read it."""
+    """Print the last lines, if there are any and anybody to read them."""
     if message:
         try:
-            print(f"proxlm: {on_screen(message)}", file=sys.stderr, flush=True)
+            for line in message.splitlines():
+                print(f"proxlm: {on_screen(line)}", file=sys.stderr, flush=True)
         except (OSError, ValueError):
             discard(sys.stderr)  # else Python's own flush at exit would fail
     return status

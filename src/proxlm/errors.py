@@ -25,7 +25,17 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A setting is unknown, has the wrong type, or an impossible value."""
+    """A setting is unknown, has the wrong type, or an impossible value.
+
+    Attributes:
+        more: What else is wrong with the settings, a line each; a traceback shows them as notes.
+    """
+
+    def __init__(self, message: str, *more: str) -> None:
+        super().__init__(message)
+        self.more = tuple(str(UserError(line)) for line in more)
+        for line in self.more:
+            self.add_note(f"also: {line}")
 
 
 class DataError(UserError):

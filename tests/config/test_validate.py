@@ -1,5 +1,6 @@
 """Settings built in Python are checked as those from a file are, and a mapping may stand for the file."""
 
+import pickle
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -46,6 +47,29 @@ def test_values_get_their_declared_types() -> None:
     assert config.rollout.stop == ["x", "y"]
     assert repr(config.rollout.temperature) == "2.0"
     assert config.reward.terms == {"t": RewardTerm("keyword", 2.0, {"words": ["a"]})}
+
+
+def test_all_problems_are_named() -> None:
+    """The first is the error, the others its notes; many are counted."""
+    wrong = replace(
+        GOOD, rollout=RolloutSettings(temperature=0), ppo=PPOSettings(critic_lam=-0.5, dual_clip=0.5)
+    )
+    with pytest.raises(ConfigError, match=r"^PPOConfig: rollout.temperature = 0") as raised:
+        validate(wrong)
+    named = [line.split()[1] for line in raised.value.more]
+    assert named == ["ppo.critic_lam", "ppo.dual_clip"]
+    assert raised.value.__notes__ == [f"also: {line}" for line in raised.value.more]
+    many = replace(
+        GOOD,
+        rollout=RolloutSettings(stop=[""]),
+        reward=RewardSettings(terms={str(i): RewardTerm() for i in range(30)}),
+    )
+    with pytest.raises(ConfigError) as raised:
+        validate(many)
+    assert len(raised.value.more) == 10
+    assert raised.value.more[-1] == "and 21 problems more"
+    again = pickle.loads(pickle.dumps(raised.value))
+    assert (str(again), again.more) == (str(raised.value), raised.value.more)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from processes import run_until
 from small_runs import PPO, SFT, tiny_place  # noqa: F401
 
 from proxlm.__main__ import main
-from proxlm.checkpoint import checkpoints, damage
+from proxlm.checkpoint import BackgroundSave, checkpoints, damage
 
 ASYNCHRONOUS = ["--run.asynchronous-save", "true"]
 # Moments in which the thread writes the second checkpoint; whether it is there already under its name.
@@ -47,6 +48,13 @@ def rows(run: Path) -> list[dict[str, float]]:
 
 def steps(run: Path) -> list[int]:
     return [int(path.name[-8:]) for path in checkpoints(run)]
+
+
+def sleeps(seconds: float) -> Path:
+    ended = time.monotonic() + seconds
+    while time.monotonic() < ended:
+        time.sleep(0.01)
+    return Path()
 
 
 def has_step(run: Path, step: int) -> None:
@@ -152,3 +160,14 @@ def test_a_full_disk_ends_the_run_with_the_same_line(tiny_place, capsys, monkeyp
     found = [path.name for path in (tiny_place / "run" / "checkpoints").iterdir()]
     assert sorted(found) == [f"step-0000000{step}" for step in range(max(1, full_at - 2), full_at)]
     assert len(rows(tiny_place / "run")) < full_at + 2
+
+
+def test_a_save_that_has_not_begun_is_given_up_at_once():
+    """Nobody waits for what the thread will never do; one that has begun ends at its next bytecode."""
+    began = time.monotonic()
+    for _ in range(8):
+        save = BackgroundSave()
+        save.begin(1, partial(sleeps, 100))
+        save.give_up()
+        assert not save.in_progress
+    assert time.monotonic() - began < 8  # 2 s each when it waited for what would never end

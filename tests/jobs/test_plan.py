@@ -65,6 +65,20 @@ def test_a_plan_needs_no_weights_and_no_data(capsys: pytest.CaptureFixture[str])
         assert word in said
 
 
+def test_a_small_model_is_in_mib_on_one_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    """And no figure of it is shown as 0 or as a power of ten."""
+    small = dict(MODEL, hidden_size=56, intermediate_size=64, vocab_size=300)
+    Path("large/config.json").write_text(json.dumps(small), encoding="utf-8")
+    memory = plan()["ways"][0]
+    said = capsys.readouterr().out
+    assert said.rstrip().splitlines()[-2] == "it fits on one GPU"
+    table = said[said.index("the GPU at its fullest") :].split("\n\n")[0]
+    assert table.splitlines()[1].split() == ["memory", "MiB", "when"]
+    assert float(table.splitlines()[-1].split()[2]) == pytest.approx(memory["peak_bytes"] / 2**20, rel=0.01)
+    assert "of 80.0 GiB" in table
+    assert "e-0" not in table
+
+
 def test_memory_is_split_by_part() -> None:
     """AdamW in float32: moments are twice what learns; the reference is the policy again."""
     memory = plan()["ways"][0]["memory_bytes"]

@@ -73,16 +73,20 @@ class BackgroundSave:
         return written.result()
 
     def give_up(self) -> None:
-        """Leave the checkpoint that is being written, if one is: its incomplete folder is removed."""
+        """Leave the checkpoint that is being written, if one is, and remove its incomplete folder.
+
+        One that the thread has not begun is left as it is, and removed before the next is written.
+        """
         written, self._written = self._written, None
         worker, self._worker = self._worker, None
-        if written is not None and worker is not None:
+        if written is not None and worker is not None and not written.cancel():
             worker.give_up()
             wait([written], LEAVE_SECONDS)
 
 
 def _write(write: Callable[[], Path], written: Future[Path]) -> None:
     try:
-        written.set_result(write())
+        if written.set_running_or_notify_cancel():  # not given up before it has begun
+            written.set_result(write())
     except BaseException as error:  # whatever it is, it ends the run, in the main thread
         written.set_exception(error)

@@ -5,19 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from proxlm.config.problems import Problems, required
+from proxlm.config.recipe_command import RecipeCommand
 from proxlm.config.setting import setting
 
 
 @dataclass(frozen=True)
-class CheckConfig:
+class CheckConfig(RecipeCommand):
     """Check a recipe, everything but the training: data, template, seam, reward, model, memory and time."""
 
-    recipe: str = setting("", "the recipe (also: proxlm check RECIPE)", path="input")
-    command: str = setting("", 'the command that it is for; empty: what its line job = "…" says')
-    set: list[str] = setting(
-        factory=list, help="a setting of the job over the recipe's, section.key=VALUE; may be repeated"
-    )
     steps: int = setting(
         2,
         "steps to run on throw-away weights, the last of which is measured; 0: none, so no memory and no time",
@@ -27,6 +22,3 @@ class CheckConfig:
     samples: int = setting(2, "number of samples to show, token by token", ge=0, le=20)
 
     positional: ClassVar[str] = "recipe"
-
-    def problems(self) -> Problems:
-        return required(("recipe", self.recipe))

@@ -5,20 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from proxlm.config.problems import Problems, required
+from proxlm.config.recipe_command import RecipeCommand
 from proxlm.config.setting import setting
 
 
 @dataclass(frozen=True)
-class FoldsConfig:
+class FoldsConfig(RecipeCommand):
     """Cross-validate a recipe: train it once for each of k parts of its records, held out in turn."""
 
     command: Literal["sft", "reward", "dpo", "pretrain", "ppo"] = setting(
         "sft", "the command that the recipe is for"
-    )
-    recipe: str = setting("", "the recipe (also: proxlm folds COMMAND RECIPE)", path="input")
-    set: list[str] = setting(
-        factory=list, help="a setting of the job over the recipe's, section.key=VALUE; may be repeated"
     )
     k: int = setting(5, "number of parts", ge=2)
     folder: str = setting(
@@ -28,6 +24,3 @@ class FoldsConfig:
     seed: int = setting(0, "seed of the parts", ge=0, lt=2**32)
 
     positional: ClassVar[str] = "command recipe"
-
-    def problems(self) -> Problems:
-        return required(("recipe", self.recipe))

@@ -5,20 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from proxlm.config.problems import Problems, required
+from proxlm.config.recipe_command import RecipeCommand
 from proxlm.config.setting import setting
 
 
 @dataclass(frozen=True)
-class LaunchConfig:
+class LaunchConfig(RecipeCommand):
     """Run a recipe in several processes of this machine that train together, with torchrun's agent."""
 
     command: Literal["ppo", "value", "pretrain", "sft", "reward", "dpo", "distill"] = setting(
         "ppo", "the command that the recipe is for"
-    )
-    recipe: str = setting("", "the recipe (also: proxlm launch COMMAND RECIPE)", path="input")
-    set: list[str] = setting(
-        factory=list, help="a setting of the job over the recipe's, section.key=VALUE; may be repeated"
     )
     workers: int = setting(2, "number of processes: one a GPU, or a few cores each", ge=1)
     max_restarts: int = setting(
@@ -35,6 +31,3 @@ class LaunchConfig:
     )
 
     positional: ClassVar[str] = "command recipe"
-
-    def problems(self) -> Problems:
-        return required(("recipe", self.recipe))

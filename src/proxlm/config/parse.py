@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +16,11 @@ from proxlm.config.no_effect import leave_out, without_effect
 from proxlm.config.paths import expand_user, relative_to
 from proxlm.config.secrets import SECRET, SECRET_PATH, hide_environment, secret_settings
 from proxlm.config.signature import checked
-from proxlm.config.toml_text import DEEPEST, LARGEST_RECIPE, TooDeepError, parse_toml
+from proxlm.config.toml_text import DEEPEST, read_toml
 from proxlm.config.tree import Assembly, is_section, kinds, split_key
 from proxlm.config.values import Key, dotted, nested_beyond, shown_value, toml_key, toml_value
 from proxlm.errors import ConfigError
-from proxlm.files import read_regular
-from proxlm.text import did_you_mean, shown, system_reason
+from proxlm.text import counted, did_you_mean, shown
 
 # The settings that a run's folder holds.
 CONFIG_NAME = "config.toml"
@@ -32,6 +30,9 @@ JOB = "job"
 
 # Settings that are set one by one: each makes a copy of the tree.
 MOST_ARGUMENTS = 10_000
+
+# Problems of settings that are listed.
+MOST_PROBLEMS = 10
 
 # The source of settings that Python gives over a file.
 OVERRIDES = "overrides"
@@ -73,7 +74,7 @@ def load_config(
             which messages take into account.
 
     Raises:
-        ConfigError: One line with the source, the key, the value and what is allowed.
+        ConfigError: A line for each problem, with the source, the key, the value and what is allowed.
     """
     kind = job_class(job) if isinstance(job, str) else job
     _check_call(kind, file, overrides, arguments or ())
@@ -210,14 +211,6 @@ def _is_path(section: Any, key: Key) -> bool:
     return field is not None and bool(field.metadata.get("path")) and kinds(section)[name] is str
 
 
-def recipe_job(file: Path) -> str:
-    """The command that a recipe's line `job` names; "": it has none. Raises ConfigError."""
-    job = _read_toml(file).get(JOB, "")
-    if not isinstance(job, str):
-        raise ConfigError(f"{file}: {JOB}: expected text, got {shown_value(job)}")
-    return job
-
-
 def job_class(name: str) -> type:
     """The settings of the job called `name`. Raises ConfigError that names the nearest job."""
     if name not in JOBS:
@@ -247,7 +240,7 @@ def _add_file(assembly: Assembly, file: Path) -> None:
     if is_gguf(str(file)):
         raise ConfigError(f"{file}: a model, not a recipe; write --model.policy {file}")
     if not os.path.isdir(file):  # unlike Path.is_dir, never an error
-        content = _read_toml(file)
+        content = read_toml(file)
         table = relative_to(assembly.job, _without_job(content, assembly.job, str(file)), file.parent)
         assembly.set((), _in_its_own_folder(table, file) if JOB in content else table, str(file))
         return
@@ -256,7 +249,7 @@ def _add_file(assembly: Assembly, file: Path) -> None:
         if not kept:
             raise ConfigError(f"{file}: the run has kept no model")
         settings = run / CONFIG_NAME
-        assembly.set((), settings_of_run(assembly.job, run, _read_toml(settings), kept[-1]), str(settings))
+        assembly.set((), settings_of_run(assembly.job, run, read_toml(settings), kept[-1]), str(settings))
         return
     settings = file / CONFIG_NAME
     if not uses_runs(assembly.job):
@@ -266,7 +259,7 @@ def _add_file(assembly: Assembly, file: Path) -> None:
         if (file / "config.json").is_file():
             raise ConfigError(f"{file}: a model, not a run; write --model.policy {file}")
         raise ConfigError(f"{file}: not a run's folder: it holds no config.toml")
-    assembly.set((), settings_of_run(assembly.job, file, _read_toml(settings)), str(settings))
+    assembly.set((), settings_of_run(assembly.job, file, read_toml(settings)), str(settings))
 
 
 def _in_its_own_folder(table: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -300,51 +293,34 @@ def _without_job(table: Mapping[str, Any], kind: type, source: str) -> dict[str,
     raise ConfigError(f'{source}: {JOB} = "{job}": these are the settings of proxlm {job}{wanted}')
 
 
-def _read_toml(file: Path) -> dict[str, Any]:
-    """A TOML file's contents. Raises ConfigError that names the file, and the line where there is one."""
-    try:
-        data = read_regular(file, LARGEST_RECIPE, pipe=True)
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file") from None
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {system_reason(error)}") from None
-    except ValueError:
-        raise ConfigError(f"{str(file)!a}: not a path") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{file}: line {line}: not UTF-8 text") from None
-    try:
-        return parse_toml(text)
-    except TooDeepError as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from None
-    except ValueError as error:
-        place = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", str(error))
-        line_number = (place and place[1]) or str(text.count("\n") + 1)
-        reason = str(error)[: place.start()] if place else str(error)
-        raise ConfigError(f"{file}: line {line_number}: not valid TOML: {shown(reason, 200)}") from None
-
-
 def _check(assembly: Assembly, advice: _Advice) -> None:
-    """Raise ConfigError for the first settings that cannot be combined, do nothing, or are required and missing.
+    """Raise ConfigError for all settings that cannot be combined, do nothing, or are required and missing.
 
     Args:
         assembly: The settings.
         advice: How to give a missing one.
     """
-    for name, problem in (*assembly.config.problems(), *without_effect(assembly.config)):
-        key, value = _find(assembly.config, name) or ((name,), None)
-        source = assembly.source(key)
-        empty = value in ("", [], {}, None)
-        in_python = source == assembly.job.__name__  # `validate`, for which every value is a given one
-        if empty and in_python and problem.startswith(("required,", "required:")):
-            raise ConfigError(f"{source}: {name}: {problem} ({advice(assembly.job, name)})")
-        if source is not None:
-            raise ConfigError(f"{source}: {name} = {shown_value(value)}: {problem}")
-        if empty:
-            raise ConfigError(f"{name}: {problem} ({advice(assembly.job, name)})")
-        raise ConfigError(f"{name} = {shown_value(value)} (the default): {problem}")
+    problems = (*assembly.config.problems(), *without_effect(assembly.config))
+    lines = list(dict.fromkeys(_problem_line(assembly, advice, *problem) for problem in problems))
+    if len(lines) > MOST_PROBLEMS:
+        lines[MOST_PROBLEMS:] = [f"and {counted(len(lines) - MOST_PROBLEMS, 'problem')} more"]
+    if lines:
+        raise ConfigError(*lines)
+
+
+def _problem_line(assembly: Assembly, advice: _Advice, name: str, problem: str) -> str:
+    """A problem of the setting `name`, with where its value comes from."""
+    key, value = _find(assembly.config, name) or ((name,), None)
+    source = assembly.source(key)
+    empty = value in ("", [], {}, None)
+    in_python = source == assembly.job.__name__  # `validate`, for which every value is a given one
+    if empty and in_python and problem.startswith(("required,", "required:")):
+        return f"{source}: {name}: {problem} ({advice(assembly.job, name)})"
+    if source is not None:
+        return f"{source}: {name} = {shown_value(value)}: {problem}"
+    if empty:
+        return f"{name}: {problem} ({advice(assembly.job, name)})"
+    return f"{name} = {shown_value(value)} (the default): {problem}"
 
 
 def _find(node: Any, name: str) -> tuple[Key, Any] | None:

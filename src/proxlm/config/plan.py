@@ -5,19 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from proxlm.config.problems import Problems, required
+from proxlm.config.recipe_command import RecipeCommand
 from proxlm.config.setting import setting
 
 
 @dataclass(frozen=True)
-class PlanConfig:
+class PlanConfig(RecipeCommand):
     """Plan a recipe on GPUs, from its settings alone: memory by part, seconds by phase, how to divide the GPUs."""
 
-    recipe: str = setting("", "the recipe (also: proxlm plan RECIPE)", path="input")
-    command: str = setting("", 'the command that it is for; empty: what its line job = "…" says')
-    set: list[str] = setting(
-        factory=list, help="a setting of the job over the recipe's, section.key=VALUE; may be repeated"
-    )
     gpus: int = setting(1, "number of GPUs", ge=1, le=4096)
     gpu_memory: float = setting(80.0, "memory of each, in GiB", gt=0)
     gpu: Literal["h200", "h100", "a100", "a800", "l40s", "a10g", "rtx4090"] = setting(
@@ -39,6 +34,3 @@ class PlanConfig:
     output: str = setting("", "JSON file for the plan; empty: only print", path="output")
 
     positional: ClassVar[str] = "recipe"
-
-    def problems(self) -> Problems:
-        return required(("recipe", self.recipe))

@@ -5,19 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from proxlm.config.problems import Problems, required
+from proxlm.config.problems import Problems
+from proxlm.config.recipe_command import RecipeCommand
 from proxlm.config.setting import setting
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(RecipeCommand):
     """Suggest a learning rate, a batch size and the size of a pass for a recipe, by trying; no model is kept."""
 
     command: Literal["sft", "pretrain"] = setting("sft", "the command that the recipe is for")
-    recipe: str = setting("", "the recipe (also: proxlm probe COMMAND RECIPE)", path="input")
-    set: list[str] = setting(
-        factory=list, help="a setting of the job over the recipe's, section.key=VALUE; may be repeated"
-    )
     folder: str = setting(
         "",
         "where probe.json and probe.html are written; empty: runs/probe-DATE-TIME; an old one: written again",
@@ -43,7 +40,7 @@ class ProbeConfig:
     positional: ClassVar[str] = "command recipe"
 
     def problems(self) -> Problems:
-        found = required(("recipe", self.recipe))
+        found = super().problems()
         if self.lr_low >= self.lr_high:
             found.append(("lr_low", f"must be less than lr_high = {self.lr_high:g}"))
         return found

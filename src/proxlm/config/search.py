@@ -6,20 +6,17 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from proxlm.config.problems import Problems, required
+from proxlm.config.recipe_command import RecipeCommand
 from proxlm.config.setting import setting
 
 TrainingCommand = Literal["ppo", "value", "pretrain", "sft", "reward", "dpo", "distill", "control"]
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(RecipeCommand):
     """Search a recipe's settings: trials in a space of them, judged by the numbers of their own runs."""
 
     command: TrainingCommand = setting("ppo", "the command that the recipe is for")
-    recipe: str = setting("", "the recipe (also: proxlm search COMMAND RECIPE)", path="input")
-    set: list[str] = setting(
-        factory=list, help="a setting of the job over the recipe's, section.key=VALUE; may be repeated"
-    )
     space: str = setting(
         "", "TOML file of the settings to search and their ranges, or a ready space: ppo, supervised"
     )
@@ -76,7 +73,7 @@ class SearchConfig:
     positional: ClassVar[str] = "command recipe"
 
     def problems(self) -> Problems:
-        found = required(("recipe", self.recipe), ("space", self.space))
+        found = super().problems() + required(("space", self.space))
         if len(set(self.objective)) < len(self.objective):
             found.append(("objective", "names a metric twice"))
         if wrong := [one for one in self.best_is if one not in ("highest", "lowest")]:
@@ -89,14 +86,10 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
-class SweepConfig:
+class SweepConfig(RecipeCommand):
     """Train a recipe with every combination of some settings, with several seeds, and compare them in a table."""
 
     command: TrainingCommand = setting("ppo", "the command that the recipe is for")
-    recipe: str = setting("", "the recipe (also: proxlm sweep COMMAND RECIPE)", path="input")
-    set: list[str] = setting(
-        factory=list, help="a setting of the job over the recipe's, section.key=VALUE; may be repeated"
-    )
     over: list[str] = setting(
         factory=list,
         help="a setting and its values, section.key=V1,V2,…; KEY+KEY=… gives them to both; may be repeated: the"
@@ -113,4 +106,4 @@ class SweepConfig:
     positional: ClassVar[str] = "command recipe"
 
     def problems(self) -> Problems:
-        return required(("recipe", self.recipe), ("over", self.over))
+        return super().problems() + required(("over", self.over))

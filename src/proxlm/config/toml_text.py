@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import re
 import tomllib
+from pathlib import Path
 from typing import Any
+
+from proxlm.errors import ConfigError
+from proxlm.files import read_regular
+from proxlm.text import shown, system_reason
 
 LARGEST_RECIPE = 2**20
 """Bytes of a recipe."""
@@ -29,6 +34,32 @@ _QUOTED = re.compile(
 
 class TooDeepError(ValueError):
     """Tables, lists or keys are nested more deeply than settings ever are."""
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """A TOML file's contents. Raises ConfigError that names the file, and the line where there is one."""
+    try:
+        data = read_regular(file, LARGEST_RECIPE, pipe=True)
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {system_reason(error)}") from None
+    except ValueError:
+        raise ConfigError(f"{str(file)!a}: not a path") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{file}: line {line}: not UTF-8 text") from None
+    try:
+        return parse_toml(text)
+    except TooDeepError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+    except ValueError as error:
+        place = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", str(error))
+        line_number = (place and place[1]) or str(text.count("\n") + 1)
+        reason = str(error)[: place.start()] if place else str(error)
+        raise ConfigError(f"{file}: line {line_number}: not valid TOML: {shown(reason, 200)}") from None
 
 
 def parse_toml(text: str) -> dict[str, Any]:

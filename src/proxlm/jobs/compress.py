@@ -21,9 +21,11 @@ from proxlm.config import (
     ExportCheckSettings,
     ExportConfig,
     ModelSettings,
+    load_config,
     to_toml,
     validate,
 )
+from proxlm.config.arguments import as_options
 from proxlm.config.paths import absolute
 from proxlm.config.signature import checked
 from proxlm.data.inputs import inputs_of
@@ -35,7 +37,7 @@ from proxlm.export.original import load_original, model_of_run
 from proxlm.jobs.evaluate import evaluate
 from proxlm.jobs.export import export_model
 from proxlm.jobs.startup import start_job
-from proxlm.jobs.trained_runs import recipe_settings, trained
+from proxlm.jobs.trained_runs import in_no_folder, trained
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import language_model_of
 from proxlm.models.save import save_language_model
@@ -139,7 +141,8 @@ def _recipe(config: CompressConfig) -> Any:
     named = [f"model.policy={config.model}"]
     if command == "distill":  # the teacher is the original
         named.append(f"model.teacher={config.model}")
-    base = recipe_settings(command, config.recover.recipe, [*named, *config.recover.set], "recovery")
+    options = as_options([*named, *config.recover.set])
+    base = in_no_folder(load_config(command, config.recover.recipe, arguments=options), "recovery")
     if config.method == "magnitude" and base.model.lora.rank:
         raise ConfigError(
             f"{config.recover.recipe}: model.lora.rank = {base.model.lora.rank}: merged adapters would fill the"

@@ -21,7 +21,7 @@ from proxlm.evaluation import tables
 from proxlm.evaluation.intervals import Estimate, mean_with_interval
 from proxlm.evaluation.tables import Table
 from proxlm.jobs.startup import start_job
-from proxlm.jobs.trained_runs import held_out_numbers, recipe_settings, trained, trainer_of
+from proxlm.jobs.trained_runs import held_out_numbers, in_no_folder, trained, trainer_of
 from proxlm.runlog.folder import begin_folder, free_name, write_atomic, write_json_atomic
 from proxlm.runlog.interrupt import SIGNAL_NAMES
 from proxlm.runlog.metric_names import GREEDY, METRICS, SHARE
@@ -36,9 +36,9 @@ _NOTES = (
 )
 
 
-def main(config: FoldsConfig) -> None:
+def main(config: FoldsConfig, recipe: Any) -> None:
     """Train every fold that is not finished, and print the table of their held-out numbers."""
-    base = job_settings(config)
+    base = job_settings(recipe)
     start_job(base.run.threads, base.model)
     folder = Path(config.folder) if config.folder else free_name("folds")
     parts = parts_of(base, config.k, config.seed)
@@ -60,13 +60,13 @@ def main(config: FoldsConfig) -> None:
     print(f"\nwritten to {folder / RESULTS} and folds.md beside it")
 
 
-def job_settings(config: FoldsConfig) -> Any:
+def job_settings(recipe: Any) -> Any:
     """The settings of the recipe's job, for all folds.
 
     Raises:
-        ConfigError: They are wrong, or there are no records to split.
+        ConfigError: There are no records to split.
     """
-    base = recipe_settings(config.command, config.recipe, config.set, "folds")
+    base = in_no_folder(recipe, "folds")
     if isinstance(base, PPOConfig):
         if base.environment.use and not base.data.prompts:
             raise ConfigError(

@@ -9,13 +9,17 @@ import sys
 import uuid
 from typing import Any
 
-from proxlm.config import LaunchConfig, load_config
+from proxlm.config import LaunchConfig
 from proxlm.config.arguments import as_options
 from proxlm.runlog.folder import free_name
 
 
-def main(config: LaunchConfig) -> int:
-    """Check the recipe, start the processes and wait for them.
+def main(config: LaunchConfig, job: Any) -> int:
+    """Start the processes and wait for them.
+
+    Args:
+        config: How.
+        job: The settings of the recipe.
 
     Returns:
         The exit status of the process that failed first; 0: all have done their work.
@@ -26,7 +30,6 @@ def main(config: LaunchConfig) -> int:
     from torch.distributed.launcher.api import elastic_launch
 
     options = as_options(config.set)
-    job: Any = load_config(config.command, config.recipe, arguments=options)
     if not job.run.folder:  # one for all processes, and for those after a restart
         options.append(f"--run.folder={free_name(config.command)}")
     if not job.run.threads:

@@ -9,8 +9,8 @@ from typing import Any
 
 from proxlm.config import ModelSettings, PlanConfig
 from proxlm.config.gguf_paths import is_gguf
+from proxlm.config.parse import job_name
 from proxlm.evaluation.tables import Table, as_text
-from proxlm.jobs.check import job_and_settings
 from proxlm.planning.advice import Change, changes
 from proxlm.planning.cost import generate_cost, phases_of
 from proxlm.planning.machine import GPUS, OF_BANDWIDTH, OF_FLOPS, Machine
@@ -22,21 +22,21 @@ from proxlm.runlog.outputs import check_output
 from proxlm.runlog.text import number
 from proxlm.text import counted, listed
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 # Ways to divide the GPUs that are shown.
 SHOWN = 6
 
 
-def main(config: PlanConfig) -> None:
+def main(config: PlanConfig, settings: Any) -> None:
     """Print the plan, and write it where `output` says."""
     if config.output:
         check_output(Path(config.output), "plan")
-    job, settings = job_and_settings(config)
     work = work_of(settings, config.prompt_tokens, config.response_tokens)
     machine, memory = machine_of(config), config.gpu_memory * GIB
     ways = splits(work, config.gpus, memory, machine)
     needed = [] if ways[0].fits else changes(work, config.gpus, memory, machine)
-    print(f"proxlm {job}, {config.recipe}; {counted(config.gpus, 'GPU')} of {number(config.gpu_memory)} GiB")
+    gpus = f"{counted(config.gpus, 'GPU')} of {number(config.gpu_memory)} GiB"
+    print(f"proxlm {job_name(type(settings))}, {config.recipe}; {gpus}")
     print("\n".join([*about(work), *of_hub(settings.model)]), end="\n\n")
     tables = [ways_table(work, ways), memory_table(ways[0], memory), flops_table(work, ways[0])]
     print(as_text(tables), end="\n\n")
@@ -77,11 +77,12 @@ def of_hub(model: ModelSettings) -> list[str]:
 
 def ways_table(work: Work, ways: list[Split]) -> Table:
     """How the GPUs may be divided, the best first."""
+    unit, one = _unit(ways[0])
     rows = [
         [
             name_of(way),
-            _gib(way.memory.peak),
-            _gib(way.server_bytes) if way.servers else "",
+            number(way.memory.peak / one),
+            number(way.server_bytes / one) if way.servers else "",
             *(number(way.seconds.get(phase, 0.0)) for phase in ("generate", "score", "update")),
             number(sum(way.seconds.get(name, 0.0) for name in ("exchange", "weights to servers"))),
             number(way.step),
@@ -92,8 +93,8 @@ def ways_table(work: Work, ways: list[Split]) -> Table:
     ]
     head = [
         "GPUs",
-        "GiB",
-        "server GiB",
+        unit,
+        f"server {unit}",
         "generate s",
         "score s",
         "update s",
@@ -110,21 +111,27 @@ def ways_table(work: Work, ways: list[Split]) -> Table:
 
 def name_of(way: Split) -> str:
     """How the GPUs are divided, in the settings' words."""
-    if way.trainers == 1 and not way.servers:
-        return "1"
-    return f"{way.trainers} {way.strategy}" + (f" + {way.servers} vllm" if way.servers else "")
+    trainers = f"{way.trainers} {way.strategy}" if way.trainers > 1 else "1"
+    return trainers + (f" + {way.servers} vllm" if way.servers else "")
+
+
+def in_words(way: Split) -> str:
+    """How the GPUs are divided, in a sentence."""
+    trainers = f"{way.trainers} GPUs with {way.strategy}" if way.trainers > 1 else "one GPU"
+    return trainers + (f" and {way.servers} for vllm" if way.servers else "")
 
 
 def memory_table(way: Split, memory: float) -> Table:
     """What the fullest moment of a training GPU holds."""
     parts = way.memory.parts
-    kept = set(way.memory.kept)
+    kept, (unit, one) = set(way.memory.kept), _unit(way)
     rows = [
-        [name, _gib(size), "always" if name in kept else way.memory.peak_phase]
+        [name, number(size / one), "always" if name in kept else way.memory.peak_phase]
         for name, size in parts.items()
     ]
-    rows.append(["in all", _gib(way.memory.peak), f"of {_gib(memory)}"])
-    return Table(["memory", "GiB", "when"], rows, f"one training GPU of {name_of(way)}, at its fullest")
+    whose = "the GPU" if way.trainers == 1 and not way.servers else "each GPU that trains"
+    rows.append(["in all", number(way.memory.peak / one), f"of {_size(memory)}"])
+    return Table(["memory", unit, "when"], rows, f"{whose} at its fullest")
 
 
 def flops_table(work: Work, way: Split) -> Table:
@@ -141,21 +148,23 @@ def flops_table(work: Work, way: Split) -> Table:
 
 def conclusion(way: Split, needed: list[Change]) -> list[str]:
     """Which way is best, or what does not fit and what to change."""
+    if way.fits and way.trainers == 1 and not way.servers:
+        return ["it fits on one GPU"]
     if way.fits:
         settings = [f'distributed.strategy = "{way.strategy}"'] if way.trainers > 1 else []
         settings += ['engine.use = "vllm"'] if way.servers else []
-        return [f"best: {name_of(way)}" + (f" ({', '.join(settings)})" if settings else "")]
+        return [f"best: {in_words(way)}" + (f" ({', '.join(settings)})" if settings else "")]
     if not needed:
         return [
-            f"does not fit: {_gib(way.fullest)} GiB at least; take more GPUs, more memory or a smaller model"
+            f"does not fit: {_size(way.fullest)} at least; take more GPUs, more memory or a smaller model"
         ]
     if needed[0].best.fits:
         lines = [
-            f"{c.key} = {c.value}: {_gib(c.best.fullest)} GiB, {number(c.best.step)} s a step" for c in needed
+            f"{c.key} = {c.value}: {_size(c.best.fullest)}, {number(c.best.step)} s a step" for c in needed
         ]
-        return [f"does not fit: {_gib(way.fullest)} GiB; each of these alone makes it fit:", *lines]
-    lines = [f"{change.key} = {change.value}: {_gib(change.best.fullest)} GiB" for change in needed]
-    return [f"does not fit: {_gib(way.fullest)} GiB; these together make it fit:", *lines]
+        return [f"does not fit: {_size(way.fullest)}; each of these alone makes it fit:", *lines]
+    lines = [f"{change.key} = {change.value}: {_size(change.best.fullest)}" for change in needed]
+    return [f"does not fit: {_size(way.fullest)}; these together make it fit:", *lines]
 
 
 def as_json(config: PlanConfig, work: Work, ways: list[Split], needed: list[Change]) -> dict[str, Any]:
@@ -182,8 +191,15 @@ def as_json(config: PlanConfig, work: Work, ways: list[Split], needed: list[Chan
     }
 
 
-def _gib(size: float) -> str:
-    return number(size / GIB)
+def _unit(way: Split) -> tuple[str, int]:
+    """What bytes are shown in: MiB where the GPUs hold less than a tenth of a GiB."""
+    return ("GiB", GIB) if way.fullest >= GIB / 10 else ("MiB", MIB)
+
+
+def _size(size: float) -> str:
+    """Bytes in a sentence."""
+    unit, one = ("GiB", GIB) if size >= GIB / 10 else ("MiB", MIB)
+    return f"{number(size / one)} {unit}"
 
 
 def _parameters(count: int) -> str:

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from proxlm.config import PretrainConfig, ProbeConfig, SFTConfig, load_config
-from proxlm.config.arguments import as_options
+from proxlm.config import PretrainConfig, ProbeConfig, SFTConfig
 from proxlm.config.paths import short
 from proxlm.data.skipped import Skipped
 from proxlm.errors import ConfigError, RunError
@@ -60,9 +59,8 @@ class Probe:
     settings: dict[str, float]
 
 
-def main(config: ProbeConfig) -> None:
+def main(config: ProbeConfig, job: PretrainConfig | SFTConfig) -> None:
     """Probe as configured, print the suggestions and write them."""
-    job = load_config(config.command, config.recipe, arguments=as_options(config.set))
     if job.run.resume:
         raise ConfigError("run.resume: a probe begins where the recipe begins; leave it out")
     folder = Path(config.folder) if config.folder else free_name("probe")

@@ -11,6 +11,7 @@ from proxlm.config import settings_or_default, to_toml, validate
 from proxlm.config.from_run import IN_MEMORY
 from proxlm.config.parse import job_name
 from proxlm.config.paths import absolute
+from proxlm.config.recipe import settings_of_recipe
 from proxlm.config.search import SearchConfig, TrainingCommand
 from proxlm.config.signature import checked
 from proxlm.config.values import shown_value
@@ -18,8 +19,8 @@ from proxlm.errors import ConfigError
 from proxlm.jobs.startup import start_job
 from proxlm.jobs.trained_runs import (
     MakeTrainer,
+    in_no_folder,
     numbers_of,
-    recipe_settings,
     saying_how_to_go_on,
     trained,
     trainer_of,
@@ -40,9 +41,9 @@ PLAN = "search.json"
 _FREE = ("folder", "trials", "workers", "confirm", "confirm_best", "recipe", "set", "space")
 
 
-def main(config: SearchConfig) -> None:
+def main(config: SearchConfig, recipe: Any) -> None:
     """Run the trials that are left, and print what all of them have found."""
-    search = _of_recipe(config)
+    search = _of_recipe(config, recipe)
     start_job(search.base.run.threads, getattr(search.base, "model", None))
     with saying_how_to_go_on("search", config, search.folder):
         if config.workers > 1:
@@ -52,7 +53,7 @@ def main(config: SearchConfig) -> None:
 
 def _work(config: SearchConfig) -> None:
     """What a worker process does."""
-    search = _of_recipe(config)
+    search = _of_recipe(config, settings_of_recipe(config))
     start_job(search.base.run.threads, getattr(search.base, "model", None))
     search.work()
 
@@ -95,8 +96,8 @@ def search_settings(
     return _searched(_begun(base, space, config, trainer or trainer_of(job)))
 
 
-def _of_recipe(config: SearchConfig) -> Search:
-    base = recipe_settings(config.command, config.recipe, config.set, "trials")
+def _of_recipe(config: SearchConfig, recipe: Any) -> Search:
+    base = in_no_folder(recipe, "trials")
     return _begun(base, config.space, config, trainer_of(config.command))
 
 

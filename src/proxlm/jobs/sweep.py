@@ -10,6 +10,7 @@ from typing import Any
 from proxlm.config import to_toml
 from proxlm.config.arguments import read_arguments
 from proxlm.config.paths import absolute
+from proxlm.config.recipe import settings_of_recipe
 from proxlm.config.search import SweepConfig
 from proxlm.config.toml_text import parse_toml
 from proxlm.config.values import dotted
@@ -17,8 +18,8 @@ from proxlm.errors import ConfigError
 from proxlm.evaluation import tables
 from proxlm.jobs.startup import start_job
 from proxlm.jobs.trained_runs import (
+    in_no_folder,
     numbers_of,
-    recipe_settings,
     saying_how_to_go_on,
     trained,
     trainer_of,
@@ -34,9 +35,9 @@ from proxlm.train.common.callbacks import Callback
 PLAN, RESULTS, TABLE = "sweep.json", "results.json", "sweep.md"
 
 
-def main(config: SweepConfig) -> None:
+def main(config: SweepConfig, recipe: Any) -> None:
     """Train the combinations that are left, and print the table of all."""
-    sweep = _prepared(config)
+    sweep = _prepared(config, recipe)
     names = [config.objective] if config.objective else []
     (objective,) = objectives(config.command, names, [], sweep.base)
     start_job(sweep.base.run.threads, getattr(sweep.base, "model", None))
@@ -50,9 +51,9 @@ def main(config: SweepConfig) -> None:
     print(f"\n{tables.as_text([table])}\n\nwritten to {sweep.folder / RESULTS} and {TABLE} beside it")
 
 
-def _prepared(config: SweepConfig) -> Sweep:
+def _prepared(config: SweepConfig, recipe: Any) -> Sweep:
     """The sweep in its folder, checked before anything is trained."""
-    base = recipe_settings(config.command, config.recipe, config.set, "runs of the sweep")
+    base = in_no_folder(recipe, "runs of the sweep")
     space = space_over(config.over, base)
     folder = Path(config.folder) if config.folder else free_name("sweep")
 
@@ -71,7 +72,7 @@ def _prepared(config: SweepConfig) -> Sweep:
 
 def _work(config: SweepConfig) -> None:
     """What a worker process does."""
-    sweep = _prepared(config)
+    sweep = _prepared(config, settings_of_recipe(config))
     start_job(sweep.base.run.threads, getattr(sweep.base, "model", None))
     sweep.work()
 

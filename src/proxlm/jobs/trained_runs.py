@@ -12,8 +12,7 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from proxlm.config import load_config, validate
-from proxlm.config.arguments import as_options
+from proxlm.config import validate
 from proxlm.errors import RunError, StoppedBySignalError
 from proxlm.jobs.supervised import best_validation
 from proxlm.report.run import Run
@@ -30,19 +29,13 @@ _TRAINERS = {"sft": "SFT", "reward": "Reward", "dpo": "DPO", "pretrain": "Pretra
 _MODEL, _AFTER = "model", "after"
 
 
-def recipe_settings(command: str, recipe: str, options: Sequence[str], whose: str) -> Any:
-    """The settings of a job from a recipe and KEY=VALUE options over it.
+def in_no_folder(base: Any, whose: str) -> Any:
+    """The settings of a recipe without its run's folder.
 
     Args:
-        command: The job.
-        recipe: Its file.
-        options: Of the setting `set`.
+        base: The settings.
         whose: Whose run folders are used instead of the recipe's, for a note.
-
-    Raises:
-        ConfigError: They are wrong.
     """
-    base = load_config(command, recipe, arguments=as_options(options))
     if base.run.folder or base.run.resume:
         print(
             f"note: run.folder and run.resume are those of the {whose}; the recipe's are not used", flush=True
