@@ -165,6 +165,14 @@ def test_gif_of_a_policy(tmp_path, monkeypatch, capsys):
     with image.open(file) as picture:
         assert picture.size == (300, 200)
         assert picture.n_frames > 2
+    again = [*given, "--run.folder", str(tmp_path / "again")]
+    assert main(["control", "CartPole-v1", *again]) == 0  # its own is replaced
+    image.new("L", (4, 4)).save(file)
+    somebodys = file.read_bytes()
+    assert main(["control", "CartPole-v1", *given, "--run.folder", str(tmp_path / "third")]) == 2
+    assert f"{file}: is there already, and proxlm control did not write it" in capsys.readouterr().err
+    assert file.read_bytes() == somebodys
+    assert not (tmp_path / "third").exists()
 
 
 def test_no_gif_without_the_packages_and_the_run_goes_on(tmp_path, monkeypatch, capsys):

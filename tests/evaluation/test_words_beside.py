@@ -200,7 +200,8 @@ def test_a_run_of_ppo_has_it_beside_before_and_after(place: Path, capsys: pytest
         ('{"prompt": "a", "label": "x"}\n' * 30, USE, "has 30 of 1"),
         ('{"prompt": "a", "label": "x"}\n' * 30 + '{"prompt": "b", "label": "y"}\n', USE, "has 1 of 'y'"),
         (None, [*USE[2:]], "metrics of classes; add one to metrics.use: accuracy"),
-        (None, [*USE[:-1], "none.jsonl"], "none.jsonl"),
+        (None, [*USE[:-1], "none.jsonl"], "metrics.baseline: none.jsonl: no such file"),
+        (None, [*USE[:-1], "words"], "metrics.baseline: words: unknown kind of file"),
     ],
 )
 def test_what_cannot_be_learnt_is_said_before_a_model_is_read(

@@ -124,7 +124,7 @@ class NearSettings:
 
 @dataclass(frozen=True)
 class ContaminationSettings:
-    """Records that share n-grams with evaluation data are left out."""
+    """Records that share n-grams with evaluation data are left out, each of them whole."""
 
     against: list[str] = setting(
         factory=list, help="evaluation data: files or data sets of records or text", path="input"

@@ -17,6 +17,7 @@ from proxlm.control.spaces import Spaces, spaces_of
 from proxlm.control.trajectories import scale_observations
 from proxlm.errors import ConfigError, RunError
 from proxlm.files import check_regular, read_regular
+from proxlm.runlog.outputs import title_of
 from proxlm.seeds import Purpose, derive_seed
 from proxlm.text import reason_of
 
@@ -147,6 +148,11 @@ def write_gif(path: Path, agent: Agent, scale: Scale | None, environment: Any, n
     every = max(1, round(rate / 25))
     path.parent.mkdir(parents=True, exist_ok=True)
     frames[0].save(
-        path, save_all=True, append_images=frames[every::every], duration=round(1000 * every / rate), loop=0
+        path,
+        save_all=True,
+        append_images=frames[every::every],
+        duration=round(1000 * every / rate),
+        loop=0,
+        comment=title_of("control").encode(),
     )
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from proxlm.kernels.startup import start
 from proxlm.report.page import write_report
 from proxlm.report.run import Run, load_run
 from proxlm.runlog.metric_names import EPISODE_RETURN, REWARD
+from proxlm.runlog.outputs import check_output
 from proxlm.runlog.run_log import RunLog
 from proxlm.train.common.callbacks import Callback, Callbacks
 
@@ -73,6 +75,8 @@ class ControlTrainer:
         """
         config = self.config
         check_run_folder(config.run)
+        if config.gif and os.path.lexists(config.gif):  # its folder is made when it is written
+            check_output(Path(config.gif), "control")
         loop = ControlLoop(config, self._make or partial(make_environment, config.environment), Path())
         loop.callbacks = self._callbacks.fresh()
         problem = (

@@ -35,13 +35,16 @@ def read_known_prompts(
         return None
     skipped = Skipped(data.on_bad_record == "skip")
     prompts, right = list[Prompt](), list[str]()
-    for record in iter_records(metrics.baseline, skipped):
-        with skipped.judging(record):
-            text = _plain(record, data)
-            if choices is not None:
-                found = read_choices(record, choices)
-                right.append(found.texts[found.right].strip())
-            prompts.append(Prompt(len(prompts), (), text, record.fields))
+    try:
+        for record in iter_records(metrics.baseline, skipped):
+            with skipped.judging(record):
+                text = _plain(record, data)
+                if choices is not None:
+                    found = read_choices(record, choices)
+                    right.append(found.texts[found.right].strip())
+                prompts.append(Prompt(len(prompts), (), text, record.fields))
+    except DataError as error:
+        raise DataError(f"metrics.baseline: {error}") from error
     if not prompts:
         raise DataError(f"metrics.baseline = {metrics.baseline}: no record can be used")
     if choices is not None:

@@ -10,7 +10,7 @@ from proxlm.errors import RunError
 from proxlm.files import check_regular, open_regular
 from proxlm.system_errors import cannot_write
 
-# The keys by which JSON of a command is known, of JSONL those of a row. Tables and pages name the command.
+# The keys by which JSON of a command is known, of JSONL those of a row. Tables, pages and pictures name the command.
 KEYS = {
     "evaluate": ("prompts", "seed", "metrics"),
     "evaluate --responses": ("model", "prompt_id", "prompt"),
@@ -58,9 +58,10 @@ def check_output(path: Path, command: str) -> None:
 
 
 def _wrote(path: Path, command: str) -> bool:
-    """Whether a file is empty, or begins as the command's files do."""
+    """Whether a file is empty, or begins as the command's files do; a GIF says it in a comment."""
     with open_regular(path) as file:
         start = file.read(_BEGINNING).decode("utf-8", errors="replace")
     keys, title = KEYS.get(command, ()), title_of(command)
     named = start.startswith((f"{title}\n", f"# {title}\n")) or f"{title}</title>" in start
+    named |= start.startswith("GIF8") and title in start
     return not start or named or (bool(keys) and all(f'"{key}": ' in start for key in keys))
