@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,12 +25,15 @@ from proxlm.runlog import metric_names as names
 from proxlm.seeds import Stream
 from proxlm.types import Progress, Prompt, Rollout, Scores, Sequences
 
+# (sequences, temperature) → log-probs of the responses' tokens [R].
+TokenLogProbs = Callable[[Sequences, float], Tensor]
+
 
 def evaluate_model(
     name: str,
     model: LanguageModel,
     engine: Engine,
-    reference_logprobs: Callable[[Sequences, float], Tensor],
+    reference_logprobs: TokenLogProbs,
     prompts: Sequence[Prompt],
     reward: Callable[[Rollout], Scores] | None,
     settings: RolloutSettings,
@@ -42,9 +45,9 @@ def evaluate_model(
     greedy: bool = False,
     on_progress: Progress | None = None,
     generate: Generate = generate,
-    teacher_logprobs: Callable[[Sequences, float], Tensor] | None = None,
+    teacher_logprobs: TokenLogProbs | None = None,
     metrics: TaskMetrics | None = None,
-    own_logprobs: Callable[[Sequences, float], Tensor] | None = None,
+    own_logprobs: TokenLogProbs | None = None,
     pick: Sequence[str] = (),
 ) -> Evaluation:
     """Responses to each prompt, with the same random numbers for every model evaluated (and the same `draw`).
@@ -55,7 +58,7 @@ def evaluate_model(
         name: What the model is called in the table.
         model: What is evaluated.
         engine: Generates its responses.
-        reference_logprobs: (sequences, temperature) → the reference's log-probs [R] of the responses.
+        reference_logprobs: The reference's.
         prompts: One response each, or as many as `metrics` asks for; the greedy one is one.
         reward: Of the responses; None: no reward is reported.
         settings: How responses are sampled.
@@ -71,9 +74,10 @@ def evaluate_model(
         own_logprobs: As the reference's, of what is evaluated; None: the model's.
         pick: Ways to choose one of each prompt's responses (picks.py), which are reported beside all of them.
     """
-    log_probs = own_logprobs or (
+    own = own_logprobs or (
         lambda sequences, temperature: token_outputs(model, sequences, temperature).logprobs
     )
+    scoring = _Scoring(own, reference_logprobs, teacher_logprobs, model.device, micro_batch_tokens)
     repeats = metrics.metrics.samples_per_prompt if metrics is not None and settings.temperature > 0 else 1
 
     def respond(how: RolloutSettings, repeats: int) -> Responses:
@@ -86,47 +90,14 @@ def evaluate_model(
             stream=Stream.EVALUATION,
             on_progress=on_progress,
         )
-        return Responses.of(rollout, reward, metrics, model.tokenizer, logprobs_of)
-
-    def logprobs_of(rollout: Rollout) -> list[float]:
-        """Of whole responses, at temperature 1."""
-        found = _score_tokens(lambda s: log_probs(s, 1.0), rollout, model.device, micro_batch_tokens)
-        kept = found.where(rollout.action_mask, 0.0)
-        return segment_sum(kept, rollout.sequences.response_offsets).tolist()
+        return Responses.of(rollout, reward, metrics, model.tokenizer, scoring.logprobs_of_responses)
 
     sampled = respond(settings, repeats)
-    rollout, t = sampled.rollout, settings.temperature or 1.0
-
-    def score(logprobs: Callable[[Sequences, float], Tensor], temperature: float) -> Tensor:
-        return _score_tokens(lambda s: logprobs(s, temperature), rollout, model.device, micro_batch_tokens)
-
-    own = score(log_probs, t)
-    reference = score(reference_logprobs, t)
-    plain = reference if t == 1.0 else score(reference_logprobs, 1.0)
-    mask, offsets = rollout.action_mask, rollout.sequences.response_offsets
-
-    def kl_to(other: Tensor) -> list[float]:
-        found: list[float] = segment_sum((own - other).where(mask, 0.0), offsets).tolist()
-        return found
-
-    kl = kl_to(reference)
-    taught: dict[str, Estimate] = {}
-    if teacher_logprobs is not None:
-        taught[names.TEACHER_KL] = sampled.over_prompts(kl_to(score(teacher_logprobs, t)))
-    words = [words_of(text) for text in sampled.texts]
-    found = {
-        **sampled.reward_metrics(),
-        **sampled.task_metrics(),
-        names.KL: sampled.over_prompts(kl),
-        **taught,
-        **sampled.response_metrics(),
-        names.DISTINCT_1: Estimate.exactly(distinct_n(words, 1)),
-        names.DISTINCT_2: Estimate.exactly(distinct_n(words, 2)),
-        names.PERPLEXITY: Estimate.exactly(perplexity(float(plain[mask].sum()), int(mask.sum()))),
-    }
+    kl, found = scoring.measured(sampled, settings.temperature or 1.0)
+    found = sampled.reward_metrics() | sampled.task_metrics() | found
     rows = [
         {**of_prompt(prompt), **sampled.row(b), "kl": round(kl[b], 5)}
-        for b, prompt in enumerate(rollout.prompts)
+        for b, prompt in enumerate(sampled.rollout.prompts)
     ]
     confusion = {"sampled": sampled.measured.confusion}
     for way in pick:
@@ -147,7 +118,7 @@ def evaluate_model(
         model.source,
         found,
         shown,
-        prompts=len({prompt.id for prompt in rollout.prompts}),
+        prompts=len({prompt.id for prompt in sampled.rollout.prompts}),
         failed=0 if sampled.scores is None else sampled.scores.failed,
         responses=rows,
         without_reward=sum(map(math.isnan, sampled.rewards)),
@@ -157,13 +128,52 @@ def evaluate_model(
     )
 
 
-@torch.no_grad()
-def _score_tokens(
-    logprobs: Callable[[Sequences], Tensor], rollout: Rollout, device: torch.device, micro_batch_tokens: int
-) -> Tensor:
-    """logprobs(sequences) over micro-batches → [R] on the CPU."""
-    result = torch.zeros(len(rollout.logprobs))
-    for rows in micro_batches(rollout.sequences.lengths, micro_batch_tokens):
-        part = rollout.sequences.select(rows).to(device)
-        result[ragged_index(rollout.sequences.response_offsets, rows)] = logprobs(part).cpu()
-    return result
+@dataclass(frozen=True)
+class _Scoring:
+    """Passes over responses: of the model, of the reference and, where there is one, of a teacher."""
+
+    own: TokenLogProbs
+    reference: TokenLogProbs
+    teacher: TokenLogProbs | None
+    device: torch.device
+    micro_batch_tokens: int
+
+    def measured(self, sampled: Responses, temperature: float) -> tuple[list[float], dict[str, Estimate]]:
+        """The KL to the reference of each response [B], and what passes and texts tell of all of them."""
+        rollout = sampled.rollout
+        mask = rollout.action_mask
+        own = self._read(self.own, rollout, temperature)
+        reference = self._read(self.reference, rollout, temperature)
+        plain = reference if temperature == 1.0 else self._read(self.reference, rollout, 1.0)
+        kl = _sums(own - reference, rollout)
+        found: dict[str, Estimate] = {names.KL: sampled.over_prompts(kl)}
+        if self.teacher is not None:
+            of_teacher = self._read(self.teacher, rollout, temperature)
+            found[names.TEACHER_KL] = sampled.over_prompts(_sums(own - of_teacher, rollout))
+        words = [words_of(text) for text in sampled.texts]
+        return kl, {
+            **found,
+            **sampled.response_metrics(),
+            names.DISTINCT_1: Estimate.exactly(distinct_n(words, 1)),
+            names.DISTINCT_2: Estimate.exactly(distinct_n(words, 2)),
+            names.PERPLEXITY: Estimate.exactly(perplexity(float(plain[mask].sum()), int(mask.sum()))),
+        }
+
+    def logprobs_of_responses(self, rollout: Rollout) -> list[float]:
+        """Of whole responses [B], at temperature 1."""
+        return _sums(self._read(self.own, rollout, 1.0), rollout)
+
+    @torch.no_grad()
+    def _read(self, logprobs: TokenLogProbs, rollout: Rollout, temperature: float) -> Tensor:
+        """Of the responses' tokens, in micro-batches → [R] on the CPU."""
+        result = torch.zeros(len(rollout.logprobs))
+        for rows in micro_batches(rollout.sequences.lengths, self.micro_batch_tokens):
+            part = rollout.sequences.select(rows).to(self.device)
+            result[ragged_index(rollout.sequences.response_offsets, rows)] = logprobs(part, temperature).cpu()
+        return result
+
+
+def _sums(of_tokens: Tensor, rollout: Rollout) -> list[float]:
+    """Of each response [B], over the tokens that the model chose."""
+    kept = of_tokens.where(rollout.action_mask, 0.0)
+    return segment_sum(kept, rollout.sequences.response_offsets).tolist()

@@ -83,57 +83,49 @@ def collect(
     ppo = config.ppo
     generate, reward = overlapping(generate, reward, config.reward, clock)
     sampling = replace(config.rollout, temperature=temperature)
+    counts: Counter[str] = Counter()
+
+    def respond(number: int) -> tuple[Rollout, Scores]:
+        """The responses to a draw of prompts that have a reward. Raises EmptyDrawError where none has."""
+        batch = [p for p in prompts.batch(number) for _ in range(ppo.samples_per_prompt)]
+        seed, progress = config.run.seed, clock.log.progress
+        with clock("generate"):
+            rollout = generate(engine, batch, sampling, seed=seed, step=number, on_progress=progress)
+        rollout, more = _of_conversations(rollout, config, clock)
+        counts.update(more)
+        with clock("score"):
+            scores = reward(rollout)
+        rollout, scores, without = with_a_reward(rollout, scores, advantage_of(ppo.advantage).groups)
+        if without:
+            clock.log.note(f"{without} responses have no reward (it returned None) and are left out")
+        counts["unscored"] += without
+        return rollout, scores
+
+    if not ppo.filter_groups:
+        return Collected(*respond(draw), 1, _counted_metrics(counts))
     kept: list[tuple[Rollout, Scores]] = []
     usable: tuple[Rollout, Scores] | None = None
     empty: EmptyDrawError | None = None
-    counts: Counter[str] = Counter()
-    drawn = found = unscored = 0
-    for draws in range(1, (ppo.filter_rounds if ppo.filter_groups else 1) + 1):
-        batch = [p for p in prompts.batch(draw + draws - 1) for _ in range(ppo.samples_per_prompt)]
-        with clock("generate"):
-            rollout = generate(
-                engine,
-                batch,
-                sampling,
-                seed=config.run.seed,
-                step=draw + draws - 1,
-                on_progress=clock.log.progress,
-            )
-        drawn += ppo.batch_size
+    found = 0
+    for draws in range(1, ppo.filter_rounds + 1):
         try:
-            rollout, more = _of_conversations(rollout, config, clock)
-            counts.update(more)
-            with clock("score"):
-                scores = reward(rollout)
-            rollout, scores, without = with_a_reward(rollout, scores, advantage_of(ppo.advantage).groups)
+            rollout, scores = usable = respond(draw + draws - 1)
         except EmptyDrawError as error:
-            if not ppo.filter_groups:
-                raise
-            empty, unscored = error, unscored + error.unscored
+            empty = error
+            counts["unscored"] += error.unscored
             clock.log.note(f"a draw without use: {error}")
             continue
-        if without:
-            clock.log.note(f"{without} responses have no reward (it returned None) and are left out")
-        unscored += without
-        if not ppo.filter_groups:
-            return Collected(rollout, scores, draws, _per_conversation(counts) | _without_reward(unscored))
-        usable = rollout, scores
         rows, chosen = _varied_rows(rollout, scores, ppo.samples_per_prompt, ppo.batch_size - found)
         if len(rows):
-            offsets = rollout.sequences.response_offsets
-            kept.append((rollout.select(rows), scores.select(rows, offsets)))
+            kept.append((rollout.select(rows), scores.select(rows, rollout.sequences.response_offsets)))
             found += chosen
         if found >= ppo.batch_size:
             break
-    metrics = (
-        _per_conversation(counts)
-        | _without_reward(unscored)
-        | {
-            "filter/draws": float(draws),
-            "filter/kept_prompts": float(found),
-            "filter/drawn_prompts": float(drawn),
-        }
-    )
+    metrics = _counted_metrics(counts) | {
+        "filter/draws": float(draws),
+        "filter/kept_prompts": float(found),
+        "filter/drawn_prompts": float(draws * ppo.batch_size),
+    }
     if not kept:
         if usable is None:
             assert empty is not None
@@ -211,20 +203,17 @@ def with_a_reward(rollout: Rollout, scores: Scores, groups: bool = False) -> tup
     return rollout.select(rows), scores.select(rows, rollout.sequences.response_offsets), without
 
 
-def _without_reward(count: int) -> dict[str, float]:
-    return {"reward_none": float(count)} if count else {}
-
-
-def _per_conversation(counts: Counter[str]) -> dict[str, float]:
-    """The metrics of all draws of a step together; none without an environment."""
-    if not counts:
-        return {}
-    return {
-        "environment/turns": counts["turns"] / counts["conversations"],
-        "environment/lost": float(counts["lost"]),
-        "environment/left_alone": float(counts["left_alone"]),
-        **{name: counts[name] / counts["conversations"] for name in counts if COUNTED.matches(name)},
-    }
+def _counted_metrics(counts: Counter[str]) -> dict[str, float]:
+    """The metrics of all draws of a step together: of responses without a reward, and of conversations."""
+    found = {"reward_none": float(counts["unscored"])} if counts["unscored"] else {}
+    if counts["conversations"]:
+        found |= {
+            "environment/turns": counts["turns"] / counts["conversations"],
+            "environment/lost": float(counts["lost"]),
+            "environment/left_alone": float(counts["left_alone"]),
+            **{name: counts[name] / counts["conversations"] for name in counts if COUNTED.matches(name)},
+        }
+    return found
 
 
 def _varied_rows(rollout: Rollout, scores: Scores, samples: int, wanted: int) -> tuple[Tensor, int]:
