@@ -84,6 +84,7 @@ def shard_network(
     for block in learning:
         if activation_checkpointing:
             _checkpoint(block)
+        _return_no_view(block)
         fully_shard(
             block,
             mesh=mesh,
@@ -108,6 +109,24 @@ def _checkpoint(block: nn.Module) -> None:
         return checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=False, **named)
 
     block.forward = run
+
+
+def _return_no_view(block: nn.Module) -> None:
+    """Have a block return copies of views: the hooks of `fully_shard` stand on the tensors that a block returns, and
+    would be lost if one were changed in place. T5's first block returns its position bias so, which the others share.
+    """
+    forward = block.forward
+
+    def run(*given: Any, **named: Any) -> Any:
+        returned = forward(*given, **named)
+        return tuple(map(_owned, returned)) if isinstance(returned, tuple) else _owned(returned)
+
+    block.forward = run
+
+
+def _owned(value: Any) -> Any:
+    is_view = isinstance(value, Tensor) and value.requires_grad and value._base is not None
+    return value.clone() if is_view else value
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -413,6 +414,7 @@ def all_work(tokenizer: Any, ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 
 def on_rank(rank: int, port: int, folder: str, tokenizer: Any) -> None:
+    warnings.filterwarnings("error", message="FSDP2-wrapped")  # its advice is followed
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
