@@ -11,7 +11,8 @@ import pytest
 from proxlm.__main__ import main
 from proxlm.models.save import save_language_model
 from proxlm.runlog import metric_names
-from proxlm.runlog.metric_names import METRICS, Metric, MetricFamily, declared
+from proxlm.runlog.metric import Metric, MetricFamily
+from proxlm.runlog.metric_names import METRICS, declared
 from proxlm.runlog.text import SHOWN
 from small_models import TEXTS, tiny_model
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from proxlm.doctor.facts import Facts
 from proxlm.doctor.finding import Finding
 from proxlm.doctor.window import Rows, ends_of, evaluations, learning, number
-from proxlm.runlog.metric_names import STALENESS, Metric
+from proxlm.runlog.metric import Metric
+from proxlm.runlog.metric_names import STALENESS
 
 Look = Callable[[Rows, Facts], Finding | None]
 

@@ -27,7 +27,7 @@ from proxlm.doctor.window import (
     step_of,
 )
 from proxlm.runlog import metric_names as names
-from proxlm.runlog.metric_names import Metric
+from proxlm.runlog.metric import Metric
 from proxlm.runlog.text import number as shown
 
 SAMPLED = names.EVALUATION(names.REWARD)

@@ -21,7 +21,7 @@ from proxlm.doctor.window import (
     span,
 )
 from proxlm.runlog import metric_names as names
-from proxlm.runlog.metric_names import Metric
+from proxlm.runlog.metric import Metric
 from proxlm.runlog.text import number as shown
 
 # approx_kl = mean (log ratio)² / 2 between the policy that sampled and the one that learns. Stopping rules in

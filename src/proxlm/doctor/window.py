@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from proxlm.runlog import metric_names as names
-from proxlm.runlog.metric_names import Metric
+from proxlm.runlog.metric import Metric
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]

@@ -23,6 +23,7 @@ from proxlm.evaluation.metrics import calibration_error
 from proxlm.evaluation.results import Evaluation
 from proxlm.evaluation.task_metrics.classification import class_scores
 from proxlm.runlog import metric_names as names
+from proxlm.runlog.metric import Metric, MetricFamily
 
 _RESAMPLES = 1000
 
@@ -56,7 +57,7 @@ def evaluation_of_scores(
 
 def _of_pairs(
     pairs: Sequence[tuple[float, float]],
-) -> list[tuple[names.Metric, names.MetricFamily, Estimate]]:
+) -> list[tuple[Metric, MetricFamily, Estimate]]:
     if not pairs:
         return []
     said, wanted = zip(*pairs, strict=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from proxlm.report.run_data import Row, finite
 from proxlm.runlog import metric_names as names
-from proxlm.runlog.metric_names import Metric, MetricFamily
+from proxlm.runlog.metric import Metric, MetricFamily
 
 MOST_POINTS = 2000
 # What is drawn of the evaluations before and after a run.
