@@ -123,7 +123,7 @@ def checked_data(config: Any, folder: Path | None, samples: int) -> CheckedData 
 
 
 def _completions(config: RewardConfig | DPOConfig, bad: AllBad) -> Iterator[tuple[Any, list[Completion]]]:
-    given = GivenRecords.of(None, None, config.text, config.text.chosen_field)
+    given = GivenRecords.of(None, None, config.text)
     if isinstance(config, RewardConfig):
         records = RewardRecords(config, given, bad)
         for record, found in records.examples([*given.training, *given.validation], bad):

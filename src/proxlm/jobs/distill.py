@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +12,9 @@ from proxlm.config import DistillConfig, settings_or_default, validate
 from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
 from proxlm.data.prompts import PromptSources
+from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import decode
-from proxlm.distributed.launch import joined_ranks
 from proxlm.distributed.ranks import Ranks, made_on_all
 from proxlm.engine.agreement import check_engine
 from proxlm.jobs.distill_card import write_card
@@ -23,9 +22,8 @@ from proxlm.jobs.distill_data import DistillData, Texts
 from proxlm.jobs.in_memory import GivenRecords, record_source
 from proxlm.jobs.new_models import check_new_model, new_language_model
 from proxlm.jobs.progress import progress_line
-from proxlm.jobs.run_folder import run_folder
 from proxlm.jobs.startup import after_restart, seeded_weights, start_job
-from proxlm.jobs.supervised import made_for_run, print_result, train_in_folder
+from proxlm.jobs.supervised import SupervisedTrainer, made_for_run, print_result
 from proxlm.models.agreement import check_gradients
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
@@ -56,7 +54,7 @@ class DistillLoop(SupervisedLoop):
         return super().gradient(rows)
 
 
-class DistillTrainer:
+class DistillTrainer(SupervisedTrainer[DistillConfig]):
     """Trains a student to write like its teacher: on the teacher's texts, or on its distribution at each token.
 
     Settings are checked here; data and models when `train` is called. Everything that is not passed comes from
@@ -82,6 +80,10 @@ class DistillTrainer:
         DataError: `prompts` or `train` is nothing that can be prompts or records.
     """
 
+    job = "distill"
+    _settings = DistillConfig
+    _loop = DistillLoop
+
     @checked("prompts", "config", "eval_prompts", "train", "validation", "callbacks")
     def __init__(
         self,
@@ -98,7 +100,7 @@ class DistillTrainer:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         config = settings_or_default(DistillConfig, config)
-        self.student = ModelSource(config.model, student, student_tokenizer)
+        self.source = ModelSource(config.model, student, student_tokenizer)
         self.teacher = teacher_source(config.model, teacher, teacher_tokenizer)
         field, data = config.data.prompt_field, config.data
         asked = record_source(prompts, "prompts", field), record_source(eval_prompts, "eval_prompts", field)
@@ -106,10 +108,10 @@ class DistillTrainer:
             data.prompts if asked[0] is None else asked[0],
             (data.eval_prompts or None) if asked[1] is None else asked[1],
         )
-        self._records = GivenRecords.of(train, validation, config.text, config.text.messages_field)
+        self._records = GivenRecords.of(train, validation, config.text)
         config = replace(
             config,
-            model=replace(self.student.settings, teacher=self.teacher.settings.policy),
+            model=replace(self.source.settings, teacher=self.teacher.settings.policy),
             text=self._records.named_in(config.text),
             data=replace(data, prompts=str(self._prompts.train), eval_prompts=str(self._prompts.eval or "")),
         )
@@ -119,47 +121,28 @@ class DistillTrainer:
         self._callbacks = Callbacks(callbacks)
         self._in_python = (
             self._records.in_memory
-            or self.student.in_memory
+            or self.source.in_memory
             or self.teacher.in_memory
             or any(source is not None and not isinstance(source, str) for source in asked)
         )
 
     def train(self) -> Run:
-        """Train, keep the weights with the best validation loss, and write model and report to the run's folder.
-
-        Raises:
-            UserError: The data or a model cannot be used, or the run cannot continue.
-            StoppedBySignalError: A signal has ended the run; its newest step is saved.
-        """
-        with ExitStack() as stack:
-            stack.enter_context(self.teacher.lent())
-            stack.enter_context(self.student.lent())
-            return self._train(stack.enter_context(joined_ranks(self.config.distributed.timeout)))
+        """As every trainer's; the teacher is lent as well."""
+        with self.teacher.lent():
+            return super().train()
 
     def _train(self, ranks: Ranks) -> Run:
         config = self.config
         skipped = Skipped(config.data.on_bad_record == "skip" or config.text.on_bad_record == "skip")
-        data = DistillData(config, self.teacher, self.student, self._prompts, self._records, skipped)
+        data = DistillData(config, self.teacher, self.source, self._prompts, self._records, skipped)
         if config.scratch.type:
             check_new_model(config.scratch, "scratch")
         made_for_run(ranks, config.run, data.check)
-        with run_folder(config, "distill", self._in_python, ranks) as folder:
+        with self._folder(ranks) as folder:
             texts = ranks.broadcast(lambda: data.texts(folder))
             objective = made_on_all(ranks, lambda: self._objective(data, texts))
-            return train_in_folder(
-                folder,
-                "distill",
-                config,
-                objective,
-                objective.model.network,
-                skipped,
-                self._callbacks,
-                self._in_python,
-                self._sources(),
-                DistillLoop,
-                partial(self._write_card, data, objective.model),
-                ranks=ranks,
-            )
+            card = partial(self._write_card, data, objective.model)
+            return self._minimise(folder, objective, skipped, ranks, after=card)
 
     def _objective(self, data: DistillData, texts: Texts) -> DistillObjective:
         """The student at its start, and what it is to learn."""
@@ -200,7 +183,7 @@ class DistillTrainer:
                     "scratch",
                 )
             else:
-                model = self.student.load()
+                model = self.source.load()
         carry_template(model.tokenizer, config.data.chat_template or config.text.chat_template)
         return model
 
@@ -240,15 +223,13 @@ class DistillTrainer:
             )
         return (found[1] if len(found) > 1 else None), found[0]
 
-    def _sources(self) -> dict[str, Any]:
-        found: dict[str, Any] = {
+    def _sources(self) -> Mapping[str, Source | ModelSource | None]:
+        return {
             **self._records.by_setting(),
             "data.prompts": self._prompts.train,
             "data.eval_prompts": self._prompts.eval,
+            "model.teacher": self.teacher if self.teacher.in_memory else None,
         }
-        if self.teacher.in_memory:
-            found["model.teacher"] = self.teacher
-        return found
 
 
 def _read(texts: Texts) -> Iterator[str]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from proxlm.config import DPOConfig, settings_or_default
-from proxlm.config.signature import checked
+from proxlm.config import DPOConfig
 from proxlm.data.chat import carry_template
 from proxlm.data.preferences import Comparison, split_by_prompt
 from proxlm.data.records import Source
@@ -18,14 +16,12 @@ from proxlm.data.skipped import Skipped
 from proxlm.distributed.ranks import Ranks
 from proxlm.engine.agreement import check_engine
 from proxlm.jobs.startup import after_restart, seeded_weights, start_job
-from proxlm.jobs.supervised import made_for_run, print_result, run_supervised
-from proxlm.jobs.supervised_trainer import RecordsTrainer
+from proxlm.jobs.supervised import RecordsTrainer, made_for_run, print_result
 from proxlm.models.agreement import check_gradients
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
 from proxlm.report.run import Run
 from proxlm.runlog.metric_names import LOSS, VALIDATION_ACCURACY, VALIDATION_LOSS
-from proxlm.train.common.callbacks import Callback
 from proxlm.train.supervised.dpo_objective import DPOObjective, as_examples, comparison_examples
 from proxlm.train.supervised.examples import Examples
 from proxlm.train.supervised.loop import SupervisedLoop
@@ -65,19 +61,9 @@ class DPOTrainer(RecordsTrainer[DPOConfig]):
         DataError: `train` or `validation` is nothing that can be records.
     """
 
-    @checked("train", "config", "validation", "callbacks")
-    def __init__(
-        self,
-        model: Any = None,
-        train: Iterable[Any] | str | Path | None = None,
-        config: DPOConfig | None = None,
-        *,
-        tokenizer: Any = None,
-        validation: Iterable[Any] | str | Path | None = None,
-        callbacks: Sequence[Callback] = (),
-    ) -> None:
-        config = settings_or_default(DPOConfig, config)
-        self._take(config, model, tokenizer, train, validation, callbacks, config.text.chosen_field)
+    job = "dpo"
+    _settings = DPOConfig
+    _loop = DPOLoop
 
     def _train(self, ranks: Ranks) -> Run:
         config = self.config
@@ -95,21 +81,13 @@ class DPOTrainer(RecordsTrainer[DPOConfig]):
             config.train.micro_batch_tokens,
             ranks,
         )
-        sources: dict[str, Source | ModelSource] = {**self._records.by_setting()}
-        if self.source.in_memory:  # its weights at the start are the reference
-            sources["model.policy"] = self.source
-        return run_supervised(
-            "dpo",
-            config,
-            objective,
-            model.network,
-            skipped,
-            self._callbacks,
-            self._in_python,
-            sources,
-            DPOLoop,
-            ranks=ranks,
-        )
+        with self._folder(ranks) as folder:
+            return self._minimise(folder, objective, skipped, ranks)
+
+    def _sources(self) -> Mapping[str, Source | ModelSource | None]:
+        # The weights of a loaded model at the start are the reference.
+        start = {"model.policy": self.source} if self.source.in_memory else {}
+        return {**super()._sources(), **start}
 
     def _model_and_parts(self, skipped: Skipped) -> tuple[LanguageModel, list[tuple[Examples, Tensor]]]:
         """The policy at its start, and the comparisons of training and of validation with their margins."""

@@ -68,9 +68,10 @@ class GivenRecords:
         train: Iterable[Any] | str | Path | None,
         validation: Iterable[Any] | str | Path | None,
         text: TextSettings | PreferenceSettings,
-        field: str,
     ) -> GivenRecords:
-        """What was passed, or the files that the section names; field: what a bare text or chat is."""
+        """What was passed, or the files that the section names."""
+        # What a bare text or chat is.
+        field = text.messages_field if isinstance(text, TextSettings) else text.chosen_field
         return GivenRecords(
             _sources(train, text.train, "train", field),
             _sources(validation, text.validation, "validation", field),

@@ -20,14 +20,13 @@ from proxlm.jobs.new_models import check_new_model, new_language_model
 from proxlm.jobs.pretrain_text import PretrainText
 from proxlm.jobs.startup import after_restart, seeded_weights, start_job
 from proxlm.jobs.supervised import (
+    SupervisedTrainer,
     language_model_objective,
     made_for_run,
     mixture_of,
     print_result,
-    run_supervised,
     tokenizer_to_resume,
 )
-from proxlm.jobs.supervised_trainer import SupervisedTrainer
 from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.models.source import ModelSource
 from proxlm.report.run import Run
@@ -62,6 +61,9 @@ class PretrainTrainer(SupervisedTrainer[PretrainConfig]):
         ModelError: `model` is nothing that can be a model.
     """
 
+    job = "pretrain"
+    _settings = PretrainConfig
+
     @checked("config", "callbacks")
     def __init__(
         self,
@@ -84,6 +86,7 @@ class PretrainTrainer(SupervisedTrainer[PretrainConfig]):
         if self._texts is not None and config.text.tokens:
             raise ConfigError("text.tokens: texts passed from Python have no file to compare; leave it out")
         self._callbacks = Callbacks(callbacks)
+        self._in_python = self._texts is not None or self.source.in_memory
 
     def _train(self, ranks: Ranks) -> Run:
         config = self.config
@@ -94,17 +97,8 @@ class PretrainTrainer(SupervisedTrainer[PretrainConfig]):
             return objective, mixture_of(config.text, objective.training)
 
         objective, mixture = made_for_run(ranks, config.run, made)
-        return run_supervised(
-            "pretrain",
-            config,
-            objective,
-            objective.model.network,
-            skipped,
-            self._callbacks,
-            self._texts is not None or self.source.in_memory,
-            mixture=mixture,
-            ranks=ranks,
-        )
+        with self._folder(ranks) as folder:
+            return self._minimise(folder, objective, skipped, ranks, mixture)
 
     def objective(self, skipped: Skipped) -> LanguageModelObjective:
         """The model and the blocks that it learns; skipped: receives what is left out. Within `source.lent()`."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
-from proxlm.config import RewardConfig, settings_or_default
-from proxlm.config.signature import checked
+from proxlm.config import RewardConfig
 from proxlm.data.chat import carry_template
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import tokenizer_of_new_model
@@ -21,8 +20,7 @@ from proxlm.jobs.judge_labels import HeldOutLabels
 from proxlm.jobs.new_models import check_new_model, new_language_model
 from proxlm.jobs.reward_records import RewardRecords
 from proxlm.jobs.startup import after_restart, seeded_weights, start_job
-from proxlm.jobs.supervised import made_for_run, print_result, run_supervised, tokenizer_to_resume
-from proxlm.jobs.supervised_trainer import RecordsTrainer
+from proxlm.jobs.supervised import RecordsTrainer, made_for_run, print_result, tokenizer_to_resume
 from proxlm.models.classifier import Classifier, classifier_of_language_model, load_classifier
 from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.report.run import Run
@@ -35,7 +33,6 @@ from proxlm.runlog.metric_names import (
 )
 from proxlm.runlog.saved_settings import model_folder
 from proxlm.seeds import Purpose, derive_seed
-from proxlm.train.common.callbacks import Callback
 from proxlm.train.supervised.completion_tokens import CompletionTokens
 from proxlm.train.supervised.criteria import criterion_of
 from proxlm.train.supervised.dropout import Dropout
@@ -95,19 +92,12 @@ class RewardTrainer(RecordsTrainer[RewardConfig]):
         DataError: `train` or `validation` is nothing that can be records.
     """
 
-    @checked("train", "config", "validation", "callbacks")
-    def __init__(
-        self,
-        model: Any = None,
-        train: Iterable[Any] | str | Path | None = None,
-        config: RewardConfig | None = None,
-        *,
-        tokenizer: Any = None,
-        validation: Iterable[Any] | str | Path | None = None,
-        callbacks: Sequence[Callback] = (),
-    ) -> None:
-        config = settings_or_default(RewardConfig, config)
-        self._take(config, model, tokenizer, train, validation, callbacks, config.text.chosen_field)
+    job = "reward"
+    _settings = RewardConfig
+    _loop = RewardLoop
+
+    def _check(self) -> None:
+        config = self.config
         if is_encoder_decoder_type(config.scratch.type):
             raise ConfigError(
                 f"scratch.type = {config.scratch.type}: only a decoder can be made new; set model.policy"
@@ -120,19 +110,8 @@ class RewardTrainer(RecordsTrainer[RewardConfig]):
         skipped = Skipped(config.text.on_bad_record == "skip")
         objective, members, judge = made_for_run(ranks, config.run, lambda: self._objective(skipped))
         try:
-            return run_supervised(
-                "reward",
-                config,
-                objective,
-                members[0].network,
-                skipped,
-                self._callbacks,
-                self._in_python,
-                self._records.by_setting(),
-                RewardLoop,
-                after=judge,
-                ranks=ranks,
-            )
+            with self._folder(ranks) as folder:
+                return self._minimise(folder, objective, skipped, ranks, after=judge)
         finally:
             for member in members:
                 objective.criterion.finish(member)

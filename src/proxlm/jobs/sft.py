@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from proxlm.config import SFTConfig, settings_or_default
+from proxlm.config import SFTConfig
 from proxlm.config.mixture import is_mixture, source_names
-from proxlm.config.signature import checked
 from proxlm.data.chat import carry_template
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
@@ -24,17 +22,15 @@ from proxlm.errors import DataError
 from proxlm.jobs.new_models import check_new_model, new_language_model
 from proxlm.jobs.startup import after_restart, seeded_weights, start_job
 from proxlm.jobs.supervised import (
+    RecordsTrainer,
     language_model_objective,
     made_for_run,
     mixture_of,
     print_result,
-    run_supervised,
     tokenizer_to_resume,
 )
-from proxlm.jobs.supervised_trainer import RecordsTrainer
 from proxlm.models.model_types import is_encoder_decoder_type
 from proxlm.report.run import Run
-from proxlm.train.common.callbacks import Callback
 from proxlm.train.supervised.batches import Mixture
 from proxlm.train.supervised.examples import Examples
 from proxlm.train.supervised.objective import LanguageModelObjective
@@ -68,20 +64,12 @@ class SFTTrainer(RecordsTrainer[SFTConfig]):
         DataError: `train` or `validation` is nothing that can be records.
     """
 
-    @checked("train", "config", "validation", "callbacks")
-    def __init__(
-        self,
-        model: Any = None,
-        train: Iterable[Any] | str | Path | None = None,
-        config: SFTConfig | None = None,
-        *,
-        tokenizer: Any = None,
-        validation: Iterable[Any] | str | Path | None = None,
-        callbacks: Sequence[Callback] = (),
-    ) -> None:
-        config = settings_or_default(SFTConfig, config)
-        self._take(config, model, tokenizer, train, validation, callbacks, config.text.messages_field)
-        self._mixed = is_mixture(config.text)
+    job = "sft"
+    _settings = SFTConfig
+
+    @property
+    def _mixed(self) -> bool:
+        return is_mixture(self.config.text)
 
     def _train(self, ranks: Ranks) -> Run:
         config = self.config
@@ -92,18 +80,8 @@ class SFTTrainer(RecordsTrainer[SFTConfig]):
             return objective, mixture_of(config.text, objective.training)
 
         objective, mixture = made_for_run(ranks, config.run, made)
-        return run_supervised(
-            "sft",
-            config,
-            objective,
-            objective.model.network,
-            skipped,
-            self._callbacks,
-            self._in_python,
-            self._records.by_setting(),
-            mixture=mixture,
-            ranks=ranks,
-        )
+        with self._folder(ranks) as folder:
+            return self._minimise(folder, objective, skipped, ranks, mixture)
 
     def objective(self, skipped: Skipped) -> LanguageModelObjective:
         """The model and the examples that it learns; skipped: receives what is left out. Within `source.lent()`."""

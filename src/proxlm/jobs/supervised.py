@@ -1,21 +1,37 @@
-"""What pretraining and supervised fine-tuning share: the run's folder, training, report."""
+"""What the trainers of pretrain, sft, reward, dpo and distill share: arguments, the run's folder, report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from proxlm.checkpoint import newest_checkpoint
-from proxlm.config import PretrainConfig, RunSettings, SFTConfig, SupervisedSettings, TextSettings
+from proxlm.config import (
+    DistillConfig,
+    DPOConfig,
+    PretrainConfig,
+    RewardConfig,
+    RunSettings,
+    SFTConfig,
+    SupervisedSettings,
+    TextSettings,
+    settings_or_default,
+    validate,
+)
 from proxlm.config.early_stopping import is_lowest_best
 from proxlm.config.mixture import shares_of, source_names
+from proxlm.config.signature import checked
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import load_tokenizer
-from proxlm.distributed.ranks import ONE_PROCESS, Ranks, made_on_all
+from proxlm.distributed.launch import joined_ranks
+from proxlm.distributed.ranks import Ranks, made_on_all
 from proxlm.engine.agreement import check_engine
 from proxlm.errors import DataError
+from proxlm.jobs.in_memory import GivenRecords
 from proxlm.jobs.run_folder import begin_run, check_run_folder, run_folder
 from proxlm.models.agreement import check_gradients
 from proxlm.models.language_model import LanguageModel
@@ -25,7 +41,7 @@ from proxlm.report.run import Run, load_run
 from proxlm.runlog.folder import folder_to_resume
 from proxlm.runlog.metric_names import AVERAGE, VALIDATION_LOSS
 from proxlm.runlog.run_log import RunLog
-from proxlm.train.common.callbacks import Callbacks
+from proxlm.train.common.callbacks import Callback, Callbacks
 from proxlm.train.common.schedules import warmup_note
 from proxlm.train.supervised.batches import Mixture
 from proxlm.train.supervised.dropout import Dropout
@@ -34,6 +50,7 @@ from proxlm.train.supervised.loop import SupervisedConfig, SupervisedLoop
 from proxlm.train.supervised.objective import LanguageModelObjective, Objective
 
 T = TypeVar("T")
+C = TypeVar("C", PretrainConfig, SFTConfig, RewardConfig, DPOConfig, DistillConfig)
 
 
 def language_model_objective(
@@ -103,114 +120,131 @@ def made_for_run(ranks: Ranks, run: RunSettings, make: Callable[[], T]) -> T:
     return made_on_all(ranks, made)
 
 
-def run_supervised(
-    job: str,
-    config: SupervisedConfig,
-    objective: Objective,
-    network: Any,
-    skipped: Skipped,
-    callbacks: Callbacks,
-    in_python: bool = False,
-    sources: Mapping[str, Source | ModelSource] | None = None,
-    loop_type: type[SupervisedLoop] = SupervisedLoop,
-    after: Callable[[Path], None] = lambda _folder: None,
-    mixture: Mixture | None = None,
-    ranks: Ranks = ONE_PROCESS,
-) -> Run:
-    """Minimise an objective, in the run's folder, and write the report.
+class SupervisedTrainer(Generic[C]):
+    """A job that trains one model on examples.
 
-    Args: see `train_in_folder`.
-
-    Raises:
-        UserError: See `SupervisedLoop.train`.
+    Attributes:
+        config: Its settings, checked.
+        source: The model.
     """
-    with run_folder(config, job, in_python, ranks) as folder:
-        return train_in_folder(
-            folder,
-            job,
-            config,
-            objective,
-            network,
-            skipped,
-            callbacks,
-            in_python,
-            sources,
-            loop_type,
-            after,
-            mixture,
-            ranks,
-        )
+
+    job: ClassVar[str]
+    _settings: type[C]
+    _loop: ClassVar[type[SupervisedLoop]] = SupervisedLoop
+
+    config: C
+    source: ModelSource
+    _callbacks: Callbacks
+    _in_python: bool
+
+    def train(self) -> Run:
+        """Train, keep the weights with the best validation loss, and write model and report to the run's folder.
+
+        Raises:
+            UserError: The data or a model cannot be used, or the run cannot continue.
+            StoppedBySignalError: A signal has ended the run; its newest step is saved.
+        """
+        with self.source.lent(), joined_ranks(self.config.distributed.timeout) as ranks:
+            return self._train(ranks)
+
+    def _train(self, ranks: Ranks) -> Run:
+        raise NotImplementedError
+
+    def _sources(self) -> Mapping[str, Source | ModelSource | None]:
+        """What a Python caller may have passed instead of a setting's files, by the setting's key."""
+        return {}
+
+    def _folder(self, ranks: Ranks) -> AbstractContextManager[Path]:
+        """The run's folder, open; see `run_folder`."""
+        return run_folder(self.config, self.job, self._in_python, ranks)
+
+    def _minimise(
+        self,
+        folder: Path,
+        objective: Objective,
+        skipped: Skipped,
+        ranks: Ranks,
+        mixture: Mixture | None = None,
+        after: Callable[[Path], None] = lambda _folder: None,
+    ) -> Run:
+        """Minimise an objective in a run's folder that is open, and write the report.
+
+        Args:
+            folder: The run's folder.
+            objective: The model, its data and its loss.
+            skipped: The records that were left out, for the run's folder.
+            ranks: The processes that train together; only rank 0 uses the folder, the callbacks and `after`.
+            mixture: The sources of the training rows; None: there is one.
+            after: Called with the run's folder when the loop has ended, before the report is written.
+
+        Raises:
+            UserError: See `SupervisedLoop.train`.
+        """
+        config = self.config
+        loop = self._loop(objective, config, folder, mixture, ranks)
+        if ranks.rank > 0:
+            run: Run = loop.follow()
+            return run
+        loop.callbacks = self._callbacks.fresh()
+
+        def lead() -> Run:
+            _announce(config, objective, skipped)
+            skipped.save(folder)
+            begin_run(config, loop, self._sources())
+            loop.synchronise()
+            with RunLog(
+                folder,
+                self.job,
+                config.train.steps,
+                config.run,
+                loop.state.step,
+                headline=loop.headline,
+                limit_seconds=max(0.0, config.train.minutes * 60 - loop.state.seconds),
+                in_python=self._in_python,
+                on_phase=ranks.phase,
+            ) as log:
+                loop.train(log)
+            after(folder)
+            if config.run.report:
+                write_report(folder)
+            return load_run(folder)
+
+        return ranks.broadcast(lead)
 
 
-def train_in_folder(
-    folder: Path,
-    job: str,
-    config: SupervisedConfig,
-    objective: Objective,
-    network: Any,
-    skipped: Skipped,
-    callbacks: Callbacks,
-    in_python: bool = False,
-    sources: Mapping[str, Source | ModelSource] | None = None,
-    loop_type: type[SupervisedLoop] = SupervisedLoop,
-    after: Callable[[Path], None] = lambda _folder: None,
-    mixture: Mixture | None = None,
-    ranks: Ranks = ONE_PROCESS,
-) -> Run:
-    """Minimise an objective in a run's folder that is open, and write the report.
+class RecordsTrainer(SupervisedTrainer[C]):
+    """One that trains on records. What the arguments are, each trainer says."""
 
-    Args:
-        folder: The run's folder.
-        job: The command's name.
-        config: Its settings.
-        objective: The model, its data and its loss.
-        network: The model, for the number of its parameters.
-        skipped: The records that were left out, for the run's folder.
-        callbacks: Called at the events of the loop.
-        in_python: See `RunLog`.
-        sources: See `begin_run`.
-        loop_type: Its loop.
-        after: Called with the run's folder when the loop has ended, before the report is written.
-        mixture: The sources of the training rows; None: there is one.
-        ranks: The processes that train together; only rank 0 uses the folder, the callbacks and `after`.
+    @checked("train", "config", "validation", "callbacks")
+    def __init__(
+        self,
+        model: Any = None,
+        train: Iterable[Any] | str | Path | None = None,
+        config: C | None = None,
+        *,
+        tokenizer: Any = None,
+        validation: Iterable[Any] | str | Path | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        config = settings_or_default(self._settings, config)
+        self.source = ModelSource(config.model, model, tokenizer)
+        self._records = GivenRecords.of(train, validation, config.text)
+        self._callbacks = Callbacks(callbacks)
+        self._in_python = self._records.in_memory or self.source.in_memory
+        config = replace(config, model=self.source.settings, text=self._records.named_in(config.text))
+        self.config = validate(config, {"model.policy": "model", "text.train": "train"})
+        self._check()
 
-    Raises:
-        UserError: See `SupervisedLoop.train`.
-    """
-    loop = loop_type(objective, config, folder, mixture, ranks)
-    if ranks.rank > 0:
-        run: Run = loop.follow()
-        return run
-    loop.callbacks = callbacks.fresh()
+    def _check(self) -> None:
+        """Raise ConfigError for settings that do not fit what was passed."""
 
-    def lead() -> Run:
-        _announce(config, objective, network, skipped)
-        skipped.save(folder)
-        begin_run(config, loop, sources)
-        loop.synchronise()
-        with RunLog(
-            folder,
-            job,
-            config.train.steps,
-            config.run,
-            loop.state.step,
-            headline=loop.headline,
-            limit_seconds=max(0.0, config.train.minutes * 60 - loop.state.seconds),
-            in_python=in_python,
-            on_phase=ranks.phase,
-        ) as log:
-            loop.train(log)
-        after(folder)
-        if config.run.report:
-            write_report(folder)
-        return load_run(folder)
-
-    return ranks.broadcast(lead)
+    def _sources(self) -> Mapping[str, Source | ModelSource | None]:
+        return self._records.by_setting()
 
 
-def _announce(config: SupervisedConfig, objective: Objective, network: Any, skipped: Skipped) -> None:
+def _announce(config: SupervisedConfig, objective: Objective, skipped: Skipped) -> None:
     """Print how large the model and the data are."""
-    parameters = sum(p.numel() for p in network.parameters()) / 1e6
+    parameters = sum(p.numel() for p in objective.model.network.parameters()) / 1e6
     tokens, validation_tokens = (
         int(lengths.sum()) for lengths in (objective.lengths, objective.validation_lengths)
     )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from proxlm.config import LossSettings
 from proxlm.distributed.ranks import ONE_PROCESS, Ranks
 from proxlm.errors import RunError
+from proxlm.models.classifier import Classifier
 from proxlm.models.forward import logit_chunk, response_states, token_outputs
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.save import save_language_model
@@ -36,9 +37,13 @@ class Objective(Protocol):
     objective (preferences, regression, distillation) supplies what follows; rows are numbered from 0.
 
     Attributes:
+        model: What learns; of an ensemble the first one.
         lengths: Tokens of each training row that a pass reads, [n]; batches are dealt by them.
         validation_lengths: The same of the validation rows.
     """
+
+    @property
+    def model(self) -> LanguageModel | Classifier: ...
 
     @property
     def lengths(self) -> Tensor: ...
