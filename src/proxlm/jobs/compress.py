@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from proxlm.export.original import load_original, model_of_run
 from proxlm.jobs.evaluate import evaluate
 from proxlm.jobs.export import export_model
 from proxlm.jobs.startup import start_job
-from proxlm.jobs.trained_runs import in_no_folder, trained
+from proxlm.jobs.trained_runs import MakeTrainer, in_no_folder, trained, trainer_of
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import language_model_of
 from proxlm.models.save import save_language_model
@@ -46,7 +45,6 @@ from proxlm.rewards.resolve import resolve_terms
 from proxlm.runlog.folder import begin_folder, write_atomic, write_json_atomic
 from proxlm.runlog.metric_names import REWARD
 from proxlm.text import shown
-from proxlm.train.common.callbacks import Callback
 
 PLAN, COSTS, NOTES, PRUNED, RECOVERY, GGUF = (
     "compress.json", "costs.json", "pruning.json", "pruned", "recovery", "gguf",
@@ -54,7 +52,6 @@ PLAN, COSTS, NOTES, PRUNED, RECOVERY, GGUF = (
 _BYTES_OF_A_TEXT = 2**16
 # llama.cpp gives every probability as text, which is slow for large vocabularies; the cost is measured on more.
 _CHECK = ExportCheckSettings(count=4, tokens=16, greedy=8)
-_TRAINERS = {"pretrain": "PretrainTrainer", "sft": "SFTTrainer", "distill": "DistillTrainer"}
 
 
 @dataclass(frozen=True)
@@ -216,7 +213,7 @@ def _recover(folder: Path, base: Any, config: CompressConfig) -> Path:
         model = _loaded(str(folder / PRUNED), config)
         run, of_model = replace(base.run, folder=str(own)), replace(base.model, policy=str(folder / PRUNED))
         with zeros_held(model.network):
-            trained(partial(_trainer, config.recover.command, model), replace(base, run=run, model=of_model))
+            trained(_trainer(config.recover.command, model), replace(base, run=run, model=of_model))
         names = (
             {name for name, _, _ in block_matrices(model.network)} if config.method == "magnitude" else set()
         )
@@ -225,15 +222,11 @@ def _recover(folder: Path, base: Any, config: CompressConfig) -> Path:
     return own / "policy"
 
 
-def _trainer(command: str, model: LanguageModel, settings: Any, callbacks: Sequence[Callback]) -> Any:
-    """The trainer of a command, of the pruned model in memory."""
-    kind = getattr(import_module(f"proxlm.jobs.{command}"), _TRAINERS[command])
-    names = ("student", "student_tokenizer") if command == "distill" else ("model", "tokenizer")
-    return kind(
-        config=settings,
-        callbacks=callbacks,
-        **dict(zip(names, (model.network, model.tokenizer), strict=True)),
-    )
+def _trainer(command: str, model: LanguageModel) -> MakeTrainer:
+    """What makes the trainer of a command, of the pruned model in memory."""
+    if command == "distill":
+        return trainer_of(command, student=model.network, student_tokenizer=model.tokenizer)
+    return trainer_of(command, model=model.network, tokenizer=model.tokenizer)
 
 
 def _check_zeros(recovered: Path, pruned: Path, names: set[str]) -> None:

@@ -16,15 +16,13 @@ from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import decode
 from proxlm.distributed.ranks import Ranks, made_on_all
-from proxlm.engine.agreement import check_engine
 from proxlm.jobs.distill_card import write_card
 from proxlm.jobs.distill_data import DistillData, Texts
 from proxlm.jobs.in_memory import GivenRecords, record_source
-from proxlm.jobs.new_models import check_new_model, new_language_model
+from proxlm.jobs.new_models import check_new_model, new_or_loaded
 from proxlm.jobs.progress import progress_line
-from proxlm.jobs.startup import after_restart, seeded_weights, start_job
-from proxlm.jobs.supervised import SupervisedTrainer, made_for_run, print_result
-from proxlm.models.agreement import check_gradients
+from proxlm.jobs.startup import after_restart, start_job
+from proxlm.jobs.supervised import SupervisedTrainer, check_to_train, made_for_run, print_result
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
 from proxlm.models.teacher import teacher_source
@@ -148,10 +146,7 @@ class DistillTrainer(SupervisedTrainer[DistillConfig]):
         """The student at its start, and what it is to learn."""
         config, student = self.config, self._student(texts)
         teacher = self._teacher(data, texts, student)
-        for part in (texts.training, texts.validation):
-            student.check_tokens("the texts", part.tokens)
-        check_engine(student)  # what is trained here is generated from later
-        check_gradients(student)
+        check_to_train(student, texts.training, texts.validation, what="the texts")
         return DistillObjective(
             student,
             teacher,
@@ -172,18 +167,7 @@ class DistillTrainer(SupervisedTrainer[DistillConfig]):
 
     def _student(self, texts: Texts) -> LanguageModel:
         config = self.config
-        with seeded_weights(config.run.seed):
-            if config.scratch.type:
-                model = new_language_model(
-                    config.scratch,
-                    texts.tokenizer,
-                    config.model,
-                    partial(_read, texts),
-                    config.run.seed,
-                    "scratch",
-                )
-            else:
-                model = self.source.load()
+        model = new_or_loaded(config, self.source, texts.tokenizer, partial(_read, texts))
         carry_template(model.tokenizer, config.data.chat_template or config.text.chat_template)
         return model
 

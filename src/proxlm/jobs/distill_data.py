@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 from proxlm.config import DistillConfig
 from proxlm.data.chat import NO_EXTRAS, ChatFormat, carry_template, read_template
 from proxlm.data.formats import Conversation
-from proxlm.data.inputs import inputs_of
 from proxlm.data.prompts import LoadedPrompts, PromptSources, load_prompts
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
@@ -20,22 +18,20 @@ from proxlm.data.supervised import ExampleMaker, SFTExample, sft_examples
 from proxlm.data.text import split_validation
 from proxlm.data.tokenizer import different_tokens, tokenizer_of_new_model, train_tokenizer
 from proxlm.data.turn_end import turn_end_of
-from proxlm.engine.generate import generate
-from proxlm.engine.native import NativeEngine
 from proxlm.errors import DataError, ModelError
 from proxlm.jobs.in_memory import GivenRecords
 from proxlm.jobs.model_limits import prompt_limit
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.prompts import describe_prompts
-from proxlm.jobs.sft import not_held_out
+from proxlm.jobs.sft import in_parts
 from proxlm.jobs.supervised import tokenizer_to_resume
-from proxlm.jobs.teacher_answers import GROUP, Answer, Asked, answers_of, take_answers
+from proxlm.jobs.teacher_answers import Answer, Asked, answers_of, take_answers
+from proxlm.jobs.teacher_engine import TeacherEngine
 from proxlm.jobs.teacher_server import TeacherServer
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource, named_as
 from proxlm.models.teacher import KEY
 from proxlm.runlog.folder import ANSWERS, has_checkpoint
-from proxlm.seeds import Stream
 from proxlm.train.supervised.examples import Examples
 from proxlm.types import Prompt
 
@@ -196,13 +192,9 @@ class DistillData:
             asked += [Asked(prompt, "train", k) for k in range(count) for prompt in train.prompts]
         if self.config.distill.answers and not (folder / ANSWERS).exists():
             take_answers(Path(self.config.distill.answers), folder)
+        teacher = self.server or TeacherEngine(self.config, self.source, self.teacher)
         answers = answers_of(
-            folder,
-            asked,
-            self._made_with(),
-            self.server or self._ask,
-            GROUP if self.server is None else self.server.group,
-            progress_line("answers"),
+            folder, asked, teacher.made_with(), teacher, teacher.group, progress_line("answers")
         )
         blank = sum(not answer.text.strip() for answer in answers)
         if blank and not self.shared_tokens:
@@ -229,39 +221,6 @@ class DistillData:
         settings = self.config.distill
         return settings.mode == "on_policy" and settings.student_share == 1
 
-    def _made_with(self) -> dict[str, Any]:
-        config = self.config
-        if self.server is not None:
-            return self.server.made_with()
-        passed = {"model.teacher": self.source} if self.source.in_memory else {}
-        digests = inputs_of(replace(config, data=type(config.data)()), None, passed).digests()
-        rollout = {k: v for k, v in asdict(config.rollout).items() if k != "batch_size"}
-        return {
-            "teacher": digests.get("model.teacher", config.model.teacher),
-            "rollout": rollout,
-            "seed": config.run.seed if config.rollout.temperature else 0,
-            "precision": str(self.teacher.states_dtype),
-        }
-
-    def _ask(self, group: Sequence[Asked]) -> list[Answer]:
-        """The teacher's answers. A prompt's repeats are told apart by the step of their random numbers."""
-        settings = replace(self.config.rollout, keep_sampling_mask=False)
-        found: dict[int, Answer] = {}
-        with closing(NativeEngine(self.teacher, settings)) as engine:
-            for repeat in sorted({one.repeat for one in group}):
-                rows = [i for i, one in enumerate(group) if one.repeat == repeat]
-                rollout = generate(
-                    engine,
-                    [group[i].prompt for i in rows],
-                    settings,
-                    seed=self.config.run.seed,
-                    step=repeat,
-                    stream=Stream.TEACHER,
-                )
-                for i, done in zip(rows, rollout.completions(), strict=True):
-                    found[i] = Answer(done.text, done.finish, done.tokens)
-        return [found[i] for i in range(len(group))]
-
     def _given(self) -> Texts:
         """The records of the section [text]."""
         config, skipped = self.config, self._skipped
@@ -273,15 +232,10 @@ class DistillData:
                 sft_examples(config.text, sources, tokenizer, limit, False, skipped, self.source.eos)
             )
 
-        every = examples(self.records.training)
-        if self.records.validation:
-            held_out = examples(self.records.validation)
-            validation = held_out.select(range(len(held_out)))
-            training = every.select(not_held_out(every, validation))
-        else:
-            parts = split_validation(range(len(every)), config.text.validation_share, config.run.seed)
-            training, validation = map(every.select, parts)
-        return Texts(training, validation, tokenizer, True)
+        def split(every: Examples) -> Sequence[Sequence[int]]:
+            return split_validation(range(len(every)), config.text.validation_share, config.run.seed)
+
+        return Texts(*in_parts(self.records, examples, split), tokenizer, True)
 
     def _limit(self) -> int:
         """The longest text in tokens: student and, where it reads the text, teacher must have room for it."""

@@ -14,10 +14,8 @@ from proxlm.data.preferences import Comparison, split_by_prompt
 from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.distributed.ranks import Ranks
-from proxlm.engine.agreement import check_engine
 from proxlm.jobs.startup import after_restart, seeded_weights, start_job
-from proxlm.jobs.supervised import RecordsTrainer, made_for_run, print_result
-from proxlm.models.agreement import check_gradients
+from proxlm.jobs.supervised import RecordsTrainer, check_to_train, made_for_run, print_result
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
 from proxlm.report.run import Run
@@ -111,10 +109,7 @@ class DPOTrainer(RecordsTrainer[DPOConfig]):
         else:
             rows = split_by_prompt([found.group for found in noted], text.validation_share, config.run.seed)
             parts = [_part(every, noted, of_part) for of_part in rows]
-        for part, _ in parts:
-            model.check_tokens("the records", part.tokens)
-        check_engine(model)  # what is trained here is generated from later
-        check_gradients(model)
+        check_to_train(model, *(part for part, _ in parts))
         return model, parts
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from proxlm.config import ModelSettings, NewModelSettings
+from proxlm.config import DistillConfig, ModelSettings, NewModelSettings, SFTConfig
+from proxlm.jobs.startup import seeded_weights
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import build_language_model, check_named_parts
+from proxlm.models.source import ModelSource
 from proxlm.models.word_vectors import check_vectors, start_embeddings
 from proxlm.seeds import Purpose, derive_seed
 
@@ -45,3 +47,14 @@ def new_language_model(
     if line := start_embeddings(built, new.embeddings, texts, word_seed, key):
         print(line, flush=True)
     return built
+
+
+def new_or_loaded(
+    config: SFTConfig | DistillConfig, source: ModelSource, tokenizer: Any, texts: Callable[[], Iterable[str]]
+) -> LanguageModel:
+    """A new model where the section [scratch] names a type, or the source's. Raises as `new_language_model`."""
+    with seeded_weights(config.run.seed):
+        if config.scratch.type:
+            seed = config.run.seed
+            return new_language_model(config.scratch, tokenizer, config.model, texts, seed, "scratch")
+        return source.load()

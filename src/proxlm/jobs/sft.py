@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,8 +19,9 @@ from proxlm.data.text import split_validation
 from proxlm.data.tokenizer import tokenizer_of_new_model
 from proxlm.distributed.ranks import Ranks
 from proxlm.errors import DataError
-from proxlm.jobs.new_models import check_new_model, new_language_model
-from proxlm.jobs.startup import after_restart, seeded_weights, start_job
+from proxlm.jobs.in_memory import GivenRecords
+from proxlm.jobs.new_models import check_new_model, new_or_loaded
+from proxlm.jobs.startup import after_restart, start_job
 from proxlm.jobs.supervised import (
     RecordsTrainer,
     language_model_objective,
@@ -98,25 +99,10 @@ class SFTTrainer(RecordsTrainer[SFTConfig]):
 
             return Examples.from_sources(map(of, sources), self._mixed)
 
-        every = examples(self._records.training)
-        if self._records.validation:
-            held_out = examples(self._records.validation)
-            validation = held_out.select(range(len(held_out)))
-            training = every.select(not_held_out(every, validation))
-        else:
-            training, validation = map(every.select, self._split(every.sources, len(every)))
-        with seeded_weights(config.run.seed):
-            if config.scratch.type:
-                model = new_language_model(
-                    config.scratch,
-                    tokenizer,
-                    config.model,
-                    partial(self._training_texts, skipped),
-                    config.run.seed,
-                    "scratch",
-                )
-            else:
-                model = self.source.load()
+        training, validation = in_parts(
+            self._records, examples, lambda every: self._split(every.sources, len(every))
+        )
+        model = new_or_loaded(config, self.source, tokenizer, partial(self._training_texts, skipped))
         carry_template(model.tokenizer, config.text.chat_template)
         names = source_names(config.text.validation or config.text.train) if self._mixed else []
         return language_model_objective(config, model, training, validation, names)
@@ -169,7 +155,31 @@ class SFTTrainer(RecordsTrainer[SFTConfig]):
         return self.source.context or 2**31, self.source.encoder_decoder
 
 
-def not_held_out(every: Examples, validation: Examples) -> list[int]:
+def in_parts(
+    records: GivenRecords,
+    examples: Callable[[Sequence[Source]], Examples],
+    split: Callable[[Examples], Sequence[Sequence[int]]],
+) -> tuple[Examples, Examples]:
+    """The examples to train on and those to validate on.
+
+    Args:
+        records: Where they are.
+        examples: Reads sources.
+        split: The rows of both parts, where no records are given to validate on.
+
+    Raises:
+        DataError: All are also in the validation.
+    """
+    every = examples(records.training)
+    if not records.validation:
+        training, validation = map(every.select, split(every))
+        return training, validation
+    held_out = examples(records.validation)
+    validation = held_out.select(range(len(held_out)))
+    return every.select(_not_held_out(every, validation)), validation
+
+
+def _not_held_out(every: Examples, validation: Examples) -> list[int]:
     """The rows to train on: those that are not in the validation, too. Says how many are."""
     rows = every.rows_without(validation)
     if every and not rows:

@@ -73,12 +73,17 @@ def language_model_objective(
         ModelError: The model cannot be trained, or not generated from.
         ConfigError: It is not known where its type has dropout.
     """
-    for examples in (training, validation):
-        model.check_tokens("the records", examples.tokens)
-    check_engine(model)  # what is trained here is generated from later
-    check_gradients(model)
+    check_to_train(model, training, validation)
     dropout = Dropout([model.network], config.train.dropout, config.run.seed)
     return LanguageModelObjective(model, training, validation, config.loss, validation_sources, dropout)
+
+
+def check_to_train(model: LanguageModel, *parts: Examples, what: str = "the records") -> None:
+    """Raise ModelError if a model cannot be trained on examples, called `what`, or not generated from."""
+    for part in parts:
+        model.check_tokens(what, part.tokens)
+    check_engine(model)  # what is trained here is generated from later
+    check_gradients(model)
 
 
 def mixture_of(text: TextSettings, training: Examples) -> Mixture | None:

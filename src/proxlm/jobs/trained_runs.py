@@ -47,10 +47,10 @@ def in_no_folder(base: Any, whose: str) -> Any:
 MakeTrainer = Callable[[Any, Sequence[Callback]], Any]
 
 
-def trainer_of(command: str) -> MakeTrainer:
-    """What makes the trainer of a command, with everything from its settings."""
+def trainer_of(command: str, **given: Any) -> MakeTrainer:
+    """What makes the trainer of a command, with everything that is not given from its settings."""
     kind = getattr(import_module(f"proxlm.jobs.{command}"), f"{_TRAINERS[command]}Trainer")
-    return lambda settings, callbacks: kind(config=settings, callbacks=callbacks)
+    return lambda settings, callbacks: kind(config=settings, callbacks=callbacks, **given)
 
 
 def trained(make: MakeTrainer, settings: Any, callbacks: Sequence[Callback] = ()) -> Run:

@@ -20,7 +20,7 @@ from proxlm.models.encoder import longest_text
 from proxlm.models.model_types import register_model_types
 from proxlm.models.weights import check_files, check_vocabulary, read_configuration, read_network
 from proxlm.rewards.reading import Reader
-from proxlm.rewards.reward_model import load_reward_tokenizer
+from proxlm.rewards.reward_model import load_reward_tokenizer, padded_logits
 from proxlm.text import reason_of
 from proxlm.types import Completion
 
@@ -201,13 +201,7 @@ class ProcessRewardModel:
             )
         return ids, places
 
-    @torch.inference_mode()
     def _score(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
-        longest = max(len(ids) for ids, _ in rows)
-        pad = getattr(self._model.config.get_text_config(), "pad_token_id", None) or 0
-        ids = torch.tensor([row + [pad] * (longest - len(row)) for row, _ in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row, _ in rows])
-        logits = self._model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits
-        logits = logits.float().cpu()
+        logits = padded_logits(self._model, [ids for ids, _ in rows])
         right = logits[..., 0] if logits.shape[-1] == 1 else logits[..., 1] - logits[..., 0]
         return [right[b, places].sigmoid().tolist() for b, (_, places) in enumerate(rows)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,32 +160,14 @@ class RewardModel:
                 )
             elif rows[i]:
                 fitting.append(i)
-        for batch in self._batches(fitting, rows):
-            for i, outputs in zip(batch, self._outputs([rows[i] for i in batch]), strict=True):
-                scores[i] = outputs
-        return scores
-
-    def _batches(self, indices: list[int], rows: list[list[int]]) -> Iterator[list[int]]:
-        """Row numbers in batches of similar length."""
-        ordered = sorted(indices, key=lambda i: len(rows[i]))
-        size = 1 if self._pad_id() is None else self.batch_size
+        # Without a padding token a decoder cannot find where a padded text ends.
+        size = 1 if padding_of(self._model) is None else self.batch_size
+        ordered = sorted(fitting, key=lambda i: len(rows[i]))
         for start in range(0, len(ordered), size):
-            yield ordered[start : start + size]
-
-    def _pad_id(self) -> int | None:
-        """The model's padding id, not the tokenizer's: decoders find a text's last token by it."""
-        return getattr(self._model.config.get_text_config(), "pad_token_id", None)
-
-    @torch.inference_mode()
-    def _outputs(self, rows: list[list[int]]) -> list[list[float]]:
-        """b rows of token ids, padded on the right → b rows of outputs."""
-        longest = max(len(row) for row in rows)
-        pad = self._pad_id() or 0
-        ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-        logits = self._model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits
-        outputs: list[list[float]] = logits.float().tolist()
-        return outputs
+            batch = ordered[start : start + size]
+            for i, outputs in zip(batch, padded_logits(self._model, [rows[i] for i in batch]), strict=True):
+                scores[i] = outputs.tolist()
+        return scores
 
     def _reward(self, logits: Tensor) -> Tensor:
         """Logits [b, classes] → rewards [b]."""
@@ -254,6 +236,22 @@ def load_reward_tokenizer(path: str) -> Any:
         return read_tokenizer(path)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"reward model {path}: no tokenizer: {reason_of(error)}") from error
+
+
+def padding_of(model: Any) -> int | None:
+    """A model's own padding id, not its tokenizer's: decoders find a text's last token by it."""
+    found: int | None = getattr(model.config.get_text_config(), "pad_token_id", None)
+    return found
+
+
+@torch.inference_mode()
+def padded_logits(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
+    """b rows of token ids, padded on the right → a classifier's outputs [b, ...], in float32 on the CPU."""
+    longest, pad = max(map(len, rows)), padding_of(model) or 0
+    ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    logits: Tensor = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
+    return logits.float().cpu()
 
 
 def _load_model(path: str, device: torch.device) -> Any:
