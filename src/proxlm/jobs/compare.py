@@ -16,10 +16,10 @@ from proxlm.evaluation.asked_preferences import win_rate_table, win_rates
 from proxlm.evaluation.differences import Arm, Difference, as_text, difference_tables, differences
 from proxlm.evaluation.results import Evaluation
 from proxlm.evaluation.win_rate import WinRate
+from proxlm.jobs.output import write_output
 from proxlm.jobs.startup import start_job
 from proxlm.report.response_files import read_arms, read_systems
-from proxlm.runlog.folder import write_atomic, write_json_atomic
-from proxlm.runlog.outputs import check_output, title_of
+from proxlm.runlog.outputs import check_output
 
 # Of so small a p-value nobody asks how much smaller it could have been.
 _SMALL = 0.01
@@ -42,13 +42,8 @@ def main(config: CompareConfig) -> None:
     if shown:
         print(f"\n{tables.as_text(shown)}")
     if config.output:
-        file = Path(config.output)
-        if file.suffix == ".json":
-            write_json_atomic(file, _as_json(config, arms[0].name, found, rates))
-        else:
-            write_atomic(
-                file, tables.FORMATS[file.suffix]([*difference_tables(found), *shown], title_of("compare"))
-            )
+        written = [*difference_tables(found), *shown]
+        write_output(Path(config.output), "compare", written, _as_json(config, arms[0].name, found, rates))
         print(f"\nwritten to {config.output}")
 
 

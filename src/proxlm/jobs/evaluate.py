@@ -28,20 +28,20 @@ from proxlm.environments.resolve import task_prompts
 from proxlm.errors import ConfigError, DataError
 from proxlm.evaluation.differences import (
     Arm,
-    Difference,
     as_text,
     difference_tables,
     differences,
 )
 from proxlm.evaluation.evaluate import evaluate_model
 from proxlm.evaluation.results import Evaluation, as_json
-from proxlm.evaluation.tables import FORMATS, as_table, evaluation_tables
+from proxlm.evaluation.tables import as_table, evaluation_tables
 from proxlm.evaluation.task_metrics.task_metrics import task_metrics
 from proxlm.evaluation.task_metrics.user_metrics import MetricFunction, UserMetric, user_metrics
 from proxlm.evaluation.words_beside import WORDS, less_words
 from proxlm.jobs.choices import evaluate_choices_of
 from proxlm.jobs.in_memory import record_source
 from proxlm.jobs.model_limits import check_same_tokens, prompt_limit
+from proxlm.jobs.output import write_output
 from proxlm.jobs.perplexity import evaluate_texts_of
 from proxlm.jobs.progress import progress_line
 from proxlm.jobs.prompts import held_out_prompts
@@ -53,8 +53,8 @@ from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
 from proxlm.models.teacher import check_teacher, load_teacher
 from proxlm.rewards import Reward, Rewards, build_reward
-from proxlm.runlog.folder import write_atomic, write_json_atomic, write_jsonl_atomic
-from proxlm.runlog.outputs import check_output, title_of
+from proxlm.runlog.folder import write_jsonl_atomic
+from proxlm.runlog.outputs import check_output
 from proxlm.types import Sequences
 
 
@@ -80,33 +80,20 @@ def main(config: EvaluateConfig) -> None:
         for e in evaluations:
             print(f"{e.name}: {e.samples[i]['response'].strip()}")
     if config.output:
-        _write(Path(config.output), evaluations, [compared, beside], config.seed, unit)
+        tables = [
+            *evaluation_tables(evaluations, unit),
+            *difference_tables(compared),
+            *difference_tables(beside),
+        ]
+        every = [asdict(one) for one in (*compared, *beside)]
+        content = {**as_json(evaluations, config.seed), "differences": every}
+        write_output(Path(config.output), "evaluate", tables, content)
         print(f"\nwritten to {config.output}")
     if config.responses:
         write_jsonl_atomic(
             Path(config.responses), [{"model": e.name, **row} for e in evaluations for row in e.responses]
         )
         print(f"responses written to {config.responses}")
-
-
-def _write(
-    file: Path,
-    evaluations: Sequence[Evaluation],
-    compared: Sequence[Sequence[Difference]],
-    seed: int,
-    unit: str,
-) -> None:
-    """Write the results as the file's name ends."""
-    if file.suffix == ".json":
-        content = {
-            **as_json(evaluations, seed),
-            "differences": [asdict(one) for part in compared for one in part],
-        }
-        write_json_atomic(file, content)
-    else:
-        tables = evaluation_tables(evaluations, unit)
-        tables += [table for part in compared for table in difference_tables(part)]
-        write_atomic(file, FORMATS[file.suffix](tables, title_of("evaluate")))
 
 
 @checked("prompts", "config")

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 from proxlm.config import RewardConfig
-from proxlm.data.preferences import Choice, Comparison, choices, comparisons
+from proxlm.data.labelled import Labelled
+from proxlm.data.preferences import Choice, Comparison, choices
+from proxlm.data.records import Source
 from proxlm.data.skipped import Skipped
 from proxlm.errors import DataError, RewardError
 from proxlm.evaluation.comparisons import Judged, evaluation_of
@@ -26,15 +28,50 @@ from proxlm.types import Completion
 
 # Scores of completions; None: of one that cannot be scored.
 Judge = Callable[[Sequence[Completion]], Sequence[float | None]]
+R = TypeVar("R", Comparison, Labelled)
 MODEL, LENGTH, WORDS, STACKED = "model", "length", "words", "stacked"
 
 
-class HeldOut:
-    """Comparisons that a reward model has not been trained on, and the judges."""
+class HeldOutRecords(Generic[R]):
+    """Records that a reward model has not been trained on: those of the section [test], or its validation."""
+
+    _type: type[R]
+    _called: ClassVar[str]
 
     def __init__(self, records: RewardRecords) -> None:
         self._records, self._config = records, records.config
         self._held_out = set(records.held_out)
+
+    def check(self) -> None:
+        """Read the files of the section [test] once, before anything is trained. Raises DataError."""
+        if self._config.test.files and not any(True for _ in self._asked()):
+            raise DataError(f"test.files: no {self._called} that can be used")
+
+    def _asked(self) -> Iterator[R]:
+        """The records to judge."""
+        given, files = self._records.given, self._config.test.files
+        for found in self._read(files or given.validation or given.training):
+            if files or found.where in self._held_out:
+                yield found
+
+    def _learnt(self) -> Iterator[R]:
+        """The records that the model was trained on."""
+        given = self._records.given
+        for found in self._read(given.training):
+            if given.validation or found.where not in self._held_out:
+                yield found
+
+    def _read(self, sources: Sequence[Source]) -> Iterator[R]:
+        for _, found in self._records.examples(sources, _quiet(self._config)):
+            if isinstance(found, self._type):
+                yield found
+
+
+class HeldOut(HeldOutRecords[Comparison]):
+    """Held-out comparisons, and the judges."""
+
+    _type = Comparison
+    _called = "comparison"
 
     def judge(self, folder: Path, max_length: int) -> None:
         """Judge the model in a run's folder, and write evaluation.json and every score.
@@ -63,31 +100,12 @@ class HeldOut:
         write_judgement(folder, found, self._config.run.seed)
 
     def check(self) -> None:
-        """Read the files of the section [test] once, before anything is trained. Raises DataError."""
-        if self._config.test.files and not any(True for _ in self._asked()):
-            raise DataError("test.files: no comparison that can be used")
+        super().check()
         self._choices()
-
-    def _asked(self) -> Iterator[Comparison]:
-        """The comparisons to judge."""
-        text, skipped, given = self._config.text, _quiet(self._config), self._records.given
-        if self._config.test.files:
-            yield from (found for _, found in comparisons(text, self._config.test.files, skipped))
-            return
-        for _, found in comparisons(text, given.validation or given.training, skipped):
-            if found.where in self._held_out:
-                yield found
 
     def _choices(self) -> list[Choice]:
         path = self._config.test.best_of
         return list(choices(self._config.text, path, _quiet(self._config))) if path else []
-
-    def _learnt(self) -> Iterator[Comparison]:
-        """The comparisons that the model was trained on."""
-        given = self._records.given
-        for _, found in comparisons(self._config.text, given.training, _quiet(self._config)):
-            if given.validation or found.where not in self._held_out:
-                yield found
 
 
 def write_judgement(folder: Path, found: Sequence[Evaluation], seed: int) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from proxlm.data.labelled import Labelled, step_ends
-from proxlm.data.records import Source
-from proxlm.data.skipped import Skipped
 from proxlm.errors import DataError, RewardError
 from proxlm.evaluation.labels import (
     evaluation_of_classes,
@@ -20,7 +18,7 @@ from proxlm.evaluation.labels import (
 )
 from proxlm.evaluation.results import Evaluation
 from proxlm.evaluation.word_baseline import word_classes, word_values
-from proxlm.jobs.judge import MODEL, WORDS, reading_arguments, write_judgement
+from proxlm.jobs.judge import MODEL, WORDS, HeldOutRecords, reading_arguments, write_judgement
 from proxlm.jobs.reward_records import RewardRecords
 from proxlm.rewards.process_reward_model import ProcessRewardModel
 from proxlm.rewards.reward_model import RewardModel, members_of
@@ -31,17 +29,15 @@ CONSTANT = "constant"
 _Said = Sequence[Sequence[float] | None]
 
 
-class HeldOutLabels:
-    """Records with labels that a model has not been trained on, and the judges."""
+class HeldOutLabels(HeldOutRecords[Labelled]):
+    """Held-out records with labels, and the judges."""
+
+    _type = Labelled
+    _called = "record"
 
     def __init__(self, records: RewardRecords) -> None:
-        self._records, self._config, self._kind = records, records.config, records.kind
-        self._held_out = set(records.held_out)
-
-    def check(self) -> None:
-        """Read the files of the section [test] once, before anything is trained. Raises DataError."""
-        if self._config.test.files and not any(True for _ in self._asked()):
-            raise DataError("test.files: no record that can be used")
+        super().__init__(records)
+        self._kind = records.kind
 
     def judge(self, folder: Path, max_length: int) -> None:
         """Judge the model in a run's folder, and write evaluation.json and every answer.
@@ -62,26 +58,6 @@ class HeldOutLabels:
         said = self._model(folder / "reward", [record.completion for record in asked], max_length)
         found.append(self._evaluation(MODEL, str(folder / "reward"), asked, said))
         write_judgement(folder, found, self._config.run.seed)
-
-    def _asked(self) -> Iterator[Labelled]:
-        given = self._records.given
-        if self._config.test.files:
-            yield from self._labelled(self._config.test.files)
-            return
-        for found in self._labelled(given.validation or given.training):
-            if found.where in self._held_out:
-                yield found
-
-    def _learnt(self) -> Iterator[Labelled]:
-        for found in self._labelled(self._records.given.training):
-            if self._records.given.validation or found.where not in self._held_out:
-                yield found
-
-    def _labelled(self, sources: Sequence[Source]) -> Iterator[Labelled]:
-        quiet = Skipped(self._config.text.on_bad_record == "skip")  # the run has counted them already
-        for _, found in self._records.examples(sources, quiet):
-            if isinstance(found, Labelled):
-                yield found
 
     def _evaluation(self, name: str, model: str, asked: Sequence[Labelled], said: _Said) -> Evaluation:
         answers = [(record, own) for record, own in zip(asked, said, strict=True) if own is not None]

@@ -20,12 +20,13 @@ from proxlm.engine.agreement import check_engine
 from proxlm.errors import RunError
 from proxlm.evaluation import tables
 from proxlm.evaluation.tables import Table
+from proxlm.jobs.output import write_output
 from proxlm.jobs.startup import start_job
 from proxlm.models.load import load_language_model
 from proxlm.models.save import save_language_model
 from proxlm.models.vocabulary import add_tokens, extend_vocabulary
-from proxlm.runlog.folder import free_name, write_atomic, write_json_atomic
-from proxlm.runlog.outputs import check_output, title_of
+from proxlm.runlog.folder import free_name, write_json_atomic
+from proxlm.runlog.outputs import check_output
 from proxlm.runlog.text import number
 from proxlm.text import listed, shown
 
@@ -218,11 +219,7 @@ def _write(config: TokenizerConfig, folder: Path | None, reports: list[Tokenizer
     found = [report.as_json() for report in reports]
     if folder is not None:
         write_json_atomic(folder / REPORT, {"tokenizers": found})
-    if not config.report.output:
-        return
-    file = Path(config.report.output)
-    if file.suffix == ".json":
-        write_json_atomic(file, {"tokenizers": found})
-    else:
-        write_atomic(file, tables.FORMATS[file.suffix](report_tables(reports), title_of("tokenizer")))
-    print(f"\nreport     {file}")
+    if config.report.output:
+        file = Path(config.report.output)
+        write_output(file, "tokenizer", report_tables(reports), {"tokenizers": found})
+        print(f"\nreport     {file}")
