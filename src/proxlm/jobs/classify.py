@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -13,34 +12,31 @@ import numpy as np
 
 from proxlm.checkpoint.write import publish_folder
 from proxlm.classification import fit
-from proxlm.classification.features import FeatureReader
 from proxlm.classification.heads import Head, StackedHead
 from proxlm.classification.inputs import Floats, Inputs, Rows
 from proxlm.classification.saved import save
 from proxlm.classification.text_classifier import load_text_classifier, model_digest
-from proxlm.config import ClassifyConfig, ModelSettings, validate
+from proxlm.config import ClassifyConfig, validate
 from proxlm.config.classify import LABEL_TEXTS, WORDS
 from proxlm.config.paths import absolute
 from proxlm.config.signature import checked
 from proxlm.data.class_texts import ClassText, read_class_texts
 from proxlm.data.inputs import inputs_of
 from proxlm.data.labelled import Labelled
-from proxlm.data.preferences import split_by_prompt
 from proxlm.data.skipped import Skipped
-from proxlm.errors import ConfigError, DataError
+from proxlm.errors import ConfigError
 from proxlm.evaluation import tables
 from proxlm.evaluation.differences import Arm, Difference, difference_tables, differences
 from proxlm.evaluation.labels import evaluation_of_classes, macro_f1_difference
 from proxlm.evaluation.results import Evaluation
 from proxlm.evaluation.tables import Table, evaluation_tables
-from proxlm.evaluation.word_baseline import too_few, words_of
 from proxlm.export.original import model_of_run
-from proxlm.jobs.progress import progress_line
+from proxlm.jobs.classify_data import KeptFeatures, texts_of
 from proxlm.jobs.startup import start_job
 from proxlm.report.evaluation_files import write_evaluations, write_responses
 from proxlm.runlog.folder import begin_folder, write_atomic, write_json_atomic, write_jsonl_atomic
 from proxlm.runlog.outputs import check_output
-from proxlm.text import counted, listed, shown
+from proxlm.text import counted
 from proxlm.types import Completion
 
 PLAN, TRAIN, EVAL, SAVED = "classify.json", "features-train", "features-eval", "classifier"
@@ -114,73 +110,21 @@ def fit_classifiers(config: ClassifyConfig) -> Classification:
             "classifier: is applied with proxlm.load_text_classifier; leave it out to fit others"
         )
     config = replace(config, model=model_of_run(config.model))
-    train, held_out = _texts(config)
+    train, held_out = texts_of(config)
     classes = sorted({found.label for found in train})
     numbers = np.array([classes.index(found.label) for found in train])
     folder = Path(config.output)
     begin_folder(folder, PLAN, _plan(config))
-    read = _Features(folder, config, classes, {TRAIN: train, EVAL: held_out})
+    read = KeptFeatures(folder, config, classes, {TRAIN: train, EVAL: held_out})
     learnt, asked = read(TRAIN), read(EVAL)
     heads, losses = _fitted(config, learnt, numbers, len(classes))
     chosen = min(losses, key=lambda name: losses[name]) if config.choose == "auto" else config.choose
     about = _about(config, learnt)
-    publish_folder(folder / SAVED, partial(_save, heads[chosen], classes, about))
+    publish_folder(folder / SAVED, partial(save, heads[chosen], classes, about))
     found = _evaluations(heads, asked, held_out, classes, config)
     done = Classification(folder, chosen, losses, found, _less_words(found, classes, config.seed))
     _write(done, config)
     return done
-
-
-def _texts(config: ClassifyConfig) -> tuple[list[ClassText], list[ClassText]]:
-    """The texts to learn from and the held-out ones; no text is in both. Raises DataError."""
-    data = config.data
-    skipped = Skipped(data.on_bad_record == "skip")
-    read = partial(
-        read_class_texts, text_field=data.text_field, label_field=data.label_field, skipped=skipped
-    )
-    train = read(data.train)
-    left_out = 0
-    if data.eval:
-        held_out = read(data.eval)
-        there = {found.text for found in held_out}
-        kept = [found for found in train if found.text not in there]
-        left_out = len(train) - len(kept)
-        if left_out:
-            print(f"left out: {counted(left_out, 'training text')} that are also held out")
-        train = kept
-    else:
-        rows = split_by_prompt([found.text for found in train], data.eval_share, config.seed)
-        train, held_out = ([train[i] for i in some] for some in rows)
-    if len(skipped):
-        print(f"left out: {skipped.report()}", flush=True)
-    _check_counts(train, left_out, config.folds)
-    counts = Counter(found.label for found in train)
-    if unknown := sorted({found.label for found in held_out} - set(counts)):
-        raise DataError(
-            f"data.eval: class {shown(repr(unknown[0]), 40)} is not in the training texts, which have"
-            f" {listed(sorted(counts), most=8)}"
-        )
-    print(
-        f"{len(train):,} texts to learn from, {len(held_out):,} held out, {len(counts)} classes", flush=True
-    )
-    return train, held_out
-
-
-def _check_counts(train: Sequence[ClassText], left_out: int, folds: int) -> None:
-    """Raise DataError where there are too few texts to learn from, after `left_out` that are also held out."""
-    without = f" (without {counted(left_out, 'text')} that are also held out)" if left_out else ""
-    if (problem := too_few([found.label for found in train])) is not None:
-        raise DataError(f"data.train: learning {problem}{without}")
-    # Equal texts are always in one fold.
-    counts = Counter(label for label, _ in {(found.label, found.text) for found in train})
-    rarest = min(counts, key=lambda name: (counts[name], name))
-    if counts[rarest] < 2 * folds:
-        raise DataError(
-            f"data.train: {counted(counts[rarest], 'different text')} of class {shown(repr(rarest), 40)}{without};"
-            f" folds = {folds} needs {2 * folds} of each; lower folds, or leave the class out"
-        )
-    if words_of([found.text for found in train]) is None:
-        raise DataError(f"data.train: no word stands in two texts{without}; give more texts")
 
 
 def _plan(config: ClassifyConfig) -> dict[str, Any]:
@@ -193,57 +137,6 @@ def _plan(config: ClassifyConfig) -> dict[str, Any]:
         "seed": None if same.data.eval else same.seed,  # of what is set aside
         "inputs": inputs_of(same).digests(),
     }
-
-
-class _Features:
-    """The features of texts: from the folder, or else read by the model, which is loaded once, and kept there.
-
-    Args:
-        folder: The output.
-        config: Model, features, and what is done with long texts.
-        classes: In their order.
-        texts: By the name that their features are kept under.
-
-    Raises:
-        UserError: The model cannot read a text, or not so; before its weights are loaded.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        config: ClassifyConfig,
-        classes: Sequence[str],
-        texts: Mapping[str, Sequence[ClassText]],
-    ) -> None:
-        self._folder, self._model, self._texts = folder, config.model, texts
-        settings = ModelSettings(
-            policy=config.model, device=config.device, trust_remote_code=config.trust_remote_code
-        )
-        truncate = config.data.on_long_text == "truncate"
-        if wanted := [name for name in texts if not (folder / name).is_dir()]:
-            self._reader = FeatureReader(settings, config.features, classes, truncate)
-        for name in wanted:
-            self._reader.check([one.text for one in texts[name]], [one.where for one in texts[name]])
-
-    def __call__(self, name: str) -> Inputs:
-        from safetensors.numpy import load_file, save_file
-
-        kept, texts = self._folder / name, self._texts[name]
-        if kept.is_dir():
-            found = load_file(kept / "features.safetensors")
-            return Inputs([one.text for one in texts], found["features"], found["label_probabilities"])
-        print(f"reading {len(texts):,} texts with {self._model} …", flush=True)
-        inputs = self._reader.read(
-            [one.text for one in texts], [one.where for one in texts], progress_line("texts")
-        )
-        arrays = {"features": inputs.features, "label_probabilities": inputs.label_probabilities}
-
-        def write(folder: Path) -> None:
-            folder.mkdir()
-            save_file(arrays, folder / "features.safetensors")
-
-        publish_folder(kept, write)
-        return inputs
 
 
 def _fitted(
@@ -285,10 +178,6 @@ def _about(config: ClassifyConfig, inputs: Inputs) -> dict[str, Any]:
         "truncate": config.data.on_long_text == "truncate",
         "width": inputs.features.shape[1],
     }
-
-
-def _save(head: Head, classes: list[str], about: Mapping[str, Any], folder: Path) -> None:
-    save(head, classes, about, folder)
 
 
 def _evaluations(

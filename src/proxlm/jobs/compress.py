@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from proxlm.checkpoint.write import publish_folder
 from proxlm.compression.blocks import block_influence, without_blocks
-from proxlm.compression.cost import Cost, cost_table, distances, seconds_per_token
+from proxlm.compression.cost import Cost, cost_table
 from proxlm.compression.magnitude import block_matrices, prune_magnitude, share_of_zeros, zeros_held
 from proxlm.compression.structured import importance, without_heads_and_channels
 from proxlm.config import (
     CompressConfig,
-    EvaluateConfig,
     ExportCheckSettings,
     ExportConfig,
     ModelSettings,
@@ -32,23 +30,19 @@ from proxlm.data.text import read_texts
 from proxlm.data.tokenizer import encode_prompt
 from proxlm.errors import ConfigError, DataError, ModelError
 from proxlm.evaluation import tables
-from proxlm.export.original import load_original, model_of_run
-from proxlm.jobs.evaluate import evaluate
+from proxlm.export.original import model_of_run
+from proxlm.jobs.compress_costs import costs_of, loaded
 from proxlm.jobs.export import export_model
 from proxlm.jobs.startup import start_job
 from proxlm.jobs.trained_runs import MakeTrainer, in_no_folder, trained, trainer_of
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.load import language_model_of
 from proxlm.models.save import save_language_model
-from proxlm.models.source import ModelSource, named_as
 from proxlm.rewards.resolve import resolve_terms
 from proxlm.runlog.folder import begin_folder, write_atomic, write_json_atomic
-from proxlm.runlog.metric_names import REWARD
 from proxlm.text import shown
 
-PLAN, COSTS, NOTES, PRUNED, RECOVERY, GGUF = (
-    "compress.json", "costs.json", "pruning.json", "pruned", "recovery", "gguf",
-)  # fmt: skip
+PLAN, NOTES, PRUNED, RECOVERY, GGUF = "compress.json", "pruning.json", "pruned", "recovery", "gguf"
 _BYTES_OF_A_TEXT = 2**16
 # llama.cpp gives every probability as text, which is slow for large vocabularies; the cost is measured on more.
 _CHECK = ExportCheckSettings(count=4, tokens=16, greedy=8)
@@ -103,7 +97,7 @@ def _compress(config: CompressConfig) -> Compression:
         resolve_terms(config.reward, None)  # what is wrong with it, before the work
     settings = to_toml(absolute(replace(config, output="")))
     begin_folder(folder, PLAN, {"settings": settings, "inputs": inputs_of(config).digests()})
-    model = _loaded(config.model, config)
+    model = loaded(config.model, config)
     texts = _texts(config.cost.text, config.cost.count, config.cost.tokens, model, "cost.text")
     last, stages = config.model, [("original", config.model)]
     if config.method != "none":
@@ -124,7 +118,7 @@ def _compress(config: CompressConfig) -> Compression:
             )
         (file,) = (folder / GGUF).glob("*.gguf")
         stages.append((config.quantise, str(file)))
-    costs = _costs(folder, config, model, stages, texts, scored)
+    costs = costs_of(folder, config, model, stages, texts, scored)
     write_atomic(folder / "compression.md", tables.as_markdown([cost_table(costs)]))
     write_atomic(folder / "compression.txt", tables.as_text([cost_table(costs)]) + "\n")
     return Compression(folder, Path(last), file, costs)
@@ -146,14 +140,6 @@ def _recipe(config: CompressConfig) -> Any:
             " weights that were set to 0; train all weights"
         )
     return base
-
-
-def _loaded(name: str, config: CompressConfig) -> LanguageModel:
-    settings = ModelSettings(
-        policy=name, device="cpu", save_dtype="source", trust_remote_code=config.trust_remote_code
-    )
-    with named_as("model"):
-        return load_original(ModelSource(settings)).language_model
 
 
 def _texts(paths: Sequence[str], count: int, tokens: int, model: LanguageModel, key: str) -> list[list[int]]:
@@ -210,7 +196,7 @@ def _recover(folder: Path, base: Any, config: CompressConfig) -> Path:
     own, done = folder / RECOVERY, folder / "recovered.json"
     if not done.exists():
         print(f"recovery (proxlm {config.recover.command}) …", flush=True)
-        model = _loaded(str(folder / PRUNED), config)
+        model = loaded(str(folder / PRUNED), config)
         run, of_model = replace(base.run, folder=str(own)), replace(base.model, policy=str(folder / PRUNED))
         with zeros_held(model.network):
             trained(_trainer(config.recover.command, model), replace(base, run=run, model=of_model))
@@ -238,81 +224,3 @@ def _check_zeros(recovered: Path, pruned: Path, names: set[str]) -> None:
             for name in names & {*before.keys()}:
                 if bool(((before.get_tensor(name) == 0) & (after.get_tensor(name) != 0)).any()):
                     raise ModelError(f"{recovered}: {shown(name, 60)} has weights that pruning had set to 0")
-
-
-def _costs(
-    folder: Path,
-    config: CompressConfig,
-    original: LanguageModel,
-    stages: Sequence[tuple[str, str]],
-    texts: Sequence[Sequence[int]],
-    scored: bool,
-) -> list[Cost]:
-    """What each stage costs, from costs.json as far as it was measured before."""
-    file = folder / COSTS
-    known = {one["name"]: Cost(**one) for one in json.loads(file.read_text("utf-8"))} if file.exists() else {}
-    costs: list[Cost] = []
-    for name, path in stages:
-        if name not in known:
-            print(f"measuring {name} …", flush=True)
-            model = original if name == "original" else _loaded(path, config)
-            known[name] = _cost(name, path, model, original, config, texts)
-        costs.append(known[name])
-        write_json_atomic(file, [asdict(cost) for cost in costs])
-    if scored and any(cost.reward is None for cost in costs):
-        costs = _with_rewards(config, stages, costs)
-        write_json_atomic(file, [asdict(cost) for cost in costs])
-    return costs
-
-
-def _cost(
-    name: str,
-    path: str,
-    model: LanguageModel,
-    original: LanguageModel,
-    config: CompressConfig,
-    texts: Sequence[Sequence[int]],
-) -> Cost:
-    perplexity, kl, same = distances(original.network, model.network, texts)
-    parameters = sum(p.numel() for p in model.network.parameters())
-    file = Path(path)
-    if path.endswith(".gguf") and name != "original":
-        from proxlm.export.llama_cpp import llama_cpp
-
-        size, program = file.stat().st_size, "llama.cpp"
-        with llama_cpp(file, model.network.config.vocab_size, 512, config.run.threads or 1) as reader:
-            seconds = min(
-                reader.seconds_per_token(texts[0][:8], config.cost.new_tokens)
-                for _ in range(config.cost.repeats)
-            )
-    else:
-        size, program = _bytes(file) or 4 * parameters, "proxlm"
-        seconds = seconds_per_token(model, texts, config.cost.new_tokens, config.cost.repeats)
-    zeros = share_of_zeros(model.network)
-    return Cost(name, parameters, zeros, size, seconds, program, perplexity, kl, same)
-
-
-def _bytes(model: Path) -> int:
-    """Of the weights in a model's folder or file; 0: it is neither."""
-    files = [*model.glob("*.safetensors")] if model.is_dir() else [model] if model.is_file() else []
-    return sum(file.stat().st_size for file in files)
-
-
-def _with_rewards(
-    config: CompressConfig, stages: Sequence[tuple[str, str]], costs: Sequence[Cost]
-) -> list[Cost]:
-    """The same with the mean reward of each stage's responses to the same prompts."""
-    evaluations = evaluate(
-        [path for _, path in stages],
-        config=EvaluateConfig(
-            model=ModelSettings(device="cpu"),
-            data=config.data,
-            rollout=config.rollout,
-            reward=config.reward,
-            greedy=False,
-            seed=config.seed,
-        ),
-    )
-    return [
-        replace(cost, reward=one.metrics[REWARD].mean) for cost, one in zip(costs, evaluations, strict=True)
-    ]
