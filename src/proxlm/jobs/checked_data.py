@@ -30,6 +30,7 @@ from proxlm.data.tokenizer import encode_prompt
 from proxlm.errors import BadRecordError
 from proxlm.jobs.in_memory import GivenRecords
 from proxlm.jobs.model_limits import prompt_limit
+from proxlm.jobs.prompts import all_prompts
 from proxlm.jobs.reward_records import RewardRecords
 from proxlm.jobs.sampling import data_of, prompts_of
 from proxlm.models.source import ModelSource
@@ -178,8 +179,7 @@ def _prompts(config: PPOConfig | EvaluateConfig | GenerateConfig, samples: int) 
         if not config.data.prompts:
             return None
         limit = prompt_limit(source, config.data, config.rollout)
-        data = replace(config.data, eval_count=0, eval_prompts="")
-        train = load_prompts(data, source.tokenizer, limit, "train", config.seed, source.encoder_decoder, bad)
+        train = all_prompts(config.data, source, limit, config.seed, bad)
         held_out = LoadedPrompts([])
     prompts = [*train.prompts, *held_out.prompts]
     found.held_out = len(held_out.prompts)

@@ -22,7 +22,6 @@ from proxlm.config.from_run import IN_MEMORY
 from proxlm.config.signature import checked
 from proxlm.data.chat import ChatFormat, carry_template, encode_rendered, with_system
 from proxlm.data.in_memory import InMemoryRecords
-from proxlm.data.prompts import PromptSources, load_prompts
 from proxlm.data.skipped import Skipped
 from proxlm.data.tokenizer import encode_prompt, encode_source
 from proxlm.engine.averaging import AveragingEngine
@@ -34,7 +33,7 @@ from proxlm.evaluation.picks import Picker, picker
 from proxlm.jobs.in_memory import record_source
 from proxlm.jobs.model_limits import check_same_tokens, prompt_limit
 from proxlm.jobs.progress import progress_line
-from proxlm.jobs.prompts import load_prompts_of
+from proxlm.jobs.prompts import all_prompts, load_prompts_of
 from proxlm.jobs.startup import start_job
 from proxlm.masking import masked_tree
 from proxlm.models.language_model import LanguageModel
@@ -179,15 +178,7 @@ def _responses(
 
 def _from_file(engine: Engine, config: GenerateConfig, limit: int, respond: Respond) -> None:
     skipped = Skipped(config.data.on_bad_record == "skip")
-    loaded = load_prompts(
-        replace(config.data, eval_count=0, eval_prompts=""),
-        engine.tokenizer,
-        limit,
-        "train",
-        config.seed,
-        engine.encoder_decoder,
-        skipped,
-    )
+    loaded = all_prompts(config.data, engine, limit, config.seed, skipped)
     rows = respond(loaded.prompts, on_progress=progress_line("responses"))
     lines = "".join(json.dumps(masked_tree(row), ensure_ascii=False) + "\n" for row in rows)
     if config.output:
@@ -246,9 +237,5 @@ def _prompt(engine: Engine, config: GenerateConfig, limit: int, asked: str | lis
 
 def _of_record(engine: Engine, config: GenerateConfig, limit: int, text: str) -> Prompt:
     """A single text as the record of a file, with template and examples."""
-    sources = PromptSources(InMemoryRecords([text], "prompt", config.data.prompt_field))
-    data = replace(config.data, eval_count=0, eval_prompts="")
-    loaded = load_prompts(
-        data, engine.tokenizer, limit, "train", config.seed, engine.encoder_decoder, sources=sources
-    )
-    return loaded.prompts[0]
+    source = InMemoryRecords([text], "prompt", config.data.prompt_field)
+    return all_prompts(config.data, engine, limit, config.seed, source=source).prompts[0]

@@ -10,6 +10,7 @@ from proxlm.config import DataSettings, RolloutSettings
 from proxlm.data.prompts import LoadedPrompts, PromptSources, load_prompts
 from proxlm.data.records import Source
 from proxlm.data.skipped import Record, Skipped
+from proxlm.engine.protocol import Engine
 from proxlm.jobs.model_limits import prompt_limit
 from proxlm.models.language_model import LanguageModel
 from proxlm.models.source import ModelSource
@@ -38,21 +39,26 @@ def load_prompts_of(
     source: Source, model: ModelSource, data: DataSettings, rollout: RolloutSettings, seed: int
 ) -> list[Prompt]:
     """All prompts of one source; none are held out. Raises DataError."""
-    limit = prompt_limit(model, data, rollout)
-    everything = replace(data, eval_count=0, eval_prompts="")
     skipped = Skipped(data.on_bad_record == "skip")
-    loaded = load_prompts(
-        everything,
-        model.tokenizer,
-        limit,
-        "train",
-        seed,
-        model.encoder_decoder,
-        skipped,
-        PromptSources(source),
-    )
+    loaded = all_prompts(data, model, prompt_limit(model, data, rollout), seed, skipped, source)
     skipped.print_summary()
     return loaded.prompts
+
+
+def all_prompts(
+    data: DataSettings,
+    model: ModelSource | Engine,
+    limit: int,
+    seed: int,
+    skipped: Skipped | None = None,
+    source: Source | None = None,
+) -> LoadedPrompts:
+    """All prompts of a source, or of the file that the settings name; none are held out. Raises DataError."""
+    everything = replace(data, eval_count=0, eval_prompts="")
+    sources = None if source is None else PromptSources(source)
+    return load_prompts(
+        everything, model.tokenizer, limit, "train", seed, model.encoder_decoder, skipped, sources
+    )
 
 
 def held_out_prompts(

@@ -5,22 +5,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from proxlm.config.paths import looks_like_path
-from proxlm.config.problems import chat_problems
-from proxlm.data.chat import ChatFormat, read_template
 from proxlm.data.labelled import step_ends
 from proxlm.errors import ConfigError, ModelError, RewardError
-from proxlm.kernels.device import resolve_device
-from proxlm.models.encoder import longest_text
-from proxlm.models.model_types import register_model_types
-from proxlm.models.weights import check_files, check_vocabulary, read_configuration, read_network
-from proxlm.rewards.reading import Reader
-from proxlm.rewards.reward_model import load_reward_tokenizer, padded_logits
+from proxlm.rewards.classifier_reward import ClassifierReward
 from proxlm.text import reason_of
 from proxlm.types import Completion
 
@@ -29,7 +18,7 @@ SEPARATOR = "step_separator"
 _ADVICE = "needs a trained …ForTokenClassification with one output, or two: wrong and right"
 
 
-class ProcessRewardModel:
+class ProcessRewardModel(ClassifierReward):
     """Scores a response by its steps with a transformers token classifier, loaded by `prepare`.
 
     The probability that a step is right is read at its last token (Lightman et al. 2023; Wang et al. 2024,
@@ -52,6 +41,8 @@ class ProcessRewardModel:
         ValueError: An argument is impossible ("ARGUMENT: what is wrong").
     """
 
+    _called = "process reward model"
+
     def __init__(
         self,
         path: str,
@@ -63,28 +54,14 @@ class ProcessRewardModel:
         chat_template: str = "",
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        if max_length < 0:
-            raise ValueError(f"max_length = {max_length}: must be at least 0")
-        if batch_size < 1:
-            raise ValueError(f"batch_size = {batch_size}: must be at least 1")
-        self.path, self.combine, self.separator = path, combine, separator
-        self.max_length, self.batch_size = max_length, batch_size
-        self.device = resolve_device(device)
-        self.chat_template, self.chat_template_kwargs = chat_template, chat_template_kwargs or {}
-        if problems := chat_problems("chat_template_kwargs", self.chat_template_kwargs):
-            raise ValueError(": ".join(problems[0]))
-        self._model: Any = None
+        super().__init__(path, max_length, batch_size, device, chat_template, chat_template_kwargs)
+        self.combine, self.separator = combine, separator
         self._tokenizer: Any = None
-        self._reader: Reader | None = None
-        if Path(path).is_dir():
-            check_files(path, f"process reward model {path}")
-            register_model_types()
+        if (config := self._configuration()) is not None:
             try:
-                self._check(read_configuration(path))
-            except (OSError, ValueError) as error:
+                self._check(config)
+            except ValueError as error:
                 raise ValueError(f'path = "{path}": {reason_of(error)}') from error
-        elif not path or looks_like_path(path):
-            raise ValueError(f'path = "{path}": no such folder')
 
     def _check(self, config: Any) -> None:
         """Take the separator from a configuration. Raises ValueError for that of no process reward model."""
@@ -105,21 +82,16 @@ class ProcessRewardModel:
         from transformers import AutoModelForTokenClassification
 
         what = f"process reward model {self.path}"
-        tokenizer = load_reward_tokenizer(self.path)
+        tokenizer = self._read_tokenizer()
         if not tokenizer.is_fast:
             raise ModelError(f"{what}: its tokenizer does not say which characters a token holds")
-        register_model_types()
-        dtype = torch.float32 if self.device.type == "cpu" else "auto"
-        model = read_network(AutoModelForTokenClassification, self.path, what, dtype=dtype, advice=_ADVICE)
-        check_vocabulary(what, tokenizer, model)
+        model = self._read_network(AutoModelForTokenClassification, tokenizer, _ADVICE)
         try:
             self._check(model.config)
         except ValueError as error:
             raise ConfigError(f"{what}: {error}") from error
-        self.max_length = self.max_length or longest_text(model.config.get_text_config(), tokenizer)
-        chat = ChatFormat(tokenizer, read_template(self.chat_template), self.chat_template_kwargs)
-        self._tokenizer, self._reader = tokenizer, Reader(chat, False, self.path)
-        self._model = model.to(self.device).eval()
+        self._tokenizer = tokenizer
+        self._begin(model, tokenizer, pair=False)
 
     def __call__(
         self, completions: list[Completion]
@@ -174,18 +146,17 @@ class ProcessRewardModel:
         """How likely each step of each completion is right."""
         self.prepare()
         found: list[list[float] | RewardError] = [RewardError("the response has no step")] * len(completions)
-        rows: dict[int, tuple[list[int], list[int]]] = {}
+        rows: dict[int, list[int]] = {}
+        places: dict[int, list[int]] = {}
         for i, completion in enumerate(completions):
             try:
                 if read := self._read(completion):
-                    rows[i] = read
+                    rows[i], places[i] = read
             except RewardError as error:
                 found[i] = error
-        ordered = sorted(rows, key=lambda i: len(rows[i][0]))
-        for start in range(0, len(ordered), self.batch_size):
-            batch = ordered[start : start + self.batch_size]
-            for i, steps in zip(batch, self._score([rows[i] for i in batch]), strict=True):
-                found[i] = steps
+        for i, logits in self._logits(rows, self.batch_size):
+            right = logits[:, 0] if logits.shape[-1] == 1 else logits[:, 1] - logits[:, 0]
+            found[i] = right[places[i]].sigmoid().tolist()
         return found
 
     def _read(self, completion: Completion) -> tuple[list[int], list[int]] | None:
@@ -200,8 +171,3 @@ class ProcessRewardModel:
                 f"{len(ids)} tokens with the prompt are more than max_length = {self.max_length}"
             )
         return ids, places
-
-    def _score(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
-        logits = padded_logits(self._model, [ids for ids, _ in rows])
-        right = logits[..., 0] if logits.shape[-1] == 1 else logits[..., 1] - logits[..., 0]
-        return [right[b, places].sigmoid().tolist() for b, (_, places) in enumerate(rows)]

@@ -10,30 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proxlm.config.paths import looks_like_path
-from proxlm.config.problems import chat_problems
-from proxlm.data.chat import ChatFormat, read_template
-from proxlm.data.tokenizer import read_tokenizer
-from proxlm.errors import ConfigError, ModelError, RewardError
-from proxlm.kernels.device import resolve_device
-from proxlm.models.encoder import longest_text
-from proxlm.models.model_types import register_model_types
+from proxlm.errors import ConfigError, RewardError
 from proxlm.models.weights import (
     NOT_A_REWARD_MODEL,
-    check_files,
-    check_vocabulary,
-    read_configuration,
-    read_network,
 )
-from proxlm.rewards.reading import Reader
-from proxlm.text import listed, reason_of, shown
+from proxlm.rewards.classifier_reward import ClassifierReward
+from proxlm.text import listed, shown
 from proxlm.types import Completion
 
 # The folders of the members in an ensemble's folder.
 MEMBER = "member-"
 
 
-class RewardModel:
+class RewardModel(ClassifierReward):
     """Scores prompt + response with a transformers sequence classifier, loaded by `prepare`.
 
     A model with one output returns that output; one with several scores (regression) a component for each, by name;
@@ -62,6 +51,8 @@ class RewardModel:
         ValueError: An argument is impossible ("ARGUMENT: what is wrong").
     """
 
+    _called = "reward model"
+
     def __init__(
         self,
         path: str,
@@ -76,48 +67,34 @@ class RewardModel:
         chat_template: str = "",
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        if max_length < 0:
-            raise ValueError(f"max_length = {max_length}: must be at least 0")
-        if batch_size < 1:
-            raise ValueError(f"batch_size = {batch_size}: must be at least 1")
+        super().__init__(path, max_length, batch_size, device, chat_template, chat_template_kwargs)
         if sigmoid and logit:
             raise ValueError("logit = true: a probability (sigmoid) is none; set one of both to false")
-        self.path, self.max_length, self.truncate, self.batch_size = path, max_length, truncate, batch_size
-        self.sigmoid, self.logit, self.label, self.pair = sigmoid, logit, label, pair
-        self.device = resolve_device(device)
-        self.chat_template, self.chat_template_kwargs = chat_template, chat_template_kwargs or {}
-        if problems := chat_problems("chat_template_kwargs", self.chat_template_kwargs):
-            raise ValueError(": ".join(problems[0]))
+        self.truncate, self.pair = truncate, pair
+        self.sigmoid, self.logit, self.label = sigmoid, logit, label
         self.heads: list[str] = []  # the names of several scores
-        self._model: Any = None
-        self._reader: Reader | None = None
-        if Path(path).is_dir():
-            if advice := other_folder(Path(path)):
-                raise ValueError(f'path = "{path}": {advice}')
-            check_files(path, f"reward model {path}")
-            config = _load_config(path)
+        if Path(path).is_dir() and (advice := other_folder(Path(path))):
+            raise ValueError(f'path = "{path}": {advice}')
+        if (config := self._configuration()) is not None:
             try:
                 _check_classifier(config)
             except ValueError as error:
                 raise ValueError(f'path = "{path}": {error}') from error
             self._set_heads(config)
-        elif not path or looks_like_path(path):
-            raise ValueError(f'path = "{path}": no such folder')
 
     def prepare(self) -> None:
         """Load the model and its tokenizer, once. Raises ModelError, or ConfigError for a wrong label."""
         if self._model is not None:
             return
-        tokenizer = load_reward_tokenizer(self.path)
-        model = _load_model(self.path, self.device)
-        check_vocabulary(f"reward model {self.path}", tokenizer, model)
+        from transformers import AutoModelForSequenceClassification
+
+        tokenizer = self._read_tokenizer()
+        model = self._read_network(AutoModelForSequenceClassification, tokenizer, NOT_A_REWARD_MODEL)
         try:
             self._set_heads(model.config)
         except ValueError as error:
             raise ConfigError(f"reward model {self.path}: {error}") from error
-        self.max_length = self.max_length or longest_text(model.config.get_text_config(), tokenizer)
-        chat = ChatFormat(tokenizer, read_template(self.chat_template), self.chat_template_kwargs)
-        self._model, self._reader = model, Reader(chat, self.pair, self.path)
+        self._begin(model, tokenizer, self.pair)
 
     def __call__(
         self, completions: list[Completion]
@@ -143,30 +120,26 @@ class RewardModel:
         self.prepare()
         assert self._reader is not None
         scores: list[list[float] | RewardError] = [RewardError("the text is empty")] * len(completions)
-        rows: list[list[int]] = [[] for _ in completions]
-        fitting = []
+        rows: dict[int, list[int]] = {}
         for i, completion in enumerate(completions):
             try:
-                rows[i] = self._reader.tokens(completion)
-                if len(rows[i]) > self.max_length and self.truncate:
-                    rows[i] = self._reader.truncated(completion, self.max_length)
+                ids = self._reader.tokens(completion)
+                if len(ids) > self.max_length and self.truncate:
+                    ids = self._reader.truncated(completion, self.max_length)
             except RewardError as error:
                 scores[i] = error
                 continue
-            if len(rows[i]) > self.max_length:
+            if len(ids) > self.max_length:
                 scores[i] = RewardError(
-                    f"{len(rows[i])} tokens with the prompt are more than max_length = {self.max_length}; "
+                    f"{len(ids)} tokens with the prompt are more than max_length = {self.max_length}; "
                     "truncate = true cuts off the beginning"
                 )
-            elif rows[i]:
-                fitting.append(i)
+            elif ids:
+                rows[i] = ids
         # Without a padding token a decoder cannot find where a padded text ends.
-        size = 1 if padding_of(self._model) is None else self.batch_size
-        ordered = sorted(fitting, key=lambda i: len(rows[i]))
-        for start in range(0, len(ordered), size):
-            batch = ordered[start : start + size]
-            for i, outputs in zip(batch, padded_logits(self._model, [rows[i] for i in batch]), strict=True):
-                scores[i] = outputs.tolist()
+        size = 1 if self._padding() is None else self.batch_size
+        for i, outputs in self._logits(rows, size):
+            scores[i] = outputs.tolist()
         return scores
 
     def _reward(self, logits: Tensor) -> Tensor:
@@ -220,52 +193,6 @@ def other_folder(folder: Path) -> str:
     if (folder / "reward" / "config.json").exists():
         return f'a run; its reward model is path = "{folder / "reward"}"'
     return ""
-
-
-def _load_config(path: str) -> Any:
-    register_model_types()
-    try:
-        return read_configuration(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f'path = "{path}": {reason_of(error)}') from error
-
-
-def load_reward_tokenizer(path: str) -> Any:
-    """The tokenizer of a reward model. Raises ModelError."""
-    try:
-        return read_tokenizer(path)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"reward model {path}: no tokenizer: {reason_of(error)}") from error
-
-
-def padding_of(model: Any) -> int | None:
-    """A model's own padding id, not its tokenizer's: decoders find a text's last token by it."""
-    found: int | None = getattr(model.config.get_text_config(), "pad_token_id", None)
-    return found
-
-
-@torch.inference_mode()
-def padded_logits(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
-    """b rows of token ids, padded on the right → a classifier's outputs [b, ...], in float32 on the CPU."""
-    longest, pad = max(map(len, rows)), padding_of(model) or 0
-    ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    logits: Tensor = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
-    return logits.float().cpu()
-
-
-def _load_model(path: str, device: torch.device) -> Any:
-    from transformers import AutoModelForSequenceClassification
-
-    register_model_types()
-    model = read_network(
-        AutoModelForSequenceClassification,
-        path,
-        f"reward model {path}",
-        dtype=torch.float32 if device.type == "cpu" else "auto",
-        advice=NOT_A_REWARD_MODEL,
-    )
-    return model.to(device).eval()
 
 
 def _check_classifier(config: Any) -> None:
