@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from proxlm.errors import ConfigError, RewardError
-from proxlm.models.weights import (
-    NOT_A_REWARD_MODEL,
-)
+from proxlm.models.weights import NOT_A_REWARD_MODEL
 from proxlm.rewards.classifier_reward import ClassifierReward
 from proxlm.text import listed, shown
 from proxlm.types import Completion
