@@ -79,7 +79,6 @@ class DistillTrainer(SupervisedTrainer[DistillConfig]):
     """
 
     job = "distill"
-    _settings = DistillConfig
     _loop = DistillLoop
 
     @checked("prompts", "config", "eval_prompts", "train", "validation", "callbacks")

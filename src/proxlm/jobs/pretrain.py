@@ -62,7 +62,6 @@ class PretrainTrainer(SupervisedTrainer[PretrainConfig]):
     """
 
     job = "pretrain"
-    _settings = PretrainConfig
 
     @checked("config", "callbacks")
     def __init__(

@@ -134,7 +134,6 @@ class SupervisedTrainer(Generic[C]):
     """
 
     job: ClassVar[str]
-    _settings: type[C]
     _loop: ClassVar[type[SupervisedLoop]] = SupervisedLoop
 
     config: C
@@ -219,6 +218,8 @@ class SupervisedTrainer(Generic[C]):
 
 class RecordsTrainer(SupervisedTrainer[C]):
     """One that trains on records. What the arguments are, each trainer says."""
+
+    _settings: type[C]
 
     @checked("train", "config", "validation", "callbacks")
     def __init__(

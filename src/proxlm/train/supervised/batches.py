@@ -49,9 +49,12 @@ class Batches(Protocol):
 
     def skip(self, batches: int) -> None:
         """Pass over the batches of the steps already done."""
+        for _ in range(batches):
+            self.next()
 
     def read(self) -> dict[str, float]:
         """How many times the tokens of each source of a mixture have been drawn so far, by its name."""
+        return {}
 
 
 class RowOrder:
@@ -106,7 +109,7 @@ class RowOrder:
         self._eligible = self._eligible[count:]
 
 
-class TokenBatches:
+class TokenBatches(Batches):
     """Batches of rows by a token budget; each epoch has every row once, in an order made from (seed, epoch).
 
     `next` must be called once per step; `skip` replays the order for a resume.
@@ -132,16 +135,8 @@ class TokenBatches:
         self.steps += 1
         return rows[:count].tolist()
 
-    def skip(self, batches: int) -> None:
-        """Skip the batches of the steps already done."""
-        for _ in range(batches):
-            self.next()
 
-    def read(self) -> dict[str, float]:
-        return {}
-
-
-class MixedBatches:
+class MixedBatches(Batches):
     """Batches from several sources: the next row is always of the source that is most behind its share of the tokens.
 
     So after any number of rows each source's tokens are within one row of its share. A source whose rows were all
@@ -188,11 +183,6 @@ class MixedBatches:
             order.remove(count)
         self.steps += 1
         return batch
-
-    def skip(self, batches: int) -> None:
-        """Skip the batches of the steps already done."""
-        for _ in range(batches):
-            self.next()
 
     def read(self) -> dict[str, float]:
         return {
