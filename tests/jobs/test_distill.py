@@ -244,7 +244,7 @@ def test_chat_template_and_special_tokens_go_to_a_new_tokenizer(place, tmp_path)
 
 
 def test_answers_are_written_once_and_go_on_where_they_were(place, tmp_path, monkeypatch):
-    monkeypatch.setattr("proxlm.jobs.distill_data.GROUP", 5)
+    monkeypatch.setattr("proxlm.jobs.teacher_engine.TeacherEngine.group", 5)
     straight = DistillTrainer(config=config(place, tmp_path / "straight", 1)).train()
     whole = (straight.folder / "answers.jsonl").read_bytes()
     lines = whole.splitlines(keepends=True)
