@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from proxlm.config import OptimiserSettings, RunSettings, SFTConfig, SupervisedSettings, TextSettings
-from proxlm.config.schema import ModelSettings
+from proxlm.config.model import ModelSettings
 from proxlm.errors import RunError
 from proxlm.report.run import Run
 

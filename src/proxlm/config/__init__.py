@@ -54,8 +54,10 @@ from proxlm.config.launch import LaunchConfig
 from proxlm.config.likelihood import ChoiceSettings, PerplexitySettings
 from proxlm.config.loss import LossSettings
 from proxlm.config.metrics import MetricSettings
+from proxlm.config.model import LoraSettings, ModelSettings, ValueSettings
 from proxlm.config.new import NewConfig
 from proxlm.config.new_model import NewModelSettings, WordVectorSettings
+from proxlm.config.optimiser import OptimiserSettings, OptimisersSettings
 from proxlm.config.parse import load_config, settings_or_default, to_toml, validate
 from proxlm.config.plan import PlanConfig
 from proxlm.config.policy_jobs import PPOConfig, ValueConfig
@@ -84,17 +86,12 @@ from proxlm.config.rollout import (
 )
 from proxlm.config.schema import (
     DataSettings,
-    LoraSettings,
-    ModelSettings,
-    OptimiserSettings,
-    OptimisersSettings,
     ProcessSettings,
     RewardSettings,
     RewardTerm,
     RunSettings,
     SupervisedSettings,
     TextSettings,
-    ValueSettings,
 )
 from proxlm.config.search import SearchConfig, SweepConfig
 from proxlm.config.supervised_jobs import PretrainConfig, SFTConfig

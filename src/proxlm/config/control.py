@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from proxlm.config.schema import OptimiserSettings, OptimisersSettings
+from proxlm.config.optimiser import OptimiserSettings, OptimisersSettings
 from proxlm.config.setting import setting
 
 

@@ -8,7 +8,9 @@ from typing import Any, Literal
 from proxlm.config.distributed import DistributedSettings
 from proxlm.config.early_stopping import DISTILLATION
 from proxlm.config.mixture import is_mixture, kept_tokens_problems
+from proxlm.config.model import ModelSettings
 from proxlm.config.new_model import NewModelSettings
+from proxlm.config.optimiser import OptimiserSettings
 from proxlm.config.problems import (
     Problems,
     chat_problems,
@@ -17,14 +19,7 @@ from proxlm.config.problems import (
     scratch_problems,
 )
 from proxlm.config.rollout import RolloutSettings
-from proxlm.config.schema import (
-    DataSettings,
-    ModelSettings,
-    OptimiserSettings,
-    RunSettings,
-    SupervisedSettings,
-    TextSettings,
-)
+from proxlm.config.schema import DataSettings, RunSettings, SupervisedSettings, TextSettings
 from proxlm.config.secrets import PREFIX, SECRET
 from proxlm.config.setting import setting
 from proxlm.config.supervised_problems import supervised_problems

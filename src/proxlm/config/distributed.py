@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from proxlm.config.optimiser import OptimiserSettings
 from proxlm.config.problems import Problems
-from proxlm.config.schema import OptimiserSettings
 from proxlm.config.setting import setting
 
 

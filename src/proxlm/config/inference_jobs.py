@@ -9,6 +9,7 @@ from typing import Literal
 
 from proxlm.config.likelihood import ChoiceSettings, PerplexitySettings, perplexity_problems
 from proxlm.config.metrics import MetricSettings, baseline_problems, metric_problems
+from proxlm.config.model import ModelSettings
 from proxlm.config.problems import (
     Problems,
     chat_problems,
@@ -18,12 +19,7 @@ from proxlm.config.problems import (
     trained_model_problems,
 )
 from proxlm.config.rollout import GREEDY, EnvironmentSettings, RolloutSettings
-from proxlm.config.schema import (
-    DataSettings,
-    ModelSettings,
-    ProcessSettings,
-    RewardSettings,
-)
+from proxlm.config.schema import DataSettings, ProcessSettings, RewardSettings
 from proxlm.config.setting import setting
 from proxlm.text import shown
 

@@ -20,6 +20,7 @@ from proxlm.config.folds import FoldsConfig
 from proxlm.config.inference_jobs import EvaluateConfig, GenerateConfig
 from proxlm.config.launch import LaunchConfig
 from proxlm.config.new import NewConfig
+from proxlm.config.optimiser import OptimisersSettings
 from proxlm.config.plan import PlanConfig
 from proxlm.config.policy_jobs import PPOConfig, ValueConfig
 from proxlm.config.preferences import DPOConfig
@@ -31,10 +32,7 @@ from proxlm.config.problems import (
     required,
 )
 from proxlm.config.reward_model import RewardConfig
-from proxlm.config.schema import (
-    OptimisersSettings,
-    RunSettings,
-)
+from proxlm.config.schema import RunSettings
 from proxlm.config.search import SearchConfig, SweepConfig
 from proxlm.config.setting import setting
 from proxlm.config.supervised_jobs import PretrainConfig, SFTConfig

@@ -25,9 +25,10 @@ from proxlm.config.corpus_steps import (
     SplitSettings,
     UnicodeSettings,
 )
+from proxlm.config.optimiser import Schedule
 from proxlm.config.ppo import PPOSettings
 from proxlm.config.rollout import RolloutSettings
-from proxlm.config.schema import DataSettings, Schedule
+from proxlm.config.schema import DataSettings
 from proxlm.config.tree import Assembly, split_key
 from proxlm.config.values import shown_value
 from proxlm.text import listed

@@ -8,6 +8,8 @@ from proxlm.config.algorithms import ADVANTAGES
 from proxlm.config.distributed import DistributedSettings, sharding_problems
 from proxlm.config.engine import EngineSettings
 from proxlm.config.metrics import MetricSettings, baseline_problems, metric_problems
+from proxlm.config.model import ModelSettings
+from proxlm.config.optimiser import OptimisersSettings
 from proxlm.config.ppo import KL_ERROR_LIMIT, PPOSettings, PtxSettings, ShapingSettings
 from proxlm.config.problems import (
     Problems,
@@ -22,13 +24,7 @@ from proxlm.config.problems import (
     rollout_problems,
 )
 from proxlm.config.rollout import EnvironmentSettings, EvaluationSettings, RolloutSettings
-from proxlm.config.schema import (
-    DataSettings,
-    ModelSettings,
-    OptimisersSettings,
-    RewardSettings,
-    RunSettings,
-)
+from proxlm.config.schema import DataSettings, RewardSettings, RunSettings
 from proxlm.config.setting import setting
 from proxlm.text import shown
 

@@ -7,18 +7,14 @@ from typing import Any, Literal
 
 from proxlm.config.distributed import DistributedSettings
 from proxlm.config.early_stopping import PREFERENCES
+from proxlm.config.model import ModelSettings
+from proxlm.config.optimiser import OptimiserSettings
 from proxlm.config.problems import (
     Problems,
     chat_problems,
     required,
 )
-from proxlm.config.schema import (
-    ON_BAD_RECORD,
-    ModelSettings,
-    OptimiserSettings,
-    RunSettings,
-    SupervisedSettings,
-)
+from proxlm.config.schema import ON_BAD_RECORD, RunSettings, SupervisedSettings
 from proxlm.config.setting import setting
 from proxlm.config.supervised_problems import supervised_problems
 

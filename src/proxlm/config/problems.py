@@ -6,16 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from proxlm.config.algorithms import ADVANTAGES, LOSSES, advantage_of
+from proxlm.config.model import ModelSettings
 from proxlm.config.new_model import NewModelSettings
+from proxlm.config.optimiser import OptimiserSettings, OptimisersSettings
 from proxlm.config.ppo import CorrectionSettings, PPOSettings
 from proxlm.config.rollout import EvaluationSettings, RolloutSettings, changed_logits, has_too_long_ids
-from proxlm.config.schema import (
-    ModelSettings,
-    OptimiserSettings,
-    OptimisersSettings,
-    RewardSettings,
-    RunSettings,
-)
+from proxlm.config.schema import RewardSettings, RunSettings
 from proxlm.config.tokenizer import tokenizer_problems
 from proxlm.text import shown, suggestion
 from proxlm.user_code import parse_reference

@@ -8,19 +8,16 @@ from typing import Literal
 from proxlm.config.distributed import DistributedSettings
 from proxlm.config.early_stopping import REWARD_MODEL
 from proxlm.config.loss import LossSettings
+from proxlm.config.model import ModelSettings
 from proxlm.config.new_model import NewModelSettings
+from proxlm.config.optimiser import OptimiserSettings
 from proxlm.config.preferences import PreferenceSettings, preference_problems
 from proxlm.config.problems import (
     Problems,
     required,
     scratch_problems,
 )
-from proxlm.config.schema import (
-    ModelSettings,
-    OptimiserSettings,
-    RunSettings,
-    SupervisedSettings,
-)
+from proxlm.config.schema import RunSettings, SupervisedSettings
 from proxlm.config.setting import setting
 from proxlm.config.supervised_problems import supervised_problems
 

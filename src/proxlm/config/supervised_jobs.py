@@ -9,7 +9,9 @@ from proxlm.config.distributed import DistributedSettings
 from proxlm.config.early_stopping import LANGUAGE_MODEL
 from proxlm.config.loss import LossSettings
 from proxlm.config.mixture import kept_tokens_problems, mixture_problems
+from proxlm.config.model import ModelSettings
 from proxlm.config.new_model import NewModelSettings
+from proxlm.config.optimiser import OptimiserSettings
 from proxlm.config.problems import (
     Problems,
     chat_problems,
@@ -17,13 +19,7 @@ from proxlm.config.problems import (
     required,
     scratch_problems,
 )
-from proxlm.config.schema import (
-    ModelSettings,
-    OptimiserSettings,
-    RunSettings,
-    SupervisedSettings,
-    TextSettings,
-)
+from proxlm.config.schema import RunSettings, SupervisedSettings, TextSettings
 from proxlm.config.setting import setting
 from proxlm.config.supervised_problems import supervised_problems
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from proxlm.config.schema import ValueSettings
+from proxlm.config.model import ValueSettings
 from proxlm.rl.losses import clipped_value_loss
 from proxlm.rl.value_ensemble import ONE_HEAD, Ensemble, combined_value, differences_of_heads
 from proxlm.rl.value_histogram import ValueBins, first_logits, histogram_loss, histogram_mean

@@ -9,8 +9,8 @@ import torch
 from helpers import SilentLog, job, parameters, trainer
 from test_ppo import experience_of
 
+from proxlm.config.model import ModelSettings
 from proxlm.config.problems import algorithm_problems
-from proxlm.config.schema import ModelSettings
 from proxlm.rl.ragged import row_of_element
 from proxlm.train.ppo.prepare import positive_tokens
 from proxlm.types import Scores
