@@ -21,7 +21,7 @@ from proxlm.config.parse import load_config
 from proxlm.config.recipe import settings_of_recipe
 from proxlm.config.recipe_command import RecipeCommand
 from proxlm.distributed.environment import rank, world_size
-from proxlm.errors import RAISED_ON_RANK_0, ConfigError, StoppedBySignalError, UserError
+from proxlm.errors import RAISED_ON_RANK_0, ConfigError, RunError, StoppedBySignalError, UserError
 from proxlm.runlog.interrupt import SIGNAL_NAMES, StopSignals
 from proxlm.runlog.output import discard, open_standard_streams, print_uncaught
 from proxlm.system_errors import refused, system_error
@@ -62,8 +62,9 @@ JOB_MODULES = {
 # The jobs that several processes do together, started by torchrun.
 SHARED_JOBS = ("ppo", "value", "pretrain", "sft", "reward", "dpo", "distill")
 
-# Seconds that rank 0 may take to end with its message.
+# Seconds that rank 0 may take to end with its message, and to find what is wrong with settings, data or a model, too.
 _LONGEST_END = 60
+_LONGEST_SEARCH = 15
 
 # The libraries read these when they are imported, so they must be set before a job's module is imported.
 ENVIRONMENT = {
@@ -95,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if follower and signals.received is not None:  # rank 0 has ended with the same signal, and says so
             return 128 + signals.received
         if follower and RAISED_ON_RANK_0 in getattr(error, "__notes__", ()):
-            return _leave_it_to_rank_0()
+            return _leave_it_to_rank_0(_LONGEST_END)
+        if follower and not isinstance(error, RunError):
+            _leave_it_to_rank_0(_LONGEST_SEARCH)
         return _fail(str(error), *(error.more if isinstance(error, ConfigError) else ()))
     except StoppedBySignalError as stopped:
         return _end(str(stopped), 128 + stopped.signal)
@@ -149,12 +152,12 @@ def _stopped(stop: signal.Signals) -> str:
     return "interrupted" if stop == signal.SIGINT else f"stopped by {name} before it was done; start it again"
 
 
-def _leave_it_to_rank_0() -> int:
+def _leave_it_to_rank_0(seconds: float) -> int:
     """Wait until torchrun ends this process, because rank 0 has ended: the first one to end must be that with the
-    message, for the others are killed.
+    message, for the others are killed. What rank 0 does not find within these seconds is for this process to say.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(_LONGEST_END)
+    time.sleep(seconds)
     return 2
 
 

@@ -209,12 +209,20 @@ def test_a_second_ctrl_c_ends_all_processes_at_once(place: Path) -> None:
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
 
 
-def test_an_error_is_shown_once(place: Path) -> None:
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [
+        ("reward.use=none.py:score", "the reward returned None"),  # rank 0 alone calls it
+        ("reward.use=missing.py:score", 'no file "missing.py"'),  # each rank finds it
+        ('optim.critic.rates={"x*" = 0.5}', 'optim.critic.rates: "x*" fits no weight'),
+    ],
+)
+def test_an_error_is_shown_once(place: Path, setting: str, shown: str) -> None:
     (place / "none.py").write_text("def score(completions):\n    return [None] * len(completions)\n")
-    done = launched(place, "ppo", "refused", "--set", "reward.use=none.py:score")
+    done = launched(place, "ppo", "refused", "--set", setting)
     assert done.returncode == 2
     assert done.stderr.count("proxlm: error:") == 1
-    assert "the reward returned None" in done.stderr
+    assert shown in done.stderr
     assert not (place / "refused").exists()
 
 

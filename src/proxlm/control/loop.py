@@ -92,8 +92,8 @@ class ControlLoop(TrainingLoop[ControlState]):
         self.environments = Environments(make, count, self.spaces, seed)
         self.agent = Agent(self.spaces, config.model, derive_seed(seed, Purpose.WEIGHTS))
         self.optimisers = {
-            "policy": Optimiser(self.agent.parameters_of("policy"), config.optim.policy),
-            "critic": Optimiser(self.agent.parameters_of("critic"), config.optim.critic),
+            name: Optimiser(self.agent.parameters_of(name), optim, section=f"optim.{name}")
+            for name, optim in (("policy", config.optim.policy), ("critic", config.optim.critic))
         }
         self.steps = ppo_steps(config)
         self.observation_statistics = empty_statistics(self.spaces.observation)

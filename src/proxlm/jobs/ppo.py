@@ -56,6 +56,7 @@ from proxlm.train.common.callbacks import Callback, Callbacks
 from proxlm.train.common.schedules import warmup_note
 from proxlm.train.ppo.algorithms import build_algorithm
 from proxlm.train.ppo.collect import RewardOfRollout, no_reward
+from proxlm.train.ppo.learner import check_rates
 from proxlm.train.ppo.loop import PPOLoop
 from proxlm.train.ppo.ptx import PtxText
 from proxlm.types import Prompt
@@ -204,6 +205,7 @@ class PPOTrainer:
             models.policy.check_tokens(f"prompt {shown(prompt.text, 60)!r}", prompt.input_ids)
         check_engine(models.policy)
         check_gradients(models.policy)
+        check_rates(models, config)
         if not models.policy.cached:
             print(f"note: {WITHOUT_CACHE}", flush=True)
         ptx = _ptx_text(config, self.source, skipped) if config.ptx.coef > 0 else None

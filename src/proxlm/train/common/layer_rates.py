@@ -15,7 +15,9 @@ _EMBEDDINGS = ("embed", "wte", "wpe", "shared")
 _HEADS = ("embed_out",)
 
 
-def layer_rates(names: Iterable[str], decay: float, patterns: Mapping[str, float]) -> dict[str, float]:
+def layer_rates(
+    names: Iterable[str], decay: float, patterns: Mapping[str, float], section: str = "optim"
+) -> dict[str, float]:
     """The multiple of the learning rate of each weight: decay^depth, times the factors of the patterns that fit it.
 
     The head and the final norm have depth 0, the topmost block that learns 1, the one below it 2, and the embeddings
@@ -26,6 +28,7 @@ def layer_rates(names: Iterable[str], decay: float, patterns: Mapping[str, float
         names: Of the weights that learn.
         decay: The factor from a block to the one below it; 1: all alike.
         patterns: Factors by patterns of names (`fnmatch`).
+        section: Of these settings, for messages.
 
     Raises:
         ConfigError: A pattern fits no name.
@@ -36,7 +39,7 @@ def layer_rates(names: Iterable[str], decay: float, patterns: Mapping[str, float
         found = [name for name in rates if fnmatchcase(name, pattern)]
         if not found:
             raise ConfigError(
-                f'optim.rates: "{pattern}" fits no weight that learns; they have names like'
+                f'{section}.rates: "{pattern}" fits no weight that learns; they have names like'
                 f" {listed(list(rates), most=3)}, and * stands for anything"
             )
         for name in found:

@@ -37,17 +37,23 @@ class Optimiser:
         config: The settings.
         rates: Parameters that learn at a multiple of the rate, by name, besides what the settings say; not for
             L-BFGS, whose step is one for all.
+        section: Of the settings, for messages.
 
     Raises:
         ConfigError: A pattern of the settings fits no parameter.
     """
 
     def __init__(
-        self, parameters: Named, config: OptimiserSettings, rates: Mapping[str, float] | None = None
+        self,
+        parameters: Named,
+        config: OptimiserSettings,
+        rates: Mapping[str, float] | None = None,
+        section: str = "optim",
     ) -> None:
         self.named = list(parameters)
         self.config = config
-        by_layer = layer_rates((name for name, _ in self.named), config.layer_decay, config.rates)
+        names = (name for name, _ in self.named)
+        by_layer = layer_rates(names, config.layer_decay, config.rates, section)
         every = {name: rate * (rates or {}).get(name, 1.0) for name, rate in by_layer.items()}
         self.parts = _parts(self.named, config, every)
         if config.name != "lbfgs":

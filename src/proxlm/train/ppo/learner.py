@@ -9,6 +9,7 @@ from proxlm.config import PPOConfig
 from proxlm.config.signature import checked
 from proxlm.models.actor_critic import HEAD, ActorCritic
 from proxlm.rl.running_statistics import RunningStatistics
+from proxlm.train.common.layer_rates import layer_rates
 from proxlm.train.common.optimiser import Optimiser
 from proxlm.train.common.schedules import temperature_at
 from proxlm.train.ppo.algorithms import Algorithm, build_algorithm
@@ -59,10 +60,20 @@ def build_learner(
     faster = value.head_rate if value.head == "categorical" else 1.0
     rates = {name: faster for name, _ in critic if name.startswith(f"{HEAD}.")}
     optimisers = Optimisers(
-        Optimiser(models.policy_parameters(), config.optim.policy),
-        Optimiser(critic, config.optim.critic, rates) if critic else None,
+        Optimiser(models.policy_parameters(), config.optim.policy, section="optim.policy"),
+        Optimiser(critic, config.optim.critic, rates, section="optim.critic") if critic else None,
     )
     return Learner(models, optimisers, config, algorithm or build_algorithm(config.ppo), ptx)
+
+
+def check_rates(models: ActorCritic, config: PPOConfig) -> None:
+    """Raise ConfigError for a pattern of `rates` that fits nothing, as `build_learner` does, which makes more."""
+    for name, learning, optim in (
+        ("policy", models.policy_parameters(), config.optim.policy),
+        ("critic", models.critic_parameters(), config.optim.critic),
+    ):
+        if learning:
+            layer_rates((key for key, _ in learning), 1.0, optim.rates, f"optim.{name}")
 
 
 @dataclass(frozen=True)
