@@ -31,9 +31,12 @@ class ConfigError(UserError):
         more: What else is wrong with the settings, a line each; a traceback shows them as notes.
     """
 
+    more: tuple[str, ...] = ()
+
     def __init__(self, message: str, *more: str) -> None:
         super().__init__(message)
-        self.more = tuple(str(UserError(line)) for line in more)
+        if more:
+            self.more = tuple(str(UserError(line)) for line in more)
         for line in self.more:
             self.add_note(f"also: {line}")
 
