@@ -12,6 +12,7 @@ from proxlm.config import (
     JOBS,
     EvaluateConfig,
     GenerateConfig,
+    PlanConfig,
     PPOConfig,
     PPOSettings,
     RewardTerm,
@@ -19,6 +20,7 @@ from proxlm.config import (
     to_toml,
 )
 from proxlm.config.other_names import OTHER_NAMES
+from proxlm.config.recipe import settings_of_recipe
 from proxlm.config.tree import known_keys
 from proxlm.errors import ConfigError
 
@@ -172,6 +174,8 @@ def test_folders_that_are_no_recipe() -> None:
     assert error("ppo", "runs/a") == (
         "runs/a: a folder, but a TOML file is needed; did you mean runs/a/config.toml?"
     )
+    with pytest.raises(ConfigError, match=r"^runs/a: a folder, .* did you mean runs/a/config\.toml"):
+        settings_of_recipe(PlanConfig(recipe="runs/a"))  # its line `job` is wanted first
 
 
 def test_sections_of_another_job_are_not_ignored_in_a_recipe() -> None:

@@ -16,14 +16,11 @@ from proxlm.config.no_effect import leave_out, without_effect
 from proxlm.config.paths import expand_user, relative_to
 from proxlm.config.secrets import SECRET, SECRET_PATH, hide_environment, secret_settings
 from proxlm.config.signature import checked
-from proxlm.config.toml_text import DEEPEST, read_toml
+from proxlm.config.toml_text import CONFIG_NAME, DEEPEST, read_toml
 from proxlm.config.tree import Assembly, is_section, kinds, split_key
 from proxlm.config.values import Key, dotted, nested_beyond, shown_value, toml_key, toml_value
 from proxlm.errors import ConfigError
 from proxlm.text import counted, did_you_mean, shown
-
-# The settings that a run's folder holds.
-CONFIG_NAME = "config.toml"
 
 # The key of a TOML file that names the job its settings are for.
 JOB = "job"
@@ -239,12 +236,12 @@ def _add_file(assembly: Assembly, file: Path) -> None:
     """Set what a recipe says or, for evaluate and generate, what a run's folder does."""
     if is_gguf(str(file)):
         raise ConfigError(f"{file}: a model, not a recipe; write --model.policy {file}")
-    if not os.path.isdir(file):  # unlike Path.is_dir, never an error
+    if not (uses_runs(assembly.job) and os.path.isdir(file)):  # unlike Path.is_dir, never an error
         content = read_toml(file)
         table = relative_to(assembly.job, _without_job(content, assembly.job, str(file)), file.parent)
         assembly.set((), _in_its_own_folder(table, file) if JOB in content else table, str(file))
         return
-    if uses_runs(assembly.job) and file.name == BEST and (file.parent / CONFIG_NAME).is_file():
+    if file.name == BEST and (file.parent / CONFIG_NAME).is_file():
         run, kept = file.parent, kept_models(file.parent)
         if not kept:
             raise ConfigError(f"{file}: the run has kept no model")
@@ -252,9 +249,6 @@ def _add_file(assembly: Assembly, file: Path) -> None:
         assembly.set((), settings_of_run(assembly.job, run, read_toml(settings), kept[-1]), str(settings))
         return
     settings = file / CONFIG_NAME
-    if not uses_runs(assembly.job):
-        hint = f"; did you mean {settings}?" if settings.is_file() else ""
-        raise ConfigError(f"{file}: a folder, but a TOML file is needed{hint}")
     if not settings.is_file():
         if (file / "config.json").is_file():
             raise ConfigError(f"{file}: a model, not a run; write --model.policy {file}")

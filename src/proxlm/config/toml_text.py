@@ -18,6 +18,9 @@ from proxlm.text import shown, system_reason
 LARGEST_RECIPE = 2**20
 """Bytes of a recipe."""
 
+CONFIG_NAME = "config.toml"
+"""The settings that a run's folder holds."""
+
 DEEPEST = 64
 """Tables and lists in one another, and parts of a dotted key."""
 
@@ -42,6 +45,9 @@ def read_toml(file: Path) -> dict[str, Any]:
         data = read_regular(file, LARGEST_RECIPE, pipe=True)
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such file") from None
+    except IsADirectoryError:
+        hint = f"; did you mean {file / CONFIG_NAME}?" if (file / CONFIG_NAME).is_file() else ""
+        raise ConfigError(f"{file}: a folder, but a TOML file is needed{hint}") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {system_reason(error)}") from None
     except ValueError:

@@ -16,9 +16,9 @@ from proxlm.config import (
     ValueConfig,
     load_config,
 )
-from proxlm.config.parse import CONFIG_NAME, JOB
+from proxlm.config.parse import JOB
 from proxlm.config.secrets import holds_secret
-from proxlm.config.toml_text import parse_toml
+from proxlm.config.toml_text import CONFIG_NAME, parse_toml
 from proxlm.errors import ConfigError, RunError
 from proxlm.files import read_regular
 from proxlm.text import system_reason
