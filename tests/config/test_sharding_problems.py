@@ -69,16 +69,6 @@ def test_what_sharded_weights_cannot_be_used_for(job: str, key: str, value: obje
     assert "not with distributed.strategy = fsdp; set that to ddp" in str(raised.value)
 
 
-def test_text_mixed_in_is_not_sharded() -> None:
-    """A rank may have fewer blocks of a batch than another, or none, and each pass gathers weights from all."""
-    text = {"ptx.coef": 0.3, "ptx.text": ["text.txt"]}
-    load_config("ppo", None, SHARDED | JOBS["ppo"] | text | {"distributed.strategy": "ddp"})
-    with pytest.raises(
-        ConfigError, match=r"ptx\.coef.*not with distributed\.strategy = fsdp; set that to ddp"
-    ):
-        load_config("ppo", None, SHARDED | JOBS["ppo"] | text)
-
-
 def test_a_critic_alone_is_not_sharded() -> None:
     with pytest.raises(ConfigError, match="critic is saved from whole weights; set it to ddp"):
         load_config("value", None, SHARDED | {"data.prompts": "p"})

@@ -78,7 +78,6 @@ class PPOConfig:
             {"optim.policy": self.optim.policy, "optim.critic": self.optim.critic},
             ppo__max_staleness=self.ppo.max_staleness,
             ppo__loss=self.ppo.loss == "trpo",
-            ptx__coef=self.ptx.coef > 0,  # its batches need not have equally many passes on all ranks
         )
         found += baseline_problems(self.metrics, choices=False, conversations=bool(self.environment.use))
         if self.metrics.use and not (self.data.eval_prompts or self.data.eval_count):

@@ -187,13 +187,17 @@ def bfloat16(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
     return {"rows": rows, "moved": moved}
 
 
-def mixed_text(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
+def mixed_text(tokenizer: Any, ranks: Ranks, blocks: int = 3, sharded: bool = False) -> dict[str, Any]:
     """A step with text mixed in, in batches of 3 blocks: one rank has two of them, the other one."""
     text = torch.randint(5, 300, (12, 16), generator=torch.Generator().manual_seed(0))
-    made = made_on(
-        tokenizer, "shared", ranks, ptx=PtxText(text, PtxSettings(coef=0.3, batch_tokens=48), 1000, seed=0)
-    )
+    mixed = PtxText(text, PtxSettings(coef=0.3, batch_tokens=16 * blocks), 32, seed=0)
+    made = made_on(tokenizer, "shared", ranks, sharded, ptx=mixed)
     return {"rows": [made.step(SilentLog())], "parameters": parameters(made), "state": made.state}  # type: ignore[arg-type]
+
+
+def sharded_text(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
+    """The same with sharded weights and one block a batch: a rank without one makes a pass, too."""
+    return mixed_text(tokenizer, ranks, blocks=1, sharded=True)
 
 
 def written(tokenizer: Any, ranks: Ranks) -> dict[str, Any]:
@@ -276,6 +280,7 @@ WORK: list[Callable[[Any, Ranks], dict[str, Any]]] = [
     sharded,
     bfloat16,
     mixed_text,
+    sharded_text,
     written,
     kept,
     not_finite,
@@ -381,11 +386,12 @@ def test_the_best_model_has_the_weights_after_its_step(found) -> None:
     assert max(float((p - two[name]).abs().max()) for name, p in one.items()) <= 1e-6
 
 
-def test_text_is_mixed_in_once(found) -> None:
+@pytest.mark.parametrize("work", ["mixed_text", "sharded_text"])
+def test_text_is_mixed_in_once(found, work: str) -> None:
     whole, ranks = found
     for rank in ranks:
-        same(whole["mixed_text"], rank["mixed_text"], "text")
-        assert rank["mixed_text"]["rows"][0]["ptx_loss"] > 0
+        same(whole[work], rank[work], "text")
+        assert rank[work]["rows"][0]["ptx_loss"] > 0
 
 
 def test_an_update_that_is_not_finite_is_skipped_on_all_ranks(found) -> None:

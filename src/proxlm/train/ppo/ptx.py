@@ -42,18 +42,14 @@ class PtxText:
         Args:
             model: The policy.
             micro_batch_tokens: The most tokens in a pass; 0: as it was set.
-            ranks: They share the batch's blocks; gradient and loss of the whole batch are the sums over ranks.
+            ranks: They share the batch's blocks in equally many passes; gradient and loss are the sums over ranks.
 
         Returns:
             The loss, in nats per token; this rank's summand of it.
         """
         self._batch = self._batch or self.batches.next()
-        rows = self._batch[ranks.rank :: ranks.size]
-        if not rows:
-            return 0.0
-        share = len(rows) / len(self._batch)  # blocks have equally many tokens
         tokens = micro_batch_tokens or self.micro_batch_tokens
-        return share * next_token_gradient(model, self.examples, rows, tokens, self.coef * share)[0]
+        return next_token_gradient(model, self.examples, self._batch, tokens, self.coef, ranks=ranks)[0]
 
     def advance(self) -> None:
         """The present batch is used. Until then a failed pass, on out-of-memory, does not lose it."""
