@@ -131,6 +131,10 @@ def test_a_jobs_own_bare_argument() -> None:
             ["--model.critic", "none"],
             'model.critic: expected one of "shared", "separate", "adapter", got "none"',
         ),
+        (
+            ["--model.critic", '"shared"'],
+            'model.critic: expected one of "shared", "separate", "adapter"; leave out the quotes inside',
+        ),
         (["--rollout.stop", "[1]"], "rollout.stop: expected a list of texts, got [1]"),
         (["--reward.args", "target"], 'reward.args: expected a table such as {name = 1}, got "target"'),
         (["--ppo", "3"], 'ppo = "3": a section of settings; did you mean ppo.steps?'),

@@ -175,6 +175,14 @@ def test_gif_of_a_policy(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "third").exists()
 
 
+def test_a_gif_that_cannot_be_written_is_refused_before_the_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("of somebody")
+    file, run = tmp_path / "file" / "out.gif", tmp_path / "run"
+    assert main(["control", "CartPole-v1", *SHORT, "--run.folder", str(run), "--gif", str(file)]) == 2
+    assert f"{file}: cannot be written: " in capsys.readouterr().err
+    assert not run.exists()
+
+
 def test_no_gif_without_the_packages_and_the_run_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pygame", None)
     file = tmp_path / "out.gif"

@@ -138,6 +138,9 @@ def test_a_killed_process_is_started_again_and_the_run_ends_as_it_would_have(
     wait_for(place / folder / "checkpoints" / "step-00000001", run)
     os.kill(worker(run.pid, rank), signal.SIGKILL)
     assert run.wait(timeout=200) == 0, (place / f"{folder}.txt").read_text()
+    shown = (place / f"{folder}.txt").read_text()
+    assert shown.count("note: all processes were started again, 1 of 1 times") == 1
+    assert "go on with --resume" not in shown  # nobody has to
     files = sorted(str(path.relative_to(place / "two")) for path in (place / "two").rglob("*.safetensors"))
     assert len(files) == 7  # of three checkpoints and the policy
     for name in (*files, "samples.jsonl"):
@@ -181,7 +184,8 @@ def test_ctrl_c_ends_all_processes_as_it_ends_one(place: Path, whom: str) -> Non
     assert "death signal" not in shown, shown  # the agent's own words
     last = shown.splitlines()[-1]
     assert re.fullmatch(
-        rf"proxlm: stopped by Ctrl-C after step \d+, saved; go on with: proxlm ppo {folder}/config.toml --resume",
+        rf"proxlm: stopped by Ctrl-C after step \d+, saved; go on with: proxlm launch ppo {folder}/config.toml"
+        r" --workers 2 --set run\.resume=true",
         last,
     ), shown
     assert (place / folder / "policy" / "model.safetensors").exists()

@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.distributed
 
+from proxlm.distributed.launch import joined_ranks
 from proxlm.distributed.ranks import ONE_PROCESS, Ranks, TorchRanks
+from proxlm.errors import RunError
 
 
 @pytest.fixture(params=["one process", "torch"])
@@ -41,3 +43,15 @@ def test_one_process_copies_nothing() -> None:
     x = torch.zeros(3)
     assert ONE_PROCESS.sum(x) is x
     assert ONE_PROCESS.max(x) is x
+
+
+def test_a_rank_that_never_joins_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hangs as it starts, so it has given no sign at all."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # the agent's
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    for name, value in ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"} | addresses).items():
+        monkeypatch.setenv(name, value)
+    named = r"rank 0 of 2: waited 0.05 minutes .* rank 1 gives no sign of life \(last phase: the start"
+    with pytest.raises(RunError, match=named), joined_ranks(0.05):
+        pass

@@ -126,6 +126,8 @@ def convert(kind: Any, value: Any) -> Any:
     if choices(kind):
         if value in choices(kind):
             return value
+        if isinstance(value, str) and value.strip("\"'") in choices(kind):
+            raise ValueError(f"expected {expected(kind)}; leave out the quotes inside")
     elif kind is str:
         return _text(value)
     elif kind is bool:

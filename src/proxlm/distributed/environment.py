@@ -20,9 +20,19 @@ def restarts() -> int:
     return _number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
+def max_restarts() -> int:
+    """How often torchrun would."""
+    return _number("TORCHELASTIC_MAX_RESTARTS", 0)
+
+
+def machines() -> int:
+    """How many of torchrun's agents run this run's processes."""
+    return _number("GROUP_WORLD_SIZE", 1)
+
+
 def restarts_apart() -> bool:
     """Whether several agents may start this run's processes again, each by its own count."""
-    return _number("GROUP_WORLD_SIZE", 1) > 1 and _number("TORCHELASTIC_MAX_RESTARTS", 0) > 0
+    return machines() > 1 and max_restarts() > 0
 
 
 def _number(name: str, otherwise: int) -> int:

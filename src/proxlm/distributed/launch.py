@@ -12,7 +12,7 @@ import torch.distributed
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from proxlm.distributed.environment import rank, restarts, restarts_apart, world_size
+from proxlm.distributed.environment import max_restarts, rank, restarts, restarts_apart, world_size
 from proxlm.distributed.heartbeat import Heartbeat
 from proxlm.distributed.ranks import ONE_PROCESS, Ranks, TorchRanks
 from proxlm.errors import ConfigError, RunError
@@ -56,10 +56,14 @@ def joined_ranks(timeout_minutes: float) -> Iterator[Ranks]:
         store, number, size = next(rendezvous("env://", timeout=timeout))
         # The agent's store outlives a restart, and holds the addresses of the processes before it.
         store = PrefixStore(f"restart-{restarts()}", store)
+        heartbeat = Heartbeat(store, number, size, timeout.total_seconds())
         torch.distributed.init_process_group(
             "gloo" if device is None else "nccl", timeout=timeout, store=store, rank=number, world_size=size
         )
-        heartbeat = Heartbeat(store, number, size, timeout.total_seconds())
+        if number == 0 and restarts():
+            print(
+                f"note: all processes were started again, {restarts()} of {max_restarts()} times", flush=True
+            )
         yield TorchRanks(device=device, on_phase=heartbeat.enter)
     except RuntimeError as error:
         if not _is_lost(error):
@@ -70,7 +74,8 @@ def joined_ranks(timeout_minutes: float) -> Iterator[Ranks]:
         if heartbeat is not None and "time" in str(error).lower():
             waited = f"{timeout_minutes:g} minutes (distributed.timeout)"
             reason = f"waited {waited} for the others; {heartbeat.others()}"
-        lost = RunError(f"rank {rank()} of {world_size()}: {reason}; go on with --resume")
+        again = "torchrun starts all again" if restarts() < max_restarts() else "go on with --resume"
+        lost = RunError(f"rank {rank()} of {world_size()}: {reason}; {again}")
         for note in getattr(error, "__notes__", ()):
             lost.add_note(note)
         raise lost from error

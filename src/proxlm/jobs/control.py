@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,6 +23,7 @@ from proxlm.report.run import Run, load_run
 from proxlm.runlog.metric_names import EPISODE_RETURN, REWARD
 from proxlm.runlog.outputs import check_output
 from proxlm.runlog.run_log import RunLog
+from proxlm.system_errors import cannot_write
 from proxlm.train.common.callbacks import Callback, Callbacks
 
 
@@ -75,8 +75,8 @@ class ControlTrainer:
         """
         config = self.config
         check_run_folder(config.run)
-        if config.gif and os.path.lexists(config.gif):  # its folder is made when it is written
-            check_output(Path(config.gif), "control")
+        if config.gif:
+            _check_gif(Path(config.gif))
         loop = ControlLoop(config, self._make or partial(make_environment, config.environment), Path())
         loop.callbacks = self._callbacks.fresh()
         problem = (
@@ -104,6 +104,15 @@ class ControlTrainer:
             if config.run.report:
                 write_report(folder)
             return load_run(folder)
+
+
+def _check_gif(path: Path) -> None:
+    """Raise RunError if the GIF could not be written after the training; its folder is made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    check_output(path, "control")
 
 
 def _draw(config: ControlConfig, loop: ControlLoop) -> None:

@@ -126,7 +126,11 @@ def memory_table(way: Split, memory: float) -> Table:
     parts = way.memory.parts
     kept, (unit, one) = set(way.memory.kept), _unit(way)
     rows = [
-        [name, number(size / one), "always" if name in kept else way.memory.peak_phase]
+        [
+            name,
+            number(size / one) if size >= one / 1000 else "< 0.001",
+            "always" if name in kept else way.memory.peak_phase,
+        ]
         for name, size in parts.items()
     ]
     whose = "the GPU" if way.trainers == 1 and not way.servers else "each GPU that trains"

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self, TextIO, cast
 
-from proxlm.distributed.environment import world_size
+from proxlm.distributed.environment import machines, world_size
 from proxlm.errors import StoppedBySignalError
 from proxlm.runlog.output import GuardedStream
 from proxlm.runlog.state import RunState
@@ -182,5 +182,11 @@ def stopped_outside_message(stop: signal.Signals, job: str, folder: Path, in_pyt
 
 
 def _how_to_go_on(job: str, folder: Path, in_python: bool) -> str:
-    command = f"proxlm {job} {shlex.quote(str(folder / 'config.toml'))} --resume"
-    return f"go on with: {'the same call and run.resume = true' if in_python else command}"
+    recipe = shlex.quote(str(folder / "config.toml"))
+    if in_python:
+        return "go on with: the same call and run.resume = true"
+    if machines() > 1:
+        return "go on with: the same commands and --run.resume true"
+    if world_size() > 1:
+        return f"go on with: proxlm launch {job} {recipe} --workers {world_size()} --set run.resume=true"
+    return f"go on with: proxlm {job} {recipe} --resume"
