@@ -132,9 +132,7 @@ def _run(arguments: list[str]) -> int:
                 f" {', '.join(SHARED_JOBS)}"
             )
         given = [config]
-        if (
-            isinstance(config, RecipeCommand) and job != "check"
-        ):  # which reports what is wrong with one itself
+        if isinstance(config, RecipeCommand) and job != "check":  # which says itself what is wrong with one
             given.append(settings_of_recipe(config))  # before torch is imported
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
