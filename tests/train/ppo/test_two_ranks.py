@@ -15,6 +15,7 @@ import torch.distributed
 import torch.multiprocessing
 from helpers import SilentLog, blank_rollout, job, parameters, trainer, vowels, weights_of
 from safetensors.torch import load_file
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from proxlm.config import (
     CovarianceSettings,
@@ -302,14 +303,25 @@ def on_rank(rank: int, port: int, folder: str, tokenizer: Any) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def found(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
-    """What one process finds, and what each of two ranks does."""
-    folder = tmp_path_factory.mktemp("ranks")
+def on_two_ranks(folder: Path, tokenizer: Any) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     torch.multiprocessing.spawn(on_rank, args=(port, str(folder), tokenizer), nprocs=2)
+
+
+@pytest.fixture(scope="module")
+def found(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
+    """What one process finds, and what each of two ranks does."""
+    folder = tmp_path_factory.mktemp("ranks")
+    try:
+        on_two_ranks(folder, tokenizer)
+    except ProcessExitedException as ended:
+        if ended.signal_name != "SIGSEGV":
+            raise
+        # gloo's own thread crashed in malloc, once in some ten runs of all this work (docs/log.md, 2026-11-30).
+        print(f"once more: {ended}")
+        on_two_ranks(folder, tokenizer)
     ranks = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
     return all_work(tokenizer, ONE_PROCESS), ranks
 
