@@ -71,7 +71,8 @@ def load_config(
             which messages take into account.
 
     Raises:
-        ConfigError: A line for each problem, with the source, the key, the value and what is allowed.
+        ConfigError: A line with the source, the key, the value and what is allowed; of settings that cannot be
+            combined, do nothing or are missing, a line for each.
     """
     kind = job_class(job) if isinstance(job, str) else job
     _check_call(kind, file, overrides, arguments or ())

@@ -21,7 +21,7 @@ def restarts() -> int:
 
 
 def max_restarts() -> int:
-    """How often torchrun would."""
+    """How often torchrun starts them again at most."""
     return _number("TORCHELASTIC_MAX_RESTARTS", 0)
 
 

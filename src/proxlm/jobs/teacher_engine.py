@@ -45,7 +45,7 @@ class TeacherEngine:
         }
 
     def __call__(self, group: Sequence[Asked]) -> list[Answer]:
-        """The answers to a group of prompts, whose repeats are told apart by the step of their random numbers."""
+        """The answers to a group of prompts; each repeat of a prompt is sampled with random numbers of its own."""
         settings = replace(self._config.rollout, keep_sampling_mask=False)
         found: dict[int, Answer] = {}
         with closing(NativeEngine(self._model, settings)) as engine:
